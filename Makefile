@@ -1,0 +1,64 @@
+# Everything that a new user and CI need; each target does all of its own set-up in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# OpenMP threads that spin while others want the core turn microseconds into milliseconds.
+export OMP_WAIT_POLICY := passive
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+CSRC := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
+
+.PHONY: help demo test test-all lint format build checkpoint clean
+help:
+	@echo 'make demo        simulate a CPU with the shipped model, then train one from scratch; results in demo/'
+	@echo 'make test        the tests (under 15 minutes on two cores)'
+	@echo 'make test-all    the slow ones as well'
+	@echo 'make lint        ruff, mypy and clang-format as checks; make format applies them'
+	@echo 'make build       the virtual environment and the extension; then $(BIN)/bgpt-fast --help'
+	@echo 'make checkpoint  train the shipped model again (hours); see examples/cpu_states/README.md'
+
+demo: $(VENV)/.built
+	$(BIN)/python examples/cpu_states/demo.py
+
+test: $(VENV)/.tools $(VENV)/.built
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-all: $(VENV)/.tools $(VENV)/.built
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/.tools $(VENV)/.built
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CSRC)
+
+format: $(VENV)/.tools
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CSRC)
+
+build: $(VENV)/.built
+
+checkpoint: $(VENV)/.built
+	PATH=$(abspath $(BIN)):$$PATH bash examples/cpu_states/train_checkpoint.sh
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "bgpt_fast needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1). Try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# pip's default resolver output is long; a failing install prints its own error.
+$(VENV)/.packages: requirements/demo.txt | $(VENV)/bin/python
+	$(BIN)/pip install --quiet -r requirements/demo.txt
+	@touch $@
+
+$(VENV)/.tools: requirements/test.txt $(VENV)/.packages
+	$(BIN)/pip install --quiet -r requirements/test.txt
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.packages setup.py CMakeLists.txt pyproject.toml $(CSRC)
+	PATH=$(abspath $(BIN)):$$PATH $(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+clean:
+	rm -rf build demo bgpt_fast/*.so $(VENV)/.built

@@ -1,0 +1,90 @@
+"""The shape of a bGPT model."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+EOP = 256
+"""The end-of-patch token `<eop>`: pads a short patch; a patch of nothing else ends a file."""
+VOCAB_SIZE = 257
+"""Byte values 0…255 and `EOP`."""
+
+
+@dataclass(frozen=True)
+class BGPTConfig:
+    """Sizes and initialisation of a bGPT model (arXiv 2402.19155, section 3; defaults are the paper's 110 M model).
+
+    Args:
+        patch_size: bytes a patch.
+        patch_length: patches of context, the extension patch and the end-of-file patch included.
+        hidden_size: width of both decoders.
+        patch_num_layers: layers of the patch-level decoder.
+        byte_num_layers: layers of the byte-level decoder.
+        dropout: probability of the three GPT-2 dropouts while training (the released training used 0.1).
+        num_heads: attention heads of both decoders; None means one per 64 channels, as released.
+        position_init_std: standard deviation of the initial position embeddings (0.02 as released);
+            small models learn to tell a patch's bytes apart far sooner with about 0.15.
+        byte_init: how byte embeddings (`wte`, each slot of the patch projection) start. "normal": independent
+            rows, as released. "numeric": mostly a random projection of the byte value's bits, phases and magnitude, so
+            that bytes that are alike as numbers start alike; arithmetic is learned in minutes instead of hours.
+        byte_init_std: standard deviation of the initial byte embeddings (0.02 as released).
+
+    Raises:
+        TypeError, ValueError: a field has a wrong type or is out of range.
+    """
+
+    patch_size: int = 16
+    patch_length: int = 512
+    hidden_size: int = 768
+    patch_num_layers: int = 12
+    byte_num_layers: int = 3
+    dropout: float = 0.0
+    num_heads: int | None = None
+    position_init_std: float = 0.02
+    byte_init: str = "normal"
+    byte_init_std: float = 0.02
+
+    def __post_init__(self) -> None:
+        for name in ("patch_size", "patch_length", "hidden_size", "patch_num_layers", "byte_num_layers"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"BGPTConfig.{name}: expected an int, got {type(value).__name__} {value!r}")
+            least = 2 if name == "patch_length" else 1
+            if value < least:
+                raise ValueError(f"BGPTConfig.{name}: expected at least {least}, got {value}")
+        if self.num_heads is None:
+            object.__setattr__(self, "num_heads", max(1, self.hidden_size // 64))
+        if not isinstance(self.num_heads, int) or isinstance(self.num_heads, bool):
+            raise TypeError(f"BGPTConfig.num_heads: expected an int or None, got {self.num_heads!r}")
+        if self.num_heads < 1 or self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"BGPTConfig.num_heads: expected a divisor of hidden_size {self.hidden_size}, got {self.num_heads}"
+            )
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"BGPTConfig.dropout: expected 0 ≤ dropout < 1, got {self.dropout}")
+        for name in ("position_init_std", "byte_init_std"):
+            if not getattr(self, name) > 0.0:
+                raise ValueError(f"BGPTConfig.{name}: expected a positive number, got {getattr(self, name)}")
+        if self.byte_init not in ("normal", "numeric"):
+            raise ValueError(f"BGPTConfig.byte_init: expected 'normal' or 'numeric', got {self.byte_init!r}")
+
+    @property
+    def heads(self) -> int:
+        """Attention heads, resolved."""
+        assert self.num_heads is not None
+        return self.num_heads
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as a JSON-ready dict."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> BGPTConfig:
+        """The inverse of `to_dict`; raises ValueError on unknown fields."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(fields) - known)
+        if unknown:
+            raise ValueError(f"BGPTConfig: unknown fields {unknown}; known are {sorted(known)}")
+        return cls(**fields)

@@ -1,0 +1,6 @@
+"""Generation: files continued byte by byte, the same bytes whatever shares the batch."""
+
+from bgpt_fast.generation.generator import Generator
+from bgpt_fast.generation.prompt import Generation, Prompt
+
+__all__ = ["Generation", "Generator", "Prompt"]

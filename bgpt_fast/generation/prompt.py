@@ -1,0 +1,56 @@
+"""What generation takes and gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The start of a file.
+
+    Args:
+        extension: the file's kind, such as "txt"; stored as `PackedPatches.from_bytes` says.
+        data: the bytes that the file begins with, any number of them; none means a file from its extension alone.
+        index: which random stream this file draws from, 0 … 2⁶⁴-1; None means its place in the list of prompts.
+
+    Raises:
+        TypeError, ValueError: a field has a wrong type or is out of range.
+    """
+
+    extension: str
+    data: bytes = b""
+    index: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.extension, str):
+            raise TypeError(f"Prompt.extension: expected a str, got {type(self.extension).__name__}")
+        if not isinstance(self.data, bytes | bytearray | memoryview):
+            raise TypeError(f"Prompt.data: expected bytes, got {type(self.data).__name__}")
+        object.__setattr__(self, "data", bytes(self.data))
+        if self.index is None:
+            return
+        if not isinstance(self.index, int) or isinstance(self.index, bool):
+            raise TypeError(f"Prompt.index: expected an int or None, got {type(self.index).__name__}")
+        if not 0 <= self.index < 2**64:
+            raise ValueError(f"Prompt.index: expected 0 ≤ index < 2⁶⁴, got {self.index}")
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A generated file.
+
+    Args:
+        data: the file's whole content, the prompt's data and then the new bytes.
+        finished: whether the model ended the file; False where the context or `max_new_bytes` cut it.
+        prompt_bytes: bytes of `data` that came from the prompt.
+    """
+
+    data: bytes
+    finished: bool
+    prompt_bytes: int
+
+    @property
+    def new_bytes(self) -> bytes:
+        """The bytes behind the prompt."""
+        return self.data[self.prompt_bytes :]

@@ -1,0 +1,190 @@
+"""bGPT on packed batches: the model that trains, scores and is saved.
+
+Shape letters: B documents, P packed patches, T target patches, S bytes a patch, D width, V = 257 tokens.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bgpt_fast.byte_decoder import ByteLevelDecoder
+from bgpt_fast.checkpoint import load_weights, save_weights
+from bgpt_fast.config import EOP, BGPTConfig
+from bgpt_fast.layers import INIT_STD
+from bgpt_fast.patch_decoder import PatchLevelDecoder
+from bgpt_fast.patches import PackedPatches
+
+
+class BGPTOutput(NamedTuple):
+    """loss: the mean nats a position; nats: float32 [T, S]; indices: int64 [T], where the targets lie in the batch."""
+
+    loss: Tensor
+    nats: Tensor
+    indices: Tensor
+
+
+class LogLikelihood(NamedTuple):
+    """nats: float64 [B], −log p of each document given its extension; num_bytes: int64 [B], its real bytes."""
+
+    nats: Tensor
+    num_bytes: Tensor
+
+
+class BGPT(nn.Module):
+    """The byte model of arXiv 2402.19155 on packed documents.
+
+    `state_dict` names and shapes are those of the released checkpoints. Weights are initialised from torch's global
+    generator: N(0, 0.02), residual projections N(0, 0.02 / √(2·layers)).
+    """
+
+    def __init__(self, config: BGPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_level_decoder = PatchLevelDecoder(config)
+        self.byte_level_decoder = ByteLevelDecoder(config)
+
+    def forward(self, batch: PackedPatches, targets: Tensor | None = None) -> BGPTOutput:
+        """Negative log-likelihood of the target patches' bytes.
+
+        Args:
+            batch: documents on the model's device.
+            targets: int64 [T], which packed patches to predict, never a document's first; None means
+                `batch.target_indices()`: all but the extension patches, unless the batch says otherwise.
+
+        Returns:
+            `BGPTOutput`; `loss` is the mean over all S positions of all targets, padding included, as released.
+
+        Raises:
+            TypeError, ValueError: the batch does not fit the model, or there is no target.
+        """
+        indices = self._targets(batch, targets)
+        logits = self._logits(batch, indices)
+        labels = batch.patches[indices].long()
+        nats = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="none").view_as(labels)
+        return BGPTOutput(nats.mean(), nats, indices)
+
+    def logits(self, batch: PackedPatches, targets: Tensor | None = None) -> Tensor:
+        """Logits [T, S, V] of the target patches' bytes, each from the true bytes before it; arguments as `forward`."""
+        return self._logits(batch, self._targets(batch, targets))
+
+    def _targets(self, batch: PackedPatches, targets: Tensor | None) -> Tensor:
+        _check_batch(batch, self.config, self.byte_level_decoder.base.lm_head.weight.device)
+        indices = batch.target_indices() if targets is None else targets
+        if not len(indices):
+            raise ValueError("BGPT: targets: expected at least one patch to predict, got none; is the batch empty?")
+        return indices
+
+    def _logits(self, batch: PackedPatches, indices: Tensor) -> Tensor:
+        features = self.patch_level_decoder(batch.patches, batch.cu_seqlens, batch.max_seqlen)
+        return self.byte_level_decoder(features[indices - 1], batch.patches[indices])
+
+    @torch.no_grad()
+    def log_likelihood(self, batch: PackedPatches) -> LogLikelihood:
+        """−log p(document | its extension) in nats, padding and end-of-file patch included, and its real bytes.
+
+        Every patch but the extension patches counts, whatever `batch.targets` says. Runs as in evaluation: no dropout.
+        """
+        lengths = batch.cu_seqlens.diff().long()
+        documents = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
+        is_target = torch.ones(len(documents), dtype=torch.bool, device=lengths.device)
+        is_target[batch.cu_seqlens[:-1].long()] = False
+        indices = is_target.nonzero().flatten()
+        training = self.training
+        self.eval()
+        try:
+            nats = self(batch, indices).nats.double().sum(1)
+        finally:
+            self.train(training)
+        real = (batch.patches[indices] != EOP).sum(1)
+        return LogLikelihood(
+            nats.new_zeros(len(lengths)).index_add_(0, documents[indices], nats),
+            real.new_zeros(len(lengths)).index_add_(0, documents[indices], real),
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Self:
+        """Loads a model, in evaluation mode.
+
+        Args:
+            source: a folder of `save_pretrained`, a `.safetensors` file, a released-style `.pth` file, or a hub id.
+            device: where to put it; None means the CPU.
+            dtype: None means the stored dtype.
+
+        Raises:
+            CheckpointError: missing, damaged or of another shape; says which tensor, what was expected and what came.
+        """
+        config, weights = load_weights(source)
+        with torch.random.fork_rng(devices=[]):  # the initial values are thrown away; the caller's stream stays put
+            model = cls(config)
+        stored = weights["byte_level_decoder.base.transformer.wte.weight"].dtype
+        model.to(dtype=dtype or stored)
+        model.load_state_dict(weights, strict=True)
+        return model.to(device=device).eval()
+
+    def save_pretrained(self, directory: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> None:
+        """Writes `config.json` and `model.safetensors`, complete or absent; `dtype` None keeps the weights' own."""
+        save_weights(directory, self.config, self.state_dict(), dtype=dtype)
+
+    def num_parameters(self) -> int:
+        """Parameters, the tied ones once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+class BGPTForClassification(nn.Module):
+    """Classifies documents: the mean of all patch features of the patch-level decoder, then one linear layer.
+
+    Args:
+        config: the patch decoder's sizes.
+        num_labels: classes.
+
+    Source: arXiv 2402.19155 and the released code, where the mean runs over the extension and end-of-file patches too.
+    """
+
+    def __init__(self, config: BGPTConfig, num_labels: int) -> None:
+        super().__init__()
+        if num_labels < 1:
+            raise ValueError(f"BGPTForClassification: num_labels: expected at least 1, got {num_labels}")
+        self.config = config
+        self.patch_level_decoder = PatchLevelDecoder(config)
+        self.classifier = nn.Linear(config.hidden_size, num_labels)
+        nn.init.normal_(self.classifier.weight, std=INIT_STD)
+        nn.init.zeros_(self.classifier.bias)
+
+    def forward(self, batch: PackedPatches) -> Tensor:
+        """Logits [B, num_labels] of each document's class."""
+        _check_batch(batch, self.config, self.classifier.weight.device)
+        features = self.patch_level_decoder(batch.patches, batch.cu_seqlens, batch.max_seqlen)
+        lengths = batch.cu_seqlens.diff()
+        documents = torch.arange(len(lengths), device=features.device).repeat_interleave(lengths)
+        sums = features.new_zeros(len(lengths), features.shape[1]).index_add(0, documents, features)
+        return self.classifier(sums / lengths[:, None].to(sums.dtype))
+
+
+def _check_batch(batch: PackedPatches, config: BGPTConfig, device: torch.device) -> None:
+    if not isinstance(batch, PackedPatches):
+        raise TypeError(
+            f"BGPT: batch: expected PackedPatches, got {type(batch).__name__}; see PackedPatches.from_bytes"
+        )
+    if batch.patches.shape[1] != config.patch_size:
+        raise ValueError(
+            f"BGPT: batch: expected patches of {config.patch_size} bytes, got {batch.patches.shape[1]}; "
+            "pack with the model's own config"
+        )
+    if batch.max_seqlen > config.patch_length:
+        raise ValueError(
+            f"BGPT: batch: expected documents of at most {config.patch_length} patches, got {batch.max_seqlen}; "
+            "pack with the model's own config, which cuts or refuses longer ones"
+        )
+    if batch.patches.device != device:
+        raise ValueError(f"BGPT: batch: expected device {device}, where the model is, got {batch.patches.device}")

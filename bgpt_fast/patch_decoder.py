@@ -1,0 +1,61 @@
+"""The patch-level decoder: a feature for each patch, from it and all patches before it in its document.
+
+Shape letters: P patches, S bytes a patch, D width, B documents, V = 257 tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from bgpt_fast.config import BGPTConfig
+from bgpt_fast.kernels.patch_attention.op import patch_attention
+from bgpt_fast.kernels.patch_embed.op import patch_embed
+from bgpt_fast.layers import Transformer, byte_embeddings
+
+
+class PatchEmbedding(nn.Module):
+    """The one-hot patch projection, computed as a gather-sum.
+
+    `weight` has the released shape [D, S·V], but lies in memory column by column, so that the S rows that a patch needs
+    are contiguous.
+    """
+
+    def __init__(self, config: BGPTConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.cat([byte_embeddings(config) for _ in range(config.patch_size)]).t())
+        self.bias = nn.Parameter(torch.zeros(config.hidden_size))
+
+    def forward(self, patches: Tensor) -> Tensor:
+        return patch_embed(patches, self.weight, self.bias)
+
+
+class PatchLevelDecoder(nn.Module):
+    """GPT-2 over patches; `base.wte` has one row and is never used, as released."""
+
+    def __init__(self, config: BGPTConfig) -> None:
+        super().__init__()
+        self.patch_embedding = PatchEmbedding(config)
+        self.base = Transformer(config, 1, config.patch_length, config.patch_num_layers)
+
+    def forward(self, patches: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+        """Features of packed patches.
+
+        Args:
+            patches: int16 [P, S].
+            cu_seqlens: int32 [B+1].
+            max_seqlen: patches of the longest document.
+
+        Returns:
+            float [P, D].
+        """
+        steps = torch.arange(len(patches), device=patches.device)
+        lengths = cu_seqlens.diff()
+        positions = steps - cu_seqlens[:-1].repeat_interleave(lengths, output_size=len(patches))
+        embeddings = self.patch_embedding(patches) + self.base.wpe(positions)
+
+        def attend(qkv: Tensor, dropout: float) -> Tensor:
+            q, k, v = qkv.unbind(1)
+            return patch_attention(q, k, v, cu_seqlens, max_seqlen, dropout=dropout)
+
+        return self.base(embeddings, attend)

@@ -1,0 +1,491 @@
+"""Files and bytes ⇄ PackedPatches: documents as int16 patches, end to end (arXiv 2402.19155, section 3.1).
+
+A document is `[extension patch][data patches, the last padded with 256][end-of-file patch of S 256s]`.
+Shape letters: B documents, P patches, S bytes a patch, T target patches.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bgpt_fast import _C
+from bgpt_fast.config import EOP, BGPTConfig
+
+Overlong = Literal["head", "window", "error"]
+PathLike = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+_INT32_MAX = 2**31 - 1
+
+
+class PatchError(ValueError):
+    """A document or file that cannot become patches, or patches that are no document."""
+
+
+@dataclass(frozen=True, init=False, eq=False, repr=False)
+class PackedPatches:
+    """Documents as patches, end to end, without padding between them.
+
+    Args:
+        patches: int16 [P, S], tokens 0…255 for bytes and 256 (`EOP`) where a patch has none.
+        cu_seqlens: int32 [B + 1], device of `patches`: document b is `patches[cu_seqlens[b] : cu_seqlens[b + 1]]`.
+        max_seqlen: at least the patches of the longest document; None counts them.
+        targets: bool [P], device of `patches`: the patches that count in the loss, never a document's first one. None
+            means all but each document's first (extension) patch.
+        truncated: documents that were cut to fit the context.
+        truncated_bytes: bytes of content that were cut off.
+
+    Raises:
+        TypeError: an argument of a wrong type or dtype.
+        ValueError: a wrong rank, size or device, a token outside 0…256, or offsets that do not rise from 0 to P by at
+            least one patch a document. The values are read, so that tensors on a GPU are waited for.
+    """
+
+    patches: Tensor
+    cu_seqlens: Tensor
+    max_seqlen: int
+    targets: Tensor | None
+    truncated: int
+    truncated_bytes: int
+
+    def __init__(
+        self,
+        patches: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int | None = None,
+        targets: Tensor | None = None,
+        truncated: int = 0,
+        truncated_bytes: int = 0,
+    ) -> None:
+        _check_tensor("patches", patches, torch.int16, 2)
+        _check_tensor("cu_seqlens", cu_seqlens, torch.int32, 1, patches.device)
+        if patches.shape[1] < 1:
+            raise ValueError(f"PackedPatches: patches: expected [P, S] with S ≥ 1, got {list(patches.shape)}")
+        if patches.numel() and not 0 <= int(patches.min()) <= int(patches.max()) <= EOP:
+            raise ValueError(
+                f"PackedPatches: patches: expected tokens 0…{EOP}, got {int(patches.min())}…{int(patches.max())}"
+            )
+        longest = _longest(cu_seqlens, len(patches))
+        _check_int("max_seqlen", longest if max_seqlen is None else max_seqlen, longest)
+        if targets is not None:
+            _check_tensor("targets", targets, torch.bool, 1, patches.device)
+            if len(targets) != len(patches):
+                raise ValueError(
+                    f"PackedPatches: targets: expected [{len(patches)}], one a patch, got [{len(targets)}]"
+                )
+            if bool(targets[cu_seqlens[:-1].long()].any()):
+                raise ValueError("PackedPatches: targets: expected False at each document's first patch, got True")
+        _check_int("truncated", truncated, 0)
+        _check_int("truncated_bytes", truncated_bytes, 0)
+        self._assign(
+            patches=patches.contiguous(),
+            cu_seqlens=cu_seqlens.contiguous(),
+            max_seqlen=longest if max_seqlen is None else max_seqlen,
+            targets=targets,
+            truncated=truncated,
+            truncated_bytes=truncated_bytes,
+        )
+
+    def _assign(self, **fields: Any) -> None:
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+
+    def _with(self, **fields: Any) -> PackedPatches:
+        """A copy with other fields, unchecked: they are right by construction, and a GPU is not waited for."""
+        packed = PackedPatches.__new__(PackedPatches)
+        packed._assign(**{**self.__dict__, **fields})
+        return packed
+
+    @classmethod
+    def from_bytes(
+        cls,
+        documents: Sequence[tuple[str, bytes | bytearray | memoryview]],
+        config: BGPTConfig,
+        *,
+        overlong: Overlong = "head",
+        seed: int = 0,
+        end_of_file: bool = True,
+    ) -> PackedPatches:
+        """Packs documents on C++ threads, as many as `torch.get_num_threads()`.
+
+        Args:
+            documents: pairs (extension without its dot, content). The extension is stored in UTF-8, undecodable bytes
+                of file names (surrogate escapes) as they were, and cut after `config.patch_size` bytes, as released,
+                even inside a character. The content is any bytes.
+            config: gives the patch size and the context, `config.patch_length` patches.
+            overlong: what becomes of a document over the context. "head" keeps its first patches; "window" (for
+                training) keeps the extension patch and, in a third of the cases each, the head, the tail or a stretch
+                in between, drawn from (seed, position in `documents`); "error" raises. `truncated` and
+                `truncated_bytes` count what was cut.
+            seed: seed of the windows.
+            end_of_file: whether a document ends with the end-of-file patch. One whose end is cut off never does.
+
+        Returns:
+            PackedPatches on the CPU; an empty one of no documents.
+
+        Raises:
+            TypeError, ValueError: a wrong argument, or more than 2³¹ − 1 patches.
+            PatchError: an over-long document with `overlong="error"`.
+        """
+        rule = _rule("from_bytes: documents", documents, config, overlong, seed, end_of_file)
+        parts = []
+        for index, document in enumerate(documents):
+            label = f"from_bytes: documents[{index}]"
+            if not isinstance(document, tuple | list) or len(document) != 2:
+                raise TypeError(f"{label}: expected a pair (extension, bytes), got {document!r:.80}")
+            extension = _encode_extension(label, document[0], config)
+            view = _byte_view(label, document[1])
+            kept = rule.fit(len(view), index, label)
+            parts.append(_Part(extension, view[kept.start : kept.stop], len(view), kept.ends))
+        return _pack(parts, rule)
+
+    @classmethod
+    def from_files(
+        cls,
+        paths: Sequence[PathLike],
+        config: BGPTConfig,
+        *,
+        overlong: Overlong = "head",
+        seed: int = 0,
+        end_of_file: bool = True,
+    ) -> PackedPatches:
+        """Reads and packs files; of an over-long file only the part that is kept is read.
+
+        A file that grows meanwhile is taken at the size it had when it was opened. Arguments not named here are those
+        of `from_bytes`.
+
+        Args:
+            paths: regular files, or links to such. The extension is `extension_of(path)`.
+
+        Raises:
+            OSError: a file is missing or cannot be read; the error names the path.
+            PatchError: a path is a folder, FIFO, socket or device (these are not opened), a file shrank while it was
+                read, or one is over-long with `overlong="error"`.
+            TypeError, ValueError: a wrong argument, or more than 2³¹ − 1 patches.
+        """
+        rule = _rule("from_files: paths", paths, config, overlong, seed, end_of_file)
+        parts = []
+        for index, path in enumerate(paths):
+            try:
+                parts.append(_read_part(path, index, rule))
+            except OSError as error:
+                advice = "give paths of files that exist and that this user may read"
+                raise OSError(error.errno, f"{error.strerror}; {advice}", os.fsdecode(path)) from error
+        return _pack(parts, rule)
+
+    @staticmethod
+    def concatenate(batches: Sequence[PackedPatches]) -> PackedPatches:
+        """One batch of all documents of `batches`, in order; `truncated` counts are added.
+
+        Raises:
+            ValueError: no batches, different patch sizes or devices, or more than 2³¹ − 1 patches.
+        """
+        if not batches:
+            raise ValueError("concatenate: expected at least one PackedPatches, got none")
+        first = batches[0]
+        for batch in batches:
+            if batch.patches.shape[1] != first.patches.shape[1] or batch.patches.device != first.patches.device:
+                raise ValueError(
+                    f"concatenate: expected patches of {first.patches.shape[1]} bytes on {first.patches.device} like "
+                    f"the first batch, got {batch.patches.shape[1]} bytes on {batch.patches.device}"
+                )
+        _check_patch_count(sum(batch.num_patches for batch in batches))
+        offsets = [first.cu_seqlens[:1]]
+        before = 0
+        for batch in batches:
+            offsets.append(batch.cu_seqlens[1:] + before)
+            before += batch.num_patches
+        masks = None
+        if any(batch.targets is not None for batch in batches):
+            masks = torch.cat([batch._target_mask() for batch in batches])
+        return first._with(
+            patches=torch.cat([batch.patches for batch in batches]),
+            cu_seqlens=torch.cat(offsets),
+            max_seqlen=max(batch.max_seqlen for batch in batches),
+            targets=masks,
+            truncated=sum(batch.truncated for batch in batches),
+            truncated_bytes=sum(batch.truncated_bytes for batch in batches),
+        )
+
+    @property
+    def num_documents(self) -> int:
+        """B."""
+        return len(self.cu_seqlens) - 1
+
+    @property
+    def num_patches(self) -> int:
+        """P."""
+        return len(self.patches)
+
+    @property
+    def padding_share(self) -> float:
+        """Share of `<eop>` among the tokens of the data patches: 0 when every file is a multiple of S bytes long."""
+        data = torch.ones(self.num_patches, dtype=torch.bool, device=self.patches.device)
+        data[self.cu_seqlens[:-1].long()] = False
+        is_eop = self.patches == EOP
+        tokens = is_eop[data & ~is_eop.all(dim=1)]
+        return int(tokens.sum()) / max(tokens.numel(), 1)
+
+    def target_indices(self) -> Tensor:
+        """int64 [T]: where in `patches` the patches stand that count in the loss, rising, on their device."""
+        if self.targets is not None:
+            return self.targets.nonzero().flatten()
+        # Of target t in document b, t + b + 1 patches stand before its end; nothing here waits for a GPU.
+        T = self.num_patches - self.num_documents
+        documents = torch.arange(self.num_documents, device=self.patches.device)
+        lengths = self.cu_seqlens.diff() - 1
+        document_of = documents.repeat_interleave(lengths, output_size=T)
+        return torch.arange(1, T + 1, device=self.patches.device) + document_of
+
+    def _target_mask(self) -> Tensor:
+        if self.targets is not None:
+            return self.targets
+        mask = torch.ones(self.num_patches, dtype=torch.bool, device=self.patches.device)
+        mask[self.cu_seqlens[:-1].long()] = False
+        return mask
+
+    def to(self, device: torch.device | str | int, *, non_blocking: bool = False) -> PackedPatches:
+        """The same batch on `device`; with `non_blocking`, pinned tensors are copied while the CPU goes on."""
+        targets = None if self.targets is None else self.targets.to(device, non_blocking=non_blocking)
+        return self._with(
+            patches=self.patches.to(device, non_blocking=non_blocking),
+            cu_seqlens=self.cu_seqlens.to(device, non_blocking=non_blocking),
+            targets=targets,
+        )
+
+    def pin_memory(self) -> PackedPatches:
+        """The same batch in page-locked memory, from where copies to a GPU need not wait (needs CUDA)."""
+        targets = None if self.targets is None else self.targets.pin_memory()
+        return self._with(patches=self.patches.pin_memory(), cu_seqlens=self.cu_seqlens.pin_memory(), targets=targets)
+
+    def to_bytes(self) -> list[tuple[str, bytes]]:
+        """Pairs (extension, content) of all documents: exactly what was packed, or of a cut document what is there.
+
+        Of an extension over S bytes its first S are returned, bytes that are not UTF-8 as surrogate escapes.
+
+        Raises:
+            PatchError: a byte stands behind an `<eop>`, so that some document is no file (a conversion pair is two).
+        """
+        patches = self.patches.cpu()
+        offsets = self.cu_seqlens.tolist()
+        return [_restore(b, patches[offsets[b] : offsets[b + 1]]) for b in range(self.num_documents)]
+
+    def __repr__(self) -> str:
+        cut = f", {self.truncated} cut by {self.truncated_bytes} bytes in all" if self.truncated else ""
+        return (
+            f"PackedPatches({self.num_documents} documents, {self.num_patches} patches of {self.patches.shape[1]} bytes"
+            f", max_seqlen {self.max_seqlen}, {self.patches.device}{cut})"
+        )
+
+
+def extension_of(path: PathLike) -> str:
+    """A path's extension without its dot, as `os.path.splitext` sees it.
+
+    "" for names without a dot, for dotfiles (".bashrc") and for a dot in a folder's name alone ("a.b/file"). Bytes of
+    the name that are not valid in the file system's encoding come as surrogate escapes.
+    """
+    return os.path.splitext(os.fsdecode(path))[1][1:]
+
+
+class _Kept(NamedTuple):
+    """The bytes [start, stop) of a content that are kept, and whether the end-of-file patch follows them."""
+
+    start: int
+    stop: int
+    ends: bool
+
+
+class _Part(NamedTuple):
+    """A document as it will be packed; `size` is the content's size before it was cut."""
+
+    extension: bytes
+    content: bytes | memoryview
+    size: int
+    ends: bool
+
+
+class _Rule(NamedTuple):
+    """What is kept of over-long documents, and how documents end."""
+
+    config: BGPTConfig
+    overlong: Overlong
+    seed: int
+    end_of_file: bool
+
+    def fit(self, size: int, index: int, label: str) -> _Kept:
+        """The part that is kept of the `index`-th document, whose content has `size` bytes."""
+        S, room = self.config.patch_size, self.config.patch_length - 1
+        patches = -(-size // S) + self.end_of_file
+        if patches <= room:
+            return _Kept(0, size, self.end_of_file)
+        if self.overlong == "error":
+            raise PatchError(
+                f"{label}: expected at most {room + 1} patches of {S} bytes, got {patches + 1} ({size} bytes); use "
+                'overlong="head" or "window", or a longer context'
+            )
+        first = 0
+        if self.overlong == "window":
+            last = patches - room
+            draw = random.Random(f"{self.seed} {index}")
+            choice = draw.randrange(3 if last > 1 else 2)
+            first = (0, last, draw.randrange(1, max(last, 2)))[choice]
+        stop = first + room
+        return _Kept(first * S, min(stop * S, size), self.end_of_file and stop == patches)
+
+
+def _read_part(path: PathLike, index: int, rule: _Rule) -> _Part:
+    """Reads what `rule` keeps of a regular file, and never waits for a FIFO's or a device's other side."""
+    label = f"from_files: {os.fsdecode(path)!r}"
+    extension = _encode_extension(label, extension_of(path), rule.config)
+    _check_regular(label, os.stat(path))
+    # What was checked may be swapped for a FIFO before it is opened: hence O_NONBLOCK, and the check again.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        _check_regular(label, status)
+        kept = rule.fit(status.st_size, index, label)
+        content = b""
+        while len(content) < kept.stop - kept.start:
+            start = kept.start + len(content)
+            more = os.pread(descriptor, kept.stop - start, start)
+            if not more:
+                raise PatchError(
+                    f"{label}: expected {status.st_size} bytes, but the file shrank to at most {start} while it was read"
+                    "; read files that nobody writes"
+                )
+            content += more
+        return _Part(extension, content, status.st_size, kept.ends)
+    finally:
+        os.close(descriptor)
+
+
+def _check_regular(label: str, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a FIFO, socket or device"
+        raise PatchError(f"{label}: expected a regular file, got {kind}; list regular files only")
+
+
+def _pack(parts: list[_Part], rule: _Rule) -> PackedPatches:
+    S = rule.config.patch_size
+    lengths = [1 + (len(part.content) + S - 1) // S + part.ends for part in parts]
+    P = sum(lengths)
+    _check_patch_count(P)
+    packed = PackedPatches.__new__(PackedPatches)
+    packed._assign(
+        patches=torch.empty(P, S, dtype=torch.int16),
+        cu_seqlens=torch.empty(len(parts) + 1, dtype=torch.int32),
+        max_seqlen=max(lengths, default=0),
+        targets=None,
+        truncated=sum(len(part.content) < part.size or part.ends != rule.end_of_file for part in parts),
+        truncated_bytes=sum(part.size - len(part.content) for part in parts),
+    )
+    _C.pack_patches(
+        [part.extension for part in parts],
+        [part.content for part in parts],
+        [part.ends for part in parts],
+        S,
+        packed.patches.data_ptr(),
+        P,
+        packed.cu_seqlens.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return packed
+
+
+def _restore(index: int, document: Tensor) -> tuple[str, bytes]:
+    is_eop = (document == EOP).numpy()
+    S = document.shape[1]
+    data_patches = len(document) - 1
+    if data_patches and is_eop[-1].all():
+        data_patches -= 1
+    extension_size = S - int(is_eop[0].sum())
+    padding = int(is_eop[data_patches][::-1].argmin()) if data_patches else 0
+    extension = document[0, :extension_size]
+    content = document[1 : data_patches + 1].flatten()[: data_patches * S - padding]
+    if bool((extension == EOP).any()) or bool((content == EOP).any()):
+        raise PatchError(
+            f"to_bytes: document {index}: expected bytes, then <eop> as padding of the extension patch and of the last "
+            "data patch alone; got an <eop> before a byte"
+        )
+    return _as_bytes(extension).decode("utf-8", "surrogateescape"), _as_bytes(content)
+
+
+def _as_bytes(tokens: Tensor) -> bytes:
+    return tokens.numpy().astype("u1").tobytes()
+
+
+def _encode_extension(label: str, extension: object, config: BGPTConfig) -> bytes:
+    if not isinstance(extension, str):
+        raise TypeError(f"{label}: extension: expected a str, got {type(extension).__name__}")
+    try:
+        return extension.encode("utf-8", "surrogateescape")[: config.patch_size]
+    except UnicodeEncodeError:
+        raise ValueError(f"{label}: extension: expected text that UTF-8 can encode, got {extension!r:.80}") from None
+
+
+def _byte_view(label: str, content: object) -> memoryview:
+    if not isinstance(content, bytes | bytearray | memoryview):
+        raise TypeError(f"{label}: content: expected bytes, a bytearray or a memoryview, got {type(content).__name__}")
+    view = memoryview(content)
+    if not view.c_contiguous:
+        raise ValueError(f"{label}: content: expected a contiguous memoryview, got strides {view.strides}")
+    return view.cast("B") if view.nbytes else memoryview(b"")
+
+
+def _rule(name: str, items: object, config: BGPTConfig, overlong: Overlong, seed: int, end_of_file: bool) -> _Rule:
+    """Checks the arguments that `from_bytes` and `from_files` share."""
+    function = name.split(":")[0]
+    if isinstance(items, str | bytes | os.PathLike) or not isinstance(items, Sequence):
+        raise TypeError(f"{name}: expected a sequence such as a list, got {type(items).__name__}")
+    if not isinstance(config, BGPTConfig):
+        raise TypeError(f"{function}: config: expected a BGPTConfig, got {type(config).__name__}")
+    if overlong not in ("head", "window", "error"):
+        raise ValueError(f'{function}: overlong: expected "head", "window" or "error", got {overlong!r}')
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise TypeError(f"{function}: seed: expected an int, got {type(seed).__name__}")
+    return _Rule(config, overlong, seed, bool(end_of_file))
+
+
+def _check_patch_count(P: int) -> None:
+    if P > _INT32_MAX:
+        raise ValueError(f"PackedPatches: expected at most {_INT32_MAX} patches in one batch, got {P}; split it")
+
+
+def _check_int(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"PackedPatches: {name}: expected an int, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"PackedPatches: {name}: expected at least {least}, got {value}")
+
+
+def _check_tensor(name: str, value: object, dtype: torch.dtype, rank: int, device: torch.device | None = None) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"PackedPatches: {name}: expected a torch.Tensor, got {type(value).__name__}")
+    if value.dtype != dtype:
+        raise TypeError(f"PackedPatches: {name}: expected dtype {dtype}, got {value.dtype}")
+    if value.dim() != rank:
+        raise ValueError(f"PackedPatches: {name}: expected {rank} dimensions, got shape {list(value.shape)}")
+    if device is not None and value.device != device:
+        raise ValueError(f"PackedPatches: {name}: expected device {device} like patches, got {value.device}")
+
+
+def _longest(cu_seqlens: Tensor, P: int) -> int:
+    offsets = cu_seqlens.tolist()
+    if not offsets or offsets[0] != 0 or offsets[-1] != P:
+        ends = f"{offsets[0]} … {offsets[-1]}" if offsets else "an empty tensor"
+        raise ValueError(f"PackedPatches: cu_seqlens: expected offsets from 0 to P = {P}, got {ends}")
+    longest = 0
+    for b, (start, stop) in enumerate(itertools.pairwise(offsets)):
+        if stop <= start:
+            raise ValueError(
+                f"PackedPatches: cu_seqlens: expected a patch or more a document, got {start} → {stop} of document {b}"
+            )
+        longest = max(longest, stop - start)
+    return longest

@@ -1,0 +1,18 @@
+"""Training: the step loop, its optimisers and schedules, checkpoints that resume bit for bit."""
+
+from bgpt_fast.training.checkpointing import CheckpointDamagedError, CheckpointWriteError
+from bgpt_fast.training.config import TrainConfig
+from bgpt_fast.training.errors import NonFiniteLossError, TrainingInterrupted
+from bgpt_fast.training.evaluation import likelihood_evaluation
+from bgpt_fast.training.trainer import Trainer, TrainResult
+
+__all__ = [
+    "CheckpointDamagedError",
+    "CheckpointWriteError",
+    "NonFiniteLossError",
+    "TrainConfig",
+    "TrainResult",
+    "Trainer",
+    "TrainingInterrupted",
+    "likelihood_evaluation",
+]

@@ -1,0 +1,251 @@
+"""Checkpoint folders of a training run: whole or absent, sealed by SHA-256, never overwritten in place.
+
+    checkpoints/step-00001234/   config.json, {model,optimizer,rng}.safetensors, state.json, manifest.json
+    checkpoints/{latest,best}    the name of a folder
+
+A folder is written under a temporary name, every file flushed, then renamed, the rename flushed, and only then named by
+`latest`. `BGPT.from_pretrained` takes a folder as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from bgpt_fast.checkpoint import CheckpointError, load_weights, save_weights
+from bgpt_fast.config import BGPTConfig
+from bgpt_fast.files import atomic_write, fsync_folder, write_json
+
+FORMAT = 1
+_FOLDER = re.compile(r"step-(\d{8,})")
+_FILES = ("config.json", "model.safetensors", "optimizer.safetensors", "rng.safetensors", "state.json")
+_MANIFEST = "manifest.json"
+
+
+class CheckpointDamagedError(CheckpointError):
+    """A training checkpoint is incomplete or not what was written."""
+
+
+class CheckpointWriteError(OSError):
+    """A training checkpoint could not be written; the ones before it are intact."""
+
+
+@dataclass
+class Checkpoint:
+    """All that a run needs to go on.
+
+    Args:
+        model_config: the model's sizes.
+        weights: the model's `state_dict`.
+        optimizer: tensors of the optimisers' state by name.
+        rng: states of the random generators, uint8 tensors by name.
+        state: the rest, JSON-ready: step, seconds, the source's position, the training config.
+    """
+
+    model_config: BGPTConfig
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Tensor] = field(default_factory=dict)
+    rng: dict[str, Tensor] = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict)
+
+
+class CheckpointStore:
+    """The checkpoints of one run.
+
+    Args:
+        folder: where they are; made at the first save.
+        keep_last: how many to keep; the best one is kept beside them.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], keep_last: int = 2) -> None:
+        if keep_last < 1:
+            raise ValueError(f"CheckpointStore: keep_last: expected at least 1, got {keep_last}")
+        self.folder = Path(folder)
+        self.keep_last = keep_last
+
+    def path(self, step: int) -> Path:
+        """The folder of the checkpoint of `step`."""
+        return self.folder / f"step-{step:08d}"
+
+    def steps(self) -> list[int]:
+        """Steps that have a folder, rising; whether they are intact is not looked at."""
+        if not self.folder.is_dir():
+            return []
+        names = (_FOLDER.fullmatch(entry.name) for entry in self.folder.iterdir() if entry.is_dir())
+        return sorted(int(name[1]) for name in names if name)
+
+    def save(self, step: int, checkpoint: Checkpoint, *, best: bool = False) -> Path:
+        """Writes a checkpoint, then points `latest` (and `best`) at it, then deletes the ones no longer kept.
+
+        Raises:
+            CheckpointWriteError: any of it failed, as on a full disk; `latest` names a whole checkpoint as before.
+        """
+        target = self.path(step)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._remove_leftovers()
+            temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=self.folder))
+            try:
+                os.chmod(temporary, 0o755)
+                _write_files(temporary, checkpoint)
+                self._rename(temporary, target)
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
+            fsync_folder(self.folder)
+            self._point("latest", target.name)
+            if best:
+                self._point("best", target.name)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise CheckpointWriteError(
+                f"checkpoint of step {step} not written to {self.folder}: {error}; the earlier checkpoints are intact"
+            ) from error
+        self._prune()
+        return target
+
+    def load(self, step: int) -> Checkpoint:
+        """Reads the checkpoint of `step` after checking it against its manifest; tensors are on the CPU.
+
+        Raises:
+            CheckpointDamagedError: missing, incomplete or altered; says which file.
+        """
+        folder = self.path(step)
+        _verify(folder)
+        try:
+            model_config, weights = load_weights(folder)
+            return Checkpoint(
+                model_config,
+                weights,
+                safetensors.torch.load_file(folder / "optimizer.safetensors"),
+                safetensors.torch.load_file(folder / "rng.safetensors"),
+                json.loads((folder / "state.json").read_bytes()),
+            )
+        except (OSError, ValueError, safetensors.SafetensorError) as error:
+            raise CheckpointDamagedError(f"{folder}: {error}") from error
+
+    def load_latest(self) -> tuple[int, Checkpoint] | None:
+        """The newest intact checkpoint and its step; None where the run has none.
+
+        `latest` is tried first, then the other folders from the newest on; each damaged one is named in a warning.
+
+        Raises:
+            CheckpointDamagedError: there are checkpoints, and all are damaged.
+        """
+        steps = self.steps()
+        pointed = self.pointed("latest")
+        if not steps and pointed is None:
+            return None
+        order = sorted(steps, reverse=True)
+        if pointed in order:
+            order.remove(pointed)
+            order.insert(0, pointed)
+        elif steps:
+            warnings.warn(f"{self.folder / 'latest'} names no checkpoint; trying step {order[0]}", stacklevel=2)
+        problems: list[str] = []
+        for step in order:
+            try:
+                checkpoint = self.load(step)
+            except CheckpointDamagedError as error:
+                problems.append(str(error))
+                continue
+            for problem in problems:
+                warnings.warn(f"damaged checkpoint passed over, going on from step {step}: {problem}", stacklevel=2)
+            return step, checkpoint
+        raise CheckpointDamagedError(
+            f"{self.folder}: no intact checkpoint: {'; '.join(problems) or 'no folder step-*'}. "
+            "Restore one from a backup, or start another run folder"
+        )
+
+    def pointed(self, name: str) -> int | None:
+        """The step that the pointer `latest` or `best` names; None where there is no readable pointer."""
+        try:
+            match = _FOLDER.fullmatch((self.folder / name).read_text("ascii").strip())
+        except (OSError, ValueError):
+            return None
+        return int(match[1]) if match else None
+
+    def _rename(self, temporary: Path, target: Path) -> None:
+        if not target.exists():
+            os.rename(temporary, target)
+            return
+        # A folder cannot be renamed onto another: one of the same step, damaged or abandoned, steps aside first.
+        aside = tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=self.folder)
+        os.rename(target, aside)
+        try:
+            os.rename(temporary, target)
+        except BaseException:
+            os.rename(aside, target)
+            raise
+
+    def _point(self, name: str, folder: str) -> None:
+        with atomic_write(self.folder / name) as file:
+            file.write(folder.encode() + b"\n")
+
+    def _prune(self) -> None:
+        latest = self.pointed("latest")
+        steps = self.steps()
+        # Steps after the latest are what a run left behind that went on from an earlier checkpoint.
+        past = [step for step in steps if latest is None or step <= latest]
+        kept = {latest, self.pointed("best"), *past[-self.keep_last :]}
+        for step in steps:
+            if step not in kept:
+                shutil.rmtree(self.path(step), ignore_errors=True)
+        self._remove_leftovers()
+
+    def _remove_leftovers(self) -> None:
+        for entry in self.folder.glob(".step-*"):
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
+    save_weights(folder, checkpoint.model_config, checkpoint.weights)
+    for name, tensors in (("optimizer", checkpoint.optimizer), ("rng", checkpoint.rng)):
+        with atomic_write(folder / f"{name}.safetensors") as file:
+            file.write(
+                safetensors.torch.save({key: value.detach().contiguous().cpu() for key, value in tensors.items()})
+            )
+    write_json(folder / "state.json", checkpoint.state)
+    with atomic_write(folder / _MANIFEST) as file:
+        file.write(_manifest({name: _digest(folder / name) for name in _FILES}))
+    fsync_folder(folder)
+
+
+def _manifest(digests: dict[str, str]) -> bytes:
+    """The manifest's only valid bytes: whatever differs from them is damage, the seal over itself included."""
+    body: dict[str, Any] = {"format": FORMAT, "sha256": digests}
+    seal = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return (json.dumps({**body, "seal": seal}, sort_keys=True, indent=1) + "\n").encode()
+
+
+def _verify(folder: Path) -> None:
+    try:
+        stored = (folder / _MANIFEST).read_bytes()
+        digests = json.loads(stored)["sha256"]
+        if _manifest(digests) != stored or sorted(digests) != sorted(_FILES):
+            raise ValueError("not as it was written")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointDamagedError(f"{folder / _MANIFEST}: {error}") from error
+    for name in _FILES:
+        try:
+            digest = _digest(folder / name)
+        except OSError as error:
+            raise CheckpointDamagedError(f"{folder / name}: {error}") from error
+        if digest != digests[name]:
+            raise CheckpointDamagedError(f"{folder / name}: SHA-256 expected {digests[name]}, got {digest}")
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

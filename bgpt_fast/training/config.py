@@ -1,0 +1,153 @@
+"""What a training run is told."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_type_hints
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, how fast and how often; every field has a default that works for small models.
+
+    Args:
+        steps: optimiser steps; 0 means no limit but `max_minutes`.
+        max_minutes: minutes of training, earlier sessions of the run included; it then saves and ends. 0: no limit.
+        schedule_by: "steps", or "time": the learning rate follows the share of `max_minutes` that has passed. Only
+            "steps" resumes bit for bit.
+        learning_rate: peak rate.
+        warmup_share: share of the run in which the rate rises linearly from 0.
+        schedule: "cosine", or "wsd": warm-up, stable, linear decay.
+        decay_share: share of the run, at its end, that "wsd" decays over.
+        min_lr_ratio: the last rate as a share of the peak.
+        weight_decay: of matrices; biases, LayerNorms and position embeddings have none.
+        betas, eps: AdamW's.
+        grad_clip: largest gradient norm; 0 means no clipping.
+        accumulation: batches a step; their mean is weighted by their targets, so that the step equals one large batch.
+        optimizer: "adamw", or "muon": torch.optim.Muon for the matrices of the decoders' layers, AdamW for the rest.
+        muon_learning_rate: Muon's peak rate; None means `learning_rate`, as its updates are scaled to AdamW's size.
+        muon_momentum: Muon's momentum.
+        precision: "fp32", or "bf16": autocast over fp32 weights.
+        targets_per_step: target patches of each batch that the byte decoder sees, drawn without replacement; 0: all.
+        eval_every: steps between evaluations; 0 means at the end only.
+        save_every: steps between checkpoints; 0 means at the end only.
+        keep_last: checkpoints kept, the best one apart.
+        best_metric: the evaluation figure that chooses the best checkpoint, which is then kept; "" means none.
+        best_is: whether the "lowest" or the "highest" figure is best.
+        log_every: steps between lines of log.jsonl.
+        seed: of dropout and of the drawn targets.
+        threads: CPU threads of torch; None leaves them alone.
+        device: "auto" means the GPU where there is one.
+
+    Raises:
+        TypeError, ValueError: a field has a wrong type or is out of range.
+    """
+
+    steps: int = 1000
+    max_minutes: float = 0.0
+    schedule_by: Literal["steps", "time"] = "steps"
+    learning_rate: float = 1e-3
+    warmup_share: float = 0.05
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    decay_share: float = 0.2
+    min_lr_ratio: float = 0.0
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    grad_clip: float = 1.0
+    accumulation: int = 1
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    muon_learning_rate: float | None = None
+    muon_momentum: float = 0.95
+    precision: Literal["fp32", "bf16"] = "fp32"
+    targets_per_step: int = 0
+    eval_every: int = 0
+    save_every: int = 500
+    keep_last: int = 2
+    best_metric: str = ""
+    best_is: Literal["lowest", "highest"] = "lowest"
+    log_every: int = 1
+    seed: int = 0
+    threads: int | None = None
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            object.__setattr__(
+                self, field.name, _checked_type(field.name, getattr(self, field.name), hints[field.name])
+            )
+        for name in ("steps", "targets_per_step", "eval_every", "save_every", "seed"):
+            self._require(name, getattr(self, name) >= 0, "at least 0")
+        for name in ("accumulation", "keep_last", "log_every"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("max_minutes", "weight_decay", "grad_clip"):
+            self._require(name, getattr(self, name) >= 0.0, "at least 0")
+        for name in ("learning_rate", "eps"):
+            self._require(name, getattr(self, name) > 0.0, "a positive number")
+        for name in ("warmup_share", "decay_share", "min_lr_ratio"):
+            self._require(name, 0.0 <= getattr(self, name) <= 1.0, "a share from 0 to 1")
+        self._require("warmup_share", self.warmup_share < 1.0, "less than 1")
+        self._require("betas", all(0.0 <= beta < 1.0 for beta in self.betas), "two numbers from 0 to below 1")
+        self._require("muon_momentum", 0.0 <= self.muon_momentum < 1.0, "0 ≤ momentum < 1")
+        self._require(
+            "muon_learning_rate",
+            self.muon_learning_rate is None or self.muon_learning_rate > 0,
+            "a positive number or None",
+        )
+        self._require("threads", self.threads is None or self.threads >= 1, "at least 1, or None")
+        if self.schedule == "wsd" and self.warmup_share + self.decay_share > 1.0:
+            raise ValueError(
+                f"TrainConfig: warmup_share {self.warmup_share} + decay_share {self.decay_share}: expected at most 1"
+            )
+        if self.steps == 0 and self.max_minutes == 0:
+            raise ValueError("TrainConfig: steps and max_minutes are both 0: expected a limit; give either")
+        if self.schedule_by == "time" and self.max_minutes == 0:
+            raise ValueError('TrainConfig.schedule_by: "time" needs max_minutes above 0')
+        if self.schedule_by == "steps" and self.steps == 0:
+            raise ValueError(
+                'TrainConfig.steps: expected at least 1 for schedule_by="steps", got 0; or use schedule_by="time"'
+            )
+
+    def _require(self, name: str, holds: bool, expected: str) -> None:
+        if not holds:
+            raise ValueError(f"TrainConfig.{name}: expected {expected}, got {getattr(self, name)!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as a JSON-ready dict."""
+        fields = dataclasses.asdict(self)
+        fields["betas"] = list(self.betas)
+        return fields
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> TrainConfig:
+        """The inverse of `to_dict`; raises ValueError on unknown fields."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(fields) - known)
+        if unknown:
+            raise ValueError(f"TrainConfig: unknown fields {unknown}; known are {sorted(known)}")
+        return cls(**fields)
+
+
+def _checked_type(name: str, value: Any, hint: Any) -> Any:
+    """`value` as its field's type; an int where a float belongs is taken, nothing else is converted."""
+    choices = get_args(hint)
+    if hint == tuple[float, float]:
+        if not isinstance(value, (tuple, list)) or len(value) != 2:
+            raise TypeError(f"TrainConfig.{name}: expected two numbers, got {value!r}")
+        return tuple(_checked_type(name, item, float) for item in value)
+    if choices and isinstance(choices[0], str):
+        if value not in choices:
+            raise ValueError(f"TrainConfig.{name}: expected one of {list(choices)}, got {value!r}")
+        return value
+    if type(None) in choices:
+        return None if value is None else _checked_type(name, value, choices[0])
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, hint) or isinstance(value, bool):
+        raise TypeError(f"TrainConfig.{name}: expected {hint.__name__}, got {type(value).__name__} {value!r}")
+    if hint is float and not math.isfinite(value):
+        raise ValueError(f"TrainConfig.{name}: expected a finite number, got {value}")
+    return value

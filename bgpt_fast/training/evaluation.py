@@ -1,0 +1,38 @@
+"""A ready-made evaluation: bits per byte of held-out batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from bgpt_fast.metrics import BitsPerByte
+from bgpt_fast.model import BGPT
+from bgpt_fast.patches import PackedPatches
+
+
+def likelihood_evaluation(batches: Sequence[PackedPatches]) -> Callable[[BGPT], dict[str, float]]:
+    """An `evaluate` for `Trainer`: the model's bits per position and per byte over `batches`, teacher-forced.
+
+    Args:
+        batches: held-out documents on any device, such as `FileSource(..., split="eval").one_pass()` as a list.
+
+    Returns:
+        A function of the model; its result's names are those of `BitsPerByte.to_dict`, and `loss` in nats a position.
+
+    Raises:
+        ValueError: there are no batches.
+    """
+    if not batches:
+        raise ValueError("likelihood_evaluation: batches: expected at least one, got none")
+
+    def evaluate(model: BGPT) -> dict[str, float]:
+        device = next(model.parameters()).device
+        totals = BitsPerByte()
+        with torch.no_grad():
+            for batch in batches:
+                output = model(batch.to(device))
+                totals.update(output.nats, batch.patches.to(device)[output.indices])
+        return {"loss": totals.nats / totals.positions, **totals.to_dict()}
+
+    return evaluate

@@ -1,0 +1,78 @@
+"""What a run writes besides checkpoints: its log, and the batch of a step that failed."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from bgpt_fast.files import atomic_write
+from bgpt_fast.patches import PackedPatches
+
+
+class RunLog:
+    """log.jsonl: a JSON object a line, in the order of the steps; non-finite figures are written as null.
+
+    Args:
+        path: the file; made when opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: IO[str] | None = None
+
+    def open_at(self, step: int, evaluated_step: int) -> None:
+        """Opens for appending after `step`; drops lines torn by a crash, or that a resumed run will write again."""
+        if self.path.exists():
+            lines = self.path.read_bytes().splitlines(keepends=True)
+            kept = [line for line in lines if _is_before(line, step, evaluated_step)]
+            if kept != lines:
+                with atomic_write(self.path) as file:
+                    file.writelines(kept)
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def write(self, figures: dict[str, Any]) -> None:
+        """Appends one line."""
+        assert self._file is not None
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in figures.items()}
+        self._file.write(json.dumps(finite, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Makes the lines so far durable."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _is_before(line: bytes, step: int, evaluated_step: int) -> bool:
+    try:
+        figures = json.loads(line)
+        return line.endswith(b"\n") and figures["step"] <= (evaluated_step if figures["kind"] == "eval" else step)
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def write_batches(
+    path: Path, batches: Sequence[PackedPatches], targets: Sequence[Tensor], notes: dict[str, Any]
+) -> None:
+    """Writes batches as safetensors: `N.patches`, `N.cu_seqlens` and `N.targets` (packed indices), N from 0."""
+    tensors: dict[str, Tensor] = {}
+    for index, (batch, indices) in enumerate(zip(batches, targets, strict=True)):
+        tensors[f"{index}.patches"] = torch.as_tensor(batch.patches).contiguous()
+        tensors[f"{index}.cu_seqlens"] = torch.as_tensor(batch.cu_seqlens).contiguous()
+        tensors[f"{index}.targets"] = indices.contiguous()
+    with atomic_write(path) as file:
+        file.write(safetensors.torch.save(tensors, {name: str(value) for name, value in notes.items()}))

@@ -1,0 +1,138 @@
+"""Optimisers over named parameters: AdamW alone, or Muon for the layers' matrices with AdamW for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from bgpt_fast.training.config import TrainConfig
+
+
+def is_layer_matrix(name: str, parameter: Tensor) -> bool:
+    """Whether a parameter is a matrix of a decoder's layers (attention or MLP), as against embeddings and vectors."""
+    return parameter.ndim == 2 and ".h." in name
+
+
+def is_decayed(name: str, parameter: Tensor) -> bool:
+    """Whether weight decay applies: matrices, but for the position embeddings."""
+    return parameter.ndim >= 2 and "wpe" not in name.split(".")
+
+
+class Optimizers:
+    """The optimisers of one model, stepped together; their state is kept by parameter name.
+
+    Args:
+        named_parameters: `model.named_parameters()`, on the device where they will train.
+        config: optimiser, weight decay, betas, eps and momentum count.
+    """
+
+    def __init__(self, named_parameters: Iterable[tuple[str, nn.Parameter]], config: TrainConfig) -> None:
+        named = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
+        use_muon = config.optimizer == "muon"
+        matrices = [(name, parameter) for name, parameter in named if use_muon and is_layer_matrix(name, parameter)]
+        in_muon = {name for name, _ in matrices}
+        rest = [(name, parameter) for name, parameter in named if name not in in_muon]
+        decayed = [(name, parameter) for name, parameter in rest if is_decayed(name, parameter)]
+        plain = [(name, parameter) for name, parameter in rest if not is_decayed(name, parameter)]
+        groups = [
+            {"params": decayed, "weight_decay": config.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ]
+        self._adamw = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=config.learning_rate,
+            betas=config.betas,
+            eps=config.eps,
+            fused=True,
+        )
+        self._muon: torch.optim.Optimizer | None = None
+        if matrices:
+            self._muon = torch.optim.Muon(
+                matrices,
+                lr=config.muon_learning_rate or config.learning_rate,
+                weight_decay=config.weight_decay,
+                momentum=config.muon_momentum,
+                # The shape factor of the original depends on rows / columns, and Conv1D stores its weights transposed.
+                adjust_lr_fn="match_rms_adamw",
+            )
+        self._config = config
+        self.parameters = [parameter for _, parameter in named]
+
+    @property
+    def muon_names(self) -> list[str]:
+        """Names of the parameters that Muon updates."""
+        return [name for group in (self._muon.param_groups if self._muon else []) for name in group["param_names"]]
+
+    def set_factor(self, factor: float) -> float:
+        """Sets every learning rate to `factor` of its peak; returns AdamW's."""
+        rate = self._config.learning_rate * factor
+        for group in self._adamw.param_groups:
+            group["lr"] = rate
+        if self._muon is not None:
+            for group in self._muon.param_groups:
+                group["lr"] = (self._config.muon_learning_rate or self._config.learning_rate) * factor
+        return rate
+
+    def step(self) -> None:
+        """Updates every parameter that has a gradient."""
+        for optimizer in self._all():
+            optimizer.step()
+
+    def zero_grad(self) -> None:
+        """Drops all gradients."""
+        for optimizer in self._all():
+            optimizer.zero_grad(set_to_none=True)
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """The state as a flat dict "parameter name/field" → tensor."""
+        return {
+            f"{name}/{field}": value
+            for optimizer in self._all()
+            for name, parameter in _named(optimizer)
+            for field, value in optimizer.state.get(parameter, {}).items()
+        }
+
+    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """The inverse of `state_tensors`.
+
+        Raises:
+            ValueError: the state belongs to other parameters or to another optimiser.
+        """
+        left = dict(tensors)
+        for optimizer in self._all():
+            fields = ("momentum_buffer",) if optimizer is self._muon else ("step", "exp_avg", "exp_avg_sq")
+            state: dict[int, dict[str, Tensor]] = {}
+            for index, (name, parameter) in enumerate(_named(optimizer)):
+                values = {field: left.pop(f"{name}/{field}") for field in fields if f"{name}/{field}" in left}
+                for field, value in values.items():
+                    if field != "step" and value.shape != parameter.shape:
+                        raise ValueError(
+                            f"optimizer state {name}/{field}: expected shape {tuple(parameter.shape)}, "
+                            f"got {tuple(value.shape)}"
+                        )
+                if values and len(values) != len(fields):
+                    raise ValueError(f"optimizer state {name}: expected {list(fields)}, got {sorted(values)}")
+                if values:
+                    # The fused kernels walk memory, so the state must lie as the parameter does, strides included.
+                    state[index] = {
+                        field: value if field == "step" else torch.empty_like(parameter).copy_(value)
+                        for field, value in values.items()
+                    }
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        if left:
+            raise ValueError(
+                f"optimizer state: {len(left)} tensors fit no parameter of optimizer={self._config.optimizer!r}, such "
+                f"as {sorted(left)[0]!r}; resume with the optimizer and the model that the run was started with"
+            )
+
+    def _all(self) -> list[torch.optim.Optimizer]:
+        return [self._adamw] if self._muon is None else [self._adamw, self._muon]
+
+
+def _named(optimizer: torch.optim.Optimizer) -> list[tuple[str, nn.Parameter]]:
+    """Names and parameters in the order in which `state_dict` numbers them."""
+    return [
+        pair for group in optimizer.param_groups for pair in zip(group["param_names"], group["params"], strict=True)
+    ]

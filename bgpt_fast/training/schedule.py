@@ -1,0 +1,40 @@
+"""The learning rate as a function of the share of the run that is done: no state, so nothing to lose on resume."""
+
+from __future__ import annotations
+
+import math
+
+from bgpt_fast.training.config import TrainConfig
+
+
+def schedule_factor(config: TrainConfig, progress: float) -> float:
+    """The learning rate as a share of its peak.
+
+    Args:
+        config: `schedule`, `warmup_share`, `decay_share` and `min_lr_ratio` count.
+        progress: share of the run that is done; values outside 0…1 are clamped.
+
+    Returns:
+        A number from 0 to 1.
+    """
+    progress = min(max(progress, 0.0), 1.0)
+    if progress < config.warmup_share:
+        return progress / config.warmup_share
+    floor = config.min_lr_ratio
+    if config.schedule == "cosine":
+        done = (progress - config.warmup_share) / (1.0 - config.warmup_share)
+        return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * done))
+    start = 1.0 - config.decay_share
+    if progress < start or config.decay_share == 0.0:
+        return 1.0
+    return 1.0 - (1.0 - floor) * (progress - start) / config.decay_share
+
+
+def step_progress(config: TrainConfig, step: int) -> float:
+    """Where step `step`, from 0, stands in a run of `config.steps`: mid-step, so that no step is at rate 0."""
+    return (step + 0.5) / config.steps
+
+
+def time_progress(config: TrainConfig, seconds: float, last_step_seconds: float) -> float:
+    """Where a step that starts `seconds` into a run of `config.max_minutes` stands at its middle."""
+    return (seconds + 0.5 * last_step_seconds) / (60.0 * config.max_minutes)

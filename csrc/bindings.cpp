@@ -1,0 +1,242 @@
+// The Python door of the extension, and nothing else: arguments arrive validated by the Python callers,
+// tensors and streams as raw addresses, so that one binary serves any torch.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <deque>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "attention/cached_attention.h"
+#include "byte_attention/byte_attention.h"
+#include "common/cpu.h"
+#include "cpu_states/machine.h"
+#include "cpu_states/parallel_stream.h"
+#include "cpu_states/released_stream.h"
+#include "cpu_states/text.h"
+#include "cpu_states/traces.h"
+#include "linear/invariant_linear.h"
+#include "patch_embed/patch_embed.h"
+#include "patches/patches.h"
+
+namespace py = pybind11;
+
+PYBIND11_MODULE(_C, m) {
+    m.doc() = "C++ and CUDA parts of bgpt_fast";
+
+    // common
+#ifdef BGPT_FAST_WITH_CUDA
+    m.attr("with_cuda") = true;
+#else
+    m.attr("with_cuda") = false;
+#endif
+    m.def("best_isa", [] { return static_cast<int>(bgpt::best_isa()); });
+
+    // byte_attention
+    m.attr("byte_attention_max_patch_bytes") = bgpt::kMaxPatchBytes;
+    m.attr("byte_attention_max_head_width") = bgpt::kMaxHeadWidth;
+    m.def("byte_attention",
+          [](uintptr_t qkv, uintptr_t y, int64_t T, int64_t S, int64_t H, int64_t d, bool bf16, int64_t threads) {
+              py::gil_scoped_release release;
+              auto run = [&](auto* typed) {
+                  using X = std::remove_pointer_t<decltype(typed)>;
+                  bgpt::byte_attention(reinterpret_cast<const X*>(qkv), reinterpret_cast<X*>(y), T, S, H, d, threads);
+              };
+              bf16 ? run(static_cast<uint16_t*>(nullptr)) : run(static_cast<float*>(nullptr));
+          });
+    m.def("byte_attention_backward", [](uintptr_t dy, uintptr_t qkv, uintptr_t dqkv, int64_t T, int64_t S, int64_t H,
+                                        int64_t d, bool bf16, int64_t threads) {
+        py::gil_scoped_release release;
+        auto run = [&](auto* typed) {
+            using X = std::remove_pointer_t<decltype(typed)>;
+            bgpt::byte_attention_backward(reinterpret_cast<const X*>(dy), reinterpret_cast<const X*>(qkv),
+                                          reinterpret_cast<X*>(dqkv), T, S, H, d, threads);
+        };
+        bf16 ? run(static_cast<uint16_t*>(nullptr)) : run(static_cast<float*>(nullptr));
+    });
+
+    // patch_embed
+    m.def("patches_in_range", [](uintptr_t patches, int64_t count) {
+        py::gil_scoped_release release;
+        return bgpt::patches_in_range(reinterpret_cast<const int16_t*>(patches), count);
+    });
+    m.def("patch_embed", [](uintptr_t patches, uintptr_t rows, uintptr_t bias, uintptr_t y, int64_t P, int64_t S,
+                            int64_t D, bool bf16, int64_t threads) {
+        py::gil_scoped_release release;
+        auto run = [&](auto* typed) {
+            using T = std::remove_pointer_t<decltype(typed)>;
+            bgpt::patch_embed(reinterpret_cast<const int16_t*>(patches), reinterpret_cast<const T*>(rows),
+                              reinterpret_cast<const T*>(bias), reinterpret_cast<T*>(y), P, S, D, threads);
+        };
+        bf16 ? run(static_cast<uint16_t*>(nullptr)) : run(static_cast<float*>(nullptr));
+    });
+    m.def("patch_embed_backward",
+          [](uintptr_t dy, uintptr_t patches, uintptr_t rows, int64_t P, int64_t S, int64_t D, int64_t threads) {
+              py::gil_scoped_release release;
+              bgpt::patch_embed_backward(reinterpret_cast<const float*>(dy), reinterpret_cast<const int16_t*>(patches),
+                                         reinterpret_cast<float*>(rows), P, S, D, threads);
+          });
+#ifdef BGPT_FAST_WITH_CUDA
+    m.def("patch_embed_cuda", [](uintptr_t patches, uintptr_t rows, uintptr_t bias, uintptr_t y, int64_t P, int64_t S,
+                                 int64_t D, int dtype, uintptr_t stream) {
+        bgpt::patch_embed_cuda(reinterpret_cast<const int16_t*>(patches), reinterpret_cast<const void*>(rows),
+                               reinterpret_cast<const void*>(bias), reinterpret_cast<void*>(y), P, S, D, dtype,
+                               reinterpret_cast<void*>(stream));
+    });
+#endif
+
+    // patches
+    m.def("pack_patches", [](const py::list& extensions, const py::list& contents, const std::vector<bool>& ends,
+                             int64_t S, uintptr_t patches, int64_t P, uintptr_t cu_seqlens, int64_t threads) {
+        // Buffers stay exported while the threads read them, so that no bytearray can move under them.
+        struct View : Py_buffer {
+            explicit View(py::handle object) {
+                if (PyObject_GetBuffer(object.ptr(), this, PyBUF_SIMPLE) != 0) throw py::error_already_set();
+            }
+            View(const View&) = delete;
+            ~View() { PyBuffer_Release(this); }
+            const uint8_t* bytes() const { return static_cast<const uint8_t*>(buf); }
+        };
+        if (contents.size() != extensions.size() || ends.size() != extensions.size()) {
+            throw std::invalid_argument("pack_patches: lists of different lengths");
+        }
+        std::deque<View> views;
+        std::vector<bgpt::Document> documents;
+        for (size_t b = 0; b < ends.size(); ++b) {
+            const View& extension = views.emplace_back(extensions[b]);
+            const View& content = views.emplace_back(contents[b]);
+            documents.push_back({extension.bytes(), extension.len, content.bytes(), content.len, ends[b]});
+        }
+        py::gil_scoped_release release;
+        const std::vector<int32_t> offsets = bgpt::patch_offsets(documents, S);
+        if (offsets.back() != P) throw std::invalid_argument("pack_patches: P is not the documents' number of patches");
+        std::copy(offsets.begin(), offsets.end(), reinterpret_cast<int32_t*>(cu_seqlens));
+        bgpt::pack_patches(documents, offsets, S, reinterpret_cast<int16_t*>(patches), threads);
+    });
+
+    // linear
+    m.def("invariant_linear", [](uintptr_t x, uintptr_t weight, uintptr_t bias, uintptr_t y, int64_t M, int64_t K,
+                                 int64_t N, bool gelu, int64_t threads, int isa) {
+        py::gil_scoped_release release;
+        bgpt::invariant_linear({reinterpret_cast<const float*>(x), reinterpret_cast<const float*>(weight),
+                                reinterpret_cast<const float*>(bias), reinterpret_cast<float*>(y), M, K, N, gelu},
+                               threads, std::min(static_cast<bgpt::Isa>(isa), bgpt::best_isa()));
+    });
+
+    // attention
+    m.def("cached_attention",
+          [](uintptr_t qkv, uintptr_t keys, uintptr_t values, uintptr_t slots, uintptr_t positions, uintptr_t y,
+             int64_t T, int64_t H, int64_t d, int64_t L, int64_t B, int64_t threads, int isa) {
+              py::gil_scoped_release release;
+              bgpt::cached_attention(
+                  {reinterpret_cast<const float*>(qkv), reinterpret_cast<float*>(keys),
+                   reinterpret_cast<float*>(values), reinterpret_cast<const int64_t*>(slots),
+                   reinterpret_cast<const int64_t*>(positions), reinterpret_cast<float*>(y), T, H, d, L, B},
+                  threads, std::min(static_cast<bgpt::Isa>(isa), bgpt::best_isa()));
+          });
+
+    // cpu_states
+    namespace cpu = bgpt::cpu_states;
+    const auto unsigned_bytes = [](std::string_view view) { return reinterpret_cast<const uint8_t*>(view.data()); };
+    py::list instructions;
+    for (int32_t op = 0; op < cpu::kOpcodes; ++op) {
+        instructions.append(py::make_tuple(cpu::mnemonic(op), cpu::min_operands(op), cpu::max_operands(op)));
+    }
+    m.attr("cpu_states_instructions") = instructions;
+    m.attr("cpu_states_faults") =
+        py::make_tuple("none", "opcode", "operand_missing", "operand_surplus", "register_range", "no_halt");
+    py::class_<cpu::Options>(m, "CpuStatesOptions").def(py::init([](int32_t R, int32_t M, int32_t least, int32_t most) {
+        if (R < 1 || R > cpu::kMaxRegisters || least < 0 || most < least || std::max(most, 1) > M / cpu::kInstruction) {
+            throw std::invalid_argument("CpuStatesOptions: out of range");
+        }
+        return cpu::Options{R, M, least, most};
+    }));
+    py::class_<cpu::ReleasedStream>(m, "CpuStatesReleasedStream")
+        .def(py::init([](const std::vector<uint32_t>& key, const cpu::Options& options) {
+            if (key.empty()) throw std::invalid_argument("CpuStatesReleasedStream: an empty key");
+            return cpu::ReleasedStream(key, options);
+        }))
+        .def("skip", &cpu::ReleasedStream::skip, py::call_guard<py::gil_scoped_release>())
+        .def("fill", [](cpu::ReleasedStream& stream, uintptr_t out, int64_t capacity, uintptr_t offsets,
+                        int64_t count) {
+            py::gil_scoped_release release;
+            return stream.fill(reinterpret_cast<uint8_t*>(out), capacity, reinterpret_cast<int64_t*>(offsets), count);
+        });
+    m.def("cpu_states_select", [](const cpu::Options& options, uint64_t seed, int64_t start, int64_t count, int split,
+                                  int64_t threads, uintptr_t indices, uintptr_t offsets) {
+        py::gil_scoped_release release;
+        return cpu::select(options, seed, start, count, static_cast<cpu::Split>(split), threads,
+                           reinterpret_cast<int64_t*>(indices), reinterpret_cast<int64_t*>(offsets));
+    });
+    m.def("cpu_states_write", [](const cpu::Options& options, uint64_t seed, uintptr_t indices, uintptr_t offsets,
+                                 int64_t count, uintptr_t out, int64_t threads) {
+        py::gil_scoped_release release;
+        cpu::write_selected(options, seed, reinterpret_cast<const int64_t*>(indices),
+                            reinterpret_cast<const int64_t*>(offsets), count, reinterpret_cast<uint8_t*>(out), threads);
+    });
+    m.def("cpu_states_check_program", [=](std::string_view program, int32_t R) {
+        const auto check = cpu::check_program(unsigned_bytes(program), static_cast<int64_t>(program.size()), R);
+        return py::make_tuple(check.instructions, static_cast<int>(check.fault));
+    });
+    m.def("cpu_states_run", [=](std::string_view memory, std::string_view values) {
+        const int32_t R = static_cast<int32_t>(values.size()) - 1;
+        const int32_t M = static_cast<int32_t>(memory.size());
+        const auto check = cpu::check_program(unsigned_bytes(memory), M, R);
+        if (R < 1 || R > cpu::kMaxRegisters || check.fault != cpu::Fault::none) {
+            throw std::invalid_argument("cpu_states_run: not a program");
+        }
+        std::vector<uint8_t> own(unsigned_bytes(values), unsigned_bytes(values) + values.size());
+        std::vector<uint8_t> states(cpu::trace_size(R, 0, check.instructions));
+        cpu::run(unsigned_bytes(memory), M, R, own.data(), states.data());
+        return py::bytes(reinterpret_cast<const char*>(states.data()), states.size());
+    });
+    m.def("cpu_states_disassemble", [=](std::string_view program, int32_t R, const std::string& separator) {
+        const auto check = cpu::check_program(unsigned_bytes(program), static_cast<int64_t>(program.size()), R);
+        return cpu::disassemble(unsigned_bytes(program), check.instructions, separator);
+    });
+    m.def("cpu_states_find_invalid",
+          [](uintptr_t data, uintptr_t offsets, int64_t count, int32_t R, int32_t M, int64_t threads) {
+              py::gil_scoped_release release;
+              return cpu::find_invalid(reinterpret_cast<const uint8_t*>(data),
+                                       reinterpret_cast<const int64_t*>(offsets), count, R, M, threads);
+          });
+    m.def("cpu_states_hash_programs", [](uintptr_t data, uintptr_t offsets, int64_t count, int32_t R, int32_t M,
+                                         uintptr_t hashes, int64_t threads) {
+        py::gil_scoped_release release;
+        cpu::hash_programs(reinterpret_cast<const uint8_t*>(data), reinterpret_cast<const int64_t*>(offsets), count, R,
+                           M, reinterpret_cast<uint64_t*>(hashes), threads);
+    });
+    m.def("cpu_states_is_test", [](uint64_t hash) { return cpu::is_test(hash); });
+    m.def("cpu_states_pack", [=](uintptr_t data, uintptr_t offsets, int64_t count, std::string_view extension,
+                                 int64_t S, uintptr_t patches, int64_t P, uintptr_t cu_seqlens, int64_t threads) {
+        py::gil_scoped_release release;
+        const auto* at = reinterpret_cast<const int64_t*>(offsets);
+        std::vector<bgpt::Document> documents;
+        for (int64_t i = 0; i < count; ++i) {
+            documents.push_back({unsigned_bytes(extension), static_cast<int64_t>(extension.size()),
+                                 reinterpret_cast<const uint8_t*>(data) + at[i], at[i + 1] - at[i], true});
+        }
+        const std::vector<int32_t> cumulative = bgpt::patch_offsets(documents, S);
+        if (cumulative.back() != P) {
+            throw std::invalid_argument("cpu_states_pack: P is not the traces' number of patches");
+        }
+        std::copy(cumulative.begin(), cumulative.end(), reinterpret_cast<int32_t*>(cu_seqlens));
+        bgpt::pack_patches(documents, cumulative, S, reinterpret_cast<int16_t*>(patches), threads);
+    });
+#ifdef BGPT_FAST_WITH_CUDA
+    m.def("cpu_states_sizes_cuda", [](const cpu::Options& options, uint64_t seed, int64_t start, int64_t count,
+                                      uintptr_t sizes, uintptr_t stream) {
+        cpu::sizes_cuda(options, seed, start, count, reinterpret_cast<int64_t*>(sizes),
+                        reinterpret_cast<void*>(stream));
+    });
+    m.def("cpu_states_write_cuda",
+          [](const cpu::Options& options, uint64_t seed, int64_t start, int64_t count, uintptr_t offsets, uintptr_t out,
+             int64_t capacity, uintptr_t in_test, uintptr_t stream) {
+              cpu::write_cuda(options, seed, start, count, reinterpret_cast<const int64_t*>(offsets),
+                              reinterpret_cast<uint8_t*>(out), capacity, reinterpret_cast<bool*>(in_test),
+                              reinterpret_cast<void*>(stream));
+          });
+#endif
+}

@@ -1,0 +1,230 @@
+// One patch and head at a time, in float buffers that stay in the first-level cache. Every inner loop runs over keys or
+// over channels with no sum across lanes, so that the compiler vectorises it and each result has one order of addition.
+#include "byte_attention/byte_attention.h"
+
+#include <bit>
+#include <cmath>
+#include <vector>
+
+#include "common/bf16.h"
+#include "common/clones.h"
+#include "common/threads.h"
+
+#define BGPT_INLINE inline __attribute__((always_inline))
+
+namespace bgpt {
+namespace {
+
+// e^x for x <= 0 within 2 ulp, 0 below -87; branch-free, so that a loop of it vectorises. (Cephes' polynomial.)
+BGPT_INLINE float exp_nonpositive(float x) {
+    const float clamped = x < -87.0f ? -87.0f : x;
+    const float shifted = clamped * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the sum rounds to an integer
+    const float n = shifted - 12582912.0f;
+    const float r = clamped - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    // The integer is in the sum's low bits, whatever it is made of: no conversion that a NaN would leave undefined.
+    const int32_t exponent = std::bit_cast<int32_t>(shifted) - std::bit_cast<int32_t>(12582912.0f);
+    const float scale = std::bit_cast<float>(static_cast<uint32_t>(exponent + 127) << 23);
+    return x < -87.0f ? 0.0f : p * scale;
+}
+
+struct Buffers {
+    std::vector<float> q, k, v, kt, vt, y, dy, dq, dk, dv, weights, dweights;
+    Buffers(int64_t S, int64_t d)
+        : q(S * d),
+          k(S * d),
+          v(S * d),
+          kt(S * d),
+          vt(S * d),
+          y(S * d),
+          dy(S * d),
+          dq(S * d),
+          dk(S * d),
+          dv(S * d),
+          weights(S * S),
+          dweights(S) {}
+};
+
+template <class X>
+BGPT_INLINE void load(const X* __restrict from, int64_t stride, int64_t S, int64_t d, float* __restrict to,
+                      float scale) {
+    for (int64_t i = 0; i < S; ++i) {
+        for (int64_t c = 0; c < d; ++c) to[i * d + c] = to_float(from[i * stride + c]) * scale;
+    }
+}
+
+template <class X>
+BGPT_INLINE void unload(const float* __restrict from, int64_t stride, int64_t S, int64_t d, X* __restrict to,
+                        float scale) {
+    for (int64_t i = 0; i < S; ++i) {
+        for (int64_t c = 0; c < d; ++c) store(from[i * d + c] * scale, to + i * stride + c);
+    }
+}
+
+BGPT_INLINE void transpose(const float* __restrict from, int64_t S, int64_t d, float* __restrict to) {
+    for (int64_t i = 0; i < S; ++i) {
+        for (int64_t c = 0; c < d; ++c) to[c * S + i] = from[i * d + c];
+    }
+}
+
+// out[j] = sum over c of x[c] xt[c, j]. kS known: the sums stay in registers.
+template <int64_t kS>
+BGPT_INLINE void times_transposed(const float* __restrict x, const float* __restrict xt, int64_t S_, int64_t d,
+                                  float* __restrict out) {
+    const int64_t S = kS ? kS : S_;
+    float sum[kS ? kS : kMaxPatchBytes] = {};
+    for (int64_t c = 0; c < d; ++c) {
+        for (int64_t j = 0; j < S; ++j) sum[j] += x[c] * xt[c * S + j];
+    }
+    for (int64_t j = 0; j < S; ++j) out[j] = sum[j];
+}
+
+// weights[i, j] for all j (0 after i), from scaled q [S, d] and kt [d, S].
+template <int64_t kS>
+BGPT_INLINE void softmax_weights(const float* __restrict q, const float* __restrict kt, int64_t S_, int64_t d,
+                                 float* __restrict weights) {
+    const int64_t S = kS ? kS : S_;
+    for (int64_t i = 0; i < S; ++i) {
+        float* __restrict w = weights + i * S;
+        times_transposed<kS>(q + i * d, kt, S, d, w);
+        float top = w[0];
+        for (int64_t j = 1; j <= i; ++j) top = top < w[j] ? w[j] : top;
+        for (int64_t j = 0; j < S; ++j) w[j] = exp_nonpositive(j <= i ? w[j] - top : -100.0f);
+        float sum = 0.0f;
+        for (int64_t j = 0; j <= i; ++j) sum += w[j];
+        const float inverse = 1.0f / sum;
+        for (int64_t j = 0; j < S; ++j) w[j] *= inverse;
+    }
+}
+
+template <int64_t kS, int64_t kD>
+BGPT_INLINE void forward(Buffers& b, int64_t S_, int64_t d_) {
+    const int64_t S = kS ? kS : S_, d = kD ? kD : d_;
+    transpose(b.k.data(), S, d, b.kt.data());
+    softmax_weights<kS>(b.q.data(), b.kt.data(), S, d, b.weights.data());
+    const float* __restrict v = b.v.data();
+    for (int64_t i = 0; i < S; ++i) {
+        float* __restrict y = b.y.data() + i * d;
+        const float* __restrict w = b.weights.data() + i * S;
+        for (int64_t c = 0; c < d; ++c) y[c] = 0.0f;
+        for (int64_t j = 0; j <= i; ++j) {
+            for (int64_t c = 0; c < d; ++c) y[c] += w[j] * v[j * d + c];
+        }
+    }
+}
+
+template <int64_t kS, int64_t kD>
+BGPT_INLINE void backward(Buffers& b, int64_t S_, int64_t d_) {
+    const int64_t S = kS ? kS : S_, d = kD ? kD : d_;
+    transpose(b.k.data(), S, d, b.kt.data());
+    transpose(b.v.data(), S, d, b.vt.data());
+    softmax_weights<kS>(b.q.data(), b.kt.data(), S, d, b.weights.data());
+    const float* __restrict q = b.q.data(), * __restrict k = b.k.data(), * __restrict vt = b.vt.data();
+    float* __restrict dk = b.dk.data(), * __restrict dv = b.dv.data(), * __restrict dw = b.dweights.data();
+    for (int64_t i = 0; i < S * d; ++i) dk[i] = dv[i] = 0.0f;
+    for (int64_t i = 0; i < S; ++i) {
+        const float* __restrict w = b.weights.data() + i * S, * __restrict dy = b.dy.data() + i * d;
+        float* __restrict dq = b.dq.data() + i * d;
+        times_transposed<kS>(dy, vt, S, d, dw);
+        float mean = 0.0f;
+        for (int64_t j = 0; j <= i; ++j) mean += w[j] * dw[j];
+        for (int64_t c = 0; c < d; ++c) dq[c] = 0.0f;
+        for (int64_t j = 0; j <= i; ++j) {
+            const float dscore = w[j] * (dw[j] - mean), weight = w[j];
+            for (int64_t c = 0; c < d; ++c) dq[c] += dscore * k[j * d + c];
+            for (int64_t c = 0; c < d; ++c) dk[j * d + c] += dscore * q[i * d + c];
+            for (int64_t c = 0; c < d; ++c) dv[j * d + c] += weight * dy[c];
+        }
+    }
+}
+
+// The paper's patch of 16 and the small models' 8, at their usual head widths, get loops of known length.
+#define BGPT_FOR_SIZES(step)                              \
+    if (S == 16 && d == 64) return step<16, 64>(b, S, d); \
+    if (S == 16 && d == 16) return step<16, 16>(b, S, d); \
+    if (S == 8 && d == 16) return step<8, 16>(b, S, d);   \
+    if (S == 8 && d == 8) return step<8, 8>(b, S, d);     \
+    return step<0, 0>(b, S, d)
+
+BGPT_INLINE void forward_sizes(Buffers& b, int64_t S, int64_t d) { BGPT_FOR_SIZES(forward); }
+BGPT_INLINE void backward_sizes(Buffers& b, int64_t S, int64_t d) { BGPT_FOR_SIZES(backward); }
+
+// One patch and head; `stride` is the distance of a patch's rows in qkv, 3 H d.
+template <class X>
+BGPT_INLINE void forward_item(Buffers& b, const X* qkv, X* y, int64_t S, int64_t H, int64_t d) {
+    const int64_t stride = 3 * H * d;
+    load(qkv, stride, S, d, b.q.data(), 1.0f / std::sqrt(static_cast<float>(d)));
+    load(qkv + H * d, stride, S, d, b.k.data(), 1.0f);
+    load(qkv + 2 * H * d, stride, S, d, b.v.data(), 1.0f);
+    forward_sizes(b, S, d);
+    unload(b.y.data(), H * d, S, d, y, 1.0f);
+}
+
+template <class X>
+BGPT_INLINE void backward_item(Buffers& b, const X* dy, const X* qkv, X* dqkv, int64_t S, int64_t H, int64_t d) {
+    const int64_t stride = 3 * H * d;
+    const float scale = 1.0f / std::sqrt(static_cast<float>(d));
+    load(qkv, stride, S, d, b.q.data(), scale);
+    load(qkv + H * d, stride, S, d, b.k.data(), 1.0f);
+    load(qkv + 2 * H * d, stride, S, d, b.v.data(), 1.0f);
+    load(dy, H * d, S, d, b.dy.data(), 1.0f);
+    backward_sizes(b, S, d);
+    unload(b.dq.data(), stride, S, d, dqkv, scale);
+    unload(b.dk.data(), stride, S, d, dqkv + H * d, 1.0f);
+    unload(b.dv.data(), stride, S, d, dqkv + 2 * H * d, 1.0f);
+}
+
+// Clones can not be templates.
+BGPT_CLONES void forward_one(Buffers& b, const float* qkv, float* y, int64_t S, int64_t H, int64_t d) {
+    forward_item(b, qkv, y, S, H, d);
+}
+BGPT_CLONES void forward_one(Buffers& b, const uint16_t* qkv, uint16_t* y, int64_t S, int64_t H, int64_t d) {
+    forward_item(b, qkv, y, S, H, d);
+}
+BGPT_CLONES void backward_one(Buffers& b, const float* dy, const float* qkv, float* dqkv, int64_t S, int64_t H,
+                              int64_t d) {
+    backward_item(b, dy, qkv, dqkv, S, H, d);
+}
+BGPT_CLONES void backward_one(Buffers& b, const uint16_t* dy, const uint16_t* qkv, uint16_t* dqkv, int64_t S, int64_t H,
+                              int64_t d) {
+    backward_item(b, dy, qkv, dqkv, S, H, d);
+}
+
+}  // namespace
+
+template <class X>
+void byte_attention(const X* qkv, X* y, int64_t T, int64_t S, int64_t H, int64_t d, int64_t threads) {
+    parallel_for(T * H, threads, 512, [=](int64_t begin, int64_t end) {
+        Buffers b(S, d);
+        for (int64_t item = begin; item < end; ++item) {
+            const int64_t t = item / H, h = item % H;
+            forward_one(b, qkv + (t * S * 3 * H + h) * d, y + (t * S * H + h) * d, S, H, d);
+        }
+    });
+}
+
+template <class X>
+void byte_attention_backward(const X* dy, const X* qkv, X* dqkv, int64_t T, int64_t S, int64_t H, int64_t d,
+                             int64_t threads) {
+    parallel_for(T * H, threads, 256, [=](int64_t begin, int64_t end) {
+        Buffers b(S, d);
+        for (int64_t item = begin; item < end; ++item) {
+            const int64_t t = item / H, h = item % H, place = (t * S * 3 * H + h) * d;
+            backward_one(b, dy + (t * S * H + h) * d, qkv + place, dqkv + place, S, H, d);
+        }
+    });
+}
+
+template void byte_attention(const float*, float*, int64_t, int64_t, int64_t, int64_t, int64_t);
+template void byte_attention(const uint16_t*, uint16_t*, int64_t, int64_t, int64_t, int64_t, int64_t);
+template void byte_attention_backward(const float*, const float*, float*, int64_t, int64_t, int64_t, int64_t, int64_t);
+template void byte_attention_backward(const uint16_t*, const uint16_t*, uint16_t*, int64_t, int64_t, int64_t, int64_t,
+                                      int64_t);
+
+}  // namespace bgpt

@@ -1,0 +1,59 @@
+// patch_embed on a GPU: a warp-wide gather of S weight rows a patch, from L2 at the paper's size (12.6 MB in bf16).
+// Reads 2 S bytes of tokens and S rows, writes one row: bound by memory. Not yet run on a GPU.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "common/cuda_check.h"
+#include "patch_embed/patch_embed.h"
+
+namespace bgpt {
+namespace {
+
+constexpr int kThreads = 128;
+
+__device__ inline float to_float(float x) { return x; }
+__device__ inline float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ inline float to_float(__half x) { return __half2float(x); }
+__device__ inline void store(float x, float* out) { *out = x; }
+__device__ inline void store(float x, __nv_bfloat16* out) { *out = __float2bfloat16(x); }
+__device__ inline void store(float x, __half* out) { *out = __float2half(x); }
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    _patch_embed_fwd_kernel(const int16_t* __restrict__ patches, const T* __restrict__ rows, const T* __restrict__ bias,
+                            T* __restrict__ y, int64_t P, int64_t S, int64_t D) {
+    // Patches along x, where the grid may have 2^31 blocks; columns along y.
+    const int64_t d = static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x;
+    if (d >= D) return;
+    for (int64_t p = blockIdx.x; p < P; p += gridDim.x) {
+        float sum = to_float(bias[d]);
+        for (int64_t s = 0; s < S; ++s) {
+            const int64_t token = patches[p * S + s];
+            if (token >= 0 && token < kVocab) sum += to_float(rows[(kVocab * s + token) * D + d]);
+        }
+        store(sum, y + p * D + d);
+    }
+}
+
+template <class T>
+void launch(const int16_t* patches, const void* rows, const void* bias, void* y, int64_t P, int64_t S, int64_t D,
+            cudaStream_t stream) {
+    const dim3 grid(static_cast<unsigned>(P < (1 << 30) ? P : (1 << 30)),
+                    static_cast<unsigned>((D + kThreads - 1) / kThreads));
+    _patch_embed_fwd_kernel<T><<<grid, kThreads, 0, stream>>>(patches, static_cast<const T*>(rows),
+                                                              static_cast<const T*>(bias), static_cast<T*>(y), P, S, D);
+    cuda_check(cudaGetLastError(), "patch_embed");
+}
+
+}  // namespace
+
+void patch_embed_cuda(const int16_t* patches, const void* rows, const void* bias, void* y, int64_t P, int64_t S,
+                      int64_t D, int dtype, void* stream) {
+    if (P == 0 || D == 0) return;
+    const auto cuda_stream = static_cast<cudaStream_t>(stream);
+    if (dtype == 0) launch<float>(patches, rows, bias, y, P, S, D, cuda_stream);
+    if (dtype == 1) launch<__nv_bfloat16>(patches, rows, bias, y, P, S, D, cuda_stream);
+    if (dtype == 2) launch<__half>(patches, rows, bias, y, P, S, D, cuda_stream);
+}
+
+}  // namespace bgpt

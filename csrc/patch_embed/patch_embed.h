@@ -1,0 +1,31 @@
+// The one-hot patch projection as a gather-sum of S weight rows a patch.
+// Shape letters: P patches, S bytes a patch, D width, V = 257 tokens.
+#pragma once
+
+#include <cstdint>
+
+namespace bgpt {
+
+constexpr int64_t kVocab = 257;
+
+// Are all `count` tokens in 0..256?
+bool patches_in_range(const int16_t* patches, int64_t count);
+
+// y[p] = bias + sum over s of rows[257 s + patches[p, s]], added in the order of s. patches int16 [P, S],
+// rows [S * 257, D], bias [D], y [P, D]; T is float, or uint16_t holding bf16 (summed in float, rounded once).
+template <class T>
+void patch_embed(const int16_t* patches, const T* rows, const T* bias, T* y, int64_t P, int64_t S, int64_t D,
+                 int64_t threads);
+
+// rows[257 s + patches[p, s]] += dy[p], in the order of p for each row: the result does not depend on `threads`.
+void patch_embed_backward(const float* dy, const int16_t* patches, float* rows, int64_t P, int64_t S, int64_t D,
+                          int64_t threads);
+
+#ifdef BGPT_FAST_WITH_CUDA
+// The same on a GPU; dtype 0 float, 1 bf16, 2 fp16. A token outside 0..256 adds nothing. Throws std::runtime_error
+// when the launch fails.
+void patch_embed_cuda(const int16_t* patches, const void* rows, const void* bias, void* y, int64_t P, int64_t S,
+                      int64_t D, int dtype, void* stream);
+#endif
+
+}  // namespace bgpt

@@ -1,0 +1,65 @@
+#include "patches/patches.h"
+
+#include <algorithm>
+#include <limits>
+#include <stdexcept>
+
+#include "common/threads.h"
+
+namespace bgpt {
+namespace {
+
+constexpr int16_t kEop = 256;
+
+void widen(const uint8_t* bytes, int64_t count, int16_t* out) {
+    for (int64_t i = 0; i < count; ++i) out[i] = bytes[i];
+}
+
+// Patches [begin, end) of one document, counted from its extension patch.
+void pack_document(const Document& document, int64_t begin, int64_t end, int64_t S, int16_t* out) {
+    int16_t* const stop = out + (end - begin) * S;
+    if (begin == 0) {
+        widen(document.extension, document.extension_size, out);
+        std::fill(out + document.extension_size, out + S, kEop);
+        out += S;
+        begin = 1;
+    }
+    const int64_t from = std::min((begin - 1) * S, document.content_size);
+    const int64_t count = std::min(document.content_size - from, static_cast<int64_t>(stop - out));
+    widen(document.content + from, count, out);
+    std::fill(out + count, stop, kEop);
+}
+
+}  // namespace
+
+std::vector<int32_t> patch_offsets(const std::vector<Document>& documents, int64_t S) {
+    std::vector<int32_t> offsets{0};
+    offsets.reserve(documents.size() + 1);
+    int64_t total = 0;
+    for (const Document& document : documents) {
+        if (document.extension_size > S) throw std::invalid_argument("patches: an extension is longer than a patch");
+        const int64_t content_patches = document.content_size / S + (document.content_size % S != 0);
+        total += 1 + content_patches + document.end_of_file;
+        if (total > std::numeric_limits<int32_t>::max()) {
+            throw std::overflow_error("patches: more than 2147483647 patches in one batch; split it");
+        }
+        offsets.push_back(static_cast<int32_t>(total));
+    }
+    return offsets;
+}
+
+void pack_patches(const std::vector<Document>& documents, const std::vector<int32_t>& offsets, int64_t S, int16_t* out,
+                  int64_t threads) {
+    // Pieces are cut by patches, not by documents, so that one large file is shared too.
+    const int64_t least = std::max<int64_t>(1, (1 << 18) / S);
+    parallel_for(offsets.back(), threads, least, [&, S, out](int64_t begin, int64_t end) {
+        auto next = std::upper_bound(offsets.begin(), offsets.end(), begin);
+        for (int64_t b = next - offsets.begin() - 1; begin < end; ++b) {
+            const int64_t stop = std::min<int64_t>(end, offsets[b + 1]);
+            pack_document(documents[b], begin - offsets[b], stop - offsets[b], S, out + begin * S);
+            begin = stop;
+        }
+    });
+}
+
+}  // namespace bgpt

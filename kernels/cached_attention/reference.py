@@ -1,0 +1,23 @@
+"""cached_attention in plain torch.
+
+Shape letters: T new tokens, H heads, d channels a head, D = H·d, L positions a slot, B slots.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def cached_attention_reference(qkv: Tensor, keys: Tensor, values: Tensor, slots: Tensor, positions: Tensor) -> Tensor:
+    """Fills the cache with the new tokens, then attends from each to its slot's positions up to its own → [T, D]."""
+    _, H, d, L = keys.shape
+    q, k, v = qkv.view(-1, 3, H, d).unbind(1)
+    keys[slots, :, :, positions] = k
+    values[slots, :, positions] = v
+    scores = torch.einsum("thd,thdl->thl", q, keys[slots]) * d**-0.5
+    future = torch.arange(L, device=qkv.device) > positions[:, None]
+    weights = scores.masked_fill(future[:, None], -torch.inf).softmax(-1)
+    # Unused positions may hold anything, NaN included, which a weight of 0 would not silence.
+    seen = values[slots].masked_fill(future[:, None, :, None], 0.0)
+    return torch.einsum("thl,thld->thd", weights, seen).reshape(-1, H * d)

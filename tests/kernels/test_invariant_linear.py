@@ -1,0 +1,193 @@
+"""invariant_linear: right values, and a row's bits that nothing but the row decides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bgpt_fast.kernels.invariant_linear.op import invariant_linear
+from bgpt_fast.kernels.invariant_linear.reference import invariant_linear_reference
+
+# (M, K, N): one row, rows around the switch from streaming to tiles (16) and around a tile's rows (4, 6, 8); links
+# around the unrolling (4, 8) and the block (256); columns around vectors (8, 16), tiles (48) and blocks (480).
+SHAPES = [
+    (1, 1, 1),
+    (1, 9, 17),
+    (2, 8, 48),
+    (3, 257, 15),
+    (15, 5, 33),
+    (16, 64, 257),
+    (17, 256, 47),
+    (20, 300, 49),
+    (23, 255, 8),
+    (41, 513, 7),
+    (24, 3, 500),
+    (64, 96, 96),
+]
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def sample(M: int, K: int, N: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    stream = torch.Generator().manual_seed(seed)
+    x, weight, bias = (torch.randn(shape, generator=stream) for shape in ((M, K), (K, N), (N,)))
+    return x, weight, bias
+
+
+def in_order(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The promised order, link by link; in float64, exact for factors of few bits, then rounded once as FMA rounds."""
+    y = torch.zeros(x.shape[0], weight.shape[1]) if bias is None else bias.expand(x.shape[0], -1)
+    for block in torch.arange(x.shape[1]).split(256):
+        total = torch.zeros_like(y)
+        for k in block:
+            total = (total.double() + x[:, k, None].double() * weight[k].double()).float()
+        y = y + total
+    return y
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("isa", [0, 1, 2])
+def test_sums_in_the_promised_order(shape: tuple[int, int, int], isa: int) -> None:
+    x, weight, bias = (t.bfloat16().float() for t in sample(*shape))
+    torch.testing.assert_close(invariant_linear(x, weight, bias, isa=isa), in_order(x, weight, bias), rtol=0, atol=0)
+    torch.testing.assert_close(invariant_linear(x, weight, isa=isa), in_order(x, weight, None), rtol=0, atol=0)
+
+
+def test_another_order_is_noticed() -> None:
+    x, weight, bias = (t.bfloat16().float() for t in sample(4, 300, 32))
+    assert not torch.equal(invariant_linear(x, weight, bias), in_order(x.flip(1), weight.flip(0), bias))
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_instruction_sets_agree(shape: tuple[int, int, int], gelu: bool) -> None:
+    arguments = sample(*shape, seed=1)
+    portable = invariant_linear(*arguments, gelu=gelu, isa=0)
+    for isa in (1, 2):
+        torch.testing.assert_close(invariant_linear(*arguments, gelu=gelu, isa=isa), portable, rtol=0, atol=0)
+
+
+def rows_are_alone(linear: Callable[[Tensor, Tensor, Tensor], Tensor]) -> bool:
+    """Is each row the same in batches of several sizes and at every place?"""
+    x, weight, bias = sample(70, 288, 160, seed=2)
+    whole = linear(x, weight, bias)
+    singles = torch.cat([linear(x[m : m + 1], weight, bias) for m in range(len(x))])
+    same = torch.equal(whole, singles)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    same &= torch.equal(linear(x[order], weight, bias), whole[order])
+    for size in (2, 3, 7, 16, 17, 64):
+        same &= torch.equal(torch.cat([linear(part, weight, bias) for part in x.split(size)]), whole)
+    return same
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("isa", [1, 2])
+def test_rows_do_not_see_each_other(gelu: bool, threads: int, isa: int) -> None:
+    torch.set_num_threads(threads)
+    assert rows_are_alone(lambda x, weight, bias: invariant_linear(x, weight, bias, gelu=gelu, isa=isa))
+
+
+def test_rows_that_see_each_other_are_noticed() -> None:
+    def split_where_rows_are_few(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """The usual split-K: with few rows, the two halves of the sum run side by side."""
+        if len(x) > 4:
+            return invariant_linear(x, weight, bias)
+        half = x.shape[1] // 2
+        return invariant_linear(x[:, :half], weight[:half], bias) + invariant_linear(x[:, half:], weight[half:])
+
+    assert not rows_are_alone(split_where_rows_are_few)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 40])
+def test_threads_change_nothing(rows: int) -> None:
+    x, weight, bias = sample(rows, 512, 1100, seed=3)
+    torch.set_num_threads(1)
+    expected = invariant_linear(x, weight, bias, gelu=True)
+    for threads in (2, 3, 8):
+        torch.set_num_threads(threads)
+        torch.testing.assert_close(invariant_linear(x, weight, bias, gelu=True), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("shape", [*SHAPES, (4, 3072, 32), (32, 3072, 32)], ids=str)
+def test_error_is_at_most_twice_plain_float32(shape: tuple[int, int, int], gelu: bool) -> None:
+    x, weight, bias = sample(*shape, seed=4)
+    exact = invariant_linear_reference(x.double(), weight.double(), bias.double(), gelu)
+    plain = (invariant_linear_reference(x, weight, bias, gelu) - exact).abs().max()
+    floor = 4 * torch.finfo(torch.float32).eps * exact.abs().max()
+    assert (invariant_linear(x, weight, bias, gelu=gelu) - exact).abs().max() <= 2 * plain + floor
+
+
+def test_gelu_from_end_to_end_of_float32() -> None:
+    x = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor([0.0, 1e-30, -1e-30, 1e4, -1e4, 3e38, -3e38])])[:, None]
+    one = torch.ones(1, 1)
+    y = invariant_linear(x, one, gelu=True)
+    torch.testing.assert_close(y, F.gelu(x.double(), approximate="tanh").float(), rtol=1e-6, atol=2e-7)
+    assert invariant_linear(torch.tensor([[torch.inf]]), one, gelu=True).item() == torch.inf
+
+
+@pytest.mark.parametrize("rows", [1, 30])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_nan_and_infinity_stay_in_their_row(rows: int, value: float) -> None:
+    x, weight, bias = sample(rows, 20, 20, seed=5)
+    clean = invariant_linear(x, weight, bias)
+    x[0, 7] = value
+    y = invariant_linear(x, weight, bias)
+    assert not y[0].isfinite().any()
+    torch.testing.assert_close(y[1:], clean[1:], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("M", "K", "N"), [(0, 3, 4), (3, 0, 4), (3, 4, 0), (0, 0, 0), (20, 0, 60)])
+def test_empty(M: int, K: int, N: int) -> None:
+    x, weight, bias = sample(M, K, N)
+    torch.testing.assert_close(invariant_linear(x, weight, bias), x @ weight + bias)
+
+
+def test_any_strides() -> None:
+    x, weight, bias = sample(6, 10, 24, seed=6)
+    expected = invariant_linear(x, weight, bias)
+    same = {"rtol": 0, "atol": 0}
+    torch.testing.assert_close(invariant_linear(x.t().contiguous().t(), weight, bias), expected, **same)
+    torch.testing.assert_close(invariant_linear(x, weight.t().contiguous().t(), bias), expected, **same)
+    torch.testing.assert_close(invariant_linear(x, weight, torch.stack([bias, bias], 1)[:, 0]), expected, **same)
+    torch.testing.assert_close(invariant_linear(torch.cat([x, x], 1)[:, :10], weight, bias), expected, **same)
+    torch.testing.assert_close(invariant_linear(x[:1].expand(6, 10), weight, bias), expected[:1].expand(6, 24), **same)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(0, 3, 4), (1, 1, 1), (5, 7, 9), (18, 4, 3)], ids=str)
+def test_opcheck(shape: tuple[int, int, int], bias: bool) -> None:
+    x, weight, b = sample(*shape)
+    torch.library.opcheck(torch.ops.bgpt_fast.invariant_linear, (x, weight, b if bias else None, True, 2))
+
+
+def test_errors_name_what_is_wrong() -> None:
+    x, weight, bias = sample(2, 3, 4)
+    with pytest.raises(TypeError, match=r"x: expected a torch.*, got list"):
+        invariant_linear([1.0], weight)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="weight: expected dtype float32, got float64"):
+        invariant_linear(x, weight.double())
+    with pytest.raises(ValueError, match=r"weight: expected shape \[3, N\], got \[4, 3\]"):
+        invariant_linear(x, weight.t())
+    with pytest.raises(ValueError, match=r"bias: expected shape \[4\], got \[3\]"):
+        invariant_linear(x, weight, bias[:3])
+    with pytest.raises(ValueError, match=r"x: expected shape \[M, K\], got \[3\]"):
+        invariant_linear(x[0], weight)
+    with pytest.raises(ValueError, match="device"):
+        invariant_linear(x, weight.to("meta"))
+    with pytest.raises(ValueError, match="isa: expected 0"):
+        invariant_linear(x, weight, isa=3)
+    with pytest.raises(ValueError, match="call it under torch"):
+        invariant_linear(x, weight.requires_grad_())
+    with torch.no_grad():
+        torch.testing.assert_close(invariant_linear(x, weight, bias), x @ weight + bias)

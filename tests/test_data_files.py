@@ -1,0 +1,261 @@
+"""FileSource: order, packing, split, positions, and files that cannot be read."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import stat
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bgpt_fast.config import BGPTConfig
+from bgpt_fast.data import DataError, FileSource, Source
+from bgpt_fast.patches import PackedPatches
+
+CONFIG = BGPTConfig(patch_size=4, patch_length=16, hidden_size=8, patch_num_layers=1, byte_num_layers=1)
+FITS = (CONFIG.patch_length - 2) * CONFIG.patch_size
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """40 files of 1…56 bytes, two folders deep, each with content of its own."""
+    rng = np.random.default_rng(0)
+    for index in range(40):
+        path = tmp_path / "data" / f"d{index % 3}" / f"{index:03d}.bin"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes([index]) + rng.bytes(int(rng.integers(FITS))))
+    return tmp_path / "data"
+
+
+def _documents(batches: list[PackedPatches]) -> list[bytes]:
+    return [content for batch in batches for _, content in batch.to_bytes()]
+
+
+def _same(one: PackedPatches, other: PackedPatches) -> bool:
+    return torch.equal(one.patches, other.patches) and torch.equal(one.cu_seqlens, other.cu_seqlens)
+
+
+def _contents(source: FileSource) -> list[bytes]:
+    return [Path(path).read_bytes() for path in source.paths]
+
+
+def test_an_epoch_is_every_file_once_in_a_new_order(folder: Path) -> None:
+    source = FileSource(folder, CONFIG, 50, split="all")
+    assert isinstance(source, Source)
+    documents: list[bytes] = []
+    batches = []
+    while len(documents) < 80:
+        batches.append(source.next_batch())
+        documents += _documents(batches[-1:])
+    assert all(35 <= batch.num_patches <= 50 for batch in batches)
+    everything = sorted(_contents(source))
+    first, second = documents[:40], documents[40:80]
+    assert sorted(first) == sorted(second) == everything
+    assert first != second != everything != first
+
+
+def test_the_seed_decides_the_order(folder: Path) -> None:
+    one, same, other = (FileSource(folder, CONFIG, 50, seed=seed, split="all") for seed in (0, 0, 1))
+    batch = one.next_batch()
+    assert _same(batch, same.next_batch())
+    assert not _same(batch, other.next_batch())
+
+
+def test_one_pass_leaves_the_position_alone(folder: Path) -> None:
+    source = FileSource(folder, CONFIG, 50, split="all")
+    source.next_batch()
+    state = source.state_dict()
+    assert _documents(list(source.one_pass())) == _contents(source)
+    assert source.state_dict() == state
+
+
+@pytest.mark.parametrize("batches", [0, 1, 5, 11, 23])
+def test_positions_go_on_exactly(folder: Path, batches: int) -> None:
+    (folder / "long.bin").write_bytes(os.urandom(1000))
+    source = FileSource(folder, CONFIG, 50)
+    for _ in range(batches):
+        source.next_batch()
+    state = json.loads(json.dumps(source.state_dict()))
+    resumed = FileSource(folder, CONFIG, 50)
+    resumed.next_batch()
+    resumed.load_state_dict(state)
+    expected = [source.next_batch() for _ in range(12)]
+    assert all(_same(batch, resumed.next_batch()) for batch in expected)
+    fresh = FileSource(folder, CONFIG, 50)
+    assert batches == 0 or not _same(expected[0], fresh.next_batch())
+
+
+def test_changed_files_are_said(folder: Path) -> None:
+    source = FileSource(folder, CONFIG, 50)
+    source.next_batch()
+    state = source.state_dict()
+    (folder / "new.bin").write_bytes(b"new")
+    other = FileSource(folder, CONFIG, 50)
+    with pytest.warns(UserWarning, match="changed since"):
+        other.load_state_dict(state)
+    assert (other.state_dict()["epoch"], other.state_dict()["offset"]) == (1, 0)
+
+
+@pytest.mark.parametrize("split_by", ["path", "content"])
+def test_splits_never_overlap_and_depend_on_the_file_alone(folder: Path, tmp_path: Path, split_by: Any) -> None:
+    fields: dict[str, Any] = {"eval_share": 0.3, "split_by": split_by}
+    train = FileSource(folder, CONFIG, 50, split="train", **fields)
+    held_out = FileSource(folder, CONFIG, 50, split="eval", **fields)
+    assert sorted(train.paths + held_out.paths) == sorted(str(path) for path in folder.rglob("*.bin"))
+    assert 3 <= len(held_out) <= 25
+    before = {Path(path).name for path in held_out.paths}
+    for index in range(40, 60):
+        (folder / f"{index}.bin").write_bytes(bytes([index]) * 10)
+    moved = folder.rename(tmp_path / "elsewhere")
+    again = FileSource(moved, CONFIG, 50, split="eval", seed=9, **fields)
+    assert {Path(path).name for path in again.paths if "/d" in path} == before
+
+
+def test_copies_stay_on_one_side_when_split_by_content(tmp_path: Path) -> None:
+    for index in range(60):
+        for copy in "ab":
+            (tmp_path / f"{copy}{index}.bin").write_bytes(b"content %d" % index)
+    sides = {
+        split_by: [
+            {
+                Path(path).read_bytes()
+                for path in FileSource(tmp_path, CONFIG, 20, split=split, eval_share=0.5, split_by=split_by).paths
+            }  # type: ignore[arg-type]
+            for split in ("train", "eval")
+        ]
+        for split_by in ("path", "content")
+    }
+    assert not sides["content"][0] & sides["content"][1]
+    assert sides["path"][0] & sides["path"][1]
+
+
+def test_over_long_files_give_windows_in_training_and_their_head_in_a_pass(tmp_path: Path) -> None:
+    content = np.random.default_rng(0).bytes(4000)
+    (tmp_path / "long.bin").write_bytes(content)
+    source = FileSource(tmp_path, CONFIG, 16, split="all")
+    documents = _documents([source.next_batch() for _ in range(12)])
+    assert all(document in content for document in documents)
+    assert len(set(documents)) > 3
+    assert source.describe()["documents_cut"] == 12
+    (head,) = _documents(list(source.one_pass()))
+    assert content.startswith(head)
+    assert len(head) >= FITS
+
+
+def test_a_file_counts_once_however_it_is_reached(folder: Path) -> None:
+    path = folder / "d0" / "000.bin"
+    (folder / "link.bin").symlink_to(path)
+    os.link(path, folder / "hard.bin")
+    (folder / "loop").symlink_to(folder)
+    source = FileSource([folder, folder / "d0", path], CONFIG, 50, split="all")
+    assert len(source) == 40
+
+
+def test_what_cannot_be_read_is_counted_and_skipped(folder: Path) -> None:
+    (folder / "empty.bin").write_bytes(b"")
+    (folder / "dangling.bin").symlink_to(folder / "nowhere")
+    os.mkfifo(folder / "pipe.bin")
+    source = FileSource(folder, CONFIG, 50, split="all")
+    assert len(source) == 40
+    gone, swapped = (Path(path) for path in source.paths[:2])
+    gone.unlink()
+    swapped.unlink()
+    os.mkfifo(swapped)
+    documents = []
+    while source.state_dict()["epoch"] == 0:
+        documents += _documents([source.next_batch()])
+    assert max(Counter(documents[:38]).values()) == 1
+    description = json.loads(json.dumps(source.describe()))
+    assert description["skipped"] == {
+        "empty": 1, "vanished": 2, "not a regular file": 1, "changed while read, or no longer a file": 1,
+    }  # fmt: skip
+    assert len(description["warnings"]) == 5
+    assert any(str(gone) in warning for warning in description["warnings"])
+    assert len(_documents(list(source.one_pass()))) == 38
+
+
+def test_unreadable_files_are_skipped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = FileSource(folder, CONFIG, 50, split="all")
+    original = PackedPatches.from_files
+
+    def deny(paths: list[str], *args: Any, **kwargs: Any) -> PackedPatches:
+        if "/d1/" in paths[0]:
+            raise PermissionError(13, "Permission denied", paths[0])
+        return original(paths, *args, **kwargs)
+
+    monkeypatch.setattr(PackedPatches, "from_files", deny)
+    assert len(_documents(list(source.one_pass()))) == 27
+    assert source.describe()["skipped"] == {"unreadable": 13}
+
+
+def test_names_that_are_not_utf8_and_no_extensions(tmp_path: Path) -> None:
+    for name in (b"\xff\xfe.b\xffn", b"README", b".hidden", b"a.b.tar"):
+        with open(os.fsencode(tmp_path) + b"/" + name, "wb") as file:
+            file.write(name * 3)
+    source = FileSource(tmp_path, CONFIG, 16, split="all")
+    documents = _documents([source.next_batch() for _ in range(4)])
+    assert {b"README" * 3, b"\xff\xfe.b\xffn" * 3} <= set(documents)
+    assert source.state_dict() == FileSource(tmp_path, CONFIG, 16, split="all").state_dict() | source.state_dict()
+
+
+def test_growing_and_huge_sparse_files_take_bounded_memory(tmp_path: Path) -> None:
+    growing = tmp_path / "growing.log"
+    growing.write_bytes(b"ab")
+    with (tmp_path / "sparse.bin").open("wb") as file:
+        file.truncate(10 << 30)
+    source = FileSource(tmp_path, CONFIG, 18, split="all")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(20):
+        with growing.open("ab") as file:
+            file.write(b"more " * 7)
+        assert source.next_batch().num_patches <= 18
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 << 10
+    assert not source.describe()["skipped"]
+
+
+def test_nothing_to_read_is_named_before_the_first_step(tmp_path: Path, folder: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert stat.S_ISFIFO(os.stat(pipe).st_mode)
+    for paths, message in (
+        (empty, "found none"),
+        ([], "found none"),
+        (pipe, "not a regular file"),
+        (tmp_path / "nowhere", "No such file"),
+    ):
+        with pytest.raises(DataError, match=message):
+            FileSource(paths, CONFIG, 50)
+    with pytest.raises(DataError, match="fewer than one batch"):
+        FileSource(folder, CONFIG, 100_000)
+    with pytest.raises(DataError, match="eval split"):
+        FileSource(folder, CONFIG, 50, split="eval", eval_share=0.0)
+    (folder / "only.bin").write_bytes(b"x")
+    source = FileSource(folder / "only.bin", CONFIG, 16, split="eval", eval_share=1.0)
+    (folder / "only.bin").unlink()
+    with pytest.raises(DataError, match="none of the 1 files"):
+        source.next_batch()
+
+
+@pytest.mark.parametrize(
+    ("fields", "error"),
+    [
+        ({"patches_per_batch": 15}, ValueError),
+        ({"patches_per_batch": 16.0}, TypeError),
+        ({"seed": -1}, ValueError),
+        ({"split": "test"}, ValueError),
+        ({"eval_share": 1.5}, ValueError),
+        ({"split_by": "size"}, ValueError),
+        ({"config": None}, TypeError),
+    ],
+)
+def test_wrong_arguments_are_named(folder: Path, fields: dict[str, Any], error: type[Exception]) -> None:
+    with pytest.raises(error, match=next(iter(fields))):
+        FileSource(folder, **{"config": CONFIG, "patches_per_batch": 50, **fields})

@@ -1,0 +1,246 @@
+"""Checkpoint folders: order of writing, failing disks, damage, pointers, pruning."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bgpt_fast.config import BGPTConfig
+from bgpt_fast.model import BGPT
+from bgpt_fast.training import CheckpointDamagedError, CheckpointWriteError
+from bgpt_fast.training.checkpointing import Checkpoint, CheckpointStore
+
+SMALL = BGPTConfig(patch_size=2, patch_length=4, hidden_size=4, patch_num_layers=1, byte_num_layers=1, num_heads=1)
+
+
+def _checkpoint(step: int) -> Checkpoint:
+    torch.manual_seed(step)
+    weights = BGPT(SMALL).state_dict()
+    optimizer = {"a/exp_avg": torch.randn(5), "a/step": torch.tensor(float(step))}
+    return Checkpoint(
+        SMALL, weights, optimizer, {"torch": torch.get_rng_state()}, {"step": step, "source": {"at": step}}
+    )
+
+
+def _assert_same(one: Checkpoint, other: Checkpoint) -> None:
+    assert one.model_config == other.model_config
+    assert one.state == other.state
+    for mine, its in ((one.weights, other.weights), (one.optimizer, other.optimizer), (one.rng, other.rng)):
+        assert sorted(mine) == sorted(its)
+        assert all(torch.equal(mine[name], its[name]) for name in mine)
+
+
+def test_round_trip_and_from_pretrained(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "checkpoints")
+    assert store.load_latest() is None
+    folder = store.save(7, _checkpoint(7))
+    assert folder.name == "step-00000007"
+    found = store.load_latest()
+    assert found is not None
+    assert found[0] == 7
+    _assert_same(found[1], _checkpoint(7))
+    assert BGPT.from_pretrained(folder).config == SMALL
+
+
+def test_old_ones_go_and_the_best_stays(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep_last=2)
+    for step in range(1, 7):
+        store.save(step, _checkpoint(step), best=step == 2)
+    assert store.steps() == [2, 5, 6]
+    assert store.pointed("best") == 2
+    assert store.pointed("latest") == 6
+    assert not [entry for entry in tmp_path.iterdir() if entry.name.startswith(".")]
+
+
+def test_files_then_folder_then_pointer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    store = CheckpointStore(tmp_path)
+    store.save(1, _checkpoint(1))
+    real = {name: getattr(os, name) for name in ("fsync", "replace", "rename")}
+
+    def fsync(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        kind = "folder" if path.is_dir() else "file"
+        events.append(f"fsync {kind} {'in new' if '.step-' in str(path) else 'top'}")
+        real["fsync"](descriptor)
+
+    def renamed(name: str) -> Callable[..., None]:
+        def call(source: Any, target: Any, **kwargs: Any) -> None:
+            events.append(f"{name} {Path(target).name}")
+            real[name](source, target, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", renamed("replace"))
+    monkeypatch.setattr(os, "rename", renamed("rename"))
+    store.save(2, _checkpoint(2))
+    moved = events.index("rename step-00000002")
+    before, after = events[:moved], events[moved + 1 :]
+    assert before.count("fsync file in new") == 6
+    assert before[-1] == "fsync folder in new"
+    assert [event for event in before if "top" in event or "latest" in event] == []
+    assert after == ["fsync folder top", "fsync file top", "replace latest", "fsync folder top"]
+
+
+def test_every_system_call_fails_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_at = 0
+    calls = 0
+    failed: set[str] = set()
+
+    def failing(name: str) -> Callable[..., Any]:
+        original = getattr(os, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == fail_at:
+                failed.add(name)
+                raise OSError(28, "No space left on device")
+            return original(*args, **kwargs)
+
+        return call
+
+    for name in ("fsync", "replace", "rename", "chmod", "mkdir"):
+        monkeypatch.setattr(os, name, failing(name))
+    for fail_at in range(1, 200):
+        store = CheckpointStore(tmp_path / str(fail_at), keep_last=1)
+        calls = -1000
+        store.save(1, _checkpoint(1))
+        calls = 0
+        saved = False
+        with contextlib.suppress(CheckpointWriteError):
+            store.save(2, _checkpoint(2))
+            saved = True
+        if not saved:
+            _assert_same(store.load(1), _checkpoint(1))
+        injected, calls = calls >= fail_at, -1000
+        found = store.load_latest()
+        assert found is not None
+        _assert_same(found[1], _checkpoint(found[0]))
+        if not injected:
+            break
+    assert not injected
+    assert fail_at > 20
+    assert failed == {"fsync", "replace", "rename", "chmod", "mkdir"}
+    assert store.steps() == [2]
+
+
+@contextlib.contextmanager
+def _largest_file(size: int) -> Iterator[None]:
+    """Every write past `size` bytes fails, as on a full disk (EFBIG instead of ENOSPC; Python ignores SIGXFSZ)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_full_disk(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    folder = store.save(1, _checkpoint(1))
+    sizes = sorted(path.stat().st_size for path in folder.iterdir())
+    for size in [0, 1, *(limit - 1 for limit in sizes)]:
+        with _largest_file(size), pytest.raises(CheckpointWriteError, match="intact"):
+            store.save(2, _checkpoint(2))
+        assert store.steps() == [1]
+        assert not list(tmp_path.glob(".step-*"))
+    found = store.load_latest()
+    assert found is not None
+    _assert_same(found[1], _checkpoint(1))
+    with _largest_file(sizes[-1]):
+        store.save(2, _checkpoint(2))
+    assert store.pointed("latest") == 2
+
+
+def _flip(path: Path, bit: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(bit // 8)
+        (byte,) = file.read(1)
+        file.seek(bit // 8)
+        file.write(bytes([byte ^ 1 << bit % 8]))
+
+
+def test_bit_flips_and_truncation_are_refused(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    folder = store.save(3, _checkpoint(3))
+    files = sorted(path for path in folder.iterdir())
+    assert len(files) == 6
+    rng = np.random.default_rng(0)
+    for trial in range(1000):
+        path = files[trial % len(files)]
+        bit = int(rng.integers(8 * path.stat().st_size))
+        _flip(path, bit)
+        with pytest.raises(CheckpointDamagedError, match=path.name):
+            store.load(3)
+        _flip(path, bit)
+    for trial in range(200):
+        path = files[trial % len(files)]
+        whole = path.read_bytes()
+        path.write_bytes(whole[: int(rng.integers(len(whole)))])
+        with pytest.raises(CheckpointDamagedError, match=path.name):
+            store.load(3)
+        path.write_bytes(whole)
+    # What is whole again is not refused.
+    _assert_same(store.load(3), _checkpoint(3))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "manifest.json", "state.json"])
+def test_damaged_latest_falls_back_and_says_so(tmp_path: Path, name: str) -> None:
+    store = CheckpointStore(tmp_path)
+    store.save(1, _checkpoint(1))
+    path = store.save(2, _checkpoint(2)) / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.warns(UserWarning, match=rf"going on from step 1.*{name}"):
+        found = store.load_latest()
+    assert found is not None
+    _assert_same(found[1], _checkpoint(1))
+    # Going on from there writes the damaged step again.
+    store.save(2, _checkpoint(2))
+    _assert_same(store.load(2), _checkpoint(2))
+
+
+def test_nothing_intact_is_an_error(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    for step in (1, 2):
+        (store.save(step, _checkpoint(step)) / "optimizer.safetensors").unlink()
+    with pytest.raises(CheckpointDamagedError, match="no intact checkpoint"):
+        store.load_latest()
+
+
+@pytest.mark.parametrize("pointer", [b"", b"step-00000009\n", b"\xff\xfe", b"../../etc\n", None])
+def test_lost_pointer_means_the_newest(tmp_path: Path, pointer: bytes | None) -> None:
+    store = CheckpointStore(tmp_path)
+    for step in (1, 2):
+        store.save(step, _checkpoint(step))
+    if pointer is None:
+        (tmp_path / "latest").unlink()
+    else:
+        (tmp_path / "latest").write_bytes(pointer)
+    with pytest.warns(UserWarning, match="names no checkpoint"):
+        found = store.load_latest()
+    assert found is not None
+    assert found[0] == 2
+
+
+def test_leftovers_of_a_killed_save_are_ignored_and_removed(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    folder = store.save(1, _checkpoint(1))
+    shutil.copytree(folder, tmp_path / ".step-00000002.abc.part")
+    found = store.load_latest()
+    assert found is not None
+    assert found[0] == 1
+    store.save(2, _checkpoint(2))
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["latest", "step-00000001", "step-00000002"]
