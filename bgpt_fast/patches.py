@@ -357,10 +357,12 @@ def _read_part(path: PathLike, index: int, rule: _Rule) -> _Part:
             more = os.pread(descriptor, kept.stop - start, start)
             if not more:
                 raise PatchError(
-                    f"{label}: expected {status.st_size} bytes, but the file shrank to at most {start} while it was read"
+                    f"{label}: expected {status.st_size} bytes, got at most {start}: the file shrank while it was read"
                     "; read files that nobody writes"
                 )
             content += more
+        if not status.st_size and os.pread(descriptor, 1, 0):
+            raise PatchError(f"{label}: expected a file that knows its size, got 0 bytes of one that has more; copy it")
         return _Part(extension, content, status.st_size, kept.ends)
     finally:
         os.close(descriptor)

@@ -10,7 +10,6 @@
 #include <vector>
 
 #include "attention/cached_attention.h"
-#include "byte_attention/byte_attention.h"
 #include "common/cpu.h"
 #include "cpu_states/machine.h"
 #include "cpu_states/parallel_stream.h"
@@ -20,6 +19,7 @@
 #include "linear/invariant_linear.h"
 #include "patch_embed/patch_embed.h"
 #include "patches/patches.h"
+#include "short_attention/short_attention.h"
 
 namespace py = pybind11;
 
@@ -34,28 +34,34 @@ PYBIND11_MODULE(_C, m) {
 #endif
     m.def("best_isa", [] { return static_cast<int>(bgpt::best_isa()); });
 
-    // byte_attention
-    m.attr("byte_attention_max_patch_bytes") = bgpt::kMaxPatchBytes;
-    m.attr("byte_attention_max_head_width") = bgpt::kMaxHeadWidth;
-    m.def("byte_attention",
-          [](uintptr_t qkv, uintptr_t y, int64_t T, int64_t S, int64_t H, int64_t d, bool bf16, int64_t threads) {
-              py::gil_scoped_release release;
-              auto run = [&](auto* typed) {
-                  using X = std::remove_pointer_t<decltype(typed)>;
-                  bgpt::byte_attention(reinterpret_cast<const X*>(qkv), reinterpret_cast<X*>(y), T, S, H, d, threads);
-              };
-              bf16 ? run(static_cast<uint16_t*>(nullptr)) : run(static_cast<float*>(nullptr));
-          });
-    m.def("byte_attention_backward", [](uintptr_t dy, uintptr_t qkv, uintptr_t dqkv, int64_t T, int64_t S, int64_t H,
-                                        int64_t d, bool bf16, int64_t threads) {
+    // short_attention
+    m.attr("short_attention_max_length") = bgpt::kMaxShortSequence;
+    m.def("short_attention", [](uintptr_t q, uintptr_t k, uintptr_t v, int64_t stride, uintptr_t y, int64_t B,
+                                int64_t length, uintptr_t starts, int64_t H, int64_t d, bool bf16, int64_t threads) {
         py::gil_scoped_release release;
+        const bgpt::Sequences sequences{B, length, reinterpret_cast<const int32_t*>(starts)};
         auto run = [&](auto* typed) {
             using X = std::remove_pointer_t<decltype(typed)>;
-            bgpt::byte_attention_backward(reinterpret_cast<const X*>(dy), reinterpret_cast<const X*>(qkv),
-                                          reinterpret_cast<X*>(dqkv), T, S, H, d, threads);
+            const auto in = [](uintptr_t address) { return reinterpret_cast<const X*>(address); };
+            bgpt::short_attention(in(q), in(k), in(v), stride, reinterpret_cast<X*>(y), sequences, H, d, threads);
         };
         bf16 ? run(static_cast<uint16_t*>(nullptr)) : run(static_cast<float*>(nullptr));
     });
+    m.def("short_attention_backward",
+          [](uintptr_t dy, uintptr_t q, uintptr_t k, uintptr_t v, int64_t stride, uintptr_t dq, uintptr_t dk,
+             uintptr_t dv, int64_t dstride, int64_t B, int64_t length, uintptr_t starts, int64_t H, int64_t d,
+             bool bf16, int64_t threads) {
+              py::gil_scoped_release release;
+              const bgpt::Sequences sequences{B, length, reinterpret_cast<const int32_t*>(starts)};
+              auto run = [&](auto* typed) {
+                  using X = std::remove_pointer_t<decltype(typed)>;
+                  const auto in = [](uintptr_t address) { return reinterpret_cast<const X*>(address); };
+                  const auto out = [](uintptr_t address) { return reinterpret_cast<X*>(address); };
+                  bgpt::short_attention_backward(in(dy), in(q), in(k), in(v), stride, out(dq), out(dk), out(dv),
+                                                 dstride, sequences, H, d, threads);
+              };
+              bf16 ? run(static_cast<uint16_t*>(nullptr)) : run(static_cast<float*>(nullptr));
+          });
 
     // patch_embed
     m.def("patches_in_range", [](uintptr_t patches, int64_t count) {
@@ -146,9 +152,10 @@ PYBIND11_MODULE(_C, m) {
     }
     m.attr("cpu_states_instructions") = instructions;
     m.attr("cpu_states_faults") =
-        py::make_tuple("none", "opcode", "operand_missing", "operand_surplus", "register_range", "no_halt");
+        py::make_tuple("none", "opcode", "operand_missing", "operand_surplus", "register_range", "pc_range", "no_halt");
     py::class_<cpu::Options>(m, "CpuStatesOptions").def(py::init([](int32_t R, int32_t M, int32_t least, int32_t most) {
-        if (R < 1 || R > cpu::kMaxRegisters || least < 0 || most < least || std::max(most, 1) > M / cpu::kInstruction) {
+        if (R < 1 || R > cpu::kMaxRegisters || least < 0 || most < least || std::max(most, 1) > M / cpu::kInstruction ||
+            std::min(most, M / cpu::kInstruction - 1) > cpu::kMaxPc) {
             throw std::invalid_argument("CpuStatesOptions: out of range");
         }
         return cpu::Options{R, M, least, most};
@@ -176,14 +183,14 @@ PYBIND11_MODULE(_C, m) {
         cpu::write_selected(options, seed, reinterpret_cast<const int64_t*>(indices),
                             reinterpret_cast<const int64_t*>(offsets), count, reinterpret_cast<uint8_t*>(out), threads);
     });
-    m.def("cpu_states_check_program", [=](std::string_view program, int32_t R) {
-        const auto check = cpu::check_program(unsigned_bytes(program), static_cast<int64_t>(program.size()), R);
+    m.def("cpu_states_check_program", [=](std::string_view program, int32_t R, int64_t M) {
+        const auto check = cpu::check_program(unsigned_bytes(program), static_cast<int64_t>(program.size()), R, M);
         return py::make_tuple(check.instructions, static_cast<int>(check.fault));
     });
     m.def("cpu_states_run", [=](std::string_view memory, std::string_view values) {
         const int32_t R = static_cast<int32_t>(values.size()) - 1;
         const int32_t M = static_cast<int32_t>(memory.size());
-        const auto check = cpu::check_program(unsigned_bytes(memory), M, R);
+        const auto check = cpu::check_program(unsigned_bytes(memory), M, R, M);
         if (R < 1 || R > cpu::kMaxRegisters || check.fault != cpu::Fault::none) {
             throw std::invalid_argument("cpu_states_run: not a program");
         }
@@ -193,7 +200,8 @@ PYBIND11_MODULE(_C, m) {
         return py::bytes(reinterpret_cast<const char*>(states.data()), states.size());
     });
     m.def("cpu_states_disassemble", [=](std::string_view program, int32_t R, const std::string& separator) {
-        const auto check = cpu::check_program(unsigned_bytes(program), static_cast<int64_t>(program.size()), R);
+        const int64_t size = static_cast<int64_t>(program.size());
+        const auto check = cpu::check_program(unsigned_bytes(program), size, R, size);
         return cpu::disassemble(unsigned_bytes(program), check.instructions, separator);
     });
     m.def("cpu_states_find_invalid",

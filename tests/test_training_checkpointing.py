@@ -17,21 +17,19 @@ import torch
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.model import BGPT
 from bgpt_fast.training import CheckpointDamagedError, CheckpointWriteError
-from bgpt_fast.training.checkpointing import Checkpoint, CheckpointStore
+from bgpt_fast.training.checkpointing import CheckpointStore, RunState
 
 SMALL = BGPTConfig(patch_size=2, patch_length=4, hidden_size=4, patch_num_layers=1, byte_num_layers=1, num_heads=1)
 
 
-def _checkpoint(step: int) -> Checkpoint:
+def _checkpoint(step: int) -> RunState:
     torch.manual_seed(step)
     weights = BGPT(SMALL).state_dict()
     optimizer = {"a/exp_avg": torch.randn(5), "a/step": torch.tensor(float(step))}
-    return Checkpoint(
-        SMALL, weights, optimizer, {"torch": torch.get_rng_state()}, {"step": step, "source": {"at": step}}
-    )
+    return RunState(SMALL, weights, optimizer, {"torch": torch.get_rng_state()}, {"step": step, "source": {"at": step}})
 
 
-def _assert_same(one: Checkpoint, other: Checkpoint) -> None:
+def _assert_same(one: RunState, other: RunState) -> None:
     assert one.model_config == other.model_config
     assert one.state == other.state
     for mine, its in ((one.weights, other.weights), (one.optimizer, other.optimizer), (one.rng, other.rng)):

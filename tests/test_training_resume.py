@@ -37,10 +37,10 @@ def test_resumed_run_is_the_same_run(tmp_path: Path, optimizer: str, schedule: s
     for at in (5, 14):
         with pytest.raises(TrainingInterrupted):
             make_trainer(tmp_path / "resumed", _send(signal.SIGTERM, at), **fields).train()
-    torch.rand(3)
     resumed = make_trainer(tmp_path / "resumed", **fields)
     assert resumed.resumed
     assert resumed.step == 8
+    torch.rand(3)
     resumed.train()
     assert fingerprint(resumed) == fingerprint(straight)
     assert losses(tmp_path / "resumed") == losses(tmp_path / "straight")
@@ -58,7 +58,7 @@ def test_each_part_of_the_state_counts(tmp_path: Path, forgotten: str) -> None:
         for optimizer in resumed._optimizers._all():
             optimizer.state.clear()
     elif forgotten == "rng":
-        torch.manual_seed(0)
+        resumed._rng = {}
     else:
         resumed.source.load_state_dict({"position": 0})
     resumed.train()
@@ -226,3 +226,19 @@ def test_long_runs_hold_on_to_nothing(tmp_path: Path, steps: int) -> None:
         centred = positions - positions.mean()
         slope = float((centred * (kilobytes - kilobytes.mean())).sum() / (centred**2).sum())
         assert slope * 1000 < 1024
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_gpu_runs_train_and_resume(tmp_path: Path, optimizer: str) -> None:
+    """Not yet run on a GPU."""
+    fields: dict[str, Any] = {**HARD, "optimizer": optimizer, "precision": "bf16", "device": "cuda"}
+    with pytest.raises(TrainingInterrupted):
+        make_trainer(tmp_path, _send(signal.SIGTERM, 9), **fields).train()
+    stopped = torch.cuda.get_rng_state()
+    resumed = make_trainer(tmp_path, **fields)
+    assert torch.equal(resumed._rng["cuda"], stopped)
+    result = resumed.train()
+    assert result.steps == 12
+    assert result.loss < losses(tmp_path)[0][1]

@@ -43,7 +43,7 @@ class CheckpointWriteError(OSError):
 
 
 @dataclass
-class Checkpoint:
+class RunState:
     """All that a run needs to go on.
 
     Args:
@@ -86,7 +86,7 @@ class CheckpointStore:
         names = (_FOLDER.fullmatch(entry.name) for entry in self.folder.iterdir() if entry.is_dir())
         return sorted(int(name[1]) for name in names if name)
 
-    def save(self, step: int, checkpoint: Checkpoint, *, best: bool = False) -> Path:
+    def save(self, step: int, checkpoint: RunState, *, best: bool = False) -> Path:
         """Writes a checkpoint, then points `latest` (and `best`) at it, then deletes the ones no longer kept.
 
         Raises:
@@ -115,7 +115,7 @@ class CheckpointStore:
         self._prune()
         return target
 
-    def load(self, step: int) -> Checkpoint:
+    def load(self, step: int) -> RunState:
         """Reads the checkpoint of `step` after checking it against its manifest; tensors are on the CPU.
 
         Raises:
@@ -125,7 +125,7 @@ class CheckpointStore:
         _verify(folder)
         try:
             model_config, weights = load_weights(folder)
-            return Checkpoint(
+            return RunState(
                 model_config,
                 weights,
                 safetensors.torch.load_file(folder / "optimizer.safetensors"),
@@ -135,7 +135,7 @@ class CheckpointStore:
         except (OSError, ValueError, safetensors.SafetensorError) as error:
             raise CheckpointDamagedError(f"{folder}: {error}") from error
 
-    def load_latest(self) -> tuple[int, Checkpoint] | None:
+    def load_latest(self) -> tuple[int, RunState] | None:
         """The newest intact checkpoint and its step; None where the run has none.
 
         `latest` is tried first, then the other folders from the newest on; each damaged one is named in a warning.
@@ -209,7 +209,7 @@ class CheckpointStore:
             shutil.rmtree(entry, ignore_errors=True)
 
 
-def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
+def _write_files(folder: Path, checkpoint: RunState) -> None:
     save_weights(folder, checkpoint.model_config, checkpoint.weights)
     for name, tensors in (("optimizer", checkpoint.optimizer), ("rng", checkpoint.rng)):
         with atomic_write(folder / f"{name}.safetensors") as file:

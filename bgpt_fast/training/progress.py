@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -101,7 +102,9 @@ class TrainProgress:
         )
 
     def _smooth(self, name: str, value: float) -> float:
-        self._shown[name] = value if name not in self._shown else 0.95 * self._shown[name] + 0.05 * value
+        self._shown[name] = (
+            value if not math.isfinite(self._shown.get(name, math.nan)) else 0.95 * self._shown[name] + 0.05 * value
+        )
         return self._shown[name]
 
 

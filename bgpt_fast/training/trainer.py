@@ -22,7 +22,7 @@ from bgpt_fast.files import write_json
 from bgpt_fast.metrics import BitsPerByte
 from bgpt_fast.model import BGPT
 from bgpt_fast.patches import PackedPatches
-from bgpt_fast.training.checkpointing import Checkpoint, CheckpointStore
+from bgpt_fast.training.checkpointing import CheckpointStore, RunState
 from bgpt_fast.training.config import TrainConfig
 from bgpt_fast.training.errors import NonFiniteLossError, TrainingInterrupted
 from bgpt_fast.training.interrupts import Interrupts, StopEvaluation
@@ -69,8 +69,8 @@ class Trainer:
         model: trained in place; moved to the config's device.
         source: batches; its position is part of every checkpoint.
         config: see `TrainConfig`.
-        run_dir: the run's folder: `run.json`, `log.jsonl`, `checkpoints/`. Made if missing; if it holds checkpoints, the
-            run goes on from the latest intact one.
+        run_dir: the run's folder: `run.json`, `log.jsonl`, `checkpoints/`. Made if missing; if it holds checkpoints,
+            the run goes on from the latest intact one.
         evaluate: called with the model in evaluation mode, under no_grad and with a random state of its own; returns
             figures for the log.
         show_progress: whether to show a bar, or lines where standard error is no terminal.
@@ -110,7 +110,7 @@ class Trainer:
         self._last_step_seconds = 0.0
         self._log = RunLog(self.run_dir / "log.jsonl")
         self._optimizers = Optimizers(model.named_parameters(), config)
-        torch.manual_seed(config.seed)
+        self._rng: dict[str, Tensor] = {}
         self._resume()
 
     @property
@@ -128,6 +128,7 @@ class Trainer:
             DataError: the source cannot go on.
         """
         self._started = time.monotonic() - self.seconds
+        self._restore_rng()
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self._describe()
         self._log.open_at(self.step, self._evaluated_step)
@@ -301,12 +302,21 @@ class Trainer:
         self._best = value
         return True
 
+    def _restore_rng(self) -> None:
+        # At the start of training, not before: whatever was drawn since, such as another model's weights, is no matter.
+        if not self._rng:
+            torch.manual_seed(self.config.seed)
+            return
+        torch.set_rng_state(self._rng["torch"])
+        if self.device.type == "cuda" and "cuda" in self._rng:
+            torch.cuda.set_rng_state(self._rng["cuda"], self.device)
+
     def _save(self, is_best: bool) -> None:
         if self._saved_step == self.step and not is_best:
             return
-        rng = {"torch": torch.get_rng_state()}
+        self._rng = {"torch": torch.get_rng_state()}
         if self.device.type == "cuda":
-            rng["cuda"] = torch.cuda.get_rng_state(self.device)
+            self._rng["cuda"] = torch.cuda.get_rng_state(self.device)
         state = {
             "step": self.step,
             "seconds": self.seconds,
@@ -321,7 +331,7 @@ class Trainer:
         self._log.sync()
         self.store.save(
             self.step,
-            Checkpoint(self.model.config, self.model.state_dict(), self._optimizers.state_tensors(), rng, state),
+            RunState(self.model.config, self.model.state_dict(), self._optimizers.state_tensors(), self._rng, state),
             best=is_best,
         )
         self._saved_step = self.step
@@ -345,9 +355,7 @@ class Trainer:
         self.model.load_state_dict(checkpoint.weights)
         self._optimizers.load_state_tensors(checkpoint.optimizer)
         self.source.load_state_dict(state["source"])
-        torch.set_rng_state(checkpoint.rng["torch"])
-        if self.device.type == "cuda" and "cuda" in checkpoint.rng:
-            torch.cuda.set_rng_state(checkpoint.rng["cuda"], self.device)
+        self._rng = checkpoint.rng
         self.step = step
         self.seconds = state["seconds"]
         self._last_step_seconds = state["last_step_seconds"]

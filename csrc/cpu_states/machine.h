@@ -45,6 +45,7 @@ constexpr int32_t kOpcodes = 21;
 constexpr int32_t kInstruction = 4;     // bytes
 constexpr int32_t kStateHeader = 6;     // PC, ACC, IR
 constexpr int32_t kMaxRegisters = 255;  // an operand is one byte, and 0 is "absent"
+constexpr int32_t kMaxPc = 255;         // PC is one byte of a state
 
 BGPT_HOST_DEVICE constexpr int32_t min_operands(int32_t op) { return op <= NOT ? 0 : op == MOV ? 2 : 1; }
 
@@ -71,7 +72,7 @@ struct Options {
     }
 };
 
-enum class Fault : int32_t { none, opcode, operand_missing, operand_surplus, register_range, no_halt };
+enum class Fault : int32_t { none, opcode, operand_missing, operand_surplus, register_range, pc_range, no_halt };
 
 // Is `ir` an instruction that the machine can execute? An operand that is absent is 0, and so are those after it.
 BGPT_HOST_DEVICE inline Fault check_instruction(const uint8_t* ir, int32_t num_registers) {
@@ -89,14 +90,18 @@ BGPT_HOST_DEVICE inline Fault check_instruction(const uint8_t* ir, int32_t num_r
 }
 
 // The instructions of a program up to its first HLT, which counts; or what is wrong with instruction `instructions`.
+// `program` has `size` bytes, and runs in a memory of `memory_size`, which are at least as many.
 struct ProgramCheck {
     int64_t instructions;
     Fault fault;
 };
 
-BGPT_HOST_DEVICE inline ProgramCheck check_program(const uint8_t* program, int64_t size, int32_t num_registers) {
+BGPT_HOST_DEVICE inline ProgramCheck check_program(const uint8_t* program, int64_t size, int32_t num_registers,
+                                                   int64_t memory_size) {
     int64_t i = 0;
     for (; (i + 1) * kInstruction <= size; ++i) {
+        // Fetching instruction i moves PC to i + 1, unless that is past the memory.
+        if (i + 1 > kMaxPc && memory_size / kInstruction - 1 > kMaxPc) return {i, Fault::pc_range};
         const Fault fault = check_instruction(program + i * kInstruction, num_registers);
         if (fault != Fault::none) return {i, fault};
         if (program[i * kInstruction] == HLT) return {i + 1, Fault::none};

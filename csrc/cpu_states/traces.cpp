@@ -16,7 +16,7 @@ constexpr int64_t kPiece = 64;  // traces worth a thread
 bool is_valid(const uint8_t* trace, int64_t size, int32_t num_registers, int32_t memory_size,
               std::vector<uint8_t>& states) {
     if (size < memory_size) return false;
-    const ProgramCheck check = check_program(trace, memory_size, num_registers);
+    const ProgramCheck check = check_program(trace, memory_size, num_registers, memory_size);
     if (check.fault != Fault::none) return false;
     if (size != trace_size(num_registers, memory_size, check.instructions)) return false;
     const uint8_t* const given = trace + memory_size;
@@ -51,7 +51,8 @@ void hash_programs(const uint8_t* data, const int64_t* offsets, int64_t count, i
     parallel_for(count, threads, kPiece, [=](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
             const uint8_t* const memory = data + offsets[i];
-            hashes[i] = program_hash(memory, check_program(memory, memory_size, num_registers).instructions);
+            hashes[i] =
+                program_hash(memory, check_program(memory, memory_size, num_registers, memory_size).instructions);
         }
     });
 }

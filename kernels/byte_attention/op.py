@@ -21,9 +21,9 @@ _library.define("byte_attention_backward(Tensor dy, Tensor qkv) -> Tensor")
 def byte_attention(qkv: Tensor) -> Tensor:
     """Causal multi-head attention within each patch, softmax(q kᵀ / √d) v.
 
-    On the CPU in float32 and bfloat16 it is one pass in C++ (bfloat16 is computed in float32 and rounded once); a patch's
-    result does not depend on the other patches or on the number of threads. Elsewhere it is plain torch: there is no GPU
-    kernel of its own yet.
+    On the CPU in float32 and bfloat16 it is one pass in C++ (bfloat16 is computed in float32 and rounded once), where a
+    patch's result does not depend on the other patches or on the number of threads. Elsewhere it is plain torch: there
+    is no GPU kernel yet.
 
     Args:
         qkv: float [T, S, 3, H, d], as the fused projection writes it; any strides.
@@ -54,8 +54,7 @@ def _backward_reference(dy: Tensor, qkv: Tensor) -> Tensor:
 
 
 def _has_kernel(qkv: Tensor) -> bool:
-    fits = qkv.shape[1] <= _C.byte_attention_max_patch_bytes and qkv.shape[4] <= _C.byte_attention_max_head_width
-    return fits and qkv.dtype in (torch.float32, torch.bfloat16)
+    return qkv.shape[1] <= _C.short_attention_max_length and qkv.dtype in (torch.float32, torch.bfloat16)
 
 
 def _forward_cpu(qkv: Tensor) -> Tensor:
@@ -64,7 +63,9 @@ def _forward_cpu(qkv: Tensor) -> Tensor:
     qkv = qkv.contiguous()
     T, S, _, H, d = qkv.shape
     y = torch.empty(T, S, H, d, dtype=qkv.dtype)
-    _C.byte_attention(qkv.data_ptr(), y.data_ptr(), T, S, H, d, qkv.dtype == torch.bfloat16, torch.get_num_threads())
+    q, k, v = (part.data_ptr() for part in qkv.unbind(2))
+    is_bf16, threads = qkv.dtype == torch.bfloat16, torch.get_num_threads()
+    _C.short_attention(q, k, v, 3 * H * d, y.data_ptr(), T, S, 0, H, d, is_bf16, threads)
     return y
 
 
@@ -72,19 +73,12 @@ def _backward_cpu(dy: Tensor, qkv: Tensor) -> Tensor:
     if not _has_kernel(qkv):
         return _backward_reference(dy, qkv)
     dy, qkv = dy.contiguous(), qkv.contiguous()
-    dqkv = torch.empty_like(qkv)
     T, S, _, H, d = qkv.shape
-    _C.byte_attention_backward(
-        dy.data_ptr(),
-        qkv.data_ptr(),
-        dqkv.data_ptr(),
-        T,
-        S,
-        H,
-        d,
-        qkv.dtype == torch.bfloat16,
-        torch.get_num_threads(),
-    )
+    dqkv = torch.empty_like(qkv)
+    q, k, v = (part.data_ptr() for part in qkv.unbind(2))
+    dq, dk, dv = (part.data_ptr() for part in dqkv.unbind(2))
+    stride, is_bf16, threads = 3 * H * d, qkv.dtype == torch.bfloat16, torch.get_num_threads()
+    _C.short_attention_backward(dy.data_ptr(), q, k, v, stride, dq, dk, dv, stride, T, S, 0, H, d, is_bf16, threads)
     return dqkv
 
 

@@ -1,8 +1,9 @@
 """patch_attention: causal attention within each of the documents that lie end to end in one packed batch.
 
 The one seam between the engine and attention libraries. Half-precision tensors on an NVIDIA GPU go to torch's built-in
-FlashAttention for packed sequences (`varlen_attn`; not yet run on a GPU); everything else to SDPA, over groups of
-documents of about equal length: with causal attention, padding at a document's end is never seen by its real patches.
+FlashAttention for packed sequences (`varlen_attn`; not yet run on a GPU). On the CPU, batches of short documents go to
+the C++ kernel that the byte decoder uses too. Everything else goes to SDPA, over groups of documents of about equal
+length: with causal attention, padding at a document's end is never seen by its real patches.
 
 Shape letters: P patches, H heads, d channels a head, B documents.
 """
@@ -15,8 +16,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bgpt_fast import _C
 from bgpt_fast.kernels.common.checks import check_tensor
 
+_library = torch.library.Library("bgpt_fast", "FRAGMENT")
+_library.define("short_documents_attention(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, int max_seqlen) -> Tensor")
+_library.define(
+    "short_documents_attention_backward(Tensor dy, Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, int max_seqlen)"
+    " -> (Tensor, Tensor, Tensor)"
+)
 _PADDING = 1.25  # a group's longest document may be this many times its shortest
 
 
@@ -35,7 +43,7 @@ def patch_attention(
         float [P, H, d].
 
     Raises:
-        TypeError, ValueError: a wrong dtype, shape or device.
+        TypeError, ValueError: a wrong dtype, shape or device, or lengths that do not fit.
 
     Source: arXiv 2402.19155, section 3; the packed layout is FlashAttention's (arXiv 2205.14135).
     """
@@ -45,6 +53,9 @@ def patch_attention(
     check_tensor("patch_attention", "cu_seqlens", cu_seqlens, dtypes=(torch.int32,), shape=("B+1",), device=q.device)
     if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and dropout == 0.0:
         return _varlen_flash(q, k, v, cu_seqlens, max_seqlen)
+    is_short = 0 < max_seqlen <= _C.short_attention_max_length and dropout == 0.0
+    if is_short and not q.is_cuda and q.dtype in (torch.float32, torch.bfloat16):
+        return torch.ops.bgpt_fast.short_documents_attention(q, k, v, cu_seqlens, max_seqlen)
     return _grouped_sdpa(q, k, v, cu_seqlens, dropout)
 
 
@@ -89,8 +100,103 @@ def _grouped_sdpa(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, dropout: 
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-    """SDPA on [B, L, H, d]."""
+    """SDPA on [B, L, H, d]. On the CPU in float32, which is faster there than bfloat16, and more exact."""
+    dtype = q.dtype
+    if not q.is_cuda and dtype in (torch.bfloat16, torch.float16):
+        q, k, v = q.float(), k.float(), v.float()
     y = F.scaled_dot_product_attention(
         q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True, dropout_p=dropout
     )
-    return y.transpose(1, 2)
+    return y.transpose(1, 2).to(dtype)
+
+
+def _rows(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k, v with one distance between rows and [H, d] contiguous in each, as views where they are so already."""
+    _, H, d = q.shape
+    fit = all(t.stride(2) == 1 and t.stride(1) == d and t.stride(0) == q.stride(0) for t in (q, k, v))
+    return (q, k, v) if fit and q.stride(0) >= H * d else (q.contiguous(), k.contiguous(), v.contiguous())
+
+
+def _check_lengths(cu_seqlens: Tensor, max_seqlen: int, P: int) -> None:
+    """What keeps the C++ within its memory."""
+    lengths = cu_seqlens.diff()
+    ends_fit = len(cu_seqlens) > 0 and int(cu_seqlens[0]) == 0 and int(cu_seqlens[-1]) == P
+    if not ends_fit or (len(lengths) and not 0 <= int(lengths.min()) <= int(lengths.max()) <= max_seqlen):
+        raise ValueError(
+            f"patch_attention: cu_seqlens: expected to rise from 0 to {P} in steps of at most max_seqlen {max_seqlen}, "
+            f"got {cu_seqlens.tolist()[:8]}…"
+        )
+
+
+def _short_documents(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+    P, H, d = q.shape
+    _check_lengths(cu_seqlens, max_seqlen, P)
+    q, k, v = _rows(q, k, v)
+    cu_seqlens = cu_seqlens.contiguous()
+    y = torch.empty(P, H, d, dtype=q.dtype)
+    _C.short_attention(
+        q.data_ptr(),
+        k.data_ptr(),
+        v.data_ptr(),
+        q.stride(0),
+        y.data_ptr(),
+        len(cu_seqlens) - 1,
+        max_seqlen,
+        cu_seqlens.data_ptr(),
+        H,
+        d,
+        q.dtype == torch.bfloat16,
+        torch.get_num_threads(),
+    )
+    return y
+
+
+def _short_documents_backward(
+    dy: Tensor, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    P, H, d = q.shape
+    _check_lengths(cu_seqlens, max_seqlen, P)
+    q, k, v = _rows(q, k, v)
+    dy, cu_seqlens = dy.contiguous(), cu_seqlens.contiguous()
+    dq, dk, dv = (torch.empty(P, H, d, dtype=q.dtype) for _ in range(3))
+    _C.short_attention_backward(
+        dy.data_ptr(),
+        q.data_ptr(),
+        k.data_ptr(),
+        v.data_ptr(),
+        q.stride(0),
+        dq.data_ptr(),
+        dk.data_ptr(),
+        dv.data_ptr(),
+        H * d,
+        len(cu_seqlens) - 1,
+        max_seqlen,
+        cu_seqlens.data_ptr(),
+        H,
+        d,
+        q.dtype == torch.bfloat16,
+        torch.get_num_threads(),
+    )
+    return dq, dk, dv
+
+
+def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    *tensors, ctx.max_seqlen = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx, dy: Tensor):  # type: ignore[no-untyped-def]
+    backward = torch.ops.bgpt_fast.short_documents_attention_backward
+    return *backward(dy, *ctx.saved_tensors, ctx.max_seqlen), None, None
+
+
+_library.impl("short_documents_attention", _short_documents, "CPU")
+_library.impl("short_documents_attention_backward", _short_documents_backward, "CPU")
+torch.library.register_fake(
+    "bgpt_fast::short_documents_attention", lambda q, k, v, cu_seqlens, max_seqlen: q.new_empty(q.shape)
+)
+torch.library.register_fake(
+    "bgpt_fast::short_documents_attention_backward",
+    lambda dy, q, k, v, cu_seqlens, max_seqlen: tuple(q.new_empty(q.shape) for _ in range(3)),
+)
+torch.library.register_autograd("bgpt_fast::short_documents_attention", _backward, setup_context=_setup_context)

@@ -11,8 +11,10 @@ from bgpt_fast.kernels.patch_attention.reference import patch_attention_referenc
 
 LENGTHS = {
     "one": [1],
-    "equal": [7, 7, 7],
-    "mixed": [2, 31, 3, 17, 16, 257, 1, 20, 5],
+    "equal and short": [7, 7, 7],
+    "mixed and short": [2, 31, 3, 17, 16, 64, 1, 8],
+    "equal and long": [70, 70],
+    "mixed and long": [2, 31, 3, 17, 16, 257, 1, 20, 5],
     "long after short": [1, 300],
 }
 
@@ -46,6 +48,47 @@ def test_views_of_one_projection() -> None:
     torch.testing.assert_close(y, patch_attention_reference(q, k, v, cu_seqlens), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["mixed and short", "mixed and long"])
+def test_bf16_error_at_most_twice_the_plain_versions(name: str) -> None:
+    q, k, v, cu_seqlens, longest = sample(LENGTHS[name], heads=2, width=16)
+    half = [t.detach().bfloat16().requires_grad_() for t in (q, k, v)]
+    exact = [t.detach().double().requires_grad_() for t in half]
+    plain = [t.detach().requires_grad_() for t in half]
+    dy = torch.randn(q.shape, generator=torch.Generator().manual_seed(2)).bfloat16()
+    expected = patch_attention_reference(*exact, cu_seqlens)
+    wanted = [expected, *torch.autograd.grad(expected, exact, dy.double())]
+    by_plain = patch_attention_reference(*plain, cu_seqlens)
+    of_plain = [by_plain, *torch.autograd.grad(by_plain, plain, dy)]
+    y = patch_attention(*half, cu_seqlens, longest)
+    ours = [y, *torch.autograd.grad(y, half, dy)]
+    for got, same, want in zip(ours, of_plain, wanted, strict=True):
+        assert got.dtype == torch.bfloat16
+        assert (got - want).abs().max() <= 2 * (same - want).abs().max() + 2**-8
+
+
+def test_registration() -> None:
+    op = torch.ops.bgpt_fast.short_documents_attention.default
+    for lengths in ([1], [7, 7], [2, 31, 3, 64]):
+        q, k, v, cu_seqlens, longest = sample(lengths)
+        torch.library.opcheck(op, (q, k, v, cu_seqlens, longest))
+
+
+def test_gradcheck_of_short_documents_in_float64_goes_through_sdpa() -> None:
+    q, k, v, cu_seqlens, longest = sample([3, 5], heads=1, width=4)
+    inputs = tuple(t.detach().double().requires_grad_() for t in (q, k, v))
+    assert torch.autograd.gradcheck(lambda *t: patch_attention(*t, cu_seqlens, longest), inputs, fast_mode=True)
+
+
+def test_extreme_scores_and_nan_as_in_plain_torch() -> None:
+    q, k, v, cu_seqlens, longest = sample([5, 9])
+    with torch.no_grad():
+        q *= 1e4
+        v[0] = torch.inf
+        k[7] = torch.nan
+    y = patch_attention(q, k, v, cu_seqlens, longest)
+    torch.testing.assert_close(y, patch_attention_reference(q, k, v, cu_seqlens), rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
 def test_the_comparison_sees_one_key_too_many() -> None:
     """The negative control: attention that ignores the documents' borders is told apart."""
     q, k, v, cu_seqlens, longest = sample([4, 9])
@@ -68,6 +111,8 @@ def test_wrong_arguments_are_named() -> None:
         r"v: expected shape \[7, 3, 8\]": (q, k, v[:5], cu_seqlens),
         "cu_seqlens: expected dtype int32, got int64": (q, k, v, cu_seqlens.long()),
         "expected device cpu": (q, k.to("meta"), v, cu_seqlens),
+        "expected to rise from 0 to 7": (q, k, v, cu_seqlens + 1),
+        "in steps of at most max_seqlen 4": (q, k, v, torch.tensor([0, 1, 7], dtype=torch.int32)),
     }
     for message, arguments in bad.items():
         with pytest.raises((TypeError, ValueError), match=message):

@@ -1,6 +1,7 @@
-// One patch and head at a time, in float buffers that stay in the first-level cache. Every inner loop runs over keys or
-// over channels with no sum across lanes, so that the compiler vectorises it and each result has one order of addition.
-#include "byte_attention/byte_attention.h"
+// One sequence and head at a time, in float buffers that stay in the first-level cache. Every inner loop runs over keys
+// or over channels with no sum across lanes, so that the compiler vectorises it and each result has one order of
+// addition.
+#include "short_attention/short_attention.h"
 
 #include <bit>
 #include <cmath>
@@ -78,7 +79,7 @@ template <int64_t kS>
 BGPT_INLINE void times_transposed(const float* __restrict x, const float* __restrict xt, int64_t S_, int64_t d,
                                   float* __restrict out) {
     const int64_t S = kS ? kS : S_;
-    float sum[kS ? kS : kMaxPatchBytes] = {};
+    float sum[kS ? kS : kMaxShortSequence] = {};
     for (int64_t c = 0; c < d; ++c) {
         for (int64_t j = 0; j < S; ++j) sum[j] += x[c] * xt[c * S + j];
     }
@@ -155,76 +156,92 @@ BGPT_INLINE void backward(Buffers& b, int64_t S_, int64_t d_) {
 BGPT_INLINE void forward_sizes(Buffers& b, int64_t S, int64_t d) { BGPT_FOR_SIZES(forward); }
 BGPT_INLINE void backward_sizes(Buffers& b, int64_t S, int64_t d) { BGPT_FOR_SIZES(backward); }
 
-// One patch and head; `stride` is the distance of a patch's rows in qkv, 3 H d.
+// One sequence of S rows and one head.
 template <class X>
-BGPT_INLINE void forward_item(Buffers& b, const X* qkv, X* y, int64_t S, int64_t H, int64_t d) {
-    const int64_t stride = 3 * H * d;
-    load(qkv, stride, S, d, b.q.data(), 1.0f / std::sqrt(static_cast<float>(d)));
-    load(qkv + H * d, stride, S, d, b.k.data(), 1.0f);
-    load(qkv + 2 * H * d, stride, S, d, b.v.data(), 1.0f);
+BGPT_INLINE void forward_item(Buffers& b, const X* q, const X* k, const X* v, int64_t stride, X* y, int64_t S,
+                              int64_t H, int64_t d) {
+    load(q, stride, S, d, b.q.data(), 1.0f / std::sqrt(static_cast<float>(d)));
+    load(k, stride, S, d, b.k.data(), 1.0f);
+    load(v, stride, S, d, b.v.data(), 1.0f);
     forward_sizes(b, S, d);
     unload(b.y.data(), H * d, S, d, y, 1.0f);
 }
 
 template <class X>
-BGPT_INLINE void backward_item(Buffers& b, const X* dy, const X* qkv, X* dqkv, int64_t S, int64_t H, int64_t d) {
-    const int64_t stride = 3 * H * d;
+BGPT_INLINE void backward_item(Buffers& b, const X* dy, const X* q, const X* k, const X* v, int64_t stride, X* dq,
+                               X* dk, X* dv, int64_t dstride, int64_t S, int64_t H, int64_t d) {
     const float scale = 1.0f / std::sqrt(static_cast<float>(d));
-    load(qkv, stride, S, d, b.q.data(), scale);
-    load(qkv + H * d, stride, S, d, b.k.data(), 1.0f);
-    load(qkv + 2 * H * d, stride, S, d, b.v.data(), 1.0f);
+    load(q, stride, S, d, b.q.data(), scale);
+    load(k, stride, S, d, b.k.data(), 1.0f);
+    load(v, stride, S, d, b.v.data(), 1.0f);
     load(dy, H * d, S, d, b.dy.data(), 1.0f);
     backward_sizes(b, S, d);
-    unload(b.dq.data(), stride, S, d, dqkv, scale);
-    unload(b.dk.data(), stride, S, d, dqkv + H * d, 1.0f);
-    unload(b.dv.data(), stride, S, d, dqkv + 2 * H * d, 1.0f);
+    unload(b.dq.data(), dstride, S, d, dq, scale);
+    unload(b.dk.data(), dstride, S, d, dk, 1.0f);
+    unload(b.dv.data(), dstride, S, d, dv, 1.0f);
 }
 
 // Clones can not be templates.
-BGPT_CLONES void forward_one(Buffers& b, const float* qkv, float* y, int64_t S, int64_t H, int64_t d) {
-    forward_item(b, qkv, y, S, H, d);
+BGPT_CLONES void forward_one(Buffers& b, const float* q, const float* k, const float* v, int64_t stride, float* y,
+                             int64_t S, int64_t H, int64_t d) {
+    forward_item(b, q, k, v, stride, y, S, H, d);
 }
-BGPT_CLONES void forward_one(Buffers& b, const uint16_t* qkv, uint16_t* y, int64_t S, int64_t H, int64_t d) {
-    forward_item(b, qkv, y, S, H, d);
+BGPT_CLONES void forward_one(Buffers& b, const uint16_t* q, const uint16_t* k, const uint16_t* v, int64_t stride,
+                             uint16_t* y, int64_t S, int64_t H, int64_t d) {
+    forward_item(b, q, k, v, stride, y, S, H, d);
 }
-BGPT_CLONES void backward_one(Buffers& b, const float* dy, const float* qkv, float* dqkv, int64_t S, int64_t H,
+BGPT_CLONES void backward_one(Buffers& b, const float* dy, const float* q, const float* k, const float* v,
+                              int64_t stride, float* dq, float* dk, float* dv, int64_t dstride, int64_t S, int64_t H,
                               int64_t d) {
-    backward_item(b, dy, qkv, dqkv, S, H, d);
+    backward_item(b, dy, q, k, v, stride, dq, dk, dv, dstride, S, H, d);
 }
-BGPT_CLONES void backward_one(Buffers& b, const uint16_t* dy, const uint16_t* qkv, uint16_t* dqkv, int64_t S, int64_t H,
-                              int64_t d) {
-    backward_item(b, dy, qkv, dqkv, S, H, d);
+BGPT_CLONES void backward_one(Buffers& b, const uint16_t* dy, const uint16_t* q, const uint16_t* k, const uint16_t* v,
+                              int64_t stride, uint16_t* dq, uint16_t* dk, uint16_t* dv, int64_t dstride, int64_t S,
+                              int64_t H, int64_t d) {
+    backward_item(b, dy, q, k, v, stride, dq, dk, dv, dstride, S, H, d);
 }
+
+// The fewest sequences and heads that are worth a thread: about 50 microseconds of work.
+int64_t least_items(int64_t S, int64_t d) { return 1 + 200000 / (S * S * d); }
 
 }  // namespace
 
 template <class X>
-void byte_attention(const X* qkv, X* y, int64_t T, int64_t S, int64_t H, int64_t d, int64_t threads) {
-    parallel_for(T * H, threads, 512, [=](int64_t begin, int64_t end) {
-        Buffers b(S, d);
+void short_attention(const X* q, const X* k, const X* v, int64_t stride, X* y, const Sequences& sequences, int64_t H,
+                     int64_t d, int64_t threads) {
+    const Sequences at = sequences;
+    parallel_for(at.count * H, threads, least_items(at.length, d), [=](int64_t begin, int64_t end) {
+        Buffers b(at.length, d);
         for (int64_t item = begin; item < end; ++item) {
-            const int64_t t = item / H, h = item % H;
-            forward_one(b, qkv + (t * S * 3 * H + h) * d, y + (t * S * H + h) * d, S, H, d);
+            const int64_t row = at.start(item / H), head = item % H * d, in = row * stride + head;
+            forward_one(b, q + in, k + in, v + in, stride, y + row * H * d + head, at.size(item / H), H, d);
         }
     });
 }
 
 template <class X>
-void byte_attention_backward(const X* dy, const X* qkv, X* dqkv, int64_t T, int64_t S, int64_t H, int64_t d,
-                             int64_t threads) {
-    parallel_for(T * H, threads, 256, [=](int64_t begin, int64_t end) {
-        Buffers b(S, d);
+void short_attention_backward(const X* dy, const X* q, const X* k, const X* v, int64_t stride, X* dq, X* dk, X* dv,
+                              int64_t dstride, const Sequences& sequences, int64_t H, int64_t d, int64_t threads) {
+    const Sequences at = sequences;
+    parallel_for(at.count * H, threads, least_items(at.length, d), [=](int64_t begin, int64_t end) {
+        Buffers b(at.length, d);
         for (int64_t item = begin; item < end; ++item) {
-            const int64_t t = item / H, h = item % H, place = (t * S * 3 * H + h) * d;
-            backward_one(b, dy + (t * S * H + h) * d, qkv + place, dqkv + place, S, H, d);
+            const int64_t row = at.start(item / H), head = item % H * d;
+            const int64_t in = row * stride + head, out = row * dstride + head;
+            backward_one(b, dy + row * H * d + head, q + in, k + in, v + in, stride, dq + out, dk + out, dv + out,
+                         dstride, at.size(item / H), H, d);
         }
     });
 }
 
-template void byte_attention(const float*, float*, int64_t, int64_t, int64_t, int64_t, int64_t);
-template void byte_attention(const uint16_t*, uint16_t*, int64_t, int64_t, int64_t, int64_t, int64_t);
-template void byte_attention_backward(const float*, const float*, float*, int64_t, int64_t, int64_t, int64_t, int64_t);
-template void byte_attention_backward(const uint16_t*, const uint16_t*, uint16_t*, int64_t, int64_t, int64_t, int64_t,
-                                      int64_t);
+template void short_attention(const float*, const float*, const float*, int64_t, float*, const Sequences&, int64_t,
+                              int64_t, int64_t);
+template void short_attention(const uint16_t*, const uint16_t*, const uint16_t*, int64_t, uint16_t*, const Sequences&,
+                              int64_t, int64_t, int64_t);
+template void short_attention_backward(const float*, const float*, const float*, const float*, int64_t, float*, float*,
+                                       float*, int64_t, const Sequences&, int64_t, int64_t, int64_t);
+template void short_attention_backward(const uint16_t*, const uint16_t*, const uint16_t*, const uint16_t*, int64_t,
+                                       uint16_t*, uint16_t*, uint16_t*, int64_t, const Sequences&, int64_t, int64_t,
+                                       int64_t);
 
 }  // namespace bgpt

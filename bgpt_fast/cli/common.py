@@ -1,0 +1,83 @@
+"""What several commands share: reading options, loading models, progress and tables."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from bgpt_fast.model import BGPT
+
+Options = TypeVar("Options")
+GenerationProgress = Callable[[int, int, int], None]
+
+console = Console(stderr=False, highlight=False)
+
+
+def read_options(kind: type[Options], command: str, words: Sequence[str], default: Options | None = None) -> Options:
+    """Options of `bgpt-fast COMMAND` from its words; `default` replaces the class's own defaults."""
+    return tyro.cli(kind, prog=f"bgpt-fast {command}", args=list(words), default=default)
+
+
+def load_model(checkpoint: Path, device: str) -> BGPT:
+    """A model for inference; `device` "auto" takes the GPU where there is one."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return BGPT.from_pretrained(str(checkpoint), device=device)
+
+
+@contextlib.contextmanager
+def generation_progress(what: str) -> Iterator[GenerationProgress]:
+    """A bar on standard error for `Generator.generate`: files done, new bytes a second, time left."""
+    started = time.monotonic()
+    columns = (
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    bar = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
+    with bar:
+        task = bar.add_task(what, total=None, rate="")
+
+        def update(done: int, total: int, new_bytes: int) -> None:
+            rate = new_bytes / max(time.monotonic() - started, 1e-9)
+            bar.update(task, completed=done, total=total, rate=f"{rate:,.0f} B/s")
+
+        yield update
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table whose first column is text and whose others are numbers."""
+    made = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        made.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def as_json(options: Any) -> Mapping[str, Any]:
+    """A dataclass of options as a JSON-ready dict, paths as text."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Path):
+            return str(value)
+        if isinstance(value, dict):
+            return {name: plain(item) for name, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return value
+
+    return plain(dataclasses.asdict(options))

@@ -1,0 +1,73 @@
+"""`bgpt-fast`: picks the command, runs it, and turns its end into an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "train": "train a model on files, or on the endless programs of the CPU-state machine",
+    "generate": "continue files, or make new ones from an extension alone",
+    "simulate": "let a model run programs of the toy CPU, and hold it against the truth",
+    "evaluate": "bits per byte on files, or accuracy on CPU states",
+    "data": "make data sets: data cpu-states",
+    "env": "what this machine and this build have",
+}
+
+_USAGE = """usage: bgpt-fast COMMAND [OPTIONS]
+
+The fast engine for bGPT byte models (arXiv 2402.19155).
+
+commands:
+{commands}
+
+bgpt-fast COMMAND --help explains a command's options; every option has a default that works, or says what it needs.
+
+exit codes: 0 done · 1 an error, named on standard error · 2 wrong usage ·
+  130 (SIGINT) and 143 (SIGTERM) stopped by a signal; training has then saved and goes on when run again."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command line.
+
+    Args:
+        arguments: without the program's name; None means the process's own.
+
+    Returns:
+        The exit code, as `bgpt-fast --help` lists them.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        width = max(map(len, COMMANDS))
+        print(_USAGE.format(commands="\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())))
+        return 0 if words else 2
+    if words[0] == "--version":
+        from bgpt_fast import __version__
+
+        print(f"bgpt-fast {__version__}")
+        return 0
+    if words[0] not in COMMANDS:
+        known = ", ".join(COMMANDS)
+        print(f"bgpt-fast: expected a command, one of {known}; got {words[0]!r}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"bgpt_fast.cli.{words[0]}")
+    try:
+        return module.run(words[1:])
+    except SystemExit as stop:  # tyro's own: 0 after --help, 2 after wrong usage
+        return stop.code if isinstance(stop.code, int) else 2
+    except BrokenPipeError:
+        # The reader of our output left, as `| head` does. Nothing more can be said to it, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except (ValueError, TypeError, OSError, ImportError, MemoryError, FloatingPointError) as error:
+        print(f"bgpt-fast {words[0]}: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

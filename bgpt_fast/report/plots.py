@@ -1,0 +1,148 @@
+"""Plots as PNG files: a training curve, accuracies as bars, and a map of where a predicted trace is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bgpt_fast.files import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Path = str | os.PathLike[str]
+
+_COLORS = ("#2a6f97", "#e07a5f", "#81b29a", "#6d597a")
+_RIGHT, _WRONG, _MISSING = "#d8e2dc", "#c1121f", "#3d405b"
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("plots need matplotlib: pip install 'bgpt-fast[plot]'") from error
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png")
+
+
+def training_curve(log_path: Path, path: Path, title: str = "") -> None:
+    """Draws a run's loss, raw and smoothed, and its evaluations against training minutes.
+
+    Args:
+        log_path: a run's log.jsonl.
+        path: the PNG to write.
+
+    Raises:
+        ValueError: the log holds no training step.
+    """
+    with open(log_path, encoding="utf-8") as file:
+        lines = [json.loads(line) for line in file]
+    steps = [line for line in lines if line["kind"] == "train"]
+    if not steps:
+        raise ValueError(f"{os.fspath(log_path)}: expected at least one training step, got none")
+    minutes = np.array([line["seconds"] / 60 for line in steps])
+    loss = np.array([line["loss"] for line in steps])
+    figure, axes = _figure(8, 4.5)
+    axes.plot(minutes, loss, color=_COLORS[0], alpha=0.25, linewidth=0.8, label="loss")
+    axes.plot(minutes, _smooth(loss), color=_COLORS[0], linewidth=1.6, label="loss, smoothed")
+    axes.set_yscale("log")
+    axes.set_xlabel("minutes of training")
+    axes.set_ylabel("nats a byte")
+    axes.set_title(title)
+    evaluations = [line for line in lines if line["kind"] == "eval" and "state_byte_accuracy" in line]
+    handles, labels = axes.get_legend_handles_labels()
+    if evaluations:
+        right = axes.twinx()
+        right.plot(
+            [line["seconds"] / 60 for line in evaluations],
+            [100 * line["state_byte_accuracy"] for line in evaluations],
+            "o-",
+            color=_COLORS[1],
+            label="state bytes right, %",
+        )
+        right.set_ylabel("state bytes right, %")
+        right.set_ylim(0, 101)
+        more = right.get_legend_handles_labels()
+        handles, labels = handles + more[0], labels + more[1]
+    axes.legend(handles, labels, frameon=False, loc="center right")
+    _save(figure, path)
+
+
+def _smooth(values: NDArray[np.float64], weight: float = 0.95) -> NDArray[np.float64]:
+    """Exponential mean without the bias of its start."""
+    out = np.empty_like(values)
+    mean = total = 0.0
+    for index, value in enumerate(values):
+        mean = weight * mean + (1 - weight) * value
+        total = weight * total + (1 - weight)
+        out[index] = mean / total
+    return out
+
+
+def accuracy_bars(accuracies: Mapping[str, Mapping[str, float]], path: Path, title: str = "") -> None:
+    """Draws shares as grouped bars.
+
+    Args:
+        accuracies: for each model, the share right (0…1) of each instruction.
+        path: the PNG to write.
+    """
+    names = list(dict.fromkeys(name for shares in accuracies.values() for name in shares))
+    figure, axes = _figure(max(8.0, 0.5 * len(names)), 4.5)
+    width = 0.8 / max(len(accuracies), 1)
+    places = np.arange(len(names))
+    for index, (model, shares) in enumerate(accuracies.items()):
+        heights = [100 * shares.get(name, 0.0) for name in names]
+        offset = (index - (len(accuracies) - 1) / 2) * width
+        axes.bar(places + offset, heights, width, label=model, color=_COLORS[index % len(_COLORS)])
+    axes.set_xticks(places, names, rotation=45, ha="right")
+    axes.set_ylim(0, 101)
+    axes.set_ylabel("right, %")
+    axes.set_title(title)
+    axes.legend(frameon=False, loc="lower right")
+    _save(figure, path)
+
+
+def difference_map(
+    predicted: NDArray[np.uint8], truth: NDArray[np.uint8], columns: Sequence[str], path: Path, title: str = ""
+) -> None:
+    """Draws which bytes of a predicted trace are right: a row a step, a column a byte of the state.
+
+    Args:
+        predicted: uint8 [N', C]; steps that it lacks, or has too many, are drawn as missing.
+        truth: uint8 [N, C].
+        columns: C names.
+        path: the PNG to write.
+    """
+    from matplotlib.colors import ListedColormap
+
+    steps = max(len(predicted), len(truth))
+    common = min(len(predicted), len(truth))
+    state = np.full((steps, len(columns)), 2)
+    state[:common] = predicted[:common] != truth[:common]
+    figure, axes = _figure(2 + 0.45 * len(columns), 1.5 + 0.28 * steps)
+    axes.imshow(state, cmap=ListedColormap([_RIGHT, _WRONG, _MISSING]), vmin=0, vmax=2, aspect="auto")
+    if steps <= 40:
+        for row, column in np.ndindex(state.shape):
+            if row < common:
+                text = f"{predicted[row, column]}"
+                if state[row, column]:
+                    text += f"≠{truth[row, column]}"
+                color = "white" if state[row, column] else "#333333"
+                axes.text(column, row, text, ha="center", va="center", fontsize=6, color=color)
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_ylabel("step")
+    axes.set_title(title, fontsize=9)
+    _save(figure, path)

@@ -1,0 +1,156 @@
+"""Traces as tables that people read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bgpt_fast.tasks.cpu_states.machine import check_machine, describe_instruction, register_name, state_size
+from bgpt_fast.tasks.cpu_states.trace import PredictedTrace, Trace
+
+_CHANGED = "*"
+_DIFFERENT = "!"
+_ABSENT = "—"
+
+
+def format_trace(trace: Trace | PredictedTrace) -> str:
+    """A trace as a table, a line a state: PC, ACC, the instruction fetched, the registers.
+
+    `*` marks an ACC or register that differs from the state before. A state holds the results of the instruction on the
+    line above, since it is saved between fetch and execution.
+    """
+    rows = []
+    before: NDArray[np.uint8] | None = None
+    for step, state in enumerate(trace.states):
+        changed = np.zeros(len(state), bool) if before is None else state != before
+        rows.append([str(step), *_cells(state, trace.num_registers, changed, step == 0)])
+        before = state
+    return _table([["step", *_headings(trace.num_registers)]], rows)
+
+
+def format_difference(predicted: PredictedTrace | Trace | bytes, truth: Trace) -> str:
+    """A prediction beside the truth, a line a state: `!` marks what differs, `≠` the lines that do.
+
+    Args:
+        predicted: what a model wrote; its memory and first state must be the truth's.
+        truth: the machine's trace.
+
+    Returns:
+        The table, and a last line that says how many bytes of how many are wrong and where the first is.
+
+    Raises:
+        ValueError: `predicted` does not begin with the truth's memory and first state.
+    """
+    R = truth.num_registers
+    true_states = truth.states
+    states, leftover = predicted_states(predicted, truth)
+    headings = _headings(R)
+    rows = []
+    wrong = leftover + abs(len(states) - len(true_states)) * state_size(R)
+    first: int | None = None
+    for step in range(max(len(states), len(true_states))):
+        left = true_states[step] if step < len(true_states) else None
+        right = states[step] if step < len(states) else None
+        differs = np.ones(state_size(R), bool) if left is None or right is None else left != right
+        if left is not None and right is not None:
+            wrong += int(differs.sum())
+        if differs.any() and first is None:
+            first = step
+        absent = [_ABSENT] * len(headings)
+        rows.append(
+            [
+                str(step),
+                *(absent if left is None else _cells(left, R, np.zeros_like(differs), step == 0)),
+                "≠" if differs.any() else "│",
+                *(absent if right is None else _cells(right, R, differs, step == 0, _DIFFERENT)),
+            ]
+        )
+    total = max(len(states) * state_size(R) + leftover, true_states.size) - state_size(R)
+    table = _table([["", "truth", *[""] * (len(headings) - 1), "", "predicted"], ["step", *headings, "│", *headings]], rows)
+    if leftover and first is None:
+        first = len(states)
+    where = "every state is right" if first is None else f"the first difference is at step {first}"
+    rest = f"; {leftover} bytes that are no whole state follow" if leftover else ""
+    return f"{table}\n{wrong} of {total} predicted bytes are wrong: {where}{rest}"
+
+
+def predicted_states(predicted: PredictedTrace | Trace | bytes, truth: Trace) -> tuple[NDArray[np.uint8], int]:
+    """The whole states of a prediction, the given one first, and how many bytes are left over.
+
+    Raises:
+        ValueError: `predicted` does not begin with the truth's memory and first state.
+    """
+    tail = predicted_bytes(predicted, truth)
+    C = state_size(truth.num_registers)
+    whole = len(tail) // C
+    states = np.frombuffer(tail, np.uint8, whole * C).reshape(whole, C)
+    return np.concatenate([truth.states[:1], states]), len(tail) - whole * C
+
+
+def predicted_bytes(predicted: PredictedTrace | Trace | bytes, truth: Trace) -> bytes:
+    """The bytes that a prediction adds to the truth's memory and first state.
+
+    Raises:
+        TypeError: `predicted` is neither bytes nor a trace.
+        ValueError: it does not begin with the truth's memory and first state.
+    """
+    if isinstance(predicted, Trace | PredictedTrace):
+        content = predicted.to_bytes()
+    elif isinstance(predicted, bytes | bytearray | memoryview):
+        content = bytes(predicted)
+    else:
+        raise TypeError(f"predicted: expected a Trace, a PredictedTrace or bytes, got {type(predicted).__name__}")
+    check_machine(truth.num_registers, truth.memory_size)
+    given = truth.to_bytes()[: truth.memory_size + state_size(truth.num_registers)]
+    if not content.startswith(given):
+        raise ValueError(
+            f"predicted: expected the truth's memory and first state, {len(given)} bytes, then the predicted ones; got "
+            f"{len(content)} bytes that begin otherwise; compare each prediction with its own truth"
+        )
+    return content[len(given) :]
+
+
+def _headings(num_registers: int) -> list[str]:
+    return ["PC", "ACC", "IR", *(register_name(i) for i in range(1, num_registers + 1))]
+
+
+def _cells(
+    state: NDArray[np.uint8], num_registers: int, marked: NDArray[np.bool_], is_start: bool, mark: str = _CHANGED
+) -> list[str]:
+    """PC, ACC, IR as assembly, registers; with `mark` behind those that `marked` says (PC and IR for predictions alone)."""
+    strict = mark == _DIFFERENT
+    code = state[2:6].tobytes()
+    text = "(start)" if is_start and not any(code) else describe_instruction(code, num_registers)
+    cells = [
+        str(state[0]) + (mark if strict and marked[0] else " "),
+        str(state[1]) + (mark if marked[1] else " "),
+        text + (mark if strict and marked[2:6].any() else " "),
+    ]
+    return cells + [f"{value}{mark if flag else ' '}" for value, flag in zip(state[6:], marked[6:], strict=True)]
+
+
+def _table(headings: Sequence[Sequence[str]], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as the last heading line and the rows need; instructions to the left, numbers to the right."""
+    last = headings[-1]
+    padded = [[cell + " " if cell not in ("step", "│") else cell for cell in last], *rows]
+    widths = [max(len(row[column]) for row in padded) for column in range(len(last))]
+    is_text = [cell == "IR" for cell in last]
+
+    def line(row: Sequence[str]) -> str:
+        cells = [
+            cell.ljust(width) if text else cell.rjust(width)
+            for cell, width, text in zip(row, widths, is_text, strict=True)
+        ]
+        return " ".join(cells).rstrip()
+
+    above = []
+    for heading in headings[:-1]:
+        starts = [sum(widths[:column]) + column for column in range(len(widths))]
+        text = ""
+        for column, cell in enumerate(heading):
+            if cell:
+                text = text.ljust(starts[column]) + cell
+        above.append(text)
+    return "\n".join([*above, *(line(row) for row in padded)])

@@ -1,0 +1,59 @@
+"""What a generator is asked for, checked."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bgpt_fast import _C
+from bgpt_fast.tasks.cpu_states.machine import INSTRUCTION_SIZE, MAX_PC, check_int, check_machine, state_size
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """A machine and the lengths of its random programs; the defaults are the released ones.
+
+    Args:
+        num_registers: R, 1…255.
+        memory_size: M in bytes.
+        min_program: least instructions of a program, its HLT included; 0 gives HLT alone, as 1 does.
+        max_program: most instructions; the memory must hold them.
+
+    Raises:
+        TypeError, ValueError: a field has a wrong type or is out of range.
+    """
+
+    num_registers: int = 10
+    memory_size: int = 1024
+    min_program: int = 1
+    max_program: int = 255
+
+    def __post_init__(self) -> None:
+        check_machine(self.num_registers, self.memory_size)
+        check_int("min_program", self.min_program, 0)
+        check_int("max_program", self.max_program, 0)
+        if self.max_program < self.min_program:
+            raise ValueError(f"max_program: expected at least min_program {self.min_program}, got {self.max_program}")
+        slots = self.memory_size // INSTRUCTION_SIZE
+        if self.max_program > slots:
+            raise ValueError(
+                f"max_program: expected at most {slots}, the instructions that {self.memory_size} bytes of memory hold, "
+                f"got {self.max_program}; pass a smaller max_program or a larger memory_size"
+            )
+        if min(self.max_program, slots - 1) > MAX_PC:
+            raise ValueError(
+                f"max_program: expected at most {MAX_PC}, since PC is one byte of a state, got {self.max_program}"
+            )
+
+    @property
+    def max_trace_size(self) -> int:
+        """Bytes of the longest trace."""
+        return self.memory_size + (max(self.max_program, 1) + 1) * state_size(self.num_registers)
+
+    def to_native(self) -> Any:
+        """The same for the C++ side."""
+        return _C.CpuStatesOptions(self.num_registers, self.memory_size, self.min_program, self.max_program)
+
+    def to_dict(self) -> dict[str, int]:
+        """The fields, JSON-ready."""
+        return asdict(self)

@@ -1,0 +1,182 @@
+"""Instances without end: the released generator's stream, byte for byte, and a parallel one for bulk data."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+
+from bgpt_fast import _C
+from bgpt_fast.tasks.cpu_states.machine import check_int, state_size
+from bgpt_fast.tasks.cpu_states.options import StreamOptions
+from bgpt_fast.tasks.cpu_states.traces import Traces, thread_count
+
+Stream = Literal["released", "parallel"]
+Split = Literal["train", "test"]
+
+_SPLITS: dict[Split | None, int] = {None: 0, "train": 1, "test": 2}
+_MAX_INDEX = 2**62
+
+
+def generate(
+    count: int,
+    *,
+    seed: int = 0,
+    num_registers: int = 10,
+    memory_size: int = 1024,
+    min_program: int = 1,
+    max_program: int = 255,
+    stream: Stream = "released",
+    split: Split | None = None,
+    start: int = 0,
+    threads: int | None = None,
+) -> Traces:
+    """Random programs and their traces.
+
+    Args:
+        count: how many.
+        seed: any int for the released stream (−n is n there, as in Python), 0…2⁶⁴ − 1 for the parallel one.
+        num_registers, memory_size, min_program, max_program: as `StreamOptions`.
+        stream: "released" is what cpu-simulation.py of github.com/sanderwood/bgpt writes with the same seed and options,
+            one instance after the other. "parallel" has the same distribution from a counter-based generator
+            (Philox4x32-10): instance i depends on the seed, the options and i alone.
+        split: of the parallel stream: only instances whose program is for training or for testing. That is decided by a
+            hash of the program, so that no test program is ever a training program, whatever the seeds; one in 64 is for
+            testing. None takes all.
+        start: the first index of the stream to look at; the released stream has to draw all before it.
+        threads: of the parallel stream; None means one a core. They never change the result.
+
+    Returns:
+        `count` traces; `.next_start` is where to go on.
+
+    Raises:
+        TypeError, ValueError: a wrong argument, or a split that holds next to none of these programs.
+        MemoryError: no memory for the traces.
+    """
+    options = StreamOptions(num_registers, memory_size, min_program, max_program)
+    check_int("generate: count", count, 0)
+    if split not in _SPLITS:
+        raise ValueError(f'generate: split: expected "train", "test" or None, got {split!r}')
+    if stream == "parallel":
+        return _parallel(count, seed, options, split, start, threads)
+    if stream != "released":
+        raise ValueError(f'generate: stream: expected "released" or "parallel", got {stream!r}')
+    if split is not None:
+        raise ValueError(
+            f'generate: split: expected None with stream="released", got {split!r}; use stream="parallel", or '
+            "generate_released_split for the released stream's own split"
+        )
+    released = ReleasedStream(options, seed=seed)
+    released.skip(start)
+    return released.take(count)
+
+
+def generate_released_split(
+    num_train: int,
+    num_test: int,
+    *,
+    seed: int = 0,
+    num_registers: int = 10,
+    memory_size: int = 1024,
+    min_program: int = 1,
+    max_program: int = 255,
+    drop_shared: bool = True,
+) -> tuple[Traces, Traces]:
+    """Training and test data as the released command draws them: first the one, then the other, from one stream.
+
+    Equal programs of a set overwrite each other when it is written to a folder (`write_folder`), as released.
+
+    Args:
+        num_train: training instances.
+        num_test: test instances drawn.
+        seed, num_registers, memory_size, min_program, max_program: as `generate`.
+        drop_shared: leave out the test instances whose program is a training program; `.dropped` of the test set says
+            how many. The released command keeps them.
+
+    Returns:
+        The training and the test traces.
+
+    Raises:
+        TypeError, ValueError: a wrong argument.
+    """
+    released = ReleasedStream(StreamOptions(num_registers, memory_size, min_program, max_program), seed=seed)
+    train = released.take(num_train)
+    test = released.take(num_test)
+    if drop_shared:
+        kept = np.flatnonzero(~np.isin(test.program_hashes(), train.program_hashes()))
+        dropped = len(test) - len(kept)
+        test = test.select(kept)
+        test.dropped = dropped
+    return train, test
+
+
+class ReleasedStream:
+    """The released generator's instances in pieces, where `generate` would need memory for all at once.
+
+    Args:
+        options: the machine and its programs.
+        seed: any int, as `random.seed` takes it.
+    """
+
+    def __init__(self, options: StreamOptions, *, seed: int = 0) -> None:
+        check_int("ReleasedStream: seed", seed, -(2**4096), 2**4096)
+        self.options = options
+        self.position = 0
+        self._stream = _C.CpuStatesReleasedStream(_words(seed), options.to_native())
+
+    def skip(self, count: int) -> None:
+        """Passes over the next `count` instances."""
+        check_int("ReleasedStream.skip: count", count, 0, _MAX_INDEX)
+        self._stream.skip(count)
+        self.position += count
+
+    def take(self, count: int) -> Traces:
+        """The next `count` instances; raises MemoryError where they do not fit."""
+        check_int("ReleasedStream.take: count", count, 0, _MAX_INDEX)
+        data = np.empty(self._likely_size(count), np.uint8)
+        offsets = np.zeros(count + 1, np.int64)
+        done = 0
+        while True:
+            done += self._stream.fill(
+                data.ctypes.data, len(data), offsets.ctypes.data + done * offsets.itemsize, count - done
+            )
+            if done == count:
+                break
+            data.resize(int(offsets[done]) + self._likely_size(count - done), refcheck=False)
+        self.position += count
+        R, M = self.options.num_registers, self.options.memory_size
+        return Traces(data[: int(offsets[-1])], offsets, R, M, next_start=self.position)
+
+    def _likely_size(self, count: int) -> int:
+        """Bytes that hold `count` traces but for a chance of 10⁻¹⁵; pages that stay untouched cost nothing."""
+        least, most = max(self.options.min_program, 1), max(self.options.max_program, 1)
+        deviation = 8 * (most - least + 1) / math.sqrt(12) * math.sqrt(count)
+        states = count * ((least + most) / 2 + 1) + deviation
+        C = state_size(self.options.num_registers)
+        return int(count * self.options.memory_size + states * C) + self.options.max_trace_size
+
+
+def _parallel(
+    count: int, seed: int, options: StreamOptions, split: Split | None, start: int, threads: int | None
+) -> Traces:
+    check_int("generate: seed", seed, 0, 2**64 - 1)
+    check_int("generate: start", start, 0, _MAX_INDEX)
+    workers = thread_count(threads)
+    native = options.to_native()
+    indices = np.empty(count, np.int64)
+    offsets = np.empty(count + 1, np.int64)
+    next_start = _C.cpu_states_select(
+        native, seed, start, count, _SPLITS[split], workers, indices.ctypes.data, offsets.ctypes.data
+    )
+    data = np.empty(int(offsets[-1]), np.uint8)
+    _C.cpu_states_write(
+        native, seed, indices.ctypes.data, offsets.ctypes.data, count, data.ctypes.data, workers
+    )
+    return Traces(data, offsets, options.num_registers, options.memory_size, next_start=next_start)
+
+
+def _words(seed: int) -> list[int]:
+    """|seed| in 32-bit words, the least significant first: what `random.seed` gives to its Mersenne Twister."""
+    size = max(1, -(-abs(seed).bit_length() // 32))
+    return np.frombuffer(abs(seed).to_bytes(4 * size, "little"), "<u4").tolist()
