@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -273,7 +274,7 @@ class PackedPatches:
         Raises:
             PatchError: a byte stands behind an `<eop>`, so that some document is no file (a conversion pair is two).
         """
-        patches = self.patches.cpu()
+        patches = self.patches.cpu().numpy()
         offsets = self.cu_seqlens.tolist()
         return [_restore(b, patches[offsets[b] : offsets[b + 1]]) for b in range(self.num_documents)]
 
@@ -401,26 +402,22 @@ def _pack(parts: list[_Part], rule: _Rule) -> PackedPatches:
     return packed
 
 
-def _restore(index: int, document: Tensor) -> tuple[str, bytes]:
-    is_eop = (document == EOP).numpy()
+def _restore(index: int, document: np.ndarray) -> tuple[str, bytes]:
+    is_eop = document == EOP
     S = document.shape[1]
     data_patches = len(document) - 1
     if data_patches and is_eop[-1].all():
         data_patches -= 1
     extension_size = S - int(is_eop[0].sum())
     padding = int(is_eop[data_patches][::-1].argmin()) if data_patches else 0
-    extension = document[0, :extension_size]
-    content = document[1 : data_patches + 1].flatten()[: data_patches * S - padding]
-    if bool((extension == EOP).any()) or bool((content == EOP).any()):
+    content_size = data_patches * S - padding
+    if is_eop[0, :extension_size].any() or is_eop[1:].reshape(-1)[:content_size].any():
         raise PatchError(
             f"to_bytes: document {index}: expected bytes, then <eop> as padding of the extension patch and of the last "
             "data patch alone; got an <eop> before a byte"
         )
-    return _as_bytes(extension).decode("utf-8", "surrogateescape"), _as_bytes(content)
-
-
-def _as_bytes(tokens: Tensor) -> bytes:
-    return tokens.numpy().astype("u1").tobytes()
+    content = document.astype("u1").tobytes()
+    return content[:extension_size].decode("utf-8", "surrogateescape"), content[S : S + content_size]
 
 
 def _encode_extension(label: str, extension: object, config: BGPTConfig) -> bytes:

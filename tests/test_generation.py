@@ -14,6 +14,8 @@ from bgpt_fast import BGPT, BGPTConfig, Generation, Generator, PackedPatches, Pr
 from bgpt_fast.generation import decoder, generator
 from bgpt_fast.generation.decoder import CachedDecoder
 from bgpt_fast.generation.sampling import Sampling, choose
+from bgpt_fast.kernels.cached_attention.reference import cached_attention_reference
+from bgpt_fast.kernels.invariant_linear.reference import invariant_linear_reference
 
 CONFIG = BGPTConfig(patch_size=4, patch_length=10, hidden_size=32, patch_num_layers=2, byte_num_layers=2, num_heads=4)
 ROOM = 36  # bytes of content that the context holds
@@ -160,6 +162,31 @@ def test_rounding_that_depends_on_the_batch_is_noticed(model: BGPT, monkeypatch:
 
     monkeypatch.setattr(decoder, "invariant_linear", split_where_rows_are_few)
     assert not logits_are_alone(model)
+
+
+def test_the_reference_operations_write_the_same_files(model: BGPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs where there is no kernel of our own; no near tie of these seeds falls within rounding."""
+    prompts = random_prompts(8, seed=11)
+    expected = Generator(model).generate(prompts)
+    calls = []
+
+    def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
+        calls.append(len(x))
+        return invariant_linear_reference(x, weight, bias, gelu)
+
+    monkeypatch.setattr(decoder, "invariant_linear", linear)
+    monkeypatch.setattr(decoder, "cached_attention", cached_attention_reference)
+    assert Generator(model).generate(prompts) == expected
+    assert calls
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_gpu_writes_the_same_files(model: BGPT) -> None:
+    prompts = random_prompts(8, seed=11)
+    on_gpu = decided(CONFIG).cuda()
+    for options in (GREEDY, SAMPLED):
+        assert Generator(on_gpu).generate(prompts, **options) == Generator(model).generate(prompts, **options)
 
 
 @pytest.mark.parametrize("width", [1, 31, 32, 77, 256, 768])

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from bgpt_fast import __version__, _C
+from bgpt_fast import _C, __version__
 from bgpt_fast.cli.common import console, read_options, table
 
 _PACKAGES = ("torch", "triton", "numpy", "safetensors", "huggingface-hub", "rich", "tyro", "pyarrow", "matplotlib")

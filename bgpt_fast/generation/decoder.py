@@ -19,7 +19,7 @@ from bgpt_fast.kernels.patch_embed.op import patch_embed
 from bgpt_fast.layers import Block, Conv1D, Transformer
 from bgpt_fast.model import BGPT
 
-_TOKENS_AT_ONCE = 2048  # bounds the activations of a prefill
+_TOKENS_AT_ONCE = 512  # bounds the activations of a prefill; enough to keep the products at full speed
 
 
 class _Norm:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from bgpt_fast.tasks.cpu_states.machine import check_machine, describe_instruction, register_name, state_size
+from bgpt_fast.tasks.cpu_states.machine import describe_instruction, register_name, state_size
 from bgpt_fast.tasks.cpu_states.trace import PredictedTrace, Trace
 
 _CHANGED = "*"
@@ -43,50 +43,39 @@ def format_difference(predicted: PredictedTrace | Trace | bytes, truth: Trace) -
     Raises:
         ValueError: `predicted` does not begin with the truth's memory and first state.
     """
-    R = truth.num_registers
+    R, C = truth.num_registers, state_size(truth.num_registers)
+    tail = np.frombuffer(predicted_bytes(predicted, truth), np.uint8)
     true_states = truth.states
-    states, leftover = predicted_states(predicted, truth)
+    states = np.concatenate([true_states[:1], tail[: len(tail) // C * C].reshape(-1, C)])
     headings = _headings(R)
+    absent = [_ABSENT] * len(headings)
     rows = []
-    wrong = leftover + abs(len(states) - len(true_states)) * state_size(R)
-    first: int | None = None
     for step in range(max(len(states), len(true_states))):
         left = true_states[step] if step < len(true_states) else None
         right = states[step] if step < len(states) else None
-        differs = np.ones(state_size(R), bool) if left is None or right is None else left != right
-        if left is not None and right is not None:
-            wrong += int(differs.sum())
-        if differs.any() and first is None:
-            first = step
-        absent = [_ABSENT] * len(headings)
+        differs = np.ones(C, bool) if left is None or right is None else left != right
         rows.append(
             [
                 str(step),
-                *(absent if left is None else _cells(left, R, np.zeros_like(differs), step == 0)),
+                *(absent if left is None else _cells(left, R, np.zeros(C, bool), step == 0)),
                 "≠" if differs.any() else "│",
                 *(absent if right is None else _cells(right, R, differs, step == 0, _DIFFERENT)),
             ]
         )
-    total = max(len(states) * state_size(R) + leftover, true_states.size) - state_size(R)
-    table = _table([["", "truth", *[""] * (len(headings) - 1), "", "predicted"], ["step", *headings, "│", *headings]], rows)
-    if leftover and first is None:
-        first = len(states)
-    where = "every state is right" if first is None else f"the first difference is at step {first}"
-    rest = f"; {leftover} bytes that are no whole state follow" if leftover else ""
-    return f"{table}\n{wrong} of {total} predicted bytes are wrong: {where}{rest}"
+    table = _table(
+        [["", "truth", *[""] * (len(headings) - 1), "", "predicted"], ["step", *headings, "│", *headings]], rows
+    )
+    return f"{table}\n{_verdict(tail, true_states[1:].reshape(-1), C)}"
 
 
-def predicted_states(predicted: PredictedTrace | Trace | bytes, truth: Trace) -> tuple[NDArray[np.uint8], int]:
-    """The whole states of a prediction, the given one first, and how many bytes are left over.
-
-    Raises:
-        ValueError: `predicted` does not begin with the truth's memory and first state.
-    """
-    tail = predicted_bytes(predicted, truth)
-    C = state_size(truth.num_registers)
-    whole = len(tail) // C
-    states = np.frombuffer(tail, np.uint8, whole * C).reshape(whole, C)
-    return np.concatenate([truth.states[:1], states]), len(tail) - whole * C
+def _verdict(tail: NDArray[np.uint8], truth: NDArray[np.uint8], C: int) -> str:
+    both = min(len(tail), len(truth))
+    total = max(len(tail), len(truth))
+    wrong = np.flatnonzero(np.append(tail[:both] != truth[:both], np.ones(total - both, bool)))
+    where = f"the first difference is at step {wrong[0] // C + 1}" if len(wrong) else "every state is right"
+    leftover = len(tail) % C
+    rest = f"; {leftover} bytes at the end are no whole state" if leftover else ""
+    return f"{len(wrong)} of {total} predicted bytes are wrong: {where}{rest}"
 
 
 def predicted_bytes(predicted: PredictedTrace | Trace | bytes, truth: Trace) -> bytes:
@@ -102,7 +91,6 @@ def predicted_bytes(predicted: PredictedTrace | Trace | bytes, truth: Trace) -> 
         content = bytes(predicted)
     else:
         raise TypeError(f"predicted: expected a Trace, a PredictedTrace or bytes, got {type(predicted).__name__}")
-    check_machine(truth.num_registers, truth.memory_size)
     given = truth.to_bytes()[: truth.memory_size + state_size(truth.num_registers)]
     if not content.startswith(given):
         raise ValueError(
@@ -119,7 +107,7 @@ def _headings(num_registers: int) -> list[str]:
 def _cells(
     state: NDArray[np.uint8], num_registers: int, marked: NDArray[np.bool_], is_start: bool, mark: str = _CHANGED
 ) -> list[str]:
-    """PC, ACC, IR as assembly, registers; with `mark` behind those that `marked` says (PC and IR for predictions alone)."""
+    """PC, ACC, IR as assembly, registers; `mark` behind those that `marked` says (PC and IR in predictions alone)."""
     strict = mark == _DIFFERENT
     code = state[2:6].tobytes()
     text = "(start)" if is_start and not any(code) else describe_instruction(code, num_registers)

@@ -88,8 +88,8 @@ def assemble(lines: Iterable[str], *, num_registers: int = 10, memory_size: int 
         4 bytes a line.
 
     Raises:
-        ProgramError: an unknown mnemonic, a wrong number of operands, an unknown register, an immediate outside 0…255, an
-            empty line, more instructions than fit, or no HLT; it names the line.
+        ProgramError: an unknown mnemonic, a wrong number of operands, an unknown register, an immediate outside 0…255,
+            an empty line, more instructions than fit, or no HLT; it names the line.
         TypeError, ValueError: a wrong argument.
 
     Source: cpu-simulation.py of github.com/sanderwood/bgpt, `translate`.

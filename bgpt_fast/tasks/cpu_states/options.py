@@ -37,8 +37,8 @@ class StreamOptions:
         slots = self.memory_size // INSTRUCTION_SIZE
         if self.max_program > slots:
             raise ValueError(
-                f"max_program: expected at most {slots}, the instructions that {self.memory_size} bytes of memory hold, "
-                f"got {self.max_program}; pass a smaller max_program or a larger memory_size"
+                f"max_program: expected at most {slots}, the instructions that {self.memory_size} bytes of memory "
+                f"hold, got {self.max_program}; pass a smaller max_program or a larger memory_size"
             )
         if min(self.max_program, slots - 1) > MAX_PC:
             raise ValueError(

@@ -38,12 +38,12 @@ def generate(
         count: how many.
         seed: any int for the released stream (−n is n there, as in Python), 0…2⁶⁴ − 1 for the parallel one.
         num_registers, memory_size, min_program, max_program: as `StreamOptions`.
-        stream: "released" is what cpu-simulation.py of github.com/sanderwood/bgpt writes with the same seed and options,
-            one instance after the other. "parallel" has the same distribution from a counter-based generator
+        stream: "released" is what cpu-simulation.py of github.com/sanderwood/bgpt writes with the same seed and
+            options, one instance after the other. "parallel" has the same distribution from a counter-based generator
             (Philox4x32-10): instance i depends on the seed, the options and i alone.
         split: of the parallel stream: only instances whose program is for training or for testing. That is decided by a
-            hash of the program, so that no test program is ever a training program, whatever the seeds; one in 64 is for
-            testing. None takes all.
+            hash of the program, so that no test program is ever a training program, whatever the seeds; one in 64 is
+            for testing. None takes all.
         start: the first index of the stream to look at; the released stream has to draw all before it.
         threads: of the parallel stream; None means one a core. They never change the result.
 
@@ -170,9 +170,7 @@ def _parallel(
         native, seed, start, count, _SPLITS[split], workers, indices.ctypes.data, offsets.ctypes.data
     )
     data = np.empty(int(offsets[-1]), np.uint8)
-    _C.cpu_states_write(
-        native, seed, indices.ctypes.data, offsets.ctypes.data, count, data.ctypes.data, workers
-    )
+    _C.cpu_states_write(native, seed, indices.ctypes.data, offsets.ctypes.data, count, data.ctypes.data, workers)
     return Traces(data, offsets, options.num_registers, options.memory_size, next_start=next_start)
 
 

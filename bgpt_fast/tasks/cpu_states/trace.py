@@ -1,6 +1,7 @@
 """A trace: a program's memory, its start state, and the state after each fetch.
 
-Letters: M bytes of memory, R registers, N executed instructions, C = 6 + R bytes a state. A trace is M + (N + 1)·C bytes.
+Letters: M bytes of memory, R registers, N executed instructions, C = 6 + R bytes a state.
+A trace is M + (N + 1)·C bytes.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ class Trace:
         self.memory_size = memory_size
 
     @classmethod
-    def from_bytes(cls, data: bytes | bytearray | memoryview, num_registers: int = 10, memory_size: int = 1024) -> Trace:
+    def from_bytes(
+        cls, data: bytes | bytearray | memoryview, num_registers: int = 10, memory_size: int = 1024
+    ) -> Trace:
         """A trace from a released-style file's content, checked against the machine step by step.
 
         Raises:

@@ -1,0 +1,180 @@
+"""Generation speed of `Generator` beside the released way of generating, on the CPU.
+
+    PYTHONPATH=. python benchmarks/bench_generation.py --patches 256 --threads 1 2 --batches 1 --output generation.json
+
+The released way: Hugging Face's GPT-2 for both decoders, one file at a time, no caches; the whole context goes through
+the patch decoder for each patch, and all bytes of the patch so far through the byte decoder for each byte. Both sides
+use the same random float32 weights and greedy choice, and the script says whether they wrote the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch.nn import functional as F
+from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model, logging
+
+from bgpt_fast import BGPT, BGPTConfig, Generator, Prompt
+from bgpt_fast.config import EOP, VOCAB_SIZE
+from bgpt_fast.files import write_json
+
+
+class Released:
+    """The paper's model from Hugging Face's parts, generating as the released scripts do."""
+
+    def __init__(self, model: BGPT) -> None:
+        config = model.config
+        shared = {"n_embd": config.hidden_size, "n_head": config.heads}
+        self.patch_decoder = GPT2Model(
+            GPT2Config(vocab_size=1, n_positions=config.patch_length, n_layer=config.patch_num_layers, **shared)
+        )
+        self.byte_decoder = GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=VOCAB_SIZE, n_positions=config.patch_size + 1, n_layer=config.byte_num_layers, **shared
+            )
+        )
+        self.patch_decoder.load_state_dict(model.patch_level_decoder.base.state_dict())
+        self.byte_decoder.load_state_dict(model.byte_level_decoder.base.state_dict())
+        self.patch_decoder.eval()
+        self.byte_decoder.eval()
+        self.embedding = model.patch_level_decoder.patch_embedding
+        self.config = config
+
+    @torch.no_grad()
+    def next_patch(self, patches: torch.Tensor) -> list[int]:
+        """The bytes of the patch after `patches` int64 [P, S]."""
+        one_hot = F.one_hot(patches, VOCAB_SIZE).float().flatten(1)
+        embeddings = F.linear(one_hot, self.embedding.weight, self.embedding.bias)
+        feature = self.patch_decoder(inputs_embeds=embeddings[None], use_cache=False).last_hidden_state[0, -1:]
+        tokens: list[int] = []
+        while len(tokens) < self.config.patch_size and EOP not in tokens:
+            inputs = torch.cat([feature, self.byte_decoder.transformer.wte(torch.tensor(tokens, dtype=torch.int64))])
+            logits = self.byte_decoder(inputs_embeds=inputs[None], use_cache=False).logits[0, -1]
+            tokens.append(int(logits.argmax()))
+        return tokens
+
+
+def endless(config: BGPTConfig) -> BGPT:
+    """Random weights that never end a file."""
+    torch.manual_seed(0)
+    model = BGPT(config).eval()
+    with torch.no_grad():
+        base = model.byte_level_decoder.base.transformer
+        base.ln_f.bias -= 20 * base.wte.weight[EOP] / base.wte.weight[EOP].square().sum()
+    return model
+
+
+def prompts_of(config: BGPTConfig, patches: int, count: int) -> list[Prompt]:
+    stream = random.Random(0)
+    return [Prompt("bin", stream.randbytes((patches - 1) * config.patch_size)) for _ in range(count)]
+
+
+def ours(model: BGPT, prompts: list[Prompt], rounds: int) -> tuple[dict[str, float], list[bytes]]:
+    """Seconds of the first round, which reads the prompts, and of the median later one."""
+    times = [time.perf_counter()]
+
+    def tick(*_: int) -> None:
+        times.append(time.perf_counter())
+
+    files = Generator(model, max_batch=len(prompts)).generate(
+        prompts, max_new_bytes=rounds * model.config.patch_size, progress=tick
+    )
+    spans = [after - before for before, after in itertools.pairwise(times)]
+    new = sum(len(file.new_bytes) for file in files)
+    step = median(spans[1:])
+    return {
+        "first_round_s": spans[0],
+        "round_s": step,
+        "bytes_per_s": len(prompts) * model.config.patch_size / step,
+        "bytes_per_s_with_prompt": new / (times[-1] - times[0]),
+    }, [file.new_bytes for file in files]
+
+
+def released(model: BGPT, prompt: Prompt, rounds: int) -> tuple[dict[str, float], bytes]:
+    peer = Released(model)
+    S = model.config.patch_size
+    extension = list(prompt.extension.encode())
+    patches = torch.tensor([*extension, *[EOP] * (S - len(extension)), *prompt.data]).view(-1, S)
+    spans, data = [], b""
+    for _ in range(rounds):
+        began = time.perf_counter()
+        tokens = peer.next_patch(patches)
+        spans.append(time.perf_counter() - began)
+        data += bytes(tokens)
+        patches = torch.cat([patches, torch.tensor([tokens])])
+    return {"round_s": median(spans), "bytes_per_s": S / median(spans)}, data
+
+
+def measure(arguments: argparse.Namespace, say: Callable[[str], None]) -> dict[str, object]:
+    config = BGPTConfig(
+        patch_length=max(512, arguments.patches + arguments.rounds + 1),
+        hidden_size=arguments.hidden_size,
+        patch_num_layers=arguments.layers[0],
+        byte_num_layers=arguments.layers[1],
+    )
+    model = endless(config)
+    rows = []
+    for threads in arguments.threads:
+        torch.set_num_threads(threads)
+        peer, expected = released(model, prompts_of(config, arguments.patches, 1)[0], arguments.peer_rounds)
+        say(f"{threads} threads, released way, 1 file: {peer['bytes_per_s']:.1f} B/s")
+        for batch in arguments.batches:
+            figures, files = ours(model, prompts_of(config, arguments.patches, batch), arguments.rounds)
+            ratio = figures["bytes_per_s"] / peer["bytes_per_s"]
+            same = files[0][: len(expected)] == expected
+            say(
+                f"{threads} threads, Generator, {batch} files: {figures['bytes_per_s']:.1f} B/s, {ratio:.1f} times; "
+                f"first round with the prompts {figures['first_round_s']:.2f} s; "
+                f"first file {'the same bytes' if same else 'OTHER BYTES'}"
+            )
+            rows.append(
+                {"threads": threads, "batch": batch, "ours": figures, "released": peer, "ratio": ratio, "same": same}
+            )
+    return {
+        "config": config.to_dict(),
+        "parameters": model.num_parameters(),
+        "context_patches": arguments.patches,
+        "dtype": "float32",
+        "machine": {"processor": _processor(), "cores": os.cpu_count(), "load_before": arguments.load},
+        "torch": torch.__version__,
+        "rows": rows,
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.processor())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--patches", type=int, default=256, help="patches of context before the first new byte")
+    parser.add_argument("--rounds", type=int, default=6, help="patches that the Generator writes")
+    parser.add_argument("--peer-rounds", type=int, default=3, help="patches that the released way writes")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1])
+    parser.add_argument("--hidden-size", type=int, default=768)
+    parser.add_argument("--layers", type=int, nargs=2, default=[12, 3], metavar=("PATCH", "BYTE"))
+    parser.add_argument("--output", type=Path, help="write the figures there as JSON")
+    arguments = parser.parse_args()
+    arguments.load = os.getloadavg()[0]
+    logging.set_verbosity_error()
+    result = measure(arguments, lambda line: print(line, flush=True))
+    print(json.dumps(result["machine"]))
+    if arguments.output is not None:
+        write_json(arguments.output, result)
+
+
+if __name__ == "__main__":
+    main()

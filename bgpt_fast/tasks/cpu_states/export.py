@@ -1,0 +1,173 @@
+"""Traces as files: folders of `.bin` files as released, and Parquet."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from bgpt_fast.files import atomic_write, fsync_folder
+from bgpt_fast.tasks.cpu_states.machine import ProgramError, check_machine
+from bgpt_fast.tasks.cpu_states.trace import Trace, TraceError
+from bgpt_fast.tasks.cpu_states.traces import Traces
+
+_ROWS_A_GROUP = 8192
+_METADATA = b"bgpt_fast.cpu_states"
+_Path = str | os.PathLike[str]
+
+
+def write_folder(traces: Iterable[Trace], directory: _Path) -> int:
+    """Writes a new folder of released-style files, each named by the MD5 of its program.
+
+    Of equal programs the last one stays, as released. The folder appears complete or not at all.
+
+    Args:
+        traces: a `Traces`, or any iterable of traces, which may be made as they are written.
+        directory: must not exist, or be empty. Missing parents are made.
+
+    Returns:
+        The number of files.
+
+    Raises:
+        FileExistsError: something is in `directory`.
+        OSError: a file could not be written; nothing is left behind.
+    """
+    target = Path(directory)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FileExistsError(
+            f"write_folder: expected no folder or an empty one, got {target}; choose another or remove it"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{target.name[:64]}.", suffix=".part", dir=target.parent))
+    try:
+        names = set()
+        for trace in traces:
+            name = trace.name
+            names.add(name)
+            with open(beside / name, "wb") as file:
+                file.write(trace.to_bytes())
+                file.flush()
+                os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(beside, 0o777 & ~mask)
+        fsync_folder(beside)
+        os.rename(beside, target)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    fsync_folder(target.parent)
+    return len(names)
+
+
+def read_folder(directory: _Path, num_registers: int = 10, memory_size: int = 1024) -> Traces:
+    """Reads the `.bin` files of a folder, in the order of their names, and checks each against the machine.
+
+    Raises:
+        FileNotFoundError: no such folder, or no `.bin` file in it.
+        ProgramError, TraceError: a file is no trace of this machine; a note names it.
+        OSError: a file could not be read.
+    """
+    check_machine(num_registers, memory_size)
+    paths = sorted(path for path in Path(directory).iterdir() if path.suffix == ".bin" and path.is_file())
+    if not paths:
+        raise FileNotFoundError(f"read_folder: expected .bin files, got none in {directory}")
+    contents = []
+    for path in paths:
+        content = path.read_bytes()
+        try:
+            Trace.from_bytes(content, num_registers, memory_size)
+        except ValueError as error:
+            error.add_note(f"in {path}")
+            raise
+        contents.append(content)
+    return Traces.from_bytes(contents, num_registers, memory_size)
+
+
+def write_parquet(traces: Traces, path: _Path) -> None:
+    """Writes one Parquet file, complete or not at all: a row a trace, with `name`, `program` (assembly) and `data`.
+
+    Args:
+        traces: any number of traces, `data` being each file's content; the machine's sizes go into the metadata.
+        path: the file; one that is there is replaced.
+
+    Raises:
+        ImportError: pyarrow is missing.
+        OSError: the file could not be written.
+    """
+    pyarrow, parquet = _pyarrow()
+    machine = f"{traces.num_registers} {traces.memory_size}".encode()
+    fields = [("name", pyarrow.string()), ("program", pyarrow.large_string()), ("data", pyarrow.large_binary())]
+    schema = pyarrow.schema(fields, metadata={_METADATA: machine})
+    with atomic_write(path) as file, parquet.ParquetWriter(file, schema) as writer:
+        for start in range(0, len(traces), _ROWS_A_GROUP):
+            part = traces[start : start + _ROWS_A_GROUP]
+            offsets = pyarrow.py_buffer(np.ascontiguousarray(part.offsets))
+            data = pyarrow.Array.from_buffers(
+                pyarrow.large_binary(), len(part), [None, offsets, pyarrow.py_buffer(part.data)]
+            )
+            names = pyarrow.array([trace.name for trace in part], pyarrow.string())
+            programs = pyarrow.array(["\n".join(trace.program) for trace in part], pyarrow.large_string())
+            writer.write_table(pyarrow.Table.from_arrays([names, programs, data], schema=schema))
+
+
+def read_parquet(path: _Path) -> Traces:
+    """Reads a file of `write_parquet` and checks every trace against the machine.
+
+    Raises:
+        ImportError: pyarrow is missing.
+        TraceError, ProgramError: the file is no Parquet file of traces, or holds one that the machine did not write.
+        OSError: the file could not be read.
+    """
+    pyarrow, parquet = _pyarrow()
+    with open(path, "rb") as file:
+        try:
+            table = parquet.read_table(file)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise TraceError(f"{path}: expected a Parquet file, got one that cannot be read: {error}") from error
+    num_registers, memory_size = _machine(path, table.schema)
+    column = table.column("data").combine_chunks()
+    column = column.chunk(0) if isinstance(column, pyarrow.ChunkedArray) else column
+    if column.null_count:
+        raise TraceError(f"{path}: expected a trace in every row, got {column.null_count} nulls")
+    _, offsets, data = column.buffers()
+    count = len(column)
+    first = column.offset
+    rows = np.frombuffer(offsets, np.int64)[first : first + count + 1] if count else np.zeros(1, np.int64)
+    content = np.frombuffer(data, np.uint8) if count and data is not None else np.empty(0, np.uint8)
+    traces = Traces(content, rows, num_registers, memory_size)
+    try:
+        traces.check()
+    except (TraceError, ProgramError) as error:
+        error.add_note(f"in {path}")
+        raise
+    return traces
+
+
+def _machine(path: _Path, schema: Any) -> tuple[int, int]:
+    metadata = (schema.metadata or {}).get(_METADATA, b"").split()
+    if len(metadata) != 2 or not all(part.isdigit() for part in metadata) or "data" not in schema.names:
+        raise TraceError(
+            f"{path}: expected a Parquet file of write_parquet, with a column data and the machine's sizes in its "
+            f"metadata, got columns {schema.names}"
+        )
+    if str(schema.field("data").type) != "large_binary":
+        raise TraceError(f"{path}: expected column data of type large_binary, got {schema.field('data').type}")
+    num_registers, memory_size = map(int, metadata)
+    check_machine(num_registers, memory_size)
+    return num_registers, memory_size
+
+
+def _pyarrow() -> tuple[ModuleType, ModuleType]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ImportError('Parquet needs pyarrow; install it with `pip install "bgpt-fast[data]"`') from error
+    return pyarrow, parquet

@@ -1,0 +1,103 @@
+"""A model as the machine: free running, and teacher-forced.
+
+Letters: N executed instructions, C bytes a state, S bytes a patch, T target patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bgpt_fast.generation import Generator, Prompt
+from bgpt_fast.model import BGPT
+from bgpt_fast.tasks.cpu_states.machine import check_int, state_size
+from bgpt_fast.tasks.cpu_states.packing import EXTENSION, check_context, first_target, pack_traces
+from bgpt_fast.tasks.cpu_states.trace import PredictedTrace, Trace
+from bgpt_fast.tasks.cpu_states.traces import Traces
+
+
+def simulate(
+    generator: Generator,
+    traces: Traces | Sequence[Trace],
+    *,
+    max_new_bytes: int | None = None,
+    progress: Callable[[int, int, int], None] | None = None,
+) -> list[PredictedTrace]:
+    """Lets the model run programs: from memory and first state alone it writes every further byte, greedily.
+
+    Args:
+        generator: the model behind it must have been trained on traces of the same machine.
+        traces: the programs; of each, only memory and first state are shown to the model.
+        max_new_bytes: most bytes for each program; None means all states of the longest program, which can be counted
+            in its memory, and one patch or state more, so that running on shows.
+        progress: called with (programs done, programs in all, new bytes so far), as `Generator.generate` does.
+
+    Returns:
+        A prediction for each program, whatever the model wrote; `evaluate` scores them.
+
+    Raises:
+        TypeError, ValueError: a wrong argument, or a trace that the context cannot hold.
+    """
+    programs = _as_traces(traces)
+    if len(programs) == 0:
+        return []
+    config = generator.model.config
+    R, M = programs.num_registers, programs.memory_size
+    C = state_size(R)
+    longest = int(np.diff(programs.offsets).max())
+    check_context(2 + -(-longest // config.patch_size), config)
+    if max_new_bytes is None:
+        max_new_bytes = longest - M - C + max(C, config.patch_size)
+    prompts = [Prompt(EXTENSION, trace.to_bytes()[: M + C]) for trace in programs]
+    files = generator.generate(prompts, max_new_bytes=max_new_bytes, progress=progress)
+    return [PredictedTrace(file.data, file.finished, R, M) for file in files]
+
+
+@torch.no_grad()
+def teacher_forced(model: BGPT, traces: Traces | Sequence[Trace], *, batch_size: int = 16) -> list[NDArray[np.int16]]:
+    """The model's likeliest token for every state byte, given all true bytes before it.
+
+    Args:
+        model: runs as in evaluation, without dropout, on the device where it is.
+        traces: the truths.
+        batch_size: traces a forward pass; 257 logits for each of their state bytes are in memory at once.
+
+    Returns:
+        An int16 array [N, C] a trace, for `evaluate_bytes`: the predicted bytes from step 1 on; 256, `<eop>`, is none.
+
+    Raises:
+        TypeError, ValueError: a wrong argument, or a trace that the context cannot hold.
+    """
+    check_int("teacher_forced: batch_size", batch_size, 1)
+    programs = _as_traces(traces)
+    S, C = model.config.patch_size, state_size(programs.num_registers) if len(programs) else 0
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    predicted = []
+    try:
+        for start in range(0, len(programs), batch_size):
+            part = programs[start : start + batch_size]
+            logits = model.logits(pack_traces(part, model.config).to(device))
+            tokens = logits.argmax(-1).to(torch.int16).cpu().numpy().reshape(-1)
+            # Targets begin at a patch's start, which may be before the first byte to predict, and end with end of file.
+            skipped = programs.memory_size + C - (first_target(programs, model.config) - 1) * S
+            at = 0
+            for size in np.diff(part.offsets).tolist():
+                count = size - programs.memory_size - C
+                predicted.append(tokens[at + skipped : at + skipped + count].reshape(-1, C))
+                at += (-(-size // S) + 2 - first_target(programs, model.config)) * S
+    finally:
+        model.train(training)
+    return predicted
+
+
+def _as_traces(traces: Traces | Sequence[Trace]) -> Traces:
+    if isinstance(traces, Traces):
+        return traces
+    if not traces:
+        return Traces(np.empty(0, np.uint8), np.zeros(1, np.int64), 1, 4)
+    return Traces.from_list(traces)

@@ -1,0 +1,117 @@
+"""The machine as an endless source of training batches that never touches the disk."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bgpt_fast.config import BGPTConfig
+from bgpt_fast.patches import PackedPatches
+from bgpt_fast.tasks.cpu_states.machine import check_int
+from bgpt_fast.tasks.cpu_states.options import StreamOptions
+from bgpt_fast.tasks.cpu_states.packing import check_context, pack_traces
+from bgpt_fast.tasks.cpu_states.streams import Split, generate
+from bgpt_fast.tasks.cpu_states.traces import Traces
+
+_MAX_SEED = 2**64 - 1
+_LONG_START = 2**61
+
+
+class CPUStateSource:
+    """Batches of programs of the parallel stream, in order, without end.
+
+    Args:
+        config: the model's patch size and context.
+        seed: of the stream, 0…2⁶⁴ − 1.
+        num_registers, memory_size, min_program, max_program: as `StreamOptions`.
+        documents_per_batch: programs of a batch.
+        long_share: share of a batch's programs that have max_program instructions; the others have any number from
+            min_program on. A long program has more states to learn from for the same memory to read.
+        split: "train" programs are never "test" programs, whatever the seeds; None takes all.
+        states_only: leave memory and first state out of the loss: a random program cannot be predicted.
+
+    Raises:
+        TypeError, ValueError: a wrong argument, or traces that the context cannot hold.
+    """
+
+    def __init__(
+        self,
+        config: BGPTConfig,
+        *,
+        seed: int = 0,
+        num_registers: int = 10,
+        memory_size: int = 1024,
+        min_program: int = 1,
+        max_program: int = 255,
+        documents_per_batch: int = 64,
+        long_share: float = 0.0,
+        split: Split | None = "train",
+        states_only: bool = True,
+    ) -> None:
+        check_int("CPUStateSource: seed", seed, 0, _MAX_SEED)
+        check_int("CPUStateSource: documents_per_batch", documents_per_batch, 1)
+        if not 0.0 <= long_share <= 1.0:
+            raise ValueError(f"CPUStateSource: long_share: expected a share from 0 to 1, got {long_share}")
+        self.options = StreamOptions(num_registers, memory_size, min_program, max_program)
+        check_context(2 + -(-self.options.max_trace_size // config.patch_size), config)
+        self.config = config
+        self.seed = seed
+        self.documents_per_batch = documents_per_batch
+        self.split = split
+        self.states_only = states_only
+        self._long_documents = round(long_share * documents_per_batch)
+        # Instances of one index begin alike whatever their lengths, so long programs come from far along the stream.
+        self._long_start = self._any_start = 0
+
+    def next_batch(self) -> PackedPatches:
+        """The next programs, the long ones first."""
+        long = self._draw(self._long_documents, self.options.max_program, self._long_start)
+        rest = self._draw(self.documents_per_batch - self._long_documents, self.options.min_program, self._any_start)
+        assert long.next_start is not None
+        assert rest.next_start is not None
+        self._long_start, self._any_start = long.next_start, rest.next_start
+        return PackedPatches.concatenate(
+            [pack_traces(part, self.config, states_only=self.states_only, threads=1) for part in (long, rest) if part]
+        )
+
+    def _draw(self, count: int, min_program: int, start: int) -> Traces:
+        # A batch is too little work for more threads than one.
+        return generate(
+            count,
+            seed=self.seed,
+            num_registers=self.options.num_registers,
+            memory_size=self.options.memory_size,
+            min_program=min_program,
+            max_program=self.options.max_program,
+            stream="parallel",
+            split=self.split,
+            start=start,
+            threads=1,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, JSON-ready."""
+        return {**self.describe(), "long_start": self._long_start, "any_start": self._any_start}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes to a position of `state_dict`.
+
+        Raises:
+            ValueError: the position is one of another stream.
+        """
+        ours = self.describe()
+        theirs = {name: state.get(name) for name in ours}
+        if theirs != ours:
+            raise ValueError(f"CPUStateSource: expected a position of {ours}, got one of {theirs}")
+        self._long_start, self._any_start = state["long_start"], state["any_start"]
+
+    def describe(self) -> dict[str, Any]:
+        """What the stream is, JSON-ready."""
+        return {
+            "source": "cpu_states",
+            "seed": self.seed,
+            "split": self.split,
+            "documents_per_batch": self.documents_per_batch,
+            "long_documents": self._long_documents,
+            "states_only": self.states_only,
+            **self.options.to_dict(),
+        }

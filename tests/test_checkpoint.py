@@ -1,0 +1,635 @@
+"""Checkpoints: round trips, the released layout, damage, malice, and failing disks."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+import os
+import pickle
+import random
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import safetensors.torch
+import torch
+from conftest import TINY, random_documents
+from hf_bgpt import HuggingFaceBGPT
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from torch import Tensor
+from write_faults import DiskFull, dies_in_step, step_fails
+
+from bgpt_fast import BGPT, BGPTConfig, PackedPatches
+from bgpt_fast.checkpoint import (
+    LM_HEAD,
+    WTE,
+    CheckpointError,
+    load_weights,
+    save_released,
+    save_weights,
+    to_released,
+    validate_state_dict,
+)
+
+Weights = dict[str, Tensor]
+SMALL = BGPTConfig(patch_size=2, patch_length=5, hidden_size=8, patch_num_layers=2, byte_num_layers=1, num_heads=2)
+EMBEDDING = "patch_level_decoder.patch_embedding.weight"
+PATCH_WPE = "patch_level_decoder.base.wpe.weight"
+
+
+def make_weights(config: BGPTConfig = SMALL, seed: int = 0) -> Weights:
+    torch.manual_seed(seed)
+    weights = BGPT(config).state_dict()
+    noisy = {name: tensor + 0.1 * torch.rand_like(tensor) for name, tensor in weights.items() if name != LM_HEAD}
+    return {name: tensor.contiguous() for name, tensor in noisy.items()}
+
+
+def same(a: Weights, b: Weights) -> bool:
+    a, b = ({k: v for k, v in weights.items() if k != LM_HEAD} for weights in (a, b))
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture
+def weights() -> Weights:
+    return make_weights()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, weights: Weights) -> Path:
+    save_weights(tmp_path / "model", SMALL, weights)
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_round_trip(tmp_path: Path, weights: Weights, dtype: torch.dtype | None) -> None:
+    save_weights(tmp_path / "new" / "model", SMALL, weights, dtype=dtype)
+    config, loaded = load_weights(tmp_path / "new" / "model")
+    assert config == SMALL
+    assert same(loaded, {name: tensor.to(dtype or torch.float32) for name, tensor in weights.items()})
+    assert loaded[LM_HEAD] is loaded[WTE]
+    stored = safetensors.torch.load_file(tmp_path / "new" / "model" / "model.safetensors")
+    assert LM_HEAD not in stored, "the tied weight is stored once"
+    assert sorted(path.name for path in (tmp_path / "new" / "model").iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_a_model_of_its_own_comes_back(tmp_path: Path, tiny_model: BGPT, tiny_batch: PackedPatches) -> None:
+    tiny_model.save_pretrained(tmp_path)
+    again = BGPT.from_pretrained(tmp_path)
+    assert torch.equal(again(tiny_batch).nats, tiny_model(tiny_batch).nats)
+    released = tmp_path / "weights.pth"
+    save_released(released, tiny_model.config, tiny_model.state_dict())
+    assert torch.equal(BGPT.from_pretrained(released)(tiny_batch).nats, tiny_model(tiny_batch).nats)
+
+
+def test_strided_and_shared_tensors_are_stored_as_they_read(tmp_path: Path, weights: Weights) -> None:
+    strided = {name: tensor.t().contiguous().t() if tensor.dim() == 2 else tensor for name, tensor in weights.items()}
+    flat = torch.cat([tensor.flatten() for tensor in weights.values()])
+    pieces = flat.split([tensor.numel() for tensor in weights.values()])
+    shared = {name: piece.view(weights[name].shape) for name, piece in zip(weights, pieces, strict=True)}
+    for number, variant in enumerate((strided, shared)):
+        save_weights(tmp_path / str(number), SMALL, variant)
+        assert same(load_weights(tmp_path / str(number)).state_dict, weights)
+
+
+def test_the_same_weights_make_the_same_file(tmp_path: Path, weights: Weights) -> None:
+    save_weights(tmp_path / "a", SMALL, weights)
+    save_weights(tmp_path / "b", SMALL, dict(reversed(weights.items())))
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_saving_over_another_model(folder: Path) -> None:
+    other = BGPTConfig(patch_size=3, patch_length=9, hidden_size=16, patch_num_layers=1, byte_num_layers=2, num_heads=1)
+    save_weights(folder, other, make_weights(other))
+    assert load_weights(folder).config == other
+    assert json.loads((folder / "config.json").read_text())["previous"] is None
+
+
+def test_safetensors_files_by_themselves(tmp_path: Path, folder: Path, weights: Weights) -> None:
+    inside = load_weights(folder / "model.safetensors")
+    assert inside.config == SMALL
+    lone = tmp_path / "lone.safetensors"
+    lone.write_bytes((folder / "model.safetensors").read_bytes())
+    config, loaded = load_weights(str(lone))
+    assert config == SMALL, "the metadata carry the config, heads included"
+    assert same(loaded, weights)
+    bare = tmp_path / "bare.safetensors"
+    safetensors.torch.save_file(weights, bare)
+    inferred = load_weights(bare).config
+    assert inferred.to_dict() == {**SMALL.to_dict(), "num_heads": 1}
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"config\.json: expected the fields"):
+        load_weights(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("positions", [512, 1024])
+@pytest.mark.parametrize("style", ["model", "bare", "module"])
+def test_released_files_of_any_style(tmp_path: Path, positions: int, style: str) -> None:
+    config = BGPTConfig(patch_length=positions, hidden_size=64, patch_num_layers=2, byte_num_layers=1)
+    weights = make_weights(config)
+    released = {**weights, LM_HEAD: weights[WTE]}
+    for layer in range(2):
+        released[f"patch_level_decoder.base.h.{layer}.attn.bias"] = torch.ones(1, 1, 8, 8, dtype=torch.uint8)
+        released[f"patch_level_decoder.base.h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
+    released["byte_level_decoder.base.transformer.h.0.attn.bias"] = torch.ones(1, 1, 17, 17, dtype=torch.bool)
+    if style == "module":
+        released = {f"module.{name}": tensor for name, tensor in released.items()}
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(3))])
+    extras = {"optimizer": optimizer.state_dict(), "lr_sched": {"last_epoch": 1, "lr_lambdas": [None]}, "epoch": 3}
+    path = tmp_path / "weights-cpu.pth"
+    torch.save(released if style == "bare" else {"model": released, **extras, "min_eval_loss": 0.5}, path)
+    loaded = load_weights(path)
+    assert loaded.config == config
+    assert loaded.config.patch_length == positions
+    assert same(loaded.state_dict, weights)
+
+
+def test_the_released_default_has_110_million_parameters_in_its_tensors() -> None:
+    with torch.device("meta"):
+        model = BGPT(BGPTConfig())
+    weights = {name: tensor for name, tensor in model.state_dict().items() if name != LM_HEAD}
+    validate_state_dict(BGPTConfig(), weights)
+    assert sum(tensor.numel() for tensor in weights.values()) == 110_084_352
+
+
+def test_the_papers_model_takes_the_export_strictly(tmp_path: Path) -> None:
+    config = TINY
+    weights = make_weights(config)
+    exported = to_released(config, weights)
+    paper = HuggingFaceBGPT(config).eval()
+    paper.load_state_dict(exported, strict=True)
+    assert list(exported.keys() - paper.state_dict().keys()) == []
+    save_released(tmp_path / "out" / "weights.pth", config, weights)
+    saved = torch.load(tmp_path / "out" / "weights.pth", weights_only=True)
+    HuggingFaceBGPT(config).load_state_dict(saved["model"], strict=True)
+    assert load_weights(tmp_path / "out" / "weights.pth").config == config, "the file carries the heads"
+    torch.save({"model": paper.state_dict()}, tmp_path / "paper.pth")
+    assert same(load_weights(tmp_path / "paper.pth").state_dict, weights)
+    model = BGPT(config).eval()
+    model.load_state_dict(exported)
+    batch = PackedPatches.from_bytes(random_documents(1, [9, 0, 33]), config)
+    assert torch.allclose(paper(batch), model(batch).loss, rtol=1e-5, atol=0)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        paper.load_state_dict({name: exported[name] for name in exported if name != WTE}, strict=True)
+
+
+def changed(weights: Weights, name: str, value: Any) -> Weights:
+    return {**weights, name: value}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: {k: v for k, v in w.items() if k != WTE}, rf"1 \({WTE}\) missing and none unexpected"),
+        (lambda w: changed(w, "extra", torch.ones(1)), r"none missing and 1 \(extra\) unexpected"),
+        (lambda w: {}, r"missing: expected|\d+ \(.*, …\) missing"),
+        (
+            lambda w: changed(w, EMBEDDING, w[EMBEDDING][:, 1:]),
+            r"patch_embedding\.weight: expected shape \[8, 514\], got",
+        ),
+        (lambda w: changed(w, WTE, w[WTE].int()), r"wte\.weight: expected a float of 16 to 64 bits, got torch\.int32"),
+        (lambda w: changed(w, WTE, [1.0]), r"wte\.weight: expected a tensor, got list"),
+        (lambda w: changed(w, LM_HEAD, w[WTE] + 1), r"lm_head\.weight: expected the values of .*wte\.weight"),
+        (lambda w: changed(w, LM_HEAD, w[WTE][:1]), r"lm_head\.weight: expected shape \[257, 8\], got \[1, 8\]"),
+    ],
+)
+def test_wrong_weights_are_named_and_never_saved(
+    tmp_path: Path, weights: Weights, change: Callable[[Weights], Weights], message: str
+) -> None:
+    wrong = change(weights)
+    with pytest.raises(CheckpointError, match=message):
+        validate_state_dict(SMALL, wrong)
+    with pytest.raises(CheckpointError, match=message):
+        save_weights(tmp_path / "model", SMALL, wrong)
+    with pytest.raises(CheckpointError, match=message):
+        save_released(tmp_path / "model" / "a.pth", SMALL, wrong)
+    assert not (tmp_path / "model").exists()
+
+
+def test_right_weights_are_valid(weights: Weights) -> None:
+    validate_state_dict(SMALL, weights)
+    validate_state_dict(SMALL, {**weights, LM_HEAD: weights[WTE].clone()})
+    nan = {name: torch.full_like(tensor, torch.nan) for name, tensor in weights.items()}
+    validate_state_dict(SMALL, {**nan, LM_HEAD: nan[WTE].clone()})
+
+
+def test_storage_dtypes_that_do_not_hold_the_values(tmp_path: Path, weights: Weights) -> None:
+    weights[WTE] = weights[WTE] * 1e6
+    with pytest.raises(CheckpointError, match=r"wte\.weight: expected values that torch\.float16 holds"):
+        save_weights(tmp_path / "model", SMALL, weights, dtype=torch.float16)
+    with pytest.raises(CheckpointError, match=r"dtype: expected float32.*got torch\.int8"):
+        save_weights(tmp_path / "model", SMALL, weights, dtype=torch.int8)
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("style", ["safetensors", "pth"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda w: {k: v for k, v in w.items() if k != EMBEDDING},
+            r"patch_embedding\.weight: expected a tensor.*got none",
+        ),
+        (lambda w: changed(w, EMBEDDING, torch.ones(8, 513)), r"expected shape \[D, S·257\], got \[8, 513\]"),
+        (
+            lambda w: changed(w, EMBEDDING, torch.ones(8)),
+            r"patch_embedding\.weight: expected shape \[·, ·\], got \[8\]",
+        ),
+        (lambda w: changed(w, EMBEDDING, torch.ones(0, 514)), r"expected shape \[·, ·\], got \[0, 514\]"),
+        (lambda w: changed(w, EMBEDDING, torch.ones(8, 257)), r"wpe\.weight: expected shape \[2, 8\], got \[3, 8\]"),
+        (lambda w: changed(w, PATCH_WPE, torch.ones(1, 8)), r"patch_length: expected at least 2, got 1"),
+        (lambda w: {k.replace("h.1.", "h.7."): v for k, v in w.items()}, r"h\.1\..* missing and .*h\.7\..* unexpected"),
+    ],
+)
+def test_files_of_other_models_are_named(
+    tmp_path: Path, weights: Weights, change: Callable[[Weights], Weights], message: str, style: str
+) -> None:
+    path = tmp_path / f"other.{style}"
+    wrong = change(weights)
+    safetensors.torch.save_file(wrong, path) if style == "safetensors" else torch.save(wrong, path)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_weights(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_config_that_the_tensors_contradict(tmp_path: Path, weights: Weights) -> None:
+    path = tmp_path / "a.safetensors"
+    for field, value, message in (
+        ("patch_num_layers", 10**9, "patch_num_layers: expected 1000000000 as its config says, got tensors of 2"),
+        ("hidden_size", 16, "hidden_size: expected 16 as its config says, got tensors of 8"),
+        ("dropout", 2.0, "dropout: expected 0 ≤ dropout < 1"),
+        ("unheard_of", 1, "unknown fields"),
+    ):
+        text = json.dumps({**SMALL.to_dict(), field: value})
+        safetensors.torch.save_file(weights, path, metadata={"bgpt_config": text})
+        with pytest.raises(CheckpointError, match=message):
+            load_weights(path)
+    for text, message in (("[" * 10**5, "damage"), ("[]", "expected the fields of BGPTConfig, got list")):
+        safetensors.torch.save_file(weights, path, metadata={"bgpt_config": text})
+        with pytest.raises(CheckpointError, match=message):
+            load_weights(path)
+
+
+def test_paths_that_are_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"text")
+    (tmp_path / "empty.pth").write_bytes(b"")
+    (tmp_path / "empty.safetensors").write_bytes(b"")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe.pth")
+    for name, message in (
+        ("a.txt", "got a file of another kind"),
+        ("pipe.pth", "got a file of another kind"),
+        ("gone", "got nothing there"),
+        ("gone.pth", "got nothing there"),
+        ("empty.pth", "expected a zip archive"),
+        ("empty.safetensors", "expected a safetensors file"),
+        ("folder", r"config\.json: expected a file as save_pretrained writes it, got none"),
+    ):
+        with pytest.raises(CheckpointError, match=message) as caught:
+            load_weights(tmp_path / name)
+        assert str(tmp_path / name) in str(caught.value)
+
+
+def manifest_without(name: str) -> Callable[[dict[str, Any]], Any]:
+    return lambda manifest: {key: value for key, value in manifest.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (manifest_without("sha256"), "expected the fields"),
+        (lambda m: {**m, "more": 1}, "expected the fields"),
+        (lambda m: {**m, "format": "other"}, "expected the fields"),
+        (lambda m: [m], "expected the fields"),
+        (lambda m: {**m, "version": 2}, "version: expected 1, got 2; update"),
+        (lambda m: {**m, "previous": 3}, "previous: expected null"),
+        (lambda m: {**m, "sha256": "0" * 64}, "expected SHA-256 000.* damaged"),
+        (lambda m: {**m, "sha256": None}, "expected SHA-256 None"),
+        (lambda m: {**m, "config": {**m["config"], "dropout": 0.1}}, "config: expected .*restore it"),
+        (lambda m: {**m, "config": {**m["config"], "num_heads": 3}}, "num_heads: expected a divisor"),
+        (lambda m: {**m, "config": 1}, "config: expected the fields of BGPTConfig, got int"),
+    ],
+)
+def test_a_changed_config_json_is_refused(folder: Path, change: Callable[[dict[str, Any]], Any], message: str) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    with pytest.raises(CheckpointError, match=message):
+        load_weights(folder)
+
+
+def test_config_json_that_is_no_json_or_huge(folder: Path) -> None:
+    path = folder / "config.json"
+    for content in (b"", b"\xff", b"{", b"[" * 10**5):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match="expected JSON in UTF-8, got damage"):
+            load_weights(folder)
+    os.truncate(path, 2**40)
+    with pytest.raises(CheckpointError, match="expected at most 1048576 bytes"):
+        load_weights(folder)
+
+
+def test_missing_weights_are_named(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: expected the weights"):
+        load_weights(folder)
+
+
+def refused(path: Path) -> bool:
+    try:
+        load_weights(path)
+    except CheckpointError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_truncation_at_200_offsets_is_refused(folder: Path, name: str) -> None:
+    path = folder / name
+    content = path.read_bytes()
+    stream = random.Random(0)
+    # A config.json that lost only its last line break says the same.
+    last = len(content) - 1 - (name == "config.json")
+    for offset in {0, 1, 7, 8, last, *(stream.randrange(last) for _ in range(200))}:
+        path.write_bytes(content[:offset])
+        assert refused(folder), offset
+    path.write_bytes(content)
+    assert not refused(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_1000_bit_flips_are_refused(folder: Path, name: str) -> None:
+    path = folder / name
+    content = path.read_bytes()
+    stream = random.Random(1)
+    for _ in range(1000):
+        bit = stream.randrange(8 * len(content))
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        assert refused(folder), bit
+    path.write_bytes(content)
+    assert not refused(folder)
+
+
+def test_the_flips_escape_a_file_without_its_checksum(tmp_path: Path, folder: Path) -> None:
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "lone.safetensors").write_bytes(content)
+    assert not refused(tmp_path / "lone.safetensors"), "so it is the SHA-256 that finds them"
+
+
+def test_damaged_released_files_never_give_other_weights(tmp_path: Path, weights: Weights) -> None:
+    path = tmp_path / "a.pth"
+    save_released(path, SMALL, weights)
+    content = path.read_bytes()
+    stream = random.Random(2)
+    for offset in (stream.randrange(len(content)) for _ in range(100)):
+        path.write_bytes(content[:offset])
+        assert refused(path), offset
+    found = 0
+    for _ in range(300):
+        flipped = bytearray(content)
+        flipped[stream.randrange(len(content))] ^= 1 << stream.randrange(8)
+        path.write_bytes(flipped)
+        if refused(path):
+            found += 1
+        else:
+            assert same(load_weights(path).state_dict, weights), "only padding of the archive may change unseen"
+    assert found > 150
+
+
+class Evil:
+    """Runs a shell command when it is unpickled by a loader that lets it."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch '{self.marker}'",)
+
+
+class Calls:
+    """Calls a function of a given name when it is unpickled."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.call = (function, arguments)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.call
+
+
+def rewritten(source: Path, target: Path, change: Callable[[bytes], bytes]) -> None:
+    """Copies an archive of torch.save with another data.pkl."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for entry in old.infolist():
+            content = old.read(entry)
+            new.writestr(entry.filename, change(content) if entry.filename.endswith("data.pkl") else content)
+
+
+def test_pickled_calls_are_refused_and_do_nothing(tmp_path: Path, weights: Weights) -> None:
+    marker = tmp_path / "ran"
+    for number, content in enumerate(
+        [
+            Evil(marker),
+            {"model": weights, "epoch": Evil(marker)},
+            {"model": {**weights, "x": Evil(marker)}},
+            {"model": weights, "x": Calls(eval, f"open({str(marker)!r}, 'w')")},
+            {"model": weights, "x": Calls(bytearray, 10**11)},
+            {"model": weights, "x": Calls(torch.FloatTensor, 10**11)},
+        ]
+    ):
+        path = tmp_path / f"{number}.pth"
+        torch.save(content, path)
+        with pytest.raises(CheckpointError, match=r"\.pth: expected plain tensors, got a call of"):
+            load_weights(path)
+        assert not marker.exists()
+    torch.load(tmp_path / "0.pth", weights_only=False)
+    assert marker.exists(), "the payload does run where it is let"
+
+
+def test_other_pickles_and_archives_are_refused(tmp_path: Path, weights: Weights) -> None:
+    marker = tmp_path / "ran"
+    path = tmp_path / "a.pth"
+    torch.save({"model": weights}, path)
+    hostile: dict[str, bytes] = {"raw pickle": pickle.dumps(Evil(marker)), "junk": random.Random(0).randbytes(5000)}
+    old = io.BytesIO()
+    torch.save({"model": weights, "x": Evil(marker)}, old, _use_new_zipfile_serialization=False)
+    hostile["torch.save of old"] = old.getvalue()
+    for compression, label in ((zipfile.ZIP_STORED, "stored"), (zipfile.ZIP_DEFLATED, "bomb")):
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w", compression) as archive:
+            archive.writestr("a/data.pkl", pickle.dumps(Evil(marker)))
+            archive.writestr("a/data/0", bytes(10**7 if label == "bomb" else 10))
+        hostile[label] = packed.getvalue()
+    overlapping = io.BytesIO(path.read_bytes())
+    with zipfile.ZipFile(overlapping, "a") as archive:
+        largest = max(archive.infolist(), key=lambda entry: entry.file_size)
+        for number in range(100):
+            twin = copy.copy(largest)
+            twin.filename = f"{twin.filename}{number}"
+            archive.filelist.append(twin)
+            archive.NameToInfo[twin.filename] = twin
+        archive.writestr("a/last", b"")
+    hostile["entries over one another"] = overlapping.getvalue()
+    for label, content in hostile.items():
+        path.write_bytes(content)
+        assert refused(path), label
+        assert not marker.exists(), label
+
+
+def test_storages_and_views_larger_than_the_file_are_refused(tmp_path: Path, weights: Weights) -> None:
+    honest, hostile = tmp_path / "honest.pth", tmp_path / "hostile.pth"
+    name = "patch_level_decoder.base.ln_f.weight"
+    torch.save({"model": {**weights, name: torch.arange(8.0)}}, honest)
+    assert not refused(honest)
+
+    def replaced(before: bytes, after: bytes) -> Callable[[bytes], bytes]:
+        def change(content: bytes) -> bytes:
+            assert before in content
+            return content.replace(before, after)
+
+        return change
+
+    for label, change in (
+        ("storage", replaced(b"K\x08tq", b"J\xff\xff\xff\x7ftq")),
+        ("view", replaced(b"K\x08\x85", b"J\xff\xff\xff\x7f\x85")),
+    ):
+        rewritten(honest, hostile, change)
+        assert refused(hostile), label
+    for label, tensor in (
+        ("stride 0", torch.ones(1).expand(10**6, 514)),
+        ("sparse", torch.sparse_coo_tensor([[0], [0]], [1.0], (10**9, 514), check_invariants=True)),
+        ("meta", torch.empty(10**6, 514, device="meta")),
+    ):
+        torch.save({"model": {**weights, EMBEDDING: tensor}}, hostile)
+        assert refused(hostile), label
+
+
+@pytest.mark.parametrize("content", [3, ["model"], {"model": 3}, {"model": {1: torch.ones(1)}}, {"weights": {}}, {}])
+def test_released_files_without_weights(tmp_path: Path, content: Any) -> None:
+    path = tmp_path / "a.pth"
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=r"a\.pth.*expected"):
+        load_weights(path)
+
+
+def save_attempts(folder: Path, config: BGPTConfig, weights: Weights) -> Iterator[int]:
+    """Saves again and again, the next step failing each time, until a save gets through."""
+    for number in range(100):
+        with step_fails(number, DiskFull()) as steps, contextlib.suppress(OSError):
+            save_weights(folder, config, weights)
+        yield number
+        if len(steps) <= number:
+            return
+
+
+def test_every_failing_step_leaves_a_whole_checkpoint(folder: Path, weights: Weights) -> None:
+    other = BGPTConfig(patch_size=3, patch_length=9, hidden_size=16, patch_num_layers=1, byte_num_layers=1, num_heads=1)
+    new = make_weights(other, seed=1)
+    seen = []
+    for number in save_attempts(folder, other, new):
+        config, loaded = load_weights(folder)
+        assert same(loaded, weights if config == SMALL else new), number
+        seen.append(config)
+        assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"], number
+    switch = seen.index(other)
+    assert switch >= 8, "the old one stays through the writing of both files"
+    assert all(config == SMALL for config in seen[:switch])
+    assert all(config == other for config in seen[switch:])
+
+
+def test_a_failing_save_is_named(folder: Path, weights: Weights, tmp_path: Path) -> None:
+    with step_fails(1, DiskFull()), pytest.raises(OSError, match=r"No space left.*not saved.*model") as caught:
+        save_weights(folder, SMALL, weights)
+    assert caught.value.filename == str(folder)
+    with step_fails(1, DiskFull()), pytest.raises(OSError, match=r"No space left.*not saved.*a\.pth"):
+        save_released(tmp_path / "a.pth", SMALL, weights)
+    assert not (tmp_path / "a.pth").exists()
+
+
+def test_a_first_save_that_fails_leaves_nothing_that_loads_wrongly(tmp_path: Path, weights: Weights) -> None:
+    loads = []
+    for _ in save_attempts(tmp_path / "model", SMALL, weights):
+        loads.append(not refused(tmp_path / "model"))
+    assert loads == sorted(loads), "refused until it is whole"
+    assert loads.count(False) >= 8
+    assert same(load_weights(tmp_path / "model").state_dict, weights)
+
+
+def test_a_crash_in_every_step_leaves_a_whole_checkpoint(folder: Path, weights: Weights) -> None:
+    states = [weights, make_weights(seed=1)]
+    got_through, saves = False, 0
+    for number in range(100):
+        # Each round saves over what the crash before left, leftovers included.
+        old, new = (
+            (states[0], states[1]) if same(load_weights(folder).state_dict, states[0]) else (states[1], states[0])
+        )
+        got_through = not dies_in_step(number, lambda new=new: save_weights(folder, SMALL, new))
+        loaded = load_weights(folder).state_dict
+        assert same(loaded, new) or (not got_through and same(loaded, old)), number
+        saves += same(loaded, new)
+        if got_through:
+            break
+    assert got_through
+    assert number >= 12, "both files' steps were gone through"
+    assert saves >= 2
+
+
+def test_the_crash_test_catches_weights_that_config_json_does_not_know(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(safetensors.torch.save(make_weights(seed=1)))
+    assert refused(folder)
+
+
+class Hub:
+    """A hub in a folder: owner/name/file."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def download(self, repository: str, filename: str) -> str:
+        if not (self.root / repository).is_dir():
+            raise LocalEntryNotFoundError(f"cannot reach {repository}")
+        path = self.root / repository / filename
+        if not path.is_file():
+            raise EntryNotFoundError(f"no {filename}")
+        return str(path)
+
+    def list(self, repository: str) -> list[str]:
+        return sorted(path.name for path in (self.root / repository).iterdir())
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    server = Hub(tmp_path / "hub")
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", server.download)
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", server.list)
+    monkeypatch.chdir(tmp_path)
+    return server.root
+
+
+def test_hub_ids(hub: Path, weights: Weights) -> None:
+    save_weights(hub / "owner" / "folder", SMALL, weights)
+    save_released(hub / "owner" / "single" / "weights.pth", SMALL, weights)
+    for name in ("weights-cpu.pth", "weights-text.pth"):
+        save_released(hub / "owner" / "bgpt" / name, SMALL, weights)
+    for source in ("owner/folder", "owner/single", "owner/bgpt/weights-cpu.pth"):
+        assert same(load_weights(source).state_dict, weights), source
+    with pytest.raises(CheckpointError, match=r"owner/bgpt: .*2 \(weights-cpu.pth, weights-text.pth\); name one"):
+        load_weights("owner/bgpt")
+    with pytest.raises(CheckpointError, match=r"owner/none: .*no such path, and the hub says: cannot reach"):
+        load_weights("owner/none")
+    with pytest.raises(CheckpointError, match=r"the hub says: no other\.pth"):
+        load_weights("owner/bgpt/other.pth")
+    for source in ("owner", "runs/model.pth", "../owner/folder", "/owner/folder"):
+        with pytest.raises(CheckpointError, match="got nothing there"):
+            load_weights(source)
+    with pytest.raises(CheckpointError, match="got nothing there"):
+        load_weights(Path("owner/folder"))
+    (hub / "owner" / "folder" / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="expected the fields"):
+        load_weights("owner/folder")

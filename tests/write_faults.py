@@ -1,0 +1,71 @@
+"""Makes the steps of writing a file fail, or the process die in them, one at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+
+class DiskFull:
+    """What a step does that fails: ENOSPC, as a full disk answers."""
+
+    def __call__(self) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@contextlib.contextmanager
+def step_fails(number: int, fail: Callable[[], object]) -> Iterator[list[str]]:
+    """Within the block, the `number`-th of all mkstemp, write, fsync, chmod and replace calls calls `fail` instead.
+
+    A failing write has written half of its bytes. Yields the names of the steps as they are taken.
+    """
+    steps: list[str] = []
+
+    def take(name: str) -> None:
+        steps.append(name)
+        if len(steps) - 1 == number:
+            fail()
+
+    class File(io.BufferedWriter):
+        def write(self, data: Any) -> int:
+            view = memoryview(data).cast("B")
+            half = super().write(view[: len(view) // 2])
+            self.flush()
+            take("write")
+            return half + super().write(view[len(view) // 2 :])
+
+    def wrapped(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            take(name)
+            return function(*arguments, **keywords)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fdopen", lambda descriptor, mode: File(io.FileIO(descriptor, mode)))
+        patch.setattr(tempfile, "mkstemp", wrapped("mkstemp", tempfile.mkstemp))
+        for name in ("fsync", "chmod", "replace"):
+            patch.setattr(os, name, wrapped(name, getattr(os, name)))
+        yield steps
+
+
+def dies_in_step(number: int, work: Callable[[], object]) -> bool:
+    """Runs `work` in a forked child that dies, uncleaned, in the `number`-th step; False if it got through."""
+    child = os.fork()
+    if child == 0:
+        try:
+            with step_fails(number, lambda: os._exit(9)):
+                work()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, 9), code
+    return code == 9
