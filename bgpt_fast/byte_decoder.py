@@ -19,7 +19,8 @@ class LMHead(nn.Module):
 
     def __init__(self, config: BGPTConfig) -> None:
         super().__init__()
-        self.transformer = Transformer(config, VOCAB_SIZE, config.patch_size + 1, config.byte_num_layers)
+        positions = config.patch_size + 1
+        self.transformer = Transformer(config, VOCAB_SIZE, positions, config.byte_num_layers, config.byte_heads)
         self.lm_head = nn.Linear(config.hidden_size, VOCAB_SIZE, bias=False)
         self.lm_head.weight = self.transformer.wte.weight
 

@@ -23,9 +23,14 @@ class BGPTConfig:
         patch_num_layers: layers of the patch-level decoder.
         byte_num_layers: layers of the byte-level decoder.
         dropout: probability of the three GPT-2 dropouts while training (the released training used 0.1).
-        num_heads: attention heads of both decoders; None means one per 64 channels, as released.
-        position_init_std: standard deviation of the initial position embeddings (0.02 as released);
-            small models learn to tell a patch's bytes apart far sooner with about 0.15.
+        num_heads: attention heads of the patch-level decoder; None means one per 64 channels, as released.
+        byte_num_heads: attention heads of the byte-level decoder; None means as many, as released. Small models want
+            many narrow ones there (a byte's place in its patch can have a head of its own) and few wide ones above.
+        position_init: how position embeddings start. "normal": independent rows, as released. "sinusoidal": sines and
+            cosines of the position with eight periods an octave, from 2 on, so that places that a rule connects are
+            connected by one rotation, and reading memory by address is learned for all addresses at once.
+        position_init_std: standard deviation of the initial position embeddings (0.02 as released); small models learn
+            to tell a patch's bytes apart far sooner with more.
         byte_init: how byte embeddings (`wte`, each slot of the patch projection) start. "normal": independent
             rows, as released. "numeric": mostly a random projection of the byte value's bits, phases and magnitude, so
             that bytes that are alike as numbers start alike; arithmetic is learned in minutes instead of hours.
@@ -42,6 +47,8 @@ class BGPTConfig:
     byte_num_layers: int = 3
     dropout: float = 0.0
     num_heads: int | None = None
+    byte_num_heads: int | None = None
+    position_init: str = "normal"
     position_init_std: float = 0.02
     byte_init: str = "normal"
     byte_init_std: float = 0.02
@@ -56,25 +63,36 @@ class BGPTConfig:
                 raise ValueError(f"BGPTConfig.{name}: expected at least {least}, got {value}")
         if self.num_heads is None:
             object.__setattr__(self, "num_heads", max(1, self.hidden_size // 64))
-        if not isinstance(self.num_heads, int) or isinstance(self.num_heads, bool):
-            raise TypeError(f"BGPTConfig.num_heads: expected an int or None, got {self.num_heads!r}")
-        if self.num_heads < 1 or self.hidden_size % self.num_heads:
-            raise ValueError(
-                f"BGPTConfig.num_heads: expected a divisor of hidden_size {self.hidden_size}, got {self.num_heads}"
-            )
+        if self.byte_num_heads is None:
+            object.__setattr__(self, "byte_num_heads", self.num_heads)
+        for name in ("num_heads", "byte_num_heads"):
+            heads = getattr(self, name)
+            if not isinstance(heads, int) or isinstance(heads, bool):
+                raise TypeError(f"BGPTConfig.{name}: expected an int or None, got {heads!r}")
+            if heads < 1 or self.hidden_size % heads:
+                raise ValueError(
+                    f"BGPTConfig.{name}: expected a divisor of hidden_size {self.hidden_size}, got {heads}"
+                )
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"BGPTConfig.dropout: expected 0 ≤ dropout < 1, got {self.dropout}")
         for name in ("position_init_std", "byte_init_std"):
             if not getattr(self, name) > 0.0:
                 raise ValueError(f"BGPTConfig.{name}: expected a positive number, got {getattr(self, name)}")
-        if self.byte_init not in ("normal", "numeric"):
-            raise ValueError(f"BGPTConfig.byte_init: expected 'normal' or 'numeric', got {self.byte_init!r}")
+        for name, choices in (("position_init", ("normal", "sinusoidal")), ("byte_init", ("normal", "numeric"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"BGPTConfig.{name}: expected one of {choices}, got {getattr(self, name)!r}")
 
     @property
-    def heads(self) -> int:
-        """Attention heads, resolved."""
+    def patch_heads(self) -> int:
+        """Heads of the patch-level decoder, resolved."""
         assert self.num_heads is not None
         return self.num_heads
+
+    @property
+    def byte_heads(self) -> int:
+        """Heads of the byte-level decoder, resolved."""
+        assert self.byte_num_heads is not None
+        return self.byte_num_heads
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as a JSON-ready dict."""

@@ -31,6 +31,18 @@ def byte_embeddings(config: BGPTConfig) -> Tensor:
     return table
 
 
+def position_embeddings(config: BGPTConfig, positions: int) -> Tensor:
+    """Initial position embeddings, float32 [positions, D], as `config.position_init` says."""
+    if config.position_init == "normal":
+        return torch.empty(positions, config.hidden_size).normal_(std=config.position_init_std)
+    # Periods 2, 2·2^(1/8), … : half a position and twice a position are frequencies of the table too.
+    pairs = -(-config.hidden_size // 2)
+    frequencies = math.pi * 2.0 ** (-torch.arange(pairs) / 8)
+    angles = torch.arange(float(positions))[:, None] * frequencies
+    table = torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)[:, : config.hidden_size]
+    return table * (config.position_init_std * math.sqrt(2))
+
+
 def _numeric_features() -> Tensor:
     """What a byte is as a number, float32 [256, 31]: bits, phases of seven periods, magnitude, soft thresholds."""
     value = torch.arange(256.0)[:, None]
@@ -70,9 +82,9 @@ class Conv1D(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention; which rows see which is the caller's `attend`."""
 
-    def __init__(self, config: BGPTConfig, num_layers: int) -> None:
+    def __init__(self, config: BGPTConfig, num_layers: int, heads: int) -> None:
         super().__init__()
-        self.heads = config.heads
+        self.heads = heads
         self.dropout = config.dropout
         self.c_attn = Conv1D(config.hidden_size, 3 * config.hidden_size)
         self.c_proj = Conv1D(config.hidden_size, config.hidden_size, INIT_STD / math.sqrt(2 * num_layers))
@@ -100,10 +112,10 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """A pre-LN GPT-2 layer on rows [N, D]."""
 
-    def __init__(self, config: BGPTConfig, num_layers: int) -> None:
+    def __init__(self, config: BGPTConfig, num_layers: int, heads: int) -> None:
         super().__init__()
         self.ln_1 = LayerNorm(config.hidden_size)
-        self.attn = Attention(config, num_layers)
+        self.attn = Attention(config, num_layers, heads)
         self.ln_2 = LayerNorm(config.hidden_size)
         self.mlp = MLP(config, num_layers)
 
@@ -118,9 +130,10 @@ class Transformer(nn.Module):
     Args:
         vocab_size: rows of `wte`.
         positions: rows of `wpe`.
+        num_layers, heads: of this decoder.
     """
 
-    def __init__(self, config: BGPTConfig, vocab_size: int, positions: int, num_layers: int) -> None:
+    def __init__(self, config: BGPTConfig, vocab_size: int, positions: int, num_layers: int, heads: int) -> None:
         super().__init__()
         self.dropout = config.dropout
         self.wte = nn.Embedding(vocab_size, config.hidden_size)
@@ -129,8 +142,8 @@ class Transformer(nn.Module):
             self.wte.weight = nn.Parameter(byte_embeddings(config))
         else:
             nn.init.normal_(self.wte.weight, std=INIT_STD)
-        nn.init.normal_(self.wpe.weight, std=config.position_init_std)
-        self.h = nn.ModuleList(Block(config, num_layers) for _ in range(num_layers))
+        self.wpe.weight = nn.Parameter(position_embeddings(config, positions))
+        self.h = nn.ModuleList(Block(config, num_layers, heads) for _ in range(num_layers))
         self.ln_f = LayerNorm(config.hidden_size)
 
     def forward(self, embeddings: Tensor, attend: Attend) -> Tensor:

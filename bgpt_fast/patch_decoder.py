@@ -36,7 +36,7 @@ class PatchLevelDecoder(nn.Module):
     def __init__(self, config: BGPTConfig) -> None:
         super().__init__()
         self.patch_embedding = PatchEmbedding(config)
-        self.base = Transformer(config, 1, config.patch_length, config.patch_num_layers)
+        self.base = Transformer(config, 1, config.patch_length, config.patch_num_layers, config.patch_heads)
 
     def forward(self, patches: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
         """Features of packed patches.

@@ -46,9 +46,9 @@ class Conv1D(nn.Module):
 class Attention(nn.Module):
     """Causal multi-head self-attention over one sequence."""
 
-    def __init__(self, config: BGPTConfig, num_layers: int) -> None:
+    def __init__(self, config: BGPTConfig, num_layers: int, heads: int) -> None:
         super().__init__()
-        self.heads = config.heads
+        self.heads = heads
         self.dropout = config.dropout
         self.c_attn = Conv1D(config.hidden_size, 3 * config.hidden_size, 0.02)
         self.c_proj = Conv1D(config.hidden_size, config.hidden_size, 0.02 / math.sqrt(2 * num_layers))
@@ -79,10 +79,10 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """A pre-LN GPT-2 layer."""
 
-    def __init__(self, config: BGPTConfig, num_layers: int) -> None:
+    def __init__(self, config: BGPTConfig, num_layers: int, heads: int) -> None:
         super().__init__()
         self.ln_1 = nn.LayerNorm(config.hidden_size, eps=1e-5)
-        self.attn = Attention(config, num_layers)
+        self.attn = Attention(config, num_layers, heads)
         self.ln_2 = nn.LayerNorm(config.hidden_size, eps=1e-5)
         self.mlp = MLP(config, num_layers)
 
@@ -94,14 +94,14 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """GPT-2 on input embeddings [L, D] of one sequence: positions, layers, final LN."""
 
-    def __init__(self, config: BGPTConfig, vocab_size: int, positions: int, num_layers: int) -> None:
+    def __init__(self, config: BGPTConfig, vocab_size: int, positions: int, num_layers: int, heads: int) -> None:
         super().__init__()
         self.dropout = config.dropout
         self.wte = nn.Embedding(vocab_size, config.hidden_size)
         self.wpe = nn.Embedding(positions, config.hidden_size)
         nn.init.normal_(self.wte.weight, std=0.02)
         nn.init.normal_(self.wpe.weight, std=config.position_init_std)
-        self.h = nn.ModuleList(Block(config, num_layers) for _ in range(num_layers))
+        self.h = nn.ModuleList(Block(config, num_layers, heads) for _ in range(num_layers))
         self.ln_f = nn.LayerNorm(config.hidden_size, eps=1e-5)
 
     def forward(self, embeddings: Tensor) -> Tensor:
@@ -119,22 +119,30 @@ class PatchLevelDecoder(nn.Module):
         self.patch_embedding = nn.Linear(config.patch_size * VOCAB_SIZE, config.hidden_size)
         nn.init.normal_(self.patch_embedding.weight, std=0.02)
         nn.init.zeros_(self.patch_embedding.bias)
-        self.base = Transformer(config, 1, config.patch_length, config.patch_num_layers)
+        self.base = Transformer(config, 1, config.patch_length, config.patch_num_layers, config.patch_heads)
 
     def forward(self, patches: Tensor) -> Tensor:
         one_hot = F.one_hot(patches.long(), VOCAB_SIZE).to(self.patch_embedding.weight.dtype)
         return self.base(self.patch_embedding(one_hot.flatten(1)))
 
 
-class ByteLevelDecoder(nn.Module):
-    """GPT-2 with a tied head: logits of a patch's bytes from the previous patch's feature and the bytes before."""
+class LMHead(nn.Module):
+    """GPT-2 with a language-model head whose weight is `transformer.wte.weight`."""
 
     def __init__(self, config: BGPTConfig) -> None:
         super().__init__()
-        self.base = nn.Module()
-        self.base.transformer = Transformer(config, VOCAB_SIZE, config.patch_size + 1, config.byte_num_layers)
-        self.base.lm_head = nn.Linear(config.hidden_size, VOCAB_SIZE, bias=False)
-        self.base.lm_head.weight = self.base.transformer.wte.weight
+        positions = config.patch_size + 1
+        self.transformer = Transformer(config, VOCAB_SIZE, positions, config.byte_num_layers, config.byte_heads)
+        self.lm_head = nn.Linear(config.hidden_size, VOCAB_SIZE, bias=False)
+        self.lm_head.weight = self.transformer.wte.weight
+
+
+class ByteLevelDecoder(nn.Module):
+    """Logits of a patch's bytes from the previous patch's feature and the bytes before."""
+
+    def __init__(self, config: BGPTConfig) -> None:
+        super().__init__()
+        self.base = LMHead(config)
 
     def forward(self, feature: Tensor, patch: Tensor) -> Tensor:
         embeddings = torch.cat([feature[None], self.base.transformer.wte(patch[:-1].long())])

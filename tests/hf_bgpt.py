@@ -10,13 +10,13 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 from bgpt_fast import BGPTConfig, PackedPatches
 
 
-def _gpt2(config: BGPTConfig, layers: int, positions: int, vocab_size: int) -> GPT2Config:
+def _gpt2(config: BGPTConfig, layers: int, heads: int, positions: int, vocab_size: int) -> GPT2Config:
     return GPT2Config(
         vocab_size=vocab_size,
         n_positions=positions,
         n_embd=config.hidden_size,
         n_layer=layers,
-        n_head=config.heads,
+        n_head=heads,
         resid_pdrop=config.dropout,
         embd_pdrop=config.dropout,
         attn_pdrop=config.dropout,
@@ -28,7 +28,7 @@ class _PatchLevelDecoder(nn.Module):
     def __init__(self, config: BGPTConfig) -> None:
         super().__init__()
         self.patch_embedding = nn.Linear(config.patch_size * 257, config.hidden_size)
-        self.base = GPT2Model(_gpt2(config, config.patch_num_layers, config.patch_length, 1))
+        self.base = GPT2Model(_gpt2(config, config.patch_num_layers, config.patch_heads, config.patch_length, 1))
 
     def forward(self, patches: Tensor, mask: Tensor) -> Tensor:
         one_hot = F.one_hot(patches, 257).to(self.patch_embedding.weight.dtype).flatten(2)
@@ -38,7 +38,9 @@ class _PatchLevelDecoder(nn.Module):
 class _ByteLevelDecoder(nn.Module):
     def __init__(self, config: BGPTConfig) -> None:
         super().__init__()
-        self.base = GPT2LMHeadModel(_gpt2(config, config.byte_num_layers, config.patch_size + 1, 257))
+        self.base = GPT2LMHeadModel(
+            _gpt2(config, config.byte_num_layers, config.byte_heads, config.patch_size + 1, 257)
+        )
 
 
 class HuggingFaceBGPT(nn.Module):

@@ -121,7 +121,7 @@ def test_safetensors_files_by_themselves(tmp_path: Path, folder: Path, weights: 
     bare = tmp_path / "bare.safetensors"
     safetensors.torch.save_file(weights, bare)
     inferred = load_weights(bare).config
-    assert inferred.to_dict() == {**SMALL.to_dict(), "num_heads": 1}
+    assert inferred.to_dict() == {**SMALL.to_dict(), "num_heads": 1, "byte_num_heads": 1}
     (folder / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"config\.json: expected the fields"):
         load_weights(folder / "model.safetensors")

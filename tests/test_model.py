@@ -14,7 +14,7 @@ from bgpt_fast import BGPT, BGPTConfig, BGPTForClassification, PackedPatches, Re
 SHAPES = {
     "several heads, patches of 4": (TINY, [9, 0, 33, 1, 16, 64]),
     "the paper's patch, one head": (BGPTConfig(16, 40, 48, 1, 3), [100, 15, 16, 17, 256]),
-    "equal lengths": (BGPTConfig(8, 16, 64, 3, 1, num_heads=8), [40, 40, 40]),
+    "equal lengths, more heads for bytes": (BGPTConfig(8, 16, 64, 3, 1, num_heads=2, byte_num_heads=8), [40, 40, 40]),
     "one byte a patch, one document": (BGPTConfig(1, 16, 32, 1, 1), [7]),
 }
 
@@ -189,6 +189,16 @@ def test_numeric_bytes_start_near_their_like() -> None:
     assert not torch.equal(slots[3], slots[4])
 
 
+def test_sinusoidal_positions_are_connected_by_rotations() -> None:
+    config = BGPTConfig(patch_length=40, hidden_size=64, position_init="sinusoidal", position_init_std=0.3)
+    wpe = BGPT(config).patch_level_decoder.base.wpe.weight.detach()
+    assert wpe.square().mean().sqrt().item() == pytest.approx(0.3, rel=1e-5)
+    # What two places have in common depends on their distance alone.
+    for distance in (1, 3, 10):
+        products = (wpe[:-distance] * wpe[distance:]).sum(1)
+        torch.testing.assert_close(products, products[:1].expand_as(products), rtol=1e-4, atol=1e-4)
+
+
 def test_dropout_only_while_training(tiny_batch: PackedPatches) -> None:
     torch.manual_seed(0)
     model = BGPT(BGPTConfig(**{**TINY.to_dict(), "dropout": 0.1}))
@@ -251,6 +261,8 @@ def test_a_batch_that_does_not_fit_is_named(
     [
         ({"patch_size": 0}, "patch_size: expected at least 1, got 0"),
         ({"hidden_size": 30, "num_heads": 4}, "divisor of hidden_size 30, got 4"),
+        ({"hidden_size": 32, "byte_num_heads": 5}, "byte_num_heads: expected a divisor of hidden_size 32, got 5"),
+        ({"position_init": "rotary"}, "position_init: expected one of"),
         ({"dropout": 1.0}, "expected 0 ≤ dropout < 1"),
         ({"position_init_std": 0.0}, "expected a positive number"),
     ],

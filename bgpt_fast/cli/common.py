@@ -26,7 +26,12 @@ console = Console(stderr=False, highlight=False)
 
 def read_options(kind: type[Options], command: str, words: Sequence[str], default: Options | None = None) -> Options:
     """Options of `bgpt-fast COMMAND` from its words; `default` replaces the class's own defaults."""
-    return tyro.cli(kind, prog=f"bgpt-fast {command}", args=list(words), default=default)
+    prog, args = f"bgpt-fast {command}", list(words)
+    return (
+        tyro.cli(kind, prog=prog, args=args)
+        if default is None
+        else tyro.cli(kind, prog=prog, args=args, default=default)
+    )
 
 
 def load_model(checkpoint: Path, device: str) -> BGPT:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -58,7 +58,7 @@ def run(words: Sequence[str]) -> int:
     starts = [(extension_of(path), path.read_bytes()) for path in options.prompts] or [(options.ext, b"")]
     prompts = [Prompt(extension, data) for extension, data in starts for _ in range(options.count)]
     generator = Generator(load_model(options.checkpoint, options.device), max_batch=options.max_batch)
-    files = []
+    files: list[dict[str, Any]] = []
     began = time.perf_counter()
     with generation_progress("generating") as progress:
         finished_files = generator.generate_iter(

@@ -36,7 +36,7 @@ BGPT_HOST_DEVICE inline Words philox(uint64_t seed, uint64_t index, uint32_t blo
 }
 
 // A word read as a fraction of one: each draw takes its share of the bits and leaves the rest. Products of the sizes
-// drawn from one word stay under 2^17 here, so no outcome is off by more than 2^-15 of its probability.
+// drawn from one word stay under 2^16 here, so no outcome is off by more than 2^-16 of its probability.
 struct Fraction {
     uint32_t bits;
 

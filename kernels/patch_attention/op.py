@@ -65,7 +65,9 @@ def _varlen_flash(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqle
     # torch 2.11 says is_causal, later ones a window that is open to the left.
     takes_window = "window_size" in inspect.signature(varlen_attn).parameters
     causal = {"window_size": (-1, 0)} if takes_window else {"is_causal": True}
-    return varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, **causal)
+    y = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, **causal)
+    assert isinstance(y, Tensor)
+    return y
 
 
 def _grouped_sdpa(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, dropout: float) -> Tensor:

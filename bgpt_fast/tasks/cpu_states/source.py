@@ -60,7 +60,7 @@ class CPUStateSource:
         self.states_only = states_only
         self._long_documents = round(long_share * documents_per_batch)
         # Instances of one index begin alike whatever their lengths, so long programs come from far along the stream.
-        self._long_start = self._any_start = 0
+        self._long_start, self._any_start = _LONG_START, 0
 
     def next_batch(self) -> PackedPatches:
         """The next programs, the long ones first."""
@@ -102,6 +102,8 @@ class CPUStateSource:
         theirs = {name: state.get(name) for name in ours}
         if theirs != ours:
             raise ValueError(f"CPUStateSource: expected a position of {ours}, got one of {theirs}")
+        for name in ("long_start", "any_start"):
+            check_int(f"CPUStateSource: {name}", state.get(name), 0)
         self._long_start, self._any_start = state["long_start"], state["any_start"]
 
     def describe(self) -> dict[str, Any]:
