@@ -134,8 +134,10 @@ BGPT_HOST_DEVICE inline bool step(const uint8_t* memory, int32_t memory_size, in
     save_state(pc, ir, values, num_registers, state);
 
     // One operand: ACC ∘ A → ACC. Two: A ∘ B → A. Three: A ∘ B → C.
-    const int32_t left = ir[2] ? ir[1] : 0;
-    const int32_t right = ir[2] ? ir[2] : ir[1];
+    // An immediate names no value.
+    const int32_t first = ir[0] == LOADI ? 0 : ir[1];
+    const int32_t left = ir[2] ? first : 0;
+    const int32_t right = ir[2] ? ir[2] : first;
     const int32_t into = ir[3] ? ir[3] : left;
     const int32_t x = values[left];
     const int32_t y = values[right];

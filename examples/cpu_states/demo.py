@@ -1,0 +1,172 @@
+"""`make demo`: a shipped model simulates a CPU, then a small one is trained from scratch and held against it.
+
+Everything lands in demo/: figures as results.json, plots as PNG, predicted traces as .bin files. A second run skips
+what is done; `rm -r demo` starts over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bgpt_fast import BGPT
+from bgpt_fast.cli.common import console, generation_progress
+from bgpt_fast.cli.main import main as bgpt_fast
+from bgpt_fast.cli.simulate import print_assessment
+from bgpt_fast.cli.train import options_from_json
+from bgpt_fast.files import atomic_write, write_json
+from bgpt_fast.report.plots import accuracy_bars, difference_map, training_curve
+from bgpt_fast.tasks.cpu_states import Traces, column_names, format_difference, generate
+from bgpt_fast.tasks.cpu_states.assessment import Assessment, assess
+
+HERE = Path(__file__).resolve().parent
+CHECKPOINT = HERE / "checkpoint"
+RECIPE = HERE / "demo.json"
+HELD_OUT_SEED = 20240229  # of programs that neither training nor the choice of a recipe has looked at
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("demo"), help="where everything goes")
+    parser.add_argument("--programs", type=int, default=500, help="held-out programs to simulate")
+    options = parser.parse_args()
+    started = time.perf_counter()
+
+    console.rule("1. Simulate with the shipped model")
+    shipped = simulate("shipped", CHECKPOINT, CHECKPOINT / "options.json", options.output, options.programs)
+
+    console.rule("2. Train one from scratch, and simulate with it")
+    run = options.output / "training"
+    code = train(run)
+    if code:
+        return code
+    latest = run / "checkpoints" / json.loads((run / "trained.json").read_text())["checkpoint"]
+    trained = simulate("trained", latest, RECIPE, options.output, options.programs)
+    training_curve(run / "log.jsonl", options.output / "training_curve.png", "Training from scratch")
+
+    console.rule("3. Side by side")
+    compare(shipped, trained, run, options.output)
+    console.print(f"Everything is in {options.output}/, in {time.perf_counter() - started:.0f} s this time.")
+    return 0
+
+
+def simulate(name: str, checkpoint: Path, recipe: Path, output: Path, programs: int) -> dict[str, Any]:
+    """Scores a checkpoint on held-out programs of its machine, unless that has been done; returns its figures."""
+    folder = output / name
+    machine = asdict(options_from_json(recipe).machine)
+    weights = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
+    question = {"weights": weights, "machine": machine, "programs": programs, "seed": HELD_OUT_SEED}
+    report = folder / "report.json"
+    if report.exists():
+        found = json.loads(report.read_text())
+        if found["question"] == question:
+            console.print(f"{name}: done already, {percent(found['teacher_forced']['accuracy'])} of state bytes right")
+            return found
+        shutil.rmtree(folder)
+    held_out = generate(programs, seed=HELD_OUT_SEED, stream="parallel", split="test", **machine)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = BGPT.from_pretrained(checkpoint, device=device)
+    console.print(
+        f"{name}: {model.num_parameters():,} parameters, {checkpoint}; {programs} held-out programs of "
+        f"{machine['min_program']}…{machine['max_program']} instructions on a machine of "
+        f"{machine['num_registers']} registers and {machine['memory_size']} bytes of memory"
+    )
+    with generation_progress("free running") as progress:
+        found = assess(model, held_out, progress=progress)
+    print_assessment(found)
+    show_one(found, held_out, folder)
+    for index, (trace, predicted) in enumerate(zip(held_out, found.predicted, strict=True)):
+        with atomic_write(folder / "predicted" / f"{index:05d}-{trace.name}") as file:
+            file.write(predicted.to_bytes())
+    figures = {"question": question, "parameters": model.num_parameters(), **found.to_dict()}
+    write_json(report, figures)
+    return json.loads(report.read_text())
+
+
+def show_one(found: Assessment, held_out: Traces, folder: Path) -> None:
+    """Prints the longest program with a wrong byte (or the longest of all) beside the truth, and draws its map."""
+    wrong = [i for i, trace in enumerate(held_out) if found.predicted[i].to_bytes() != trace.to_bytes()]
+    index = max(wrong or range(len(held_out)), key=lambda i: len(held_out[i].states))
+    truth, predicted = held_out[index], found.predicted[index]
+    text = format_difference(predicted, truth)
+    console.print(f"\nProgram {index}, free running; {len(wrong)} of {len(held_out)} programs have a wrong byte:")
+    console.print(text, markup=False, soft_wrap=True)
+    with atomic_write(folder / "trace.txt") as file:
+        file.write((text + "\n").encode())
+    difference_map(
+        predicted.states[1:],
+        truth.states[1:],
+        column_names(truth.num_registers),
+        folder / "difference_map.png",
+        f"Program {index}: predicted state bytes, wrong ones in red",
+    )
+
+
+def train(run: Path) -> int:
+    """Trains from scratch by demo.json, unless that has been done; returns an exit code."""
+    done = run / "trained.json"
+    if done.exists():
+        console.print("trained already")
+        return 0
+    code = bgpt_fast(["train", "--config", str(RECIPE), "--output", str(run)])
+    if code == 0:
+        steps = sorted(path.name for path in (run / "checkpoints").glob("step-*"))
+        write_json(done, {"checkpoint": steps[-1]})
+    return code
+
+
+def compare(shipped: dict[str, Any], trained: dict[str, Any], run: Path, output: Path) -> None:
+    """Writes results.json and accuracy_by_instruction.png, and prints both models in one table."""
+    models = {"shipped": shipped, "trained here": trained}
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    last = [line for line in log if line["kind"] == "train"][-1]
+    training = {"steps": last["step"], "seconds": last["seconds"], "loss": last["loss"]}
+    write_json(output / "results.json", {"shipped": shipped, "trained": trained, "training": training})
+    accuracy_bars(
+        {
+            f"{name} ({mode.replace('_', ' ')})": {
+                instruction: score["changed_accuracy"]
+                for instruction, score in figures[mode]["by_instruction"].items()
+                if score["changed_accuracy"] is not None
+            }
+            for name, figures in models.items()
+            for mode in ("teacher_forced", "free_running")
+        },
+        output / "accuracy_by_instruction.png",
+        "Bytes that an instruction changed, right",
+    )
+    rows = (
+        ("state bytes right, teacher-forced", ("teacher_forced", "accuracy")),
+        ("… copying alone would score", ("teacher_forced", "copy_baseline")),
+        ("changed bytes right, teacher-forced", ("teacher_forced", "changed_accuracy")),
+        ("state bytes right, free running", ("free_running", "accuracy")),
+        ("programs right to the last byte", ("free_running", "exact_programs")),
+    )
+    width = max(len(label) for label, _ in rows)
+    console.print(" " * width + "".join(f"{name:>14}" for name in models))
+    for label, (mode, figure) in rows:
+        console.print(f"{label:<{width}}" + "".join(f"{percent(found[mode][figure]):>14}" for found in models.values()))
+    for label, figure in (("registers", "num_registers"), ("bytes of memory", "memory_size")):
+        console.print(
+            f"{label:<{width}}" + "".join(f"{found['question']['machine'][figure]:>14}" for found in models.values())
+        )
+    console.print(
+        f"{'states a second':<{width}}" + "".join(f"{found['states_per_second']:>14,.0f}" for found in models.values())
+    )
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.3f} %"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""`bgpt-fast`: each command does its job on tiny inputs, and says what is wrong with wrong ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from bgpt_fast import BGPT, BGPTConfig
+from bgpt_fast.cli.main import COMMANDS, main
+from bgpt_fast.tasks import cpu_states
+
+MACHINE = ["--machine.num-registers", "2", "--machine.memory-size", "16", "--machine.max-program", "4"]
+CONFIG = BGPTConfig(patch_size=8, patch_length=16, hidden_size=16, patch_num_layers=1, byte_num_layers=1, num_heads=2)
+MODEL = [
+    *("--model.patch-length", "16", "--model.hidden-size", "16", "--model.patch-num-layers", "1"),
+    *("--model.num-heads", "2", "--model.byte-num-heads", "2"),
+]
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    BGPT(CONFIG).save_pretrained(tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(command in out for command in COMMANDS)
+    for command in COMMANDS:
+        assert main([command, "--help"]) == 0
+        assert "usage: bgpt-fast" in capsys.readouterr().out
+    assert main(["data", "cpu-states", "--help"]) == 0
+    assert "--stream" in capsys.readouterr().out
+
+
+def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert main(["fly"]) == 2
+    assert "expected a command, one of train" in capsys.readouterr().err
+    assert main(["env", "--wings"]) == 2
+    assert main(["data", "feathers"]) == 2
+    assert main(["generate", "--checkpoint", "nowhere"]) == 1
+    assert "CheckpointError: nowhere: expected a checkpoint folder" in capsys.readouterr().err
+    assert main(["--version"]) == 0
+
+
+def test_env_is_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["env", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["packages"]["torch"] == torch.__version__.split("+")[0] or found["packages"]["torch"]
+    assert found["vector_instructions"] in ("portable", "AVX2", "AVX-512")
+
+
+def test_data_cpu_states_as_released(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["data", "cpu-states", "--output", str(tmp_path / "data"), "--train", "30", "--test", "20", *MACHINE]
+    assert main(words) == 0
+    report = json.loads((tmp_path / "data/report.json").read_text())
+    train = cpu_states.read_folder(tmp_path / "data/train", 2, 16)
+    test = cpu_states.read_folder(tmp_path / "data/test", 2, 16)
+    assert len(train) == report["train"]["files"] <= 30
+    assert not {trace.name for trace in train} & {trace.name for trace in test}
+    assert main(words) == 1
+    assert "expected no folder or an empty one" in capsys.readouterr().err
+
+
+def test_data_cpu_states_in_bulk(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    words = ["data", "cpu-states", "--output", str(tmp_path / "data"), "--stream", "parallel", "--format", "parquet"]
+    assert main([*words, "--train", "300", "--test", "7", *MACHINE]) == 0
+    assert len(cpu_states.read_parquet(tmp_path / "data/train.parquet")) == 300
+    assert len(cpu_states.read_parquet(tmp_path / "data/test.parquet")) == 7
+
+
+def train(output: Path, steps: int, *more: str) -> int:
+    words = ["train", "--output", str(output), "--programs-per-batch", "4", "--eval-programs", "5", *MACHINE, *MODEL]
+    words += ["--training.schedule-by", "steps", "--training.max-minutes", "0", "--training.steps", str(steps)]
+    return main([*words, *more])
+
+
+def test_train_on_cpu_states_simulate_and_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(tmp_path / "run", 6) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
+    weights = tmp_path / "run/checkpoints/step-00000006"
+    assert main(["train", "--config", str(tmp_path / "run/options.json"), "--output", str(tmp_path / "again")]) == 0
+    again = BGPT.from_pretrained(tmp_path / "again/checkpoints/step-00000006").state_dict()
+    for name, tensor in BGPT.from_pretrained(weights).state_dict().items():
+        assert torch.equal(tensor, again[name]), "options.json runs the same again"
+
+    out = tmp_path / "simulated"
+    assert main(["simulate", "--checkpoint", str(weights), "--random", "3", "--output", str(out), *MACHINE]) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert 0 <= report["teacher_forced"]["accuracy"] <= 1
+    assert len(list((out / "predicted").iterdir())) == 3
+    assert "predicted" in capsys.readouterr().out
+    assert main(["evaluate", "--checkpoint", str(weights), "--programs", "3", "--json", *MACHINE]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["free_running"]["programs"] == 3
+
+
+def test_simulate_takes_assembly(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    program = tmp_path / "add.asm"
+    program.write_text("LOADI 7\nADD A\nHLT\n")
+    words = ["simulate", str(program), "--checkpoint", str(checkpoint), "--output", str(tmp_path / "out"), *MACHINE]
+    words += ["--registers", "1", "2"]
+    assert main(words) == 0
+    assert "LOADI 7" in capsys.readouterr().out
+    program.write_text("LOADI 7\nFLY\nHLT\n")
+    assert main(words) == 1
+    error = capsys.readouterr().err
+    assert "line 2" in error
+    assert "FLY" in error
+
+
+def test_train_on_files_and_generate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for index in range(60):
+        path = tmp_path / f"data/{index % 3}/{index}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("ab" * (index % 9 + 1))
+    words = ["train", "--data", str(tmp_path / "data"), "--output", str(tmp_path / "run"), *MODEL]
+    words += ["--patches-per-batch", "32", "--eval-share", "0.2", "--training.schedule-by", "steps"]
+    assert main([*words, "--training.steps", "3"]) == 0
+    weights = tmp_path / "run/checkpoints/step-00000003"
+    capsys.readouterr()
+    assert main(["evaluate", "--checkpoint", str(weights), str(tmp_path / "data"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["files"] == 60
+
+    prompt = tmp_path / "start.txt"
+    prompt.write_text("abab")
+    out = tmp_path / "made"
+    words = ["generate", "--checkpoint", str(weights), str(prompt), "--count", "3", "--max-new-bytes", "5"]
+    assert main([*words, "--output", str(out)]) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert [file["path"] for file in report["files"]] == ["00000.txt", "00001.txt", "00002.txt"]
+    for file in report["files"]:
+        content = (out / file["path"]).read_bytes()
+        assert content.startswith(b"abab")
+        assert len(content) == file["bytes"] <= 9
+
+
+def test_wrong_training_options_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--data", str(tmp_path / "none"), "--output", str(tmp_path / "run")]) == 1
+    assert "none" in capsys.readouterr().err
+    (tmp_path / "bad.json").write_text('{"modle": {}}')
+    assert main(["train", "--config", str(tmp_path / "bad.json")]) == 1
+    assert "unknown options ['modle']" in capsys.readouterr().err
+    (tmp_path / "bad.json").write_text("{")
+    assert main(["train", "--config", str(tmp_path / "bad.json")]) == 1
+    assert "expected JSON" in capsys.readouterr().err
+    assert train(tmp_path / "run", 3, "--model.patch-length", "4") == 1
+    assert "context" in capsys.readouterr().err
+
+
+def test_a_stopped_training_saves_and_goes_on(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "bgpt_fast.cli.main", "train", "--output", str(tmp_path / "run"), *MACHINE, *MODEL]
+    words += ["--programs-per-batch", "4", "--eval-programs", "5", "--training.schedule-by", "steps"]
+    words += ["--training.steps", "100000", "--training.max-minutes", "0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    log = tmp_path / "run/log.jsonl"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (log.exists() and log.stat().st_size):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 143
+    [saved] = (tmp_path / "run/checkpoints").glob("step-*")
+    assert BGPT.from_pretrained(saved).config.hidden_size == 16

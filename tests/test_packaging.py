@@ -1,0 +1,47 @@
+"""A wheel holds the package, the kernels and the extension, and works where nothing else of the project is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PROGRAM = """
+import torch
+from bgpt_fast import BGPT, BGPTConfig, PackedPatches
+from bgpt_fast.kernels.patch_embed import op
+import bgpt_fast
+config = BGPTConfig(patch_size=4, patch_length=9, hidden_size=8, patch_num_layers=1, byte_num_layers=1, num_heads=1)
+print(bgpt_fast.__file__, float(BGPT(config)(PackedPatches.from_bytes([("txt", b"hello")], config)).loss))
+"""
+
+
+@pytest.mark.slow
+def test_wheel(tmp_path: Path) -> None:
+    environment = {**os.environ, "BGPT_FAST_CUDA": "OFF"}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", str(ROOT)]
+    subprocess.run([*wheel, "--wheel-dir", str(tmp_path)], check=True, env=environment)
+    [path] = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(path).namelist()
+    rooms = sorted(room.name for room in (ROOT / "kernels").iterdir() if any(room.glob("*.py")))
+    for room in rooms:
+        files = sorted(file.name for file in (ROOT / "kernels" / room).glob("*.py"))
+        assert all(f"bgpt_fast/kernels/{room}/{file}" in names for file in files), room
+    assert "bgpt_fast/py.typed" in names
+    assert [name for name in names if name.startswith("bgpt_fast/_C.") and name.endswith(".so")]
+    assert not [name for name in names if name.split("/")[0] in ("tests", "benchmarks", "kernels", "examples")]
+
+    target = tmp_path / "installed"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(path)]
+    subprocess.run(install, check=True)
+    alone = {**os.environ, "PYTHONPATH": str(target)}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=alone, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert str(target) in done.stdout
