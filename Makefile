@@ -15,7 +15,7 @@ help:
 	@echo 'make test-all    the slow ones as well'
 	@echo 'make lint        ruff, mypy and clang-format as checks; make format applies them'
 	@echo 'make build       the virtual environment and the extension; then $(BIN)/bgpt-fast --help'
-	@echo 'make checkpoint  train the shipped model again (hours); see examples/cpu_states/README.md'
+	@echo 'make checkpoint  train the shipped model again (an hour); see examples/cpu_states/README.md'
 
 demo: $(VENV)/.built
 	$(BIN)/python examples/cpu_states/demo.py
@@ -40,7 +40,7 @@ format: $(VENV)/.tools
 build: $(VENV)/.built
 
 checkpoint: $(VENV)/.built
-	PATH=$(abspath $(BIN)):$$PATH bash examples/cpu_states/train_checkpoint.sh
+	$(BIN)/python examples/cpu_states/train_checkpoint.py
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

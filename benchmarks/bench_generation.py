@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
-import platform
 import random
 import time
 from collections.abc import Callable
@@ -21,47 +19,12 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from torch.nn import functional as F
-from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model, logging
+from peers import HuggingFaceBGPT, machine
+from transformers import logging
 
 from bgpt_fast import BGPT, BGPTConfig, Generator, Prompt
-from bgpt_fast.config import EOP, VOCAB_SIZE
+from bgpt_fast.config import EOP
 from bgpt_fast.files import write_json
-
-
-class Released:
-    """The paper's model from Hugging Face's parts, generating as the released scripts do."""
-
-    def __init__(self, model: BGPT) -> None:
-        config = model.config
-        shared = {"n_embd": config.hidden_size, "n_head": config.heads}
-        self.patch_decoder = GPT2Model(
-            GPT2Config(vocab_size=1, n_positions=config.patch_length, n_layer=config.patch_num_layers, **shared)
-        )
-        self.byte_decoder = GPT2LMHeadModel(
-            GPT2Config(
-                vocab_size=VOCAB_SIZE, n_positions=config.patch_size + 1, n_layer=config.byte_num_layers, **shared
-            )
-        )
-        self.patch_decoder.load_state_dict(model.patch_level_decoder.base.state_dict())
-        self.byte_decoder.load_state_dict(model.byte_level_decoder.base.state_dict())
-        self.patch_decoder.eval()
-        self.byte_decoder.eval()
-        self.embedding = model.patch_level_decoder.patch_embedding
-        self.config = config
-
-    @torch.no_grad()
-    def next_patch(self, patches: torch.Tensor) -> list[int]:
-        """The bytes of the patch after `patches` int64 [P, S]."""
-        one_hot = F.one_hot(patches, VOCAB_SIZE).float().flatten(1)
-        embeddings = F.linear(one_hot, self.embedding.weight, self.embedding.bias)
-        feature = self.patch_decoder(inputs_embeds=embeddings[None], use_cache=False).last_hidden_state[0, -1:]
-        tokens: list[int] = []
-        while len(tokens) < self.config.patch_size and EOP not in tokens:
-            inputs = torch.cat([feature, self.byte_decoder.transformer.wte(torch.tensor(tokens, dtype=torch.int64))])
-            logits = self.byte_decoder(inputs_embeds=inputs[None], use_cache=False).logits[0, -1]
-            tokens.append(int(logits.argmax()))
-        return tokens
 
 
 def endless(config: BGPTConfig) -> BGPT:
@@ -101,7 +64,8 @@ def ours(model: BGPT, prompts: list[Prompt], rounds: int) -> tuple[dict[str, flo
 
 
 def released(model: BGPT, prompt: Prompt, rounds: int) -> tuple[dict[str, float], bytes]:
-    peer = Released(model)
+    peer = HuggingFaceBGPT(model.config).eval()
+    peer.load_state_dict(model.state_dict())
     S = model.config.patch_size
     extension = list(prompt.extension.encode())
     patches = torch.tensor([*extension, *[EOP] * (S - len(extension)), *prompt.data]).view(-1, S)
@@ -145,16 +109,9 @@ def measure(arguments: argparse.Namespace, say: Callable[[str], None]) -> dict[s
         "parameters": model.num_parameters(),
         "context_patches": arguments.patches,
         "dtype": "float32",
-        "machine": {"processor": _processor(), "cores": os.cpu_count(), "load_before": arguments.load},
-        "torch": torch.__version__,
+        "machine": arguments.machine,
         "rows": rows,
     }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.processor())
 
 
 def main() -> None:
@@ -168,7 +125,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs=2, default=[12, 3], metavar=("PATCH", "BYTE"))
     parser.add_argument("--output", type=Path, help="write the figures there as JSON")
     arguments = parser.parse_args()
-    arguments.load = os.getloadavg()[0]
+    arguments.machine = machine()
     logging.set_verbosity_error()
     result = measure(arguments, lambda line: print(line, flush=True))
     print(json.dumps(result["machine"]))

@@ -19,8 +19,8 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import TINY, random_documents
-from hf_bgpt import HuggingFaceBGPT
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from peers import HuggingFaceBGPT
 from torch import Tensor
 from write_faults import DiskFull, dies_in_step, step_fails
 

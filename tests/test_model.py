@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from conftest import TINY, random_documents
-from hf_bgpt import HuggingFaceBGPT
+from peers import HuggingFaceBGPT
 
 from bgpt_fast import BGPT, BGPTConfig, BGPTForClassification, PackedPatches, ReferenceBGPT
 

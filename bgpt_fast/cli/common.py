@@ -35,10 +35,10 @@ def read_options(kind: type[Options], command: str, words: Sequence[str], defaul
 
 
 def load_model(checkpoint: Path, device: str) -> BGPT:
-    """A model for inference; `device` "auto" takes the GPU where there is one."""
+    """A model for inference, in float32; `device` "auto" takes the GPU where there is one."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return BGPT.from_pretrained(str(checkpoint), device=device)
+    return BGPT.from_pretrained(str(checkpoint), device=device, dtype=torch.float32)
 
 
 @contextlib.contextmanager

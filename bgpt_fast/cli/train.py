@@ -64,10 +64,11 @@ class Train:
             hidden_size=128,
             patch_num_layers=4,
             byte_num_layers=1,
-            num_heads=16,
-            position_init_std=0.5,
+            num_heads=4,
+            byte_num_heads=16,
+            position_init_std=0.3,
             byte_init="numeric",
-            byte_init_std=0.1,
+            byte_init_std=0.05,
         )
     )
     training: TrainConfig = field(

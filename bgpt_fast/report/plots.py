@@ -77,7 +77,7 @@ def training_curve(log_path: Path, path: Path, title: str = "") -> None:
         right.set_ylim(0, 101)
         more = right.get_legend_handles_labels()
         handles, labels = handles + more[0], labels + more[1]
-    axes.legend(handles, labels, frameon=False, loc="center right")
+    figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=len(labels))
     _save(figure, path)
 
 
@@ -111,14 +111,14 @@ def accuracy_bars(accuracies: Mapping[str, Mapping[str, float]], path: Path, tit
     axes.set_ylim(0, 101)
     axes.set_ylabel("right, %")
     axes.set_title(title)
-    axes.legend(frameon=False, loc="lower right")
+    figure.legend(frameon=False, loc="outside lower center", ncols=max(len(accuracies), 1))
     _save(figure, path)
 
 
 def difference_map(
     predicted: NDArray[np.uint8], truth: NDArray[np.uint8], columns: Sequence[str], path: Path, title: str = ""
 ) -> None:
-    """Draws which bytes of a predicted trace are right: a row a step, a column a byte of the state.
+    """Draws which bytes of a predicted trace are right: a row a step, counted from 1, a column a byte of the state.
 
     Args:
         predicted: uint8 [N', C]; steps that it lacks, or has too many, are drawn as missing.
@@ -128,12 +128,13 @@ def difference_map(
     """
     from matplotlib.colors import ListedColormap
 
-    steps = max(len(predicted), len(truth))
+    steps = max(len(predicted), len(truth), 1)
     common = min(len(predicted), len(truth))
     state = np.full((steps, len(columns)), 2)
     state[:common] = predicted[:common] != truth[:common]
     figure, axes = _figure(2 + 0.45 * len(columns), 1.5 + 0.28 * steps)
-    axes.imshow(state, cmap=ListedColormap([_RIGHT, _WRONG, _MISSING]), vmin=0, vmax=2, aspect="auto")
+    colors = ListedColormap([_RIGHT, _WRONG, _MISSING])
+    axes.imshow(state, cmap=colors, vmin=0, vmax=2, aspect="auto", extent=(-0.5, len(columns) - 0.5, steps + 0.5, 0.5))
     if steps <= 40:
         for row, column in np.ndindex(state.shape):
             if row < common:
@@ -141,7 +142,7 @@ def difference_map(
                 if state[row, column]:
                     text += f"≠{truth[row, column]}"
                 color = "white" if state[row, column] else "#333333"
-                axes.text(column, row, text, ha="center", va="center", fontsize=6, color=color)
+                axes.text(column, row + 1, text, ha="center", va="center", fontsize=6, color=color)
     axes.set_xticks(range(len(columns)), columns)
     axes.set_ylabel("step")
     axes.set_title(title, fontsize=9)

@@ -74,7 +74,7 @@ def simulate(name: str, checkpoint: Path, recipe: Path, output: Path, programs: 
         shutil.rmtree(folder)
     held_out = generate(programs, seed=HELD_OUT_SEED, stream="parallel", split="test", **machine)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = BGPT.from_pretrained(checkpoint, device=device)
+    model = BGPT.from_pretrained(checkpoint, device=device, dtype=torch.float32)
     console.print(
         f"{name}: {model.num_parameters():,} parameters, {checkpoint}; {programs} held-out programs of "
         f"{machine['min_program']}…{machine['max_program']} instructions on a machine of "

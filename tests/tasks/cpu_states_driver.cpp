@@ -169,7 +169,8 @@ void check_streams(std::mt19937& draw) {
     const int most = static_cast<int>(draw() % (slots + 1));
     const Options options{1 + static_cast<int32_t>(draw() % (draw() % 4 ? 12 : 255)),
                           4 * slots + static_cast<int>(draw() % 4), static_cast<int>(draw() % (most + 1)), most};
-    const int64_t count = draw() % 20;
+    // Enough for several threads now and then.
+    const int64_t count = draw() % (draw() % 10 ? 20 : 500);
     const std::vector<uint32_t> key{static_cast<uint32_t>(draw()), static_cast<uint32_t>(draw())};
     std::vector<int64_t> offsets(count + 1);
     Bytes data(count * options.max_trace_size());

@@ -114,6 +114,9 @@ def generate_released_split(
 class ReleasedStream:
     """The released generator's instances in pieces, where `generate` would need memory for all at once.
 
+    Pieces of a few thousand are also the fastest way through many: each takes the memory that the last one gave back,
+    where one large buffer is new memory, which some virtual machines hand out more slowly than this fills it.
+
     Args:
         options: the machine and its programs.
         seed: any int, as `random.seed` takes it.

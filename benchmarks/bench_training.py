@@ -1,0 +1,110 @@
+"""A whole training step of `BGPT` beside the released way of training, on the CPU.
+
+    PYTHONPATH=. python benchmarks/bench_training.py --threads 2 --output training.json
+
+The released way: Hugging Face's GPT-2 for both decoders, one-hot patches, documents padded to the longest, 17 positions
+for 16 bytes. Both sides have the same random float32 weights, documents, threads and optimiser (AdamW); their losses
+are compared before anything is timed. Steps of both alternate, so that a change of the machine's speed hits both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+from peers import HuggingFaceBGPT, machine
+from torch import Tensor, nn
+from transformers import logging
+
+from bgpt_fast import BGPT, BGPTConfig, PackedPatches
+from bgpt_fast.files import write_json
+
+Step = Callable[[], float]
+
+
+def step_of(model: nn.Module, loss_of: Callable[[], Tensor], bf16: bool) -> Step:
+    """One update; returns its seconds."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+
+    def step() -> float:
+        began = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = loss_of()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return time.perf_counter() - began
+
+    return step
+
+
+def documents(kind: str, patches: int, seed: int) -> list[tuple[str, bytes]]:
+    """Four documents of together about `patches` patches, of equal or of mixed lengths."""
+    stream = random.Random(seed)
+    shares = {"equal": (0.25, 0.25, 0.25, 0.25), "mixed": (0.55, 0.25, 0.15, 0.05)}[kind]
+    return [("bin", stream.randbytes(max(1, int(share * patches) - 2) * 16)) for share in shares]
+
+
+def measure(arguments: argparse.Namespace) -> list[dict[str, object]]:
+    config = BGPTConfig(
+        hidden_size=arguments.hidden_size, patch_num_layers=arguments.layers[0], byte_num_layers=arguments.layers[1]
+    )
+    torch.manual_seed(0)
+    ours, peer = BGPT(config), HuggingFaceBGPT(config)
+    peer.load_state_dict(ours.state_dict())
+    rows: list[dict[str, object]] = []
+    for kind in ("equal", "mixed"):
+        batch = PackedPatches.from_bytes(documents(kind, arguments.patches, 0), config)
+        with torch.no_grad():
+            gap = abs(float(ours(batch).loss) / float(peer(batch)) - 1)
+        if gap > 1e-5:
+            raise SystemExit(f"the two models do not compute the same: their losses differ by {gap:.1e}")
+        for dtype in arguments.dtypes:
+            bf16 = dtype == "bf16"
+            steps = [step_of(ours, lambda: ours(batch).loss, bf16), step_of(peer, lambda: peer(batch), bf16)]  # noqa: B023
+            for step in steps:
+                step()
+            times = [[step() for step in steps] for _ in range(arguments.rounds)]
+            mine, theirs = (median(column) for column in zip(*times, strict=True))
+            row = {
+                "documents": kind,
+                "dtype": dtype,
+                "patches": batch.num_patches,
+                "ours_s": mine,
+                "released_s": theirs,
+                "ratio": theirs / mine,
+                "patches_per_s": batch.num_patches / mine,
+            }
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+        # The optimisers have moved the weights apart.
+        peer.load_state_dict(ours.state_dict())
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--patches", type=int, default=256, help="patches of a batch")
+    parser.add_argument("--rounds", type=int, default=5, help="steps of each side")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--dtypes", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
+    parser.add_argument("--hidden-size", type=int, default=768)
+    parser.add_argument("--layers", type=int, nargs=2, default=[12, 3], metavar=("PATCH", "BYTE"))
+    parser.add_argument("--output", type=Path, help="write the figures there as JSON")
+    arguments = parser.parse_args()
+    logging.set_verbosity_error()
+    torch.set_num_threads(arguments.threads)
+    where = machine()
+    rows = measure(arguments)
+    if arguments.output is not None:
+        write_json(arguments.output, {"machine": where, "threads": arguments.threads, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
