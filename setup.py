@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent
 
 
 class CMakeBuild(build_ext):
-    """Hands the one extension of this package to CMake. `BGPT_FAST_CUDA=OFF` builds without CUDA even where nvcc is found."""
+    """Hands the one extension to CMake. `BGPT_FAST_CUDA=OFF` builds without CUDA even where nvcc is found."""
 
     def build_extension(self, ext: Extension) -> None:
         import pybind11

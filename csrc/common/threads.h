@@ -9,8 +9,9 @@
 
 namespace bgpt {
 
-// Calls body(begin, end) on contiguous pieces of [0, count) from up to `threads` threads, and returns when all are done.
-// The first exception a piece throws is thrown again here. `least` is the smallest piece worth a thread of its own.
+// Calls body(begin, end) on contiguous pieces of [0, count) from up to `threads` threads, and returns when all are
+// done. The first exception a piece throws is thrown again here. `least` is the smallest piece worth a thread of its
+// own.
 template <class Body>
 void parallel_for(int64_t count, int64_t threads, int64_t least, Body body) {
     const int64_t pieces = std::clamp<int64_t>(count / std::max<int64_t>(least, 1), 1, std::max<int64_t>(threads, 1));

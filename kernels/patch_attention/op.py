@@ -51,12 +51,18 @@ def patch_attention(
     for name, tensor in (("k", k), ("v", v)):
         check_tensor("patch_attention", name, tensor, dtypes=(q.dtype,), shape=tuple(q.shape), device=q.device)
     check_tensor("patch_attention", "cu_seqlens", cu_seqlens, dtypes=(torch.int32,), shape=("B+1",), device=q.device)
-    if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and dropout == 0.0:
+    if q.is_cuda and _flash_takes(q) and dropout == 0.0:
         return _varlen_flash(q, k, v, cu_seqlens, max_seqlen)
     is_short = 0 < max_seqlen <= _C.short_attention_max_length and dropout == 0.0
     if is_short and not q.is_cuda and q.dtype in (torch.float32, torch.bfloat16):
         return torch.ops.bgpt_fast.short_documents_attention(q, k, v, cu_seqlens, max_seqlen)
     return _grouped_sdpa(q, k, v, cu_seqlens, dropout)
+
+
+def _flash_takes(q: Tensor) -> bool:
+    """FlashAttention wants half precision, heads of a multiple of 8 channels, and an Ampere GPU or a later one."""
+    is_half = q.dtype in (torch.float16, torch.bfloat16)
+    return is_half and q.shape[2] % 8 == 0 and q.shape[2] <= 256 and torch.cuda.get_device_capability(q.device)[0] >= 8
 
 
 def _varlen_flash(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
