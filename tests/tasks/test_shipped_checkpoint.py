@@ -1,0 +1,54 @@
+"""The shipped checkpoint does what the README says of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from bgpt_fast import BGPT
+from bgpt_fast.cli.train import options_from_json
+from bgpt_fast.tasks.cpu_states import generate
+from bgpt_fast.tasks.cpu_states.assessment import assess
+
+EXAMPLE = Path(__file__).resolve().parent.parent.parent / "examples" / "cpu_states"
+FOLDER = EXAMPLE / "checkpoint"
+
+
+@pytest.fixture(scope="module")
+def model() -> BGPT:
+    return BGPT.from_pretrained(FOLDER, dtype=torch.float32)
+
+
+def test_it_is_small_and_made_by_the_committed_recipe(model: BGPT) -> None:
+    assert (FOLDER / "model.safetensors").stat().st_size <= 8_000_000
+    assert json.loads((FOLDER / "options.json").read_text()) == json.loads((EXAMPLE / "checkpoint.json").read_text())
+    assert model.config == options_from_json(FOLDER / "options.json").model
+
+
+def test_it_simulates_programs_that_nobody_has_seen(model: BGPT) -> None:
+    machine = options_from_json(FOLDER / "options.json").machine
+    held_out = generate(150, seed=77, stream="parallel", split="test", **asdict(machine))
+    found = assess(model, held_out)
+    assert found.teacher_forced.accuracy >= 0.99
+    assert found.teacher_forced.changed_accuracy is not None
+    assert found.teacher_forced.changed_accuracy >= 0.90
+    assert found.teacher_forced.accuracy > found.teacher_forced.copy_baseline
+    assert found.free_running.exact_programs >= 0.5
+
+    # The negative control: the same model with one layer's weights shuffled knows nothing.
+    with torch.no_grad():
+        weight = model.patch_level_decoder.base.h[0].mlp.c_fc.weight
+        weight.copy_(weight[torch.randperm(len(weight), generator=torch.Generator().manual_seed(0))])
+    assert assess(model, held_out[:20]).teacher_forced.accuracy < 0.9
+
+
+def test_its_scores_are_written_beside_it() -> None:
+    training = json.loads((FOLDER / "training.json").read_text())
+    assert training["held_out_programs"] >= 1000
+    assert training["teacher_forced"]["accuracy"] >= 0.99
+    assert training["steps"] > 0
+    assert training["seconds"] > 0
