@@ -44,20 +44,21 @@ checkpoint: $(VENV)/.built
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "bgpt_fast needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1). Try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	  { echo "bgpt_fast needs Python 3.11 or newer as $(PYTHON). Try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 
 # pip's default resolver output is long; a failing install prints its own error.
 $(VENV)/.packages: requirements/demo.txt | $(VENV)/bin/python
-	$(BIN)/pip install --quiet -r requirements/demo.txt
+	$(BIN)/python -m pip install --quiet -r requirements/demo.txt
 	@touch $@
 
 $(VENV)/.tools: requirements/test.txt $(VENV)/.packages
-	$(BIN)/pip install --quiet -r requirements/test.txt
+	$(BIN)/python -m pip install --quiet -r requirements/test.txt
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.packages setup.py CMakeLists.txt pyproject.toml $(CSRC)
-	PATH=$(abspath $(BIN)):$$PATH $(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
 clean:

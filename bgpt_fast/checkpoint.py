@@ -419,7 +419,7 @@ def _check_archive(path: Path) -> None:
                     raise CheckpointError(f"{path}: expected plain tensors, got a call of {argument!r:.80}; refused")
     except CheckpointError:
         raise
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise CheckpointError(
             f"{path}: expected a zip archive of torch.save, got damage or another format: {error}; download it again"
         ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,10 +74,14 @@ class BGPTConfig:
                 raise ValueError(
                     f"BGPTConfig.{name}: expected a divisor of hidden_size {self.hidden_size}, got {heads}"
                 )
+        for name in ("dropout", "position_init_std", "byte_init_std"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                raise TypeError(f"BGPTConfig.{name}: expected a number, got {type(value).__name__} {value!r}")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"BGPTConfig.dropout: expected 0 ≤ dropout < 1, got {self.dropout}")
         for name in ("position_init_std", "byte_init_std"):
-            if not getattr(self, name) > 0.0:
+            if not 0.0 < getattr(self, name) < math.inf:
                 raise ValueError(f"BGPTConfig.{name}: expected a positive number, got {getattr(self, name)}")
         for name, choices in (("position_init", ("normal", "sinusoidal")), ("byte_init", ("normal", "numeric"))):
             if getattr(self, name) not in choices:
@@ -102,7 +107,7 @@ class BGPTConfig:
     def from_dict(cls, fields: dict[str, Any]) -> BGPTConfig:
         """The inverse of `to_dict`; raises ValueError on unknown fields."""
         known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(fields) - known)
+        unknown = sorted(set(fields) - known, key=str)
         if unknown:
             raise ValueError(f"BGPTConfig: unknown fields {unknown}; known are {sorted(known)}")
         return cls(**fields)

@@ -5,7 +5,10 @@ Shape letters: B documents, P packed patches, T target patches, S bytes a patch,
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
+from collections.abc import Iterator
 from typing import NamedTuple, Self
 
 import torch
@@ -74,7 +77,7 @@ class BGPT(nn.Module):
 
     def _targets(self, batch: PackedPatches, targets: Tensor | None) -> Tensor:
         _check_batch(batch, self.config, self.byte_level_decoder.base.lm_head.weight.device)
-        indices = batch.target_indices() if targets is None else targets
+        indices = batch.target_indices() if targets is None else _checked_targets(batch, targets)
         if not len(indices):
             raise ValueError("BGPT: targets: expected at least one patch to predict, got none; is the batch empty?")
         return indices
@@ -89,17 +92,14 @@ class BGPT(nn.Module):
 
         Every patch but the extension patches counts, whatever `batch.targets` says. Runs as in evaluation: no dropout.
         """
+        _check_batch(batch, self.config, self.byte_level_decoder.base.lm_head.weight.device)
         lengths = batch.cu_seqlens.diff().long()
         documents = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
         is_target = torch.ones(len(documents), dtype=torch.bool, device=lengths.device)
         is_target[batch.cu_seqlens[:-1].long()] = False
         indices = is_target.nonzero().flatten()
-        training = self.training
-        self.eval()
-        try:
+        with evaluation_mode(self):
             nats = self(batch, indices).nats.double().sum(1)
-        finally:
-            self.train(training)
         real = (batch.patches[indices] != EOP).sum(1)
         return LogLikelihood(
             nats.new_zeros(len(lengths)).index_add_(0, documents[indices], nats),
@@ -119,7 +119,7 @@ class BGPT(nn.Module):
         Args:
             source: a folder of `save_pretrained`, a `.safetensors` file, a released-style `.pth` file, or a hub id.
             device: where to put it; None means the CPU.
-            dtype: None means the stored dtype.
+            dtype: None means the stored dtype; of several, the one that holds them all.
 
         Raises:
             CheckpointError: missing, damaged or of another shape; says which tensor, what was expected and what came.
@@ -127,7 +127,7 @@ class BGPT(nn.Module):
         config, weights = load_weights(source)
         with torch.random.fork_rng(devices=[]):  # the initial values are thrown away; the caller's stream stays put
             model = cls(config)
-        stored = weights["byte_level_decoder.base.transformer.wte.weight"].dtype
+        stored = functools.reduce(torch.promote_types, (tensor.dtype for tensor in weights.values()))
         model.to(dtype=dtype or stored)
         model.load_state_dict(weights, strict=True)
         return model.to(device=device).eval()
@@ -169,6 +169,34 @@ class BGPTForClassification(nn.Module):
         documents = torch.arange(len(lengths), device=features.device).repeat_interleave(lengths)
         sums = features.new_zeros(len(lengths), features.shape[1]).index_add(0, documents, features)
         return self.classifier(sums / lengths[:, None].to(sums.dtype))
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """No dropout inside the block; afterwards each sub-module is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _checked_targets(batch: PackedPatches, targets: object) -> Tensor:
+    if not isinstance(targets, Tensor) or targets.dtype != torch.int64 or targets.dim() != 1:
+        got = f"{targets.dtype} {list(targets.shape)}" if isinstance(targets, Tensor) else type(targets).__name__
+        raise TypeError(f"BGPT: targets: expected an int64 tensor [T] of places in the batch, got {got}")
+    if targets.device != batch.patches.device:
+        raise ValueError(f"BGPT: targets: expected device {batch.patches.device}, the batch's, got {targets.device}")
+    # On a GPU a check of values would wait for it at every step; torch's own indexing stops there on a place outside.
+    if len(targets) and not targets.is_cuda:
+        least, most = int(targets.min()), int(targets.max())
+        if not 0 <= least <= most < batch.num_patches:
+            raise ValueError(f"BGPT: targets: expected places 0…{batch.num_patches - 1}, got {least}…{most}")
+        if bool(torch.isin(targets, batch.cu_seqlens[:-1]).any()):
+            raise ValueError("BGPT: targets: expected no document's first patch, which nothing predicts, got one")
+    return targets
 
 
 def _check_batch(batch: PackedPatches, config: BGPTConfig, device: torch.device) -> None:

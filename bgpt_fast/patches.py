@@ -192,6 +192,8 @@ class PackedPatches:
             raise ValueError("concatenate: expected at least one PackedPatches, got none")
         first = batches[0]
         for batch in batches:
+            if not isinstance(batch, PackedPatches):
+                raise TypeError(f"concatenate: expected PackedPatches, got {type(batch).__name__}")
             if batch.patches.shape[1] != first.patches.shape[1] or batch.patches.device != first.patches.device:
                 raise ValueError(
                     f"concatenate: expected patches of {first.patches.shape[1]} bytes on {first.patches.device} like "
@@ -382,8 +384,8 @@ def _pack(parts: list[_Part], rule: _Rule) -> PackedPatches:
     _check_patch_count(P)
     packed = PackedPatches.__new__(PackedPatches)
     packed._assign(
-        patches=torch.empty(P, S, dtype=torch.int16),
-        cu_seqlens=torch.empty(len(parts) + 1, dtype=torch.int32),
+        patches=torch.empty(P, S, dtype=torch.int16, device="cpu"),
+        cu_seqlens=torch.empty(len(parts) + 1, dtype=torch.int32, device="cpu"),
         max_seqlen=max(lengths, default=0),
         targets=None,
         truncated=sum(len(part.content) < part.size or part.ends != rule.end_of_file for part in parts),

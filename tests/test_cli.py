@@ -70,7 +70,7 @@ def test_data_cpu_states_as_released(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert len(train) == report["train"]["files"] <= 30
     assert not {trace.name for trace in train} & {trace.name for trace in test}
     assert main(words) == 1
-    assert "expected no folder or an empty one" in capsys.readouterr().err
+    assert "expected a new or empty folder for the data" in capsys.readouterr().err
 
 
 def test_data_cpu_states_in_bulk(tmp_path: Path) -> None:
@@ -115,10 +115,11 @@ def test_simulate_takes_assembly(tmp_path: Path, checkpoint: Path, capsys: pytes
     words += ["--registers", "1", "2"]
     assert main(words) == 0
     assert "LOADI 7" in capsys.readouterr().out
-    program.write_text("LOADI 7\nFLY\nHLT\n")
+    program.write_text("LOADI 7\n\n\nFLY\nHLT\n")
     assert main(words) == 1
     error = capsys.readouterr().err
-    assert "line 2" in error
+    assert "line 4" in error
+    assert "add.asm" in error
     assert "FLY" in error
 
 
@@ -159,6 +160,69 @@ def test_wrong_training_options_are_named(tmp_path: Path, capsys: pytest.Capture
     assert "expected JSON" in capsys.readouterr().err
     assert train(tmp_path / "run", 3, "--model.patch-length", "4") == 1
     assert "context" in capsys.readouterr().err
+
+
+def test_a_refused_run_keeps_its_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(tmp_path / "run", 2) == 0
+    options = (tmp_path / "run/options.json").read_text()
+    assert train(tmp_path / "run", 2, "--model.hidden-size", "32") == 1
+    assert "holds a run of another model" in capsys.readouterr().err
+    (tmp_path / "file.txt").write_text("ab" * 4000)
+    words = ["--data", str(tmp_path / "file.txt"), "--eval-share", "0", "--patches-per-batch", "16"]
+    assert train(tmp_path / "run", 2, *words) == 1
+    assert "train on what the run was started with" in capsys.readouterr().err
+    assert (tmp_path / "run/options.json").read_text() == options
+
+
+def test_options_on_the_command_line_win_over_the_file(tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text('{"training": {"steps": 100, "max_minutes": 0, "schedule_by": "steps"}}')
+    words = ["train", "--config", str(tmp_path / "c.json"), "--output", str(tmp_path / "run"), *MACHINE, *MODEL]
+    words += ["--programs-per-batch", "4", "--eval-programs", "5", "--training.max-minutes", "0"]
+    assert main([*words, "--training.steps", "2"]) == 0
+    assert json.loads((tmp_path / "run/options.json").read_text())["training"]["steps"] == 2
+
+
+def test_a_failing_evaluation_loses_no_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(tmp_path / "run", 3, "--training.best-metric", "nosuch") == 1
+    assert "nosuch" in capsys.readouterr().err
+    assert (tmp_path / "run/checkpoints/step-00000003").is_dir()
+
+
+def test_a_diverging_training_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rates = ["--training.learning-rate", "1e30", "--training.muon-learning-rate", "1e30"]
+    assert train(tmp_path / "run", 50, *rates) == 1
+    assert "NonFiniteLossError" in capsys.readouterr().err
+
+
+def test_wrong_places_are_named_before_anything_runs(
+    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = ["--checkpoint", str(checkpoint), "--output", str(tmp_path / "out")]
+    assert main(["generate", *made, "--ext", "../../evil"]) == 1
+    assert "expected an extension such as txt" in capsys.readouterr().err
+    assert main(["simulate", *made, *MACHINE, "--device", "nosuch"]) == 1
+    assert "device: expected 'auto', 'cpu' or a GPU" in capsys.readouterr().err
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine").write_text("")
+    for command in (["generate", *made], ["simulate", *made, *MACHINE]):
+        assert main(command) == 1
+        assert "expected a new or empty folder" in capsys.readouterr().err
+    folder = tmp_path / "traces"
+    cpu_states.write_folder(cpu_states.generate(3, num_registers=2, memory_size=16, max_program=4), folder)
+    broken = sorted(folder.iterdir())[1]
+    broken.write_bytes(broken.read_bytes()[:-1])
+    assert main(["simulate", str(folder), *made, *MACHINE]) == 1
+    assert broken.name in capsys.readouterr().err
+
+
+def test_names_that_are_not_utf_8(tmp_path: Path, checkpoint: Path) -> None:
+    prompt = tmp_path / os.fsdecode(b"a\xff.b\xfe")
+    prompt.write_bytes(b"abc")
+    out = tmp_path / "out"
+    assert main(["generate", str(prompt), "--checkpoint", str(checkpoint), "--output", str(out)]) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert (out / report["files"][0]["path"]).read_bytes().startswith(b"abc")
+    assert report["options"]["prompts"] == [str(prompt)]
 
 
 def test_a_stopped_training_saves_and_goes_on(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from write_faults import DiskFull, dies_in_step, step_fails
 from bgpt_fast import files
 from bgpt_fast.files import atomic_write, fsync_folder, write_json
 
-STEPS = ["mkstemp", "write", "fsync", "chmod", "replace", "fsync"]
-AFTER_RENAME = 5
+STEPS = ["make", "write", "fsync", "replace", "fsync"]
+AFTER_RENAME = STEPS.index("replace") + 1
 
 
 def write(path: Path, content: bytes) -> None:

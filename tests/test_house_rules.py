@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
-    {"config", "files", "_C", "__version__"},
+    {"config", "device", "files", "_C", "__version__"},
     {"reference"},
     {"patches", "checkpoint", "metrics"},
     {"kernels"},

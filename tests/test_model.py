@@ -9,7 +9,7 @@ import torch
 from conftest import TINY, random_documents
 from peers import HuggingFaceBGPT
 
-from bgpt_fast import BGPT, BGPTConfig, BGPTForClassification, PackedPatches, ReferenceBGPT
+from bgpt_fast import BGPT, BGPTConfig, BGPTForClassification, Generator, PackedPatches, Prompt, ReferenceBGPT
 
 SHAPES = {
     "several heads, patches of 4": (TINY, [9, 0, 33, 1, 16, 64]),
@@ -137,6 +137,57 @@ def test_targets_select_patches(tiny_model: BGPT, tiny_batch: PackedPatches) -> 
     chosen = tiny_model(tiny_batch, some)
     assert_close(chosen.nats, everything.nats[[0, 3, 7]], 1e-5, "nats")
     assert torch.equal(chosen.indices, some)
+
+
+def test_targets_that_nothing_predicts_are_named(tiny_model: BGPT, tiny_batch: PackedPatches) -> None:
+    second = int(tiny_batch.cu_seqlens[1])
+    for places in ([0], [3, second]):
+        with pytest.raises(ValueError, match="no document's first patch"):
+            tiny_model(tiny_batch, torch.tensor(places))
+    for places in ([-1], [tiny_batch.num_patches]):
+        with pytest.raises(ValueError, match="expected places 0…"):
+            tiny_model(tiny_batch, torch.tensor(places))
+    for wrong in ([1], torch.tensor([[1]]), torch.ones(tiny_batch.num_patches, dtype=torch.bool)):
+        with pytest.raises(TypeError, match="expected an int64 tensor"):
+            tiny_model(tiny_batch, wrong)
+    with pytest.raises(ValueError, match="at least one patch to predict"):
+        tiny_model(tiny_batch, torch.empty(0, dtype=torch.int64))
+
+
+def test_log_likelihood_leaves_each_modules_mode(tiny_model: BGPT, tiny_batch: PackedPatches) -> None:
+    tiny_model.train()
+    tiny_model.patch_level_decoder.eval()
+    tiny_model.log_likelihood(tiny_batch)
+    assert tiny_model.training
+    assert not tiny_model.patch_level_decoder.training
+
+
+def test_global_defaults_change_nothing(tiny_model: BGPT, tiny_batch: PackedPatches) -> None:
+    """The C++ gets float32 on the CPU, whatever torch's default dtype and device are."""
+    expected = tiny_model(tiny_batch)
+    expected_gradients = gradients(tiny_model, expected.loss)
+    documents = random_documents(0, [9, 0, 33, 1, 16, 64])
+    try:
+        for dtype in (torch.float64, torch.bfloat16):
+            torch.set_default_dtype(dtype)
+            out = tiny_model(tiny_batch)
+            assert torch.equal(out.nats, expected.nats)
+            for name, gradient in gradients(tiny_model, out.loss).items():
+                assert torch.equal(gradient, expected_gradients[name]), name
+            files = Generator(tiny_model).generate([Prompt("bin", b"ab")], max_new_bytes=6)
+            assert len(files[0].data) <= 8
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.device("meta"):
+        assert torch.equal(PackedPatches.from_bytes(documents, TINY).patches, tiny_batch.patches)
+
+
+def test_second_derivatives_are_refused(tiny_model: BGPT, tiny_batch: PackedPatches) -> None:
+    loss = tiny_model(tiny_batch).loss
+    weight = tiny_model.patch_level_decoder.base.wpe.weight
+    (gradient,) = torch.autograd.grad(loss, weight, create_graph=True)
+    with pytest.raises(RuntimeError, match="cannot be differentiated"):
+        gradient.square().sum().backward()
 
 
 def test_logits_give_the_nats(tiny_model: BGPT, tiny_batch: PackedPatches) -> None:
@@ -270,6 +321,8 @@ def test_a_batch_that_does_not_fit_is_named(
 def test_a_bad_config_is_named(fields: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BGPTConfig(**fields)
+    with pytest.raises(TypeError, match="dropout: expected a number, got str"):
+        BGPTConfig(dropout="0.1")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="expected an int, got str"):
         BGPTConfig(patch_length="512")  # type: ignore[arg-type]
 

@@ -79,8 +79,9 @@ def test_no_step_is_at_rate_zero() -> None:
 
 def test_time_progress_is_the_share_of_the_budget() -> None:
     config = TrainConfig(schedule_by="time", max_minutes=2.0)
-    assert time_progress(config, 60.0, 0.0) == pytest.approx(0.5)
-    assert time_progress(config, 60.0, 12.0) == pytest.approx(0.55)
+    assert time_progress(config, 7, 60.0, 2.0) == pytest.approx(61 / 120)
+    assert 0 < time_progress(config, 0, 0.0, 0.0) < 0.01, "no step is at rate 0"
+    assert time_progress(config, 8, 60.0, 12.0) == pytest.approx(0.55)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import io
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,7 +21,7 @@ class DiskFull:
 
 @contextlib.contextmanager
 def step_fails(number: int, fail: Callable[[], object]) -> Iterator[list[str]]:
-    """Within the block, the `number`-th of all mkstemp, write, fsync, chmod and replace calls calls `fail` instead.
+    """Within the block, the `number`-th of all calls that make, write, flush or rename a file calls `fail` instead.
 
     A failing write has written half of its bytes. Yields the names of the steps as they are taken.
     """
@@ -50,8 +49,11 @@ def step_fails(number: int, fail: Callable[[], object]) -> Iterator[list[str]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fdopen", lambda descriptor, mode: File(io.FileIO(descriptor, mode)))
-        patch.setattr(tempfile, "mkstemp", wrapped("mkstemp", tempfile.mkstemp))
-        for name in ("fsync", "chmod", "replace"):
+        opened, making = os.open, wrapped("make", os.open)
+        patch.setattr(
+            os, "open", lambda path, flags, *mode: (making if flags & os.O_CREAT else opened)(path, flags, *mode)
+        )
+        for name in ("fsync", "replace"):
             patch.setattr(os, name, wrapped(name, getattr(os, name)))
         yield steps
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from bgpt_fast.device import resolve_device
 from bgpt_fast.model import BGPT
 
 Options = TypeVar("Options")
@@ -36,9 +37,20 @@ def read_options(kind: type[Options], command: str, words: Sequence[str], defaul
 
 def load_model(checkpoint: Path, device: str) -> BGPT:
     """A model for inference, in float32; `device` "auto" takes the GPU where there is one."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return BGPT.from_pretrained(str(checkpoint), device=device, dtype=torch.float32)
+    return BGPT.from_pretrained(str(checkpoint), device=resolve_device(device), dtype=torch.float32)
+
+
+def new_folder(path: Path, of: str) -> Path:
+    """Makes an output folder before anything is computed.
+
+    Raises:
+        FileExistsError: it holds something.
+        OSError: it cannot be made.
+    """
+    if path.is_dir() and any(path.iterdir()):
+        raise FileExistsError(f"{path}: expected a new or empty folder for {of}; choose another --output or remove it")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 @contextlib.contextmanager

@@ -8,7 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from bgpt_fast.cli.common import as_json, console, read_options
+from rich.console import Console
+from rich.progress import track
+
+from bgpt_fast.cli.common import as_json, console, new_folder, read_options
 from bgpt_fast.files import write_json
 from bgpt_fast.tasks.cpu_states import (
     StreamOptions,
@@ -34,7 +37,7 @@ class CPUStates:
     No program of the test set is in the training set.
 
     Args:
-        output: the folder to write; it must not hold such data yet.
+        output: the folder to write, new or empty.
         train: training instances.
         test: test instances.
         seed: of the random programs.
@@ -66,6 +69,7 @@ def run(words: Sequence[str]) -> int:
 
 
 def _cpu_states(options: CPUStates) -> int:
+    new_folder(options.output, "the data")
     machine = asdict(options.machine)
     if options.stream == "released":
         train, test = generate_released_split(options.train, options.test, seed=options.seed, **machine)
@@ -86,9 +90,10 @@ def _cpu_states(options: CPUStates) -> int:
 
 def _write(options: CPUStates, name: str, traces: Traces) -> dict[str, object]:
     if options.format == "folder":
-        return {"path": name, "files": write_folder(traces, options.output / name)}
+        shown = track(
+            traces, f"writing {name}", console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
+        )
+        return {"path": name, "files": write_folder(shown, options.output / name)}
     path = options.output / f"{name}.parquet"
-    if path.exists():
-        raise FileExistsError(f"data cpu-states: expected no {path}; choose another --output or remove it")
     write_parquet(traces, path)
     return {"path": path.name, "files": 1}

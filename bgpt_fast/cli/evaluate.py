@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from bgpt_fast.cli.common import as_json, console, load_model, read_options, table
+from bgpt_fast.cli.common import as_json, console, generation_progress, load_model, read_options, table
 from bgpt_fast.cli.simulate import print_assessment
 from bgpt_fast.data import FileSource
 from bgpt_fast.files import write_json
@@ -57,10 +57,13 @@ def run(words: Sequence[str]) -> int:
         figures = _files(options, model)
         shown = table("on files", ["", "value"], [[name, f"{value:,.6g}"] for name, value in figures.items()])
     else:
+        if options.programs < 1:
+            raise ValueError(f"--programs: expected at least 1, got {options.programs}")
         programs = generate(
             options.programs, seed=options.seed, stream="parallel", split="test", **asdict(options.machine)
         )
-        assessment = assess(model, programs)
+        with generation_progress("free running") as progress:
+            assessment = assess(model, programs, progress=progress)
         figures = assessment.to_dict()
         shown = None
     result = {"options": as_json(options), **figures}

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from bgpt_fast.cli.common import as_json, console, generation_progress, load_model, read_options
+from bgpt_fast.cli.common import as_json, console, generation_progress, load_model, new_folder, read_options
 from bgpt_fast.files import atomic_write, write_json
 from bgpt_fast.generation import Generator, Prompt
 from bgpt_fast.patches import extension_of
@@ -20,7 +20,7 @@ from bgpt_fast.patches import extension_of
 class Generate:
     """Continues files, or makes new ones from an extension alone.
 
-    Writes OUTPUT/00000.EXT, …, each complete or absent, and OUTPUT/report.json.
+    Writes OUTPUT/00000.EXT, …, each complete or absent, and OUTPUT/report.json; OUTPUT must be new or empty.
 
     Args:
         prompts: files to continue; none means new files.
@@ -55,9 +55,12 @@ def run(words: Sequence[str]) -> int:
     options = read_options(Generate, "generate", words)
     if options.count < 1:
         raise ValueError(f"--count: expected at least 1, got {options.count}")
+    if "/" in options.ext or "\0" in options.ext:
+        raise ValueError(f"--ext: expected an extension such as txt, got {options.ext!r}")
     starts = [(extension_of(path), path.read_bytes()) for path in options.prompts] or [(options.ext, b"")]
     prompts = [Prompt(extension, data) for extension, data in starts for _ in range(options.count)]
     generator = Generator(load_model(options.checkpoint, options.device), max_batch=options.max_batch)
+    new_folder(options.output, "the generated files")
     files: list[dict[str, Any]] = []
     began = time.perf_counter()
     with generation_progress("generating") as progress:

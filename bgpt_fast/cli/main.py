@@ -6,6 +6,7 @@ import importlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 
 COMMANDS = {
@@ -54,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bgpt-fast: expected a command, one of {known}; got {words[0]!r}", file=sys.stderr)
         return 2
     module = importlib.import_module(f"bgpt_fast.cli.{words[0]}")
+    if threading.current_thread() is threading.main_thread():
+        # Half-made files are cleared away on the way out. Training takes its signals itself and saves first.
+        signal.signal(signal.SIGTERM, _terminated)
     try:
         return module.run(words[1:])
     except SystemExit as stop:  # tyro's own: 0 after --help, 2 after wrong usage
@@ -65,8 +69,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except (ValueError, TypeError, OSError, ImportError, MemoryError, FloatingPointError) as error:
-        print(f"bgpt-fast {words[0]}: {type(error).__name__}: {error}", file=sys.stderr)
-        return 1
+        return _failed(words[0], error)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, of a GPU; any other one is a defect of ours
+            raise
+        return _failed(words[0], error)
+
+
+def _failed(command: str, error: Exception) -> int:
+    notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
+    print(f"bgpt-fast {command}: {type(error).__name__}: {error}{notes}", file=sys.stderr)
+    return 1
+
+
+def _terminated(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,10 @@ from typing import Annotated
 
 import tyro
 
-from bgpt_fast.cli.common import as_json, console, generation_progress, load_model, read_options, table
+from bgpt_fast.cli.common import as_json, console, generation_progress, load_model, new_folder, read_options, table
 from bgpt_fast.files import atomic_write, write_json
 from bgpt_fast.tasks.cpu_states import (
+    ProgramError,
     StreamOptions,
     Trace,
     Traces,
@@ -29,7 +30,7 @@ class Simulate:
     """Lets a model run programs of the toy CPU, and holds what it writes against the truth.
 
     The model sees a program's memory and first state and writes every further state until it ends the file. Writes
-    OUTPUT/predicted/*.bin as released, and OUTPUT/report.json.
+    OUTPUT/predicted/*.bin as released, and OUTPUT/report.json; OUTPUT must be new or empty.
 
     Args:
         programs: assembly (.asm, an instruction a line), traces (.bin), folders of traces, or .parquet files; none
@@ -65,6 +66,7 @@ def run(words: Sequence[str]) -> int:
     options = read_options(Simulate, "simulate", words)
     traces = _traces(options)
     model = load_model(options.checkpoint, options.device)
+    new_folder(options.output, "the predicted traces")
     with generation_progress("simulating") as progress:
         found = assess(model, traces, max_batch=options.max_batch, progress=progress)
     names = []
@@ -117,6 +119,8 @@ def print_assessment(found: Assessment) -> None:
 def _traces(options: Simulate) -> Traces:
     machine = options.machine
     if not options.programs:
+        if options.random < 1:
+            raise ValueError(f"--random: expected at least 1, got {options.random}")
         return generate(options.random, seed=options.seed, stream="parallel", split="test", **asdict(machine))
     traces: list[Trace] = []
     R, M = machine.num_registers, machine.memory_size
@@ -129,11 +133,23 @@ def _traces(options: Simulate) -> Traces:
             elif path.suffix == ".bin":
                 traces.append(Trace.from_bytes(path.read_bytes(), R, M))
             else:
-                lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
                 registers = options.registers or (0,) * R
-                traces.append(run_program(lines, options.acc, registers, num_registers=R, memory_size=M))
+                traces.append(_run_assembly(path.read_text(encoding="utf-8"), options.acc, registers, R, M))
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            error.add_note(f"in {path}")
+            raise
     if not traces:
         raise ValueError("simulate: expected at least one program, got none")
     return Traces.from_list(traces)
+
+
+def _run_assembly(text: str, acc: int, registers: tuple[int, ...], R: int, M: int) -> Trace:
+    """Runs a program whose text may have empty lines; errors name the line of the text."""
+    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    try:
+        return run_program([line for _, line in lines], acc, registers, num_registers=R, memory_size=M)
+    except ProgramError as error:
+        if error.line is None or error.line > len(lines):
+            raise
+        message = str(error).removeprefix(f"line {error.line}: ")
+        raise ProgramError(message, lines[error.line - 1][0]) from error

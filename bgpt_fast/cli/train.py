@@ -35,7 +35,7 @@ class Train:
         config: a JSON file of options, such as another run's options.json; options on the command line win over it.
         init_from: start from this checkpoint's weights; its sizes replace --model.
         patches_per_batch: with files: patches of a batch, documents whole and end to end.
-        eval_share: with files: share of the files that is held out for evaluation.
+        eval_share: with files: share of the files that is held out for evaluation; 0: train on all, evaluate nothing.
         machine: without files: the machine and its programs.
         programs_per_batch: without files: programs of a batch.
         long_share: without files: share of a batch's programs that have the largest number of instructions, the rest
@@ -115,25 +115,31 @@ def options_from_json(path: Path) -> Train:
                 raise ValueError(f"{path}: {name}: expected an object of {sorted(known)}, got {value!r}")
             values[name] = sections[name](**{**defaults[name], **value})
         elif name == "data":
+            if not isinstance(value, list):
+                raise ValueError(f"{path}: data: expected a list of paths, got {value!r}")
             values[name] = tuple(Path(item) for item in value)
+        elif name in ("output", "config", "init_from"):
+            values[name] = None if value is None else Path(value)
+        elif not isinstance(value, int | float) or isinstance(value, bool):
+            raise ValueError(f"{path}: {name}: expected a number, got {value!r}")
         else:
-            values[name] = Path(value) if name in ("output", "config", "init_from") and value is not None else value
+            values[name] = value
     return Train(**values)
 
 
 def run(words: Sequence[str]) -> int:
     warnings.showwarning = _show_warning
-    options = read_options(Train, "train", words)
-    if options.config is not None:
-        options = read_options(Train, "train", words, default=options_from_json(options.config))
+    path = _config_path(words)
+    options = read_options(Train, "train", words, default=None if path is None else options_from_json(path))
     if options.init_from is not None:
         model = BGPT.from_pretrained(str(options.init_from), dtype=torch.float32).train()
     else:
         torch.manual_seed(options.training.seed)
         model = BGPT(options.model)
     source, evaluate = _data(options, model.config)
-    write_json(options.output / "options.json", as_json(options))
     trainer = Trainer(model, source, options.training, options.output, evaluate)
+    # Only now: a run that may not go on with these options keeps its own.
+    write_json(options.output / "options.json", as_json(options))
     if trainer.resumed:
         console.print(f"{options.output}: goes on from step {trainer.step}")
     try:
@@ -149,16 +155,30 @@ def run(words: Sequence[str]) -> int:
     return 0
 
 
-def _data(options: Train, config: BGPTConfig) -> tuple[Source, Callable[[BGPT], dict[str, float]]]:
+def _config_path(words: Sequence[str]) -> Path | None:
+    """What --config says, before the other options are read: they take their defaults from there."""
+    for index, word in enumerate(words):
+        if word.startswith("--config="):
+            return Path(word.removeprefix("--config="))
+        if word == "--config" and index + 1 < len(words):
+            return Path(words[index + 1])
+    return None
+
+
+def _data(options: Train, config: BGPTConfig) -> tuple[Source, Callable[[BGPT], dict[str, float]] | None]:
     if options.data:
         seed = options.training.seed
         source = FileSource(
             options.data, config, options.patches_per_batch, seed=seed, split="train", eval_share=options.eval_share
         )
+        if options.eval_share == 0:
+            return source, None
         held_out = FileSource(
             options.data, config, options.patches_per_batch, seed=seed, split="eval", eval_share=options.eval_share
         )
         return source, likelihood_evaluation(list(held_out.one_pass()))
+    if options.eval_programs < 1:
+        raise ValueError(f"--eval-programs: expected at least 1, got {options.eval_programs}")
     machine = asdict(options.machine)
     seed = options.training.seed
     programs = CPUStateSource(

@@ -138,7 +138,16 @@ class FileSource:
         return {"epoch": self._epoch, "offset": self._offset, "files": self._fingerprint}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to a position; if the files have changed since, to the start of its next epoch, with a warning."""
+        """Goes to a position; if the files have changed since, to the start of its next epoch, with a warning.
+
+        Raises:
+            DataError: the position is not one of files.
+        """
+        if not {"epoch", "offset", "files"} <= state.keys():
+            raise DataError(
+                f"FileSource: expected a position in files, got one of {state.get('source', 'another source')!r}; "
+                "train on what the run was started with, or use another run folder"
+            )
         self._epoch, self._offset = int(state["epoch"]), int(state["offset"])
         self._read_ahead = None
         self._epoch_documents = 0

@@ -50,8 +50,8 @@ class _Block:
         self.ln_2, self.c_fc, self.mlp_proj = _Norm(block.ln_2), _Linear(block.mlp.c_fc), _Linear(block.mlp.c_proj)
         heads = block.attn.heads
         width, device = self.attn_proj.weight.shape[1] // heads, self.attn_proj.weight.device
-        self.keys = torch.empty(slots, heads, width, length, device=device)
-        self.values = torch.empty(slots, heads, length, width, device=device)
+        self.keys = torch.empty(slots, heads, width, length, dtype=torch.float32, device=device)
+        self.values = torch.empty(slots, heads, length, width, dtype=torch.float32, device=device)
 
     def __call__(self, x: Tensor, slots: Tensor, positions: Tensor) -> Tensor:
         attended = cached_attention(self.c_attn(self.ln_1(x)), self.keys, self.values, slots, positions)

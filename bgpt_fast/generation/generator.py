@@ -249,7 +249,7 @@ class _Run:
                 return
             inputs = self.decoder.wte[self._int64([patches[row][s] for row in rows])]
         for row in rows:
-            running[row].pending = torch.tensor([patches[row]], dtype=torch.int16)
+            running[row].pending = torch.tensor([patches[row]], dtype=torch.int16, device="cpu")
 
     def _features(self, running: list[_Sequence]) -> Tensor:
         """The feature [D] of each sequence's last patch, all its pending patches being put into the cache."""

@@ -47,7 +47,7 @@ class Sampling:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool):
                 raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+        if not 0 <= self.temperature < math.inf:
             raise ValueError(f"temperature: expected 0 (greedy) or a positive number, got {self.temperature}")
         if not self.top_p > 0:
             raise ValueError(f"top_p: expected a number over 0 (1 or more means off), got {self.top_p}")

@@ -15,8 +15,8 @@ class TrainConfig:
     Args:
         steps: optimiser steps; 0 means no limit but `max_minutes`.
         max_minutes: minutes of training, earlier sessions of the run included; it then saves and ends. 0: no limit.
-        schedule_by: "steps", or "time": the learning rate follows the share of `max_minutes` that has passed. Only
-            "steps" resumes bit for bit.
+        schedule_by: "steps", or "time": the learning rate follows the share of `max_minutes` that has passed, or
+            that of `steps` if they are given too and nearer. Only "steps" resumes bit for bit.
         learning_rate: peak rate.
         warmup_share: share of the run in which the rate rises linearly from 0.
         schedule: "cosine", or "wsd": warm-up, stable, linear decay.

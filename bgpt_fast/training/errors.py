@@ -30,7 +30,7 @@ class TrainingInterrupted(RuntimeError):
         return 128 + self.signal.value
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(FloatingPointError):
     """A loss or gradient was NaN or infinite; raised before the update, so the weights and checkpoints are still good.
 
     Args:

@@ -35,6 +35,11 @@ def step_progress(config: TrainConfig, step: int) -> float:
     return (step + 0.5) / config.steps
 
 
-def time_progress(config: TrainConfig, seconds: float, last_step_seconds: float) -> float:
-    """Where a step that starts `seconds` into a run of `config.max_minutes` stands at its middle."""
-    return (seconds + 0.5 * last_step_seconds) / (60.0 * config.max_minutes)
+def time_progress(config: TrainConfig, step: int, seconds: float, last_step_seconds: float) -> float:
+    """Where step `step`, from 0, which starts `seconds` into a run of `config.max_minutes`, stands at its middle.
+
+    If `config.steps` limits the run too, the limit that is nearer counts. The first step, of whose length nothing is
+    known, is taken to last a second.
+    """
+    by_time = (seconds + 0.5 * (last_step_seconds or 1.0)) / (60.0 * config.max_minutes)
+    return max(by_time, step_progress(config, step)) if config.steps else by_time

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bgpt_fast.config import EOP
 from bgpt_fast.data.source import DataError, Source
+from bgpt_fast.device import resolve_device
 from bgpt_fast.files import write_json
 from bgpt_fast.metrics import BitsPerByte
 from bgpt_fast.model import BGPT
@@ -92,7 +93,7 @@ class Trainer:
     ) -> None:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        self.device = _resolve_device(config.device)
+        self.device = resolve_device(config.device)
         self.model = model.to(self.device)
         self.source = source
         self.config = config
@@ -193,7 +194,7 @@ class Trainer:
         if total == 0:
             raise DataError(f"step {self.step + 1}: expected at least one target patch in its batches, got none")
         if self.config.schedule_by == "time":
-            progress = time_progress(self.config, self.seconds, self._last_step_seconds)
+            progress = time_progress(self.config, self.step, self.seconds, self._last_step_seconds)
         else:
             progress = step_progress(self.config, self.step)
         rate = self._optimizers.set_factor(schedule_factor(self.config, progress))
@@ -270,6 +271,10 @@ class Trainer:
                     is_best = self._run_evaluation(progress)
             except StopEvaluation:
                 progress.message("evaluation cut short by a signal; it will be made again on resume")
+            except Exception:
+                # What was trained is not lost with it.
+                self._save(is_best=False)
+                raise
         every = self.config.save_every
         if ended or is_best or interrupts.received or (every and self.step and self.step % every == 0):
             self._save(is_best)
@@ -364,14 +369,3 @@ class Trainer:
         self._evaluation = state["evaluation"]
         self._best = state["best"]
         self._saved_step = step
-
-
-def _resolve_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"TrainConfig.device: {name!r} cannot be used here: {error}") from error
-    return torch.device("cuda", torch.cuda.current_device()) if device == torch.device("cuda") else device

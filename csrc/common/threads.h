@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <exception>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -29,8 +30,13 @@ void parallel_for(int64_t count, int64_t threads, int64_t least, Body body) {
     };
     std::vector<std::thread> pool;
     pool.reserve(pieces - 1);
-    for (int64_t piece = 1; piece < pieces; ++piece) pool.emplace_back(run, piece);
+    try {
+        for (int64_t piece = 1; piece < pieces; ++piece) pool.emplace_back(run, piece);
+    } catch (const std::system_error&) {
+        // No more threads are to be had: the pieces that have none are done here.
+    }
     run(0);
+    for (int64_t piece = static_cast<int64_t>(pool.size()) + 1; piece < pieces; ++piece) run(piece);
     for (auto& thread : pool) thread.join();
     for (const auto& error : errors) {
         if (error) std::rethrow_exception(error);

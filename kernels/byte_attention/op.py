@@ -9,7 +9,11 @@ import torch
 from torch import Tensor
 
 from bgpt_fast import _C
-from bgpt_fast.kernels.byte_attention.reference import byte_attention_reference
+from bgpt_fast.kernels.byte_attention.reference import (
+    byte_attention_backward_reference,
+    byte_attention_reference,
+)
+from bgpt_fast.kernels.common.autograd import refuse_second_derivative
 from bgpt_fast.kernels.common.checks import check_tensor
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -47,10 +51,7 @@ def _forward_reference(qkv: Tensor) -> Tensor:
 
 
 def _backward_reference(dy: Tensor, qkv: Tensor) -> Tensor:
-    with torch.enable_grad():
-        qkv = qkv.detach().requires_grad_()
-        (dqkv,) = torch.autograd.grad(byte_attention_reference(qkv), qkv, dy)
-    return dqkv.contiguous()
+    return byte_attention_backward_reference(dy, qkv)
 
 
 def _has_kernel(qkv: Tensor) -> bool:
@@ -62,7 +63,7 @@ def _forward_cpu(qkv: Tensor) -> Tensor:
         return _forward_reference(qkv)
     qkv = qkv.contiguous()
     T, S, _, H, d = qkv.shape
-    y = torch.empty(T, S, H, d, dtype=qkv.dtype)
+    y = qkv.new_empty(T, S, H, d)
     q, k, v = (part.data_ptr() for part in qkv.unbind(2))
     is_bf16, threads = qkv.dtype == torch.bfloat16, torch.get_num_threads()
     _C.short_attention(q, k, v, 3 * H * d, y.data_ptr(), T, S, 0, H, d, is_bf16, threads)
@@ -99,3 +100,4 @@ torch.library.register_fake(
 )
 torch.library.register_fake("bgpt_fast::byte_attention_backward", lambda dy, qkv: qkv.new_empty(qkv.shape))
 torch.library.register_autograd("bgpt_fast::byte_attention", _backward, setup_context=_setup_context)
+refuse_second_derivative("bgpt_fast::byte_attention_backward")

@@ -75,7 +75,7 @@ def _default(qkv: Tensor, keys: Tensor, values: Tensor, slots: Tensor, positions
 def _cpu(qkv: Tensor, keys: Tensor, values: Tensor, slots: Tensor, positions: Tensor, isa: int) -> Tensor:
     qkv, slots, positions = qkv.contiguous(), slots.contiguous(), positions.contiguous()
     B, H, d, L = keys.shape
-    y = torch.empty(qkv.shape[0], H * d)
+    y = qkv.new_empty(qkv.shape[0], H * d)
     _C.cached_attention(
         qkv.data_ptr(),
         keys.data_ptr(),

@@ -63,7 +63,7 @@ def _default(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool, isa: in
 
 def _cpu(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool, isa: int) -> Tensor:
     x, weight, bias = x.contiguous(), weight.contiguous(), None if bias is None else bias.contiguous()
-    y = torch.empty(x.shape[0], weight.shape[1])
+    y = x.new_empty(x.shape[0], weight.shape[1])
     _C.invariant_linear(
         x.data_ptr(),
         weight.data_ptr(),

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bgpt_fast import _C
+from bgpt_fast.kernels.common.autograd import refuse_second_derivative
 from bgpt_fast.kernels.common.checks import check_tensor
 
 _library = torch.library.Library("bgpt_fast", "FRAGMENT")
@@ -25,6 +26,7 @@ _library.define(
     "short_documents_attention_backward(Tensor dy, Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, int max_seqlen)"
     " -> (Tensor, Tensor, Tensor)"
 )
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _PADDING = 1.25  # a group's longest document may be this many times its shortest
 
 
@@ -39,6 +41,8 @@ def patch_attention(
         max_seqlen: patches of the longest document.
         dropout: probability with which an attention weight is dropped.
 
+    The lengths are checked wherever `cu_seqlens` has to be read on the host: not on the FlashAttention path.
+
     Returns:
         float [P, H, d].
 
@@ -47,15 +51,20 @@ def patch_attention(
 
     Source: arXiv 2402.19155, section 3; the packed layout is FlashAttention's (arXiv 2205.14135).
     """
-    check_tensor("patch_attention", "q", q, shape=("P", "H", "d"))
+    check_tensor("patch_attention", "q", q, dtypes=_DTYPES, shape=("P", "H", "d"))
+    if 0 in q.shape[1:]:
+        raise ValueError(f"patch_attention: q: expected H and d of at least 1, got {list(q.shape)}")
     for name, tensor in (("k", k), ("v", v)):
         check_tensor("patch_attention", name, tensor, dtypes=(q.dtype,), shape=tuple(q.shape), device=q.device)
     check_tensor("patch_attention", "cu_seqlens", cu_seqlens, dtypes=(torch.int32,), shape=("B+1",), device=q.device)
+    if not 0.0 <= dropout <= 1.0:
+        raise ValueError(f"patch_attention: dropout: expected a probability, got {dropout}")
     if q.is_cuda and _flash_takes(q) and dropout == 0.0:
         return _varlen_flash(q, k, v, cu_seqlens, max_seqlen)
     is_short = 0 < max_seqlen <= _C.short_attention_max_length and dropout == 0.0
     if is_short and not q.is_cuda and q.dtype in (torch.float32, torch.bfloat16):
         return torch.ops.bgpt_fast.short_documents_attention(q, k, v, cu_seqlens, max_seqlen)
+    _check_lengths(cu_seqlens, max_seqlen, len(q))
     return _grouped_sdpa(q, k, v, cu_seqlens, dropout)
 
 
@@ -80,6 +89,7 @@ def _grouped_sdpa(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, dropout: 
     P, H, d = q.shape
     starts = cu_seqlens[:-1].long()
     lengths = cu_seqlens.diff().long()
+    lengths, starts = lengths[lengths > 0], starts[lengths > 0]
     if len(lengths) == 0:
         return torch.empty_like(q)
     by_length, order = lengths.sort()
@@ -141,7 +151,7 @@ def _short_documents(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_se
     _check_lengths(cu_seqlens, max_seqlen, P)
     q, k, v = _rows(q, k, v)
     cu_seqlens = cu_seqlens.contiguous()
-    y = torch.empty(P, H, d, dtype=q.dtype)
+    y = q.new_empty(P, H, d)
     _C.short_attention(
         q.data_ptr(),
         k.data_ptr(),
@@ -166,7 +176,7 @@ def _short_documents_backward(
     _check_lengths(cu_seqlens, max_seqlen, P)
     q, k, v = _rows(q, k, v)
     dy, cu_seqlens = dy.contiguous(), cu_seqlens.contiguous()
-    dq, dk, dv = (torch.empty(P, H, d, dtype=q.dtype) for _ in range(3))
+    dq, dk, dv = (q.new_empty(P, H, d) for _ in range(3))
     _C.short_attention_backward(
         dy.data_ptr(),
         q.data_ptr(),
@@ -208,3 +218,4 @@ torch.library.register_fake(
     lambda dy, q, k, v, cu_seqlens, max_seqlen: tuple(q.new_empty(q.shape) for _ in range(3)),
 )
 torch.library.register_autograd("bgpt_fast::short_documents_attention", _backward, setup_context=_setup_context)
+refuse_second_derivative("bgpt_fast::short_documents_attention_backward")

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from bgpt_fast import _C
+from bgpt_fast.config import VOCAB_SIZE
+from bgpt_fast.kernels.common.autograd import refuse_second_derivative
 from bgpt_fast.kernels.common.checks import check_tensor
 from bgpt_fast.kernels.patch_embed.reference import patch_embed_reference
 
-VOCAB_SIZE = 257
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _library = torch.library.Library("bgpt_fast", "FRAGMENT")
 _library.define("patch_embed(Tensor patches, Tensor weight, Tensor bias) -> Tensor")
@@ -57,7 +58,7 @@ def _embed_cpu(patches: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     if weight.dtype not in (torch.float32, torch.bfloat16):
         return patch_embed_reference(patches, weight, bias)
     rows, bias = weight.t().contiguous(), bias.contiguous()
-    y = torch.empty(len(patches), weight.shape[0], dtype=weight.dtype)
+    y = weight.new_empty(len(patches), weight.shape[0])
     _C.patch_embed(
         patches.data_ptr(),
         rows.data_ptr(),
@@ -85,7 +86,7 @@ def _embed_backward_cpu(dy: Tensor, patches: Tensor) -> Tensor:
     if dy.dtype not in (torch.float32, torch.bfloat16):
         return _embed_backward_reference(dy, patches)
     dy32, patches = dy.float().contiguous(), patches.contiguous()
-    rows = torch.zeros(patches.shape[1] * VOCAB_SIZE, dy.shape[1])
+    rows = dy32.new_zeros(patches.shape[1] * VOCAB_SIZE, dy.shape[1])
     _C.patch_embed_backward(
         dy32.data_ptr(),
         patches.data_ptr(),
@@ -120,6 +121,7 @@ torch.library.register_fake(
     lambda dy, patches: dy.new_empty(patches.shape[1] * VOCAB_SIZE, dy.shape[1]).t(),
 )
 torch.library.register_autograd("bgpt_fast::patch_embed", _backward, setup_context=_setup_context)
+refuse_second_derivative("bgpt_fast::patch_embed_backward")
 
 if _C.with_cuda:
 
@@ -127,7 +129,7 @@ if _C.with_cuda:
         if weight.dtype == torch.float64:
             return patch_embed_reference(patches, weight, bias)
         patches, rows, bias = patches.contiguous(), weight.t().contiguous(), bias.contiguous()
-        y = torch.empty(len(patches), weight.shape[0], dtype=weight.dtype, device=weight.device)
+        y = weight.new_empty(len(patches), weight.shape[0])
         with torch.cuda.device(weight.device):
             _C.patch_embed_cuda(
                 patches.data_ptr(),

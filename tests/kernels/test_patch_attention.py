@@ -98,6 +98,16 @@ def test_the_comparison_sees_one_key_too_many() -> None:
     assert longest == 9
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_lengths_that_do_not_fit_are_named(dtype: torch.dtype) -> None:
+    q = torch.zeros(10, 2, 8, dtype=dtype)
+    for ends, longest in (([0, 3, 5], 5), ([0, 5, 3, 10], 10), ([0, 12], 12), ([], 3), ([0, 10], 7)):
+        with pytest.raises(ValueError, match="cu_seqlens: expected to rise from 0 to 10"):
+            patch_attention(q, q, q, torch.tensor(ends, dtype=torch.int32), longest)
+    some = torch.tensor([0, 0, 4, 4, 10], dtype=torch.int32)
+    assert patch_attention(q, q, q, some, 6).isfinite().all(), "documents of no patches are passed over"
+
+
 def test_no_documents() -> None:
     empty = torch.empty(0, 2, 8)
     assert patch_attention(empty, empty, empty, torch.zeros(1, dtype=torch.int32), 0).shape == (0, 2, 8)
@@ -112,6 +122,8 @@ def test_wrong_arguments_are_named() -> None:
         "cu_seqlens: expected dtype int32, got int64": (q, k, v, cu_seqlens.long()),
         "expected device cpu": (q, k.to("meta"), v, cu_seqlens),
         "expected to rise from 0 to 7": (q, k, v, cu_seqlens + 1),
+        r"expected H and d of at least 1": (q[..., :0], k[..., :0], v[..., :0], cu_seqlens),
+        "q: expected dtype float32": (q.long(), k.long(), v.long(), cu_seqlens),
         "in steps of at most max_seqlen 4": (q, k, v, torch.tensor([0, 1, 7], dtype=torch.int32)),
     }
     for message, arguments in bad.items():

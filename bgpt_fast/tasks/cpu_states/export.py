@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
@@ -44,7 +44,8 @@ def write_folder(traces: Iterable[Trace], directory: _Path) -> int:
             f"write_folder: expected no folder or an empty one, got {target}; choose another or remove it"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{target.name[:64]}.", suffix=".part", dir=target.parent))
+    beside = target.parent / f".{target.name[:64]}.{secrets.token_hex(8)}.part"
+    beside.mkdir()
     try:
         names = set()
         for trace in traces:
@@ -52,11 +53,7 @@ def write_folder(traces: Iterable[Trace], directory: _Path) -> int:
             names.add(name)
             with open(beside / name, "wb") as file:
                 file.write(trace.to_bytes())
-                file.flush()
-                os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(beside, 0o777 & ~mask)
+        os.sync()  # once for all of them: an fsync a file would take minutes for a large set
         fsync_folder(beside)
         os.rename(beside, target)
     except BaseException:

@@ -41,8 +41,8 @@ def pack_traces(
     check_context(int(lengths.max(initial=0)), config)
     extension = EXTENSION.encode()[:S]
     P = int(lengths.sum())
-    patches = torch.empty(P, S, dtype=torch.int16)
-    cu_seqlens = torch.empty(len(traces) + 1, dtype=torch.int32)
+    patches = torch.empty(P, S, dtype=torch.int16, device="cpu")
+    cu_seqlens = torch.empty(len(traces) + 1, dtype=torch.int32, device="cpu")
     _C.cpu_states_pack(
         traces.data.ctypes.data,
         traces.offsets.ctypes.data,

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from bgpt_fast.generation import Generator, Prompt
-from bgpt_fast.model import BGPT
+from bgpt_fast.model import BGPT, evaluation_mode
 from bgpt_fast.tasks.cpu_states.machine import check_int, state_size
 from bgpt_fast.tasks.cpu_states.packing import EXTENSION, check_context, first_target, pack_traces
 from bgpt_fast.tasks.cpu_states.trace import PredictedTrace, Trace
@@ -75,10 +75,8 @@ def teacher_forced(model: BGPT, traces: Traces | Sequence[Trace], *, batch_size:
     programs = _as_traces(traces)
     S, C = model.config.patch_size, state_size(programs.num_registers) if len(programs) else 0
     device = next(model.parameters()).device
-    training = model.training
-    model.eval()
     predicted = []
-    try:
+    with evaluation_mode(model):
         for start in range(0, len(programs), batch_size):
             part = programs[start : start + batch_size]
             logits = model.logits(pack_traces(part, model.config).to(device))
@@ -90,8 +88,6 @@ def teacher_forced(model: BGPT, traces: Traces | Sequence[Trace], *, batch_size:
                 count = size - programs.memory_size - C
                 predicted.append(tokens[at + skipped : at + skipped + count].reshape(-1, C))
                 at += (-(-size // S) + 2 - first_target(programs, model.config)) * S
-    finally:
-        model.train(training)
     return predicted
 
 

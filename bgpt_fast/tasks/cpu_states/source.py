@@ -101,7 +101,10 @@ class CPUStateSource:
         ours = self.describe()
         theirs = {name: state.get(name) for name in ours}
         if theirs != ours:
-            raise ValueError(f"CPUStateSource: expected a position of {ours}, got one of {theirs}")
+            raise ValueError(
+                f"CPUStateSource: expected a position of {ours}, got one of {theirs}; "
+                "train on what the run was started with, or use another run folder"
+            )
         for name in ("long_start", "any_start"):
             check_int(f"CPUStateSource: {name}", state.get(name), 0)
         self._long_start, self._any_start = state["long_start"], state["any_start"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from typing import Literal
 
 import numpy as np
@@ -127,12 +128,14 @@ class ReleasedStream:
         self.options = options
         self.position = 0
         self._stream = _C.CpuStatesReleasedStream(_words(seed), options.to_native())
+        self._lock = threading.Lock()  # the native calls run without the interpreter's
 
     def skip(self, count: int) -> None:
         """Passes over the next `count` instances."""
         check_int("ReleasedStream.skip: count", count, 0, _MAX_INDEX)
-        self._stream.skip(count)
-        self.position += count
+        with self._lock:
+            self._stream.skip(count)
+            self.position += count
 
     def take(self, count: int) -> Traces:
         """The next `count` instances; raises MemoryError where they do not fit."""
@@ -140,16 +143,18 @@ class ReleasedStream:
         data = np.empty(self._likely_size(count), np.uint8)
         offsets = np.zeros(count + 1, np.int64)
         done = 0
-        while True:
-            done += self._stream.fill(
-                data.ctypes.data, len(data), offsets.ctypes.data + done * offsets.itemsize, count - done
-            )
-            if done == count:
-                break
-            data.resize(int(offsets[done]) + self._likely_size(count - done), refcheck=False)
-        self.position += count
+        with self._lock:
+            while True:
+                done += self._stream.fill(
+                    data.ctypes.data, len(data), offsets.ctypes.data + done * offsets.itemsize, count - done
+                )
+                if done == count:
+                    break
+                data.resize(int(offsets[done]) + self._likely_size(count - done), refcheck=False)
+            self.position += count
+            next_start = self.position
         R, M = self.options.num_registers, self.options.memory_size
-        return Traces(data[: int(offsets[-1])], offsets, R, M, next_start=self.position)
+        return Traces(data[: int(offsets[-1])], offsets, R, M, next_start=next_start)
 
     def _likely_size(self, count: int) -> int:
         """Bytes that hold `count` traces but for a chance of 10⁻¹⁵; pages that stay untouched cost nothing."""
