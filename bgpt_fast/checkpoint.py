@@ -11,9 +11,7 @@ import hashlib
 import io
 import json
 import os
-import pickletools
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +23,7 @@ from torch import Tensor
 
 from bgpt_fast.config import VOCAB_SIZE, BGPTConfig
 from bgpt_fast.files import atomic_write, write_json
+from bgpt_fast.pth import CheckpointError, read_pth
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -35,17 +34,7 @@ _PATCH_BASE = "patch_level_decoder.base."
 _BYTE_BASE = "byte_level_decoder.base.transformer."
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _MAX_CONFIG_BYTES = 1 << 20
-_MAX_PICKLE_BYTES = 1 << 24
-_STRAY_BUFFER = re.compile(r"\.h\.\d+\.attn\.(bias|masked_bias)$")
-_PLAIN_GLOBAL = re.compile(
-    r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch(\.storage)? \w+Storage"
-    r"|torch (device|Size|b?float\d+|u?int\d+|bool)"
-)
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(?<!\.pth)(?<!\.safetensors)(/[^/].*\.(pth|safetensors))?")
-
-
-class CheckpointError(ValueError):
-    """Weights that are missing, damaged, unsafe or of another shape."""
 
 
 class Checkpoint(NamedTuple):
@@ -82,7 +71,8 @@ def load_weights(source: str | os.PathLike[str]) -> Checkpoint:
         is_of_folder = path.name == WEIGHTS_FILE and (path.parent / CONFIG_FILE).is_file()
         return _load_folder(path.parent) if is_of_folder else _load_safetensors(path, path.read_bytes())
     if path.is_file() and path.suffix == ".pth":
-        return _load_released(path)
+        state_dict, fields = read_pth(path)
+        return _complete(state_dict, fields, str(path))
     if not path.exists() and isinstance(source, str) and _HUB_ID.fullmatch(source):
         return _load_hub(source)
     found = "a file of another kind" if path.exists() else "nothing there"
@@ -360,69 +350,6 @@ def _load_safetensors(path: Path, content: bytes) -> Checkpoint:
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: metadata bgpt_config: expected JSON, got damage: {error}") from error
     return _complete(state_dict, fields, str(path))
-
-
-def _load_released(path: Path) -> Checkpoint:
-    _check_archive(path)
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # Whatever a hostile pickle makes the restricted unpickler raise, the file is refused and nothing of it has run.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(
-            f"{path}: expected plain tensors, got a file that torch refuses: {reason:.300}"
-        ) from error
-    is_wrapped = isinstance(loaded, dict) and isinstance(loaded.get("model"), dict)
-    weights = loaded["model"] if is_wrapped else loaded
-    if not isinstance(weights, dict):
-        raise CheckpointError(f"{path}: expected a dict of tensors, got {type(weights).__name__}")
-    state_dict = {}
-    storages = {}
-    for name, tensor in weights.items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise CheckpointError(f"{path}: {name!r:.80}: expected a named tensor, got {type(tensor).__name__}")
-        if tensor.layout != torch.strided or tensor.device.type != "cpu":
-            raise CheckpointError(f"{path}: {name}: expected a dense tensor, got {tensor.layout} on {tensor.device}")
-        storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage.nbytes()
-        if tensor.nbytes > storage.nbytes() or sum(storages.values()) > path.stat().st_size:
-            raise CheckpointError(
-                f"{path}: {name}: expected tensors no larger than the file, got {tensor.nbytes} bytes"
-            )
-        name = name.removeprefix("module.")
-        if not _STRAY_BUFFER.search(name):
-            state_dict[name] = tensor.contiguous()
-    return _complete(state_dict, loaded.get("config") if is_wrapped else None, str(path))
-
-
-def _check_archive(path: Path) -> None:
-    """Refuses what torch.load might read wrongly or hugely: damage, bombs, and calls of anything but tensor makers."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            # torch.save compresses nothing, so whatever unpacks to more than the file is a bomb.
-            packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-            if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
-                raise CheckpointError(
-                    f"{path}: expected an archive of torch.save, got one that unpacks to more; refused"
-                )
-            pickles = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
-            if len(pickles) != 1 or pickles[0].file_size > _MAX_PICKLE_BYTES:
-                raise CheckpointError(
-                    f"{path}: expected one small data.pkl as torch.save writes it, got others; refused"
-                )
-            damaged = archive.testzip()
-            if damaged is not None:
-                raise CheckpointError(f"{path}: {damaged}: checksum differs, the file is damaged; download it again")
-            for opcode, argument, _ in pickletools.genops(archive.read(pickles[0])):
-                if opcode.name in ("GLOBAL", "STACK_GLOBAL", "INST") and not _PLAIN_GLOBAL.fullmatch(str(argument)):
-                    raise CheckpointError(f"{path}: expected plain tensors, got a call of {argument!r:.80}; refused")
-    except CheckpointError:
-        raise
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: expected a zip archive of torch.save, got damage or another format: {error}; download it again"
-        ) from error
 
 
 def _load_hub(source: str) -> Checkpoint:

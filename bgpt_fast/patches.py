@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import itertools
 import os
-import random
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,14 +18,20 @@ from torch import Tensor
 
 from bgpt_fast import _C
 from bgpt_fast.config import EOP, BGPTConfig
+from bgpt_fast.documents import (
+    Overlong,
+    Part,
+    PatchError,
+    PathLike,
+    Rule,
+    byte_view,
+    check_int,
+    checked_rule,
+    encode_extension,
+    read_part,
+)
 
-Overlong = Literal["head", "window", "error"]
-PathLike = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 _INT32_MAX = 2**31 - 1
-
-
-class PatchError(ValueError):
-    """A document or file that cannot become patches, or patches that are no document."""
 
 
 @dataclass(frozen=True, init=False, eq=False, repr=False)
@@ -74,7 +78,7 @@ class PackedPatches:
                 f"PackedPatches: patches: expected tokens 0…{EOP}, got {int(patches.min())}…{int(patches.max())}"
             )
         longest = _longest(cu_seqlens, len(patches))
-        _check_int("max_seqlen", longest if max_seqlen is None else max_seqlen, longest)
+        check_int("max_seqlen", longest if max_seqlen is None else max_seqlen, longest)
         if targets is not None:
             _check_tensor("targets", targets, torch.bool, 1, patches.device)
             if len(targets) != len(patches):
@@ -83,8 +87,8 @@ class PackedPatches:
                 )
             if bool(targets[cu_seqlens[:-1].long()].any()):
                 raise ValueError("PackedPatches: targets: expected False at each document's first patch, got True")
-        _check_int("truncated", truncated, 0)
-        _check_int("truncated_bytes", truncated_bytes, 0)
+        check_int("truncated", truncated, 0)
+        check_int("truncated_bytes", truncated_bytes, 0)
         self._assign(
             patches=patches.contiguous(),
             cu_seqlens=cu_seqlens.contiguous(),
@@ -135,16 +139,16 @@ class PackedPatches:
             TypeError, ValueError: a wrong argument, or more than 2³¹ − 1 patches.
             PatchError: an over-long document with `overlong="error"`.
         """
-        rule = _rule("from_bytes: documents", documents, config, overlong, seed, end_of_file)
+        rule = checked_rule("from_bytes: documents", documents, config, overlong, seed, end_of_file)
         parts = []
         for index, document in enumerate(documents):
             label = f"from_bytes: documents[{index}]"
             if not isinstance(document, tuple | list) or len(document) != 2:
                 raise TypeError(f"{label}: expected a pair (extension, bytes), got {document!r:.80}")
-            extension = _encode_extension(label, document[0], config)
-            view = _byte_view(label, document[1])
+            extension = encode_extension(label, document[0], config)
+            view = byte_view(label, document[1])
             kept = rule.fit(len(view), index, label)
-            parts.append(_Part(extension, view[kept.start : kept.stop], len(view), kept.ends))
+            parts.append(Part(extension, view[kept.start : kept.stop], len(view), kept.ends))
         return _pack(parts, rule)
 
     @classmethod
@@ -171,11 +175,11 @@ class PackedPatches:
                 read, or one is over-long with `overlong="error"`.
             TypeError, ValueError: a wrong argument, or more than 2³¹ − 1 patches.
         """
-        rule = _rule("from_files: paths", paths, config, overlong, seed, end_of_file)
+        rule = checked_rule("from_files: paths", paths, config, overlong, seed, end_of_file)
         parts = []
         for index, path in enumerate(paths):
             try:
-                parts.append(_read_part(path, index, rule))
+                parts.append(read_part(path, index, rule))
             except OSError as error:
                 advice = "give paths of files that exist and that this user may read"
                 raise OSError(error.errno, f"{error.strerror}; {advice}", os.fsdecode(path)) from error
@@ -288,96 +292,7 @@ class PackedPatches:
         )
 
 
-def extension_of(path: PathLike) -> str:
-    """A path's extension without its dot, as `os.path.splitext` sees it.
-
-    "" for names without a dot, for dotfiles (".bashrc") and for a dot in a folder's name alone ("a.b/file"). Bytes of
-    the name that are not valid in the file system's encoding come as surrogate escapes.
-    """
-    return os.path.splitext(os.fsdecode(path))[1][1:]
-
-
-class _Kept(NamedTuple):
-    """The bytes [start, stop) of a content that are kept, and whether the end-of-file patch follows them."""
-
-    start: int
-    stop: int
-    ends: bool
-
-
-class _Part(NamedTuple):
-    """A document as it will be packed; `size` is the content's size before it was cut."""
-
-    extension: bytes
-    content: bytes | memoryview
-    size: int
-    ends: bool
-
-
-class _Rule(NamedTuple):
-    """What is kept of over-long documents, and how documents end."""
-
-    config: BGPTConfig
-    overlong: Overlong
-    seed: int
-    end_of_file: bool
-
-    def fit(self, size: int, index: int, label: str) -> _Kept:
-        """The part that is kept of the `index`-th document, whose content has `size` bytes."""
-        S, room = self.config.patch_size, self.config.patch_length - 1
-        patches = -(-size // S) + self.end_of_file
-        if patches <= room:
-            return _Kept(0, size, self.end_of_file)
-        if self.overlong == "error":
-            raise PatchError(
-                f"{label}: expected at most {room + 1} patches of {S} bytes, got {patches + 1} ({size} bytes); use "
-                'overlong="head" or "window", or a longer context'
-            )
-        first = 0
-        if self.overlong == "window":
-            last = patches - room
-            draw = random.Random(f"{self.seed} {index}")
-            choice = draw.randrange(3 if last > 1 else 2)
-            first = (0, last, draw.randrange(1, max(last, 2)))[choice]
-        stop = first + room
-        return _Kept(first * S, min(stop * S, size), self.end_of_file and stop == patches)
-
-
-def _read_part(path: PathLike, index: int, rule: _Rule) -> _Part:
-    """Reads what `rule` keeps of a regular file, and never waits for a FIFO's or a device's other side."""
-    label = f"from_files: {os.fsdecode(path)!r}"
-    extension = _encode_extension(label, extension_of(path), rule.config)
-    _check_regular(label, os.stat(path))
-    # What was checked may be swapped for a FIFO before it is opened: hence O_NONBLOCK, and the check again.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        status = os.fstat(descriptor)
-        _check_regular(label, status)
-        kept = rule.fit(status.st_size, index, label)
-        content = b""
-        while len(content) < kept.stop - kept.start:
-            start = kept.start + len(content)
-            more = os.pread(descriptor, kept.stop - start, start)
-            if not more:
-                raise PatchError(
-                    f"{label}: expected {status.st_size} bytes, got at most {start}: the file shrank while it was read"
-                    "; read files that nobody writes"
-                )
-            content += more
-        if not status.st_size and os.pread(descriptor, 1, 0):
-            raise PatchError(f"{label}: expected a file that knows its size, got 0 bytes of one that has more; copy it")
-        return _Part(extension, content, status.st_size, kept.ends)
-    finally:
-        os.close(descriptor)
-
-
-def _check_regular(label: str, status: os.stat_result) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a FIFO, socket or device"
-        raise PatchError(f"{label}: expected a regular file, got {kind}; list regular files only")
-
-
-def _pack(parts: list[_Part], rule: _Rule) -> PackedPatches:
+def _pack(parts: list[Part], rule: Rule) -> PackedPatches:
     S = rule.config.patch_size
     lengths = [1 + (len(part.content) + S - 1) // S + part.ends for part in parts]
     P = sum(lengths)
@@ -422,48 +337,9 @@ def _restore(index: int, document: np.ndarray) -> tuple[str, bytes]:
     return content[:extension_size].decode("utf-8", "surrogateescape"), content[S : S + content_size]
 
 
-def _encode_extension(label: str, extension: object, config: BGPTConfig) -> bytes:
-    if not isinstance(extension, str):
-        raise TypeError(f"{label}: extension: expected a str, got {type(extension).__name__}")
-    try:
-        return extension.encode("utf-8", "surrogateescape")[: config.patch_size]
-    except UnicodeEncodeError:
-        raise ValueError(f"{label}: extension: expected text that UTF-8 can encode, got {extension!r:.80}") from None
-
-
-def _byte_view(label: str, content: object) -> memoryview:
-    if not isinstance(content, bytes | bytearray | memoryview):
-        raise TypeError(f"{label}: content: expected bytes, a bytearray or a memoryview, got {type(content).__name__}")
-    view = memoryview(content)
-    if not view.c_contiguous:
-        raise ValueError(f"{label}: content: expected a contiguous memoryview, got strides {view.strides}")
-    return view.cast("B") if view.nbytes else memoryview(b"")
-
-
-def _rule(name: str, items: object, config: BGPTConfig, overlong: Overlong, seed: int, end_of_file: bool) -> _Rule:
-    """Checks the arguments that `from_bytes` and `from_files` share."""
-    function = name.split(":")[0]
-    if isinstance(items, str | bytes | os.PathLike) or not isinstance(items, Sequence):
-        raise TypeError(f"{name}: expected a sequence such as a list, got {type(items).__name__}")
-    if not isinstance(config, BGPTConfig):
-        raise TypeError(f"{function}: config: expected a BGPTConfig, got {type(config).__name__}")
-    if overlong not in ("head", "window", "error"):
-        raise ValueError(f'{function}: overlong: expected "head", "window" or "error", got {overlong!r}')
-    if not isinstance(seed, int) or isinstance(seed, bool):
-        raise TypeError(f"{function}: seed: expected an int, got {type(seed).__name__}")
-    return _Rule(config, overlong, seed, bool(end_of_file))
-
-
 def _check_patch_count(P: int) -> None:
     if P > _INT32_MAX:
         raise ValueError(f"PackedPatches: expected at most {_INT32_MAX} patches in one batch, got {P}; split it")
-
-
-def _check_int(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"PackedPatches: {name}: expected an int, got {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"PackedPatches: {name}: expected at least {least}, got {value}")
 
 
 def _check_tensor(name: str, value: object, dtype: torch.dtype, rank: int, device: torch.device | None = None) -> None:

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     {"config", "device", "files", "_C", "__version__"},
-    {"reference"},
+    {"reference", "documents", "pth"},
     {"patches", "checkpoint", "metrics"},
     {"kernels"},
     {"layers"},

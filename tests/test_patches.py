@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from bgpt_fast import BGPTConfig, PackedPatches
 from bgpt_fast import patches as patches_module
-from bgpt_fast.patches import PatchError, extension_of
+from bgpt_fast.documents import PatchError, extension_of
 
 ROOT = Path(__file__).resolve().parent.parent
 Documents = list[tuple[str, bytes]]

@@ -11,9 +11,9 @@ from typing import Annotated, Any
 import tyro
 
 from bgpt_fast.cli.common import as_json, console, generation_progress, load_model, new_folder, read_options
+from bgpt_fast.documents import extension_of
 from bgpt_fast.files import atomic_write, write_json
 from bgpt_fast.generation import Generator, Prompt
-from bgpt_fast.patches import extension_of
 
 
 @dataclass(frozen=True)

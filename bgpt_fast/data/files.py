@@ -16,7 +16,8 @@ import numpy as np
 
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data.source import DataError
-from bgpt_fast.patches import PackedPatches, PatchError
+from bgpt_fast.documents import PatchError
+from bgpt_fast.patches import PackedPatches
 
 Split = Literal["train", "eval", "all"]
 _NAMED_SKIPS = 20
