@@ -1,0 +1,31 @@
+"""The README's Python runs as it stands there, and the commands it shows exist."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from bgpt_fast.cli.main import COMMANDS
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = (ROOT / "README.md").read_text()
+
+
+def test_the_python_runs(tmp_path: Path) -> None:
+    [program] = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    # Its one relative path is the repository's; what it writes belongs elsewhere.
+    program = program.replace('"examples/', f'"{ROOT}/examples/')
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "state bytes right" in done.stdout
+    assert (tmp_path / "my-model/model.safetensors").exists()
+
+
+def test_the_commands_exist() -> None:
+    shown = set(re.findall(r"^bgpt-fast (\w+)", TEXT, re.MULTILINE))
+    assert shown == set(COMMANDS)
+    targets = set(re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:^|`)make ([\w-]+)", TEXT, re.MULTILINE))
+    assert {"demo", "test"} <= named <= targets
