@@ -39,7 +39,7 @@ class Train:
         machine: without files: the machine and its programs.
         programs_per_batch: without files: programs of a batch.
         long_share: without files: share of a batch's programs that have the largest number of instructions, the rest
-            being of any length; long ones have more to learn from.
+            being of any length. Long ones have more to learn from; short ones teach where in memory to look.
         eval_programs: without files: held-out programs of an evaluation.
         model: sizes and initial values.
         training: how long, how fast, how often.
@@ -55,7 +55,7 @@ class Train:
         default_factory=lambda: StreamOptions(num_registers=2, memory_size=64, min_program=1, max_program=15)
     )
     programs_per_batch: int = 64
-    long_share: float = 0.85
+    long_share: float = 0.3
     eval_programs: int = 400
     model: BGPTConfig = field(
         default_factory=lambda: BGPTConfig(

@@ -25,7 +25,8 @@ class CPUStateSource:
         num_registers, memory_size, min_program, max_program: as `StreamOptions`.
         documents_per_batch: programs of a batch.
         long_share: share of a batch's programs that have max_program instructions; the others have any number from
-            min_program on. A long program has more states to learn from for the same memory to read.
+            min_program on. A long program has more states to learn from for the same memory to read; short ones teach
+            where in memory to look (examples/cpu_states/README.md).
         split: "train" programs are never "test" programs, whatever the seeds; None takes all.
         states_only: leave memory and first state out of the loss: a random program cannot be predicted.
 
