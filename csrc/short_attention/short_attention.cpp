@@ -1,10 +1,11 @@
 // One sequence and head at a time, in float buffers that stay in the first-level cache. Every inner loop runs over keys
-// or over channels with no sum across lanes, so that the compiler vectorises it and each result has one order of
-// addition.
+// or over channels with no sum across lanes, so that each result has one order of addition. For the usual sizes the
+// sums are vectors in registers: a loop of 16 floats the compiler would unroll to scalars before it looks for vectors.
 #include "short_attention/short_attention.h"
 
 #include <bit>
 #include <cmath>
+#include <cstring>
 #include <vector>
 
 #include "common/bf16.h"
@@ -36,7 +37,7 @@ BGPT_INLINE float exp_nonpositive(float x) {
 }
 
 struct Buffers {
-    std::vector<float> q, k, v, kt, vt, y, dy, dq, dk, dv, weights, dweights;
+    std::vector<float> q, k, v, kt, vt, y, dy, dq, dk, dv, weights, dscores;
     Buffers(int64_t S, int64_t d)
         : q(S * d),
           k(S * d),
@@ -49,7 +50,7 @@ struct Buffers {
           dk(S * d),
           dv(S * d),
           weights(S * S),
-          dweights(S) {}
+          dscores(S * S) {}
 };
 
 template <class X>
@@ -74,16 +75,58 @@ BGPT_INLINE void transpose(const float* __restrict from, int64_t S, int64_t d, f
     }
 }
 
-// out[j] = sum over c of x[c] xt[c, j]. kS known: the sums stay in registers.
+template <int64_t kLanes>
+struct Lanes {
+    typedef float type __attribute__((vector_size(kLanes * sizeof(float))));
+};
+
+// out[i, j] = sum over c of x[i, c] xt[c, j].
 template <int64_t kS>
-BGPT_INLINE void times_transposed(const float* __restrict x, const float* __restrict xt, int64_t S_, int64_t d,
+BGPT_INLINE void times_transposed(const float* __restrict x, const float* __restrict xt, int64_t S, int64_t d,
                                   float* __restrict out) {
-    const int64_t S = kS ? kS : S_;
-    float sum[kS ? kS : kMaxShortSequence] = {};
-    for (int64_t c = 0; c < d; ++c) {
-        for (int64_t j = 0; j < S; ++j) sum[j] += x[c] * xt[c * S + j];
+    if constexpr (kS == 0) {
+        for (int64_t i = 0; i < S; ++i) {
+            float sum[kMaxShortSequence] = {};
+            for (int64_t c = 0; c < d; ++c) {
+                for (int64_t j = 0; j < S; ++j) sum[j] += x[i * d + c] * xt[c * S + j];
+            }
+            for (int64_t j = 0; j < S; ++j) out[i * S + j] = sum[j];
+        }
+    } else {
+        using Row = typename Lanes<kS>::type;
+        constexpr int64_t rows = 4;  // as many sums under way as hide an addition's latency
+        for (int64_t i = 0; i < kS; i += rows) {
+            Row sum[rows] = {};
+            for (int64_t c = 0; c < d; ++c) {
+                Row column;
+                std::memcpy(&column, xt + c * kS, sizeof(Row));
+                for (int64_t r = 0; r < rows; ++r) sum[r] += x[(i + r) * d + c] * column;
+            }
+            std::memcpy(out + i * kS, sum, sizeof(sum));
+        }
     }
-    for (int64_t j = 0; j < S; ++j) out[j] = sum[j];
+}
+
+// out[c] = sum over j in [begin, end) of w[j * stride] x[j, c].
+template <int64_t kD>
+BGPT_INLINE void weighted_sum(const float* __restrict w, int64_t stride, const float* __restrict x, int64_t begin,
+                              int64_t end, int64_t d, float* __restrict out) {
+    if constexpr (kD == 0) {
+        for (int64_t c = 0; c < d; ++c) out[c] = 0.0f;
+        for (int64_t j = begin; j < end; ++j) {
+            for (int64_t c = 0; c < d; ++c) out[c] += w[j * stride] * x[j * d + c];
+        }
+    } else {
+        constexpr int64_t lanes = kD < 16 ? kD : 16, parts = kD / lanes;
+        using Part = typename Lanes<lanes>::type;
+        Part sum[parts] = {};
+        for (int64_t j = begin; j < end; ++j) {
+            Part row[parts];
+            std::memcpy(row, x + j * kD, sizeof(row));
+            for (int64_t part = 0; part < parts; ++part) sum[part] += w[j * stride] * row[part];
+        }
+        std::memcpy(out, sum, sizeof(sum));
+    }
 }
 
 // weights[i, j] for all j (0 after i), from scaled q [S, d] and kt [d, S].
@@ -91,9 +134,9 @@ template <int64_t kS>
 BGPT_INLINE void softmax_weights(const float* __restrict q, const float* __restrict kt, int64_t S_, int64_t d,
                                  float* __restrict weights) {
     const int64_t S = kS ? kS : S_;
+    times_transposed<kS>(q, kt, S, d, weights);
     for (int64_t i = 0; i < S; ++i) {
         float* __restrict w = weights + i * S;
-        times_transposed<kS>(q + i * d, kt, S, d, w);
         float top = w[0];
         for (int64_t j = 1; j <= i; ++j) top = top < w[j] ? w[j] : top;
         for (int64_t j = 0; j < S; ++j) w[j] = exp_nonpositive(j <= i ? w[j] - top : -100.0f);
@@ -109,14 +152,8 @@ BGPT_INLINE void forward(Buffers& b, int64_t S_, int64_t d_) {
     const int64_t S = kS ? kS : S_, d = kD ? kD : d_;
     transpose(b.k.data(), S, d, b.kt.data());
     softmax_weights<kS>(b.q.data(), b.kt.data(), S, d, b.weights.data());
-    const float* __restrict v = b.v.data();
     for (int64_t i = 0; i < S; ++i) {
-        float* __restrict y = b.y.data() + i * d;
-        const float* __restrict w = b.weights.data() + i * S;
-        for (int64_t c = 0; c < d; ++c) y[c] = 0.0f;
-        for (int64_t j = 0; j <= i; ++j) {
-            for (int64_t c = 0; c < d; ++c) y[c] += w[j] * v[j * d + c];
-        }
+        weighted_sum<kD>(b.weights.data() + i * S, 1, b.v.data(), 0, i + 1, d, b.y.data() + i * d);
     }
 }
 
@@ -126,22 +163,19 @@ BGPT_INLINE void backward(Buffers& b, int64_t S_, int64_t d_) {
     transpose(b.k.data(), S, d, b.kt.data());
     transpose(b.v.data(), S, d, b.vt.data());
     softmax_weights<kS>(b.q.data(), b.kt.data(), S, d, b.weights.data());
-    const float* __restrict q = b.q.data(), * __restrict k = b.k.data(), * __restrict vt = b.vt.data();
-    float* __restrict dk = b.dk.data(), * __restrict dv = b.dv.data(), * __restrict dw = b.dweights.data();
-    for (int64_t i = 0; i < S * d; ++i) dk[i] = dv[i] = 0.0f;
+    float* __restrict weights = b.weights.data(), * __restrict dscores = b.dscores.data();
+    times_transposed<kS>(b.dy.data(), b.vt.data(), S, d, dscores);
     for (int64_t i = 0; i < S; ++i) {
-        const float* __restrict w = b.weights.data() + i * S, * __restrict dy = b.dy.data() + i * d;
-        float* __restrict dq = b.dq.data() + i * d;
-        times_transposed<kS>(dy, vt, S, d, dw);
+        const float* __restrict w = weights + i * S;
+        float* __restrict ds = dscores + i * S;
         float mean = 0.0f;
-        for (int64_t j = 0; j <= i; ++j) mean += w[j] * dw[j];
-        for (int64_t c = 0; c < d; ++c) dq[c] = 0.0f;
-        for (int64_t j = 0; j <= i; ++j) {
-            const float dscore = w[j] * (dw[j] - mean), weight = w[j];
-            for (int64_t c = 0; c < d; ++c) dq[c] += dscore * k[j * d + c];
-            for (int64_t c = 0; c < d; ++c) dk[j * d + c] += dscore * q[i * d + c];
-            for (int64_t c = 0; c < d; ++c) dv[j * d + c] += weight * dy[c];
-        }
+        for (int64_t j = 0; j <= i; ++j) mean += w[j] * ds[j];
+        for (int64_t j = 0; j <= i; ++j) ds[j] = w[j] * (ds[j] - mean);
+        weighted_sum<kD>(ds, 1, b.k.data(), 0, i + 1, d, b.dq.data() + i * d);
+    }
+    for (int64_t j = 0; j < S; ++j) {
+        weighted_sum<kD>(dscores + j, S, b.q.data(), j, S, d, b.dk.data() + j * d);
+        weighted_sum<kD>(weights + j, S, b.dy.data(), j, S, d, b.dv.data() + j * d);
     }
 }
 

@@ -1,16 +1,20 @@
 """patch_attention: causal attention within each of the documents that lie end to end in one packed batch.
 
-The one seam between the engine and attention libraries. Half-precision tensors on an NVIDIA GPU go to torch's built-in
-FlashAttention for packed sequences (`varlen_attn`; not yet run on a GPU). On the CPU, batches of short documents go to
-the C++ kernel that the byte decoder uses too. Everything else goes to SDPA, over groups of documents of about equal
-length: with causal attention, padding at a document's end is never seen by its real patches.
+The one seam between the engine and attention libraries. Half-precision tensors on an NVIDIA GPU go to FlashAttention
+for packed sequences: flash-attn 3, 4 or 2 where installed, else the one that torch brings (`varlen_attn`); not yet run
+on a GPU. On the CPU, batches of short documents go to the C++ kernel that the byte decoder uses too. Everything else
+goes to SDPA, over groups of documents of about equal length: with causal attention, padding at a document's end is
+never seen by its real patches. With caches of keys and values, as generation has them, it is `cached_attention`.
 
 Shape letters: P patches, H heads, d channels a head, B documents.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
 import inspect
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -27,6 +31,11 @@ _library.define(
     " -> (Tensor, Tensor, Tensor)"
 )
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_PACKAGES = (  # flash-attn 3, 4 and 2: where to find them, and for which generations of GPUs they are made
+    ("flash_attn_interface", (9,)),
+    ("flash_attn.cute", (9, 10, 11)),
+    ("flash_attn", (8, 9, 10, 11, 12)),
+)
 _PADDING = 1.25  # a group's longest document may be this many times its shortest
 
 
@@ -59,7 +68,7 @@ def patch_attention(
     check_tensor("patch_attention", "cu_seqlens", cu_seqlens, dtypes=(torch.int32,), shape=("B+1",), device=q.device)
     if not 0.0 <= dropout <= 1.0:
         raise ValueError(f"patch_attention: dropout: expected a probability, got {dropout}")
-    if q.is_cuda and _flash_takes(q) and dropout == 0.0:
+    if q.is_cuda and dropout == 0.0 and _flash_takes(q):
         return _varlen_flash(q, k, v, cu_seqlens, max_seqlen)
     is_short = 0 < max_seqlen <= _C.short_attention_max_length and dropout == 0.0
     if is_short and not q.is_cuda and q.dtype in (torch.float32, torch.bfloat16):
@@ -75,6 +84,44 @@ def _flash_takes(q: Tensor) -> bool:
 
 
 def _varlen_flash(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+    package = _flash_package(torch.cuda.get_device_capability(q.device)[0]) if q.shape[2] <= 128 else None
+    if package is None:
+        return _torch_flash(q, k, v, cu_seqlens, max_seqlen)
+    return _package_flash(package, q, k, v, cu_seqlens, max_seqlen)
+
+
+@functools.cache
+def _flash_package(capability: int) -> Callable[..., object] | None:
+    """The `flash_attn_varlen_func` of the best package that is installed for GPUs of this generation (8, 9, 10, …)."""
+    for name, generations in _PACKAGES:
+        if capability in generations:
+            try:
+                return importlib.import_module(name).flash_attn_varlen_func
+            except (ImportError, AttributeError):
+                continue
+    return None
+
+
+def _package_flash(
+    package: Callable[..., object], q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int
+) -> Tensor:
+    found = package(
+        q,
+        k,
+        v,
+        cu_seqlens_q=cu_seqlens,
+        cu_seqlens_k=cu_seqlens,
+        max_seqlen_q=max_seqlen,
+        max_seqlen_k=max_seqlen,
+        causal=True,
+        deterministic=True,
+    )
+    y = found[0] if isinstance(found, tuple) else found  # flash-attn 4 gives the log-sum-exp too
+    assert isinstance(y, Tensor)
+    return y
+
+
+def _torch_flash(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     # torch 2.11 says is_causal, later ones a window that is open to the left.

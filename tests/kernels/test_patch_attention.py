@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+import types
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
+from bgpt_fast.kernels.patch_attention import op
 from bgpt_fast.kernels.patch_attention.op import patch_attention
 from bgpt_fast.kernels.patch_attention.reference import patch_attention_reference
 
@@ -129,3 +134,52 @@ def test_wrong_arguments_are_named() -> None:
     for message, arguments in bad.items():
         with pytest.raises((TypeError, ValueError), match=message):
             patch_attention(*arguments, longest)
+
+
+def flash_like(gives_lse: bool) -> Callable[..., object]:
+    """A stand-in for a package's function: same arguments, computed by SDPA."""
+
+    def flash_attn_varlen_func(
+        q, k, v, *, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal, deterministic
+    ):  # type: ignore[no-untyped-def]
+        assert causal
+        assert deterministic
+        assert cu_seqlens_q is cu_seqlens_k
+        assert max_seqlen_q == max_seqlen_k == int(cu_seqlens_q.diff().max())
+        y = patch_attention_reference(q, k, v, cu_seqlens_q)
+        return (y, y[..., 0]) if gives_lse else y
+
+    return flash_attn_varlen_func
+
+
+@pytest.mark.parametrize(
+    ("installed", "generation", "chosen"),
+    [
+        ({"flash_attn_interface", "flash_attn.cute", "flash_attn"}, 9, "flash_attn_interface"),
+        ({"flash_attn_interface", "flash_attn.cute", "flash_attn"}, 10, "flash_attn.cute"),
+        ({"flash_attn_interface", "flash_attn.cute", "flash_attn"}, 8, "flash_attn"),
+        ({"flash_attn"}, 9, "flash_attn"),
+        ({"flash_attn_interface"}, 12, None),
+        (set(), 9, None),
+    ],
+)
+def test_the_best_installed_flash_attention_is_taken(
+    installed: set[str], generation: int, chosen: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modules = {}
+    for name in ("flash_attn_interface", "flash_attn.cute", "flash_attn"):
+        modules[name] = types.SimpleNamespace(flash_attn_varlen_func=flash_like(gives_lse=name == "flash_attn.cute"))
+        monkeypatch.setitem(sys.modules, name, modules[name] if name in installed else None)
+    op._flash_package.cache_clear()
+    try:
+        found = op._flash_package(generation)
+    finally:
+        op._flash_package.cache_clear()
+    assert found is (None if chosen is None else modules[chosen].flash_attn_varlen_func)
+
+
+@pytest.mark.parametrize("gives_lse", [False, True])
+def test_a_flash_attention_package_is_called_as_it_wants(gives_lse: bool) -> None:
+    q, k, v, cu_seqlens, max_seqlen = sample([5, 1, 17], 2, 8)
+    y = op._package_flash(flash_like(gives_lse), q, k, v, cu_seqlens, max_seqlen)
+    torch.testing.assert_close(y, patch_attention(q, k, v, cu_seqlens, max_seqlen), rtol=1e-5, atol=1e-6)
