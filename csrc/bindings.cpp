@@ -68,13 +68,19 @@ PYBIND11_MODULE(_C, m) {
         py::gil_scoped_release release;
         return bgpt::patches_in_range(reinterpret_cast<const int16_t*>(patches), count);
     });
-    m.def("patch_embed", [](uintptr_t patches, uintptr_t rows, uintptr_t bias, uintptr_t y, int64_t P, int64_t S,
-                            int64_t D, bool bf16, int64_t threads) {
+    m.def("positions_in_range", [](uintptr_t positions, int64_t count, int64_t L) {
+        py::gil_scoped_release release;
+        return bgpt::positions_in_range(reinterpret_cast<const int64_t*>(positions), count, L);
+    });
+    m.def("patch_embed", [](uintptr_t patches, uintptr_t rows, uintptr_t bias, uintptr_t position_rows,
+                            uintptr_t positions, uintptr_t y, int64_t P, int64_t S, int64_t D, bool bf16,
+                            int64_t threads) {
         py::gil_scoped_release release;
         auto run = [&](auto* typed) {
             using T = std::remove_pointer_t<decltype(typed)>;
-            bgpt::patch_embed(reinterpret_cast<const int16_t*>(patches), reinterpret_cast<const T*>(rows),
-                              reinterpret_cast<const T*>(bias), reinterpret_cast<T*>(y), P, S, D, threads);
+            const auto in = [](uintptr_t address) { return reinterpret_cast<const T*>(address); };
+            bgpt::patch_embed(reinterpret_cast<const int16_t*>(patches), in(rows), in(bias), in(position_rows),
+                              reinterpret_cast<const int64_t*>(positions), reinterpret_cast<T*>(y), P, S, D, threads);
         };
         bf16 ? run(static_cast<uint16_t*>(nullptr)) : run(static_cast<float*>(nullptr));
     });
@@ -85,12 +91,14 @@ PYBIND11_MODULE(_C, m) {
                                          reinterpret_cast<float*>(rows), P, S, D, threads);
           });
 #ifdef BGPT_FAST_WITH_CUDA
-    m.def("patch_embed_cuda", [](uintptr_t patches, uintptr_t rows, uintptr_t bias, uintptr_t y, int64_t P, int64_t S,
-                                 int64_t D, int dtype, uintptr_t stream) {
-        bgpt::patch_embed_cuda(reinterpret_cast<const int16_t*>(patches), reinterpret_cast<const void*>(rows),
-                               reinterpret_cast<const void*>(bias), reinterpret_cast<void*>(y), P, S, D, dtype,
-                               reinterpret_cast<void*>(stream));
-    });
+    m.def("patch_embed_cuda",
+          [](uintptr_t patches, uintptr_t rows, uintptr_t bias, uintptr_t position_rows, uintptr_t positions,
+             uintptr_t y, int64_t P, int64_t S, int64_t D, int64_t L, int dtype, uintptr_t stream) {
+              const auto in = [](uintptr_t address) { return reinterpret_cast<const void*>(address); };
+              bgpt::patch_embed_cuda(reinterpret_cast<const int16_t*>(patches), in(rows), in(bias), in(position_rows),
+                                     reinterpret_cast<const int64_t*>(positions), reinterpret_cast<void*>(y), P, S, D,
+                                     L, dtype, reinterpret_cast<void*>(stream));
+          });
 #endif
 
     // patches

@@ -1,12 +1,33 @@
 """patch_embed in the plainest torch."""
 
+from __future__ import annotations
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from bgpt_fast.config import VOCAB_SIZE
 
 
-def patch_embed_reference(patches: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """One-hot of each byte, concatenated, through a linear layer: [P, S], [D, S·257], [D] → [P, D]."""
+def patch_embed_reference(
+    patches: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    position_weight: Tensor | None = None,
+    positions: Tensor | None = None,
+) -> Tensor:
+    """One-hot of each byte, concatenated, through a linear layer: [P, S], [D, S·257], [D] → [P, D]; plus positions."""
     one_hot = F.one_hot(patches.long(), VOCAB_SIZE).to(weight.dtype)
-    return F.linear(one_hot.flatten(1), weight, bias)
+    y = F.linear(one_hot.flatten(1), weight, bias)
+    return y if position_weight is None else y + position_weight[positions]
+
+
+def patch_embed_backward_reference(dy: Tensor, patches: Tensor) -> Tensor:
+    """Row sums of `dy` by token, a one-hot product a slot: deterministic, and P·257 of memory at a time."""
+    slots = [F.one_hot(slot, VOCAB_SIZE).to(dy.dtype).t() @ dy for slot in patches.long().unbind(1)]
+    return torch.cat(slots).t()
+
+
+def patch_embed_position_backward_reference(dy: Tensor, positions: Tensor, length: int) -> Tensor:
+    """Row sums of `dy` by position: [P, D], [P] → [length, D]."""
+    return F.one_hot(positions, length).to(dy.dtype).t() @ dy

@@ -1,0 +1,431 @@
+"""layer_norm and add_layer_norm on a GPU, one pass each way. Not yet run on a GPU.
+
+A program normalises whole rows of D columns, padded to BLOCK_D, a power of two. With a warp for each 256 columns and
+16-byte loads a thread holds the same columns of each of its rows, so that sums over columns are few shuffles (and one
+exchange between warps for several rows at once) and sums over rows need none at D ≥ 256. Forward: 32 elements a thread,
+4 rows a program at 1,024 columns. Backward: 16 elements a thread (32 elements take 182 registers), with dropout 8
+(16 take up to 128). A backward program goes through a run of rows and keeps its part of dweight and dbias in
+registers; parts go to memory once a program, [programs, D] in float32, and a second kernel adds them in a fixed order.
+The number of programs depends on the shape alone.
+
+Dropout draws four words of 32 bits for four neighbouring columns from one call of Philox, a quarter of `tl.rand`'s cost
+(some 15 integer instructions an element, hidden under the memory traffic as predicted), and again in the backward: no
+mask is stored.
+
+Predicted on an H200 (4.3 TB/s) at D = 768 with x in bf16: layer_norm 4 D bytes a row = 3.1 KB, 0.71 ns forward, 6 D =
+4.6 KB, 1.1 ns backward; add_layer_norm over a bf16 residual 8 D = 6.1 KB, 1.4 ns each way, over a float32 residual
+12 D = 9.2 KB, 2.1 ns forward, 16 D = 12.3 KB, 2.9 ns backward. Some 8 D FLOPs forward, 14 D backward, under the loads.
+
+Shape letters: N rows, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from bgpt_fast.kernels.common.launch import CompileCase, on_device
+from bgpt_fast.kernels.layer_norm.reference import dropout_scale, dropout_threshold
+
+
+@triton.jit
+def _dropout_factors(seed_low, seed_high, row, D: tl.constexpr, BLOCK_D: tl.constexpr, THRESHOLD, SCALE):
+    """[rows, BLOCK_D] of 0 or SCALE: `reference.dropout_words` in registers."""
+    ROWS: tl.constexpr = row.shape[0]
+    seed = (seed_high.to(tl.uint32, bitcast=True).to(tl.uint64) << 32) | seed_low.to(tl.uint32, bitcast=True)
+    column = tl.arange(0, BLOCK_D // 4).to(tl.uint32)[None, :]
+    low, high = row.to(tl.uint32)[:, None], (row >> 32).to(tl.uint32)[:, None]
+    w0, w1, w2, w3 = tl.philox(seed, column, column * 0, low, high)
+    words = tl.join(tl.join(w0, w2), tl.join(w1, w3)).reshape(ROWS, BLOCK_D)
+    return tl.where(words >= THRESHOLD, SCALE, 0.0)
+
+
+@triton.jit(do_not_specialize=["rows", "seed_low", "seed_high"])
+def _layer_norm_fwd_kernel(
+    x,
+    x_stride,
+    residual,
+    residual_stride,
+    weight,
+    bias,
+    y,
+    total,
+    mean,
+    rstd,
+    rows,
+    eps,
+    seed_low,
+    seed_high,
+    D: tl.constexpr,
+    ADD: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    SCALE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    d = tl.arange(0, BLOCK_D)
+    inside = (row < rows)[:, None] & (d < D)[None, :]
+    values = tl.load(x + row[:, None] * x_stride + d[None, :], mask=inside, other=0.0).to(tl.float32)
+    if ADD:
+        kept = tl.load(residual + row[:, None] * residual_stride + d[None, :], mask=inside, other=0.0).to(tl.float32)
+        if THRESHOLD > 0:
+            values *= _dropout_factors(seed_low, seed_high, row, D, BLOCK_D, THRESHOLD, SCALE)
+        # The norm is that of the total as it is stored, which is what the backward reads.
+        rounded = (kept + values).to(total.dtype.element_ty)
+        tl.store(total + row[:, None] * D + d[None, :], rounded, mask=inside)
+        values = rounded.to(tl.float32)
+    means = tl.sum(values, 1) / D
+    centred = tl.where(inside, values - means[:, None], 0.0)
+    rstds = 1.0 / tl.sqrt_rn(tl.sum(centred * centred, 1) / D + eps)
+    tl.store(mean + row, means, mask=row < rows)
+    tl.store(rstd + row, rstds, mask=row < rows)
+    w = tl.load(weight + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
+    b = tl.load(bias + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
+    normal = centred * rstds[:, None]
+    tl.store(y + row[:, None] * D + d[None, :], (normal * w + b).to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["rows", "rows_a_program", "seed_low", "seed_high"])
+def _layer_norm_bwd_kernel(
+    dy,
+    dy_stride,
+    dtotal,
+    dtotal_stride,
+    x,
+    x_stride,
+    weight,
+    mean,
+    rstd,
+    dx,
+    dresidual,
+    dweight_parts,
+    dbias_parts,
+    rows,
+    rows_a_program,
+    seed_low,
+    seed_high,
+    D: tl.constexpr,
+    HAS_DTOTAL: tl.constexpr,
+    HAS_DRESIDUAL: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    SCALE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    program = tl.program_id(0).to(tl.int64)
+    first = program * rows_a_program
+    last = tl.minimum(first + rows_a_program, rows)
+    d = tl.arange(0, BLOCK_D)
+    w = tl.load(weight + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
+    dweight = tl.zeros([BLOCK_D], tl.float32)
+    dbias = tl.zeros([BLOCK_D], tl.float32)
+    for start in range(first, last, ROWS):
+        row = start + tl.arange(0, ROWS).to(tl.int64)
+        inside = (row < last)[:, None] & (d < D)[None, :]
+        grad = tl.load(dy + row[:, None] * dy_stride + d[None, :], mask=inside, other=0.0).to(tl.float32)
+        values = tl.load(x + row[:, None] * x_stride + d[None, :], mask=inside, other=0.0).to(tl.float32)
+        means = tl.load(mean + row, mask=row < last, other=0.0)[:, None]
+        rstds = tl.load(rstd + row, mask=row < last, other=0.0)[:, None]
+        normal = tl.where(inside, (values - means) * rstds, 0.0)
+        dweight += tl.sum(grad * normal, 0)
+        dbias += tl.sum(grad, 0)
+        scaled = grad * w
+        along = tl.sum(scaled * normal, 1) / D
+        level = tl.sum(scaled, 1) / D
+        out = (scaled - level[:, None] - normal * along[:, None]) * rstds
+        if HAS_DTOTAL:
+            out += tl.load(dtotal + row[:, None] * dtotal_stride + d[None, :], mask=inside, other=0.0).to(tl.float32)
+        if HAS_DRESIDUAL:
+            there = dresidual + row[:, None] * D + d[None, :]
+            tl.store(there, out.to(dresidual.dtype.element_ty), mask=inside)
+            if THRESHOLD > 0:
+                out *= _dropout_factors(seed_low, seed_high, row, D, BLOCK_D, THRESHOLD, SCALE)
+        tl.store(dx + row[:, None] * D + d[None, :], out.to(dx.dtype.element_ty), mask=inside)
+    tl.store(dweight_parts + program * D + d, dweight, mask=d < D)
+    tl.store(dbias_parts + program * D + d, dbias, mask=d < D)
+
+
+@triton.jit(do_not_specialize=["parts"])
+def _layer_norm_bwd_sum_kernel(
+    dweight_parts,
+    dbias_parts,
+    dweight,
+    dbias,
+    parts,
+    D: tl.constexpr,
+    BLOCK_PARTS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
+    weight_sum = tl.zeros([BLOCK_PARTS, BLOCK_D], tl.float32)
+    bias_sum = tl.zeros([BLOCK_PARTS, BLOCK_D], tl.float32)
+    for start in range(0, parts, BLOCK_PARTS):
+        part = (start + tl.arange(0, BLOCK_PARTS)).to(tl.int64)[:, None]
+        inside = (part < parts) & (d < D)[None, :]
+        weight_sum += tl.load(dweight_parts + part * D + d[None, :], mask=inside, other=0.0)
+        bias_sum += tl.load(dbias_parts + part * D + d[None, :], mask=inside, other=0.0)
+    tl.store(dweight + d, tl.sum(weight_sum, 0).to(dweight.dtype.element_ty), mask=d < D)
+    tl.store(dbias + d, tl.sum(bias_sum, 0).to(dbias.dtype.element_ty), mask=d < D)
+
+
+@dataclass(frozen=True)
+class _Tile:
+    rows: int
+    block_d: int
+    warps: int
+
+
+def _tile(D: int, backward: bool = False, dropout: float = 0.0) -> _Tile:
+    """Rows of D columns for a program: a warp for each 256 columns, so many rows that a thread has its elements."""
+    elements_a_thread = 32 if not backward else 16 if dropout == 0.0 else 8
+    block_d = max(128, triton.next_power_of_2(D))
+    warps = min(max(1, block_d // 256), 16)
+    return _Tile(max(1, warps * 32 * elements_a_thread // block_d), block_d, warps)
+
+
+_REGISTERS = 96  # a thread, at most: without a bound the compiler spills a few to fit in one program more
+_SUM_BLOCK = {"BLOCK_PARTS": 128, "BLOCK_D": 16}
+_SUM_WARPS = 4
+_WIDE = (r"ld\.global\S*\.v4|ld\.global\S*\.v2\.b64",)
+
+
+def _rows_a_program(N: int, tile: _Tile) -> int:
+    """Rows of a backward program: 20 warps for each of an H100's 132 multiprocessors, whatever the device is."""
+    programs = 132 * 20 // tile.warps
+    return triton.cdiv(triton.cdiv(N, tile.rows), programs) * tile.rows
+
+
+def _strided(x: Tensor) -> tuple[Tensor, int]:
+    """Rows whose columns lie side by side, and the distance between them."""
+    x = x if x.stride(1) == 1 else x.contiguous()
+    return x, x.stride(0)
+
+
+def _halves(seed: int) -> tuple[int, int]:
+    """The low and high 32 bits of a seed, as signed numbers: of one type in the kernel whatever the seed."""
+    low, high = (part - 2**32 if part >= 2**31 else part for part in (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF))
+    return low, high
+
+
+def layer_norm_forward(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y [N, D] in `dtype`, mean and rstd float32 [N]."""
+    y, _, mean, rstd = _forward(x, None, weight, bias, eps, dtype, 0.0, 0)
+    return y, mean, rstd
+
+
+def add_layer_norm_forward(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, dropout: float, seed: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y [N, D] in x's dtype, total [N, D] in residual's, mean and rstd float32 [N]."""
+    return _forward(x, residual, weight, bias, eps, x.dtype, dropout, seed)
+
+
+def _forward(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    dtype: torch.dtype,
+    dropout: float,
+    seed: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    N, D = x.shape
+    y = torch.empty(N, D, dtype=dtype, device=x.device)
+    total = y if residual is None else torch.empty(N, D, dtype=residual.dtype, device=x.device)
+    mean, rstd = (torch.empty(N, dtype=torch.float32, device=x.device) for _ in range(2))
+    if N == 0:
+        return y, total, mean, rstd
+    tile = _tile(D)
+    x, x_stride = _strided(x)
+    kept, kept_stride = (x, x_stride) if residual is None else _strided(residual)
+    with on_device(x):
+        _layer_norm_fwd_kernel[(triton.cdiv(N, tile.rows),)](
+            x,
+            x_stride,
+            kept,
+            kept_stride,
+            weight.contiguous(),
+            bias.contiguous(),
+            y,
+            total,
+            mean,
+            rstd,
+            N,
+            eps,
+            *_halves(seed),
+            D=D,
+            ADD=residual is not None,
+            THRESHOLD=dropout_threshold(dropout),
+            SCALE=dropout_scale(dropout),
+            ROWS=tile.rows,
+            BLOCK_D=tile.block_d,
+            num_warps=tile.warps,
+            maxnreg=_REGISTERS,
+        )
+    return y, total, mean, rstd
+
+
+def layer_norm_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dx [N, D] in x's dtype, dweight and dbias [D] in weight's."""
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    return dx, *_backward(dy, None, x, weight, mean, rstd, dx, None, 0.0, 0)
+
+
+def add_layer_norm_backward(
+    dy: Tensor,
+    dtotal: Tensor | None,
+    total: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    dtype: torch.dtype,
+    dropout: float,
+    seed: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """dx [N, D] in `dtype`, dresidual [N, D] in total's, dweight and dbias [D]; dx is [0, D] where it is dresidual."""
+    dresidual = torch.empty(total.shape, dtype=total.dtype, device=total.device)
+    if dropout == 0.0 and dtype == total.dtype:
+        sums = _backward(dy, dtotal, total, weight, mean, rstd, dresidual, None, 0.0, 0)
+        return dresidual.new_empty(0, total.shape[1]), dresidual, *sums
+    dx = torch.empty(total.shape, dtype=dtype, device=total.device)
+    return dx, dresidual, *_backward(dy, dtotal, total, weight, mean, rstd, dx, dresidual, dropout, seed)
+
+
+def _backward(
+    dy: Tensor,
+    dtotal: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    dx: Tensor,
+    dresidual: Tensor | None,
+    dropout: float,
+    seed: int,
+) -> tuple[Tensor, Tensor]:
+    """Fills dx and dresidual, and gives dweight and dbias."""
+    N, D = x.shape
+    dweight, dbias = (torch.zeros(D, dtype=weight.dtype, device=x.device) for _ in range(2))
+    if N == 0:
+        return dweight, dbias
+    tile = _tile(D, True, dropout)
+    share = _rows_a_program(N, tile)
+    programs = triton.cdiv(N, share)
+    parts = [torch.empty(programs, D, dtype=torch.float32, device=x.device) for _ in range(2)]
+    dy, dy_stride = _strided(dy)
+    x, x_stride = _strided(x)
+    added, added_stride = (dy, dy_stride) if dtotal is None else _strided(dtotal)
+    with on_device(x):
+        _layer_norm_bwd_kernel[(programs,)](
+            dy,
+            dy_stride,
+            added,
+            added_stride,
+            x,
+            x_stride,
+            weight.contiguous(),
+            mean,
+            rstd,
+            dx,
+            dx if dresidual is None else dresidual,
+            *parts,
+            N,
+            share,
+            *_halves(seed),
+            D=D,
+            HAS_DTOTAL=dtotal is not None,
+            HAS_DRESIDUAL=dresidual is not None,
+            THRESHOLD=dropout_threshold(dropout),
+            SCALE=dropout_scale(dropout),
+            ROWS=tile.rows,
+            BLOCK_D=tile.block_d,
+            num_warps=tile.warps,
+            maxnreg=_REGISTERS,
+        )
+        _layer_norm_bwd_sum_kernel[(triton.cdiv(D, _SUM_BLOCK["BLOCK_D"]),)](
+            *parts, dweight, dbias, programs, D=D, **_SUM_BLOCK, num_warps=_SUM_WARPS
+        )
+    return dweight, dbias
+
+
+def compile_cases() -> list[CompileCase]:
+    """Every compilation that the launchers can choose at D = 768; at other widths those of training and generation."""
+    cases = []
+    for x in ("bf16", "fp16", "fp32"):
+        for D in (128, 192, 1024):
+            cases += [_forward_case(D, x, "fp32", x, None, 0.0), _backward_case(D, x, x, "fp32", x, False, None, 0.0)]
+            for dropout in (0.0, 0.1):
+                cases.append(_forward_case(D, x, "fp32", x, x, dropout))
+                cases.append(_backward_case(D, x, x, "fp32", x, True, x if dropout else None, dropout))
+        for weight in sorted({x, "fp32"}):
+            for other in sorted({x, "fp32"}):
+                cases.append(_forward_case(768, x, weight, other, None, 0.0))
+                cases.append(_backward_case(768, other, x, weight, x, False, None, 0.0))
+                for dropout in (0.0, 0.1):
+                    cases.append(_forward_case(768, x, weight, x, other, dropout))
+                    dresidual = other if dropout or other != x else None
+                    for has_dtotal in (False, True):
+                        cases.append(_backward_case(768, x, other, weight, x, has_dtotal, dresidual, dropout))
+        types = {"dweight_parts": "*fp32", "dbias_parts": "*fp32", "dweight": f"*{x}", "dbias": f"*{x}", "parts": "i32"}
+        name, constants = f"layer_norm_bwd_sum {x} d768", {"D": 768, **_SUM_BLOCK}
+        options, unaligned = {"num_warps": _SUM_WARPS}, frozenset({"parts"})
+        cases.append(CompileCase(name, _layer_norm_bwd_sum_kernel, types, constants, options, unaligned, _WIDE))
+    return list({case.name: case for case in cases}.values())
+
+
+def _forward_case(D: int, x: str, weight: str, y: str, residual: str | None, dropout: float) -> CompileCase:
+    tile = _tile(D)
+    types = {"x": f"*{x}", "x_stride": "i32", "residual": f"*{residual or x}", "residual_stride": "i32"}
+    types |= {"weight": f"*{weight}", "bias": f"*{weight}", "y": f"*{y}", "total": f"*{residual or y}"}
+    types |= {"mean": "*fp32", "rstd": "*fp32", "rows": "i32", "eps": "fp32", "seed_low": "i32", "seed_high": "i32"}
+    constants: dict[str, float] = {"D": D, "ADD": residual is not None, "THRESHOLD": dropout_threshold(dropout)}
+    constants |= {"SCALE": dropout_scale(dropout), "ROWS": tile.rows, "BLOCK_D": tile.block_d}
+    name = (
+        f"layer_norm_fwd {x} weight {weight} y {y}" if residual is None else f"add_layer_norm_fwd {x} weight {weight}"
+    )
+    name += (f" residual {residual}" if residual else "") + (" dropout" if dropout else "") + f" d{D}"
+    unaligned = frozenset({"rows", "seed_low", "seed_high"})
+    return CompileCase(
+        name,
+        _layer_norm_fwd_kernel,
+        types,
+        constants,
+        {"num_warps": tile.warps, "maxnreg": _REGISTERS},
+        unaligned,
+        _WIDE,
+    )
+
+
+def _backward_case(
+    D: int, dy: str, x: str, weight: str, dx: str, has_dtotal: bool, dresidual: str | None, dropout: float
+) -> CompileCase:
+    tile = _tile(D, True, dropout)
+    types = {"dy": f"*{dy}", "dy_stride": "i32", "dtotal": f"*{x if has_dtotal else dy}", "dtotal_stride": "i32"}
+    types |= {"x": f"*{x}", "x_stride": "i32", "weight": f"*{weight}", "mean": "*fp32", "rstd": "*fp32"}
+    types |= {"dx": f"*{dx}", "dresidual": f"*{dresidual or dx}", "dweight_parts": "*fp32", "dbias_parts": "*fp32"}
+    types |= {"rows": "i32", "rows_a_program": "i32", "seed_low": "i32", "seed_high": "i32"}
+    constants: dict[str, float] = {"D": D, "HAS_DTOTAL": has_dtotal, "HAS_DRESIDUAL": dresidual is not None}
+    constants |= {"THRESHOLD": dropout_threshold(dropout), "SCALE": dropout_scale(dropout)}
+    constants |= {"ROWS": tile.rows, "BLOCK_D": tile.block_d}
+    name = f"layer_norm_bwd dy {dy} x {x} weight {weight} dx {dx}" + (" dtotal" if has_dtotal else "")
+    name += (f" dresidual {dresidual}" if dresidual else "") + (" dropout" if dropout else "") + f" d{D}"
+    unaligned = frozenset({"rows", "rows_a_program", "seed_low", "seed_high"})
+    return CompileCase(
+        name,
+        _layer_norm_bwd_kernel,
+        types,
+        constants,
+        {"num_warps": tile.warps, "maxnreg": _REGISTERS},
+        unaligned,
+        _WIDE,
+    )

@@ -1,0 +1,154 @@
+"""linear_cross_entropy: the LM head, softmax and cross-entropy in one, without the logits in memory.
+
+Shape letters: N rows, D width, V tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bgpt_fast.kernels.common.autograd import refuse_second_derivative
+from bgpt_fast.kernels.common.checks import check_tensor
+from bgpt_fast.kernels.linear_cross_entropy.reference import (
+    linear_cross_entropy_backward_reference,
+    linear_cross_entropy_reference,
+)
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_MAX_TOKENS = 512
+_CPU_ROWS = 8192  # at a time: 8 MB of logits at V = 257
+_library = torch.library.Library("bgpt_fast", "FRAGMENT")
+_library.define("linear_cross_entropy(Tensor x, Tensor weight, Tensor targets) -> (Tensor nats, Tensor lse)")
+_library.define(
+    "linear_cross_entropy_backward(Tensor dnats, Tensor x, Tensor weight, Tensor targets, Tensor lse) "
+    "-> (Tensor dx, Tensor dweight)"
+)
+
+
+def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Each row's cross-entropy in nats, logsumexp(x weightᵀ) − (x weightᵀ)[target].
+
+    The logits are computed by tiles (on the CPU by chunks of rows), and again in the backward pass: a third more
+    arithmetic, and no N·V of memory. The GPU's are never rounded below float32; the CPU's are rounded to the dtype of
+    `x`, as `F.linear` rounds them. On the GPU a row's result depends on that row alone. For the logits themselves, as
+    generation needs them, there is `invariant_linear`.
+
+    Args:
+        x: float [N, D], any strides.
+        weight: float [V, D] of the dtype and device of `x`, V from 1 to 512; any strides.
+        targets: int64 or int16 [N], tokens 0…V−1.
+
+    Returns:
+        float32 [N], float64 if `x` is.
+
+    Raises:
+        TypeError, ValueError: a wrong dtype, shape or device, or a target outside 0…V−1 (checked on the CPU; the GPU
+            kernel gives NaN for such a row).
+
+    Source: arXiv 2402.19155, section 3.2 (the objective of the byte-level decoder).
+    """
+    op = "linear_cross_entropy"
+    check_tensor(op, "x", x, dtypes=_DTYPES, shape=("N", "D"))
+    check_tensor(op, "weight", weight, dtypes=(x.dtype,), shape=("V", x.shape[1]), device=x.device)
+    check_tensor(op, "targets", targets, dtypes=(torch.int64, torch.int16), shape=(x.shape[0],), device=x.device)
+    if x.shape[1] == 0:
+        raise ValueError(f"{op}: x: expected D of at least 1, got {list(x.shape)}")
+    if not 1 <= weight.shape[0] <= _MAX_TOKENS:
+        raise ValueError(f"{op}: weight: expected V from 1 to {_MAX_TOKENS}, got {list(weight.shape)}")
+    return torch.ops.bgpt_fast.linear_cross_entropy(x, weight, targets)[0]
+
+
+def _forward_reference(x: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    return linear_cross_entropy_reference(x, weight, targets)
+
+
+def _backward_reference(
+    dnats: Tensor, x: Tensor, weight: Tensor, targets: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor]:
+    return linear_cross_entropy_backward_reference(dnats, x, weight, targets, lse)
+
+
+def _sums_dtype(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _forward_cpu(x: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    if len(x) and (targets.min() < 0 or targets.max() >= len(weight)):
+        found = f"{int(targets.min())}…{int(targets.max())}"
+        raise ValueError(f"linear_cross_entropy: targets: expected tokens 0…{len(weight) - 1}, got {found}")
+    nats, lse = (torch.empty(len(x), dtype=_sums_dtype(x)) for _ in range(2))
+    for at in range(0, len(x), _CPU_ROWS):
+        rows = slice(at, at + _CPU_ROWS)
+        logits = F.linear(x[rows], weight).to(nats.dtype)
+        top = logits.amax(1, keepdim=True)
+        # As torch.logsumexp: an infinite maximum is not subtracted, so that lse is that infinity and not NaN.
+        top.masked_fill_(top.isinf(), 0)
+        logits -= top
+        own = logits.gather(1, targets[rows].long()[:, None])
+        total = logits.exp_().sum(1, keepdim=True).log_()
+        nats[rows], lse[rows] = (total - own)[:, 0], (top + total)[:, 0]
+    return nats, lse
+
+
+def _backward_cpu(dnats: Tensor, x: Tensor, weight: Tensor, targets: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
+    dx, dweight = torch.empty(x.shape, dtype=x.dtype), torch.zeros(weight.shape, dtype=lse.dtype)
+    for at in range(0, len(x), _CPU_ROWS):
+        rows = slice(at, at + _CPU_ROWS)
+        # Not exp(logits − lse): torch's softmax is one pass, and does not feel the rounding of lse.
+        dlogits = F.linear(x[rows], weight).to(lse.dtype).softmax(1)
+        minus_one = torch.full((len(dlogits), 1), -1, dtype=lse.dtype)
+        dlogits.scatter_add_(1, targets[rows].long()[:, None], minus_one).mul_(dnats[rows, None])
+        dlogits = dlogits.to(x.dtype)
+        torch.mm(dlogits, weight, out=dx[rows])
+        dweight += dlogits.t() @ x[rows]
+    return dx, dweight.to(weight.dtype)
+
+
+def _forward_cuda(x: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    if x.dtype == torch.float64:
+        return linear_cross_entropy_reference(x, weight, targets)
+    from bgpt_fast.kernels.linear_cross_entropy.triton_kernels import linear_cross_entropy_forward
+
+    return linear_cross_entropy_forward(x, weight, targets)
+
+
+def _backward_cuda(dnats: Tensor, x: Tensor, weight: Tensor, targets: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
+    if x.dtype == torch.float64:
+        return linear_cross_entropy_backward_reference(dnats, x, weight, targets, lse)
+    from bgpt_fast.kernels.linear_cross_entropy.triton_kernels import linear_cross_entropy_backward
+
+    return linear_cross_entropy_backward(dnats, x, weight, targets, lse)
+
+
+def _forward_fake(x: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    return x.new_empty(len(x), dtype=_sums_dtype(x)), x.new_empty(len(x), dtype=_sums_dtype(x))
+
+
+def _backward_fake(dnats: Tensor, x: Tensor, weight: Tensor, targets: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx: Any, dnats: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]:
+    dx, dweight = torch.ops.bgpt_fast.linear_cross_entropy_backward(dnats, *ctx.saved_tensors)
+    return dx, dweight, None
+
+
+_library.impl("linear_cross_entropy", _forward_reference, "CompositeExplicitAutograd")
+_library.impl("linear_cross_entropy", _forward_cpu, "CPU")
+_library.impl("linear_cross_entropy", _forward_cuda, "CUDA")
+_library.impl("linear_cross_entropy_backward", _backward_reference, "CompositeExplicitAutograd")
+_library.impl("linear_cross_entropy_backward", _backward_cpu, "CPU")
+_library.impl("linear_cross_entropy_backward", _backward_cuda, "CUDA")
+torch.library.register_fake("bgpt_fast::linear_cross_entropy", _forward_fake)
+torch.library.register_fake("bgpt_fast::linear_cross_entropy_backward", _backward_fake)
+torch.library.register_autograd("bgpt_fast::linear_cross_entropy", _backward, setup_context=_setup_context)
+refuse_second_derivative("bgpt_fast::linear_cross_entropy_backward")

@@ -1,0 +1,45 @@
+"""The canary of Triton's interpreter: every bfloat16 result of the other tests rests on it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from interpreter import DEVICE  # isort: skip  # before triton
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _sum_and_dot_kernel(x, y, sums, dots, N: tl.constexpr):
+    at = tl.arange(0, N)[:, None] * N + tl.arange(0, N)[None, :]
+    a, b = tl.load(x + at), tl.load(y + at)
+    tl.store(sums + at, a + b)
+    tl.store(dots + at, tl.dot(a, b).to(tl.bfloat16))
+
+
+def sums_and_dots(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    sums, dots = torch.full_like(x, torch.nan), torch.full_like(x, torch.nan)
+    _sum_and_dot_kernel[(1,)](x, y, sums, dots, N=16)
+    return sums, dots
+
+
+def test_bf16_counts() -> None:
+    x, y = (torch.full((16, 16), value, dtype=torch.bfloat16, device=DEVICE) for value in (2.5, 2.0))
+    sums, dots = sums_and_dots(x, y)
+    assert (sums == 4.5).all()
+    assert (dots == 80).all()
+
+
+def test_bf16_rounds_to_nearest_even() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(16, 16, generator=generator).bfloat16().to(DEVICE) for _ in range(2))
+    sums, dots = sums_and_dots(x, y)
+    assert torch.equal(sums, x + y)
+    torch.testing.assert_close(dots, (x.float() @ y.float()).bfloat16(), rtol=2**-8, atol=2**-10)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="of the interpreter")
+def test_the_interpreter_runs() -> None:
+    assert triton.knobs.runtime.interpret
