@@ -64,18 +64,19 @@ def ours(model: BGPT, prompts: list[Prompt], rounds: int) -> tuple[dict[str, flo
 
 
 def released(model: BGPT, prompt: Prompt, rounds: int) -> tuple[dict[str, float], bytes]:
-    peer = HuggingFaceBGPT(model.config).eval()
+    device = model.byte_level_decoder.base.lm_head.weight.device
+    peer = HuggingFaceBGPT(model.config).to(device).eval()
     peer.load_state_dict(model.state_dict())
     S = model.config.patch_size
     extension = list(prompt.extension.encode())
-    patches = torch.tensor([*extension, *[EOP] * (S - len(extension)), *prompt.data]).view(-1, S)
+    patches = torch.tensor([*extension, *[EOP] * (S - len(extension)), *prompt.data], device=device).view(-1, S)
     spans, data = [], b""
     for _ in range(rounds):
         began = time.perf_counter()
         tokens = peer.next_patch(patches)
         spans.append(time.perf_counter() - began)
         data += bytes(tokens)
-        patches = torch.cat([patches, torch.tensor([tokens])])
+        patches = torch.cat([patches, torch.tensor([tokens], device=device)])
     return {"round_s": median(spans), "bytes_per_s": S / median(spans)}, data
 
 

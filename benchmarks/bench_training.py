@@ -20,28 +20,23 @@ from statistics import median
 import torch
 from peers import HuggingFaceBGPT, machine
 from torch import Tensor, nn
+from training_step import step_of
 from transformers import logging
 
 from bgpt_fast import BGPT, BGPTConfig, PackedPatches
 from bgpt_fast.files import write_json
 
-Step = Callable[[], float]
 
+def timed(model: nn.Module, loss_of: Callable[[], Tensor], bf16: bool) -> Callable[[], float]:
+    """One update on the CPU; returns its seconds."""
+    step = step_of(model, loss_of, torch.device("cpu"), torch.bfloat16 if bf16 else None)
 
-def step_of(model: nn.Module, loss_of: Callable[[], Tensor], bf16: bool) -> Step:
-    """One update; returns its seconds."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
-
-    def step() -> float:
+    def seconds() -> float:
         began = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            loss = loss_of()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        step()
         return time.perf_counter() - began
 
-    return step
+    return seconds
 
 
 def documents(kind: str, patches: int, seed: int) -> list[tuple[str, bytes]]:
@@ -67,7 +62,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, object]]:
             raise SystemExit(f"the two models do not compute the same: their losses differ by {gap:.1e}")
         for dtype in arguments.dtypes:
             bf16 = dtype == "bf16"
-            steps = [step_of(ours, lambda: ours(batch).loss, bf16), step_of(peer, lambda: peer(batch), bf16)]  # noqa: B023
+            steps = [timed(ours, lambda: ours(batch).loss, bf16), timed(peer, lambda: peer(batch), bf16)]  # noqa: B023
             for step in steps:
                 step()
             times = [[step() for step in steps] for _ in range(arguments.rounds)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
-from bgpt_fast import BGPTConfig, PackedPatches
+from bgpt_fast import BGPTConfig, PackedPatches, ReferenceBGPT
 from bgpt_fast.config import EOP, VOCAB_SIZE
 
 
@@ -68,14 +69,15 @@ class HuggingFaceBGPT(nn.Module):
         lengths = batch.cu_seqlens.diff().tolist()
         documents = batch.patches.long().split(lengths)
         patches = nn.utils.rnn.pad_sequence(documents, batch_first=True, padding_value=EOP)
-        mask = nn.utils.rnn.pad_sequence([torch.ones(n, dtype=torch.long) for n in lengths], batch_first=True)
+        ones = [torch.ones(n, dtype=torch.long, device=patches.device) for n in lengths]
+        mask = nn.utils.rnn.pad_sequence(ones, batch_first=True)
         return patches, mask, self.patch_level_decoder(patches, mask)
 
     def forward(self, batch: PackedPatches) -> Tensor:
         """The released loss: mean cross-entropy over all positions of every patch but the extension patches."""
         patches, mask, features = self.features(batch)
         has_next = mask.clone()
-        has_next[torch.arange(len(mask)), mask.sum(1) - 1] = 0
+        has_next[torch.arange(len(mask), device=mask.device), mask.sum(1) - 1] = 0
         is_target = mask.clone()
         is_target[:, 0] = 0
         targets = patches[is_target == 1]
@@ -89,15 +91,34 @@ class HuggingFaceBGPT(nn.Module):
     def next_patch(self, patches: Tensor) -> list[int]:
         """The bytes of the patch after `patches` int64 [P, S], greedily: all of the context again for each patch, and
         all of the patch so far for each byte."""
-        mask = torch.ones(1, len(patches), dtype=torch.long)
+        mask = torch.ones(1, len(patches), dtype=torch.long, device=patches.device)
         feature = self.patch_level_decoder(patches[None], mask)[0, -1:]
         decoder = self.byte_level_decoder.base
         tokens: list[int] = []
         while len(tokens) < self.config.patch_size and EOP not in tokens:
-            inputs = torch.cat([feature, decoder.transformer.wte(torch.tensor(tokens, dtype=torch.int64))])
+            before = torch.tensor(tokens, dtype=torch.int64, device=patches.device)
+            inputs = torch.cat([feature, decoder.transformer.wte(before)])
             logits = decoder(inputs_embeds=inputs[None], use_cache=False).logits[0, -1]
             tokens.append(int(logits.argmax()))
         return tokens
+
+
+def batched_reference(model: ReferenceBGPT) -> Callable[[Tensor], Tensor]:
+    """The loss of `ReferenceBGPT` as a function of patches int16 [B, L, S]: documents of equal length, all at once.
+
+    The reference itself takes one document and one patch after the other, which no compiler could make fast; here its
+    own two decoders run under `torch.vmap`, and so a compiler sees the batch.
+    """
+    patch_decoder = torch.vmap(model.patch_level_decoder, randomness="different")
+    byte_decoder = torch.vmap(model.byte_level_decoder, randomness="different")
+
+    def loss_of(patches: Tensor) -> Tensor:
+        features = patch_decoder(patches)[:, :-1].flatten(0, 1)
+        targets = patches[:, 1:].flatten(0, 1)
+        logits = byte_decoder(features, targets)
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten().long())
+
+    return loss_of
 
 
 def machine() -> dict[str, Any]:

@@ -5,13 +5,20 @@ Shape letters: T patches, S bytes a patch, D width, V = 257 tokens.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bgpt_fast.config import VOCAB_SIZE, BGPTConfig
-from bgpt_fast.kernels.byte_attention.op import byte_attention
-from bgpt_fast.layers import Transformer
+from bgpt_fast.kernels.byte_attention.op import byte_attention_projected
+from bgpt_fast.kernels.byte_embed.op import byte_embed
+from bgpt_fast.kernels.linear_cross_entropy.op import linear_cross_entropy
+from bgpt_fast.layers import Conv1D, Transformer
+
+CHUNK = 2048
+"""Patches at a time: what a chunk needs is freed before the next begins, so that memory does not grow with a batch."""
 
 
 class LMHead(nn.Module):
@@ -30,30 +37,84 @@ class ByteLevelDecoder(nn.Module):
 
     def __init__(self, config: BGPTConfig) -> None:
         super().__init__()
-        self.patch_size = config.patch_size
+        self.heads = config.byte_heads
         self.base = LMHead(config)
 
-    def forward(self, features: Tensor, patches: Tensor) -> Tensor:
-        """Logits of each byte of each patch.
+    def forward(self, features: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of each byte of each patch.
 
         Args:
             features: float [T, D] of the patches before.
             patches: int16 [T, S], the true bytes; byte s is predicted from the bytes before it.
 
         Returns:
-            float [T, S, V].
+            The mean nats a position, a scalar with a gradient; and the nats of each, float32 [T, S], without one.
         """
+        if len(patches) > CHUNK and torch.is_grad_enabled():
+            weights = [weight for weight in self.parameters() if weight.requires_grad]
+            loss, nats = _InChunks.apply(features, patches, self, *weights)
+            return loss, nats
+        nats = torch.cat([self.nats(*chunk) for chunk in zip(features.split(CHUNK), patches.split(CHUNK), strict=True)])
+        return nats.mean(), nats.detach()
+
+    def nats(self, features: Tensor, patches: Tensor) -> Tensor:
+        """−log p of each byte, float32 [T, S]; arguments as `forward`."""
+        rows, weight = self._rows(features, patches), self.base.lm_head.weight
+        return linear_cross_entropy(rows, weight.to(rows.dtype), patches.flatten()).view(patches.shape)
+
+    def logits(self, features: Tensor, patches: Tensor) -> Tensor:
+        """Logits [T, S, V] of each byte; arguments as `forward`."""
+        rows = self._rows(features, patches)
+        return F.linear(rows, self.base.lm_head.weight.to(rows.dtype)).view(*patches.shape, VOCAB_SIZE)
+
+    def _rows(self, features: Tensor, patches: Tensor) -> Tensor:
         T, S = patches.shape
         transformer = self.base.transformer
-        embeddings = torch.cat([features[:, None], transformer.wte(patches[:, :-1].long())], dim=1)
-        embeddings = embeddings + transformer.wpe.weight[:S]
 
-        def attend(qkv: Tensor, dropout: float) -> Tensor:
+        def attend(x: Tensor, projection: Conv1D, dropout: float) -> Tensor:
             if dropout == 0.0:
-                return byte_attention(qkv.view(T, S, *qkv.shape[1:])).flatten(0, 1)
-            q, k, v = (t.reshape(T, S, *t.shape[1:]).transpose(1, 2) for t in qkv.unbind(1))
+                weight, bias = projection.weight.to(x.dtype), projection.bias.to(x.dtype)
+                return byte_attention_projected(x.view(T, S, -1), weight, bias, self.heads).view(x.shape)
+            q, k, v = projection(x).view(T, S, 3, self.heads, -1).transpose(1, 3).unbind(2)
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
-            return y.transpose(1, 2).flatten(0, 1)
+            return y.transpose(1, 2).reshape(x.shape)
 
-        rows = transformer(embeddings.flatten(0, 1), attend)
-        return self.base.lm_head(rows).view(T, S, VOCAB_SIZE)
+        embeddings = byte_embed(features, patches, transformer.wte.weight, transformer.wpe.weight)
+        return transformer(embeddings.flatten(0, 1), attend)
+
+
+class _InChunks(torch.autograd.Function):
+    """The mean loss of more patches than fit at once, whose gradient is computed on the way.
+
+    Given their features, patches do not see each other: each chunk goes forward and backward before the next begins,
+    and gradients of weights add up in float32. Backward only scales, so nothing is computed twice.
+    """
+
+    @staticmethod
+    def forward(ctx, features, patches, decoder, *weights):  # type: ignore[no-untyped-def]
+        decoder = cast(ByteLevelDecoder, decoder)
+        dfeatures = torch.empty_like(features)
+        sums = [torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32)) for weight in weights]
+        nats = []
+        for begin in range(0, len(patches), CHUNK):
+            chunk = slice(begin, begin + CHUNK)
+            with torch.enable_grad():
+                part = features[chunk].detach().requires_grad_()
+                found = decoder.nats(part, patches[chunk])
+                dpart, *gradients = torch.autograd.grad(found.sum(), [part, *weights])
+            dfeatures[chunk] = dpart
+            for total, gradient in zip(sums, gradients, strict=True):
+                total += gradient
+            nats.append(found.detach())
+        ctx.save_for_backward(dfeatures, *(total.to(weight.dtype) for total, weight in zip(sums, weights, strict=True)))
+        ctx.positions = patches.numel()
+        every = torch.cat(nats)
+        ctx.mark_non_differentiable(every)
+        return every.mean(), every
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dloss, _):  # type: ignore[no-untyped-def]
+        dfeatures, *gradients = ctx.saved_tensors
+        scale = dloss / ctx.positions
+        return dfeatures * scale.to(dfeatures.dtype), None, None, *(g * scale.to(g.dtype) for g in gradients)

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bgpt_fast.config import VOCAB_SIZE, BGPTConfig
+from bgpt_fast.kernels.bias_gelu.op import bias_gelu, bias_gelu_backward
+from bgpt_fast.kernels.layer_norm.op import add_layer_norm, layer_norm
 
 INIT_STD = 0.02
 
-Attend = Callable[[Tensor, float], Tensor]
-"""Attention over rows: (qkv [N, 3, H, d], dropout) → [N, H, d]; knows which rows see which."""
+Attend = Callable[[Tensor, "Conv1D", float], Tensor]
+"""Attention over rows: (x [N, D], its projection to q, k, v, dropout) → [N, D]; knows which rows see which."""
 
 
 def byte_embeddings(config: BGPTConfig) -> Tensor:
@@ -54,21 +57,23 @@ def _numeric_features() -> Tensor:
 
 
 class LayerNorm(nn.LayerNorm):
-    """LayerNorm with eps 1e-5 that computes in float32 whatever the dtype: in bfloat16 the CPU's own sums its weight
-    gradients over all rows in bfloat16, and the last ones vanish."""
+    """LayerNorm with eps 1e-5, computed in float32 whatever the dtype."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width, eps=1e-5)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.weight.dtype not in (torch.bfloat16, torch.float16):
-            return super().forward(x)
-        y = F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
-        return y.to(x.dtype)
+        return layer_norm(x, self.weight, self.bias, eps=self.eps)
+
+    def add(self, branch: Tensor, residual: Tensor, dropout: float) -> tuple[Tensor, Tensor]:
+        """(LayerNorm of the total, the total residual + dropout(branch)), both [N, D]."""
+        # The counter-based stream's seed comes from the CPU's generator: nothing waits for a GPU.
+        seed = int(torch.randint(2**62, ())) if dropout else 0
+        return add_layer_norm(branch, residual, self.weight, self.bias, eps=self.eps, dropout=dropout, seed=seed)
 
 
 class Conv1D(nn.Module):
-    """GPT-2's linear layer y = x W + b; the weight is stored [in, out] as in released checkpoints."""
+    """GPT-2's linear layer y = x W + b in x's dtype; the weight is stored [in, out] as in released checkpoints."""
 
     def __init__(self, inputs: int, outputs: int, std: float = INIT_STD) -> None:
         super().__init__()
@@ -76,7 +81,7 @@ class Conv1D(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.t(), self.bias)
+        return F.linear(x, self.weight.t().to(x.dtype), self.bias.to(x.dtype))
 
 
 class Attention(nn.Module):
@@ -90,9 +95,7 @@ class Attention(nn.Module):
         self.c_proj = Conv1D(config.hidden_size, config.hidden_size, INIT_STD / math.sqrt(2 * num_layers))
 
     def forward(self, x: Tensor, attend: Attend) -> Tensor:
-        qkv = self.c_attn(x).view(len(x), 3, self.heads, x.shape[1] // self.heads)
-        y = attend(qkv, self.dropout if self.training else 0.0)
-        return F.dropout(self.c_proj(y.reshape(x.shape)), self.dropout, self.training)
+        return self.c_proj(attend(x, self.c_attn, self.dropout if self.training else 0.0))
 
 
 class MLP(nn.Module):
@@ -100,28 +103,54 @@ class MLP(nn.Module):
 
     def __init__(self, config: BGPTConfig, num_layers: int) -> None:
         super().__init__()
-        self.dropout = config.dropout
         self.c_fc = Conv1D(config.hidden_size, 4 * config.hidden_size)
         self.c_proj = Conv1D(4 * config.hidden_size, config.hidden_size, INIT_STD / math.sqrt(2 * num_layers))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
-        return F.dropout(y, self.dropout, self.training)
+        weights = (self.c_fc.weight, self.c_fc.bias, self.c_proj.weight, self.c_proj.bias)
+        y, _ = _MLP.apply(x, *(weight.to(x.dtype) for weight in weights))
+        return y
+
+
+class _MLP(torch.autograd.Function):
+    """gelu(x W + b) V + c, which keeps x and x W for its gradient: GELU is cheaper to compute again than to keep."""
+
+    @staticmethod
+    def forward(x, weight, bias, out_weight, out_bias):  # type: ignore[no-untyped-def]
+        hidden = x @ weight
+        return torch.addmm(out_bias, bias_gelu(hidden, bias), out_weight), hidden
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        x, weight, bias, out_weight, _ = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(x, weight, bias, out_weight, output[1])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy, _):  # type: ignore[no-untyped-def]
+        x, weight, bias, out_weight, hidden = ctx.saved_tensors
+        dout_weight = bias_gelu(hidden, bias).t() @ dy
+        dhidden, dbias = bias_gelu_backward(dy @ out_weight.t(), hidden, bias)
+        return dhidden @ weight.t(), x.t() @ dhidden, dbias, dout_weight, dy.sum(0)
 
 
 class Block(nn.Module):
-    """A pre-LN GPT-2 layer on rows [N, D]."""
+    """A pre-LN GPT-2 layer on rows [N, D]; additions are one with the LayerNorm that follows them."""
 
     def __init__(self, config: BGPTConfig, num_layers: int, heads: int) -> None:
         super().__init__()
+        self.dropout = config.dropout
         self.ln_1 = LayerNorm(config.hidden_size)
         self.attn = Attention(config, num_layers, heads)
         self.ln_2 = LayerNorm(config.hidden_size)
         self.mlp = MLP(config, num_layers)
 
-    def forward(self, x: Tensor, attend: Attend) -> Tensor:
-        x = x + self.attn(self.ln_1(x), attend)
-        return x + self.mlp(self.ln_2(x))
+    def forward(self, x: Tensor, total: Tensor, attend: Attend, following: LayerNorm) -> tuple[Tensor, Tensor]:
+        """From ln_1's output and the residual stream before it to those of the `following` LayerNorm."""
+        dropout = self.dropout if self.training else 0.0
+        x, total = self.ln_2.add(self.attn(x, attend), total, dropout)
+        return following.add(self.mlp(x), total, dropout)
 
 
 class Transformer(nn.Module):
@@ -147,8 +176,16 @@ class Transformer(nn.Module):
         self.ln_f = LayerNorm(config.hidden_size)
 
     def forward(self, embeddings: Tensor, attend: Attend) -> Tensor:
-        """Embeddings [N, D], positions added already, → features [N, D]."""
-        x = F.dropout(embeddings, self.dropout, self.training)
-        for block in self.h:
-            x = block(x, attend)
-        return self.ln_f(x)
+        """Embeddings [N, D], positions added already, → features [N, D], both in the dtype of computation."""
+        total = F.dropout(embeddings, self.dropout, self.training)
+        blocks = cast(list[Block], list(self.h))
+        x = blocks[0].ln_1(total)
+        for block, following in zip(blocks, [*(block.ln_1 for block in blocks[1:]), self.ln_f], strict=True):
+            x, total = block(x, total, attend, following)
+        return x
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """What autocast says for x's device, or x's own dtype without it."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype

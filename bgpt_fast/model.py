@@ -13,7 +13,6 @@ from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bgpt_fast.byte_decoder import ByteLevelDecoder
 from bgpt_fast.checkpoint import load_weights, save_weights
@@ -24,7 +23,8 @@ from bgpt_fast.patches import PackedPatches
 
 
 class BGPTOutput(NamedTuple):
-    """loss: the mean nats a position; nats: float32 [T, S]; indices: int64 [T], where the targets lie in the batch."""
+    """loss: the mean nats a position; nats: float32 [T, S], without a gradient; indices: int64 [T], where the targets
+    lie in the batch."""
 
     loss: Tensor
     nats: Tensor
@@ -66,14 +66,12 @@ class BGPT(nn.Module):
             TypeError, ValueError: the batch does not fit the model, or there is no target.
         """
         indices = self._targets(batch, targets)
-        logits = self._logits(batch, indices)
-        labels = batch.patches[indices].long()
-        nats = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="none").view_as(labels)
-        return BGPTOutput(nats.mean(), nats, indices)
+        loss, nats = self.byte_level_decoder(*self._inputs(batch, indices))
+        return BGPTOutput(loss, nats, indices)
 
     def logits(self, batch: PackedPatches, targets: Tensor | None = None) -> Tensor:
         """Logits [T, S, V] of the target patches' bytes, each from the true bytes before it; arguments as `forward`."""
-        return self._logits(batch, self._targets(batch, targets))
+        return self.byte_level_decoder.logits(*self._inputs(batch, self._targets(batch, targets)))
 
     def _targets(self, batch: PackedPatches, targets: Tensor | None) -> Tensor:
         _check_batch(batch, self.config, self.byte_level_decoder.base.lm_head.weight.device)
@@ -82,9 +80,10 @@ class BGPT(nn.Module):
             raise ValueError("BGPT: targets: expected at least one patch to predict, got none; is the batch empty?")
         return indices
 
-    def _logits(self, batch: PackedPatches, indices: Tensor) -> Tensor:
+    def _inputs(self, batch: PackedPatches, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """What the byte decoder takes: the feature before each target patch, and its bytes."""
         features = self.patch_level_decoder(batch.patches, batch.cu_seqlens, batch.max_seqlen)
-        return self.byte_level_decoder(features[indices - 1], batch.patches[indices])
+        return features[indices - 1], batch.patches[indices]
 
     @torch.no_grad()
     def log_likelihood(self, batch: PackedPatches) -> LogLikelihood:
@@ -167,7 +166,8 @@ class BGPTForClassification(nn.Module):
         features = self.patch_level_decoder(batch.patches, batch.cu_seqlens, batch.max_seqlen)
         lengths = batch.cu_seqlens.diff()
         documents = torch.arange(len(lengths), device=features.device).repeat_interleave(lengths)
-        sums = features.new_zeros(len(lengths), features.shape[1]).index_add(0, documents, features)
+        sums = torch.zeros(len(lengths), features.shape[1], device=features.device, dtype=self.classifier.weight.dtype)
+        sums = sums.index_add(0, documents, features.to(sums.dtype))
         return self.classifier(sums / lengths[:, None].to(sums.dtype))
 
 

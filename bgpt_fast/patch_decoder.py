@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.kernels.patch_attention.op import patch_attention
 from bgpt_fast.kernels.patch_embed.op import patch_embed
-from bgpt_fast.layers import Transformer, byte_embeddings
+from bgpt_fast.layers import Conv1D, Transformer, byte_embeddings, compute_dtype
 
 
 class PatchEmbedding(nn.Module):
@@ -26,8 +26,10 @@ class PatchEmbedding(nn.Module):
         self.weight = nn.Parameter(torch.cat([byte_embeddings(config) for _ in range(config.patch_size)]).t())
         self.bias = nn.Parameter(torch.zeros(config.hidden_size))
 
-    def forward(self, patches: Tensor) -> Tensor:
-        return patch_embed(patches, self.weight, self.bias)
+    def forward(self, patches: Tensor, position_weight: Tensor, positions: Tensor) -> Tensor:
+        dtype = compute_dtype(self.weight)
+        tables = (self.weight.to(dtype), self.bias.to(dtype), position_weight.to(dtype))
+        return patch_embed(patches, *tables, positions)
 
 
 class PatchLevelDecoder(nn.Module):
@@ -35,6 +37,7 @@ class PatchLevelDecoder(nn.Module):
 
     def __init__(self, config: BGPTConfig) -> None:
         super().__init__()
+        self.heads = config.patch_heads
         self.patch_embedding = PatchEmbedding(config)
         self.base = Transformer(config, 1, config.patch_length, config.patch_num_layers, config.patch_heads)
 
@@ -47,15 +50,15 @@ class PatchLevelDecoder(nn.Module):
             max_seqlen: patches of the longest document.
 
         Returns:
-            float [P, D].
+            float [P, D], in the dtype of computation.
         """
         steps = torch.arange(len(patches), device=patches.device)
         lengths = cu_seqlens.diff()
         positions = steps - cu_seqlens[:-1].repeat_interleave(lengths, output_size=len(patches))
-        embeddings = self.patch_embedding(patches) + self.base.wpe(positions)
+        embeddings = self.patch_embedding(patches, self.base.wpe.weight, positions)
 
-        def attend(qkv: Tensor, dropout: float) -> Tensor:
-            q, k, v = qkv.unbind(1)
-            return patch_attention(q, k, v, cu_seqlens, max_seqlen, dropout=dropout)
+        def attend(x: Tensor, projection: Conv1D, dropout: float) -> Tensor:
+            q, k, v = projection(x).view(len(x), 3, self.heads, -1).unbind(1)
+            return patch_attention(q, k, v, cu_seqlens, max_seqlen, dropout=dropout).reshape(x.shape)
 
         return self.base(embeddings, attend)

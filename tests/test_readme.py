@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -17,7 +18,14 @@ def test_the_python_runs(tmp_path: Path) -> None:
     [program] = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     # Its one relative path is the repository's; what it writes belongs elsewhere.
     program = program.replace('"examples/', f'"{ROOT}/examples/')
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
     assert done.returncode == 0, done.stderr
     assert "state bytes right" in done.stdout
     assert (tmp_path / "my-model/model.safetensors").exists()

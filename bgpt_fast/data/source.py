@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from bgpt_fast.patches import PackedPatches
+
+Batch = TypeVar("Batch", covariant=True)
 
 
 class DataError(ValueError):
@@ -12,13 +14,13 @@ class DataError(ValueError):
 
 
 @runtime_checkable
-class Source(Protocol):
-    """An endless stream of batches with a position that can be saved.
+class BatchSource(Protocol[Batch]):
+    """An endless stream of batches of any kind with a position that can be saved.
 
     The batches after `load_state_dict(state)` are those that followed `state_dict()`, bit for bit.
     """
 
-    def next_batch(self) -> PackedPatches:
+    def next_batch(self) -> Batch:
         """The next batch, on the CPU."""
         ...
 
@@ -33,3 +35,24 @@ class Source(Protocol):
     def describe(self) -> dict[str, Any]:
         """What the source holds and what it had to skip, JSON-ready, for logs."""
         ...
+
+
+@runtime_checkable
+class Source(BatchSource[PackedPatches], Protocol):
+    """An endless stream of `PackedPatches` with a position that can be saved."""
+
+
+def check_int(name: str, value: object, least: int) -> None:
+    """Raises unless `value` is an int of at least `least`; `name` begins the error."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name}: expected at least {least}, got {value}")
+
+
+def check_rank(name: str, rank: int, world_size: int) -> None:
+    """Raises unless `rank` is one of `world_size` ranks; `name` begins the error."""
+    check_int(f"{name}: world_size", world_size, 1)
+    check_int(f"{name}: rank", rank, 0)
+    if rank >= world_size:
+        raise ValueError(f"{name}: rank: expected one of 0…{world_size - 1}, got {rank}")

@@ -2,7 +2,8 @@
 
 from bgpt_fast.training.checkpointing import CheckpointDamagedError, CheckpointWriteError
 from bgpt_fast.training.config import TrainConfig
-from bgpt_fast.training.errors import NonFiniteLossError, TrainingInterrupted
+from bgpt_fast.training.distributed import rank_and_world_size
+from bgpt_fast.training.errors import NonFiniteLossError, RankFailedError, TrainingInterrupted
 from bgpt_fast.training.evaluation import likelihood_evaluation
 from bgpt_fast.training.trainer import Trainer, TrainResult
 
@@ -10,9 +11,11 @@ __all__ = [
     "CheckpointDamagedError",
     "CheckpointWriteError",
     "NonFiniteLossError",
+    "RankFailedError",
     "TrainConfig",
     "TrainResult",
     "Trainer",
     "TrainingInterrupted",
     "likelihood_evaluation",
+    "rank_and_world_size",
 ]

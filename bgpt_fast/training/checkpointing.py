@@ -1,6 +1,7 @@
 """Checkpoint folders of a training run: whole or absent, sealed by SHA-256, never overwritten in place.
 
     checkpoints/step-00001234/   config.json, {model,optimizer,rng}.safetensors, state.json, manifest.json
+                                 and of an FSDP run optimizer/*.safetensors, the ranks' parts of its optimiser state
     checkpoints/{latest,best}    the name of a folder
 
 A folder is written under a temporary name, every file flushed, then renamed, the rename flushed, and only then named by
@@ -16,6 +17,7 @@ import re
 import shutil
 import tempfile
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,8 @@ FORMAT = 1
 _FOLDER = re.compile(r"step-(\d{8,})")
 _FILES = ("config.json", "model.safetensors", "optimizer.safetensors", "rng.safetensors", "state.json")
 _MANIFEST = "manifest.json"
+_SHARDS = "optimizer"
+_SHARD_FILE = re.compile(_SHARDS + r"/[\w-]+\.safetensors")
 
 
 class CheckpointDamagedError(CheckpointError):
@@ -52,6 +56,8 @@ class RunState:
         optimizer: tensors of the optimisers' state by name.
         rng: states of the random generators, uint8 tensors by name.
         state: the rest, JSON-ready: step, seconds, the source's position, the training config.
+        write_shards: writes the parts of tensors that several ranks share into a folder, all ranks taking part; what
+            is loaded has them whole among `optimizer`.
     """
 
     model_config: BGPTConfig
@@ -59,6 +65,7 @@ class RunState:
     optimizer: dict[str, Tensor] = field(default_factory=dict)
     rng: dict[str, Tensor] = field(default_factory=dict)
     state: dict[str, Any] = field(default_factory=dict)
+    write_shards: Callable[[Path], None] | None = None
 
 
 class CheckpointStore:
@@ -128,7 +135,7 @@ class CheckpointStore:
             return RunState(
                 model_config,
                 weights,
-                safetensors.torch.load_file(folder / "optimizer.safetensors"),
+                safetensors.torch.load_file(folder / "optimizer.safetensors") | _shards(folder / _SHARDS),
                 safetensors.torch.load_file(folder / "rng.safetensors"),
                 json.loads((folder / "state.json").read_bytes()),
             )
@@ -217,8 +224,17 @@ def _write_files(folder: Path, checkpoint: RunState) -> None:
                 safetensors.torch.save({key: value.detach().contiguous().cpu() for key, value in tensors.items()})
             )
     write_json(folder / "state.json", checkpoint.state)
+    shards: list[str] = []
+    if checkpoint.write_shards is not None:
+        (folder / _SHARDS).mkdir()
+        checkpoint.write_shards(folder / _SHARDS)
+        shards = _shard_names(folder)
+        for name in shards:
+            with open(folder / name, "rb") as shard:
+                os.fsync(shard.fileno())
+        fsync_folder(folder / _SHARDS)
     with atomic_write(folder / _MANIFEST) as file:
-        file.write(_manifest({name: _digest(folder / name) for name in _FILES}))
+        file.write(_manifest({name: _digest(folder / name) for name in (*_FILES, *shards)}))
     fsync_folder(folder)
 
 
@@ -233,17 +249,32 @@ def _verify(folder: Path) -> None:
     try:
         stored = (folder / _MANIFEST).read_bytes()
         digests = json.loads(stored)["sha256"]
-        if _manifest(digests) != stored or sorted(digests) != sorted(_FILES):
+        shards = sorted(set(digests) - set(_FILES))
+        whole = len(digests) == len(_FILES) + len(shards) and all(_SHARD_FILE.fullmatch(name) for name in shards)
+        if _manifest(digests) != stored or not whole or shards != _shard_names(folder):
             raise ValueError("not as it was written")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointDamagedError(f"{folder / _MANIFEST}: {error}") from error
-    for name in _FILES:
+    for name in (*_FILES, *shards):
         try:
             digest = _digest(folder / name)
         except OSError as error:
             raise CheckpointDamagedError(f"{folder / name}: {error}") from error
         if digest != digests[name]:
             raise CheckpointDamagedError(f"{folder / name}: SHA-256 expected {digests[name]}, got {digest}")
+
+
+def _shard_names(folder: Path) -> list[str]:
+    return sorted(f"{_SHARDS}/{path.name}" for path in (folder / _SHARDS).glob("*"))
+
+
+def _shards(folder: Path) -> dict[str, Tensor]:
+    if not folder.is_dir():
+        return {}
+    # torch's distributed checkpoints take a second to import, and few runs have any.
+    from bgpt_fast.training.sharded import load_shards
+
+    return load_shards(folder)
 
 
 def _digest(path: Path) -> str:

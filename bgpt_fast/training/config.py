@@ -39,7 +39,10 @@ class TrainConfig:
         log_every: steps between lines of log.jsonl.
         seed: of dropout and of the drawn targets.
         threads: CPU threads of torch; None leaves them alone.
-        device: "auto" means the GPU where there is one.
+        device: "auto" means the GPU where there is one; of several ranks on a machine each takes its own.
+        parallel: how several ranks (`torchrun`) share the work: "ddp" has the whole model on each, "fsdp" a part.
+        timeout_seconds: how long a rank waits for another before it ends with `RankFailedError`.
+        activation_checkpointing: keep only the patch decoder's layer inputs and compute the rest again for gradients.
 
     Raises:
         TypeError, ValueError: a field has a wrong type or is out of range.
@@ -72,6 +75,9 @@ class TrainConfig:
     seed: int = 0
     threads: int | None = None
     device: str = "auto"
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    timeout_seconds: float = 600.0
+    activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
@@ -85,7 +91,7 @@ class TrainConfig:
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("max_minutes", "weight_decay", "grad_clip"):
             self._require(name, getattr(self, name) >= 0.0, "at least 0")
-        for name in ("learning_rate", "eps"):
+        for name in ("learning_rate", "eps", "timeout_seconds"):
             self._require(name, getattr(self, name) > 0.0, "a positive number")
         for name in ("warmup_share", "decay_share", "min_lr_ratio"):
             self._require(name, 0.0 <= getattr(self, name) <= 1.0, "a share from 0 to 1")
@@ -98,6 +104,10 @@ class TrainConfig:
             "a positive number or None",
         )
         self._require("threads", self.threads is None or self.threads >= 1, "at least 1, or None")
+        if self.optimizer == "muon" and self.parallel == "fsdp":
+            raise ValueError(
+                'TrainConfig.parallel: "fsdp" splits the matrices that Muon needs whole; use "ddp" or "adamw"'
+            )
         if self.schedule == "wsd" and self.warmup_share + self.decay_share > 1.0:
             raise ValueError(
                 f"TrainConfig: warmup_share {self.warmup_share} + decay_share {self.decay_share}: expected at most 1"
@@ -146,7 +156,7 @@ def _checked_type(name: str, value: Any, hint: Any) -> Any:
         return None if value is None else _checked_type(name, value, choices[0])
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if not isinstance(value, hint) or isinstance(value, bool):
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise TypeError(f"TrainConfig.{name}: expected {hint.__name__}, got {type(value).__name__} {value!r}")
     if hint is float and not math.isfinite(value):
         raise ValueError(f"TrainConfig.{name}: expected a finite number, got {value}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -49,4 +50,24 @@ class NonFiniteLossError(FloatingPointError):
             f"step {step}: loss {loss}, gradient norm {grad_norm}: expected finite numbers; no update was made and the "
             f"last checkpoint is good. The batch is in {batch_path}. Lower the learning rate, lengthen the warm-up "
             "or use fp32"
+        )
+
+
+class RankFailedError(RuntimeError):
+    """Other ranks of a run failed, were killed or stopped answering; every rank left ends with this.
+
+    Args:
+        rank: this process's number.
+        ranks: what is known of each rank that is missing; empty where all answer, as after a network failure.
+        reason: what the collective said.
+    """
+
+    def __init__(self, rank: int, ranks: Mapping[int, str], reason: str) -> None:
+        self.rank = rank
+        self.ranks = dict(ranks)
+        named = "; ".join(f"rank {number}: {text}" for number, text in sorted(self.ranks.items()))
+        first_line = next(iter(reason.splitlines()), "")
+        super().__init__(
+            f"rank {rank} cannot go on: {named or 'no rank is missing: is the network whole?'} ({first_line}). "
+            "The last checkpoint is good: start the run again to go on from it"
         )

@@ -22,14 +22,18 @@ class RunLog:
 
     Args:
         path: the file; made when opened.
+        enabled: False writes nothing, on ranks that do not log.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, enabled: bool = True) -> None:
         self.path = path
+        self._enabled = enabled
         self._file: IO[str] | None = None
 
     def open_at(self, step: int, evaluated_step: int) -> None:
         """Opens for appending after `step`; drops lines torn by a crash, or that a resumed run will write again."""
+        if not self._enabled:
+            return
         if self.path.exists():
             lines = self.path.read_bytes().splitlines(keepends=True)
             kept = [line for line in lines if _is_before(line, step, evaluated_step)]
@@ -40,6 +44,8 @@ class RunLog:
 
     def write(self, figures: dict[str, Any]) -> None:
         """Appends one line."""
+        if not self._enabled:
+            return
         assert self._file is not None
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in figures.items()}
         self._file.write(json.dumps(finite, allow_nan=False) + "\n")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bgpt_fast.training.config import TrainConfig
+from bgpt_fast.training.parallel import in_parts, like
 
 
 def is_layer_matrix(name: str, parameter: Tensor) -> bool:
@@ -36,9 +37,11 @@ class Optimizers:
         rest = [(name, parameter) for name, parameter in named if name not in in_muon]
         decayed = [(name, parameter) for name, parameter in rest if is_decayed(name, parameter)]
         plain = [(name, parameter) for name, parameter in rest if not is_decayed(name, parameter)]
+        # Parameters in parts and whole ones do not go through one fused kernel.
         groups = [
-            {"params": decayed, "weight_decay": config.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
+            {"params": [pair for pair in pairs if in_parts(pair[1]) is split], "weight_decay": decay}
+            for pairs, decay in ((decayed, config.weight_decay), (plain, 0.0))
+            for split in (False, True)
         ]
         self._adamw = torch.optim.AdamW(
             [group for group in groups if group["params"]],
@@ -117,8 +120,7 @@ class Optimizers:
                 if values:
                     # The fused kernels walk memory, so the state must lie as the parameter does, strides included.
                     state[index] = {
-                        field: value if field == "step" else torch.empty_like(parameter).copy_(value)
-                        for field, value in values.items()
+                        field: value if field == "step" else like(value, parameter) for field, value in values.items()
                     }
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         if left:

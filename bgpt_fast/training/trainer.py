@@ -11,25 +11,27 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from bgpt_fast.config import EOP
 from bgpt_fast.data.source import DataError, Source
-from bgpt_fast.device import resolve_device
 from bgpt_fast.files import write_json
 from bgpt_fast.metrics import BitsPerByte
 from bgpt_fast.model import BGPT
-from bgpt_fast.patches import PackedPatches
-from bgpt_fast.training.checkpointing import CheckpointStore, RunState
+from bgpt_fast.training.checkpointing import CheckpointStore, CheckpointWriteError, RunState
 from bgpt_fast.training.config import TrainConfig
-from bgpt_fast.training.errors import NonFiniteLossError, TrainingInterrupted
+from bgpt_fast.training.distributed import Ranks
+from bgpt_fast.training.errors import NonFiniteLossError, RankFailedError, TrainingInterrupted
+from bgpt_fast.training.gradients import accumulate_gradients, draw_targets
 from bgpt_fast.training.interrupts import Interrupts, StopEvaluation
 from bgpt_fast.training.log import RunLog, write_batches
 from bgpt_fast.training.optimizer import Optimizers
+from bgpt_fast.training.parallel import in_parts, parallel_model, set_activation_checkpointing
 from bgpt_fast.training.progress import StepFigures, TrainProgress
+from bgpt_fast.training.random_state import join_ranks, random_state, restore_random_state, seed_rank, states_of
 from bgpt_fast.training.schedule import schedule_factor, step_progress, time_progress
 
 Evaluate = Callable[[BGPT], dict[str, float]]
@@ -64,20 +66,25 @@ class Trainer:
     """Trains a model on a source until its steps or minutes are used up, and resumes where a run folder stopped.
 
     A run of a step schedule that is stopped and resumed ends with the same weights, optimiser state, random states and
-    losses, bit for bit, as one that ran through on the same machine with the same number of threads.
+    losses, bit for bit, as one that ran through on the same machine with the same number of threads and of ranks.
+
+    Where `torchrun` started several processes, or torch.distributed is initialised, each is one rank of the run: all
+    make the same calls with the same settings and run folder, and each gives a source of its own share
+    (`rank_and_world_size`). A step's gradient is that of the mean over all ranks' positions. Rank 0 logs and writes.
 
     Args:
-        model: trained in place; moved to the config's device.
+        model: trained in place; moved to the config's device; with several ranks it starts as rank 0's.
         source: batches; its position is part of every checkpoint.
         config: see `TrainConfig`.
         run_dir: the run's folder: `run.json`, `log.jsonl`, `checkpoints/`. Made if missing; if it holds checkpoints,
             the run goes on from the latest intact one.
         evaluate: called with the model in evaluation mode, under no_grad and with a random state of its own; returns
-            figures for the log.
+            figures for the log; with several ranks each calls it, and rank 0's figures count.
         show_progress: whether to show a bar, or lines where standard error is no terminal.
 
     Raises:
-        ValueError: `run_dir` holds a run of another model; `device` is not there.
+        ValueError: `run_dir` holds a run of another model, or is not the same folder for all ranks; `device` is not
+            there.
         CheckpointDamagedError: `run_dir` holds checkpoints, and none is intact.
     """
 
@@ -93,8 +100,11 @@ class Trainer:
     ) -> None:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        self.device = resolve_device(config.device)
+        self.ranks = Ranks(config.device, config.timeout_seconds, Path(run_dir))
+        self.device = self.ranks.device
         self.model = model.to(self.device)
+        set_activation_checkpointing(self.model, config.activation_checkpointing)
+        self._parallel = parallel_model(self.model, self.ranks, config.parallel)
         self.source = source
         self.config = config
         self.run_dir = Path(run_dir)
@@ -102,14 +112,14 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
         self._evaluate = evaluate
-        self._show_progress = show_progress
+        self._show_progress = show_progress and self.ranks.is_main
         self._evaluated_step = 0
         self._evaluation: dict[str, float] = {}
         self._best: float | None = None
         self._saved_step: int | None = None
         self._loss = math.nan
         self._last_step_seconds = 0.0
-        self._log = RunLog(self.run_dir / "log.jsonl")
+        self._log = RunLog(self.run_dir / "log.jsonl", enabled=self.ranks.is_main)
         self._optimizers = Optimizers(model.named_parameters(), config)
         self._rng: dict[str, Tensor] = {}
         self._resume()
@@ -123,14 +133,19 @@ class Trainer:
         """Trains to the end of the budget, evaluates, saves.
 
         Raises:
-            TrainingInterrupted: SIGTERM or SIGINT came; the step was finished and saved. A second signal ends at once.
+            TrainingInterrupted: SIGTERM or SIGINT came, on any rank; the step was finished and saved. A second signal
+                ends at once.
             NonFiniteLossError: a loss or gradient was not finite; raised before the update.
             CheckpointWriteError: a checkpoint could not be written; the earlier ones are intact.
+            RankFailedError: another rank failed, was killed or does not answer.
             DataError: the source cannot go on.
         """
+        with self.ranks.watched((TrainingInterrupted, NonFiniteLossError, CheckpointWriteError)):
+            return self._train()
+
+    def _train(self) -> TrainResult:
         self._started = time.monotonic() - self.seconds
         self._restore_rng()
-        self.run_dir.mkdir(parents=True, exist_ok=True)
         self._describe()
         self._log.open_at(self.step, self._evaluated_step)
         patches = 0
@@ -166,6 +181,8 @@ class Trainer:
 
     def _describe(self) -> None:
         """Writes run.json: the settings, and what the source holds and had to skip so far."""
+        if not self.ranks.is_main:
+            return
         settings = {"model": self.model.config.to_dict(), "training": self.config.to_dict()}
         write_json(self.run_dir / "run.json", {**settings, "source": self.source.describe()})
 
@@ -189,8 +206,11 @@ class Trainer:
         """One update; returns its figures and how many patches went through the model."""
         start = time.monotonic()
         batches = [self.source.next_batch() for _ in range(self.config.accumulation)]
-        drawn = [self._draw_targets(batch, index) for index, batch in enumerate(batches)]
-        total = sum(len(indices) for indices in drawn)
+        first = self.ranks.rank * self.config.accumulation
+        drawn = [draw_targets(batch, self.config, self.step, first + index) for index, batch in enumerate(batches)]
+        real = sum(int((batch.patches[i] != EOP).sum()) for batch, i in zip(batches, drawn, strict=True))
+        counts = [sum(len(indices) for indices in drawn), real, sum(len(batch.patches) for batch in batches)]
+        total, real, patches = (int(sum(column)) for column in zip(*self.ranks.table(counts), strict=True))
         if total == 0:
             raise DataError(f"step {self.step + 1}: expected at least one target patch in its batches, got none")
         if self.config.schedule_by == "time":
@@ -200,22 +220,17 @@ class Trainer:
         rate = self._optimizers.set_factor(schedule_factor(self.config, progress))
         self.model.train()
         self._optimizers.zero_grad()
-        bits = BitsPerByte()
-        sums: list[Tensor] = []
-        for batch, indices in zip(batches, drawn, strict=True):
-            if not len(indices):
-                continue
-            real = int((batch.patches[indices] != EOP).sum())
-            nats = self._backward(batch, indices, len(indices) / total)
-            sums.append(nats)
-            bits.add(0.0, len(indices) * batch.patches.shape[1], real)
-        norm = self._clip()
+        sums = accumulate_gradients(self._parallel, batches, drawn, total, self.config.precision)
+        norm = self._parallel.clip(self._optimizers.parameters, self.config.grad_clip or math.inf)
         # The one wait for the device in a step.
-        values = torch.stack([torch.stack(sums).sum(), norm.double()]).tolist()
-        bits.nats, grad_norm = values
+        table = self.ranks.table(torch.stack([sums, norm.double()]).tolist())
+        bits = BitsPerByte()
+        bits.add(sum(nats for nats, _ in table), total * self.model.config.patch_size, real)
         loss = bits.nats / bits.positions
+        grad_norm = max((row[1] for row in table), key=lambda norm: (not math.isfinite(norm), norm))
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            path = self.run_dir / f"nonfinite-step-{self.step + 1:08d}.safetensors"
+            rank = f"-rank{self.ranks.rank}" if self.ranks.world_size > 1 else ""
+            path = self.run_dir / f"nonfinite-step-{self.step + 1:08d}{rank}.safetensors"
             write_batches(
                 path, batches, drawn, {"step": self.step + 1, "loss": repr(loss), "grad_norm": repr(grad_norm)}
             )
@@ -226,7 +241,6 @@ class Trainer:
         now = time.monotonic()
         self.seconds = now - self._started
         self._last_step_seconds = now - start
-        patches = sum(len(batch.patches) for batch in batches)
         figures = StepFigures(
             step=self.step,
             loss=loss,
@@ -238,65 +252,66 @@ class Trainer:
         )
         return figures, patches
 
-    def _draw_targets(self, batch: PackedPatches, index: int) -> Tensor:
-        indices = batch.target_indices()
-        wanted = self.config.targets_per_step
-        if wanted == 0 or len(indices) <= wanted:
-            return indices
-        # A stream of its own for each batch: nothing to save, and the same draw after a resume.
-        generator = np.random.default_rng([self.config.seed, self.step, index])
-        chosen = generator.choice(len(indices), wanted, replace=False, shuffle=False)
-        return indices[torch.from_numpy(np.sort(chosen))]
-
-    def _backward(self, batch: PackedPatches, indices: Tensor, weight: float) -> Tensor:
-        """Adds `weight` × the mean loss's gradient; returns the sum of nats, float64 on the device."""
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bf16"):
-            output = self.model(batch.to(self.device), indices.to(self.device))
-        (output.loss * weight).backward()
-        return output.nats.detach().sum(dtype=torch.float64)
-
-    def _clip(self) -> Tensor:
-        limit = self.config.grad_clip or math.inf
-        return torch.nn.utils.clip_grad_norm_(self._optimizers.parameters, limit)
+    def _agree(self, interrupts: Interrupts) -> int:
+        """The signal that any rank received, or 0; the time is rank 0's from here on, so that all end together."""
+        table = self.ranks.table([self.seconds, self._last_step_seconds, interrupts.received])
+        self.seconds, self._last_step_seconds, _ = table[0]
+        return int(max(received for *_, received in table))
 
     def _at_boundary(self, interrupts: Interrupts, progress: TrainProgress) -> None:
         """Between steps: evaluates and saves when due, and stops if a signal came."""
-        ended = bool(self._stopped_by())
+        received = self._agree(interrupts)
         is_best = False
         every = self.config.eval_every
-        due = ended or (every and self.step and self.step % every == 0)
-        if self._evaluate is not None and due and self._evaluated_step != self.step and not interrupts.received:
-            try:
-                with interrupts.stopping_evaluation():
-                    is_best = self._run_evaluation(progress)
-            except StopEvaluation:
-                progress.message("evaluation cut short by a signal; it will be made again on resume")
-            except Exception:
-                # What was trained is not lost with it.
-                self._save(is_best=False)
-                raise
+        due = self._stopped_by() or (every and self.step and self.step % every == 0)
+        if self._evaluate is not None and due and self._evaluated_step != self.step and not received:
+            is_best = self._run_evaluation(interrupts, progress)
+            received = self._agree(interrupts)
         every = self.config.save_every
-        if ended or is_best or interrupts.received or (every and self.step and self.step % every == 0):
+        if self._stopped_by() or is_best or received or (every and self.step and self.step % every == 0):
             self._save(is_best)
-        if interrupts.received:
-            raise TrainingInterrupted(interrupts.received, self.step, self.store.path(self.step))
+        if received:
+            raise TrainingInterrupted(received, self.step, self.store.path(self.step))
 
-    def _run_evaluation(self, progress: TrainProgress) -> bool:
-        """Evaluates, logs, and says whether this is the best so far."""
+    def _run_evaluation(self, interrupts: Interrupts, progress: TrainProgress) -> bool:
+        """Evaluates, logs, and says whether this is the best so far; not if a signal cuts it short."""
         assert self._evaluate is not None
         devices = [self.device] if self.device.type == "cuda" else []
-        self.model.eval()
-        with torch.no_grad(), torch.random.fork_rng(devices=devices):
-            figures = {name: float(value) for name, value in self._evaluate(self.model).items()}
+        figures: dict[str, float] = {}
+        stopped = False
+        failure: Exception | None = None
+        with torch.no_grad(), torch.random.fork_rng(devices=devices), self._parallel.whole_model() as model:
+            model.eval()
+            try:
+                with interrupts.stopping_evaluation():
+                    figures = {name: float(value) for name, value in self._evaluate(model).items()}
+            except StopEvaluation:
+                stopped = True
+            except Exception as error:
+                failure = error
+        outcomes = self.ranks.gather((stopped, failure and f"{type(failure).__name__}: {failure}", figures))
+        failures = {rank: text for rank, (_, text, _) in enumerate(outcomes) if text}
+        if failures:
+            # What was trained is not lost with it.
+            self._save(is_best=False)
+            raise failure or RankFailedError(self.ranks.rank, failures, "evaluation")
+        if any(stopped for stopped, _, _ in outcomes):
+            progress.message("evaluation cut short by a signal; it will be made again on resume")
+            return False
+        figures = outcomes[0][2]
         self.seconds = time.monotonic() - self._started
         self._evaluation = figures
         self._evaluated_step = self.step
         self._log.write({"kind": "eval", "step": self.step, "seconds": self.seconds, **figures})
         progress.message(f"step {self.step}: " + " · ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+        return self._is_best(figures)
+
+    def _is_best(self, figures: dict[str, float]) -> bool:
         name = self.config.best_metric
         if not name:
             return False
         if name not in figures:
+            self._save(is_best=False)
             raise ValueError(
                 f"TrainConfig.best_metric: expected one of {sorted(figures)}, which evaluate returns, got {name!r}"
             )
@@ -309,19 +324,16 @@ class Trainer:
 
     def _restore_rng(self) -> None:
         # At the start of training, not before: whatever was drawn since, such as another model's weights, is no matter.
-        if not self._rng:
-            torch.manual_seed(self.config.seed)
-            return
-        torch.set_rng_state(self._rng["torch"])
-        if self.device.type == "cuda" and "cuda" in self._rng:
-            torch.cuda.set_rng_state(self._rng["cuda"], self.device)
+        if self._rng:
+            restore_random_state(self._rng, self.device)
+        else:
+            seed_rank(self.config.seed, self.ranks.rank, self.step)
 
     def _save(self, is_best: bool) -> None:
         if self._saved_step == self.step and not is_best:
             return
-        self._rng = {"torch": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            self._rng["cuda"] = torch.cuda.get_rng_state(self.device)
+        self._rng = random_state(self.device)
+        ranks = self.ranks.gather((self._rng, self.source.state_dict()))
         state = {
             "step": self.step,
             "seconds": self.seconds,
@@ -330,19 +342,41 @@ class Trainer:
             "evaluated_step": self._evaluated_step,
             "evaluation": {name: value for name, value in self._evaluation.items() if math.isfinite(value)},
             "best": self._best,
-            "source": self.source.state_dict(),
+            "source": ranks[0][1],
             "config": self.config.to_dict(),
         }
+        if len(ranks) > 1:
+            state["sources"] = [position for _, position in ranks]
         self._log.sync()
-        self.store.save(
-            self.step,
-            RunState(self.model.config, self.model.state_dict(), self._optimizers.state_tensors(), self._rng, state),
-            best=is_best,
-        )
+        weights, optimizer = self._parallel.weights(), self._optimizers.state_tensors()
+        parts = {name: optimizer.pop(name) for name in list(optimizer) if in_parts(optimizer[name])}
+        writer = self._parallel.writer(parts)
+        failure: CheckpointWriteError | None = None
+        if self.ranks.is_main:
+            rng = join_ranks([own for own, _ in ranks])
+            try:
+                run = RunState(self.model.config, weights, optimizer, rng, state, writer)
+                self.store.save(self.step, run, best=is_best)
+            except CheckpointWriteError as error:
+                failure = error
+                if writer is not None:
+                    writer.abandon()
+        elif writer is not None:
+            writer.follow()
+        # No rank goes on, or ends, before the checkpoint is there.
+        problem = self.ranks.broadcast(str(failure or ""))
+        if problem:
+            raise failure or CheckpointWriteError(problem)
         self._saved_step = self.step
 
     def _resume(self) -> None:
         found = self.store.load_latest()
+        steps = [int(step) for (step,) in self.ranks.table([found[0] if found else -1])]
+        if len(set(steps)) > 1:
+            raise ValueError(
+                f"{self.run_dir}: expected one folder that all ranks share, got latest checkpoints of steps {steps} on "
+                "ranks 0, 1, …; put run_dir on a file system that all machines mount"
+            )
         if found is None:
             return
         step, checkpoint = found
@@ -353,14 +387,15 @@ class Trainer:
             )
         state = checkpoint.state
         saved = state["config"]
-        changed = {k: (saved.get(k), v) for k, v in self.config.to_dict().items() if saved.get(k) != v}
+        # A checkpoint from before a setting was there was written with what is its default now.
+        before = TrainConfig().to_dict() | saved
+        changed = {k: (before[k], v) for k, v in self.config.to_dict().items() if before[k] != v}
         if changed:
             text = ", ".join(f"{name} {old!r} → {new!r}" for name, (old, new) in changed.items())
             warnings.warn(f"{self.run_dir}: resuming with other settings than the run's: {text}", stacklevel=3)
-        self.model.load_state_dict(checkpoint.weights)
+        self._parallel.load_weights(checkpoint.weights)
         self._optimizers.load_state_tensors(checkpoint.optimizer)
-        self.source.load_state_dict(state["source"])
-        self._rng = checkpoint.rng
+        self._resume_rank(state.get("sources", [state["source"]]), checkpoint.rng)
         self.step = step
         self.seconds = state["seconds"]
         self._last_step_seconds = state["last_step_seconds"]
@@ -369,3 +404,17 @@ class Trainer:
         self._evaluation = state["evaluation"]
         self._best = state["best"]
         self._saved_step = step
+
+    def _resume_rank(self, positions: list[dict[str, Any]], rng: dict[str, Tensor]) -> None:
+        """This rank's own position and random state; with another number of ranks, rank 0's position and a new seed."""
+        if len(positions) == self.ranks.world_size:
+            self.source.load_state_dict(positions[self.ranks.rank])
+            self._rng = states_of(rng, self.ranks.rank)
+            return
+        self.source.load_state_dict(positions[0])
+        if self.ranks.is_main:
+            warnings.warn(
+                f"{self.run_dir}: the run had {len(positions)} ranks and goes on with {self.ranks.world_size}: "
+                "weights, optimiser state and the place in the data go on; the random states of dropout start anew",
+                stacklevel=4,
+            )

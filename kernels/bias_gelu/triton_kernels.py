@@ -97,7 +97,7 @@ def _bias_gelu_bwd_sum_kernel(
     BLOCK_PARTS: tl.constexpr,
     BLOCK_F: tl.constexpr,
 ):
-    f = tl.program_id(0) * BLOCK_F + tl.arange(0, BLOCK_F)
+    f = tl.program_id(0).to(tl.int64) * BLOCK_F + tl.arange(0, BLOCK_F)
     sums = tl.zeros([BLOCK_PARTS, BLOCK_F], tl.float32)
     for start in range(0, parts, BLOCK_PARTS):
         part = (start + tl.arange(0, BLOCK_PARTS)).to(tl.int64)[:, None]

@@ -23,7 +23,7 @@ class CompileCase:
     Args:
         name: of the case, unique in its room, such as "byte_attention_fwd bf16 d64".
         kernel: the `@triton.jit` function.
-        types: of each argument that is no constexpr, as Triton writes them: "*bf16", "*fp32", "*i16", "i32", "i64", "fp32".
+        types: of each argument that is no constexpr, as Triton writes them: "*bf16", "*fp32", "*i16", "i32", "fp32".
         constexprs: the values of the others.
         options: num_warps, num_stages: as the launch passes them.
         unaligned: arguments that are not always multiples of 16 (pointers: not always 16-byte aligned).

@@ -161,7 +161,7 @@ def _layer_norm_bwd_sum_kernel(
     BLOCK_PARTS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
+    d = tl.program_id(0).to(tl.int64) * BLOCK_D + tl.arange(0, BLOCK_D)
     weight_sum = tl.zeros([BLOCK_PARTS, BLOCK_D], tl.float32)
     bias_sum = tl.zeros([BLOCK_PARTS, BLOCK_D], tl.float32)
     for start in range(0, parts, BLOCK_PARTS):

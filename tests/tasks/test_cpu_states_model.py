@@ -99,6 +99,32 @@ def test_the_source_goes_on_where_it_was_saved(long_share: float) -> None:
         second.load_state_dict({**state, "any_start": None})
 
 
+@pytest.mark.parametrize("long_share", [0.0, 0.5, 1.0])
+def test_ranks_share_what_one_process_sees(long_share: float) -> None:
+    def source(**changes: Any) -> cpu.CPUStateSource:
+        return cpu.CPUStateSource(CONFIG, **{**SMALL, "seed": 3, "long_share": long_share, **changes})
+
+    def programs(sources: list[cpu.CPUStateSource]) -> list[bytes]:
+        return sorted(content for part in sources for _, content in part.next_batch().to_bytes())
+
+    whole = source(documents_per_batch=12)
+    ranks = [source(documents_per_batch=4, rank=rank, world_size=3) for rank in range(3)]
+    for _ in range(3):
+        assert programs(ranks) == programs([whole])
+    # Another number of ranks goes on from any rank's position; the same number with other batches does not.
+    two = [source(documents_per_batch=6, rank=rank, world_size=2) for rank in range(2)]
+    alone = source(documents_per_batch=12)
+    for other in (*two, alone):
+        other.load_state_dict(json.loads(json.dumps(ranks[0].state_dict())))
+    assert programs(two) == programs([alone]) == programs([whole])
+    with pytest.raises(ValueError, match="documents_per_batch"):
+        source(documents_per_batch=5, rank=0, world_size=3).load_state_dict(ranks[0].state_dict())
+    with pytest.raises(ValueError, match="seed"):
+        source(documents_per_batch=12, seed=4).load_state_dict(ranks[0].state_dict())
+    with pytest.raises(ValueError, match="rank"):
+        source(rank=3, world_size=3)
+
+
 def test_the_source_gives_its_split_alone() -> None:
     source = cpu.CPUStateSource(CONFIG, **SMALL, documents_per_batch=200, long_share=0.25)
     files = [content for _, content in source.next_batch().to_bytes()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bgpt_fast.config import BGPTConfig
+from bgpt_fast.data.source import check_rank
 from bgpt_fast.patches import PackedPatches
 from bgpt_fast.tasks.cpu_states.machine import check_int
 from bgpt_fast.tasks.cpu_states.options import StreamOptions
@@ -29,6 +30,9 @@ class CPUStateSource:
             where in memory to look (examples/cpu_states/README.md).
         split: "train" programs are never "test" programs, whatever the seeds; None takes all.
         states_only: leave memory and first state out of the loss: a random program cannot be predicted.
+        rank, world_size: which of how many processes this is: of each `world_size` batches' worth of programs, rank r
+            takes the r-th part, so that all together see the programs that one process would with batches of
+            `world_size` times the documents. The position is the same for all, and can be gone on from by any number.
 
     Raises:
         TypeError, ValueError: a wrong argument, or traces that the context cannot hold.
@@ -47,7 +51,10 @@ class CPUStateSource:
         long_share: float = 0.0,
         split: Split | None = "train",
         states_only: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
+        check_rank("CPUStateSource", rank, world_size)
         check_int("CPUStateSource: seed", seed, 0, _MAX_SEED)
         check_int("CPUStateSource: documents_per_batch", documents_per_batch, 1)
         if not 0.0 <= long_share <= 1.0:
@@ -59,25 +66,31 @@ class CPUStateSource:
         self.documents_per_batch = documents_per_batch
         self.split = split
         self.states_only = states_only
+        self.rank = rank
+        self.world_size = world_size
         self._long_documents = round(long_share * documents_per_batch)
         # Instances of one index begin alike whatever their lengths, so long programs come from far along the stream.
         self._long_start, self._any_start = _LONG_START, 0
 
     def next_batch(self) -> PackedPatches:
-        """The next programs, the long ones first."""
+        """This rank's next programs, the long ones first."""
         long = self._draw(self._long_documents, self.options.max_program, self._long_start)
         rest = self._draw(self.documents_per_batch - self._long_documents, self.options.min_program, self._any_start)
         assert long.next_start is not None
         assert rest.next_start is not None
         self._long_start, self._any_start = long.next_start, rest.next_start
+        own = [
+            part[len(part) // self.world_size * self.rank :][: len(part) // self.world_size] for part in (long, rest)
+        ]
         return PackedPatches.concatenate(
-            [pack_traces(part, self.config, states_only=self.states_only, threads=1) for part in (long, rest) if part]
+            [pack_traces(part, self.config, states_only=self.states_only, threads=1) for part in own if part]
         )
 
     def _draw(self, count: int, min_program: int, start: int) -> Traces:
+        # Where a rank's programs begin is known only by making those before them: some fall into the other split.
         # A batch is too little work for more threads than one.
         return generate(
-            count,
+            count * self.world_size,
             seed=self.seed,
             num_registers=self.options.num_registers,
             memory_size=self.options.memory_size,
@@ -91,15 +104,23 @@ class CPUStateSource:
 
     def state_dict(self) -> dict[str, Any]:
         """The position, JSON-ready."""
-        return {**self.describe(), "long_start": self._long_start, "any_start": self._any_start}
+        return {
+            **self.describe(),
+            "world_size": self.world_size,
+            "long_start": self._long_start,
+            "any_start": self._any_start,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to a position of `state_dict`.
+        """Goes to a position of `state_dict`, of any rank of any number of them.
 
         Raises:
             ValueError: the position is one of another stream.
         """
         ours = self.describe()
+        if state.get("world_size", 1) != self.world_size:
+            # Batches may change with the number of ranks; the stream may not.
+            del ours["documents_per_batch"], ours["long_documents"]
         theirs = {name: state.get(name) for name in ours}
         if theirs != ours:
             raise ValueError(

@@ -1,0 +1,132 @@
+"""One model on several ranks: whole on each (DDP), or in parts (FSDP2, `sharded.py`); or on one, as it is."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from bgpt_fast.layers import Block
+from bgpt_fast.model import BGPT
+from bgpt_fast.training.distributed import Ranks
+
+if TYPE_CHECKING:
+    from bgpt_fast.training.sharded import ShardWriter
+
+_UNUSED = "patch_level_decoder.base.wte.weight"
+
+
+class Parallel:
+    """Forward, gradients and weights of a model that is whole on each rank.
+
+    Gradients are sums over ranks of what each rank's loss gave: the ranks' weights make them the global mean's.
+
+    Args:
+        model: on its device; takes rank 0's weights.
+        ranks: who takes part.
+    """
+
+    def __init__(self, model: BGPT, ranks: Ranks) -> None:
+        self.model = model
+        self.ranks = ranks
+        self._forward: nn.Module = model
+        if ranks.world_size == 1:
+            return
+        with torch.no_grad():
+            for parameter in model.parameters():
+                whole = parameter.contiguous()
+                dist.broadcast(whole, src=0)
+                parameter.copy_(whole)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        # The patch decoder's `wte` is never used: DDP would wait for its gradient.
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, [_UNUSED])
+        self._forward = DistributedDataParallel(self.model, broadcast_buffers=False, init_sync=False)
+
+    def backward(self, loss: Callable[[nn.Module], Tensor], *, last: bool) -> None:
+        """Adds the gradient of a loss, computed by `loss` with the module to call; `last` of a step adds up the ranks'.
+
+        Every rank calls this equally often in a step.
+        """
+        with self._collecting(last):
+            # Ranks' gradients are averaged, and a global mean's gradient is the sum of its parts.
+            (loss(self._forward) * self.ranks.world_size).backward()
+
+    @contextlib.contextmanager
+    def _collecting(self, last: bool) -> Iterator[None]:
+        """A block whose gradients are averaged over ranks only if `last`."""
+        if isinstance(self._forward, DistributedDataParallel) and not last:
+            with self._forward.no_sync():
+                yield
+        else:
+            yield
+
+    def clip(self, parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
+        """Scales the gradients to a norm of at most `limit`; returns the norm before, of all ranks' parts together."""
+        return torch.nn.utils.clip_grad_norm_(parameters, limit)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The whole `state_dict`; every rank calls this, and on all but rank 0 it may be empty."""
+        return self.model.state_dict()
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        """Takes a whole `state_dict`."""
+        self.model.load_state_dict(weights)
+
+    @contextlib.contextmanager
+    def whole_model(self) -> Iterator[BGPT]:
+        """A model for an evaluation, which may use it in any way: a copy where the model is in parts."""
+        yield self.model
+
+    def writer(self, parts: dict[str, Tensor]) -> ShardWriter | None:
+        """What writes tensors that are in parts, if there are any."""
+        return None
+
+
+def parallel_model(model: BGPT, ranks: Ranks, kind: str) -> Parallel:
+    """A model on ranks as `TrainConfig.parallel` says; on a single one as it is."""
+    if ranks.world_size > 1 and kind == "fsdp":
+        # FSDP's imports take a second that most runs need not wait.
+        from bgpt_fast.training.sharded import Sharded
+
+        return Sharded(model, ranks)
+    return Parallel(model, ranks)
+
+
+def in_parts(tensor: Tensor) -> bool:
+    """Whether a tensor is a DTensor; asks without the import, as above."""
+    return hasattr(tensor, "full_tensor")
+
+
+def like(whole: Tensor, target: Tensor) -> Tensor:
+    """A whole tensor laid out as `target`, on its device: strides included, and this rank's part where it has parts."""
+    if in_parts(target):
+        from bgpt_fast.training.sharded import part_like
+
+        return part_like(whole, target)
+    return torch.empty_like(target).copy_(whole)
+
+
+def set_activation_checkpointing(model: BGPT, enabled: bool) -> None:
+    """Whether the patch decoder's layers keep only their inputs, and run again for their gradients."""
+    for block in cast(Iterable[Block], model.patch_level_decoder.base.h):
+        if enabled:
+            block.forward = _recomputing(block)  # type: ignore[method-assign]
+        else:
+            block.__dict__.pop("forward", None)
+
+
+def _recomputing(block: Block) -> Callable[..., Any]:
+    def forward(*args: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return Block.forward(block, *args)
+        return checkpoint(Block.forward, block, *args, use_reentrant=False)
+
+    return forward

@@ -1,0 +1,223 @@
+"""ArrowSource: Parquet and both Arrow formats, buffers, positions, splits, and what cannot be read."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import resource
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bgpt_fast.config import BGPTConfig
+from bgpt_fast.data import ArrowSource, DataError, Source, arrow_files
+from bgpt_fast.patches import PackedPatches
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+
+CONFIG = BGPTConfig(patch_size=4, patch_length=16, hidden_size=8, patch_num_layers=1, byte_num_layers=1)
+ROWS = 210
+
+
+def _write_ipc(path: Path, table: Any, *, stream: bool, rows: int) -> None:
+    make = pa.ipc.new_stream if stream else pa.ipc.new_file
+    with pa.OSFile(str(path), "wb") as file, make(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=rows)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """3 files of 70 rows: Parquet, the Arrow file format and the streaming format; row groups of odd sizes."""
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        contents = [b"%d-%02d:" % (number, row) + rng.bytes(int(rng.integers(0, 50))) for row in range(70)]
+        table = pa.table({"content": contents, "ext": ["bin" if row % 2 else ".wav" for row in range(70)]})
+        if number == 0:
+            pq.write_table(table, tmp_path / "a.parquet", row_group_size=23)
+        else:
+            _write_ipc(tmp_path / f"b{number}.arrow", table, stream=number == 2, rows=17)
+    return tmp_path
+
+
+def _source(folder: Path, **fields: Any) -> ArrowSource:
+    return ArrowSource(folder, "content", CONFIG, 50, **{"split": "all", "buffer_rows": 40, **fields})
+
+
+def _documents(batches: list[PackedPatches]) -> list[tuple[str, bytes]]:
+    return [document for batch in batches for document in batch.to_bytes()]
+
+
+def _draw(source: ArrowSource, batches: int) -> None:
+    for _ in range(batches):
+        source.next_batch()
+
+
+def _same(one: PackedPatches, other: PackedPatches) -> bool:
+    return torch.equal(one.patches, other.patches) and torch.equal(one.cu_seqlens, other.cu_seqlens)
+
+
+def test_an_epoch_is_every_row_once_in_a_new_order(folder: Path) -> None:
+    source = _source(folder, extension_column="ext")
+    assert isinstance(source, Source)
+    documents: list[tuple[str, bytes]] = []
+    while len(documents) < 2 * ROWS:
+        documents += _documents([source.next_batch()])
+    in_order = _documents(list(source.one_pass()))
+    assert len(set(in_order)) == ROWS
+    assert all((extension == "bin") == (int(content[2:4]) % 2 == 1) for extension, content in in_order)
+    first, second = documents[:ROWS], documents[ROWS : 2 * ROWS]
+    assert sorted(first) == sorted(second) == sorted(in_order)
+    assert first != second != in_order != first
+    assert source.fill > 0.97
+
+
+@pytest.mark.parametrize("batches", [0, 1, 4, 17, 41, 50])
+def test_positions_go_on_exactly(folder: Path, batches: int) -> None:
+    source = _source(folder)
+    for _ in range(batches):
+        source.next_batch()
+    state = json.loads(json.dumps(source.state_dict()))
+    resumed = _source(folder)
+    resumed.next_batch()
+    resumed.load_state_dict(state)
+    pickled = pickle.loads(pickle.dumps(source))
+    for _ in range(45):
+        batch = source.next_batch()
+        assert _same(batch, resumed.next_batch())
+        assert _same(batch, pickled.next_batch())
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_share_what_one_process_gets(folder: Path, world_size: int) -> None:
+    alone = _source(folder)
+    ranks = [_source(folder, rank=rank, world_size=world_size) for rank in range(world_size)]
+    for _ in range(12):
+        assert all(_same(alone.next_batch(), source.next_batch()) for source in ranks)
+    assert all(source.state_dict() == alone.state_dict() for source in ranks)
+    passes = [document for source in ranks for document in _documents(list(source.one_pass()))]
+    assert sorted(passes) == sorted(_documents(list(alone.one_pass())))
+
+
+def test_splits_are_disjoint_whole_and_a_matter_of_content(folder: Path) -> None:
+    train, held_out = (
+        [content for _, content in _documents(list(_source(folder, split=split, eval_share=0.3).one_pass()))]
+        for split in ("train", "eval")
+    )
+    assert not set(train) & set(held_out)
+    assert len(train) + len(held_out) == ROWS
+    assert 30 < len(held_out) < 100
+    (folder / "a.parquet").rename(folder / "z.parquet")
+    again = _source(folder, split="eval", eval_share=0.3, buffer_rows=7, seed=4)
+    assert sorted(content for _, content in _documents(list(again.one_pass()))) == sorted(held_out)
+
+
+def test_text_columns_of_every_kind_give_their_bytes(tmp_path: Path) -> None:
+    texts = ["ä", "text", "x" * 9] * 7
+    for name, kind in (("a", pa.string()), ("b", pa.large_string()), ("d", pa.dictionary(pa.int32(), pa.string()))):
+        _write_ipc(tmp_path / f"{name}.arrow", pa.table({"content": pa.array(texts, kind)}), stream=True, rows=5)
+    documents = _documents(list(_source(tmp_path).one_pass()))
+    assert documents == [("txt", text.encode()) for text in texts * 3]
+
+
+def test_null_and_empty_rows_and_unreadable_files_are_counted(folder: Path) -> None:
+    table = pa.table({"content": [b"one", None, b"", b"two"]})
+    pq.write_table(table, folder / "holes.parquet")
+    (folder / "notes.txt").write_bytes(b"no rows")
+    (folder / "cut.parquet").write_bytes((folder / "a.parquet").read_bytes()[:-40])
+    (folder / "text.arrow").write_bytes(b"this is no Arrow file at all")
+    damaged = bytearray((folder / "b2.arrow").read_bytes())
+    middle = len(damaged) // 2
+    (folder / "half.arrow").write_bytes(damaged[:middle])
+    source = _source(folder)
+    documents = _documents(list(source.one_pass()))
+    assert {b"one", b"two"} <= {content for _, content in documents}
+    assert ROWS + 2 < len(documents) < ROWS + 2 + 70
+    description = json.loads(json.dumps(source.describe()))
+    reasons = Counter(description["skipped"])
+    assert reasons["null"] >= 1
+    assert reasons["empty"] >= 1
+    assert reasons["not a Parquet or Arrow file"] == 1
+    assert reasons["damaged, or not a Parquet or Arrow file"] == 2
+    assert sum(count for reason, count in reasons.items() if "in the middle" in reason) == 1
+    assert any("half.arrow" in warning for warning in description["warnings"])
+
+
+def test_files_that_vanish_are_skipped(folder: Path) -> None:
+    source = _source(folder)
+    (folder / "b1.arrow").unlink()
+    (folder / "b2.arrow").unlink()
+    assert len(_documents(list(source.one_pass()))) == 70
+    assert source.describe()["skipped"] == {"vanished": 2}
+    (folder / "a.parquet").unlink()
+    with pytest.raises(DataError, match="no row of a whole epoch"):
+        _draw(source, 200)
+
+
+def test_over_long_rows_give_windows_in_training_and_their_head_in_a_pass(tmp_path: Path) -> None:
+    content = np.random.default_rng(0).bytes(4000)
+    pq.write_table(pa.table({"content": [content]}), tmp_path / "long.parquet")
+    source = ArrowSource(tmp_path, "content", CONFIG, 16, split="all")
+    documents = _documents([source.next_batch() for _ in range(12)])
+    assert all(document in content for _, document in documents)
+    assert len(set(documents)) > 3
+    assert source.describe()["documents_cut"] == 12
+    ((_, head),) = _documents(list(source.one_pass()))
+    assert content.startswith(head)
+
+
+def test_changed_files_are_said(folder: Path) -> None:
+    source = _source(folder)
+    source.next_batch()
+    state = source.state_dict()
+    pq.write_table(pa.table({"content": [b"new"]}), folder / "new.parquet")
+    other = _source(folder)
+    with pytest.warns(UserWarning, match="changed since"):
+        other.load_state_dict(state)
+    assert (other.state_dict()["epoch"], other.state_dict()["offset"]) == (1, 0)
+
+
+def test_memory_is_bounded_by_the_buffer(tmp_path: Path) -> None:
+    block = np.random.default_rng(0).bytes(1 << 20)
+    schema = pa.schema({"content": pa.binary()})
+    with pa.OSFile(str(tmp_path / "big.arrow"), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        for _ in range(160):
+            writer.write_batch(pa.record_batch({"content": [block]}, schema=schema))
+    source = _source(tmp_path, buffer_bytes=4 << 20)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(60):
+        source.next_batch()
+    assert source.state_dict()["epoch"] >= 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
+
+
+def test_what_cannot_be_trained_on_is_named_before_the_first_step(folder: Path, tmp_path: Path) -> None:
+    for fields, message in (
+        ({"column": "contents"}, r"expected a column 'contents', got \['content', 'ext'\]"),
+        ({"extension_column": "kind"}, "expected a column 'kind'"),
+        ({"paths": folder / "nowhere"}, "No such file"),
+        ({"patches_per_batch": 100_000}, "fewer than one batch"),
+        ({"split": "eval", "eval_share": 0.0}, "no row of a whole epoch"),
+    ):
+        arguments: dict[str, Any] = {"paths": folder, "column": "content", "patches_per_batch": 50, "split": "all"}
+        with pytest.raises(DataError, match=message):
+            ArrowSource(config=CONFIG, **{**arguments, "buffer_rows": 1000, **fields})
+    numbers = tmp_path / "numbers"
+    numbers.mkdir()
+    with pytest.raises(DataError, match="found none"):
+        _source(numbers)
+    pq.write_table(pa.table({"content": [1, 2]}), numbers / "n.parquet")
+    with pytest.raises(DataError, match="expected bytes or text, got int64"):
+        _source(numbers)
+    with pytest.raises(ValueError, match="buffer_rows"):
+        _source(folder, buffer_rows=0)
+
+
+def test_without_pyarrow_the_error_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrow_files.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="pip install"):
+        _source(folder)
