@@ -5,6 +5,9 @@
 The released way: Hugging Face's GPT-2 for both decoders, one-hot patches, documents padded to the longest, 17 positions
 for 16 bytes. Both sides have the same random float32 weights, documents, threads and optimiser (AdamW); their losses
 are compared before anything is timed. Steps of both alternate, so that a change of the machine's speed hits both.
+
+Beside the times: the share of patch positions that are padding, and the peak memory of training, in bytes, that is by
+how much a new process grows over two steps (gradients, AdamW's state and activations; the weights are there before).
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from memory import in_child, peak_growth
 from peers import HuggingFaceBGPT, machine
 from torch import Tensor, nn
 from training_step import step_of
@@ -46,27 +50,58 @@ def documents(kind: str, patches: int, seed: int) -> list[tuple[str, bytes]]:
     return [("bin", stream.randbytes(max(1, int(share * patches) - 2) * 16)) for share in shares]
 
 
+def contender(side: str, config: BGPTConfig) -> tuple[nn.Module, Callable[[PackedPatches], Tensor]]:
+    """A side with random weights, and its loss."""
+    torch.manual_seed(0)
+    if side == "ours":
+        model = BGPT(config)
+        return model, lambda batch: model(batch).loss
+    peer = HuggingFaceBGPT(config)
+    return peer, peer
+
+
+def peak_bytes(side: str, config: BGPTConfig, files: list[tuple[str, bytes]], bf16: bool, threads: int) -> int:
+    """Bytes by which this process grows at most in two steps; to be asked in a new one."""
+    logging.set_verbosity_error()
+    torch.set_num_threads(threads)
+    batch = PackedPatches.from_bytes(files, config)
+    model, loss_of = contender(side, config)
+    step = timed(model, lambda: loss_of(batch), bf16)
+    return peak_growth(lambda: (step(), step()))
+
+
+def padding(batch: PackedPatches) -> tuple[float, float]:
+    """The share of patch positions that are no document's: in the batch as it is packed, and padded to the longest."""
+    lengths = batch.cu_seqlens.diff()
+    real = int(lengths.sum())
+    return 1 - real / batch.num_patches, 1 - real / (len(lengths) * int(lengths.max()))
+
+
 def measure(arguments: argparse.Namespace) -> list[dict[str, object]]:
     config = BGPTConfig(
         hidden_size=arguments.hidden_size, patch_num_layers=arguments.layers[0], byte_num_layers=arguments.layers[1]
     )
-    torch.manual_seed(0)
-    ours, peer = BGPT(config), HuggingFaceBGPT(config)
+    (ours, our_loss), (peer, peer_loss) = contender("ours", config), contender("released", config)
     peer.load_state_dict(ours.state_dict())
     rows: list[dict[str, object]] = []
     for kind in ("equal", "mixed"):
-        batch = PackedPatches.from_bytes(documents(kind, arguments.patches, 0), config)
+        files = documents(kind, arguments.patches, 0)
+        batch = PackedPatches.from_bytes(files, config)
+        our_padding, peer_padding = padding(batch)
         with torch.no_grad():
-            gap = abs(float(ours(batch).loss) / float(peer(batch)) - 1)
+            gap = abs(float(our_loss(batch)) / float(peer_loss(batch)) - 1)
         if gap > 1e-5:
             raise SystemExit(f"the two models do not compute the same: their losses differ by {gap:.1e}")
         for dtype in arguments.dtypes:
             bf16 = dtype == "bf16"
-            steps = [timed(ours, lambda: ours(batch).loss, bf16), timed(peer, lambda: peer(batch), bf16)]  # noqa: B023
+            steps = [timed(ours, lambda: our_loss(batch), bf16), timed(peer, lambda: peer_loss(batch), bf16)]  # noqa: B023
             for step in steps:
                 step()
             times = [[step() for step in steps] for _ in range(arguments.rounds)]
             mine, theirs = (median(column) for column in zip(*times, strict=True))
+            memory = [
+                in_child(peak_bytes, side, config, files, bf16, arguments.threads) for side in ("ours", "released")
+            ]
             row = {
                 "documents": kind,
                 "dtype": dtype,
@@ -75,6 +110,10 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, object]]:
                 "released_s": theirs,
                 "ratio": theirs / mine,
                 "patches_per_s": batch.num_patches / mine,
+                "ours_padding": our_padding,
+                "released_padding": peer_padding,
+                "ours_peak_bytes": memory[0],
+                "released_peak_bytes": memory[1],
             }
             rows.append(row)
             print(json.dumps(row), flush=True)

@@ -55,6 +55,7 @@ def summary(receipt: Mapping[str, Any]) -> dict[str, Any]:
                 found["targets"][key] = found[f"training_times_{key}"] >= TARGETS[key]
         if "mfu" in ours:
             found["targets"]["mfu"] = ours["mfu"] >= TARGETS["mfu"]
+        if "peak_memory" in ours:
             found["targets"]["memory"] = ours["peak_memory"] <= ours["memory_target"]
     generation = items_of(receipt, "generation")
     if RELEASED in generation and not withheld:
@@ -135,8 +136,10 @@ def _training(receipt: Mapping[str, Any]) -> list[str]:
             continue
         line = f"training, {name}: {item['patches_per_s']:.0f} patches/s with {item['patches']} patches"
         if "mfu" in item:
+            line += f", MFU {100 * item['mfu']:.1f} %"
+        if "peak_memory" in item:
             memory, target = item["peak_memory"] / 1e9, item["memory_target"] / 1e9
-            line += f", MFU {100 * item['mfu']:.1f} %, peak {memory:.1f} GB (target for ours {target:.1f})"
+            line += f", peak {memory:.1f} GB (target for ours {target:.1f})"
         lines.append(line)
     short = receipt.get("summary", {})
     for key in ("compiled", "released"):

@@ -1,7 +1,7 @@
 """Weights on disk: safetensors folders, bare safetensors files and the released `.pth` layout, checked on the way in.
 
-A folder holds `model.safetensors`, whose metadata carry the config, and `config.json` with the config and the SHA-256
-of the weights, so that damage to either file is found. Shape letters: S bytes a patch, D width.
+A folder holds `model.safetensors`, whose metadata carry the config (and a classifier's label map), and `config.json`
+with the same and the SHA-256 of the weights, so that damage to either file is found.
 """
 
 from __future__ import annotations
@@ -21,30 +21,38 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from bgpt_fast.config import VOCAB_SIZE, BGPTConfig
+from bgpt_fast.config import BGPTConfig
 from bgpt_fast.files import atomic_write, write_json
 from bgpt_fast.pth import CheckpointError, read_pth
+from bgpt_fast.state_dict import (
+    CLASSIFIER,
+    DTYPES,
+    LM_HEAD,
+    WTE,
+    checked_labels,
+    inferred_sizes,
+    some,
+    validate_state_dict,
+)
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-LM_HEAD = "byte_level_decoder.base.lm_head.weight"
-WTE = "byte_level_decoder.base.transformer.wte.weight"
-_PATCH_EMBEDDING = "patch_level_decoder.patch_embedding.weight"
-_PATCH_BASE = "patch_level_decoder.base."
-_BYTE_BASE = "byte_level_decoder.base.transformer."
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _MAX_CONFIG_BYTES = 1 << 20
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(?<!\.pth)(?<!\.safetensors)(/[^/].*\.(pth|safetensors))?")
 
 
 class Checkpoint(NamedTuple):
-    """A model's sizes and its weights by their released names, `lm_head` included."""
+    """A model's sizes, its weights by their released names, `lm_head` included, and a classifier's label map.
+
+    `labels` is class name → index 0…n − 1, in the order of the indices; None says that the model is a generative one.
+    """
 
     config: BGPTConfig
     state_dict: dict[str, Tensor]
+    labels: dict[str, int] | None
 
 
-def load_weights(source: str | os.PathLike[str]) -> Checkpoint:
+def load_weights(source: str | os.PathLike[str], *, labels: Mapping[str, int] | None = None) -> Checkpoint:
     """Reads a checkpoint onto the CPU, in the dtype it is stored in; nothing in it is ever executed.
 
     Sizes that a file does not state are inferred from its tensors, attention heads as one per 64 channels. A folder's
@@ -55,26 +63,30 @@ def load_weights(source: str | os.PathLike[str]) -> Checkpoint:
         source: a folder of `save_weights`; a `.safetensors` file; a released-style `.pth` file ({'model': weights, …}
             or the weights alone); or, if no such path exists, a Hugging Face hub id "owner/name" or
             "owner/name/file.pth".
+        labels: the label map of a classifier whose file has none, as the released `.pth` files; where the file has
+            one, the two must be equal.
 
     Returns:
-        `Checkpoint`: the config and the complete state dict.
+        `Checkpoint`: the config, the complete state dict, and the label map of a classifier.
 
     Raises:
-        CheckpointError: missing, damaged or unsafe files, or tensors that are no bGPT model; names the file, the
-            tensor, what was expected and what came.
+        CheckpointError: missing, damaged or unsafe files, tensors that are no bGPT model, or a label map that is
+            missing or does not fit; names the file, the tensor, what was expected and what came.
         OSError: a file cannot be read.
     """
     path = Path(source)
     if path.is_dir():
-        return _load_folder(path)
+        return _load_folder(path, labels)
     if path.is_file() and path.suffix == ".safetensors":
         is_of_folder = path.name == WEIGHTS_FILE and (path.parent / CONFIG_FILE).is_file()
-        return _load_folder(path.parent) if is_of_folder else _load_safetensors(path, path.read_bytes())
+        if is_of_folder:
+            return _load_folder(path.parent, labels)
+        return _load_safetensors(path, path.read_bytes(), labels)
     if path.is_file() and path.suffix == ".pth":
         state_dict, fields = read_pth(path)
-        return _complete(state_dict, fields, str(path))
+        return _complete(state_dict, fields, None, labels, str(path))
     if not path.exists() and isinstance(source, str) and _HUB_ID.fullmatch(source):
-        return _load_hub(source)
+        return _load_hub(source, labels)
     found = "a file of another kind" if path.exists() else "nothing there"
     raise CheckpointError(
         f"{path}: expected a checkpoint folder, a .safetensors or .pth file, or a hub id 'owner/name', got {found}"
@@ -87,6 +99,7 @@ def save_weights(
     state_dict: Mapping[str, Tensor],
     *,
     dtype: torch.dtype | None = None,
+    labels: Mapping[str, int] | None = None,
 ) -> None:
     """Writes `model.safetensors` and `config.json` so that at any moment, crashes included, the folder loads as before
     or as after.
@@ -96,16 +109,22 @@ def save_weights(
         config: the model's sizes.
         state_dict: the weights by their released names, on any device; the tied `lm_head` may be absent.
         dtype: float32, bfloat16, float16 or float64 to store in; None keeps each tensor's own.
+        labels: of a classifier, class name → index 0…n − 1; None for a generative model.
 
     Raises:
-        CheckpointError: the weights do not fit the config, or overflow in `dtype`. Nothing was written.
+        CheckpointError: the weights do not fit the config and labels, or overflow in `dtype`. Nothing was written.
         OSError: the disk is full or refuses; the error names the folder, and what stood there loads as before.
     """
     folder = Path(directory)
-    tensors = _storable(config, state_dict, dtype)
-    content = safetensors.torch.save(tensors, metadata={"bgpt_config": json.dumps(config.to_dict())})
-    digest = hashlib.sha256(content).hexdigest()
-    manifest = {"format": "bgpt_fast", "version": 1, "config": config.to_dict(), "sha256": digest, "previous": None}
+    entry: dict[str, Any] = {"config": config.to_dict()}
+    if labels is not None:
+        entry["labels"] = _parse_labels(labels, "save")
+    tensors = _storable(config, state_dict, dtype, entry.get("labels"))
+    # One entry, not two: safetensors writes them in an order that changes, and the same weights make the same file.
+    fields = {**entry["config"], **({} if labels is None else {"labels": entry["labels"]})}
+    content = safetensors.torch.save(tensors, metadata={"bgpt_config": json.dumps(fields)})
+    entry["sha256"] = hashlib.sha256(content).hexdigest()
+    manifest = {"format": "bgpt_fast", "version": 1, **entry, "previous": None}
     try:
         previous = _intact_entry(folder)
         with atomic_write(folder / WEIGHTS_FILE) as file:
@@ -150,103 +169,37 @@ def save_released(path: str | os.PathLike[str], config: BGPTConfig, state_dict: 
         raise OSError(error.errno, f"{error.strerror}; the file was not saved", os.fspath(path)) from error
 
 
-def validate_state_dict(config: BGPTConfig, state_dict: Mapping[str, Tensor], *, source: str = "state dict") -> None:
-    """Checks names, shapes and dtypes of the weights against a config.
-
-    `lm_head` is tied to the byte decoder's `wte` and may be absent; if it is there, it must be equal.
-
-    Raises:
-        CheckpointError: names `source`, the tensor, what was expected and what came.
-    """
-    expected = _expected_shapes(config)
-    missing = [name for name in expected if name not in state_dict]
-    unexpected = [name for name in state_dict if name not in expected and name != LM_HEAD]
-    if missing or unexpected:
+def _complete(
+    state_dict: Mapping[str, Any], fields: object, stored: object, given: Mapping[str, int] | None, source: str
+) -> Checkpoint:
+    """Checks tensors against the config and label map that came with them (None: infer it, take the given one), and
+    restores the tied `lm_head`."""
+    labels = None if stored is None else _parse_labels(stored, source)
+    if given is not None:
+        given = _parse_labels(given, source)
+        if f"{CLASSIFIER}.weight" not in state_dict:
+            raise CheckpointError(f"{source}: labels: expected none for a generative model, got {len(given)}")
+        if labels is not None and labels != given:
+            raise CheckpointError(
+                f"{source}: labels: expected those it was saved with, {labels!r:.200}, got {given!r:.200}"
+            )
+        labels = given
+    if labels is None and f"{CLASSIFIER}.weight" in state_dict:
         raise CheckpointError(
-            f"{source}: expected the {len(expected)} tensors of a bGPT model, got {_some(missing)} missing and "
-            f"{_some(unexpected)} unexpected; is it another model, or another number of layers?"
+            f"{source}: labels: expected a label map beside the weights of a classifier, got none, as in released "
+            "files; load it by BGPTForClassification.from_pretrained(…, labels={class name: index}), or on the command "
+            "line with --labels"
         )
-    for name, tensor in state_dict.items():
-        shape = expected[WTE if name == LM_HEAD else name]
-        if not isinstance(tensor, Tensor):
-            raise CheckpointError(f"{source}: {name}: expected a tensor, got {type(tensor).__name__}")
-        if tuple(tensor.shape) != shape:
-            raise CheckpointError(f"{source}: {name}: expected shape {list(shape)}, got {list(tensor.shape)}")
-        if tensor.dtype not in _DTYPES:
-            raise CheckpointError(f"{source}: {name}: expected a float of 16 to 64 bits, got {tensor.dtype}")
-    if LM_HEAD in state_dict and not _equal(state_dict[LM_HEAD], state_dict[WTE]):
-        raise CheckpointError(
-            f"{source}: {LM_HEAD}: expected the values of {WTE}, to which it is tied, got others; save them equal"
-        )
-
-
-def _expected_shapes(config: BGPTConfig) -> dict[str, tuple[int, ...]]:
-    """Every stored tensor's shape by name: the state dict without the tied `lm_head`."""
-    D, S = config.hidden_size, config.patch_size
-    shapes: dict[str, tuple[int, ...]] = {
-        _PATCH_EMBEDDING: (D, S * VOCAB_SIZE),
-        "patch_level_decoder.patch_embedding.bias": (D,),
-    }
-    for base, vocabulary, positions, layers in (
-        (_PATCH_BASE, 1, config.patch_length, config.patch_num_layers),
-        (_BYTE_BASE, VOCAB_SIZE, S + 1, config.byte_num_layers),
-    ):
-        shapes |= {f"{base}wte.weight": (vocabulary, D), f"{base}wpe.weight": (positions, D)}
-        for layer in range(layers):
-            for name, inputs, outputs in (
-                ("attn.c_attn", D, 3 * D),
-                ("attn.c_proj", D, D),
-                ("mlp.c_fc", D, 4 * D),
-                ("mlp.c_proj", 4 * D, D),
-            ):
-                shapes[f"{base}h.{layer}.{name}.weight"] = (inputs, outputs)
-                shapes[f"{base}h.{layer}.{name}.bias"] = (outputs,)
-            for name in ("ln_1", "ln_2"):
-                shapes |= {f"{base}h.{layer}.{name}.{part}": (D,) for part in ("weight", "bias")}
-        shapes |= {f"{base}ln_f.{part}": (D,) for part in ("weight", "bias")}
-    return shapes
-
-
-def _inferred_sizes(state_dict: Mapping[str, Tensor], source: str) -> dict[str, int]:
-    """The config's sizes as the tensors show them."""
-    shapes = {}
-    for name in (_PATCH_EMBEDDING, f"{_PATCH_BASE}wpe.weight", f"{_BYTE_BASE}wpe.weight"):
-        tensor = state_dict.get(name)
-        if tensor is None:
-            raise CheckpointError(f"{source}: {name}: expected a tensor of shape [·, ·], got none; is it a bGPT model?")
-        if tensor.dim() != 2 or 0 in tensor.shape:
-            raise CheckpointError(f"{source}: {name}: expected shape [·, ·], got {list(tensor.shape)}")
-        shapes[name] = tensor.shape
-    width, inputs = shapes[_PATCH_EMBEDDING]
-    if inputs % VOCAB_SIZE:
-        raise CheckpointError(
-            f"{source}: {_PATCH_EMBEDDING}: expected shape [D, S·{VOCAB_SIZE}], got {[width, inputs]}"
-        )
-    return {
-        "patch_size": inputs // VOCAB_SIZE,
-        "patch_length": shapes[f"{_PATCH_BASE}wpe.weight"][0],
-        "hidden_size": width,
-        "patch_num_layers": _count_layers(state_dict, _PATCH_BASE),
-        "byte_num_layers": _count_layers(state_dict, _BYTE_BASE),
-    }
-
-
-def _count_layers(state_dict: Mapping[str, Tensor], base: str) -> int:
-    prefix = f"{base}h."
-    return len({name[len(prefix) :].split(".")[0] for name in state_dict if name.startswith(prefix)})
-
-
-def _complete(state_dict: Mapping[str, Any], fields: object, source: str) -> Checkpoint:
-    """Checks tensors against the config that came with them (None: infer it) and restores the tied `lm_head`."""
-    sizes = _inferred_sizes(state_dict, source)
+    sizes = inferred_sizes(state_dict, source, is_classifier=labels is not None)
     config = _parse_config(sizes if fields is None else fields, source)
     for name, size in sizes.items():
         if getattr(config, name) != size:
             raise CheckpointError(
                 f"{source}: {name}: expected {getattr(config, name)} as its config says, got tensors of {size}"
             )
-    validate_state_dict(config, state_dict, source=source)
-    return Checkpoint(config, {**state_dict, LM_HEAD: state_dict[WTE]})
+    validate_state_dict(config, state_dict, labels=labels, source=source)
+    tied = {} if labels is not None else {LM_HEAD: state_dict[WTE]}
+    return Checkpoint(config, {**state_dict, **tied}, labels)
 
 
 def _parse_config(fields: object, source: str) -> BGPTConfig:
@@ -258,10 +211,22 @@ def _parse_config(fields: object, source: str) -> BGPTConfig:
         raise CheckpointError(f"{source}: config: {error}") from error
 
 
-def _storable(config: BGPTConfig, state_dict: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
-    if dtype is not None and dtype not in _DTYPES:
+def _parse_labels(labels: object, source: str) -> dict[str, int]:
+    try:
+        return checked_labels(labels, source)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def _storable(
+    config: BGPTConfig,
+    state_dict: Mapping[str, Tensor],
+    dtype: torch.dtype | None,
+    labels: Mapping[str, int] | None = None,
+) -> dict[str, Tensor]:
+    if dtype is not None and dtype not in DTYPES:
         raise CheckpointError(f"save: dtype: expected float32, bfloat16, float16, float64 or None, got {dtype}")
-    validate_state_dict(config, state_dict)
+    validate_state_dict(config, state_dict, labels=labels)
     tensors = {}
     for name, tensor in state_dict.items():
         if name == LM_HEAD:
@@ -276,7 +241,7 @@ def _storable(config: BGPTConfig, state_dict: Mapping[str, Tensor], dtype: torch
     return tensors
 
 
-def _load_folder(folder: Path) -> Checkpoint:
+def _load_folder(folder: Path, labels: Mapping[str, int] | None) -> Checkpoint:
     weights = folder / WEIGHTS_FILE
     entries = _read_entries(folder)
     if not weights.is_file():
@@ -285,11 +250,18 @@ def _load_folder(folder: Path) -> Checkpoint:
     digest = hashlib.sha256(content).hexdigest()
     for entry in entries:
         if entry["sha256"] == digest:
-            checkpoint = _load_safetensors(weights, content)
-            if checkpoint.config != _parse_config(entry["config"], str(folder / CONFIG_FILE)):
+            checkpoint = _load_safetensors(weights, content, labels)
+            source = str(folder / CONFIG_FILE)
+            if checkpoint.config != _parse_config(entry["config"], source):
                 raise CheckpointError(
-                    f"{folder / CONFIG_FILE}: config: expected {checkpoint.config.to_dict()} as in {WEIGHTS_FILE}, got "
+                    f"{source}: config: expected {checkpoint.config.to_dict()} as in {WEIGHTS_FILE}, got "
                     f"{entry['config']}; the file was changed after it was saved: restore it"
+                )
+            stored = _parse_labels(entry["labels"], source) if "labels" in entry else None
+            if checkpoint.labels != stored:
+                raise CheckpointError(
+                    f"{source}: labels: expected {checkpoint.labels!r:.200} as in {WEIGHTS_FILE}, got "
+                    f"{stored!r:.200}; the file was changed after it was saved: restore it"
                 )
             return checkpoint
     raise CheckpointError(
@@ -299,7 +271,10 @@ def _load_folder(folder: Path) -> Checkpoint:
 
 
 def _read_entries(folder: Path) -> list[dict[str, Any]]:
-    """The weights that a folder's config.json vouches for: [{"config", "sha256"}], the newest first."""
+    """The weights that a folder's config.json vouches for: [{"config", "sha256"}], the newest first.
+
+    The entry of a classifier has "labels" beside them.
+    """
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise CheckpointError(f"{path}: expected a file as save_pretrained writes it, got none")
@@ -310,17 +285,17 @@ def _read_entries(folder: Path) -> list[dict[str, Any]]:
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: expected JSON in UTF-8, got damage: {error}") from error
     keys = {"format", "version", "config", "sha256", "previous"}
-    if not isinstance(manifest, dict) or set(manifest) != keys or manifest["format"] != "bgpt_fast":
+    if not isinstance(manifest, dict) or set(manifest) - {"labels"} != keys or manifest["format"] != "bgpt_fast":
         raise CheckpointError(
             f"{path}: expected the fields {sorted(keys)} of a bgpt_fast checkpoint, got something else; to load "
             "weights without their config.json, move the .safetensors file elsewhere"
         )
     if manifest["version"] != 1:
         raise CheckpointError(f"{path}: version: expected 1, got {manifest['version']!r}; update bgpt_fast")
-    entries = [{key: manifest[key] for key in ("config", "sha256")}]
+    entries = [{key: manifest[key] for key in ("config", "labels", "sha256") if key in manifest}]
     previous = manifest["previous"]
     if previous is not None:
-        if not isinstance(previous, dict) or set(previous) != {"config", "sha256"}:
+        if not isinstance(previous, dict) or set(previous) - {"labels"} != {"config", "sha256"}:
             raise CheckpointError(f"{path}: previous: expected null or a config and a sha256, got {previous!r:.80}")
         entries.append(previous)
     return entries
@@ -337,7 +312,7 @@ def _intact_entry(folder: Path) -> dict[str, Any] | None:
     return next((entry for entry in entries if entry["sha256"] == digest), None)
 
 
-def _load_safetensors(path: Path, content: bytes) -> Checkpoint:
+def _load_safetensors(path: Path, content: bytes, labels: Mapping[str, int] | None) -> Checkpoint:
     try:
         state_dict = safetensors.torch.load(content)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
@@ -349,10 +324,11 @@ def _load_safetensors(path: Path, content: bytes) -> Checkpoint:
         fields = None if text is None else json.loads(text)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: metadata bgpt_config: expected JSON, got damage: {error}") from error
-    return _complete(state_dict, fields, str(path))
+    stored = fields.pop("labels", None) if isinstance(fields, dict) else None
+    return _complete(state_dict, fields, stored, labels, str(path))
 
 
-def _load_hub(source: str) -> Checkpoint:
+def _load_hub(source: str, labels: Mapping[str, int] | None) -> Checkpoint:
     from huggingface_hub import hf_hub_download, list_repo_files
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -360,20 +336,20 @@ def _load_hub(source: str) -> Checkpoint:
     repository = f"{owner}/{name}"
     try:
         if rest:
-            return load_weights(Path(hf_hub_download(repository, rest[0])))
+            return load_weights(Path(hf_hub_download(repository, rest[0])), labels=labels)
         try:
             hf_hub_download(repository, CONFIG_FILE)
-            return load_weights(Path(hf_hub_download(repository, WEIGHTS_FILE)).parent)
+            return load_weights(Path(hf_hub_download(repository, WEIGHTS_FILE)).parent, labels=labels)
         except LocalEntryNotFoundError:
             raise
         except EntryNotFoundError:
             files = [file for file in list_repo_files(repository) if file.endswith((".pth", ".safetensors"))]
             if len(files) != 1:
                 raise CheckpointError(
-                    f"{source}: expected {CONFIG_FILE} and {WEIGHTS_FILE} or one file of weights, got {_some(files)}; "
+                    f"{source}: expected {CONFIG_FILE} and {WEIGHTS_FILE} or one file of weights, got {some(files)}; "
                     f"name one, as {source}/FILE"
                 ) from None
-            return load_weights(Path(hf_hub_download(repository, files[0])))
+            return load_weights(Path(hf_hub_download(repository, files[0])), labels=labels)
     except CheckpointError:
         raise
     except (OSError, ValueError, EntryNotFoundError) as error:
@@ -381,12 +357,3 @@ def _load_hub(source: str) -> Checkpoint:
             f"{source}: expected a path that exists or a hub id, got neither: there is no such path, and the hub says: "
             f"{error}"
         ) from error
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return a is b or bool(((a == b) | (a.isnan() & b.isnan())).all())
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
-    return f"{len(names)} ({shown})" if names else "none"

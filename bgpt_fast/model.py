@@ -8,8 +8,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Iterator
-from typing import NamedTuple, Self
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from bgpt_fast.byte_decoder import ByteLevelDecoder
 from bgpt_fast.checkpoint import load_weights, save_weights
 from bgpt_fast.config import EOP, BGPTConfig
-from bgpt_fast.layers import INIT_STD
 from bgpt_fast.patch_decoder import PatchLevelDecoder
 from bgpt_fast.patches import PackedPatches
+from bgpt_fast.pth import CheckpointError
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class BGPTOutput(NamedTuple):
@@ -74,7 +76,7 @@ class BGPT(nn.Module):
         return self.byte_level_decoder.logits(*self._inputs(batch, self._targets(batch, targets)))
 
     def _targets(self, batch: PackedPatches, targets: Tensor | None) -> Tensor:
-        _check_batch(batch, self.config, self.byte_level_decoder.base.lm_head.weight.device)
+        check_batch(batch, self.config, self.byte_level_decoder.base.lm_head.weight.device)
         indices = batch.target_indices() if targets is None else _checked_targets(batch, targets)
         if not len(indices):
             raise ValueError("BGPT: targets: expected at least one patch to predict, got none; is the batch empty?")
@@ -91,7 +93,7 @@ class BGPT(nn.Module):
 
         Every patch but the extension patches counts, whatever `batch.targets` says. Runs as in evaluation: no dropout.
         """
-        _check_batch(batch, self.config, self.byte_level_decoder.base.lm_head.weight.device)
+        check_batch(batch, self.config, self.byte_level_decoder.base.lm_head.weight.device)
         lengths = batch.cu_seqlens.diff().long()
         documents = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
         is_target = torch.ones(len(documents), dtype=torch.bool, device=lengths.device)
@@ -121,15 +123,16 @@ class BGPT(nn.Module):
             dtype: None means the stored dtype; of several, the one that holds them all.
 
         Raises:
-            CheckpointError: missing, damaged or of another shape; says which tensor, what was expected and what came.
+            CheckpointError: missing, damaged, of another shape, or a classifier; says which tensor, what was expected
+                and what came.
         """
-        config, weights = load_weights(source)
-        with torch.random.fork_rng(devices=[]):  # the initial values are thrown away; the caller's stream stays put
-            model = cls(config)
-        stored = functools.reduce(torch.promote_types, (tensor.dtype for tensor in weights.values()))
-        model.to(dtype=dtype or stored)
-        model.load_state_dict(weights, strict=True)
-        return model.to(device=device).eval()
+        found = load_weights(source)
+        if found.labels is not None:
+            raise CheckpointError(
+                f"{os.fspath(source)}: expected a generative model, got a classifier of {len(found.labels)} classes; "
+                "load it by BGPTForClassification.from_pretrained"
+            )
+        return restored(lambda: cls(found.config), found.state_dict, device=device, dtype=dtype)
 
     def save_pretrained(self, directory: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> None:
         """Writes `config.json` and `model.safetensors`, complete or absent; `dtype` None keeps the weights' own."""
@@ -140,35 +143,27 @@ class BGPT(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
 
-class BGPTForClassification(nn.Module):
-    """Classifies documents: the mean of all patch features of the patch-level decoder, then one linear layer.
+def restored(
+    make: Callable[[], Model],
+    weights: Mapping[str, Tensor],
+    *,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> Model:
+    """The model that `make` makes, with `weights` in the place of its initial values, in evaluation mode.
 
-    Args:
-        config: the patch decoder's sizes.
-        num_labels: classes.
-
-    Source: arXiv 2402.19155 and the released code, where the mean runs over the extension and end-of-file patches too.
+    `device` None means the CPU, `dtype` None the weights' own. torch's global generator stays where it was.
     """
+    with torch.random.fork_rng(devices=[]):
+        model = make()
+    model.to(dtype=dtype or stored_dtype(weights))
+    model.load_state_dict(weights, strict=True)
+    return model.to(device=device).eval()
 
-    def __init__(self, config: BGPTConfig, num_labels: int) -> None:
-        super().__init__()
-        if num_labels < 1:
-            raise ValueError(f"BGPTForClassification: num_labels: expected at least 1, got {num_labels}")
-        self.config = config
-        self.patch_level_decoder = PatchLevelDecoder(config)
-        self.classifier = nn.Linear(config.hidden_size, num_labels)
-        nn.init.normal_(self.classifier.weight, std=INIT_STD)
-        nn.init.zeros_(self.classifier.bias)
 
-    def forward(self, batch: PackedPatches) -> Tensor:
-        """Logits [B, num_labels] of each document's class."""
-        _check_batch(batch, self.config, self.classifier.weight.device)
-        features = self.patch_level_decoder(batch.patches, batch.cu_seqlens, batch.max_seqlen)
-        lengths = batch.cu_seqlens.diff()
-        documents = torch.arange(len(lengths), device=features.device).repeat_interleave(lengths)
-        sums = torch.zeros(len(lengths), features.shape[1], device=features.device, dtype=self.classifier.weight.dtype)
-        sums = sums.index_add(0, documents, features.to(sums.dtype))
-        return self.classifier(sums / lengths[:, None].to(sums.dtype))
+def stored_dtype(weights: Mapping[str, Tensor]) -> torch.dtype:
+    """The dtype that holds the values of all the weights."""
+    return functools.reduce(torch.promote_types, (tensor.dtype for tensor in weights.values()))
 
 
 @contextlib.contextmanager
@@ -199,7 +194,8 @@ def _checked_targets(batch: PackedPatches, targets: object) -> Tensor:
     return targets
 
 
-def _check_batch(batch: PackedPatches, config: BGPTConfig, device: torch.device) -> None:
+def check_batch(batch: PackedPatches, config: BGPTConfig, device: torch.device) -> None:
+    """Raises TypeError or ValueError unless a model of `config` on `device` can take the batch."""
     if not isinstance(batch, PackedPatches):
         raise TypeError(
             f"BGPT: batch: expected PackedPatches, got {type(batch).__name__}; see PackedPatches.from_bytes"

@@ -57,6 +57,7 @@ def trainer_of(job: dict[str, Any], rank: int = 0, world_size: int = 1) -> Train
                 raise DataError("the disk is gone")
 
     fields: dict[str, Any] = {"steps": 6, "learning_rate": 3e-3, "device": "cpu", "save_every": 0, "threads": 1}
+    fields |= {"prefetch": 0, "tensorboard": False}
     evaluate = (lambda model: {"weights": float(sum(p.abs().sum() for p in model.parameters()))}) if rank == 0 else None
     evaluate = evaluate or (lambda model: {"weights": -1.0})
     source = SharedSource(rank, world_size, before=before)
@@ -71,8 +72,8 @@ def main(jobs: list[dict[str, Any]]) -> None:
     own_states = trainer.states_of
     chunk = bgpt_fast.byte_decoder.CHUNK
 
-    def unweighted(parallel: Any, batches: Any, drawn: Any, total: int, precision: str) -> torch.Tensor:
-        return weighted(parallel, batches, drawn, world_size * sum(map(len, drawn)), precision)
+    def unweighted(parallel: Any, objective: Any, batches: Any, drawn: Any, total: int, rest: str) -> torch.Tensor:
+        return weighted(parallel, objective, batches, drawn, world_size * sum(map(len, drawn)), rest)
 
     for job in jobs:
         # Faults that a right implementation must not have: each makes another run.

@@ -24,7 +24,7 @@ from peers import HuggingFaceBGPT
 from torch import Tensor
 from write_faults import DiskFull, dies_in_step, step_fails
 
-from bgpt_fast import BGPT, BGPTConfig, PackedPatches
+from bgpt_fast import BGPT, BGPTConfig, BGPTForClassification, PackedPatches
 from bgpt_fast.checkpoint import (
     LM_HEAD,
     WTE,
@@ -68,8 +68,9 @@ def folder(tmp_path: Path, weights: Weights) -> Path:
 @pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_round_trip(tmp_path: Path, weights: Weights, dtype: torch.dtype | None) -> None:
     save_weights(tmp_path / "new" / "model", SMALL, weights, dtype=dtype)
-    config, loaded = load_weights(tmp_path / "new" / "model")
+    config, loaded, labels = load_weights(tmp_path / "new" / "model")
     assert config == SMALL
+    assert labels is None
     assert same(loaded, {name: tensor.to(dtype or torch.float32) for name, tensor in weights.items()})
     assert loaded[LM_HEAD] is loaded[WTE]
     stored = safetensors.torch.load_file(tmp_path / "new" / "model" / "model.safetensors")
@@ -115,7 +116,7 @@ def test_safetensors_files_by_themselves(tmp_path: Path, folder: Path, weights: 
     assert inside.config == SMALL
     lone = tmp_path / "lone.safetensors"
     lone.write_bytes((folder / "model.safetensors").read_bytes())
-    config, loaded = load_weights(str(lone))
+    config, loaded, _ = load_weights(str(lone))
     assert config == SMALL, "the metadata carry the config, heads included"
     assert same(loaded, weights)
     bare = tmp_path / "bare.safetensors"
@@ -533,7 +534,7 @@ def test_every_failing_step_leaves_a_whole_checkpoint(folder: Path, weights: Wei
     new = make_weights(other, seed=1)
     seen = []
     for number in save_attempts(folder, other, new):
-        config, loaded = load_weights(folder)
+        config, loaded, _ = load_weights(folder)
         assert same(loaded, weights if config == SMALL else new), number
         seen.append(config)
         assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"], number
@@ -633,3 +634,148 @@ def test_hub_ids(hub: Path, weights: Weights) -> None:
     (hub / "owner" / "folder" / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="expected the fields"):
         load_weights("owner/folder")
+
+
+LABELS = {"a.bin": 0, "caf\udce9.txt": 1, "µ.md": 2}
+
+
+def make_classifier_weights(seed: int = 0, labels: dict[str, int] = LABELS) -> Weights:
+    torch.manual_seed(seed)
+    weights = BGPTForClassification(SMALL, labels).state_dict()
+    return {name: (tensor + 0.1 * torch.rand_like(tensor)).contiguous() for name, tensor in weights.items()}
+
+
+@pytest.fixture
+def classifier(tmp_path: Path) -> Path:
+    save_weights(tmp_path / "classifier", SMALL, make_classifier_weights(), labels=LABELS)
+    return tmp_path / "classifier"
+
+
+def test_classifiers_round_trip_with_their_labels(tmp_path: Path, classifier: Path) -> None:
+    lone = tmp_path / "lone.safetensors"
+    lone.write_bytes((classifier / "model.safetensors").read_bytes())
+    for source in (classifier, classifier / "model.safetensors", lone):
+        config, loaded, labels = load_weights(source)
+        assert config == SMALL
+        assert same(loaded, make_classifier_weights())
+        assert labels == LABELS, "names that are not UTF-8 too"
+    assert json.loads((classifier / "config.json").read_bytes())["labels"] == LABELS
+    save_weights(tmp_path / "other", SMALL, make_classifier_weights(), labels=dict(reversed(LABELS.items())))
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "other" / name).read_bytes() == (classifier / name).read_bytes(), "one map, one file"
+
+
+def test_generative_models_are_stored_without_a_label_map(folder: Path) -> None:
+    assert set(json.loads((folder / "config.json").read_bytes())) == {
+        "format",
+        "version",
+        "config",
+        "sha256",
+        "previous",
+    }
+    with safetensors.safe_open(folder / "model.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["bgpt_config"]) == SMALL.to_dict()
+
+
+def spells_the_same(damaged: bytes, content: bytes) -> bool:
+    """Whether the JSON has the same values, as "\\udcE9" and "\\udce9"."""
+    with contextlib.suppress(ValueError):
+        return json.loads(damaged) == json.loads(content)
+    return False
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_damage_to_a_classifier_is_refused(classifier: Path, name: str) -> None:
+    path = classifier / name
+    content = path.read_bytes()
+    stream = random.Random(0)
+    # The label maps are short: of the flips, 100 are in them.
+    start = content.index(b"a.bin")
+    places = [stream.randrange(start, start + 40) for _ in range(100)] + [
+        stream.randrange(len(content)) for _ in range(100)
+    ]
+    for place in places:
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << stream.randrange(8)
+        path.write_bytes(damaged)
+        is_spelling = name == "config.json" and spells_the_same(bytes(damaged), content)
+        assert is_spelling or refused(classifier), place
+    path.write_bytes(content[:-2])
+    assert refused(classifier)
+    path.write_bytes(content)
+    assert not refused(classifier)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m["labels"].update({"a.bin": 2, "µ.md": 0}) or m, "labels: expected .* as in model.*, got {'µ"),
+        (lambda m: {k: v for k, v in m.items() if k != "labels"}, r"labels: expected .* as in model.*, got None"),
+        (lambda m: {**m, "labels": {"a.bin": 0}}, "labels: expected .* as in"),
+        (lambda m: {**m, "labels": {"a.bin": 0, "b": 2}}, "labels: expected class names with the indices"),
+        (lambda m: {**m, "labels": None}, "labels: expected a dict, got NoneType"),
+    ],
+)  # fmt: skip
+def test_changed_labels_in_config_json_are_refused(
+    classifier: Path, change: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    path = classifier / "config.json"
+    path.write_text(json.dumps(change(json.loads(path.read_bytes()))))
+    with pytest.raises(CheckpointError, match=message):
+        load_weights(classifier)
+
+
+def test_labels_in_the_config_json_of_a_generative_model_are_refused(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), "labels": LABELS}))
+    with pytest.raises(CheckpointError, match="labels: expected None as in"):
+        load_weights(folder)
+
+
+@pytest.mark.parametrize(
+    ("labels", "change", "message"),
+    [
+        (None, dict, r"the \d+ tensors of a bGPT model, .* and 2 \(classifier\.weight, classifier\.bias\) unexpected"),
+        ({"a": 0}, dict, r"classifier\.weight: expected shape \[1, 8\], got \[3, 8\]"),
+        ({"a": 1}, dict, "save: labels: expected class names"),
+        (LABELS, lambda w: changed(w, "classifier.bias", torch.ones(2)), r"bias: expected shape \[3\], got \[2\]"),
+        (LABELS, lambda w: changed(w, LM_HEAD, torch.ones(257, 8)), "1 .*lm_head.* unexpected"),
+        (LABELS, lambda w: changed(w, WTE, torch.ones(257, 8)), "1 .*wte.* unexpected"),
+        (LABELS, lambda w: make_weights(), r"tensors of a bGPT classifier, got 2 \(classifier"),
+    ],
+)  # fmt: skip
+def test_wrong_classifiers_are_named_and_never_saved(
+    tmp_path: Path, labels: dict[str, int] | None, change: Callable[[Weights], Weights], message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        save_weights(tmp_path / "model", SMALL, change(make_classifier_weights()), labels=labels)
+    assert not (tmp_path / "model").exists()
+
+
+def test_bare_classifier_files_want_their_labels(tmp_path: Path, hub: Path) -> None:
+    weights = make_classifier_weights()
+    safetensors.torch.save_file(weights, tmp_path / "bare.safetensors")
+    (hub / "owner" / "single").mkdir(parents=True)
+    torch.save({"model": weights}, hub / "owner" / "single" / "weights.pth")
+    for source in (tmp_path / "bare.safetensors", "owner/single", "owner/single/weights.pth"):
+        with pytest.raises(CheckpointError, match="expected a label map beside the weights of a classifier"):
+            load_weights(source)
+        found = load_weights(source, labels=LABELS)
+        assert found.labels == LABELS
+        assert same(found.state_dict, weights)
+
+
+def test_every_failing_step_between_the_two_kinds_leaves_a_whole_checkpoint(folder: Path, weights: Weights) -> None:
+    new = make_classifier_weights()
+    seen = []
+    for number in range(100):
+        with step_fails(number, DiskFull()) as steps, contextlib.suppress(OSError):
+            save_weights(folder, SMALL, new, labels=LABELS)
+        found = load_weights(folder)
+        assert same(found.state_dict, weights if found.labels is None else new), number
+        seen.append(found.labels)
+        if len(steps) <= number:
+            break
+    switch = seen.index(LABELS)
+    assert switch >= 8
+    assert seen == [None] * switch + [LABELS] * (len(seen) - switch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,9 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from bgpt_fast import BGPT, BGPTConfig
+from bgpt_fast import BGPT, BGPTConfig, BGPTForClassification
+from bgpt_fast.checkpoint import load_weights
 from bgpt_fast.cli.main import COMMANDS, main
 from bgpt_fast.tasks import cpu_states
+from bgpt_fast.tasks.classification import predict
 
 MACHINE = ["--machine.num-registers", "2", "--machine.memory-size", "16", "--machine.max-program", "4"]
 CONFIG = BGPTConfig(patch_size=8, patch_length=16, hidden_size=16, patch_num_layers=1, byte_num_layers=1, num_heads=2)
@@ -239,3 +242,137 @@ def test_a_stopped_training_saves_and_goes_on(tmp_path: Path) -> None:
     assert process.wait(30) == 143
     [saved] = (tmp_path / "run/checkpoints").glob("step-*")
     assert BGPT.from_pretrained(saved).config.hidden_size == 16
+
+
+@pytest.fixture
+def classifier(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    model = BGPTForClassification(CONFIG, {"one.txt": 0, "two.txt": 1})
+    with torch.no_grad():
+        model.classifier.bias.copy_(torch.tensor([0.0, 1.0]))
+    model.save_pretrained(tmp_path / "classifier")
+    return tmp_path / "classifier"
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    """Seven files: four of known classes, one of an unknown one, two that are none; and three that cannot be read."""
+    folder = tmp_path / "labelled"
+    (folder / "below").mkdir(parents=True)
+    for name in ("one_a.txt", "one_b.txt", "two_a.txt", "below/two_b.txt", "two_c.bin", "[red]plain.md"):
+        (folder / name).write_text("hello " * 5)
+    (folder / os.fsdecode(b"odd\xff\n.txt")).write_bytes(bytes(9999))
+    (folder / "one_empty.txt").write_bytes(b"")
+    (folder / "gone.txt").symlink_to("nowhere")
+    os.mkfifo(folder / "pipe.txt")
+    return folder
+
+
+def test_classify_tells_classes_and_scores_names(
+    tmp_path: Path,
+    classifier: Path,
+    labelled: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(labelled)
+    output = tmp_path / "made/predictions.json"
+    assert main(["classify", str(classifier), ".", "--output", str(output), "--device", "cpu"]) == 0
+    shown, told = capsys.readouterr()
+    assert "7 files" in shown
+    assert "[red]plain.md" in shown, "no markup"
+    assert r"odd\udcff\n.txt" in shown, "no control characters"
+    assert "accuracy 50.00%" in shown
+    assert "2 of 4 files" in " ".join(shown.split())
+    assert "head only" in shown
+    assert "1 empty" in told
+    assert "1 not a regular file" in told
+    assert "empty: './one_empty.txt'" in told
+    assert main(["classify", str(classifier), ".", "--json", "--patches-per-batch", "1"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    written = json.loads(output.read_bytes())
+    assert written["skipped"] == {"empty": 1, "vanished": 1, "not a regular file": 1}
+    assert len(written["first_skipped"]) == 3
+    assert written["cut_to_fit"] == 1
+    assert written["labels"] == ["one.txt", "two.txt"]
+    assert written["report"]["confusion"] == [[0, 2], [0, 2]]
+    by_path = {file["path"]: file for file in written["files"]}
+    assert len(by_path) == 7
+    assert by_path["./two_c.bin"]["true_label"] is None, "two.bin is no class of the model's"
+    assert by_path["./one_a.txt"]["true_label"] == "one.txt"
+    assert by_path[os.fsdecode(b"./odd\xff\n.txt")]["is_cut"]
+    model = BGPTForClassification.from_pretrained(classifier)
+    for file, other in zip(written["files"], printed["files"], strict=True):
+        [expected] = predict(model, [file["path"]])
+        assert (file["label"], file["is_cut"]) == ("two.txt", expected.is_cut)
+        assert file["probabilities"] == pytest.approx(expected.probabilities, rel=1e-5)
+        assert other["probabilities"] == pytest.approx(expected.probabilities, rel=1e-5)
+
+
+def test_classify_without_labels_in_the_names(
+    classifier: Path, labelled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["classify", str(classifier), str(labelled / "[red]plain.md"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["report"] is None
+    assert main(["classify", str(classifier), str(labelled / "[red]plain.md")]) == 0
+    assert "accuracy" not in capsys.readouterr().out
+
+
+def test_classify_shows_what_a_terminal_can_take(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {f"c{index}.x": index for index in range(13)}
+    BGPTForClassification(CONFIG, names).save_pretrained(tmp_path / "many")
+    monkeypatch.chdir(tmp_path)
+    Path("files").mkdir()
+    for index in range(203):
+        Path(f"files/c1_{index}.x").write_bytes(b"x")
+    assert main(["classify", "many", "files"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("c1_") == 200
+    assert "the first 200" in shown
+    assert "the confusion matrix of 13 classes is in --output and --json" in shown
+    assert "interval" not in shown, "all files are alike, and all right or all wrong"
+
+
+def test_classify_takes_released_weights_with_labels(
+    tmp_path: Path, classifier: Path, labelled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"model": load_weights(classifier).state_dict}, tmp_path / "weights.pth")
+    # The file states no number of heads: one per 64 channels, as released, is not this model's, and no matter here.
+    words = ["classify", str(tmp_path / "weights.pth"), str(labelled / "one_a.txt"), "--json"]
+    assert main(words) == 1
+    assert "labels: expected a label map" in capsys.readouterr().err
+    labels = tmp_path / "labels.json"
+    for content, message in (
+        ("{", "--labels: .*expected JSON"),
+        ("[1]", "--labels: .*expected a JSON object, got list"),
+        ('{"one": 0}', "expected shape .1.* got .2.*; the label map has 1 classes"),
+    ):
+        labels.write_text(content)
+        assert main([*words, "--labels", str(labels)]) == 1
+        assert re.search(message, capsys.readouterr().err)
+    labels.write_text('{"uno.txt": 0, "dos.txt": 1}')
+    assert main([*words, "--labels", str(labels)]) == 0
+    assert json.loads(capsys.readouterr().out)["labels"] == ["uno.txt", "dos.txt"]
+
+
+def test_wrong_classify_options_are_named(
+    tmp_path: Path, checkpoint: Path, classifier: Path, labelled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, code, message in (
+        ([], 2, ""),
+        ([str(classifier)], 1, "expected files or folders after the checkpoint, got none"),
+        ([str(classifier), str(tmp_path / "nowhere")], 1, "nowhere.*give files and folders that exist"),
+        ([str(classifier), str(labelled / "one_empty.txt")], 1, "expected at least one file.*left out: 1 empty"),
+        ([str(checkpoint), str(labelled)], 1, "expected a classifier, got a generative model"),
+        ([str(classifier), str(labelled), "--output", str(tmp_path)], 1, "expected a file to write, got the folder"),
+        ([str(classifier), str(labelled), "--patches-per-batch", "0"], 1, "patches_per_batch: expected at least 1"),
+        ([str(classifier), str(labelled), "--device", "nosuch"], 1, "device: expected 'auto', 'cpu' or a GPU"),
+    ):
+        assert main(["classify", *words]) == code
+        assert re.search(message, capsys.readouterr().err)
+    for command in (["generate"], ["evaluate", str(labelled)]):
+        assert main([*command, "--checkpoint", str(classifier)]) == 1
+        assert "expected a generative model, got a classifier of 2 classes" in capsys.readouterr().err

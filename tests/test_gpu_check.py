@@ -19,13 +19,9 @@ import check_report
 import pytest
 import torch
 from check_jobs import Ended, Job, Limit, Receipt, Report, Stage, execute, run_command, run_items
-from flops import forward_flops, memory_target, training_flops
 from op_cases import CASES, SMALL, Maker, OpCase, Work, case_of
 from op_measure import WrongResultError, check, figures, run, speed_ups
 from timing import Timing, measure, summarise
-from torch.utils.flop_counter import FlopCounterMode
-
-from bgpt_fast import BGPTConfig, PackedPatches, ReferenceBGPT
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -326,34 +322,6 @@ def test_no_speed_up_is_reported_on_red() -> None:
     rows = [line for line in check_report.table(receipt).splitlines() if "layer_norm  " in line]
     assert len(rows) == 2
     assert all("no speed-up" in row for row in rows)
-
-
-def test_flops_are_what_torch_counts() -> None:
-    config = BGPTConfig(
-        patch_size=4, patch_length=9, hidden_size=32, patch_num_layers=2, byte_num_layers=3, num_heads=4
-    )
-    batch = PackedPatches.from_bytes([("a", bytes(20)), ("b", bytes(5))], config)
-    lengths = batch.cu_seqlens.diff().tolist()
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        ReferenceBGPT(config)(batch)
-    one_hot = 2 * sum(lengths) * 4 * 257 * 32  # the reference multiplies by one-hot matrices
-    assert sum(forward_flops(config, lengths, causal=False).values()) + one_hot == counter.get_total_flops()
-
-
-def test_flops_of_the_papers_model() -> None:
-    parts = forward_flops(BGPTConfig(), [512])
-    a_patch = {name: flops / (511 if name.startswith(("byte", "head")) else 512) / 1e6 for name, flops in parts.items()}
-    expected = {
-        "patch linears": 169.9,
-        "patch attention": 9.45,
-        "byte linears": 679.5,
-        "byte attention": 1.25,
-        "head": 6.3,
-    }
-    assert a_patch == pytest.approx(expected, rel=0.01)
-    assert training_flops(BGPTConfig(), [512] * 64) / (64 * 512) == pytest.approx(2.60e9, rel=0.005)
-    assert memory_target(1_000_000) == 256e9
 
 
 def test_timing() -> None:

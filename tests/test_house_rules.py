@@ -10,12 +10,14 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     {"config", "device", "files", "_C", "__version__"},
-    {"reference", "documents", "pth"},
+    {"reference", "documents", "pth", "flops"},
+    {"state_dict"},
     {"patches", "checkpoint", "metrics"},
     {"kernels"},
     {"layers"},
     {"patch_decoder", "byte_decoder"},
     {"model"},
+    {"classifier"},
     {"data"},
     {"generation", "training", "report"},
     {"tasks"},

@@ -9,7 +9,7 @@ import torch
 from conftest import TINY, random_documents
 from peers import HuggingFaceBGPT
 
-from bgpt_fast import BGPT, BGPTConfig, BGPTForClassification, Generator, PackedPatches, Prompt, ReferenceBGPT
+from bgpt_fast import BGPT, BGPTConfig, Generator, PackedPatches, Prompt, ReferenceBGPT
 
 SHAPES = {
     "several heads, patches of 4": (TINY, [9, 0, 33, 1, 16, 64]),
@@ -258,15 +258,6 @@ def test_dropout_only_while_training(tiny_batch: PackedPatches) -> None:
     assert not torch.equal(model(tiny_batch).nats, model(tiny_batch).nats)
     model.eval()
     assert torch.equal(model(tiny_batch).nats, model(tiny_batch).nats)
-
-
-def test_classifier_equals_the_mean_of_hugging_face_features(tiny_batch: PackedPatches) -> None:
-    model = randomised(BGPTForClassification(TINY, 5))
-    peer = HuggingFaceBGPT(TINY).eval()
-    peer.patch_level_decoder.load_state_dict(model.patch_level_decoder.state_dict(), strict=True)
-    _, mask, features = peer.features(tiny_batch)
-    mean = (features * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-    assert_close(model(tiny_batch), model.classifier(mean), 1e-5, "class logits")
 
 
 def test_saved_and_loaded_is_the_same(tmp_path, tiny_model: BGPT, tiny_batch: PackedPatches) -> None:

@@ -216,6 +216,12 @@ def test_long_runs_hold_on_to_nothing(tmp_path: Path, steps: int) -> None:
     def watch(position: int) -> None:
         if position >= 100 and position % 20 == 0:
             seen[position] = _resources()
+            # A save that is still being written has a file open; what is leaked stays open.
+            for _ in range(100):
+                if seen[position][2] <= seen[min(seen)][2]:
+                    break
+                time.sleep(0.02)
+                seen[position] = _resources()
 
     make_trainer(tmp_path, RandomSource(before=watch), steps=100 + steps, save_every=100, eval_every=50).train()
     assert len({threads for _, threads, _ in seen.values()}) == 1

@@ -245,7 +245,8 @@ def test_log_every_keeps_the_last_step(tmp_path: Path) -> None:
     make_trainer(tmp_path, steps=8, log_every=3).train()
     assert [line["step"] for line in log_lines(tmp_path)] == [3, 6, 8]
     assert log_lines(tmp_path)[0].keys() == {
-        "kind", "step", "loss", "bits_per_byte", "learning_rate", "patches_per_second", "grad_norm", "seconds",
+        "kind", "step", "loss", "bits_per_byte", "learning_rate", "grad_norm", "patches", "documents",
+        "patches_per_second", "tflops", "seconds",
     }  # fmt: skip
 
 
@@ -256,10 +257,13 @@ def test_progress_shows_every_figure(terminal: bool) -> None:
     ticks = iter(range(1000))
     with TrainProgress(20, console=console, line_seconds=10, clock=lambda: float(next(ticks))) as progress:
         for step in range(1, 21):
-            progress.update(StepFigures(step, 1.25, 1.8, 1e-3, 5000.0, 0.5, float(step)), step / 20, 75.0)
+            progress.update(
+                StepFigures(step, 1.25, 1.8, 0.75, 1e-3, 0.5, 90, 9, 0.98, 5000.0, 0.1, 0.4, 9.0), step / 20, 75.0
+            )
         progress.message("[note]")
     text = stream.getvalue()
-    for part in ("loss 1.2500", "1.8000 bits/byte", "5,000 patches/s", "lr 1.00e-03", "1:15 left", "20/20", "[note]"):
+    parts = ["loss 1.2500", "1.8000 bits/byte", "75.0% right", "5,000 patches/s", "MFU 40.0%", "98.0% full"]
+    for part in (*parts, "lr 1.00e-03", "1:15 left", "20/20", "[note]"):
         assert part in text
     if not terminal:
         assert "\x1b" not in text

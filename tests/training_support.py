@@ -59,7 +59,9 @@ def make_model(config: BGPTConfig = CONFIG, seed: int = 0) -> BGPT:
 
 
 def make_trainer(run_dir: Path, source: RandomSource | None = None, evaluate: Any = None, **fields: Any) -> Trainer:
-    defaults: dict[str, Any] = {"steps": 8, "learning_rate": 3e-3, "device": "cpu", "save_every": 0}
+    # Nothing is read ahead: what a source does at its N-th batch falls into step N.
+    defaults: dict[str, Any] = {"steps": 8, "learning_rate": 3e-3, "device": "cpu", "save_every": 0, "prefetch": 0}
+    defaults["tensorboard"] = False
     return Trainer(
         make_model(),
         source or RandomSource(),

@@ -14,6 +14,7 @@ COMMANDS = {
     "generate": "continue files, or make new ones from an extension alone",
     "simulate": "let a model run programs of the toy CPU, and hold it against the truth",
     "evaluate": "bits per byte on files, or accuracy on CPU states",
+    "classify": "the class of each file, by a trained classifier",
     "data": "make data sets: data cpu-states",
     "env": "what this machine and this build have",
 }

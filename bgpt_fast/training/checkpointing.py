@@ -58,6 +58,7 @@ class RunState:
         state: the rest, JSON-ready: step, seconds, the source's position, the training config.
         write_shards: writes the parts of tensors that several ranks share into a folder, all ranks taking part; what
             is loaded has them whole among `optimizer`.
+        labels: a classifier's label map; None for a generative model.
     """
 
     model_config: BGPTConfig
@@ -66,6 +67,7 @@ class RunState:
     rng: dict[str, Tensor] = field(default_factory=dict)
     state: dict[str, Any] = field(default_factory=dict)
     write_shards: Callable[[Path], None] | None = None
+    labels: dict[str, int] | None = None
 
 
 class CheckpointStore:
@@ -131,13 +133,14 @@ class CheckpointStore:
         folder = self.path(step)
         _verify(folder)
         try:
-            model_config, weights = load_weights(folder)
+            found = load_weights(folder)
             return RunState(
-                model_config,
-                weights,
+                found.config,
+                found.state_dict,
                 safetensors.torch.load_file(folder / "optimizer.safetensors") | _shards(folder / _SHARDS),
                 safetensors.torch.load_file(folder / "rng.safetensors"),
                 json.loads((folder / "state.json").read_bytes()),
+                labels=found.labels,
             )
         except (OSError, ValueError, safetensors.SafetensorError) as error:
             raise CheckpointDamagedError(f"{folder}: {error}") from error
@@ -217,7 +220,7 @@ class CheckpointStore:
 
 
 def _write_files(folder: Path, checkpoint: RunState) -> None:
-    save_weights(folder, checkpoint.model_config, checkpoint.weights)
+    save_weights(folder, checkpoint.model_config, checkpoint.weights, labels=checkpoint.labels)
     for name, tensors in (("optimizer", checkpoint.optimizer), ("rng", checkpoint.rng)):
         with atomic_write(folder / f"{name}.safetensors") as file:
             file.write(

@@ -43,6 +43,14 @@ class TrainConfig:
         parallel: how several ranks (`torchrun`) share the work: "ddp" has the whole model on each, "fsdp" a part.
         timeout_seconds: how long a rank waits for another before it ends with `RankFailedError`.
         activation_checkpointing: keep only the patch decoder's layer inputs and compute the rest again for gradients.
+        prefetch: batches that are prepared while the model works on the ones before; 0: none.
+        prefetch_process: prepare them in a process of its own instead of a thread.
+        async_saves: write checkpoints beside training, from copies on the CPU; False waits for each.
+        tensorboard: write the figures for TensorBoard too.
+        wandb: log them to Weights & Biases too, in `wandb_project`.
+        wandb_project: a project's name there.
+        profile_steps: steps to profile, of which a trace for Perfetto is written; 0: none.
+        profile_after: steps of a session before the profiled ones.
 
     Raises:
         TypeError, ValueError: a field has a wrong type or is out of range.
@@ -78,6 +86,14 @@ class TrainConfig:
     parallel: Literal["ddp", "fsdp"] = "ddp"
     timeout_seconds: float = 600.0
     activation_checkpointing: bool = False
+    prefetch: int = 2
+    prefetch_process: bool = False
+    async_saves: bool = True
+    tensorboard: bool = True
+    wandb: bool = False
+    wandb_project: str = "bgpt-fast"
+    profile_steps: int = 0
+    profile_after: int = 10
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
@@ -85,7 +101,16 @@ class TrainConfig:
             object.__setattr__(
                 self, field.name, _checked_type(field.name, getattr(self, field.name), hints[field.name])
             )
-        for name in ("steps", "targets_per_step", "eval_every", "save_every", "seed"):
+        for name in (
+            "steps",
+            "targets_per_step",
+            "eval_every",
+            "save_every",
+            "seed",
+            "prefetch",
+            "profile_steps",
+            "profile_after",
+        ):
             self._require(name, getattr(self, name) >= 0, "at least 0")
         for name in ("accumulation", "keep_last", "log_every"):
             self._require(name, getattr(self, name) >= 1, "at least 1")

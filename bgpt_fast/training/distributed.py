@@ -54,11 +54,13 @@ class Ranks:
         self.device = resolve_device(device)
         self._folder = folder
         self._control: dist.ProcessGroup | None = None
+        self._saving: dist.ProcessGroup | None = None
         if self.world_size > 1:
             timeout = timedelta(seconds=timeout_seconds)
             if not dist.is_initialized():
                 dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=timeout)
             self._control = dist.new_group(backend="gloo", timeout=timeout)
+            self._saving = dist.new_group(backend="gloo", timeout=timeout)
             self._notes = folder / f".ranks-{self.broadcast(secrets.token_hex(8))}"
             if self.is_main:
                 for left in folder.glob(".ranks-*"):
@@ -70,9 +72,9 @@ class Ranks:
         return self.rank == 0
 
     @property
-    def control(self) -> dist.ProcessGroup | None:
-        """The gloo group of all ranks; None for a single process."""
-        return self._control
+    def saving(self) -> dist.ProcessGroup | None:
+        """A gloo group for the threads that save beside training; None for a single process."""
+        return self._saving
 
     def table(self, values: Sequence[float]) -> list[list[float]]:
         """Every rank's `values`, the same on all; numbers are exact up to 2⁵³."""
@@ -91,12 +93,12 @@ class Ranks:
         dist.all_gather_object(found, value, group=self._control)
         return found
 
-    def broadcast(self, value: Any) -> Any:
-        """Rank 0's `value`."""
+    def broadcast(self, value: Any, *, saving: bool = False) -> Any:
+        """Rank 0's `value`; with `saving`, among the threads that save."""
         if self._control is None:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0, group=self._control)
+        dist.broadcast_object_list(box, src=0, group=self._saving if saving else self._control)
         return box[0]
 
     def barrier(self) -> None:

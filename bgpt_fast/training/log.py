@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from bgpt_fast.files import atomic_write
-from bgpt_fast.patches import PackedPatches
 
 
 class RunLog:
@@ -71,14 +70,12 @@ def _is_before(line: bytes, step: int, evaluated_step: int) -> bool:
         return False
 
 
-def write_batches(
-    path: Path, batches: Sequence[PackedPatches], targets: Sequence[Tensor], notes: dict[str, Any]
-) -> None:
-    """Writes batches as safetensors: `N.patches`, `N.cu_seqlens` and `N.targets` (packed indices), N from 0."""
-    tensors: dict[str, Tensor] = {}
-    for index, (batch, indices) in enumerate(zip(batches, targets, strict=True)):
-        tensors[f"{index}.patches"] = torch.as_tensor(batch.patches).contiguous()
-        tensors[f"{index}.cu_seqlens"] = torch.as_tensor(batch.cu_seqlens).contiguous()
-        tensors[f"{index}.targets"] = indices.contiguous()
+def write_batches(path: Path, batches: Sequence[Mapping[str, Tensor]], notes: dict[str, Any]) -> None:
+    """Writes batches as safetensors: each one's tensors as `N.name`, N from 0; `notes` become the metadata."""
+    tensors = {
+        f"{index}.{name}": torch.as_tensor(tensor).contiguous()
+        for index, batch in enumerate(batches)
+        for name, tensor in batch.items()
+    }
     with atomic_write(path) as file:
         file.write(safetensors.torch.save(tensors, {name: str(value) for name, value in notes.items()}))

@@ -13,8 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from bgpt_fast.layers import Block
-from bgpt_fast.model import BGPT
 from bgpt_fast.training.distributed import Ranks
+from bgpt_fast.training.objectives import Model
+from bgpt_fast.training.profiling import phase
 
 if TYPE_CHECKING:
     from bgpt_fast.training.sharded import ShardWriter
@@ -32,7 +33,7 @@ class Parallel:
         ranks: who takes part.
     """
 
-    def __init__(self, model: BGPT, ranks: Ranks) -> None:
+    def __init__(self, model: Model, ranks: Ranks) -> None:
         self.model = model
         self.ranks = ranks
         self._forward: nn.Module = model
@@ -57,7 +58,9 @@ class Parallel:
         """
         with self._collecting(last):
             # Ranks' gradients are averaged, and a global mean's gradient is the sum of its parts.
-            (loss(self._forward) * self.ranks.world_size).backward()
+            mean = loss(self._forward) * self.ranks.world_size
+            with phase("backward"):
+                mean.backward()
 
     @contextlib.contextmanager
     def _collecting(self, last: bool) -> Iterator[None]:
@@ -81,7 +84,7 @@ class Parallel:
         self.model.load_state_dict(weights)
 
     @contextlib.contextmanager
-    def whole_model(self) -> Iterator[BGPT]:
+    def whole_model(self) -> Iterator[Model]:
         """A model for an evaluation, which may use it in any way: a copy where the model is in parts."""
         yield self.model
 
@@ -90,7 +93,7 @@ class Parallel:
         return None
 
 
-def parallel_model(model: BGPT, ranks: Ranks, kind: str) -> Parallel:
+def parallel_model(model: Model, ranks: Ranks, kind: str) -> Parallel:
     """A model on ranks as `TrainConfig.parallel` says; on a single one as it is."""
     if ranks.world_size > 1 and kind == "fsdp":
         # FSDP's imports take a second that most runs need not wait.
@@ -114,7 +117,7 @@ def like(whole: Tensor, target: Tensor) -> Tensor:
     return torch.empty_like(target).copy_(whole)
 
 
-def set_activation_checkpointing(model: BGPT, enabled: bool) -> None:
+def set_activation_checkpointing(model: Model, enabled: bool) -> None:
     """Whether the patch decoder's layers keep only their inputs, and run again for their gradients."""
     for block in cast(Iterable[Block], model.patch_level_decoder.base.h):
         if enabled:

@@ -15,14 +15,35 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 @dataclass(frozen=True)
 class StepFigures:
-    """One step's figures: loss in nats a position, bits a real byte, learning rate, patches a second, gradient norm."""
+    """One step's figures, of all ranks together.
+
+    Args:
+        step: from 1.
+        loss: nats a position, or of a classifier nats a document.
+        bits_per_byte: bits a real byte; None of a classifier.
+        accuracy: share of documents whose class was right; None of a generative model.
+        learning_rate: of AdamW.
+        grad_norm: before clipping.
+        patches, documents: in the step's batches.
+        fill: patches as a share of the room of the batches, where that is known; the rest stayed empty.
+        patches_per_second: through the model.
+        tflops: 10¹² operations a second that the model must do (`bgpt_fast.flops`).
+        mfu: these as a share of the datasheet peak of all devices, where that is known.
+        seconds: of training so far.
+    """
 
     step: int
     loss: float
-    bits_per_byte: float
+    bits_per_byte: float | None
+    accuracy: float | None
     learning_rate: float
-    patches_per_second: float
     grad_norm: float
+    patches: int
+    documents: int
+    fill: float | None
+    patches_per_second: float
+    tflops: float
+    mfu: float | None
     seconds: float
 
 
@@ -93,13 +114,18 @@ class TrainProgress:
             self._console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     def _text(self, figures: StepFigures, seconds_left: float) -> str:
-        loss = self._smooth("loss", figures.loss)
-        bits = self._smooth("bits", figures.bits_per_byte)
-        rate = self._smooth("rate", figures.patches_per_second)
-        return (
-            f"step {figures.step}{self._of} · loss {loss:.4f} · {bits:.4f} bits/byte · {rate:,.0f} patches/s · "
-            f"lr {figures.learning_rate:.2e} · {clock_text(seconds_left)} left"
-        )
+        parts = [f"step {figures.step}{self._of}", f"loss {self._smooth('loss', figures.loss):.4f}"]
+        if figures.bits_per_byte is not None:
+            parts.append(f"{self._smooth('bits', figures.bits_per_byte):.4f} bits/byte")
+        if figures.accuracy is not None:
+            parts.append(f"{100 * self._smooth('accuracy', figures.accuracy):.1f}% right")
+        parts.append(f"{self._smooth('rate', figures.patches_per_second):,.0f} patches/s")
+        if figures.mfu is not None:
+            parts.append(f"MFU {100 * self._smooth('mfu', figures.mfu):.1f}%")
+        if figures.fill is not None:
+            parts.append(f"{100 * self._smooth('fill', figures.fill):.1f}% full")
+        parts += [f"lr {figures.learning_rate:.2e}", f"{clock_text(seconds_left)} left"]
+        return " · ".join(parts)
 
     def _smooth(self, name: str, value: float) -> float:
         self._shown[name] = (

@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from bgpt_fast.layers import Block
 from bgpt_fast.model import BGPT
 from bgpt_fast.training.distributed import Ranks
+from bgpt_fast.training.objectives import Model, same_kind
 from bgpt_fast.training.parallel import Parallel, like
 
 
@@ -34,8 +35,9 @@ class Sharded(Parallel):
         for block in cast(Iterable[Block], self.model.patch_level_decoder.base.h):
             fully_shard(block.attn, mesh=mesh)
             fully_shard(block.mlp, mesh=mesh)
-        # As one: its loss runs forward and backward chunk by chunk on whole weights.
-        fully_shard(self.model.byte_level_decoder, mesh=mesh)
+        if isinstance(self.model, BGPT):
+            # As one: its loss runs forward and backward chunk by chunk on whole weights.
+            fully_shard(self.model.byte_level_decoder, mesh=mesh)
         # FSDP2 takes contiguous parameters alone, and this one lies column by column.
         fully_shard(self.model, mesh=mesh, ignored_params={self._embedding})
 
@@ -76,8 +78,8 @@ class Sharded(Parallel):
             value.copy_(like(weights[name], value))
 
     @contextlib.contextmanager
-    def whole_model(self) -> Iterator[BGPT]:
-        copy = BGPT(self.model.config).to(self.ranks.device)
+    def whole_model(self) -> Iterator[Model]:
+        copy = same_kind(self.model).to(self.ranks.device)
         parts = self.model.state_dict()
         with torch.no_grad():
             for name, value in copy.state_dict().items():
@@ -103,7 +105,7 @@ def part_like(whole: Tensor, target: Tensor) -> Tensor:
 class ShardWriter:
     """Writes tensors that are in parts, all ranks together: torch's distributed checkpoint, as safetensors.
 
-    Rank 0 calls it with the folder, or `abandon`; the others call `follow`.
+    Rank 0 calls it with the folder, and `abandon` at the end; the others call `follow`. All may do so in threads.
 
     Args:
         tensors: DTensors by name.
@@ -122,11 +124,11 @@ class ShardWriter:
             OSError: a rank could not write.
         """
         self._called = True
-        self._write(self._ranks.broadcast(str(folder)))
+        self._write(self._ranks.broadcast(str(folder), saving=True))
 
     def follow(self) -> None:
         """Takes part; what fails is for rank 0 to tell."""
-        folder = self._ranks.broadcast(None)
+        folder = self._ranks.broadcast(None, saving=True)
         if folder is not None:
             with contextlib.suppress(OSError):
                 self._write(folder)
@@ -134,12 +136,12 @@ class ShardWriter:
     def abandon(self) -> None:
         """Lets the other ranks go if they wait for a folder still."""
         if not self._called:
-            self._ranks.broadcast(None)
+            self._ranks.broadcast(None, saving=True)
 
     def _write(self, folder: str) -> None:
         writer = dcp.HuggingFaceStorageWriter(folder, save_distributed=True)
         try:
-            dcp.save(self._tensors, storage_writer=writer, process_group=self._ranks.control)
+            dcp.save(self._tensors, storage_writer=writer, process_group=self._ranks.saving)
         except CheckpointException as error:
             raise OSError(f"{folder}: {error}") from error
 

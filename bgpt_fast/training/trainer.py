@@ -4,37 +4,45 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from bgpt_fast.config import EOP
-from bgpt_fast.data.source import DataError, Source
+from bgpt_fast.data.prefetch import Prefetcher
+from bgpt_fast.data.source import BatchSource, DataError
 from bgpt_fast.files import write_json
+from bgpt_fast.flops import peak_flops
 from bgpt_fast.metrics import BitsPerByte
-from bgpt_fast.model import BGPT
 from bgpt_fast.training.checkpointing import CheckpointStore, CheckpointWriteError, RunState
 from bgpt_fast.training.config import TrainConfig
+from bgpt_fast.training.dashboards import Dashboards
 from bgpt_fast.training.distributed import Ranks
 from bgpt_fast.training.errors import NonFiniteLossError, RankFailedError, TrainingInterrupted
-from bgpt_fast.training.gradients import accumulate_gradients, draw_targets
+from bgpt_fast.training.gradients import accumulate_gradients
 from bgpt_fast.training.interrupts import Interrupts, StopEvaluation
 from bgpt_fast.training.log import RunLog, write_batches
+from bgpt_fast.training.objectives import Model, Work, labels_of, objective_of
 from bgpt_fast.training.optimizer import Optimizers
 from bgpt_fast.training.parallel import in_parts, parallel_model, set_activation_checkpointing
+from bgpt_fast.training.profiling import StepProfiler, phase
 from bgpt_fast.training.progress import StepFigures, TrainProgress
 from bgpt_fast.training.random_state import join_ranks, random_state, restore_random_state, seed_rank, states_of
+from bgpt_fast.training.saves import BackgroundSaves, snapshot
 from bgpt_fast.training.schedule import schedule_factor, step_progress, time_progress
 
-Evaluate = Callable[[BGPT], dict[str, float]]
+if TYPE_CHECKING:
+    from bgpt_fast.training.sharded import ShardWriter
+
+Evaluate = Callable[[Any], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -73,11 +81,14 @@ class Trainer:
     (`rank_and_world_size`). A step's gradient is that of the mean over all ranks' positions. Rank 0 logs and writes.
 
     Args:
-        model: trained in place; moved to the config's device; with several ranks it starts as rank 0's.
-        source: batches; its position is part of every checkpoint.
+        model: `BGPT`, trained to predict bytes, or `BGPTForClassification`, trained to tell classes; in place; moved to
+            the config's device; with several ranks it starts as rank 0's.
+        source: batches of `PackedPatches`, or for a classifier of `LabelledBatch`; its position is part of every
+            checkpoint.
         config: see `TrainConfig`.
-        run_dir: the run's folder: `run.json`, `log.jsonl`, `checkpoints/`. Made if missing; if it holds checkpoints,
-            the run goes on from the latest intact one.
+        run_dir: the run's folder: `run.json`, `log.jsonl`, `checkpoints/`, and what `TrainConfig` asks for:
+            `tensorboard/`, `trace.json.gz` and `profile.json`. Made if missing; if it holds checkpoints, the run goes
+            on from the latest intact one.
         evaluate: called with the model in evaluation mode, under no_grad and with a random state of its own; returns
             figures for the log; with several ranks each calls it, and rank 0's figures count.
         show_progress: whether to show a bar, or lines where standard error is no terminal.
@@ -90,8 +101,8 @@ class Trainer:
 
     def __init__(
         self,
-        model: BGPT,
-        source: Source,
+        model: Model,
+        source: BatchSource[Any],
         config: TrainConfig,
         run_dir: str | os.PathLike[str],
         evaluate: Evaluate | None = None,
@@ -106,6 +117,11 @@ class Trainer:
         set_activation_checkpointing(self.model, config.activation_checkpointing)
         self._parallel = parallel_model(self.model, self.ranks, config.parallel)
         self.source = source
+        self._feed: BatchSource[Any] = source
+        self._objective = objective_of(model)
+        self._classifies = labels_of(model) is not None
+        precision = torch.bfloat16 if config.precision == "bf16" else torch.float32
+        self._peak = (peak_flops(self.device, precision) or 0.0) * self.ranks.world_size
         self.config = config
         self.run_dir = Path(run_dir)
         self.store = CheckpointStore(self.run_dir / "checkpoints", config.keep_last)
@@ -117,6 +133,7 @@ class Trainer:
         self._evaluation: dict[str, float] = {}
         self._best: float | None = None
         self._saved_step: int | None = None
+        self._saves = BackgroundSaves()
         self._loss = math.nan
         self._last_step_seconds = 0.0
         self._log = RunLog(self.run_dir / "log.jsonl", enabled=self.ranks.is_main)
@@ -150,23 +167,28 @@ class Trainer:
         self._log.open_at(self.step, self._evaluated_step)
         patches = 0
         training_seconds = 0.0
-        try:
-            with Interrupts() as interrupts, TrainProgress(self.config.steps, enabled=self._show_progress) as progress:
-                self._at_boundary(interrupts, progress)
-                while not self._stopped_by():
-                    figures, count = self._train_step()
-                    patches += count
-                    training_seconds += self._last_step_seconds
-                    done, left = self._done_and_left()
-                    progress.update(figures, done, left)
-                    if self.step % self.config.log_every == 0 or self._stopped_by():
-                        self._log.write({"kind": "train", **dataclasses.asdict(figures)})
-                    self._at_boundary(interrupts, progress)
-        finally:
-            self._log.close()
-            # On a full disk the error that ended the run matters, not this one.
-            with contextlib.suppress(OSError):
-                self._describe()
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._close)
+            self._open_feed()
+            boards = self._open_dashboards()
+            stack.callback(boards.close)
+            profiler = self._open_profiler(stack)
+            interrupts = stack.enter_context(Interrupts())
+            progress = stack.enter_context(TrainProgress(self.config.steps, enabled=self._show_progress))
+            self._at_boundary(interrupts, progress, boards)
+            while not self._stopped_by():
+                figures = self._train_step()
+                patches += figures.patches
+                training_seconds += self._last_step_seconds
+                done, left = self._done_and_left()
+                progress.update(figures, done, left)
+                if self.step % self.config.log_every == 0 or self._stopped_by():
+                    known = {k: v for k, v in dataclasses.asdict(figures).items() if v is not None}
+                    self._log.write({"kind": "train", **known})
+                    boards.write(self.step, {k: v for k, v in known.items() if k != "step"}, "train")
+                self._at_boundary(interrupts, progress, boards)
+                if profiler is not None:
+                    profiler.step()
         assert self._saved_step is not None
         return TrainResult(
             steps=self.step,
@@ -179,12 +201,60 @@ class Trainer:
             checkpoint_path=self.store.path(self._saved_step),
         )
 
+    def _open_feed(self) -> None:
+        if self.config.prefetch:
+            self._feed = Prefetcher(self.source, self.config.prefetch, process=self.config.prefetch_process)
+
+    def _open_dashboards(self) -> Dashboards:
+        settings = {"model": self.model.config.to_dict(), "training": self.config.to_dict()}
+        return Dashboards(
+            self.run_dir,
+            tensorboard=self.config.tensorboard and self.ranks.is_main,
+            wandb=self.config.wandb and self.ranks.is_main,
+            project=self.config.wandb_project,
+            config=settings,
+            step=self.step,
+        )
+
+    def _open_profiler(self, stack: contextlib.ExitStack) -> StepProfiler | None:
+        """Profiles rank 0 for some steps; what it found is in profile.json, the trace beside it."""
+        if not (self.config.profile_steps and self.ranks.is_main):
+            return None
+        profiler = StepProfiler(
+            self.run_dir / "trace.json.gz", self.config.profile_after + 1, self.config.profile_steps
+        )
+
+        def report() -> None:
+            if profiler.profiled:
+                found = {
+                    "steps": profiler.profiled,
+                    "gpu_idle_share": profiler.gpu_idle_share,
+                    "ops": profiler.summary(),
+                }
+                write_json(self.run_dir / "profile.json", found)
+
+        stack.callback(report)
+        return stack.enter_context(profiler)
+
+    def _close(self) -> None:
+        """Ends what a session started; the source then stands after the last batch that was used."""
+        self._saves.close()
+        self._log.close()
+        # On a full disk the error that ended the run matters, not this one.
+        with contextlib.suppress(OSError):
+            self._describe()
+        if isinstance(self._feed, Prefetcher):
+            position = self._feed.state_dict()
+            self._feed.close()
+            self._feed = self.source
+            self.source.load_state_dict(position)
+
     def _describe(self) -> None:
         """Writes run.json: the settings, and what the source holds and had to skip so far."""
         if not self.ranks.is_main:
             return
         settings = {"model": self.model.config.to_dict(), "training": self.config.to_dict()}
-        write_json(self.run_dir / "run.json", {**settings, "source": self.source.describe()})
+        write_json(self.run_dir / "run.json", {**settings, "source": self._feed.describe()})
 
     def _stopped_by(self) -> str:
         if self.config.steps and self.step >= self.config.steps:
@@ -202,17 +272,17 @@ class Trainer:
         done = min(max(shares), 1.0)
         return done, self.seconds * (1.0 - done) / done if done else 0.0
 
-    def _train_step(self) -> tuple[StepFigures, int]:
-        """One update; returns its figures and how many patches went through the model."""
+    def _train_step(self) -> StepFigures:
+        """One update; returns its figures."""
         start = time.monotonic()
-        batches = [self.source.next_batch() for _ in range(self.config.accumulation)]
-        first = self.ranks.rank * self.config.accumulation
-        drawn = [draw_targets(batch, self.config, self.step, first + index) for index, batch in enumerate(batches)]
-        real = sum(int((batch.patches[i] != EOP).sum()) for batch, i in zip(batches, drawn, strict=True))
-        counts = [sum(len(indices) for indices in drawn), real, sum(len(batch.patches) for batch in batches)]
-        total, real, patches = (int(sum(column)) for column in zip(*self.ranks.table(counts), strict=True))
-        if total == 0:
-            raise DataError(f"step {self.step + 1}: expected at least one target patch in its batches, got none")
+        with phase("data"):
+            batches = [self._feed.next_batch() for _ in range(self.config.accumulation)]
+            first = self.ranks.rank * self.config.accumulation
+            drawn = [
+                self._objective.draw(batch, self.config, self.step, first + index)
+                for index, batch in enumerate(batches)
+            ]
+            work = self._work(batches, drawn)
         if self.config.schedule_by == "time":
             progress = time_progress(self.config, self.step, self.seconds, self._last_step_seconds)
         else:
@@ -220,45 +290,85 @@ class Trainer:
         rate = self._optimizers.set_factor(schedule_factor(self.config, progress))
         self.model.train()
         self._optimizers.zero_grad()
-        sums = accumulate_gradients(self._parallel, batches, drawn, total, self.config.precision)
-        norm = self._parallel.clip(self._optimizers.parameters, self.config.grad_clip or math.inf)
-        # The one wait for the device in a step.
-        table = self.ranks.table(torch.stack([sums, norm.double()]).tolist())
+        sums = accumulate_gradients(self._parallel, self._objective, batches, drawn, work.units, self.config.precision)
+        with phase("clip"):
+            norm = self._parallel.clip(self._optimizers.parameters, self.config.grad_clip or math.inf)
+            # The one wait for the device in a step.
+            table = self.ranks.table(torch.cat([sums, norm.double().reshape(1)]).tolist())
         bits = BitsPerByte()
-        bits.add(sum(nats for nats, _ in table), total * self.model.config.patch_size, real)
+        bits.add(sum(nats for nats, _, _ in table), work.positions, work.num_bytes)
         loss = bits.nats / bits.positions
-        grad_norm = max((row[1] for row in table), key=lambda norm: (not math.isfinite(norm), norm))
+        grad_norm = max((row[2] for row in table), key=lambda norm: (not math.isfinite(norm), norm))
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            rank = f"-rank{self.ranks.rank}" if self.ranks.world_size > 1 else ""
-            path = self.run_dir / f"nonfinite-step-{self.step + 1:08d}{rank}.safetensors"
-            write_batches(
-                path, batches, drawn, {"step": self.step + 1, "loss": repr(loss), "grad_norm": repr(grad_norm)}
-            )
-            raise NonFiniteLossError(self.step + 1, loss, grad_norm, path)
-        self._optimizers.step()
+            self._refuse(loss, grad_norm, batches, drawn)
+        with phase("optimizer"):
+            self._optimizers.step()
         self.step += 1
         self._loss = loss
         now = time.monotonic()
         self.seconds = now - self._started
         self._last_step_seconds = now - start
-        figures = StepFigures(
+        room = getattr(self.source, "patches_per_batch", None)
+        batches_a_step = self.config.accumulation * self.ranks.world_size
+        return StepFigures(
             step=self.step,
             loss=loss,
-            bits_per_byte=bits.per_byte,
+            bits_per_byte=bits.per_byte if work.num_bytes else None,
+            accuracy=sum(right for _, right, _ in table) / work.units if self._classifies else None,
             learning_rate=rate,
-            patches_per_second=patches / self._last_step_seconds,
             grad_norm=grad_norm,
+            patches=work.patches,
+            documents=work.documents,
+            fill=work.patches / (room * batches_a_step) if room else None,
+            patches_per_second=work.patches / self._last_step_seconds,
+            tflops=work.flops / self._last_step_seconds / 1e12,
+            mfu=work.flops / self._last_step_seconds / self._peak if self._peak else None,
             seconds=self.seconds,
         )
-        return figures, patches
+
+    def _work(self, batches: Sequence[Any], drawn: Sequence[Tensor]) -> Work:
+        """What all ranks' batches of a step hold together."""
+        config = self.model.config
+        mine = [self._objective.work(batch, units, config) for batch, units in zip(batches, drawn, strict=True)]
+        table = self.ranks.table([sum(column) for column in zip(*mine, strict=True)])
+        work = Work(*(int(sum(column)) for column in zip(*table, strict=True)))
+        if work.units == 0:
+            raise DataError(f"step {self.step + 1}: expected at least one target patch in its batches, got none")
+        return work
+
+    def _refuse(self, loss: float, grad_norm: float, batches: Sequence[Any], drawn: Sequence[Tensor]) -> NoReturn:
+        """Writes out the batches of a step that is not finite, and raises."""
+        rank = f"-rank{self.ranks.rank}" if self.ranks.world_size > 1 else ""
+        path = self.run_dir / f"nonfinite-step-{self.step + 1:08d}{rank}.safetensors"
+        tensors = [self._objective.tensors(batch, units) for batch, units in zip(batches, drawn, strict=True)]
+        write_batches(path, tensors, {"step": self.step + 1, "loss": repr(loss), "grad_norm": repr(grad_norm)})
+        raise NonFiniteLossError(self.step + 1, loss, grad_norm, path)
 
     def _agree(self, interrupts: Interrupts) -> int:
-        """The signal that any rank received, or 0; the time is rank 0's from here on, so that all end together."""
-        table = self.ranks.table([self.seconds, self._last_step_seconds, interrupts.received])
-        self.seconds, self._last_step_seconds, _ = table[0]
-        return int(max(received for *_, received in table))
+        """The signal that any rank received, or 0; the time is rank 0's from here on, so that all end together.
 
-    def _at_boundary(self, interrupts: Interrupts, progress: TrainProgress) -> None:
+        Raises:
+            CheckpointWriteError: a save in the background failed, on any rank.
+        """
+        table = self.ranks.table([self.seconds, self._last_step_seconds, interrupts.received, self._saves.failed])
+        self.seconds, self._last_step_seconds, _, _ = table[0]
+        if any(row[3] for row in table):
+            self._finish_saves()
+        return int(max(row[2] for row in table))
+
+    def _finish_saves(self) -> None:
+        """Waits for what is being saved, on all ranks: none goes on, or ends, before the checkpoint is there."""
+        failure: BaseException | None = None
+        try:
+            self._saves.wait()
+        except (CheckpointWriteError, RuntimeError) as error:
+            failure = error
+        problems = [text for text in self.ranks.gather(failure and str(failure)) if text]
+        if problems:
+            self._saved_step = None
+            raise failure or CheckpointWriteError(problems[0])
+
+    def _at_boundary(self, interrupts: Interrupts, progress: TrainProgress, boards: Dashboards) -> None:
         """Between steps: evaluates and saves when due, and stops if a signal came."""
         received = self._agree(interrupts)
         is_best = False
@@ -266,10 +376,14 @@ class Trainer:
         due = self._stopped_by() or (every and self.step and self.step % every == 0)
         if self._evaluate is not None and due and self._evaluated_step != self.step and not received:
             is_best = self._run_evaluation(interrupts, progress)
+            if self._evaluated_step == self.step:
+                boards.write(self.step, self._evaluation, "eval")
             received = self._agree(interrupts)
         every = self.config.save_every
-        if self._stopped_by() or is_best or received or (every and self.step and self.step % every == 0):
-            self._save(is_best)
+        ends = bool(self._stopped_by() or received)
+        if ends or is_best or (every and self.step and self.step % every == 0):
+            boards.flush()
+            self._save(is_best, wait=ends)
         if received:
             raise TrainingInterrupted(received, self.step, self.store.path(self.step))
 
@@ -293,7 +407,7 @@ class Trainer:
         failures = {rank: text for rank, (_, text, _) in enumerate(outcomes) if text}
         if failures:
             # What was trained is not lost with it.
-            self._save(is_best=False)
+            self._save(is_best=False, wait=True)
             raise failure or RankFailedError(self.ranks.rank, failures, "evaluation")
         if any(stopped for stopped, _, _ in outcomes):
             progress.message("evaluation cut short by a signal; it will be made again on resume")
@@ -311,7 +425,7 @@ class Trainer:
         if not name:
             return False
         if name not in figures:
-            self._save(is_best=False)
+            self._save(is_best=False, wait=True)
             raise ValueError(
                 f"TrainConfig.best_metric: expected one of {sorted(figures)}, which evaluate returns, got {name!r}"
             )
@@ -329,11 +443,18 @@ class Trainer:
         else:
             seed_rank(self.config.seed, self.ranks.rank, self.step)
 
-    def _save(self, is_best: bool) -> None:
-        if self._saved_step == self.step and not is_best:
-            return
+    def _save(self, is_best: bool, *, wait: bool) -> None:
+        """Saves in the background, from copies; `wait` returns when the checkpoint is there, on all ranks."""
+        if self._saved_step != self.step or is_best:
+            with phase("save"):
+                self._start_save(is_best)
+        if wait or not self.config.async_saves:
+            self._finish_saves()
+
+    def _start_save(self, is_best: bool) -> None:
+        self._finish_saves()
         self._rng = random_state(self.device)
-        ranks = self.ranks.gather((self._rng, self.source.state_dict()))
+        ranks = self.ranks.gather((self._rng, self._feed.state_dict()))
         state = {
             "step": self.step,
             "seconds": self.seconds,
@@ -348,26 +469,30 @@ class Trainer:
         if len(ranks) > 1:
             state["sources"] = [position for _, position in ranks]
         self._log.sync()
-        weights, optimizer = self._parallel.weights(), self._optimizers.state_tensors()
+        weights, optimizer = self._parallel.weights(), snapshot(self._optimizers.state_tensors())
         parts = {name: optimizer.pop(name) for name in list(optimizer) if in_parts(optimizer[name])}
         writer = self._parallel.writer(parts)
-        failure: CheckpointWriteError | None = None
         if self.ranks.is_main:
-            rng = join_ranks([own for own, _ in ranks])
-            try:
-                run = RunState(self.model.config, weights, optimizer, rng, state, writer)
-                self.store.save(self.step, run, best=is_best)
-            except CheckpointWriteError as error:
-                failure = error
-                if writer is not None:
-                    writer.abandon()
+            run = RunState(
+                self.model.config,
+                snapshot(weights),
+                optimizer,
+                join_ranks([own for own, _ in ranks]),
+                state,
+                writer,
+                labels_of(self.model),
+            )
+            self._saves.start(functools.partial(self._write, self.step, run, is_best, writer))
         elif writer is not None:
-            writer.follow()
-        # No rank goes on, or ends, before the checkpoint is there.
-        problem = self.ranks.broadcast(str(failure or ""))
-        if problem:
-            raise failure or CheckpointWriteError(problem)
+            self._saves.start(writer.follow)
         self._saved_step = self.step
+
+    def _write(self, step: int, run: RunState, is_best: bool, writer: ShardWriter | None) -> None:
+        try:
+            self.store.save(step, run, best=is_best)
+        finally:
+            if writer is not None:
+                writer.abandon()
 
     def _resume(self) -> None:
         found = self.store.load_latest()
@@ -380,6 +505,11 @@ class Trainer:
         if found is None:
             return
         step, checkpoint = found
+        if checkpoint.labels != labels_of(self.model):
+            raise ValueError(
+                f"{self.run_dir}: holds a run with other classes: expected {labels_of(self.model)}, got "
+                f"{checkpoint.labels}; use another run folder or the run's own labels"
+            )
         if checkpoint.model_config != self.model.config:
             raise ValueError(
                 f"{self.run_dir}: holds a run of another model: expected {self.model.config}, "

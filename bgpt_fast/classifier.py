@@ -1,0 +1,162 @@
+"""bGPT as a classifier of documents: the patch-level decoder and one linear layer.
+
+Shape letters: B documents, P packed patches, D width, n classes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from bgpt_fast.checkpoint import load_weights, save_weights
+from bgpt_fast.config import BGPTConfig
+from bgpt_fast.layers import INIT_STD
+from bgpt_fast.model import BGPT, check_batch, restored, stored_dtype
+from bgpt_fast.patch_decoder import PatchLevelDecoder
+from bgpt_fast.patches import PackedPatches
+from bgpt_fast.pth import CheckpointError
+from bgpt_fast.state_dict import CLASSIFIER, checked_labels
+
+
+class BGPTForClassification(nn.Module):
+    """Classifies documents: the mean of all patch features of the patch-level decoder, then one linear layer.
+
+    `state_dict` names are those of the released classifiers: `patch_level_decoder.*`, `classifier.{weight,bias}`.
+
+    Args:
+        config: the patch decoder's sizes; those of the byte decoder are kept and mean nothing here.
+        labels: class name → index 0…n − 1, as `LabelledSource.labels` has it. It is saved with the weights, so that
+            training, evaluation and prediction share one map.
+
+    Raises:
+        ValueError: `labels` is no such map.
+
+    Source: arXiv 2402.19155 and the released code, where the mean runs over the extension and end-of-file patches too.
+    """
+
+    def __init__(self, config: BGPTConfig, labels: Mapping[str, int]) -> None:
+        super().__init__()
+        self.config = config
+        self.labels = checked_labels(labels, "BGPTForClassification")
+        self.patch_level_decoder = PatchLevelDecoder(config)
+        self.classifier = _new_head(config, self.labels)
+
+    def forward(self, batch: PackedPatches) -> Tensor:
+        """Logits [B, n] of each document's class; the mean is taken in float32 at least.
+
+        Args:
+            batch: documents on the model's device.
+
+        Raises:
+            TypeError, ValueError: the batch does not fit the model.
+        """
+        check_batch(batch, self.config, self.classifier.weight.device)
+        features = self.patch_level_decoder(batch.patches, batch.cu_seqlens, batch.max_seqlen)
+        features = features.to(torch.promote_types(features.dtype, torch.float32))
+        lengths = batch.cu_seqlens.diff()
+        documents = torch.arange(len(lengths), device=features.device)
+        documents = documents.repeat_interleave(lengths, output_size=len(features))
+        sums = features.new_zeros(len(lengths), features.shape[1]).index_add(0, documents, features)
+        return self.classifier((sums / lengths[:, None]).to(self.classifier.weight.dtype))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        labels: Mapping[str, int] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Self:
+        """Loads a classifier, in evaluation mode.
+
+        Args:
+            source: a folder of `save_pretrained`, a `.safetensors` file, a released-style `.pth` file, or a hub id.
+            labels: the label map of weights that come without one, as the released `.pth` files; otherwise None.
+            device: where to put it; None means the CPU.
+            dtype: None means the stored dtype; of several, the one that holds them all.
+
+        Raises:
+            CheckpointError: missing, damaged or of another shape; a label map is missing, or is not the stored one; or
+                a generative model.
+        """
+        found = load_weights(source, labels=labels)
+        if found.labels is None:
+            raise CheckpointError(
+                f"{os.fspath(source)}: expected a classifier, got a generative model; load it by BGPT.from_pretrained, "
+                "or begin a classifier with it by BGPTForClassification.from_generative(…, labels)"
+            )
+        stored = found.labels
+        return restored(lambda: cls(found.config, stored), found.state_dict, device=device, dtype=dtype)
+
+    @classmethod
+    def from_generative(
+        cls,
+        source: str | os.PathLike[str] | BGPT,
+        labels: Mapping[str, int],
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Self:
+        """A classifier to train, with the patch-level decoder of a generative model and a new head.
+
+        The head is N(0, 0.02) from torch's global generator, its bias zero.
+
+        Args:
+            source: a `BGPT`, whose weights are copied; or what `BGPT.from_pretrained` takes.
+            labels: class name → index 0…n − 1.
+            device: where to put it; None means the CPU.
+            dtype: None means the generative model's dtype; of several, the one that holds them all.
+
+        Returns:
+            A classifier in training mode.
+
+        Raises:
+            CheckpointError: missing or damaged weights, or those of a classifier.
+            ValueError: `labels` is no label map.
+        """
+        if isinstance(source, BGPT):
+            config, weights = source.config, source.state_dict()
+        else:
+            found = load_weights(source)
+            if found.labels is not None:
+                raise CheckpointError(
+                    f"{os.fspath(source)}: expected a generative model, got a classifier of {len(found.labels)} "
+                    "classes; load it by BGPTForClassification.from_pretrained"
+                )
+            config, weights = found.config, found.state_dict
+        decoder = {name: tensor for name, tensor in weights.items() if name.startswith("patch_level_decoder.")}
+        head = _new_head(config, checked_labels(labels, "BGPTForClassification"))
+        of_head = {f"{CLASSIFIER}.{name}": tensor for name, tensor in head.state_dict().items()}
+        model = restored(
+            lambda: cls(config, labels), {**decoder, **of_head}, device=device, dtype=dtype or stored_dtype(decoder)
+        )
+        return model.train()
+
+    def save_pretrained(self, directory: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> None:
+        """Writes `config.json` and `model.safetensors`, complete or absent, the label map in both.
+
+        Args:
+            directory: made if missing. A checkpoint that stands there is replaced.
+            dtype: float32, bfloat16, float16 or float64 to store in; None keeps the weights' own.
+
+        Raises:
+            CheckpointError: values overflow in `dtype`. Nothing was written.
+            OSError: the disk is full or refuses; what stood there loads as before.
+        """
+        save_weights(directory, self.config, self.state_dict(), dtype=dtype, labels=self.labels)
+
+    def num_parameters(self) -> int:
+        """Parameters."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+def _new_head(config: BGPTConfig, labels: Mapping[str, int]) -> nn.Linear:
+    head = nn.Linear(config.hidden_size, len(labels))
+    nn.init.normal_(head.weight, std=INIT_STD)
+    nn.init.zeros_(head.bias)
+    return head

@@ -1,0 +1,190 @@
+"""`bgpt-fast classify`: the class of each file, and how right that is where the files' names say."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from rich.markup import escape
+
+from bgpt_fast.classifier import BGPTForClassification
+from bgpt_fast.cli.common import as_json, console, generation_progress, read_options, table
+from bgpt_fast.data import DataError, label_of
+from bgpt_fast.data.found import FoundFile, Skips, find_files, read_file
+from bgpt_fast.device import resolve_device
+from bgpt_fast.files import write_json
+from bgpt_fast.patches import PackedPatches
+from bgpt_fast.tasks.classification import ClassificationReport, Prediction, predict_iter, score
+
+_SHOWN_FILES = 200
+_SHOWN_CLASSES = 12
+
+
+@dataclass(frozen=True)
+class Classify:
+    """The class of each file, by a trained classifier.
+
+    Files that are named LABEL_anything.ext, with a class LABEL.ext that the model knows, are also scored: accuracy,
+    each class, confusion matrix. Of a file over the context the head is looked at. Empty and unreadable files are
+    counted, named and left out; a file that is reached twice counts once.
+
+    Args:
+        checkpoint: a folder of weights, a .safetensors or .pth file, or a hub id.
+        data: files and folders; folders are walked.
+        labels: a JSON file {"class name": index, …} for weights that come without one, as the released .pth files.
+        patches_per_batch: most patches of a batch.
+        output: where to write predictions and scores as JSON; None means nowhere.
+        json: print JSON instead of tables.
+        device: "auto" means the GPU where there is one.
+    """
+
+    checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
+    data: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILES_OR_FOLDERS")]
+    labels: Path | None = None
+    patches_per_batch: int = 2048
+    output: Path | None = None
+    json: bool = False
+    device: str = "auto"
+
+
+def run(words: Sequence[str]) -> int:
+    options = read_options(Classify, "classify", words)
+    if options.output is not None and options.output.is_dir():
+        raise IsADirectoryError(f"--output: expected a file to write, got the folder {options.output}")
+    if not options.data:
+        raise DataError("expected files or folders after the checkpoint, got none")
+    skips = Skips()
+    files = find_files([str(path) for path in options.data], skips)
+    model = BGPTForClassification.from_pretrained(
+        str(options.checkpoint),
+        labels=None if options.labels is None else _read_labels(options.labels),
+        device=resolve_device(options.device),
+        dtype=torch.float32,
+    )
+    found = _classify(model, files, options.patches_per_batch, skips)
+    if skips.by_reason:
+        print(f"bgpt-fast classify: {_told(skips)}", file=sys.stderr)
+    if not found:
+        raise DataError(f"expected at least one file with something in it, got none; {_told(skips)}")
+    report = _scored(model.labels, found)
+    result = {
+        "options": as_json(options),
+        "labels": list(model.labels),
+        "cut_to_fit": sum(prediction.is_cut for _, prediction in found),
+        "skipped": skips.by_reason,
+        "first_skipped": skips.named,
+        "report": None if report is None else report.to_dict(),
+        "files": [
+            {"path": file.path, "true_label": _true_label(file, model.labels), **asdict(one)} for file, one in found
+        ],
+    }
+    if options.output is not None:
+        write_json(options.output, result)
+    if options.json:
+        print(json.dumps(result, indent=2))
+    else:
+        _show(found, report)
+    return 0
+
+
+def _classify(
+    model: BGPTForClassification, files: Sequence[FoundFile], patches_per_batch: int, skips: Skips
+) -> list[tuple[FoundFile, Prediction]]:
+    """Predictions of the files that can be read; the others go to `skips`."""
+    readable: list[FoundFile] = []
+
+    def documents() -> Iterator[PackedPatches]:
+        for file in files:
+            document = read_file(file, model.config, skips, overlong="head")
+            if document is not None:
+                readable.append(file)
+                yield document
+
+    found: list[tuple[FoundFile, Prediction]] = []
+    size = 0
+    with generation_progress("classifying") as progress:
+        for prediction in predict_iter(model, documents(), patches_per_batch=patches_per_batch):
+            file = readable[len(found)]
+            found.append((file, prediction))
+            size += file.size
+            progress(len(found), len(files), size)
+    return found
+
+
+def _read_labels(path: Path) -> dict[str, int]:
+    try:
+        labels = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f'--labels: {path}: expected JSON like {{"cat.bmp": 0, "dog.bmp": 1}}, got {error}') from error
+    if not isinstance(labels, dict):
+        raise ValueError(f"--labels: {path}: expected a JSON object, got {type(labels).__name__}")
+    return labels
+
+
+def _true_label(file: FoundFile, labels: Mapping[str, int]) -> str | None:
+    """The class that the file's name says, if it is one of the model's."""
+    label = label_of(file.path)
+    return label if label in labels else None
+
+
+def _scored(labels: Mapping[str, int], found: Sequence[tuple[FoundFile, Prediction]]) -> ClassificationReport | None:
+    truth, predicted = [], []
+    for file, prediction in found:
+        label = _true_label(file, labels)
+        if label is not None:
+            truth.append(labels[label])
+            predicted.append(labels[prediction.label])
+    return score(labels, truth, predicted) if truth else None
+
+
+def _told(skips: Skips) -> str:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in skips.by_reason.items())
+    return f"left out: {reasons or 'none'}" + "".join(f"\n  {name}" for name in skips.named)
+
+
+def _show(found: Sequence[tuple[FoundFile, Prediction]], report: ClassificationReport | None) -> None:
+    rows = [
+        [_plain(file.path), _plain(one.label), f"{one.probability:.2%}", "head only" if one.is_cut else ""]
+        for file, one in found[:_SHOWN_FILES]
+    ]
+    shown = table(f"{len(found)} files", ["file", "class", "probability", ""], rows)
+    shown.columns[0].overflow = "fold"
+    if len(found) > _SHOWN_FILES:
+        shown.caption = f"the first {_SHOWN_FILES}; --output and --json have all"
+    console.print(shown)
+    if report is None:
+        return
+    low, high = report.interval
+    # Of files that are all right, or all wrong, the bootstrap knows no spread.
+    spread = f" (95 % interval {low:.2%} to {high:.2%})" if low < high else ""
+    console.print(
+        f"accuracy {report.accuracy:.2%}{spread}: {report.correct} of "
+        f"{report.documents} files whose names say a class of the model's; macro F1 {report.macro_f1:.4f}"
+    )
+    by_class = [
+        [_plain(label), _percent(one.precision), _percent(one.recall), _percent(one.f1), str(one.support)]
+        for label, one in report.by_class.items()
+    ]
+    console.print(table("by class", ["class", "precision", "recall", "F1", "files"], by_class))
+    if len(report.labels) <= _SHOWN_CLASSES:
+        names = [_plain(label) for label in report.labels]
+        counts = [[name, *map(str, row)] for name, row in zip(names, report.confusion.tolist(), strict=True)]
+        console.print(table("files by true class (down) and given class (across)", ["", *names], counts))
+    else:
+        console.print(f"the confusion matrix of {len(report.labels)} classes is in --output and --json")
+
+
+def _plain(text: str) -> str:
+    """File names as a terminal may see them: no control characters, no broken UTF-8, no markup."""
+    visible = (char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return escape("".join(visible))
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.2%}"

@@ -1,0 +1,105 @@
+"""The floating-point operations that bGPT must do, by counting, and what a GPU can do by its datasheet: the two of MFU.
+
+Shape letters: L patches of a document, S bytes a patch, D width, V = 257 tokens.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bgpt_fast.config import VOCAB_SIZE, BGPTConfig
+
+_PEAKS = (
+    (r"NVIDIA (H100 80GB HBM3|GH200 480GB|H200)", 989.4e12, 66.9e12),
+    (r"NVIDIA (H100|H200) NVL", 835.5e12, 60e12),
+    (r"NVIDIA H100 PCIe", 756.5e12, 51.2e12),
+    (r"NVIDIA A100[- ]((SXM4|PCIE)-\d+GB|\d+GB PCIe)", 312e12, 19.5e12),
+    (r"NVIDIA L40S", 362e12, 91.6e12),
+    (r"NVIDIA GeForce RTX 4090", 165.2e12, 82.6e12),
+    (r"NVIDIA B200", 2250e12, 75e12),
+)
+
+
+def forward_flops(
+    config: BGPTConfig,
+    lengths: Sequence[int] | NDArray[np.integer] | Tensor,
+    targets: int | None = None,
+    *,
+    causal: bool = True,
+) -> dict[str, int]:
+    """Operations of one forward pass, a multiplication and an addition being two.
+
+    The patch embedding counts as nothing: it is a sum of S rows a patch, and no product. Vector work (norms, GELU,
+    softmax) is not counted either.
+
+    Args:
+        config: the model.
+        lengths: patches of each document, any order; on the CPU.
+        targets: patches that the byte decoder sees, 0 for a classifier; None means all but the first of each document.
+        causal: count only the scores that causal attention needs; False counts whole squares, as a library's plain
+            products compute them.
+
+    Returns:
+        FLOPs by part; their sum is the whole.
+    """
+    S, D = config.patch_size, config.hidden_size
+    L = np.asarray(lengths, dtype=np.int64)
+    patches = int(L.sum())
+    if targets is None:
+        targets = patches - len(L)
+    linears = 2 * 12 * D * D  # c_attn 3·D², c_proj D², c_fc and its c_proj 4·D² each
+    patch_scores, byte_scores = (
+        (int((L * (L + 1) // 2).sum()), S * (S + 1) // 2) if causal else (int((L * L).sum()), S * S)
+    )
+    return {
+        "patch linears": patches * linears * config.patch_num_layers,
+        "patch attention": 4 * D * patch_scores * config.patch_num_layers,
+        "byte linears": targets * S * linears * config.byte_num_layers,
+        "byte attention": 4 * D * targets * byte_scores * config.byte_num_layers,
+        "head": 2 * D * VOCAB_SIZE * targets * S,
+    }
+
+
+def training_flops(
+    config: BGPTConfig, lengths: Sequence[int] | NDArray[np.integer] | Tensor, targets: int | None = None
+) -> int:
+    """Operations of a training step: the forward pass and twice as many in the backward pass.
+
+    What activation checkpointing computes a second time does not count: MFU is about the model, not the hardware.
+
+    Args:
+        config: the model.
+        lengths: patches of each document of all batches of the step; on the CPU.
+        targets: as in `forward_flops`; fewer where a step draws some of the targets.
+    """
+    return 3 * sum(forward_flops(config, lengths, targets).values())
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """FLOP/s that a device can do at most, by its datasheet: matrix products without sparsity.
+
+    Args:
+        device: where the model computes.
+        dtype: what it computes in: bfloat16 or float16 (tensor cores), or float32 (without them, as torch does).
+
+    Returns:
+        None for a CPU, a GPU that is not in the table (a slice of one by MIG included), or another dtype.
+
+    Source: NVIDIA's datasheets of H100, H200, GH200, A100, L40S and HGX B200 (tensor-core figures halved where they are
+    given with sparsity), and the Ada architecture whitepaper for the RTX 4090 (float32 accumulation).
+    """
+    return peak_flops_of(torch.cuda.get_device_name(device), dtype) if device.type == "cuda" else None
+
+
+def peak_flops_of(name: str, dtype: torch.dtype) -> float | None:
+    """`peak_flops` of a GPU by the name that torch gives it."""
+    for pattern, half, single in _PEAKS:
+        if re.fullmatch(pattern, name):
+            return {torch.bfloat16: half, torch.float16: half, torch.float32: single}.get(dtype)
+    return None

@@ -1,0 +1,159 @@
+"""What a model's weights must be: names, shapes and dtypes, of generative models and of classifiers.
+
+Shape letters: S bytes a patch, D width, n classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from bgpt_fast.config import VOCAB_SIZE, BGPTConfig
+from bgpt_fast.pth import CheckpointError
+
+LM_HEAD = "byte_level_decoder.base.lm_head.weight"
+WTE = "byte_level_decoder.base.transformer.wte.weight"
+CLASSIFIER = "classifier"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_PATCH_EMBEDDING = "patch_level_decoder.patch_embedding.weight"
+_PATCH_BASE = "patch_level_decoder.base."
+_BYTE_BASE = "byte_level_decoder.base.transformer."
+
+
+def validate_state_dict(
+    config: BGPTConfig,
+    state_dict: Mapping[str, Tensor],
+    *,
+    labels: Mapping[str, int] | None = None,
+    source: str = "state dict",
+) -> None:
+    """Checks names, shapes and dtypes of the weights against a config.
+
+    Args:
+        config: the model's sizes.
+        state_dict: the weights by their released names. `lm_head` is tied to the byte decoder's `wte` and may be
+            absent; if it is there, it must be equal.
+        labels: of a classifier, which has a head of as many rows in the place of the byte decoder; None for a
+            generative model.
+        source: what the error begins with.
+
+    Raises:
+        CheckpointError: names `source`, the tensor, what was expected and what came.
+    """
+    expected = _expected_shapes(config, None if labels is None else len(labels))
+    missing = [name for name in expected if name not in state_dict]
+    unexpected = [name for name in state_dict if name not in expected and (labels is not None or name != LM_HEAD)]
+    if missing or unexpected:
+        kind = "bGPT model" if labels is None else "bGPT classifier"
+        raise CheckpointError(
+            f"{source}: expected the {len(expected)} tensors of a {kind}, got {some(missing)} missing and "
+            f"{some(unexpected)} unexpected; is it another model, or another number of layers?"
+        )
+    for name, tensor in state_dict.items():
+        shape = expected[WTE if name == LM_HEAD else name]
+        if not isinstance(tensor, Tensor):
+            raise CheckpointError(f"{source}: {name}: expected a tensor, got {type(tensor).__name__}")
+        if tuple(tensor.shape) != shape:
+            told = f"; the label map has {len(labels)} classes" if labels and name.startswith(CLASSIFIER) else ""
+            raise CheckpointError(f"{source}: {name}: expected shape {list(shape)}, got {list(tensor.shape)}{told}")
+        if tensor.dtype not in DTYPES:
+            raise CheckpointError(f"{source}: {name}: expected a float of 16 to 64 bits, got {tensor.dtype}")
+    if LM_HEAD in state_dict and not _equal(state_dict[LM_HEAD], state_dict[WTE]):
+        raise CheckpointError(
+            f"{source}: {LM_HEAD}: expected the values of {WTE}, to which it is tied, got others; save them equal"
+        )
+
+
+def inferred_sizes(state_dict: Mapping[str, Tensor], source: str, *, is_classifier: bool = False) -> dict[str, int]:
+    """The config's sizes as the tensors show them; those of a byte decoder only of a generative model.
+
+    Raises:
+        CheckpointError: a tensor that shows them is missing or of a wrong rank.
+    """
+    shapes = {}
+    tables = (_PATCH_EMBEDDING, f"{_PATCH_BASE}wpe.weight", *(() if is_classifier else (f"{_BYTE_BASE}wpe.weight",)))
+    for name in tables:
+        tensor = state_dict.get(name)
+        if tensor is None:
+            raise CheckpointError(f"{source}: {name}: expected a tensor of shape [·, ·], got none; is it a bGPT model?")
+        if tensor.dim() != 2 or 0 in tensor.shape:
+            raise CheckpointError(f"{source}: {name}: expected shape [·, ·], got {list(tensor.shape)}")
+        shapes[name] = tensor.shape
+    width, inputs = shapes[_PATCH_EMBEDDING]
+    if inputs % VOCAB_SIZE:
+        raise CheckpointError(
+            f"{source}: {_PATCH_EMBEDDING}: expected shape [D, S·{VOCAB_SIZE}], got {[width, inputs]}"
+        )
+    sizes = {
+        "patch_size": inputs // VOCAB_SIZE,
+        "patch_length": shapes[f"{_PATCH_BASE}wpe.weight"][0],
+        "hidden_size": width,
+        "patch_num_layers": _count_layers(state_dict, _PATCH_BASE),
+    }
+    return sizes if is_classifier else {**sizes, "byte_num_layers": _count_layers(state_dict, _BYTE_BASE)}
+
+
+def checked_labels(labels: object, source: str) -> dict[str, int]:
+    """A label map in the order of its indices.
+
+    Args:
+        labels: class name → index, 0…n − 1 each once, n ≥ 1.
+        source: what the error begins with.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(labels, Mapping):
+        raise ValueError(f"{source}: labels: expected a dict, got {type(labels).__name__}")
+    are_typed = all(isinstance(name, str) and type(index) is int for name, index in labels.items())
+    if not are_typed or not labels or sorted(labels.values()) != list(range(len(labels))):
+        raise ValueError(
+            f"{source}: labels: expected class names with the indices 0…n − 1, each once, got {dict(labels)!r:.200}"
+        )
+    return dict(sorted(labels.items(), key=lambda entry: entry[1]))
+
+
+def some(names: list[str]) -> str:
+    """How many names there are, with the first few of them."""
+    shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+    return f"{len(names)} ({shown})" if names else "none"
+
+
+def _expected_shapes(config: BGPTConfig, num_labels: int | None) -> dict[str, tuple[int, ...]]:
+    """Every stored tensor's shape by name: the state dict without the tied `lm_head`."""
+    D, S = config.hidden_size, config.patch_size
+    shapes: dict[str, tuple[int, ...]] = {
+        _PATCH_EMBEDDING: (D, S * VOCAB_SIZE),
+        "patch_level_decoder.patch_embedding.bias": (D,),
+    }
+    shapes |= _transformer_shapes(_PATCH_BASE, 1, config.patch_length, config.patch_num_layers, D)
+    if num_labels is None:
+        return shapes | _transformer_shapes(_BYTE_BASE, VOCAB_SIZE, S + 1, config.byte_num_layers, D)
+    return shapes | {f"{CLASSIFIER}.weight": (num_labels, D), f"{CLASSIFIER}.bias": (num_labels,)}
+
+
+def _transformer_shapes(base: str, vocabulary: int, positions: int, layers: int, D: int) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {f"{base}wte.weight": (vocabulary, D), f"{base}wpe.weight": (positions, D)}
+    for layer in range(layers):
+        for name, inputs, outputs in (
+            ("attn.c_attn", D, 3 * D),
+            ("attn.c_proj", D, D),
+            ("mlp.c_fc", D, 4 * D),
+            ("mlp.c_proj", 4 * D, D),
+        ):
+            shapes[f"{base}h.{layer}.{name}.weight"] = (inputs, outputs)
+            shapes[f"{base}h.{layer}.{name}.bias"] = (outputs,)
+        for name in ("ln_1", "ln_2"):
+            shapes |= {f"{base}h.{layer}.{name}.{part}": (D,) for part in ("weight", "bias")}
+    return shapes | {f"{base}ln_f.{part}": (D,) for part in ("weight", "bias")}
+
+
+def _count_layers(state_dict: Mapping[str, Tensor], base: str) -> int:
+    prefix = f"{base}h."
+    return len({name[len(prefix) :].split(".")[0] for name in state_dict if name.startswith(prefix)})
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a is b or bool(((a == b) | (a.isnan() & b.isnan())).all())

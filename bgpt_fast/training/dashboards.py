@@ -1,0 +1,143 @@
+"""A run's figures in TensorBoard and in Weights & Biases."""
+
+from __future__ import annotations
+
+import json
+import math
+import secrets
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from bgpt_fast.files import atomic_write
+
+
+class Dashboards:
+    """Writes a run's figures where one can watch them; they go on without double points when the run is resumed.
+
+    TensorBoard's files are in `run_dir/tensorboard`; without its package the run goes on, and a warning names it.
+    W&B's files are in `run_dir/wandb`, and the id by which a resumed run is the same run there in `run_dir/wandb-id`.
+    A dashboard that fails while the run goes on is given up with a warning: `log.jsonl` has all figures anyway.
+
+    Args:
+        run_dir: the run's folder; made if missing.
+        tensorboard: whether to write for TensorBoard.
+        wandb: whether to log to W&B. Steps that it has seen already, before the run went back to its last checkpoint,
+            keep their first figures there, which a deterministic run repeats.
+        project: W&B's project.
+        config: what the run was told, JSON-ready; shown by both.
+        step: steps done before this session. What TensorBoard was given for later ones is hidden.
+
+    Raises:
+        ImportError: `wandb` is asked for and not installed.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        tensorboard: bool,
+        wandb: bool,
+        project: str,
+        config: dict[str, Any],
+        step: int = 0,
+    ) -> None:
+        self._boards: list[_Board] = []
+        # W&B first: it may refuse, and then nothing has been opened.
+        if wandb:
+            self._boards.append(_WandB(run_dir, project, config))
+        if tensorboard:
+            try:
+                self._boards.append(_TensorBoard(run_dir / "tensorboard", config, step))
+            except ImportError as error:
+                warnings.warn(
+                    f"no curves for TensorBoard: {error}; pip install 'bgpt-fast[train]', or switch it off",
+                    stacklevel=2,
+                )
+
+    def write(self, step: int, figures: Mapping[str, float], prefix: str) -> None:
+        """Shows figures of a step as `prefix/name`; those that are not finite are left out."""
+        finite = {f"{prefix}/{name}": float(value) for name, value in figures.items() if math.isfinite(value)}
+        if finite:
+            self._each(lambda board: board.write(step, finite))
+
+    def flush(self) -> None:
+        """Brings what was written so far to the disk, as before a checkpoint, so that a crash leaves no gap."""
+        self._each(lambda board: board.flush())
+
+    def close(self) -> None:
+        """Writes what is left; may be called twice."""
+        self._each(lambda board: board.close())
+        self._boards = []
+
+    def _each(self, act: Callable[[_Board], None]) -> None:
+        for board in list(self._boards):
+            try:
+                act(board)
+            # Whatever it is (a full disk, a lost login), it is no reason to lose a run.
+            except Exception as error:
+                self._boards.remove(board)
+                warnings.warn(f"{board.name}: given up: {type(error).__name__}: {error}", stacklevel=3)
+
+
+class _Board(Protocol):
+    name: str
+
+    def write(self, step: int, figures: dict[str, float]) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _TensorBoard:
+    name = "TensorBoard"
+
+    def __init__(self, folder: Path, config: dict[str, Any], step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
+        text = "".join(f"    {line}\n" for line in json.dumps(config, indent=2).splitlines())
+        self._writer.add_text("config", text, step)
+
+    def write(self, step: int, figures: dict[str, float]) -> None:
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _WandB:
+    name = "W&B"
+
+    def __init__(self, run_dir: Path, project: str, config: dict[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise ImportError(f"logging to W&B needs wandb: pip install 'bgpt-fast[wandb]' ({error})") from error
+        path = run_dir / "wandb-id"
+        if not path.exists():
+            with atomic_write(path) as file:
+                file.write(secrets.token_hex(8).encode())
+        self._run = wandb.init(
+            project=project,
+            name=run_dir.resolve().name,
+            id=path.read_text().strip(),
+            resume="allow",
+            dir=str(run_dir),
+            config=config,
+        )
+
+    def write(self, step: int, figures: dict[str, float]) -> None:
+        self._run.log(figures, step=step)
+
+    def flush(self) -> None:
+        """W&B's own process has it already."""
+
+    def close(self) -> None:
+        self._run.finish()

@@ -1,0 +1,209 @@
+"""Where a step's time goes: named phases, and a trace of a few steps for Perfetto.
+
+NVTX ranges and the GPU's side of a trace have not been run on a GPU yet.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch.autograd import _profiler_enabled
+from torch.profiler import ProfilerActivity, profile, record_function, schedule
+
+from bgpt_fast.files import atomic_write
+
+_TOP_OPS = 20
+_STEP = "ProfilerStep#"
+_ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
+
+
+class phase:
+    """A block of work by its name, in torch.profiler's traces and, once CUDA is in use, as an NVTX range for Nsight.
+
+    Costs about a microsecond where nothing profiles. Not for code that torch.compile sees.
+
+    Args:
+        name: as it will be shown, such as "forward".
+    """
+
+    __slots__ = ("_has_range", "_name", "_record")
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._record: record_function | None = None
+        self._has_range = False
+
+    def __enter__(self) -> None:
+        # No one can ask whether Nsight listens; the profiler can be asked, and a record costs ten times the question.
+        if torch.cuda.is_initialized():
+            torch.cuda.nvtx.range_push(self._name)
+            self._has_range = True
+        if _profiler_enabled():
+            self._record = record_function(self._name)
+            self._record.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._record is not None:
+            self._record.__exit__(kind, error, trace)
+            self._record = None
+        if self._has_range:
+            torch.cuda.nvtx.range_pop()
+            self._has_range = False
+
+
+class StepProfiler:
+    """Profiles a few steps of a session by torch.profiler and writes their trace; use as a context manager.
+
+    `step()` is called at the end of each training step. Once the profiled steps are over the trace is written, whole or
+    not at all, and nothing is left that costs time. A session that ends before writes the steps that it has profiled.
+    What goes wrong with the writing is a warning: a run is worth more than its trace.
+
+    Args:
+        path: the trace, in Chrome's JSON, which ui.perfetto.dev opens; compressed if it ends in ".gz". Each rank that
+            profiles needs a path of its own.
+        first: the first profiled step of the session, from 1. The step before it warms the profiler up; 1 has none,
+            and shows the profiler's own start.
+        steps: how many steps are profiled.
+
+    Raises:
+        ValueError: `first` or `steps` is below 1.
+    """
+
+    def __init__(self, path: Path, first: int, steps: int) -> None:
+        for name, value in (("first", first), ("steps", steps)):
+            if value < 1:
+                raise ValueError(f"StepProfiler: {name}: expected at least 1, got {value}")
+        self.path = path
+        self.steps = steps
+        self.profiled = 0
+        self.gpu_idle_share: float | None = None
+        self._done = 0
+        self._first = first
+        self._rows: list[dict[str, Any]] = []
+        self._profile: profile | None = None
+
+    def __enter__(self) -> Self:
+        warmup = min(1, self._first - 1)
+        with warnings.catch_warnings():
+            # What a missing warm-up costs is said above.
+            warnings.filterwarnings("ignore", "Profiler won't be using warmup")
+            plan = schedule(wait=self._first - 1 - warmup, warmup=warmup, active=self.steps, repeat=1)
+        activities = [ProfilerActivity.CPU]
+        if torch.cuda.is_available():
+            activities.append(ProfilerActivity.CUDA)
+        self._profile = profile(activities=activities, schedule=plan, on_trace_ready=self._finish)
+        self._profile.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._profile is None:
+            return
+        if self._done < self._first:
+            warnings.warn(
+                f"{self.path}: no trace was written: the session ended after {self._done} steps, and step "
+                f"{self._first} was to be the first profiled one",
+                stacklevel=2,
+            )
+        self._profile.stop()
+        self._profile = None
+
+    def step(self) -> None:
+        """Says that a training step is over."""
+        if self._profile is None:
+            return
+        self._done += 1
+        self._profile.step()
+        if self._done >= self._first - 1 + self.steps:
+            self._profile.stop()
+            self._profile = None
+
+    def summary(self) -> list[dict[str, Any]]:
+        """The ops and phases that took most time of their own, without what they called: JSON-ready, at most 20.
+
+        Returns:
+            By falling time on the GPU, or on the CPU where there is none: `name`, `calls`, `cpu_seconds` and
+            `gpu_seconds`, sums over the profiled steps. Empty until the trace is written. The share of the time in
+            which a GPU was idle is in `gpu_idle_share`, None where there is none.
+        """
+        return [dict(row) for row in self._rows]
+
+    def _finish(self, profiler: profile) -> None:
+        self.profiled = min(max(self._done - self._first + 1, 0), self.steps)
+        if not self.profiled:
+            return
+        averages = [event for event in profiler.key_averages() if event.device_type == torch.autograd.DeviceType.CPU]
+        rows = [
+            {
+                "name": event.key,
+                "calls": event.count,
+                "cpu_seconds": event.self_cpu_time_total / 1e6,
+                "gpu_seconds": event.self_device_time_total / 1e6,
+            }
+            for event in averages
+            if not event.key.startswith("ProfilerStep")
+        ]
+        self._rows = sorted(rows, key=lambda row: (-row["gpu_seconds"], -row["cpu_seconds"]))[:_TOP_OPS]
+        try:
+            self._write(profiler)
+        except OSError as error:
+            warnings.warn(f"{self.path}: the trace could not be written: {error}", stacklevel=2)
+
+    def _write(self, profiler: profile) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # torch takes only a name, and leaves a torn file there if it fails.
+        with tempfile.TemporaryDirectory(prefix=f".{self.path.name[:64]}.", dir=self.path.parent) as folder:
+            plain = Path(folder) / "trace.json"
+            profiler.export_chrome_trace(str(plain))
+            with plain.open("rb") as source, atomic_write(self.path) as target:
+                if self.path.suffix == ".gz":
+                    with gzip.GzipFile(fileobj=target, mode="wb", compresslevel=6, mtime=0) as packed:
+                        shutil.copyfileobj(source, packed, 1 << 20)
+                else:
+                    shutil.copyfileobj(source, target, 1 << 20)
+            if torch.cuda.is_available():
+                self.gpu_idle_share = idle_share(json.loads(plain.read_bytes())["traceEvents"])
+
+
+def idle_share(events: Iterable[Mapping[str, Any]]) -> float | None:
+    """The share of the profiled steps in which the GPU ran no kernel, copy or fill.
+
+    Args:
+        events: a Chrome trace's, of one GPU.
+
+    Returns:
+        From 0 to 1; None where nothing ran on a GPU, or no step is marked.
+    """
+    busy, steps = [], []
+    for event in events:
+        if event.get("ph") != "X":
+            continue
+        span = (float(event["ts"]), float(event["ts"]) + float(event["dur"]))
+        if event.get("cat") in _ON_GPU:
+            busy.append(span)
+        elif event.get("cat") == "user_annotation" and str(event.get("name", "")).startswith(_STEP):
+            steps.append(span)
+    if not busy or not steps:
+        return None
+    began, ended = min(start for start, _ in steps), max(end for _, end in steps)
+    if ended <= began:
+        return None
+    total, reached = 0.0, began
+    for start, end in sorted(busy):
+        start, end = max(start, reached), min(end, ended)
+        if end > start:
+            total += end - start
+            reached = end
+    return 1.0 - total / (ended - began)
