@@ -172,6 +172,7 @@ def test_a_refused_run_keeps_its_options(tmp_path: Path, capsys: pytest.CaptureF
     assert "holds a run of another model" in capsys.readouterr().err
     (tmp_path / "file.txt").write_text("ab" * 4000)
     words = ["--data", str(tmp_path / "file.txt"), "--eval-share", "0", "--patches-per-batch", "16"]
+    words += ["--preset", "cpu-states"]
     assert train(tmp_path / "run", 2, *words) == 1
     assert "train on what the run was started with" in capsys.readouterr().err
     assert (tmp_path / "run/options.json").read_text() == options

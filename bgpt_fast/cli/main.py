@@ -16,6 +16,7 @@ COMMANDS = {
     "evaluate": "bits per byte on files, or accuracy on CPU states",
     "classify": "the class of each file, by a trained classifier",
     "data": "make data sets: data cpu-states",
+    "migrate-config": "the released code's config.py as options of train",
     "env": "what this machine and this build have",
 }
 
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         known = ", ".join(COMMANDS)
         print(f"bgpt-fast: expected a command, one of {known}; got {words[0]!r}", file=sys.stderr)
         return 2
-    module = importlib.import_module(f"bgpt_fast.cli.{words[0]}")
+    module = importlib.import_module(f"bgpt_fast.cli.{words[0].replace('-', '_')}")
     if threading.current_thread() is threading.main_thread():
         # Half-made files are cleared away on the way out. Training takes its signals itself and saves first.
         signal.signal(signal.SIGTERM, _terminated)

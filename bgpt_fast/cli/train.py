@@ -2,40 +2,60 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
+import importlib.util
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
+from bgpt_fast.checkpoint import load_weights
+from bgpt_fast.classifier import BGPTForClassification
 from bgpt_fast.cli.common import as_json, console, read_options
+from bgpt_fast.cli.train_data import TrainData, task_of
+from bgpt_fast.cli.train_options import named_before, preset_options, read_options_file
 from bgpt_fast.config import BGPTConfig
-from bgpt_fast.data import FileSource, Source
 from bgpt_fast.files import write_json
 from bgpt_fast.model import BGPT
-from bgpt_fast.tasks.cpu_states import CPUStateSource, StreamOptions, generate
-from bgpt_fast.tasks.cpu_states.training import teacher_forced_evaluation
-from bgpt_fast.training import TrainConfig, Trainer, TrainingInterrupted, likelihood_evaluation
+from bgpt_fast.tasks.cpu_states import StreamOptions
+from bgpt_fast.training import TrainConfig, Trainer, TrainingInterrupted, TrainResult
+from bgpt_fast.training.presets import PRESETS
 
 
 @dataclass(frozen=True)
 class Train:
     """Trains a model on files, or on the endless programs of the CPU-state machine.
 
-    A run lives in one folder: options.json (give it to --config to run the same again), log.jsonl, checkpoints/. Run
-    again with the same folder, it goes on where it stopped. SIGTERM and SIGINT save first.
+    A run lives in one folder: options.json (give it to --config to run the same again), log.jsonl, checkpoints/,
+    tensorboard/, training_curve.png. Run again with the same folder, it goes on where it stopped. SIGTERM and SIGINT
+    save first. Under torchrun each process takes its share of the data.
 
     Args:
         data: files and folders to learn; none means programs of the CPU-state machine.
         output: the run's folder.
-        config: a JSON file of options, such as another run's options.json; options on the command line win over it.
-        init_from: start from this checkpoint's weights; its sizes replace --model.
+        config: a JSON or YAML file of options, such as another run's options.json; options on the command line win.
+        preset: model, settings and batch to start from: cpu-states (the default without files), tiny (the default with
+            files; minutes on two cores), small (an hour of a GPU), paper-110m (the paper's).
+        task: "auto" tells by the other options: files are learned as they are ("generation"), with --conversion as
+            pairs; "classification" takes files named LABEL_anything.ext.
+        init_from: start from this checkpoint's weights; its sizes replace --model. A classifier may start from a
+            generative model.
+        conversion: "abc->mid", or "abc&mid" for both ways: files that differ in nothing but their extension are pairs.
+        weights: shares of the batches, one for each of --data, which then are sources of their own; a path
+            "cpu-states" that is no file means the machine.
+        column: with Parquet and Arrow files: the column to learn, bytes or text.
+        extension: with Parquet and Arrow files: the extension that all rows have.
+        extension_column: with Parquet and Arrow files: a column with each row's extension instead.
         patches_per_batch: with files: patches of a batch, documents whole and end to end.
+        epochs: with files: train for so many passes, whatever --training.steps says; 0: as it says.
+        eval_data: with files: files and folders to evaluate on, instead of a share of --data.
         eval_share: with files: share of the files that is held out for evaluation; 0: train on all, evaluate nothing.
+        eval_patches: with files: most patches of an evaluation.
+        split_by: with files: hold out by a hash of the "path", or of the "content", which keeps copies together.
         machine: without files: the machine and its programs.
         programs_per_batch: without files: programs of a batch.
         long_share: without files: share of a batch's programs that have the largest number of instructions, the rest
@@ -48,148 +68,115 @@ class Train:
     data: tuple[Path, ...] = ()
     output: Path = Path("runs/train")
     config: Path | None = None
+    preset: Literal["cpu-states", "tiny", "small", "paper-110m"] = "cpu-states"
+    task: Literal["auto", "generation", "conversion", "classification", "cpu-states"] = "auto"
     init_from: Path | None = None
-    patches_per_batch: int = 2048
+    conversion: str = ""
+    weights: tuple[float, ...] = ()
+    column: str = ""
+    extension: str = "txt"
+    extension_column: str | None = None
+    patches_per_batch: int = PRESETS["cpu-states"].patches_per_batch
+    epochs: float = 0.0
+    eval_data: tuple[Path, ...] = ()
     eval_share: float = 0.02
+    eval_patches: int = 100_000
+    split_by: Literal["path", "content"] = "path"
     machine: StreamOptions = field(
         default_factory=lambda: StreamOptions(num_registers=2, memory_size=64, min_program=1, max_program=15)
     )
     programs_per_batch: int = 64
     long_share: float = 0.3
     eval_programs: int = 400
-    model: BGPTConfig = field(
-        default_factory=lambda: BGPTConfig(
-            patch_size=8,
-            patch_length=32,
-            hidden_size=128,
-            patch_num_layers=4,
-            byte_num_layers=1,
-            num_heads=4,
-            byte_num_heads=16,
-            position_init_std=0.3,
-            byte_init="numeric",
-            byte_init_std=0.05,
-        )
-    )
-    training: TrainConfig = field(
-        default_factory=lambda: TrainConfig(
-            steps=0,
-            max_minutes=5.0,
-            schedule_by="time",
-            schedule="wsd",
-            warmup_share=0.03,
-            decay_share=0.97,
-            optimizer="muon",
-            muon_learning_rate=0.02,
-            learning_rate=3e-3,
-            weight_decay=0.0,
-            eps=1e-10,
-            precision="bf16",
-            eval_every=200,
-        )
-    )
+    model: BGPTConfig = PRESETS["cpu-states"].model
+    training: TrainConfig = PRESETS["cpu-states"].training
 
 
-def options_from_json(path: Path) -> Train:
+def options_from_file(path: Path) -> Train:
     """Options from a file that `bgpt-fast train` wrote, or a part of one; what it lacks keeps its default.
 
     Raises:
-        ValueError: no JSON object, an unknown name, or a bad value; says which.
+        ValueError: no mapping of options, an unknown name, or a bad value; says which.
     """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: expected JSON, got {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: expected a JSON object of options, got {type(found).__name__}")
-    defaults = as_json(Train())
-    unknown = sorted(set(found) - set(defaults))
-    if unknown:
-        raise ValueError(f"{path}: unknown options {unknown}; known are {sorted(defaults)}")
-    sections: dict[str, Any] = {"machine": StreamOptions, "model": BGPTConfig, "training": TrainConfig}
-    values: dict[str, Any] = {}
-    for name, value in found.items():
-        if name in sections:
-            known = set(defaults[name])
-            if not isinstance(value, dict) or set(value) - known:
-                raise ValueError(f"{path}: {name}: expected an object of {sorted(known)}, got {value!r}")
-            values[name] = sections[name](**{**defaults[name], **value})
-        elif name == "data":
-            if not isinstance(value, list):
-                raise ValueError(f"{path}: data: expected a list of paths, got {value!r}")
-            values[name] = tuple(Path(item) for item in value)
-        elif name in ("output", "config", "init_from"):
-            values[name] = None if value is None else Path(value)
-        elif not isinstance(value, int | float) or isinstance(value, bool):
-            raise ValueError(f"{path}: {name}: expected a number, got {value!r}")
-        else:
-            values[name] = value
-    return Train(**values)
+    return read_options_file(path, Train())
 
 
 def run(words: Sequence[str]) -> int:
     warnings.showwarning = _show_warning
-    path = _config_path(words)
-    options = read_options(Train, "train", words, default=None if path is None else options_from_json(path))
-    if options.init_from is not None:
-        model = BGPT.from_pretrained(str(options.init_from), dtype=torch.float32).train()
+    options = read_options(Train, "train", words, default=_defaults(words))
+    task = task_of(options)
+    model: BGPT | BGPTForClassification
+    torch.manual_seed(options.training.seed)
+    if task == "classification":
+        model, data = _classifier(options)
     else:
-        torch.manual_seed(options.training.seed)
-        model = BGPT(options.model)
-    source, evaluate = _data(options, model.config)
-    trainer = Trainer(model, source, options.training, options.output, evaluate)
-    # Only now: a run that may not go on with these options keeps its own.
-    write_json(options.output / "options.json", as_json(options))
-    if trainer.resumed:
-        console.print(f"{options.output}: goes on from step {trainer.step}")
+        model = _generative(options)
+        data = TrainData(options, model.config)
+    training = options.training
+    if options.epochs:
+        steps = data.steps(options.epochs, training.accumulation)
+        training = dataclasses.replace(training, steps=steps, max_minutes=0.0, schedule_by="steps")
+    trainer = Trainer(model, data.source, training, options.output, data.evaluation())
+    if trainer.ranks.is_main:
+        # Only now: a run that may not go on with these options keeps its own.
+        write_json(options.output / "options.json", as_json(options))
+        if trainer.resumed:
+            console.print(f"{options.output}: goes on from step {trainer.step}")
     try:
         result = trainer.train()
     except TrainingInterrupted as stop:
         print(f"bgpt-fast train: {stop}", file=sys.stderr)
         return stop.exit_code
+    if trainer.ranks.is_main:
+        _report(options, result)
+    return 0
+
+
+def _defaults(words: Sequence[str]) -> Train:
+    """What --config and --preset say, before the other options are read: they take their defaults from there."""
+    path, preset = named_before(words, "--config"), named_before(words, "--preset")
+    if path is not None:
+        options = options_from_file(Path(path))
+        return options if preset is None else preset_options(preset, options)
+    has_files = named_before(words, "--data") is not None
+    return preset_options(preset or ("tiny" if has_files else "cpu-states"), Train())
+
+
+def _generative(options: Train) -> BGPT:
+    if options.init_from is not None:
+        return BGPT.from_pretrained(str(options.init_from), dtype=torch.float32).train()
+    return BGPT(options.model)
+
+
+def _classifier(options: Train) -> tuple[BGPTForClassification, TrainData]:
+    """A new classifier, one with a generative model's patch decoder, or one that is trained on."""
+    if options.init_from is None:
+        data = TrainData(options, options.model)
+        assert data.labels is not None
+        return BGPTForClassification(options.model, data.labels), data
+    source = str(options.init_from)
+    found = load_weights(source)
+    data = TrainData(options, found.config, found.labels)
+    assert data.labels is not None
+    if found.labels is None:
+        return BGPTForClassification.from_generative(source, data.labels, dtype=torch.float32), data
+    return BGPTForClassification.from_pretrained(source, dtype=torch.float32).train(), data
+
+
+def _report(options: Train, result: TrainResult) -> None:
     figures = " · ".join(f"{name} {value:.4f}" for name, value in result.evaluation.items())
     console.print(
         f"{result.steps} steps in {result.seconds:.0f} s ({result.patches_per_second:,.0f} patches/s), "
         f"loss {result.loss:.4f} nats; {figures}\ncheckpoint: {result.checkpoint_path}"
     )
-    return 0
+    if importlib.util.find_spec("matplotlib") is None:
+        console.print("no training_curve.png: plots need matplotlib: pip install 'bgpt-fast[plot]'")
+        return
+    from bgpt_fast.report.plots import training_curve
 
-
-def _config_path(words: Sequence[str]) -> Path | None:
-    """What --config says, before the other options are read: they take their defaults from there."""
-    for index, word in enumerate(words):
-        if word.startswith("--config="):
-            return Path(word.removeprefix("--config="))
-        if word == "--config" and index + 1 < len(words):
-            return Path(words[index + 1])
-    return None
-
-
-def _data(options: Train, config: BGPTConfig) -> tuple[Source, Callable[[BGPT], dict[str, float]] | None]:
-    if options.data:
-        seed = options.training.seed
-        source = FileSource(
-            options.data, config, options.patches_per_batch, seed=seed, split="train", eval_share=options.eval_share
-        )
-        if options.eval_share == 0:
-            return source, None
-        held_out = FileSource(
-            options.data, config, options.patches_per_batch, seed=seed, split="eval", eval_share=options.eval_share
-        )
-        return source, likelihood_evaluation(list(held_out.one_pass()))
-    if options.eval_programs < 1:
-        raise ValueError(f"--eval-programs: expected at least 1, got {options.eval_programs}")
-    machine = asdict(options.machine)
-    seed = options.training.seed
-    programs = CPUStateSource(
-        config,
-        seed=seed,
-        documents_per_batch=options.programs_per_batch,
-        long_share=options.long_share,
-        **machine,
-    )
-    held_out_programs = generate(options.eval_programs, seed=seed, stream="parallel", split="test", **machine)
-    return programs, teacher_forced_evaluation(held_out_programs)
+    curve = options.output / "training_curve.png"
+    training_curve(result.log_path, curve, options.output.name)
+    console.print(f"curve: {curve}")
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:

@@ -63,6 +63,11 @@ class EpochSource(PackedSource[int, Batch], Generic[Batch]):
         """Documents of an epoch, on all ranks together."""
         return len(self._lengths)
 
+    @property
+    def total_patches(self) -> int:
+        """Patches of an epoch, on all ranks together."""
+        return int(self._lengths.sum())
+
     def describe(self) -> dict[str, Any]:
         """What was found, skipped (with the first few named), cut and read so far, the position and the fill."""
         used = self._used()

@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
 Path = str | os.PathLike[str]
 
-_COLORS = ("#2a6f97", "#e07a5f", "#81b29a", "#6d597a")
+COLORS = ("#2a6f97", "#e07a5f", "#81b29a", "#6d597a")
 _RIGHT, _WRONG, _MISSING = "#d8e2dc", "#c1121f", "#3d405b"
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of so many inches, and its axes in the house style."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -33,7 +34,8 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes a figure as PNG, complete or absent."""
     with atomic_write(path) as file:
         figure.savefig(file, format="png")
 
@@ -55,30 +57,29 @@ def training_curve(log_path: Path, path: Path, title: str = "") -> None:
         raise ValueError(f"{os.fspath(log_path)}: expected at least one training step, got none")
     minutes = np.array([line["seconds"] / 60 for line in steps])
     loss = np.array([line["loss"] for line in steps])
-    figure, axes = _figure(8, 4.5)
-    axes.plot(minutes, loss, color=_COLORS[0], alpha=0.25, linewidth=0.8, label="loss")
-    axes.plot(minutes, _smooth(loss), color=_COLORS[0], linewidth=1.6, label="loss, smoothed")
+    figure, axes = new_figure(8, 4.5)
+    axes.plot(minutes, loss, color=COLORS[0], alpha=0.25, linewidth=0.8, label="loss")
+    axes.plot(minutes, _smooth(loss), color=COLORS[0], linewidth=1.6, label="loss, smoothed")
     axes.set_yscale("log")
     axes.set_xlabel("minutes of training")
-    axes.set_ylabel("nats a byte")
+    axes.set_ylabel("nats")
     axes.set_title(title)
-    evaluations = [line for line in lines if line["kind"] == "eval" and "state_byte_accuracy" in line]
+    evaluations = [line for line in lines if line["kind"] == "eval"]
+    shares = {"state_byte_accuracy": "state bytes right, %", "accuracy": "documents right, %"}
+    shown = next((name for name in shares if evaluations and name in evaluations[0]), None)
+    when = [line["seconds"] / 60 for line in evaluations]
+    if evaluations and shown is None and "loss" in evaluations[0]:
+        axes.plot(when, [line["loss"] for line in evaluations], "o-", color=COLORS[1], label="held-out loss")
     handles, labels = axes.get_legend_handles_labels()
-    if evaluations:
+    if shown is not None:
         right = axes.twinx()
-        right.plot(
-            [line["seconds"] / 60 for line in evaluations],
-            [100 * line["state_byte_accuracy"] for line in evaluations],
-            "o-",
-            color=_COLORS[1],
-            label="state bytes right, %",
-        )
-        right.set_ylabel("state bytes right, %")
+        right.plot(when, [100 * line[shown] for line in evaluations], "o-", color=COLORS[1], label=shares[shown])
+        right.set_ylabel(shares[shown])
         right.set_ylim(0, 101)
         more = right.get_legend_handles_labels()
         handles, labels = handles + more[0], labels + more[1]
     figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=len(labels))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _smooth(values: NDArray[np.float64], weight: float = 0.95) -> NDArray[np.float64]:
@@ -100,19 +101,19 @@ def accuracy_bars(accuracies: Mapping[str, Mapping[str, float]], path: Path, tit
         path: the PNG to write.
     """
     names = list(dict.fromkeys(name for shares in accuracies.values() for name in shares))
-    figure, axes = _figure(max(8.0, 0.5 * len(names)), 4.5)
+    figure, axes = new_figure(max(8.0, 0.5 * len(names)), 4.5)
     width = 0.8 / max(len(accuracies), 1)
     places = np.arange(len(names))
     for index, (model, shares) in enumerate(accuracies.items()):
         heights = [100 * shares.get(name, 0.0) for name in names]
         offset = (index - (len(accuracies) - 1) / 2) * width
-        axes.bar(places + offset, heights, width, label=model, color=_COLORS[index % len(_COLORS)])
+        axes.bar(places + offset, heights, width, label=model, color=COLORS[index % len(COLORS)])
     axes.set_xticks(places, names, rotation=45, ha="right")
     axes.set_ylim(0, 101)
     axes.set_ylabel("right, %")
     axes.set_title(title)
     figure.legend(frameon=False, loc="outside lower center", ncols=max(len(accuracies), 1))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def difference_map(
@@ -132,7 +133,7 @@ def difference_map(
     common = min(len(predicted), len(truth))
     state = np.full((steps, len(columns)), 2)
     state[:common] = predicted[:common] != truth[:common]
-    figure, axes = _figure(2 + 0.45 * len(columns), 1.5 + 0.28 * steps)
+    figure, axes = new_figure(2 + 0.45 * len(columns), 1.5 + 0.28 * steps)
     colors = ListedColormap([_RIGHT, _WRONG, _MISSING])
     axes.imshow(state, cmap=colors, vmin=0, vmax=2, aspect="auto", extent=(-0.5, len(columns) - 0.5, steps + 0.5, 0.5))
     if steps <= 40:
@@ -146,4 +147,4 @@ def difference_map(
     axes.set_xticks(range(len(columns)), columns)
     axes.set_ylabel("step")
     axes.set_title(title, fontsize=9)
-    _save(figure, path)
+    save_figure(figure, path)

@@ -22,7 +22,7 @@ from bgpt_fast import BGPT
 from bgpt_fast.cli.common import console, generation_progress
 from bgpt_fast.cli.main import main as bgpt_fast
 from bgpt_fast.cli.simulate import print_assessment
-from bgpt_fast.cli.train import options_from_json
+from bgpt_fast.cli.train import options_from_file
 from bgpt_fast.files import atomic_write, write_json
 from bgpt_fast.report.plots import accuracy_bars, difference_map, training_curve
 from bgpt_fast.tasks.cpu_states import Traces, column_names, format_difference, generate
@@ -62,7 +62,7 @@ def main() -> int:
 def simulate(name: str, checkpoint: Path, recipe: Path, output: Path, programs: int) -> dict[str, Any]:
     """Scores a checkpoint on held-out programs of its machine, unless that has been done; returns its figures."""
     folder = output / name
-    machine = asdict(options_from_json(recipe).machine)
+    machine = asdict(options_from_file(recipe).machine)
     weights = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
     question = {"weights": weights, "machine": machine, "programs": programs, "seed": HELD_OUT_SEED}
     report = folder / "report.json"

@@ -20,7 +20,7 @@ from bgpt_fast import BGPT
 from bgpt_fast.cli.env import describe
 from bgpt_fast.cli.main import main as bgpt_fast
 from bgpt_fast.cli.simulate import print_assessment
-from bgpt_fast.cli.train import options_from_json
+from bgpt_fast.cli.train import options_from_file
 from bgpt_fast.files import write_json
 from bgpt_fast.tasks.cpu_states import generate
 from bgpt_fast.tasks.cpu_states.assessment import assess
@@ -42,7 +42,7 @@ def main() -> int:
     BGPT.from_pretrained(latest).save_pretrained(folder, dtype=torch.float16)
     shutil.copyfile(recipe, folder / "options.json")
 
-    machine = options_from_json(recipe).machine
+    machine = options_from_file(recipe).machine
     held_out = generate(options.programs, seed=HELD_OUT_SEED, stream="parallel", split="test", **asdict(machine))
     found = assess(BGPT.from_pretrained(folder, dtype=torch.float32), held_out)
     print_assessment(found)

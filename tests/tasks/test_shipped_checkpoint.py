@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bgpt_fast import BGPT
-from bgpt_fast.cli.train import options_from_json
+from bgpt_fast.cli.train import options_from_file
 from bgpt_fast.tasks.cpu_states import generate
 from bgpt_fast.tasks.cpu_states.assessment import assess
 
@@ -26,11 +26,11 @@ def model() -> BGPT:
 def test_it_is_small_and_made_by_the_committed_recipe(model: BGPT) -> None:
     assert (FOLDER / "model.safetensors").stat().st_size <= 8_000_000
     assert json.loads((FOLDER / "options.json").read_text()) == json.loads((EXAMPLE / "checkpoint.json").read_text())
-    assert model.config == options_from_json(FOLDER / "options.json").model
+    assert model.config == options_from_file(FOLDER / "options.json").model
 
 
 def test_it_simulates_programs_that_nobody_has_seen(model: BGPT) -> None:
-    machine = options_from_json(FOLDER / "options.json").machine
+    machine = options_from_file(FOLDER / "options.json").machine
     held_out = generate(150, seed=77, stream="parallel", split="test", **asdict(machine))
     found = assess(model, held_out)
     assert found.teacher_forced.accuracy >= 0.99
