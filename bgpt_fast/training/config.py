@@ -36,6 +36,7 @@ class TrainConfig:
         keep_last: checkpoints kept, the best one apart.
         best_metric: the evaluation figure that chooses the best checkpoint, which is then kept; "" means none.
         best_is: whether the "lowest" or the "highest" figure is best.
+        stop_at: end the run once an evaluation's `best_metric` is as good as this; None: never.
         log_every: steps between lines of log.jsonl.
         seed: of dropout and of the drawn targets.
         threads: CPU threads of torch; None leaves them alone.
@@ -79,6 +80,7 @@ class TrainConfig:
     keep_last: int = 2
     best_metric: str = ""
     best_is: Literal["lowest", "highest"] = "lowest"
+    stop_at: float | None = None
     log_every: int = 1
     seed: int = 0
     threads: int | None = None
@@ -128,6 +130,7 @@ class TrainConfig:
             self.muon_learning_rate is None or self.muon_learning_rate > 0,
             "a positive number or None",
         )
+        self._require("stop_at", self.stop_at is None or bool(self.best_metric), "None where there is no best_metric")
         self._require("threads", self.threads is None or self.threads >= 1, "at least 1, or None")
         if self.optimizer == "muon" and self.parallel == "fsdp":
             raise ValueError(

@@ -49,7 +49,7 @@ class Parallel:
     def _prepare(self) -> None:
         # The patch decoder's `wte` is never used: DDP would wait for its gradient.
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, [_UNUSED])
-        self._forward = DistributedDataParallel(self.model, broadcast_buffers=False, init_sync=False)
+        self._forward = DistributedDataParallel(self.model, init_sync=False)
 
     def backward(self, loss: Callable[[nn.Module], Tensor], *, last: bool) -> None:
         """Adds the gradient of a loss, computed by `loss` with the module to call; `last` of a step adds up the ranks'.

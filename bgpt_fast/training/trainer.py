@@ -54,7 +54,7 @@ class TrainResult:
         seconds: training time, earlier sessions included.
         loss: the last step's loss in nats a position.
         patches_per_second: of this session, its evaluations and checkpoints left out.
-        stopped_by: "steps" or "time".
+        stopped_by: "steps", "time", or "target".
         evaluation: the last evaluation's figures.
         log_path: the run's log.jsonl.
         checkpoint_path: the last checkpoint's folder.
@@ -261,6 +261,10 @@ class Trainer:
             return "steps"
         if self.config.max_minutes and self.seconds >= 60.0 * self.config.max_minutes:
             return "time"
+        value = self._evaluation.get(self.config.best_metric, math.nan)
+        target = self.config.stop_at
+        if target is not None and (value >= target if self.config.best_is == "highest" else value <= target):
+            return "target"
         return ""
 
     def _done_and_left(self) -> tuple[float, float]:
