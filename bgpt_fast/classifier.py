@@ -57,11 +57,9 @@ class BGPTForClassification(nn.Module):
         check_batch(batch, self.config, self.classifier.weight.device)
         features = self.patch_level_decoder(batch.patches, batch.cu_seqlens, batch.max_seqlen)
         features = features.to(torch.promote_types(features.dtype, torch.float32))
-        lengths = batch.cu_seqlens.diff()
-        documents = torch.arange(len(lengths), device=features.device)
-        documents = documents.repeat_interleave(lengths, output_size=len(features))
-        sums = features.new_zeros(len(lengths), features.shape[1]).index_add(0, documents, features)
-        return self.classifier((sums / lengths[:, None]).to(self.classifier.weight.dtype))
+        # One program a document on a GPU: a fixed order of addition, where index_add's is not.
+        means = torch.segment_reduce(features, "mean", lengths=batch.cu_seqlens.diff().long())
+        return self.classifier(means.to(self.classifier.weight.dtype))
 
     @classmethod
     def from_pretrained(

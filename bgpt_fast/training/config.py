@@ -44,6 +44,8 @@ class TrainConfig:
         parallel: how several ranks (`torchrun`) share the work: "ddp" has the whole model on each, "fsdp" a part.
         timeout_seconds: how long a rank waits for another before it ends with `RankFailedError`.
         activation_checkpointing: keep only the patch decoder's layer inputs and compute the rest again for gradients.
+        cuda_graph: record the forward and backward pass of full batches with `targets_per_step` targets once, and
+            replay it; other batches go as before. For one GPU, without dropout. Not yet run on a GPU.
         prefetch: batches that are prepared while the model works on the ones before; 0: none.
         prefetch_process: prepare them in a process of its own instead of a thread.
         async_saves: write checkpoints beside training, from copies on the CPU; False waits for each.
@@ -88,6 +90,7 @@ class TrainConfig:
     parallel: Literal["ddp", "fsdp"] = "ddp"
     timeout_seconds: float = 600.0
     activation_checkpointing: bool = False
+    cuda_graph: bool = False
     prefetch: int = 2
     prefetch_process: bool = False
     async_saves: bool = True
@@ -132,6 +135,10 @@ class TrainConfig:
         )
         self._require("stop_at", self.stop_at is None or bool(self.best_metric), "None where there is no best_metric")
         self._require("threads", self.threads is None or self.threads >= 1, "at least 1, or None")
+        if self.cuda_graph and not self.targets_per_step:
+            raise ValueError(
+                "TrainConfig.cuda_graph: expected targets_per_step with it, so that all batches have as many"
+            )
         if self.optimizer == "muon" and self.parallel == "fsdp":
             raise ValueError(
                 'TrainConfig.parallel: "fsdp" splits the matrices that Muon needs whole; use "ddp" or "adamw"'

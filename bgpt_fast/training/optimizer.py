@@ -83,10 +83,10 @@ class Optimizers:
         for optimizer in self._all():
             optimizer.step()
 
-    def zero_grad(self) -> None:
-        """Drops all gradients."""
+    def zero_grad(self, *, keep: bool = False) -> None:
+        """Drops all gradients; with `keep`, their tensors stay and become zero."""
         for optimizer in self._all():
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=not keep)
 
     def state_tensors(self) -> dict[str, Tensor]:
         """The state as a flat dict "parameter name/field" → tensor."""

@@ -22,12 +22,14 @@ from bgpt_fast.data.source import BatchSource, DataError
 from bgpt_fast.files import write_json
 from bgpt_fast.flops import peak_flops
 from bgpt_fast.metrics import BitsPerByte
+from bgpt_fast.model import BGPT
 from bgpt_fast.training.checkpointing import CheckpointStore, CheckpointWriteError, RunState
 from bgpt_fast.training.config import TrainConfig
 from bgpt_fast.training.dashboards import Dashboards
 from bgpt_fast.training.distributed import Ranks
 from bgpt_fast.training.errors import NonFiniteLossError, RankFailedError, TrainingInterrupted
 from bgpt_fast.training.gradients import accumulate_gradients
+from bgpt_fast.training.graphed import GraphedGradients
 from bgpt_fast.training.interrupts import Interrupts, StopEvaluation
 from bgpt_fast.training.log import RunLog, write_batches
 from bgpt_fast.training.objectives import Model, Work, labels_of, objective_of
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from bgpt_fast.training.sharded import ShardWriter
 
 Evaluate = Callable[[Any], dict[str, float]]
+CAN_GRAPH = ("cuda",)
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,8 @@ class Trainer:
         self.model = model.to(self.device)
         set_activation_checkpointing(self.model, config.activation_checkpointing)
         self._parallel = parallel_model(self.model, self.ranks, config.parallel)
+        self._graphed = self._graphed_gradients(source, config) if config.cuda_graph else None
+        self.graphed_batches = 0
         self.source = source
         self._feed: BatchSource[Any] = source
         self._objective = objective_of(model)
@@ -140,6 +145,22 @@ class Trainer:
         self._optimizers = Optimizers(model.named_parameters(), config)
         self._rng: dict[str, Tensor] = {}
         self._resume()
+
+    def _graphed_gradients(self, source: BatchSource[Any], config: TrainConfig) -> GraphedGradients:
+        room = getattr(source, "patches_per_batch", None)
+        problems = {
+            f"a CUDA device, got {self.device.type}": self.device.type not in CAN_GRAPH,
+            f"a single process, got {self.ranks.world_size} ranks": self.ranks.world_size > 1,
+            "a generative model, got a classifier": labels_of(self.model) is not None,
+            f"no dropout, got {self.model.config.dropout}": self.model.config.dropout > 0.0,
+            f"a source with patches_per_batch, got {type(source).__name__}": room is None,
+        }
+        for problem, is_there in problems.items():
+            if is_there:
+                raise ValueError(f"TrainConfig.cuda_graph: expected {problem}; switch it off")
+        assert isinstance(self.model, BGPT)
+        assert room is not None
+        return GraphedGradients(self.model, room, config.targets_per_step, autocast=config.precision == "bf16")
 
     @property
     def resumed(self) -> bool:
@@ -293,8 +314,8 @@ class Trainer:
             progress = step_progress(self.config, self.step)
         rate = self._optimizers.set_factor(schedule_factor(self.config, progress))
         self.model.train()
-        self._optimizers.zero_grad()
-        sums = accumulate_gradients(self._parallel, self._objective, batches, drawn, work.units, self.config.precision)
+        self._optimizers.zero_grad(keep=self._graphed is not None)
+        sums = self._gradients(batches, drawn, work.units)
         with phase("clip"):
             norm = self._parallel.clip(self._optimizers.parameters, self.config.grad_clip or math.inf)
             # The one wait for the device in a step.
@@ -329,6 +350,26 @@ class Trainer:
             mfu=work.flops / self._last_step_seconds / self._peak if self._peak else None,
             seconds=self.seconds,
         )
+
+    def _gradients(self, batches: Sequence[Any], drawn: Sequence[Tensor], total: int) -> Tensor:
+        """Makes a step's gradients; those of batches that fit it by the graph. Returns as `accumulate_gradients`."""
+        graphed = self._graphed
+        fits = [graphed is not None and graphed.fits(*each) for each in zip(batches, drawn, strict=True)]
+        rest = [index for index, fit in enumerate(fits) if not fit]
+        sums = accumulate_gradients(
+            self._parallel,
+            self._objective,
+            [batches[index] for index in rest],
+            [drawn[index] for index in rest],
+            total,
+            self.config.precision,
+        )
+        for batch, units, fit in zip(batches, drawn, fits, strict=True):
+            if graphed is not None and fit:
+                with phase("graph"):
+                    sums[0] += graphed.add(batch, units, len(units) / total)
+                self.graphed_batches += 1
+        return sums
 
     def _work(self, batches: Sequence[Any], drawn: Sequence[Tensor]) -> Work:
         """What all ranks' batches of a step hold together."""

@@ -1,0 +1,109 @@
+"""A step's forward and backward pass as a CUDA graph: recorded once, replayed without a launch of its own for each op.
+
+Not yet run on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from bgpt_fast.config import EOP
+from bgpt_fast.model import BGPT
+from bgpt_fast.patches import PackedPatches
+
+Replay = Callable[[], None]
+Record = Callable[[Replay], Replay]
+
+
+class GraphedGradients:
+    """Adds the gradients of batches of one shape: so many patches, documents at most, and targets.
+
+    A smaller batch is filled up with a document of padding that is no target, and with documents of no patches, so that
+    its loss and gradients are its own. Gradients lie in tensors of their own that are added to and never replaced.
+
+    Args:
+        model: on its device, in training mode, without dropout (a graph would repeat its masks).
+        patches: patches of every batch.
+        targets: target patches of every batch.
+        autocast: whether to compute in bfloat16.
+        record: makes of a function one that repeats what it did; a CUDA graph, or in tests the function itself.
+    """
+
+    def __init__(
+        self, model: BGPT, patches: int, targets: int, *, autocast: bool, record: Record | None = None
+    ) -> None:
+        device = next(model.parameters()).device
+        config = model.config
+        self._model = model
+        self._autocast = autocast
+        self._record = record or cuda_graph
+        self._replay: Replay | None = None
+        # The shortest document has two patches; the padding may need several.
+        documents = patches // 2 + 2 + patches // config.patch_length
+        self._patches = torch.full((patches, config.patch_size), EOP, dtype=torch.int16, device=device)
+        self._offsets = torch.zeros(documents + 1, dtype=torch.int32, device=device)
+        self._targets = torch.zeros(targets, dtype=torch.int64, device=device)
+        self._weight = torch.zeros((), device=device)
+        self._nats = torch.zeros((), dtype=torch.float64, device=device)
+
+    def fits(self, batch: PackedPatches, targets: Tensor) -> bool:
+        """Whether a batch has this shape."""
+        return len(targets) == len(self._targets) and batch.num_patches <= len(self._patches)
+
+    def add(self, batch: PackedPatches, targets: Tensor, weight: float) -> Tensor:
+        """Adds a batch's gradients times `weight`; arguments on the CPU, as `fits` has them.
+
+        Returns:
+            The sum of nats, a float64 scalar on the device.
+        """
+        self._fill(batch, targets, weight)
+        if self._replay is None:
+            self._replay = self._recorded()
+        self._replay()
+        return self._nats.clone()
+
+    def _fill(self, batch: PackedPatches, targets: Tensor, weight: float) -> None:
+        count, room, context = batch.num_patches, len(self._patches), self._model.config.patch_length
+        padding = torch.arange(count + context, room + context, context, dtype=torch.int32).clamp(max=room)
+        offsets = torch.full((len(self._offsets),), room, dtype=torch.int32)
+        offsets[: len(batch.cu_seqlens)] = batch.cu_seqlens
+        offsets[len(batch.cu_seqlens) : len(batch.cu_seqlens) + len(padding)] = padding
+        self._patches[:count].copy_(batch.patches, non_blocking=True)
+        self._patches[count:].fill_(EOP)
+        self._offsets.copy_(offsets, non_blocking=True)
+        self._targets.copy_(targets, non_blocking=True)
+        self._weight.fill_(weight)
+
+    def _recorded(self) -> Replay:
+        parameters = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+        kept = [None if parameter.grad is None else parameter.grad.clone() for parameter in parameters]
+        replay = self._record(self._step)
+        # What recording computed is not part of any step.
+        for parameter, gradient in zip(parameters, kept, strict=True):
+            if parameter.grad is not None:
+                parameter.grad.zero_() if gradient is None else parameter.grad.copy_(gradient)
+        return replay
+
+    def _step(self) -> None:
+        batch = PackedPatches.unchecked(self._patches, self._offsets, self._model.config.patch_length)
+        with torch.autocast(self._patches.device.type, dtype=torch.bfloat16, enabled=self._autocast):
+            output = self._model(batch, self._targets)
+        self._nats.copy_(output.nats.sum(dtype=torch.float64))
+        (output.loss * self._weight).backward()
+
+
+def cuda_graph(step: Replay) -> Replay:
+    """Runs `step` three times beside the current stream, as recording wants it, then records it."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
