@@ -244,7 +244,7 @@ def test_migrate_config(tmp_path: Path, files: Path, capsys: pytest.CaptureFixtu
     assert "MY_OWN: unknown" in out
     assert "WEIGHTS_PATH: not carried over" in out
     options = options_from_file(target)
-    assert options.data == (Path("tunes/train"), Path("speech/train"))
+    assert options.data == ("tunes/train", "speech/train")
     assert (options.task, options.conversion, options.init_from) == ("conversion", "abc&mid", None)
     assert (options.patches_per_batch, options.epochs, options.eval_share) == (256, 2.0, 0.01)
     assert (options.model.hidden_size, options.model.patch_length, options.model.dropout) == (64, 64, 0.1)

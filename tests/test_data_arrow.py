@@ -221,3 +221,36 @@ def test_without_pyarrow_the_error_says_what_to_install(folder: Path, monkeypatc
     monkeypatch.setattr(arrow_files.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="pip install"):
         _source(folder)
+
+
+def test_files_are_streamed_from_a_url(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    memory = fsspec.filesystem("memory")
+    for path in folder.iterdir():
+        memory.pipe(f"/rows/{path.name}", path.read_bytes())
+    try:
+        remote = ArrowSource("memory://rows", "content", CONFIG, 64, extension_column="ext")
+        local = ArrowSource(folder, "content", CONFIG, 64, extension_column="ext")
+        assert remote.paths == [f"memory:///rows/{Path(path).name}" for path in local.paths]
+        assert remote.describe()["bytes"] == local.describe()["bytes"]
+        for _ in range(5):
+            assert remote.next_batch().to_bytes() == local.next_batch().to_bytes()
+        position = remote.state_dict()
+        again = ArrowSource("memory://rows", "content", CONFIG, 64, extension_column="ext")
+        again.load_state_dict(position)
+        assert again.next_batch().to_bytes() == local.next_batch().to_bytes()
+        one = ArrowSource(remote.paths[0], "content", CONFIG, 64, extension_column="ext")
+        assert one.paths == remote.paths[:1]
+        monkeypatch.setattr(arrow_files, "_opened", _lost)
+        with pytest.raises(DataError, match="the connection is gone"):
+            list(remote.one_pass())
+    finally:
+        memory.rm("/rows", recursive=True)
+    with pytest.raises(DataError, match="FileNotFoundError"):
+        ArrowSource("memory://nowhere", "content", CONFIG, 64)
+    with pytest.raises(DataError, match="give a URL that fsspec can open"):
+        ArrowSource("feathers://nowhere", "content", CONFIG, 64)
+
+
+def _lost(path: str) -> Any:
+    raise ConnectionResetError(f"{path}: reset")

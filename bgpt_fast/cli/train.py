@@ -47,7 +47,8 @@ class Train:
         conversion: "abc->mid", or "abc&mid" for both ways: files that differ in nothing but their extension are pairs.
         weights: shares of the batches, one for each of --data, which then are sources of their own; a path
             "cpu-states" that is no file means the machine.
-        column: with Parquet and Arrow files: the column to learn, bytes or text.
+        column: with Parquet and Arrow files: the column to learn, bytes or text. They may be URLs, such as
+            hf://datasets/owner/name/, and are then streamed.
         extension: with Parquet and Arrow files: the extension that all rows have.
         extension_column: with Parquet and Arrow files: a column with each row's extension instead.
         patches_per_batch: with files: patches of a batch, documents whole and end to end.
@@ -65,7 +66,7 @@ class Train:
         training: how long, how fast, how often.
     """
 
-    data: tuple[Path, ...] = ()
+    data: tuple[str, ...] = ()
     output: Path = Path("runs/train")
     config: Path | None = None
     preset: Literal["cpu-states", "tiny", "small", "paper-110m"] = "cpu-states"
@@ -78,7 +79,7 @@ class Train:
     extension_column: str | None = None
     patches_per_batch: int = PRESETS["cpu-states"].patches_per_batch
     epochs: float = 0.0
-    eval_data: tuple[Path, ...] = ()
+    eval_data: tuple[str, ...] = ()
     eval_share: float = 0.02
     eval_patches: int = 100_000
     split_by: Literal["path", "content"] = "path"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data import ArrowSource, BatchSource, DataError, FileSource, LabelledSource, MixedSource, PairSource
-from bgpt_fast.data.arrow_files import is_arrow_file
+from bgpt_fast.data.arrow_files import is_arrow_file, is_remote
 from bgpt_fast.data.epochs import EpochSource
 from bgpt_fast.data.packing import PackedSource
 from bgpt_fast.tasks.classification import accuracy_evaluation
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Task = Literal["generation", "conversion", "classification", "cpu-states"]
 Evaluate = Callable[[Any], dict[str, float]]
-CPU_STATES = Path("cpu-states")
+CPU_STATES = "cpu-states"
 
 
 def task_of(options: Train) -> Task:
@@ -43,7 +43,7 @@ def task_of(options: Train) -> Task:
     if task != "conversion" and options.conversion:
         raise ValueError(f"--conversion: expected --task conversion with it, got --task {task}")
     if task == "cpu-states" and options.data:
-        raise ValueError(f"--task cpu-states: expected no --data, got {[str(path) for path in options.data]}")
+        raise ValueError(f"--task cpu-states: expected no --data, got {list(options.data)}")
     if task != "cpu-states" and not options.data:
         raise ValueError(f"--task {task}: expected --data, files and folders to learn from")
     if options.weights and task != "generation":
@@ -120,7 +120,7 @@ class TrainData:
             if len(kinds) == 1 and kinds != {"machine"}:
                 return self._open(self._options.data, **split, **shard)
             raise ValueError(
-                f"--data: {[str(path) for path in self._options.data]}: expected --weights, one for each, to mix "
+                f"--data: {list(self._options.data)}: expected --weights, one for each, to mix "
                 f"{' and '.join(sorted(kinds))}"
             )
         if len(self._options.weights) != len(self._options.data):
@@ -156,11 +156,17 @@ class TrainData:
                 break
         return taken
 
-    def _kind(self, path: Path) -> Literal["machine", "rows", "files"]:
-        if path == CPU_STATES and not path.exists():
+    def _kind(self, path: str) -> Literal["machine", "rows", "files"]:
+        if path == CPU_STATES and not Path(path).exists():
             return "machine"
-        holds_rows = is_arrow_file(str(path)) or (
-            bool(self._options.column) and path.is_dir() and any(is_arrow_file(str(found)) for found in path.rglob("*"))
+        holds_rows = (
+            is_arrow_file(path)
+            or is_remote(path)
+            or (
+                bool(self._options.column)
+                and Path(path).is_dir()
+                and any(is_arrow_file(found.name) for found in Path(path).rglob("*"))
+            )
         )
         if holds_rows and not self._options.column:
             raise DataError(
@@ -169,7 +175,7 @@ class TrainData:
             )
         return "rows" if holds_rows else "files"
 
-    def _open(self, paths: Sequence[Path], **arguments: Any) -> PackedSource[Any, Any]:
+    def _open(self, paths: Sequence[str], **arguments: Any) -> PackedSource[Any, Any]:
         options = self._options
         common = (self._config, self._room)
         arguments["seed"] = options.training.seed

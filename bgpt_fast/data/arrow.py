@@ -1,4 +1,4 @@
-"""Rows of Parquet and Arrow files as documents, streamed in bounded memory."""
+"""Rows of Parquet and Arrow files, local or remote, as documents, streamed in bounded memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from bgpt_fast.config import BGPTConfig
-from bgpt_fast.data.arrow_files import Columns, arrow_schema_error, check_pyarrow, is_arrow_file, read_rows
+from bgpt_fast.data.arrow_files import (
+    Columns,
+    arrow_schema_error,
+    check_pyarrow,
+    find_remote,
+    is_arrow_file,
+    is_remote,
+    read_rows,
+)
 from bgpt_fast.data.found import (
     FoundFile,
     Paths,
@@ -42,7 +50,7 @@ class _Buffer(Block[_Row]):
 
 
 class ArrowSource(PackedSource[_Row, PackedPatches]):
-    """Rows of local Parquet and Arrow files, packed into batches in a seeded order, without end.
+    """Rows of Parquet and Arrow files, packed into batches in a seeded order, without end.
 
     Every epoch takes the files in a new order and shuffles their rows a buffer at a time, so that memory holds a buffer
     and a record batch, whatever the files' sizes. Every rank reads all rows (and packs its share). A row belongs to the
@@ -51,7 +59,8 @@ class ArrowSource(PackedSource[_Row, PackedPatches]):
 
     Args:
         paths: files and folders; in folders, files named .parquet, .arrow, .feather or .ipc are taken. Arrow files may
-            be of the file format or the streaming format, which Hugging Face datasets are cached in.
+            be of the file format or the streaming format, which Hugging Face datasets are cached in. URLs such as
+            hf://datasets/owner/name/ are read as they are needed, by fsspec.
         column: the column with the contents, bytes or text (taken as UTF-8).
         config: patch size and context.
         patches_per_batch: most patches of a batch; at least the context.
@@ -137,7 +146,9 @@ class ArrowSource(PackedSource[_Row, PackedPatches]):
 
     def _usable_files(self) -> list[FoundFile]:
         files = []
-        for file in find_files(self.roots, self._skips):
+        local = find_files([root for root in self.roots if not is_remote(root)], self._skips)
+        remote = [file for root in self.roots if is_remote(root) for file in find_remote(root)]
+        for file in local + remote:
             if file.path not in self.roots and not is_arrow_file(file.path):
                 self._skips.note(file.path, "not a Parquet or Arrow file")
                 continue

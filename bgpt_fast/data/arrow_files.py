@@ -1,4 +1,4 @@
-"""Parquet and Arrow files row by row, from any row on (needs pyarrow)."""
+"""Parquet and Arrow files row by row, from any row on (needs pyarrow); local, or streamed from where a URL says."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from bgpt_fast.data.found import Skips
+from bgpt_fast.data.found import FoundFile, Skips
 from bgpt_fast.data.source import DataError
 
 _ENDINGS = (".parquet", ".arrow", ".feather", ".ipc")
@@ -36,6 +36,32 @@ def check_pyarrow() -> None:
 def is_arrow_file(path: str) -> bool:
     """Whether a path is named like a Parquet or Arrow file."""
     return path.lower().endswith(_ENDINGS)
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path is a URL, such as hf://datasets/owner/name/train.parquet or s3://…, as fsspec knows them."""
+    return "://" in path
+
+
+def find_remote(root: str) -> list[FoundFile]:
+    """The Parquet and Arrow files at a URL, or below it; their order is that of their names.
+
+    Raises:
+        DataError: there is no such place, it cannot be reached, or what reaches it is not installed.
+    """
+    import fsspec
+
+    try:
+        system, place = fsspec.core.url_to_fs(root)
+        found = system.find(place, detail=True) or {place: system.info(place)}
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        raise DataError(f"{root!r}: {type(error).__name__}: {error}; give a URL that fsspec can open") from error
+    files = []
+    for name, about in sorted(found.items()):
+        if is_arrow_file(name) and about.get("size"):
+            relative = name.removeprefix(place).lstrip("/") or name.rsplit("/", 1)[-1]
+            files.append(FoundFile(system.unstrip_protocol(name), relative.encode(), int(about["size"])))
+    return files
 
 
 def arrow_schema_error(path: str, columns: Columns) -> str:
@@ -84,30 +110,30 @@ def read_rows(path: str, columns: Columns, first_row: int, skips: Skips) -> Iter
                     yield row, extension.decode("utf-8", "surrogateescape").removeprefix("."), content
     except FileNotFoundError:
         skips.note(path, "vanished")
-    except OSError:
+    except OSError as error:
+        if is_remote(path):
+            # No damage to be lived with: a run that goes on later loses nothing.
+            raise DataError(f"{path!r}: {error}; the connection is gone: start the run again to go on") from error
         skips.note(path, "unreadable, or damaged in the middle")
     except pa.ArrowException:
         skips.note(path, "damaged in the middle")
 
 
 def _schema(path: str) -> Any:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if _is_parquet(path):
-        return pq.read_schema(path)
-    with pa.OSFile(path) as stream:
-        return _ipc_reader(stream).schema
+    with _opened(path) as stream:
+        return pq.read_schema(stream) if _is_parquet(stream) else _ipc_reader(stream).schema
 
 
 def _tables(path: str, names: list[str], first_row: int) -> Iterator[tuple[int, Any]]:
     """(number of its first row, rows) in pieces; those wholly before `first_row` may be left out."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if _is_parquet(path):
-        with pq.ParquetFile(path, pre_buffer=False) as file:
-            start = 0
+    with _opened(path) as stream:
+        start = 0
+        if _is_parquet(stream):
+            file = pq.ParquetFile(stream, pre_buffer=False)
             for group in range(file.num_row_groups):
                 size = file.metadata.row_group(group).num_rows
                 if start + size > first_row:
@@ -116,18 +142,30 @@ def _tables(path: str, names: list[str], first_row: int) -> Iterator[tuple[int, 
                         yield row, batch
                         row += batch.num_rows
                 start += size
-        return
-    with pa.OSFile(path) as stream:
-        start = 0
+            return
         for batch in _record_batches(_ipc_reader(stream)):
             for offset in range(max(first_row - start, 0), batch.num_rows, _ROWS_AT_ONCE):
                 yield start + offset, batch.slice(offset, _ROWS_AT_ONCE)
             start += batch.num_rows
 
 
-def _is_parquet(path: str) -> bool:
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        return file.read(4) == b"PAR1"
+def _opened(path: str) -> Any:
+    """A file to read and seek in, local or remote, as pyarrow takes it."""
+    import pyarrow as pa
+
+    if is_remote(path):
+        import fsspec
+
+        return pa.PythonFile(fsspec.open(path, "rb").open(), mode="r")
+    # A FIFO would be waited for.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)):
+        return pa.OSFile(path)
+
+
+def _is_parquet(stream: Any) -> bool:
+    start = stream.read(4)
+    stream.seek(0)
+    return start == b"PAR1"
 
 
 def _ipc_reader(stream: Any) -> Any:
