@@ -16,6 +16,7 @@ from training_support import CONFIG, RandomSource, make_model
 
 import bgpt_fast.byte_decoder
 import bgpt_fast.training.trainer
+import bgpt_fast.training.update
 from bgpt_fast.data import DataError
 from bgpt_fast.patches import PackedPatches
 from bgpt_fast.training import NonFiniteLossError, TrainConfig, Trainer, TrainingInterrupted, rank_and_world_size
@@ -68,7 +69,8 @@ def trainer_of(job: dict[str, Any], rank: int = 0, world_size: int = 1) -> Train
 def main(jobs: list[dict[str, Any]]) -> None:
     rank, world_size = rank_and_world_size()
     trainer = bgpt_fast.training.trainer
-    weighted = trainer.accumulate_gradients
+    update = bgpt_fast.training.update
+    weighted = update.accumulate_gradients
     own_states = trainer.states_of
     chunk = bgpt_fast.byte_decoder.CHUNK
 
@@ -77,7 +79,7 @@ def main(jobs: list[dict[str, Any]]) -> None:
 
     for job in jobs:
         # Faults that a right implementation must not have: each makes another run.
-        trainer.accumulate_gradients = unweighted if job.get("fault") == "unweighted" else weighted
+        update.accumulate_gradients = unweighted if job.get("fault") == "unweighted" else weighted
         shared = job.get("fault") == "rank 0's rng"
         trainer.states_of = (lambda rng, _: own_states(rng, 0)) if shared else own_states
         bgpt_fast.byte_decoder.CHUNK = job.get("chunk", chunk)

@@ -5,12 +5,13 @@ NVTX ranges and the GPU's side of a trace have not been run on a GPU yet.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,7 +20,7 @@ import torch
 from torch.autograd import _profiler_enabled
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
-from bgpt_fast.files import atomic_write
+from bgpt_fast.files import atomic_write, write_json
 
 _TOP_OPS = 20
 _STEP = "ProfilerStep#"
@@ -207,3 +208,20 @@ def idle_share(events: Iterable[Mapping[str, Any]]) -> float | None:
             total += end - start
             reached = end
     return 1.0 - total / (ended - began)
+
+
+@contextlib.contextmanager
+def profiled_run(run_dir: Path, after: int, steps: int) -> Iterator[StepProfiler]:
+    """Profiles `steps` steps of a run, those after the first `after`: trace.json.gz, and profile.json with the ops."""
+    profiler = StepProfiler(run_dir / "trace.json.gz", after + 1, steps)
+    try:
+        with profiler:
+            yield profiler
+    finally:
+        if profiler.profiled:
+            found = {
+                "steps": profiler.profiled,
+                "gpu_idle_share": profiler.gpu_idle_share,
+                "ops": profiler.summary(),
+            }
+            write_json(run_dir / "profile.json", found)

@@ -9,43 +9,39 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from bgpt_fast.data.prefetch import Prefetcher
-from bgpt_fast.data.source import BatchSource, DataError
+from bgpt_fast.data.source import BatchSource
 from bgpt_fast.files import write_json
 from bgpt_fast.flops import peak_flops
-from bgpt_fast.metrics import BitsPerByte
-from bgpt_fast.model import BGPT
 from bgpt_fast.training.checkpointing import CheckpointStore, CheckpointWriteError, RunState
 from bgpt_fast.training.config import TrainConfig
 from bgpt_fast.training.dashboards import Dashboards
 from bgpt_fast.training.distributed import Ranks
 from bgpt_fast.training.errors import NonFiniteLossError, RankFailedError, TrainingInterrupted
-from bgpt_fast.training.gradients import accumulate_gradients
-from bgpt_fast.training.graphed import GraphedGradients
 from bgpt_fast.training.interrupts import Interrupts, StopEvaluation
-from bgpt_fast.training.log import RunLog, write_batches
-from bgpt_fast.training.objectives import Model, Work, labels_of, objective_of
+from bgpt_fast.training.log import RunLog
+from bgpt_fast.training.objectives import Model, labels_of
 from bgpt_fast.training.optimizer import Optimizers
 from bgpt_fast.training.parallel import in_parts, parallel_model, set_activation_checkpointing
-from bgpt_fast.training.profiling import StepProfiler, phase
+from bgpt_fast.training.profiling import StepProfiler, phase, profiled_run
 from bgpt_fast.training.progress import StepFigures, TrainProgress
 from bgpt_fast.training.random_state import join_ranks, random_state, restore_random_state, seed_rank, states_of
 from bgpt_fast.training.saves import BackgroundSaves, snapshot
 from bgpt_fast.training.schedule import schedule_factor, step_progress, time_progress
+from bgpt_fast.training.update import Update
 
 if TYPE_CHECKING:
     from bgpt_fast.training.sharded import ShardWriter
 
 Evaluate = Callable[[Any], dict[str, float]]
-CAN_GRAPH = ("cuda",)
 
 
 @dataclass(frozen=True)
@@ -119,12 +115,8 @@ class Trainer:
         self.model = model.to(self.device)
         set_activation_checkpointing(self.model, config.activation_checkpointing)
         self._parallel = parallel_model(self.model, self.ranks, config.parallel)
-        self._graphed = self._graphed_gradients(source, config) if config.cuda_graph else None
-        self.graphed_batches = 0
         self.source = source
         self._feed: BatchSource[Any] = source
-        self._objective = objective_of(model)
-        self._classifies = labels_of(model) is not None
         precision = torch.bfloat16 if config.precision == "bf16" else torch.float32
         self._peak = (peak_flops(self.device, precision) or 0.0) * self.ranks.world_size
         self.config = config
@@ -143,24 +135,10 @@ class Trainer:
         self._last_step_seconds = 0.0
         self._log = RunLog(self.run_dir / "log.jsonl", enabled=self.ranks.is_main)
         self._optimizers = Optimizers(model.named_parameters(), config)
+        room = getattr(source, "patches_per_batch", None)
+        self._update = Update(self._parallel, self._optimizers, config, self.run_dir, room)
         self._rng: dict[str, Tensor] = {}
         self._resume()
-
-    def _graphed_gradients(self, source: BatchSource[Any], config: TrainConfig) -> GraphedGradients:
-        room = getattr(source, "patches_per_batch", None)
-        problems = {
-            f"a CUDA device, got {self.device.type}": self.device.type not in CAN_GRAPH,
-            f"a single process, got {self.ranks.world_size} ranks": self.ranks.world_size > 1,
-            "a generative model, got a classifier": labels_of(self.model) is not None,
-            f"no dropout, got {self.model.config.dropout}": self.model.config.dropout > 0.0,
-            f"a source with patches_per_batch, got {type(source).__name__}": room is None,
-        }
-        for problem, is_there in problems.items():
-            if is_there:
-                raise ValueError(f"TrainConfig.cuda_graph: expected {problem}; switch it off")
-        assert isinstance(self.model, BGPT)
-        assert room is not None
-        return GraphedGradients(self.model, room, config.targets_per_step, autocast=config.precision == "bf16")
 
     @property
     def resumed(self) -> bool:
@@ -238,24 +216,9 @@ class Trainer:
         )
 
     def _open_profiler(self, stack: contextlib.ExitStack) -> StepProfiler | None:
-        """Profiles rank 0 for some steps; what it found is in profile.json, the trace beside it."""
         if not (self.config.profile_steps and self.ranks.is_main):
             return None
-        profiler = StepProfiler(
-            self.run_dir / "trace.json.gz", self.config.profile_after + 1, self.config.profile_steps
-        )
-
-        def report() -> None:
-            if profiler.profiled:
-                found = {
-                    "steps": profiler.profiled,
-                    "gpu_idle_share": profiler.gpu_idle_share,
-                    "ops": profiler.summary(),
-                }
-                write_json(self.run_dir / "profile.json", found)
-
-        stack.callback(report)
-        return stack.enter_context(profiler)
+        return stack.enter_context(profiled_run(self.run_dir, self.config.profile_after, self.config.profile_steps))
 
     def _close(self) -> None:
         """Ends what a session started; the source then stands after the last batch that was used."""
@@ -302,34 +265,14 @@ class Trainer:
         start = time.monotonic()
         with phase("data"):
             batches = [self._feed.next_batch() for _ in range(self.config.accumulation)]
-            first = self.ranks.rank * self.config.accumulation
-            drawn = [
-                self._objective.draw(batch, self.config, self.step, first + index)
-                for index, batch in enumerate(batches)
-            ]
-            work = self._work(batches, drawn)
         if self.config.schedule_by == "time":
             progress = time_progress(self.config, self.step, self.seconds, self._last_step_seconds)
         else:
             progress = step_progress(self.config, self.step)
         rate = self._optimizers.set_factor(schedule_factor(self.config, progress))
-        self.model.train()
-        self._optimizers.zero_grad(keep=self._graphed is not None)
-        sums = self._gradients(batches, drawn, work.units)
-        with phase("clip"):
-            norm = self._parallel.clip(self._optimizers.parameters, self.config.grad_clip or math.inf)
-            # The one wait for the device in a step.
-            table = self.ranks.table(torch.cat([sums, norm.double().reshape(1)]).tolist())
-        bits = BitsPerByte()
-        bits.add(sum(nats for nats, _, _ in table), work.positions, work.num_bytes)
-        loss = bits.nats / bits.positions
-        grad_norm = max((row[2] for row in table), key=lambda norm: (not math.isfinite(norm), norm))
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            self._refuse(loss, grad_norm, batches, drawn)
-        with phase("optimizer"):
-            self._optimizers.step()
+        done = self._update(batches, self.step)
         self.step += 1
-        self._loss = loss
+        self._loss = done.loss
         now = time.monotonic()
         self.seconds = now - self._started
         self._last_step_seconds = now - start
@@ -337,57 +280,19 @@ class Trainer:
         batches_a_step = self.config.accumulation * self.ranks.world_size
         return StepFigures(
             step=self.step,
-            loss=loss,
-            bits_per_byte=bits.per_byte if work.num_bytes else None,
-            accuracy=sum(right for _, right, _ in table) / work.units if self._classifies else None,
+            loss=done.loss,
+            bits_per_byte=done.bits_per_byte,
+            accuracy=done.accuracy,
             learning_rate=rate,
-            grad_norm=grad_norm,
-            patches=work.patches,
-            documents=work.documents,
-            fill=work.patches / (room * batches_a_step) if room else None,
-            patches_per_second=work.patches / self._last_step_seconds,
-            tflops=work.flops / self._last_step_seconds / 1e12,
-            mfu=work.flops / self._last_step_seconds / self._peak if self._peak else None,
+            grad_norm=done.grad_norm,
+            patches=done.work.patches,
+            documents=done.work.documents,
+            fill=done.work.patches / (room * batches_a_step) if room else None,
+            patches_per_second=done.work.patches / self._last_step_seconds,
+            tflops=done.work.flops / self._last_step_seconds / 1e12,
+            mfu=done.work.flops / self._last_step_seconds / self._peak if self._peak else None,
             seconds=self.seconds,
         )
-
-    def _gradients(self, batches: Sequence[Any], drawn: Sequence[Tensor], total: int) -> Tensor:
-        """Makes a step's gradients; those of batches that fit it by the graph. Returns as `accumulate_gradients`."""
-        graphed = self._graphed
-        fits = [graphed is not None and graphed.fits(*each) for each in zip(batches, drawn, strict=True)]
-        rest = [index for index, fit in enumerate(fits) if not fit]
-        sums = accumulate_gradients(
-            self._parallel,
-            self._objective,
-            [batches[index] for index in rest],
-            [drawn[index] for index in rest],
-            total,
-            self.config.precision,
-        )
-        for batch, units, fit in zip(batches, drawn, fits, strict=True):
-            if graphed is not None and fit:
-                with phase("graph"):
-                    sums[0] += graphed.add(batch, units, len(units) / total)
-                self.graphed_batches += 1
-        return sums
-
-    def _work(self, batches: Sequence[Any], drawn: Sequence[Tensor]) -> Work:
-        """What all ranks' batches of a step hold together."""
-        config = self.model.config
-        mine = [self._objective.work(batch, units, config) for batch, units in zip(batches, drawn, strict=True)]
-        table = self.ranks.table([sum(column) for column in zip(*mine, strict=True)])
-        work = Work(*(int(sum(column)) for column in zip(*table, strict=True)))
-        if work.units == 0:
-            raise DataError(f"step {self.step + 1}: expected at least one target patch in its batches, got none")
-        return work
-
-    def _refuse(self, loss: float, grad_norm: float, batches: Sequence[Any], drawn: Sequence[Tensor]) -> NoReturn:
-        """Writes out the batches of a step that is not finite, and raises."""
-        rank = f"-rank{self.ranks.rank}" if self.ranks.world_size > 1 else ""
-        path = self.run_dir / f"nonfinite-step-{self.step + 1:08d}{rank}.safetensors"
-        tensors = [self._objective.tensors(batch, units) for batch, units in zip(batches, drawn, strict=True)]
-        write_batches(path, tensors, {"step": self.step + 1, "loss": repr(loss), "grad_norm": repr(grad_norm)})
-        raise NonFiniteLossError(self.step + 1, loss, grad_norm, path)
 
     def _agree(self, interrupts: Interrupts) -> int:
         """The signal that any rank received, or 0; the time is rank 0's from here on, so that all end together.

@@ -1,0 +1,162 @@
+"""One update: gradients of a step's batches on all ranks, refused where they are not finite, then the optimisers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from torch import Tensor
+
+from bgpt_fast.data.source import DataError
+from bgpt_fast.metrics import BitsPerByte
+from bgpt_fast.model import BGPT
+from bgpt_fast.training.config import TrainConfig
+from bgpt_fast.training.errors import NonFiniteLossError
+from bgpt_fast.training.gradients import accumulate_gradients
+from bgpt_fast.training.graphed import GraphedGradients
+from bgpt_fast.training.log import write_batches
+from bgpt_fast.training.objectives import Work, labels_of, objective_of
+from bgpt_fast.training.optimizer import Optimizers
+from bgpt_fast.training.parallel import Parallel
+from bgpt_fast.training.profiling import phase
+
+CAN_GRAPH = ("cuda",)
+
+
+class UpdateFigures(NamedTuple):
+    """Of all ranks together: nats a position (or document), bits a real byte and the share of classes right where they
+    mean something, the gradient norm before clipping, and what the batches held."""
+
+    loss: float
+    bits_per_byte: float | None
+    accuracy: float | None
+    grad_norm: float
+    work: Work
+
+
+class Update:
+    """Makes updates of a model on its ranks.
+
+    Args:
+        parallel: the model.
+        optimizers: of its parameters, their rates set.
+        config: as the run's.
+        run_dir: where batches that are not finite are written.
+        room: most patches of a batch, where that is known.
+
+    Raises:
+        ValueError: `config.cuda_graph` is asked for where it cannot be; says why.
+    """
+
+    def __init__(
+        self, parallel: Parallel, optimizers: Optimizers, config: TrainConfig, run_dir: Path, room: int | None
+    ) -> None:
+        self.parallel = parallel
+        self.graphed_batches = 0
+        self._model = parallel.model
+        self._ranks = parallel.ranks
+        self._optimizers = optimizers
+        self._config = config
+        self._run_dir = run_dir
+        self._objective = objective_of(self._model)
+        self._graphed = self._graphed_gradients(room) if config.cuda_graph else None
+
+    def __call__(self, batches: Sequence[Any], step: int) -> UpdateFigures:
+        """Updates the model.
+
+        Args:
+            batches: this rank's, `config.accumulation` of them.
+            step: from 0.
+
+        Raises:
+            DataError: there is nothing to predict in the batches of all ranks.
+            NonFiniteLossError: a loss or gradient is not finite; no update was made.
+        """
+        first = self._ranks.rank * self._config.accumulation
+        drawn = [self._objective.draw(batch, self._config, step, first + index) for index, batch in enumerate(batches)]
+        work = self._work(batches, drawn, step)
+        self._model.train()
+        self._optimizers.zero_grad(keep=self._graphed is not None)
+        sums = self._gradients(batches, drawn, work.units)
+        with phase("clip"):
+            norm = self.parallel.clip(self._optimizers.parameters, self._config.grad_clip or math.inf)
+            # The one wait for the device in a step.
+            table = self._ranks.table(torch.cat([sums, norm.double().reshape(1)]).tolist())
+        bits = BitsPerByte()
+        bits.add(sum(nats for nats, _, _ in table), work.positions, work.num_bytes)
+        loss = bits.nats / bits.positions
+        grad_norm = max((row[2] for row in table), key=lambda norm: (not math.isfinite(norm), norm))
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            self._refuse(loss, grad_norm, batches, drawn, step)
+        with phase("optimizer"):
+            self._optimizers.step()
+        right = sum(right for _, right, _ in table)
+        return UpdateFigures(
+            loss=loss,
+            bits_per_byte=bits.per_byte if work.num_bytes else None,
+            accuracy=right / work.units if labels_of(self._model) is not None else None,
+            grad_norm=grad_norm,
+            work=work,
+        )
+
+    def _gradients(self, batches: Sequence[Any], drawn: Sequence[Tensor], total: int) -> Tensor:
+        """Makes a step's gradients; those of batches that fit it by the graph. Returns as `accumulate_gradients`."""
+        graphed = self._graphed
+        fits = [graphed is not None and graphed.fits(*each) for each in zip(batches, drawn, strict=True)]
+        rest = [index for index, fit in enumerate(fits) if not fit]
+        sums = accumulate_gradients(
+            self.parallel,
+            self._objective,
+            [batches[index] for index in rest],
+            [drawn[index] for index in rest],
+            total,
+            self._config.precision,
+        )
+        for batch, units, fit in zip(batches, drawn, fits, strict=True):
+            if graphed is not None and fit:
+                with phase("graph"):
+                    sums[0] += graphed.add(batch, units, len(units) / total)
+                self.graphed_batches += 1
+        return sums
+
+    def _work(self, batches: Sequence[Any], drawn: Sequence[Tensor], step: int) -> Work:
+        """What all ranks' batches of a step hold together."""
+        config = self._model.config
+        mine = [self._objective.work(batch, units, config) for batch, units in zip(batches, drawn, strict=True)]
+        table = self._ranks.table([sum(column) for column in zip(*mine, strict=True)])
+        work = Work(*(int(sum(column)) for column in zip(*table, strict=True)))
+        if work.units == 0:
+            raise DataError(f"step {step + 1}: expected at least one target patch in its batches, got none")
+        return work
+
+    def _refuse(
+        self, loss: float, grad_norm: float, batches: Sequence[Any], drawn: Sequence[Tensor], step: int
+    ) -> NoReturn:
+        """Writes out the batches of a step that is not finite, and raises."""
+        rank = f"-rank{self._ranks.rank}" if self._ranks.world_size > 1 else ""
+        path = self._run_dir / f"nonfinite-step-{step + 1:08d}{rank}.safetensors"
+        tensors = [self._objective.tensors(batch, units) for batch, units in zip(batches, drawn, strict=True)]
+        write_batches(path, tensors, {"step": step + 1, "loss": repr(loss), "grad_norm": repr(grad_norm)})
+        raise NonFiniteLossError(step + 1, loss, grad_norm, path)
+
+    def _graphed_gradients(self, room: int | None) -> GraphedGradients:
+        device = self._ranks.device.type
+        problems = {
+            f"a CUDA device, got {device}": device not in CAN_GRAPH,
+            f"a single process, got {self._ranks.world_size} ranks": self._ranks.world_size > 1,
+            "a generative model, got a classifier": labels_of(self._model) is not None,
+            f"no dropout, got {self._model.config.dropout}": self._model.config.dropout > 0.0,
+            "no activation_checkpointing, got it": self._config.activation_checkpointing,
+            "a source with patches_per_batch, got one without": room is None,
+        }
+        for problem, is_there in problems.items():
+            if is_there:
+                raise ValueError(f"TrainConfig.cuda_graph: expected {problem}; switch it off")
+        assert isinstance(self._model, BGPT)
+        assert room is not None
+        return GraphedGradients(
+            self._model, room, self._config.targets_per_step, autocast=self._config.precision == "bf16"
+        )
