@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import time
 import types
 import warnings
 from pathlib import Path
@@ -46,6 +47,8 @@ def test_a_resumed_run_has_no_double_points(tmp_path: Path) -> None:
     for step in range(1, 6):
         first.write(step, {"loss": float(step)}, "train")
     first.flush()
+    # TensorBoard reads its files in the order of their names, which begin with the second they were made in.
+    time.sleep(1.1)
     second = open_dashboards(tmp_path, step=3)
     for step in range(4, 8):
         second.write(step, {"loss": 10.0 + step}, "train")
