@@ -110,7 +110,7 @@ class PackedPatches:
 
     @classmethod
     def unchecked(cls, patches: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> PackedPatches:
-        """Tensors that are known to be right, as those of a CUDA graph; documents may have no patches. Reads no value."""
+        """Tensors that are known to be right, as a CUDA graph's; documents may have no patches. Reads no value."""
         packed = cls.__new__(cls)
         packed._assign(
             patches=patches, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen, targets=None, truncated=0, truncated_bytes=0

@@ -1,99 +1,30 @@
-"""`bgpt-fast data`: makes data sets."""
+"""`bgpt-fast data`: makes data sets, and looks at what models make."""
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Literal
 
-from rich.console import Console
-from rich.progress import track
-
-from bgpt_fast.cli.common import as_json, console, new_folder, read_options
-from bgpt_fast.files import write_json
-from bgpt_fast.tasks.cpu_states import (
-    StreamOptions,
-    Traces,
-    generate,
-    generate_released_split,
-    write_folder,
-    write_parquet,
-)
-
-_USAGE = """usage: bgpt-fast data KIND [OPTIONS]
-
-kinds:
-  cpu-states  random programs of the toy CPU and their traces, for training and testing
-
-bgpt-fast data KIND --help explains a kind's options."""
-
-
-@dataclass(frozen=True)
-class CPUStates:
-    """Random programs of the toy CPU and their traces: OUTPUT/train and OUTPUT/test, and OUTPUT/report.json.
-
-    No program of the test set is in the training set.
-
-    Args:
-        output: the folder to write, new or empty.
-        train: training instances.
-        test: test instances.
-        seed: of the random programs.
-        stream: "released" writes, byte for byte, what the released cpu-simulation.py writes with the same seed and
-            options, less the test programs that it also trains on; "parallel" is for bulk data: the same distribution,
-            made on all cores.
-        format: "folder" of released-style .bin files named by the MD5 of their program, equal programs once; or one
-            "parquet" file a set.
-        machine: the machine and the length of its programs.
-    """
-
-    output: Path = Path("cpu_states")
-    train: int = 10_000
-    test: int = 1_000
-    seed: int = 0
-    stream: Literal["released", "parallel"] = "released"
-    format: Literal["folder", "parquet"] = "folder"
-    machine: StreamOptions = field(default_factory=StreamOptions)
+KINDS = {
+    "media": "images, audio and text of any format as small standard files, split into train and test",
+    "music": "ABC collections as pairs of ABC and MIDI files; by default the Irish tunes of music21",
+    "cpu-states": "random programs of the toy CPU and their traces, for training and testing",
+    "check": "whether files decode, how right converted ones are, and a page that shows them",
+    "baselines": "bits per byte of gzip, xz and zstd on files, and classifiers that count bytes",
+}
 
 
 def run(words: Sequence[str]) -> int:
-    if words and words[0] == "cpu-states":
-        return _cpu_states(read_options(CPUStates, "data cpu-states", words[1:]))
+    """Runs one kind's own module with the words behind it."""
     if not words or words[0] in ("-h", "--help"):
-        print(_USAGE)
+        width = max(map(len, KINDS))
+        kinds = "\n".join(f"  {name:<{width}}  {text}" for name, text in KINDS.items())
+        print(f"usage: bgpt-fast data KIND [OPTIONS]\n\nkinds:\n{kinds}\n")
+        print("bgpt-fast data KIND --help explains a kind's options.")
         return 0 if words else 2
-    print(f"bgpt-fast data: expected a kind of data, cpu-states; got {words[0]!r}", file=sys.stderr)
-    return 2
-
-
-def _cpu_states(options: CPUStates) -> int:
-    new_folder(options.output, "the data")
-    machine = asdict(options.machine)
-    if options.stream == "released":
-        train, test = generate_released_split(options.train, options.test, seed=options.seed, **machine)
-    else:
-        train = generate(options.train, seed=options.seed, stream="parallel", split="train", **machine)
-        test = generate(options.test, seed=options.seed, stream="parallel", split="test", **machine)
-    written = {name: _write(options, name, traces) for name, traces in (("train", train), ("test", test))}
-    report = {
-        "options": as_json(options),
-        "train": {"instances": len(train), "bytes": train.nbytes, **written["train"]},
-        "test": {"instances": len(test), "bytes": test.nbytes, "dropped": test.dropped, **written["test"]},
-    }
-    write_json(options.output / "report.json", report)
-    shared = f"; {test.dropped} test programs were left out, being training programs too" if test.dropped else ""
-    console.print(f"{len(train)} training and {len(test)} test instances in {options.output}/{shared}")
-    return 0
-
-
-def _write(options: CPUStates, name: str, traces: Traces) -> dict[str, object]:
-    if options.format == "folder":
-        shown = track(
-            traces, f"writing {name}", console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
-        )
-        return {"path": name, "files": write_folder(shown, options.output / name)}
-    path = options.output / f"{name}.parquet"
-    write_parquet(traces, path)
-    return {"path": path.name, "files": 1}
+    if words[0] not in KINDS:
+        print(f"bgpt-fast data: expected a kind, one of {', '.join(KINDS)}; got {words[0]!r}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"bgpt_fast.cli.data_{words[0].replace('-', '_')}")
+    return module.run(words[1:])

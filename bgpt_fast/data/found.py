@@ -58,6 +58,11 @@ class Skips:
         return dict(Counter(self._by_name.values()) + self._counted)
 
     @property
+    def noted(self) -> dict[str, str]:
+        """The reason of each thing that has a name."""
+        return dict(self._by_name)
+
+    @property
     def named(self) -> list[str]:
         """The first few, as "reason: name"."""
         names = [f"{reason}: {name!r}" for name, reason in list(self._by_name.items())[:_NAMED_SKIPS]]

@@ -1,0 +1,106 @@
+"""`bgpt-fast data baselines`: compressors and byte counts, to hold a model's figures against."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from bgpt_fast.cli.common import as_json, console, read_options, table
+from bgpt_fast.cli.data_shown import print_skipped
+from bgpt_fast.data.found import Skips, as_roots, find_files
+from bgpt_fast.data.labelled import label_of
+from bgpt_fast.files import write_json
+from bgpt_fast.tasks.baselines import ByteClassifier, classify_by_bytes, compression_scores, entropy_of_bytes
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """Bits per byte of gzip, xz and zstd, and the accuracy of classifiers that count bytes, on the same files as a
+    model.
+
+    Args:
+        files: files and folders, the test set. Files named LABEL_anything.ext are classified too, if there is a
+            training set.
+        train: files and folders that may be learned from, the training set.
+        output: where to write the figures as JSON; None means nowhere.
+        json: print JSON instead of tables.
+    """
+
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    train: tuple[Path, ...] = ()
+    output: Path | None = None
+    json: bool = False
+
+
+def run(words: Sequence[str]) -> int:
+    options = read_options(Baselines, "data baselines", words)
+    skips = Skips()
+    files, train = _read(options.files, skips), _read(options.train, skips)
+    contents = [content for _, content in files]
+    scores = compression_scores(contents, [content for _, content in train])
+    entropy = entropy_of_bytes(contents)
+    result: dict[str, Any] = {
+        "options": as_json(options),
+        "files": len(files),
+        "entropy_of_bytes": entropy,
+        "compressors": [one.to_dict() for one in scores],
+        "classifiers": {},
+        "skipped": skips.by_reason,
+    }
+    rows = [
+        [one.compressor, *(_bits(value) for value in (one.alone, one.together, one.after_training))] for one in scores
+    ]
+    rows.append(["counting bytes (order 0)", "–", _bits(entropy), "–"])
+    headings = ["bits per byte", "each file alone", "all together", "after the training files"]
+    tables = [table(f"{len(files)} files, {sum(map(len, contents)):,} bytes", headings, rows)]
+    labelled, learned = _labelled(files), _labelled(train)
+    labelled = [(label, content) for label, content in labelled if label in {label for label, _ in learned}]
+    if labelled and len({label for label, _ in learned}) > 1:
+        accuracies = []
+        for method in _methods():
+            report = classify_by_bytes(learned, labelled, method)
+            low, high = report.interval
+            result["classifiers"][method] = report.to_dict()
+            accuracies.append([method, f"{100 * report.accuracy:.2f} %", f"{100 * low:.1f} … {100 * high:.1f} %"])
+        tables.append(table(f"{len(labelled)} files classified", ["by byte counts", "accuracy", "95 %"], accuracies))
+    if options.output is not None:
+        write_json(options.output, result)
+    if options.json:
+        print(json.dumps(result, indent=2))
+        return 0
+    for one in tables:
+        console.print(one)
+    print_skipped(skips.by_reason, skips.named)
+    return 0
+
+
+def _read(paths: tuple[Path, ...], skips: Skips) -> list[tuple[str, bytes]]:
+    found = []
+    for file in find_files(as_roots(paths), skips):
+        try:
+            with open(file.path, "rb") as stream:
+                found.append((file.path, stream.read()))
+        except OSError:
+            skips.note(file.path, "unreadable")
+    return found
+
+
+def _labelled(files: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+    named = [(label_of(path), content) for path, content in files]
+    return [(label, content) for label, content in named if label is not None]
+
+
+def _methods() -> list[ByteClassifier]:
+    import importlib.util
+
+    boosted: list[ByteClassifier] = ["gradient-boosting"] if importlib.util.find_spec("sklearn") else []
+    return ["nearest-centroid", *boosted]
+
+
+def _bits(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"

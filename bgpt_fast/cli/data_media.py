@@ -1,0 +1,70 @@
+"""`bgpt-fast data media`: media files as a data set of small standard files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from bgpt_fast.cli.common import console, read_options, table
+from bgpt_fast.cli.data_shown import counting_progress, print_skipped
+from bgpt_fast.tasks.media import MediaOptions, Plan, standardise
+
+_LABELS_SHOWN = 40
+
+
+@dataclass(frozen=True)
+class Media:
+    """Images, audio and text of any format as small standard files: OUTPUT/train, OUTPUT/test and OUTPUT/report.json.
+
+    Images become 24-bit BMP, audio 8-bit mono WAV clips, text UTF-8. What cannot be used is skipped and told. All
+    that is made of one source, and of copies of it, is on one side. Run again, it goes on where it was stopped, and
+    takes up what is new.
+
+    Args:
+        inputs: files and folders.
+        output: the folder to write, new or of an earlier run with the same options.
+        test_inputs: files and folders that are the test set; then nothing of the inputs is held out.
+        media: what standard files look like.
+        plan: labels and sides.
+        workers: processes; 0 means one a core.
+    """
+
+    inputs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    output: Path = Path("media")
+    test_inputs: tuple[Path, ...] = ()
+    media: Annotated[MediaOptions, tyro.conf.arg(name="")] = field(default_factory=MediaOptions)
+    plan: Annotated[Plan, tyro.conf.arg(name="")] = field(default_factory=Plan)
+    workers: int = 0
+
+
+def run(words: Sequence[str]) -> int:
+    options = read_options(Media, "data media", words)
+    with counting_progress("standardising") as progress:
+        report = standardise(
+            options.inputs,
+            options.output,
+            options.media,
+            options.plan,
+            test_inputs=options.test_inputs,
+            workers=options.workers,
+            progress=progress,
+        )
+    rows = [["sources", f"{report.sources:,}"], ["  used", f"{report.used:,}"]]
+    rows += [[name, f"{count:,}"] for name, count in report.files.items()]
+    console.print(table("standard files", ["", "number"], rows))
+    if report.labels:
+        labels = [
+            [label, f"{counts.get('train', 0):,}", f"{counts.get('test', 0):,}"]
+            for label, counts in list(report.labels.items())[:_LABELS_SHOWN]
+        ]
+        labels += [["…", "", ""]] * (len(report.labels) > _LABELS_SHOWN)
+        console.print(table(f"{len(report.labels)} labels", ["", "train", "test"], labels))
+    print_skipped(report.skipped, report.first_skipped)
+    console.print(
+        f"all of it is in {options.output}/; report.json has the figures, sources.jsonl every source", soft_wrap=True
+    )
+    return 0

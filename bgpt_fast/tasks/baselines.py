@@ -1,0 +1,193 @@
+"""What to hold a byte model against: general compressors, and classifiers that know byte counts alone."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import lzma
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bgpt_fast.tasks.classification import ClassificationReport, score
+from bgpt_fast.tasks.media.errors import optional
+
+Compressor = Literal["gzip", "xz", "zstd"]
+ByteClassifier = Literal["gradient-boosting", "nearest-centroid"]
+
+
+@dataclass(frozen=True)
+class CompressionScore:
+    """Bits that a compressor spends on a byte of a set of files.
+
+    Args:
+        compressor: its name and level.
+        files: how many.
+        num_bytes: in all of them.
+        alone: bits per byte with each file compressed by itself, container and all: what it takes to store them.
+        together: bits per byte of all files in one stream, one behind the other.
+        after_training: bits per byte of that stream where the training files stand before it: what a compressor gains
+            from having seen them, within its window. None without training files.
+    """
+
+    compressor: str
+    files: int
+    num_bytes: int
+    alone: float
+    together: float
+    after_training: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All figures, JSON-ready."""
+        return asdict(self)
+
+
+class _Codec(NamedTuple):
+    label: str
+    size: Callable[[bytes], int]
+
+
+def compression_scores(
+    files: Iterable[bytes],
+    training: Iterable[bytes] = (),
+    compressors: Sequence[Compressor] | None = None,
+) -> list[CompressionScore]:
+    """Bits per byte of files under general compressors at their strongest, the floor for a model's figure.
+
+    A model that was trained on files is to be held against `after_training`, one that was not, against `alone`.
+
+    Args:
+        files: contents, with a byte or more in all.
+        training: contents that may be learned from.
+        compressors: which; None means gzip and xz, and zstd where the package zstandard is installed.
+
+    Raises:
+        ValueError: no byte, or an unknown compressor.
+        ImportError: zstd was asked for and zstandard is missing.
+    """
+    contents = list(files)
+    size = sum(map(len, contents))
+    if not size:
+        raise ValueError("compression_scores: files: expected a byte or more, got none")
+    before = b"".join(training)
+    stream = b"".join(contents)
+    scores = []
+    for codec in _codecs(compressors):
+        alone = sum(map(codec.size, contents))
+        together = codec.size(stream)
+        after = codec.size(before + stream) - codec.size(before) if before else None
+        scores.append(
+            CompressionScore(
+                compressor=codec.label,
+                files=len(contents),
+                num_bytes=size,
+                alone=8 * alone / size,
+                together=8 * together / size,
+                after_training=None if after is None else 8 * after / size,
+            )
+        )
+    return scores
+
+
+def entropy_of_bytes(files: Iterable[bytes]) -> float:
+    """Bits per byte of the best code that gives each byte value one length, whatever stands before it.
+
+    Raises:
+        ValueError: no byte.
+    """
+    counts = sum((byte_counts(content) for content in files), np.zeros(256))
+    if not counts.sum():
+        raise ValueError("entropy_of_bytes: files: expected a byte or more, got none")
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * np.log2(shares)).sum())
+
+
+def byte_counts(content: bytes) -> NDArray[np.float64]:
+    """float64 [256]: how often each byte value stands in a content."""
+    return np.bincount(np.frombuffer(content, np.uint8), minlength=256).astype(np.float64)
+
+
+def classify_by_bytes(
+    training: Sequence[tuple[str, bytes]],
+    test: Sequence[tuple[str, bytes]],
+    method: ByteClassifier = "gradient-boosting",
+    *,
+    seed: int = 0,
+) -> ClassificationReport:
+    """Scores a classifier that sees no more of a file than what share each byte value has in it.
+
+    Args:
+        training: (class, content) of the files to learn from.
+        test: (class, content) of the files to score, all of classes that `training` has.
+        method: "gradient-boosting" is scikit-learn's on histograms, with its own defaults; "nearest-centroid" takes the
+            class whose mean shares, as square roots (Hellinger's distance), are the closest, and needs nothing.
+        seed: of gradient boosting, and of the report's bootstrap.
+
+    Raises:
+        ValueError: no files, a single class, or a test file of another class.
+        ImportError: gradient boosting without scikit-learn.
+    """
+    labels = sorted({label for label, _ in training})
+    unknown = {label for label, _ in test} - set(labels)
+    if len(labels) < 2 or unknown or not test:
+        raise ValueError(
+            "classify_by_bytes: expected training files of two classes or more and test files of these, got classes "
+            f"{labels} and {len(test)} test files, {sorted(unknown)} unknown"
+        )
+    index = {label: number for number, label in enumerate(labels)}
+    (x, y), (features, truth) = (_features(files, index) for files in (training, test))
+    if method == "nearest-centroid":
+        centroids = np.stack([x[y == number].mean(0) for number in range(len(labels))])
+        predicted = ((features[:, None] - centroids) ** 2).sum(2).argmin(1)
+    elif method == "gradient-boosting":
+        ensemble = optional("sklearn.ensemble", "baselines", "gradient boosting")
+        predicted = ensemble.HistGradientBoostingClassifier(random_state=seed).fit(x, y).predict(features)
+    else:
+        raise ValueError(f'method: expected "gradient-boosting" or "nearest-centroid", got {method!r}')
+    return score(labels, truth.tolist(), predicted.tolist(), seed=seed)
+
+
+def _features(
+    files: Sequence[tuple[str, bytes]], index: dict[str, int]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    shares = [byte_counts(content) / max(len(content), 1) for _, content in files]
+    return np.sqrt(np.stack(shares)), np.array([index[label] for label, _ in files], np.int64)
+
+
+def _codecs(names: Sequence[Compressor] | None) -> list[_Codec]:
+    if names is None:
+        return [*_codecs(["gzip", "xz"]), *_zstd_if_installed()]
+    made = []
+    for name in names:
+        if name == "gzip":
+            made.append(_Codec("gzip -9", lambda content: len(gzip.compress(content, 9, mtime=0))))
+        elif name == "xz":
+            made.append(_Codec("xz -9e", _xz_size))
+        elif name == "zstd":
+            zstandard = optional("zstandard", "baselines", "zstd")
+            compress = zstandard.ZstdCompressor(level=19).compress
+            made.append(_Codec("zstd -19", functools.partial(_size, compress)))
+        else:
+            raise ValueError(f"compressors: expected some of gzip, xz and zstd, got {name!r}")
+    return made
+
+
+def _xz_size(content: bytes) -> int:
+    # A dictionary longer than the content changes no byte of it, and takes a second to lay out.
+    size = min(max(len(content), 1 << 12), 1 << 26)
+    chain = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": size}]
+    return len(lzma.compress(content, filters=chain))
+
+
+def _size(compress: Callable[[bytes], bytes], content: bytes) -> int:
+    return len(compress(content))
+
+
+def _zstd_if_installed() -> list[_Codec]:
+    try:
+        return _codecs(["zstd"])
+    except ImportError:
+        return []

@@ -1,0 +1,231 @@
+"""How right converted files are: to the byte, to their decoder, and note by note."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+from bgpt_fast.documents import extension_of
+from bgpt_fast.tasks.media.errors import MediaError
+from bgpt_fast.tasks.media_check import check
+from bgpt_fast.tasks.music.abc2midi import abc_to_midi
+from bgpt_fast.tasks.music.midi import Note, read_notes
+
+ONSET_TOLERANCE = 0.05
+"""Seconds by which an onset may be off, as is usual in scoring transcriptions (mir_eval's default)."""
+
+
+class Conversion(NamedTuple):
+    """A predicted file and the true one; the name's extension is that of both."""
+
+    name: str
+    predicted: bytes
+    truth: bytes
+
+
+@dataclass(frozen=True)
+class NoteScore:
+    """Notes that were matched one to one: same pitch, onsets no further apart than the tolerance.
+
+    Args:
+        matched: pairs.
+        predicted: predicted notes.
+        true: true notes.
+    """
+
+    matched: int
+    predicted: int
+    true: int
+
+    @property
+    def precision(self) -> float | None:
+        """Of the predicted notes, how many are true ones; None without any."""
+        return self.matched / self.predicted if self.predicted else None
+
+    @property
+    def recall(self) -> float | None:
+        """Of the true notes, how many were predicted; None without any."""
+        return self.matched / self.true if self.true else None
+
+    @property
+    def f1(self) -> float | None:
+        """The harmonic mean of both; None without notes on either side."""
+        both = self.predicted + self.true
+        return 2 * self.matched / both if both else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Counts and shares, JSON-ready."""
+        return {**asdict(self), "precision": self.precision, "recall": self.recall, "f1": self.f1}
+
+
+@dataclass(frozen=True)
+class FileScore:
+    """How right one file is.
+
+    Args:
+        name: the file.
+        is_exact: whether it is the truth, byte for byte.
+        decodes: whether its decoder takes it; None where there is none.
+        bytes_right: bytes from the start on that are the truth's, until the first that is not.
+        true_bytes: bytes of the truth.
+        notes: note by note; None where the files are not music, or the truth's notes cannot be read.
+    """
+
+    name: str
+    is_exact: bool
+    decodes: bool | None
+    bytes_right: int
+    true_bytes: int
+    notes: NoteScore | None
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """How right a set of conversions is. Output that does not decode counts with no predicted notes.
+
+    Args:
+        files: each file's scores.
+        onset_tolerance: seconds by which an onset may be off.
+    """
+
+    files: tuple[FileScore, ...]
+    onset_tolerance: float
+
+    @property
+    def exact(self) -> float:
+        """Share of the files that are right to the last byte."""
+        return sum(file.is_exact for file in self.files) / len(self.files)
+
+    @property
+    def bytes_right(self) -> float | None:
+        """Share of the true bytes that come before the first wrong one of their file; None without any."""
+        true = sum(file.true_bytes for file in self.files)
+        return sum(file.bytes_right for file in self.files) / true if true else None
+
+    @property
+    def decoding(self) -> float | None:
+        """Share of the files that decode, of those that have a decoder; None without any."""
+        known = [file.decodes for file in self.files if file.decodes is not None]
+        return sum(known) / len(known) if known else None
+
+    @property
+    def notes(self) -> NoteScore | None:
+        """All notes of all files together; None without music."""
+        scores = [file.notes for file in self.files if file.notes is not None]
+        if not scores:
+            return None
+        return NoteScore(*(sum(getattr(score, name) for score in scores) for name in ("matched", "predicted", "true")))
+
+    @property
+    def mean_file_f1(self) -> float | None:
+        """The mean of the files' F1, each file counting alike; None without music."""
+        scores = [file.notes.f1 for file in self.files if file.notes is not None and file.notes.f1 is not None]
+        return sum(scores) / len(scores) if scores else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All figures, JSON-ready, with each file's."""
+        notes = self.notes
+        return {
+            "files": len(self.files),
+            "exact": self.exact,
+            "bytes_right": self.bytes_right,
+            "decoding": self.decoding,
+            "notes": notes and notes.to_dict(),
+            "mean_file_f1": self.mean_file_f1,
+            "onset_tolerance": self.onset_tolerance,
+            "by_file": [
+                {**asdict(file), "notes": None if file.notes is None else file.notes.to_dict()} for file in self.files
+            ],
+        }
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The figures as rows of a table."""
+        notes = self.notes
+        rows = [("files", f"{len(self.files)}"), ("right to the last byte", _percent(self.exact))]
+        rows.append(("bytes before a file's first wrong one", _percent(self.bytes_right)))
+        rows.append(("that decode", _percent(self.decoding)))
+        if notes is not None:
+            within = f"within {1000 * self.onset_tolerance:g} ms"
+            rows += [
+                (f"notes right: precision, {within}", _percent(notes.precision)),
+                (f"notes right: recall, {within}", _percent(notes.recall)),
+                ("notes right: F1", _percent(notes.f1)),
+                ("mean F1 of a file", _percent(self.mean_file_f1)),
+            ]
+        return rows
+
+
+def evaluate_conversion(
+    conversions: Iterable[Conversion], *, onset_tolerance: float = ONSET_TOLERANCE
+) -> ConversionReport:
+    """Holds converted files against the true ones: bytes, decoders and notes.
+
+    ABC is heard through abc2midi, on both sides, so that a tune that is spelled differently and sounds the same has all
+    notes right.
+
+    Args:
+        conversions: predicted and true files, at least one.
+        onset_tolerance: seconds by which an onset may be off.
+
+    Raises:
+        ValueError: no conversion, or a negative tolerance.
+        ImportError: a decoder is missing.
+        FileNotFoundError: there is ABC, and no abc2midi.
+    """
+    if not onset_tolerance >= 0:
+        raise ValueError(f"evaluate_conversion: onset_tolerance: expected 0 s or more, got {onset_tolerance}")
+    files = tuple(_score(conversion, onset_tolerance) for conversion in conversions)
+    if not files:
+        raise ValueError("evaluate_conversion: conversions: expected at least one, got none")
+    return ConversionReport(files, onset_tolerance)
+
+
+def match_notes(predicted: Iterable[Note], true: Iterable[Note], onset_tolerance: float) -> NoteScore:
+    """Matches notes of the same pitch one to one, as many as can be, with onsets within the tolerance (inclusive)."""
+    onsets: tuple[defaultdict[int, list[float]], ...] = (defaultdict(list), defaultdict(list))
+    for notes, by_pitch in zip((predicted, true), onsets, strict=True):
+        for note in notes:
+            by_pitch[note.pitch].append(note.onset)
+    ours, theirs = onsets
+    matched = sum(_matched(sorted(ours[pitch]), sorted(theirs[pitch]), onset_tolerance) for pitch in ours)
+    return NoteScore(matched, *(sum(map(len, by_pitch.values())) for by_pitch in onsets))
+
+
+def _matched(ours: list[float], theirs: list[float], tolerance: float) -> int:
+    # With one tolerance for all, taking the earliest that is left is never worse than any other choice.
+    count = at = 0
+    for onset in ours:
+        # A billionth of a second for what adding up ticks costs in precision.
+        at = max(at, bisect_left(theirs, onset - tolerance - 1e-9))
+        if at < len(theirs) and theirs[at] <= onset + tolerance + 1e-9:
+            count, at = count + 1, at + 1
+    return count
+
+
+def _score(conversion: Conversion, onset_tolerance: float) -> FileScore:
+    name, predicted, truth = conversion
+    same = next((at for at, (a, b) in enumerate(zip(predicted, truth, strict=False)) if a != b), None)
+    bytes_right = min(len(predicted), len(truth)) if same is None else same
+    said = check(name, predicted)
+    true_notes = _notes(name, truth)
+    notes = None
+    if true_notes is not None:
+        notes = match_notes(_notes(name, predicted) or [], true_notes, onset_tolerance)
+    return FileScore(name, predicted == truth, said.decodes, bytes_right, len(truth), notes)
+
+
+def _notes(name: str, content: bytes) -> list[Note] | None:
+    extension = extension_of(name).lower()
+    try:
+        if extension == "abc":
+            return read_notes(abc_to_midi(content).midi)
+        return read_notes(content) if extension in ("mid", "midi") else None
+    except MediaError:
+        return None
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.2f} %"

@@ -1,0 +1,139 @@
+"""Images of any format as small 24-bit BMP files."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import TYPE_CHECKING, Literal
+
+from bgpt_fast.tasks.media.errors import MediaError, optional
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Fit = Literal["stretch", "crop", "pad"]
+_SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
+
+
+def standard_image(content: bytes, size: tuple[int, int] = (32, 32), fit: Fit = "stretch") -> bytes:
+    """A BMP file of 24-bit RGB, whatever the image's format: 54 + 3,072 bytes at 32×32.
+
+    The orientation that a camera noted is applied, transparency shows white, 16-bit greys keep their upper 8 bits.
+    Pixels are averaged over boxes, as in the down-sampled ImageNet; an image of this size keeps its pixels.
+
+    Args:
+        content: the image file.
+        size: width and height in pixels.
+        fit: an image of another shape is stretched, cropped to its centre, or padded with white.
+
+    Raises:
+        MediaError: no image, a damaged or animated one, or one whose colours (CMYK, floating point) need to be known.
+        ImportError: Pillow is missing.
+    """
+    image = _decoded(content)
+    from PIL import Image, ImageOps
+
+    box = Image.Resampling.BOX
+    try:
+        image = _rgb(image)
+        if fit == "stretch":
+            image = image.resize(size, box)
+        elif fit == "crop":
+            image = ImageOps.fit(image, size, box)
+        else:
+            image = ImageOps.pad(image, size, box, color="white")
+    except (MediaError, MemoryError):
+        raise
+    except Exception as error:  # of damaged EXIF data, palettes and profiles
+        raise MediaError("damaged image", str(error)) from error
+    return write_bmp(image)
+
+
+def write_bmp(image: Image) -> bytes:
+    """An RGB image as a 24-bit BMP file."""
+    file = io.BytesIO()
+    image.save(file, "BMP")
+    return file.getvalue()
+
+
+def pixels_as_png(content: bytes) -> bytes:
+    """The first frame of any image as a PNG file of at most 512×512 pixels."""
+    image = _opened(content).convert("RGBA")
+    image.thumbnail((512, 512))
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def check_image(content: bytes) -> str:
+    """Decodes every frame of an image and says what it is, as "BMP 32×32 RGB".
+
+    Raises:
+        MediaError: Pillow does not decode it.
+        ImportError: Pillow is missing.
+    """
+    image = _opened(content)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for frame in range(getattr(image, "n_frames", 1)):
+                image.seek(frame)
+                image.load()
+    except Exception as error:  # decoders of damaged files raise all kinds
+        raise MediaError("damaged image", str(error)) from error
+    return f"{image.format} {image.width}×{image.height} {image.mode}"
+
+
+def is_image(content: bytes) -> bool:
+    """Whether Pillow knows the format."""
+    try:
+        _opened(content)
+    except MediaError as error:
+        return error.reason != "no image"
+    return True
+
+
+def _opened(content: bytes) -> Image:
+    optional("PIL", "image", "reading images")
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large images; far too large ones raise
+            return Image.open(io.BytesIO(content))
+    except UnidentifiedImageError as error:
+        raise MediaError("no image", "no format that Pillow knows") from error
+    except Exception as error:
+        raise MediaError("damaged image", str(error)) from error
+
+
+def _decoded(content: bytes) -> Image:
+    image = _opened(content)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            frames = getattr(image, "n_frames", 1)
+            if frames > 1:
+                raise MediaError("animated image", f"{frames} frames")
+            image.load()
+    except MediaError:
+        raise
+    except Exception as error:
+        raise MediaError("damaged image", str(error)) from error
+    return image
+
+
+def _rgb(image: Image) -> Image:
+    from PIL import Image, ImageOps
+
+    if image.mode == "CMYK":
+        raise MediaError("CMYK image", "its colours depend on a printer's profile")
+    if image.mode in ("F", "I"):
+        raise MediaError("image without a range", f"mode {image.mode}")
+    if image.mode in _SIXTEEN_BITS:
+        image = image.point(lambda value: value / 256).convert("L")
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        upper = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), upper)
+    return image.convert("RGB")

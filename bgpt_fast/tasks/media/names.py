@@ -1,0 +1,104 @@
+"""Names, labels and sides of what is made of a source."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from bgpt_fast.data.found import FoundFile, belongs, digest_belongs
+
+Labels = Literal["name", "folder", "none"]
+Side = Literal["train", "test"]
+_NOT_IN_NAMES = re.compile(r"[^\w.+-]+")
+_LABEL_BYTES, _STEM_BYTES = 96, 96
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What goes by names and contents alone, before anything is decoded.
+
+    Args:
+        labels: "name": `LABEL_anything` keeps the label before its first "_", other names have none; "folder": the name
+            of the folder that the file lies in; "none": no labels.
+        test_share: share of the sources in the test set.
+        group: a regular expression that is searched for in the path below the given folder; sources with the same first
+            group (or whole match, if it has none) land on one side. "" means that each content is a group of its own.
+    """
+
+    labels: Labels = "name"
+    test_share: float = 0.1
+    group: str = ""
+
+    def __post_init__(self) -> None:
+        if self.labels not in ("name", "folder", "none"):
+            raise ValueError(f'labels: expected "name", "folder" or "none", got {self.labels!r}')
+        if not 0.0 <= self.test_share <= 1.0:
+            raise ValueError(f"test_share: expected a share from 0 to 1, got {self.test_share}")
+        try:
+            re.compile(self.group)
+        except re.error as error:
+            raise ValueError(f"group: expected a regular expression, got {self.group!r}: {error}") from error
+
+    def label(self, file: FoundFile) -> str:
+        """The file's label, without "_" and what does not belong into names; "" for none."""
+        return clean(self.raw_label(file), _LABEL_BYTES).replace("_", "-")
+
+    def raw_label(self, file: FoundFile) -> str:
+        """The file's label as its name or folder spells it; "" for none."""
+        path = os.path.abspath(file.path)
+        if self.labels == "folder":
+            return os.path.basename(os.path.dirname(path))
+        label, separator, _ = os.path.basename(path).partition("_")
+        return label if separator and self.labels == "name" else ""
+
+    def stem(self, file: FoundFile, digest: str) -> str:
+        """The begin of the names of what is made of the file: label, its own stem, and its content's digest."""
+        stem = os.path.splitext(os.path.basename(file.path))[0]
+        if self.labels == "name" and self.raw_label(file):
+            stem = stem.partition("_")[2]
+        label = self.label(file)
+        stem = clean(stem, _STEM_BYTES)
+        # Without a label there is no "_": nothing else than a label stands before one.
+        return f"{label}_{stem}-{digest[:12]}" if label else f"{stem.replace('_', '-')}-{digest[:12]}"
+
+    def side(self, file: FoundFile, digest: str) -> Side:
+        """Where all that is made of the file goes: a matter of its content, or group, alone."""
+        match = re.search(self.group, os.fsdecode(file.relative)) if self.group else None
+        if match is None:
+            is_test = digest_belongs(bytes.fromhex(digest), "eval", self.test_share)
+        else:
+            key = match[1] if match.re.groups else match[0]
+            is_test = belongs(os.fsencode(key or ""), "eval", self.test_share)
+        return "test" if is_test else "train"
+
+
+def digest_of(content: bytes) -> str:
+    """The hex digest that stands for a content."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def clean(text: str, most_bytes: int) -> str:
+    """Text that every file system takes as part of a name: letters, digits and ".+-_", never empty unless `text` is."""
+    plain = text.encode("utf-8", "replace").decode()
+    plain = _NOT_IN_NAMES.sub("-", plain).strip(".-") or "-" * bool(text)
+    return plain.encode()[:most_bytes].decode("utf-8", "ignore")
+
+
+def check_labels(plan: Plan, files: list[FoundFile]) -> None:
+    """Raises where two labels would become one.
+
+    Raises:
+        ValueError: names them.
+    """
+    spelled: dict[str, str] = {}
+    for file in files:
+        raw, label = plan.raw_label(file), plan.label(file)
+        other = spelled.setdefault(label, raw)
+        if other != raw:
+            raise ValueError(
+                f"labels {other!r} and {raw!r}: expected labels that differ in more than signs, got {label!r} for "
+                "both; rename one"
+            )

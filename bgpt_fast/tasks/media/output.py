@@ -1,0 +1,154 @@
+"""A folder of a data set that grows source by source, and goes on where it stopped."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from bgpt_fast.data import DataError
+from bgpt_fast.data.found import FoundFile, Paths, Skips, as_roots, find_files
+from bgpt_fast.files import fsync_folder
+
+JOURNAL = "sources.jsonl"
+_PARTS = ".parts"
+_SECONDS_BETWEEN_SAVES = 5.0
+
+Record = dict[str, Any]
+
+
+def find_outside(paths: Paths, output: Path, skips: Skips) -> list[FoundFile]:
+    """As `find_files`, without what lies in the output folder, which may be below a folder that is searched.
+
+    Raises:
+        DataError: no such path, or one that lies in the output folder itself.
+    """
+    below = os.path.join(os.path.realpath(output), "")
+    for root in as_roots(paths):
+        if os.path.join(os.path.realpath(root), "").startswith(below):
+            raise DataError(f"{root!r}: expected inputs outside of the output folder {output}; choose another output")
+    files = find_files(as_roots(paths), skips)
+    return [file for file in files if not os.path.realpath(file.path).startswith(below)]
+
+
+class OutputFolder:
+    """A folder with a journal, a JSON line a source, which names what was made of it or why nothing was.
+
+    A source is in the journal only when its files are on the disk, whole; so a run that was stopped at any moment goes
+    on with the sources that are missing there. Files that lie there and are not of the journal are never replaced. Use
+    it as a context manager.
+
+    Args:
+        path: a new or empty folder, or one of an earlier run.
+        kind: what is made, for errors and the journal.
+        options: all that decides on what is made of a source, JSON-ready.
+
+    Attributes:
+        records: the journal's records by their "key", those of earlier runs and what was added.
+
+    Raises:
+        FileExistsError: the folder holds something else, or data made with other options.
+        BlockingIOError: another process is writing there.
+        OSError: it cannot be written.
+    """
+
+    def __init__(self, path: Path, kind: str, options: Mapping[str, Any]) -> None:
+        self.path = path
+        self.records: dict[str, Record] = {}
+        self._waiting: list[Record] = []
+        self._saved_at = time.monotonic()
+        journal = path / JOURNAL
+        path.mkdir(parents=True, exist_ok=True)
+        if not journal.exists() and any(entry.name != _PARTS for entry in path.iterdir()):
+            raise FileExistsError(f"{path}: expected a new or empty folder, or one of an earlier run; choose another")
+        self._journal = open(journal, "a+b")  # noqa: SIM115 (closed by __exit__)
+        try:
+            fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._read({"kind": kind, "options": dict(options)})
+        except BlockingIOError as error:
+            self._journal.close()
+            raise BlockingIOError(f"{path}: another run is writing there; wait for its end") from error
+        except BaseException:
+            self._journal.close()
+            raise
+        shutil.rmtree(path / _PARTS, ignore_errors=True)
+        (path / _PARTS).mkdir()
+
+    def __enter__(self) -> OutputFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.save()
+        finally:
+            self._journal.close()
+            shutil.rmtree(self.path / _PARTS, ignore_errors=True)
+
+    def add(self, record: Record, files: Sequence[tuple[str, bytes]]) -> None:
+        """Writes a source's files and its record, JSON-ready and with a "key"; both are durable after `save`.
+
+        Args:
+            record: what the journal is to hold.
+            files: relative path and content of each.
+
+        Raises:
+            FileExistsError: a file of that name is there with another content.
+        """
+        for relative, content in files:
+            self._place(relative, content)
+        self.records[record["key"]] = record
+        self._waiting.append(record)
+        if time.monotonic() - self._saved_at > _SECONDS_BETWEEN_SAVES:
+            self.save()
+
+    def save(self) -> None:
+        """Makes all that was added durable."""
+        if self._waiting:
+            os.sync()  # once for many files: an fsync a file would take longer than making it
+            # ASCII, so that names that are not UTF-8 survive.
+            lines = "".join(json.dumps(record) + "\n" for record in self._waiting)
+            self._journal.write(lines.encode())
+            self._journal.flush()
+            os.fsync(self._journal.fileno())
+            self._waiting.clear()
+        self._saved_at = time.monotonic()
+
+    def _place(self, relative: str, content: bytes) -> None:
+        target = self.path / relative
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # An empty file of ours is what a crash of the machine can leave of one that was not durable yet.
+        if target.exists() and target.stat().st_size and target.read_bytes() != content:
+            raise FileExistsError(f"{target}: a file that no run of ours wrote is in the way; move it")
+        part = self.path / _PARTS / "file"
+        part.write_bytes(content)
+        os.replace(part, target)
+
+    def _read(self, head: Record) -> None:
+        self._journal.seek(0)
+        whole, _, torn = self._journal.read().rpartition(b"\n")
+        if torn:  # a crash within the last write
+            self._journal.truncate(len(whole) + bool(whole))
+        lines = whole.splitlines()
+        if not lines:
+            self._journal.write((json.dumps(head) + "\n").encode())
+            self._journal.flush()
+            fsync_folder(self.path)
+            return
+        try:
+            found, *records = [json.loads(line) for line in lines]
+            self.records = {record["key"]: record for record in records}
+        except (ValueError, TypeError, KeyError) as error:
+            raise FileExistsError(f"{self.path / JOURNAL}: expected a journal of an earlier run: {error}") from error
+        if found != json.loads(json.dumps(head)):
+            raise FileExistsError(
+                f"{self.path}: expected an empty folder or a run with the same options, got one made with {found}; "
+                "choose another --output"
+            )

@@ -1,0 +1,164 @@
+"""One media file, read and made into its standard files; runs in worker processes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from bgpt_fast.documents import extension_of
+from bgpt_fast.tasks.media.audio import clips, is_audio, write_wav
+from bgpt_fast.tasks.media.errors import MediaError
+from bgpt_fast.tasks.media.images import Fit, is_image, standard_image
+from bgpt_fast.tasks.media.names import digest_of
+from bgpt_fast.tasks.media.spectrogram import spectrogram_image
+from bgpt_fast.tasks.media.text import cut_text, is_text, standard_text
+
+Kind = Literal["image", "audio", "text"]
+KINDS: tuple[Kind, ...] = ("image", "audio", "text")
+# Names alone decide for these, so that a damaged file is reported as what it was meant to be.
+_AUDIO = "wav wave flac ogg oga opus mp3 aif aiff aifc au snd caf w64 rf64 voc sph m4a aac wma"
+_IMAGES = "bmp dib png apng jpg jpeg jpe jp2 gif tif tiff webp avif ico icns pcx ppm pgm pbm pnm tga"
+_TEXTS = "txt text md rst csv tsv json jsonl xml html htm tex py c h cpp js abc"
+AUDIO, IMAGES, TEXTS = (frozenset(extensions.split()) for extensions in (_AUDIO, _IMAGES, _TEXTS))
+
+
+@dataclass(frozen=True)
+class MediaOptions:
+    """What standard files look like.
+
+    Args:
+        kinds: what is taken; files of other kinds are skipped and counted.
+        image_size: width and height in pixels.
+        image_fit: images of another shape are stretched, cropped to their centre, or padded with white.
+        audio: clips are written as WAV, as spectrogram images, or both.
+        sample_rate: of the clips, in samples a second.
+        clip_seconds: length of a clip.
+        text_encoding: of texts that are not UTF-8; "" skips those.
+        text_separator: what stands between two documents of one file, each of which may go to another side; "" means
+            one document a file. "\\n" and "\\t" may be written as here.
+        text_bytes: longer documents are cut at paragraphs, lines or words; 0 means never.
+        most_bytes: larger sources are skipped, since each is read whole.
+    """
+
+    kinds: tuple[Kind, ...] = KINDS
+    image_size: tuple[int, int] = (32, 32)
+    image_fit: Fit = "stretch"
+    audio: Literal["wav", "spectrogram", "both"] = "wav"
+    sample_rate: int = 8000
+    clip_seconds: float = 1.0
+    text_encoding: str = ""
+    text_separator: str = ""
+    text_bytes: int = 0
+    most_bytes: int = 1 << 29
+
+    def __post_init__(self) -> None:
+        expected = [
+            ("kinds", bool(self.kinds) and set(self.kinds) <= set(KINDS), f"some of {', '.join(KINDS)}"),
+            ("image_size", all(1 <= side <= 4096 for side in self.image_size), "sides from 1 to 4096"),
+            ("sample_rate", 1000 <= self.sample_rate <= 192_000, "1,000 to 192,000"),
+            ("clip_seconds", 1 <= self.sample_rate * self.clip_seconds < 1 << 28, "at least a sample, and no hours"),
+            ("text_bytes", self.text_bytes == 0 or self.text_bytes >= 16, "0, or at least 16"),
+            ("most_bytes", self.most_bytes >= 1, "at least 1"),
+        ]
+        for name, right, words in expected:
+            if not right:
+                raise ValueError(f"{name}: expected {words}, got {getattr(self, name)}")
+
+
+class Output(NamedTuple):
+    """A standard file: its folder, what its name has behind the source's, its extension and content.
+
+    `document` is the digest of the document that it is of, where a source holds several that are none of each other's
+    business; "" where all that is made of a source belongs together.
+    """
+
+    kind: Kind
+    suffix: str
+    extension: str
+    content: bytes
+    document: str = ""
+
+
+class Made(NamedTuple):
+    """What became of a source: outputs, or a reason why there are none."""
+
+    digest: str
+    outputs: list[Output]
+    reason: str = ""
+    detail: str = ""
+
+
+def read_and_make(path: str, options: MediaOptions) -> Made:
+    """Reads a source and makes its standard files."""
+    try:
+        if os.path.getsize(path) > options.most_bytes:
+            return Made("", [], "too large", f"over {options.most_bytes} bytes; see most_bytes")
+        with open(path, "rb") as file:
+            content = file.read()
+    except OSError as error:
+        return Made("", [], "unreadable", str(error.strerror))
+    digest = digest_of(content)
+    try:
+        return Made(digest, make(path, content, options))
+    except MediaError as error:
+        return Made(digest, [], error.reason, error.detail)
+
+
+def make(name: str, content: bytes, options: MediaOptions) -> list[Output]:
+    """The standard files of a content.
+
+    Args:
+        name: a file's name, whose extension says what the content is meant to be.
+        content: the file.
+        options: what is made.
+
+    Raises:
+        MediaError: nothing can be made of it.
+        ImportError: what decodes it is missing.
+    """
+    kind = kind_of(name, content, options.kinds, options.text_encoding)
+    if kind not in options.kinds:
+        raise MediaError(f"{kind}, not among the kinds")
+    if kind == "image":
+        return [Output("image", "", "bmp", standard_image(content, options.image_size, options.image_fit))]
+    if kind == "text":
+        separator = options.text_separator.replace("\\n", "\n").replace("\\t", "\t")
+        made = []
+        for document in standard_text(content, options.text_encoding, separator):
+            key = digest_of(document) if separator else ""
+            made += [("txt", piece, key) for piece in cut_text(document, options.text_bytes)]
+        many = len(made) > 1
+        return [Output("text", f"-{n:05d}" * many, *one) for n, one in enumerate(made)]
+    outputs = []
+    rate = options.sample_rate
+    for number, samples in enumerate(clips(content, rate, options.clip_seconds)):
+        if options.audio != "spectrogram":
+            outputs.append(Output("audio", f"-{number:05d}", "wav", write_wav(samples, rate)))
+        if options.audio != "wav":
+            image = spectrogram_image(samples, rate, options.image_size)
+            outputs.append(Output("image", f"-{number:05d}", "bmp", image))
+    return outputs
+
+
+def kind_of(name: str, content: bytes, kinds: tuple[Kind, ...] = KINDS, encoding: str = "") -> Kind:
+    """What a file is meant to be: by its extension where that is a known one, else the first of `kinds` that decodes
+    it.
+
+    Raises:
+        MediaError: none does.
+    """
+    extension = extension_of(name).lower()
+    if extension in IMAGES:
+        return "image"
+    if extension in AUDIO:
+        return "audio"
+    if extension in TEXTS:
+        return "text"
+    if "image" in kinds and is_image(content):
+        return "image"
+    if "audio" in kinds and is_audio(content):
+        return "audio"
+    if "text" in kinds and is_text(content, encoding):
+        return "text"
+    raise MediaError(f"no {', '.join(kinds[:-1])}{' or ' * (len(kinds) > 1)}{kinds[-1]}")

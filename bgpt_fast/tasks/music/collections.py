@@ -1,0 +1,119 @@
+"""ABC collections: files of many tunes, taken apart and tidied."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from bgpt_fast.tasks.media.errors import MediaError, optional
+
+Fields = Literal["musical", "all"]
+IRISH = ("oneills1850", "ryansMammoth", "airdsAirs")
+"""music21's collections of Irish, Scottish and American fiddle tunes."""
+
+_FIELD = re.compile(r"^([A-Za-z+]):(.*)$")
+_MUSICAL = frozenset("XLMQKPVU")
+_COMMENT = re.compile(r"(?<!\\)%.*$")
+_NEW_TUNE = re.compile(r"^X:", re.MULTILINE)
+
+
+class Tune(NamedTuple):
+    """A tune as it stands in a collection: its number and title there ("" without one), and its text."""
+
+    number: str
+    title: str
+    text: str
+
+
+def split_collection(content: bytes) -> list[Tune]:
+    """The tunes of an ABC file: each from its X: line to the next empty line or X: line.
+
+    Text between tunes and fields before the first one are left away. A file that is not UTF-8 is read as Latin-1.
+
+    Raises:
+        MediaError: no X: line in it.
+    """
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = content.decode("latin-1")
+    text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "")
+    starts = [match.start() for match in _NEW_TUNE.finditer(text)]
+    if not starts:
+        raise MediaError("no ABC tune", "no line begins with X:")
+    tunes = []
+    for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
+        lines: list[str] = []
+        for line in text[start:end].split("\n"):
+            if not line.strip():
+                break
+            lines.append(line.rstrip())
+        tunes.append(Tune(_first(lines, "X"), _first(lines, "T"), "\n".join(lines) + "\n"))
+    return tunes
+
+
+def tidy(tune: Tune, fields: Fields = "musical") -> bytes:
+    """A tune as its ABC file will hold it, numbered 1.
+
+    "musical" keeps what sounds, as IrishMAN does: the fields X L M Q K P V U, the music and %%MIDI directives; titles,
+    sources, lyrics and comments go. "all" keeps everything.
+    """
+    kept = []
+    for line in tune.text.splitlines():
+        field = _FIELD.match(line)
+        if field and field[1] == "X":
+            kept.append("X:1")
+        elif fields == "all":
+            kept.append(line)
+        elif line.startswith("%"):
+            if line.startswith("%%MIDI"):
+                kept.append(line)
+        elif field:
+            if field[1] in _MUSICAL:
+                kept.append(f"{field[1]}:{_COMMENT.sub('', field[2]).strip()}")
+        elif music := _COMMENT.sub("", line).strip():
+            kept.append(music)
+    return ("\n".join(kept) + "\n").encode()
+
+
+def has_music(tune: Tune) -> bool:
+    """Whether anything stands behind the header, which ends with the first K: line."""
+    lines = tune.text.splitlines()
+    keys = [number for number, line in enumerate(lines) if line.startswith("K:")]
+    body = lines[keys[0] + 1 :] if keys else []
+    return any(re.search("[A-Ga-g]", _COMMENT.sub("", line)) for line in body if not _FIELD.match(line))
+
+
+def title_key(title: str) -> str:
+    """What settings of one tune share: their title's words in order, without articles and signs; "" for no title."""
+    words = re.findall(r"\w+", title.casefold().replace("'", ""))
+    return " ".join(word for word in words if word not in ("the", "a", "an"))
+
+
+def irish_collections() -> list[str]:
+    """The folders of `IRISH` in the installed music21.
+
+    Raises:
+        ImportError: music21 is missing.
+        FileNotFoundError: it came without its corpus.
+    """
+    # By the package's place alone: importing it takes seconds.
+    import importlib.util
+
+    found = importlib.util.find_spec("music21")
+    if found is None or found.origin is None:
+        optional("music21", "music", "the Irish tunes")
+        raise ImportError('the Irish tunes need music21; install it with `pip install "bgpt-fast[music]"`')
+    corpus = Path(found.origin).parent / "corpus"
+    missing = [name for name in IRISH if not (corpus / name).is_dir()]
+    if missing:
+        raise FileNotFoundError(
+            f"{corpus}: expected the folders {', '.join(missing)}; this music21 has no whole corpus"
+        )
+    return [os.fspath(corpus / name) for name in IRISH]
+
+
+def _first(lines: list[str], letter: str) -> str:
+    return next((line[2:].strip() for line in lines if line.startswith(f"{letter}:")), "")

@@ -1,0 +1,164 @@
+"""Scores of converted files."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from media_support import midi
+
+from bgpt_fast import BGPT, PackedPatches
+from bgpt_fast.tasks.conversion import Conversion, evaluate_conversion, match_notes
+from bgpt_fast.tasks.conversion_likelihood import target_likelihood
+from bgpt_fast.tasks.music import Note
+
+SCALE = [(480 * index, 480, 60 + index) for index in range(8)]
+
+
+def score(predicted: bytes, truth: bytes, name: str = "a.mid", **options: float):
+    return evaluate_conversion([Conversion(name, predicted, truth)], **options)
+
+
+def test_the_truth_is_right() -> None:
+    report = score(midi(SCALE), midi(SCALE))
+    assert (report.exact, report.decoding) == (1, 1)
+    assert report.notes is not None
+    assert (report.notes.precision, report.notes.recall, report.notes.f1) == (1, 1, 1)
+
+
+def test_equal_music_need_not_be_equal_bytes() -> None:
+    # Twice as slow, half as many ticks.
+    other = midi([(onset // 2, length // 2, pitch) for onset, length, pitch in SCALE], tempo=1_000_000)
+    report = score(other, midi(SCALE))
+    assert report.exact == 0
+    assert report.notes is not None
+    assert report.notes.f1 == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "matched"),
+    [
+        (SCALE[:5], 5),
+        ([*SCALE, (0, 480, 90)], 8),
+        ([(onset, length, pitch + 1) for onset, length, pitch in SCALE], 0),
+        ([(onset + 40, length, pitch) for onset, length, pitch in SCALE], 8),
+        ([(onset + 60, length, pitch) for onset, length, pitch in SCALE], 0),
+        ([], 0),
+    ],
+)
+def test_notes_right(wrong: list[tuple[int, int, int]], matched: int) -> None:
+    """40 ticks are 42 ms, 60 are 63."""
+    report = score(midi(wrong), midi(SCALE))
+    notes = report.notes
+    assert notes is not None
+    assert (notes.matched, notes.predicted, notes.true) == (matched, len(wrong), 8)
+    assert notes.precision == (matched / len(wrong) if wrong else None)
+    assert notes.recall == matched / 8
+    assert notes.f1 == 2 * matched / (len(wrong) + 8)
+
+
+def test_the_tolerance_is_the_callers() -> None:
+    late = midi([(onset + 60, length, pitch) for onset, length, pitch in SCALE])
+    assert score(late, midi(SCALE), onset_tolerance=0.0625).notes.matched == 8
+    assert score(midi(SCALE), midi(SCALE), onset_tolerance=0).notes.matched == 8
+    with pytest.raises(ValueError, match="onset_tolerance"):
+        score(late, late, onset_tolerance=-1)
+
+
+def test_what_does_not_decode_has_no_right_note() -> None:
+    truth = midi(SCALE)
+    report = score(truth[:-9], truth)
+    assert (report.exact, report.decoding) == (0, 0)
+    assert (report.notes.matched, report.notes.predicted, report.notes.true) == (0, 0, 8)
+    assert report.files[0].bytes_right == len(truth) - 9
+
+
+def test_no_note_is_matched_twice() -> None:
+    one, many = [Note(0, 1, 60)], [Note(0, 1, 60)] * 3
+    assert match_notes(many, one, 0.1).matched == 1
+    assert match_notes(one, many, 0.1).matched == 1
+    assert match_notes([], [], 0.1).f1 is None
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_as_many_as_can_be_are_matched(seed: int) -> None:
+    draw = random.Random(seed)
+    ours, theirs = ([Note(draw.randrange(12) / 10, 9, 60) for _ in range(draw.randrange(6))] for _ in range(2))
+
+    def best(left: list[Note], right: list[Note]) -> int:
+        short, long = sorted((left, right), key=len)
+        return max(
+            sum(abs(a.onset - b.onset) <= 0.2 + 1e-9 for a, b in zip(short, order, strict=False))
+            for order in itertools.permutations(long)
+        )
+
+    assert match_notes(ours, theirs, 0.2).matched == best(ours, theirs)
+
+
+def test_several_files_together() -> None:
+    truth = midi(SCALE)
+    report = evaluate_conversion(
+        [Conversion("a.mid", truth, truth), Conversion("b.mid", b"", truth), Conversion("c.txt", b"ab", b"ac")]
+    )
+    assert report.exact == 1 / 3
+    assert report.decoding == 2 / 3
+    assert report.notes is not None
+    assert (report.notes.matched, report.notes.true) == (8, 16)
+    assert report.mean_file_f1 == 0.5
+    assert report.files[2].notes is None
+    assert report.files[2].bytes_right == 1
+    assert report.bytes_right == (len(truth) + 1) / (2 * len(truth) + 2)
+    assert json.loads(json.dumps(report.to_dict()))["by_file"][1]["decodes"] is False
+    assert dict(report.rows())["notes right: F1"] == "66.67 %"
+    assert score(b"a", b"a", "a.bin").decoding is None
+    with pytest.raises(ValueError, match="at least one"):
+        evaluate_conversion([])
+
+
+@pytest.mark.skipif(shutil.which("abc2midi") is None, reason="abc2midi is not installed")
+def test_abc_is_heard() -> None:
+    truth = b"X:1\nL:1/8\nK:C\nCDEF GABc|\n"
+    report = score(b"X:1\nL:1/8\nK:C\nC D E F G A B d|\n", truth, "a.abc")
+    assert report.exact == 0
+    assert report.notes is not None
+    assert (report.notes.matched, report.notes.true) == (7, 8)
+    assert score(b"nothing", truth, "a.abc").notes.predicted == 0
+
+
+def test_bits_of_the_target_part(tmp_path: Path, tiny_model: BGPT) -> None:
+    S = tiny_model.config.patch_size
+    draw = random.Random(0)
+    pairs, nats, targets, size = [], 0.0, 0, 0
+    for number, (first, second) in enumerate([(5, 9), (8, 8), (1, 20), (0, 1), (70, 40)]):
+        contents = draw.randbytes(first), draw.randbytes(second)
+        paths = [tmp_path / f"{number}.{extension}" for extension in ("abc", "mid")]
+        for path, content in zip(paths, contents, strict=True):
+            path.write_bytes(content)
+        pairs.append((paths[0], paths[1]))
+        if number == 4:  # over the context of 24 patches
+            continue
+        source = PackedPatches.from_bytes([("abc", contents[0])], tiny_model.config, end_of_file=False)
+        target = PackedPatches.from_bytes([("mid", contents[1])], tiny_model.config)
+        whole = torch.cat([source.patches, target.patches])
+        packed = PackedPatches(whole, torch.tensor([0, len(whole)], dtype=torch.int32))
+        with torch.no_grad():
+            every = tiny_model(packed)
+        nats += float(every.nats[every.indices > source.num_patches].double().sum())
+        targets += target.num_patches - 1
+        size += second
+    for batch in (1, 30, 2048):
+        found = target_likelihood(tiny_model, pairs, patches_per_batch=batch)
+        assert (found.pairs, found.overlong, found.num_bytes, found.positions) == (4, 1, size, targets * S)
+        assert found.nats == pytest.approx(nats, rel=1e-5)
+        assert found.bits_per_byte == pytest.approx(nats / math.log(2) / size, rel=1e-5)
+    assert found.bits_per_position is not None
+    assert found.bits_per_position < 8.5 < found.bits_per_byte * 2
+    assert target_likelihood(tiny_model, []).bits_per_byte is None
+    with pytest.raises(ValueError, match="patches_per_batch"):
+        target_likelihood(tiny_model, pairs, patches_per_batch=0)

@@ -1,0 +1,201 @@
+"""ABC collections become pairs; what abc2midi does not take is named."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+from media_support import midi
+
+from bgpt_fast import BGPTConfig
+from bgpt_fast.cli.main import main
+from bgpt_fast.data import DataError, PairSource
+from bgpt_fast.tasks.media import MediaError
+from bgpt_fast.tasks.music import Note, abc_to_midi, make_pairs, read_notes, split_collection, tidy
+from bgpt_fast.tasks.music.collections import irish_collections, title_key
+
+needs_abc2midi = pytest.mark.skipif(shutil.which("abc2midi") is None, reason="abc2midi is not installed")
+HEAD = "M:4/4\nL:1/8\n"
+
+
+def tune(number: int, title: str, music: str, key: str = "C") -> str:
+    return f"X: {number}\nT:{title}\nN:a note\n{HEAD}K:{key}\n{music}\n\n"
+
+
+COLLECTION = (
+    "% a collection\n\n"
+    + tune(1, "The Long Road", "CDEF GABc|")
+    + "text between tunes\n\n"
+    + tune(2, "Long Road, The", "cBAG FEDC|")
+    + tune(3, "Empty", "")
+    + tune(4, "Again", "CDEF GABc|")
+    + tune(5, "Other", "ccGG ccGG|")
+    + "X:6\nT:no key\nABC|\n\n"
+    + tune(7, "Rests", "!fermata!z8|")
+    + tune(8, "Chords", '"nonsense"C2D2 E-F|')
+)
+
+
+@pytest.fixture
+def collection(tmp_path: Path) -> Path:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/tunes.abc").write_bytes(COLLECTION.replace("\n", "\r\n").encode())
+    (tmp_path / "in/none.abc").write_text("no tune at all")
+    (tmp_path / "in/readme.txt").write_text("read me")
+    return tmp_path / "in"
+
+
+def test_collections_are_taken_apart() -> None:
+    tunes = split_collection(COLLECTION.encode())
+    assert [one.number for one in tunes] == list("12345678")
+    assert tunes[0].title == "The Long Road"
+    assert "text between" not in "".join(one.text for one in tunes)
+    assert split_collection("X:1\nT:Café\nK:C\nC|".encode("latin-1"))[0].title == "Café"
+    assert len(split_collection(b"X:1\nK:C\nC|\nX:2\nK:C\nD|")) == 2, "without an empty line between"
+    with pytest.raises(MediaError, match="no ABC tune"):
+        split_collection(b"nothing")
+
+
+def test_tidy_keeps_what_sounds() -> None:
+    (one,) = split_collection(
+        b"X: 12\nT:Title\nC:someone\nM:6/8 % time\nL:1/8\nQ:1/4=90\nK:Ador % key\n%%MIDI program 5\n% comment\n"
+        b'A2B c2d|% what follows\nw:la la\nM:3/4\n"50\\%"A6|]\n'
+    )
+    assert tidy(one) == (b'X:1\nM:6/8\nL:1/8\nQ:1/4=90\nK:Ador\n%%MIDI program 5\nA2B c2d|\nM:3/4\n"50\\%"A6|]\n')
+    assert tidy(one, "all").startswith(b"X:1\nT:Title\nC:someone\n")
+
+
+def test_settings_of_a_title_share_a_key() -> None:
+    assert title_key("The Long Road") == title_key("long road, The") != title_key("Long Roads")
+    assert title_key("Paddy's") == title_key("PADDYS")
+
+
+def test_notes_follow_the_tempo() -> None:
+    assert read_notes(midi([(480, 240, 60), (0, 960, 64)], tempo=1_000_000)) == [Note(0, 2, 64), Note(1, 1.5, 60)]
+    assert read_notes(midi([])) == []
+    # The same pitch twice at once: the first that began ends first.
+    assert read_notes(midi([(0, 480, 60), (240, 480, 60)])) == [Note(0, 0.5, 60), Note(0.25, 0.75, 60)]
+    for wrong in (b"", b"MThd", midi([(0, 480, 60)])[:-5], b"RIFF" * 9):
+        with pytest.raises(MediaError):
+            read_notes(wrong)
+
+
+@needs_abc2midi
+def test_abc2midi_plays_what_is_written() -> None:
+    midi_file, complaint = abc_to_midi(f"X:1\n{HEAD}Q:1/4=120\nK:C\nC2 ^D4 c2|\n".encode())
+    assert [note.pitch for note in read_notes(midi_file)] == [60, 63, 72]
+    assert [note.onset for note in read_notes(midi_file)] == pytest.approx([0, 0.5, 1.5], abs=0.002)
+    assert not complaint
+    assert abc_to_midi(f'X:1\n{HEAD}K:C\n"2nonsense"C8-|\n'.encode()).complaint
+    for wrong in (b"", b"hello", b"X:1\nABC|\n", b"\0\xff"):
+        with pytest.raises(MediaError, match="abc2midi rejects it"):
+            abc_to_midi(wrong)
+
+
+@needs_abc2midi
+def test_pairs(tmp_path: Path, collection: Path) -> None:
+    report = make_pairs(collection, tmp_path / "out", test_share=0.4)
+    assert (report.collections, report.tunes) == (2, 6)
+    assert sum(report.pairs.values()) == 4
+    assert report.complaints == 1
+    assert report.skipped == {
+        "empty tune": 2,
+        "no .abc file": 1,
+        "no ABC tune": 1,
+        "copy": 1,
+        "tune without a note": 1,
+    }
+    for side, count in report.pairs.items():
+        files = list((tmp_path / "out" / side).glob("*")) if count else []
+        assert len(files) == 2 * count
+        for path in files:
+            if path.suffix == ".abc":
+                assert path.with_suffix(".mid").read_bytes() == abc_to_midi(path.read_bytes()).midi
+    roads = list((tmp_path / "out").glob("*/long-road-*.abc"))
+    assert len(roads) == 2
+    assert roads[0].parent == roads[1].parent, "settings of a title are on one side"
+    source = PairSource(tmp_path / "out", "abc&mid", BGPTConfig(patch_length=64), 64, split="all")
+    assert len(source.paths) == 8
+
+
+@needs_abc2midi
+def test_equal_music_is_kept_once_and_strictness_skips(tmp_path: Path, collection: Path) -> None:
+    spelled = f"X:1\nT:Spelled\n{HEAD}K:C\nCDE F G A B c|\n"
+    (collection / "zz.abc").write_text(spelled)
+    report = make_pairs(collection, tmp_path / "out", strict=True)
+    assert report.skipped["sounds as an earlier tune"] == 1
+    assert report.skipped["abc2midi reports an error"] == 1
+    assert sum(report.pairs.values()) == 3
+
+
+@needs_abc2midi
+def test_a_second_run_converts_nothing(tmp_path: Path, collection: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = make_pairs(collection, tmp_path / "out")
+    monkeypatch.setattr("bgpt_fast.tasks.music.pairs.abc_to_midi", None)
+    assert make_pairs(collection, tmp_path / "out") == first
+    with pytest.raises(FileExistsError, match="same options"):
+        make_pairs(collection, tmp_path / "out", fields="all")
+
+
+def fake_abc2midi(folder: Path, body: str) -> str:
+    program = folder / "abc2midi"
+    program.write_text(f"#!{sys.executable}\n{body}\n")
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    return str(program)
+
+
+def test_a_program_that_crashes_hangs_or_writes_nonsense(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    crashes = fake_abc2midi(tmp_path, "import os; os.abort()")
+    with pytest.raises(MediaError, match="abc2midi crashed: signal 6"):
+        abc_to_midi(b"X:1", crashes)
+    hangs = fake_abc2midi(tmp_path, "import time; time.sleep(60)")
+    monkeypatch.setattr("bgpt_fast.tasks.music.abc2midi._SECONDS", 0.2)
+    with pytest.raises(MediaError, match="took too long"):
+        abc_to_midi(b"X:1", hangs)
+    monkeypatch.undo()
+    fake_abc2midi(tmp_path, "import sys; open(sys.argv[3], 'wb').write(b'nonsense')")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "in.abc").write_text(tune(1, "One", "C8|"))
+    report = make_pairs(tmp_path / "in.abc", tmp_path / "out")
+    assert report.skipped == {"no MIDI file": 1}
+
+
+def test_without_the_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", os.fspath(tmp_path))
+    (tmp_path / "a.abc").write_text(tune(1, "One", "C8|"))
+    assert main(["data", "music", str(tmp_path / "a.abc"), "--output", str(tmp_path / "out")]) == 1
+    assert "apt install abcmidi" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="test_share"):
+        make_pairs(tmp_path, tmp_path / "out", test_share=2)
+    with pytest.raises(ValueError, match="fields"):
+        make_pairs(tmp_path, tmp_path / "out", fields="some")  # type: ignore[arg-type]
+    fake_abc2midi(tmp_path, "")
+    monkeypatch.setenv("PATH", os.fspath(tmp_path))
+    (tmp_path / "in").mkdir()
+    with pytest.raises(DataError, match=r"expected \.abc files"):
+        make_pairs(tmp_path / "in", tmp_path / "out")
+
+
+@needs_abc2midi
+def test_the_irish_tunes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("music21")
+    folders = irish_collections()
+    assert len(folders) == 3
+    [first] = sorted(Path(folders[0]).glob("0001-0050.abc"))
+    assert main(["data", "music", str(first), "--output", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["tunes"] == 50
+    assert sum(report["pairs"].values()) == 50
+    assert "mean bytes of ABC" in shown
