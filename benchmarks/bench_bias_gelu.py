@@ -5,11 +5,12 @@ pytest benchmarks/bench_bias_gelu.py
 
 from __future__ import annotations
 
-from typing import Any
+import pytest
+import torch
+from op_bench import bench_op
+from suite import Bench
 
-from op_bench import bench, parametrised
 
-
-@parametrised("bias_gelu")
-def test_bias_gelu(benchmark: Any, name: str, implementation: str, direction: str) -> None:
-    bench(benchmark, name, implementation, direction)
+@pytest.mark.ops("bias_gelu")
+def test_bias_gelu(bench: Bench, name: str, implementation: str, direction: str, dtype: torch.dtype) -> None:
+    bench_op(bench, name, implementation, direction, dtype)

@@ -5,11 +5,12 @@ pytest benchmarks/bench_cached_attention.py
 
 from __future__ import annotations
 
-from typing import Any
+import pytest
+import torch
+from op_bench import bench_op
+from suite import Bench
 
-from op_bench import bench, parametrised
 
-
-@parametrised("cached_attention")
-def test_cached_attention(benchmark: Any, name: str, implementation: str, direction: str) -> None:
-    bench(benchmark, name, implementation, direction)
+@pytest.mark.ops("cached_attention")
+def test_cached_attention(bench: Bench, name: str, implementation: str, direction: str, dtype: torch.dtype) -> None:
+    bench_op(bench, name, implementation, direction, dtype)

@@ -1,67 +1,79 @@
-"""How many default CPU-state instances the machine makes a second, in memory, on one core.
+"""Instances of the CPU-state machine: the released stream, byte for byte, and the parallel one; and simulating alone.
 
-    PYTHONPATH=. python benchmarks/bench_cpu_states.py --output cpu_states.json
+    pytest benchmarks/bench_cpu_states.py
 
-Instances are made in pieces whose memory is used again, as training and writing to disk do. `generate` in a fresh
-process also pays for the first touch of 3.1 KB of memory an instance, dear on some virtual machines: the last row.
+Instances are made in pieces whose memory is used again, as training and writing to disk do.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import subprocess
-import sys
-import time
-from pathlib import Path
+import itertools
 
-from peers import machine
+import pytest
+from op_cases import Work
+from suite import Bench
 
-from bgpt_fast.files import write_json
-from bgpt_fast.tasks.cpu_states import ReleasedStream, StreamOptions, generate
-
-FRESH = """
-import time
-from bgpt_fast.tasks.cpu_states import generate
-began = time.perf_counter()
-generate({count}, seed=1)
-print({count} / (time.perf_counter() - began))
-"""
+from bgpt_fast.tasks.cpu_states import ReleasedStream, StreamOptions, generate, run
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=200_000, help="instances of each row")
-    parser.add_argument("--piece", type=int, default=4096, help="instances made at a time")
-    parser.add_argument("--output", type=Path, help="write the figures there as JSON")
-    arguments = parser.parse_args()
-    where = machine()
-    pieces = -(-arguments.count // arguments.piece)
-    rows = {}
-
-    stream = ReleasedStream(StreamOptions(), seed=0)
-    stream.take(arguments.piece)
-    began = time.perf_counter()
-    for _ in range(pieces):
-        stream.take(arguments.piece)
-    rows["released stream, in pieces"] = pieces * arguments.piece / (time.perf_counter() - began)
-
-    start: int | None = 0
-    began = time.perf_counter()
-    for _ in range(pieces):
-        assert start is not None
-        start = generate(arguments.piece, stream="parallel", start=start, threads=1).next_start
-    rows["parallel stream, in pieces, one thread"] = pieces * arguments.piece / (time.perf_counter() - began)
-
-    fresh = subprocess.run(
-        [sys.executable, "-c", FRESH.format(count=arguments.count)], capture_output=True, text=True, check=True
+def test_released_stream(bench: Bench) -> None:
+    stream, count = ReleasedStream(StreamOptions(), seed=0), bench.scale.documents
+    size = len(b"".join(trace.to_bytes() for trace in stream.take(count)))
+    bench(
+        [lambda: stream.take(count)],
+        "CPU states, released stream, one thread",
+        work=Work(size),
+        units=count,
+        unit="instances",
+        kind="cpu states",
+        memory=False,
     )
-    rows["released stream, at once, memory never touched before"] = float(fresh.stdout)
-    result = {"machine": where, "count": arguments.count, "instances_per_second": rows}
-    print(json.dumps(result, indent=2))
-    if arguments.output is not None:
-        write_json(arguments.output, result)
 
 
-if __name__ == "__main__":
-    main()
+@pytest.mark.parametrize("threads", [1, 2])
+def test_parallel_stream(bench: Bench, threads: int) -> None:
+    count = bench.scale.documents
+    size = len(b"".join(trace.to_bytes() for trace in generate(count, stream="parallel")))
+    starts = itertools.count(0, count)
+    bench(
+        [lambda: generate(count, stream="parallel", start=next(starts), threads=threads)],
+        f"CPU states, parallel stream, {threads} {'thread' if threads == 1 else 'threads'}",
+        work=Work(size),
+        units=count,
+        unit="instances",
+        kind="cpu states",
+        memory=False,
+    )
+
+
+def test_one_program(bench: Bench) -> None:
+    [trace] = generate(1, seed=0)
+    bench(
+        [lambda: run(trace.program)],
+        "CPU states, one program by run()",
+        units=len(trace.states),
+        unit="states",
+        kind="cpu states",
+        memory=False,
+    )
+
+
+def test_on_a_gpu(bench: Bench) -> None:
+    """The parallel stream made on the GPU, first held against the CPU's; not yet run on a GPU."""
+    if bench.device.type != "cuda":
+        pytest.skip("instances on a GPU: runs on a GPU alone")
+    from bgpt_fast.tasks.cpu_states import generate_on_gpu
+
+    options, device = StreamOptions(), bench.device
+    data, _, _ = generate_on_gpu(1000, options=options, seed=1, device=device)
+    assert bytes(data.cpu().numpy()) == b"".join(t.to_bytes() for t in generate(1000, seed=1, stream="parallel"))
+    count = 100 * bench.scale.documents
+    size = len(data) * count // 1000
+    bench(
+        [lambda: generate_on_gpu(count, options=options, seed=1, device=device)],
+        "CPU states, parallel stream, on the GPU",
+        work=Work(size),
+        units=count,
+        unit="instances",
+        kind="cpu states",
+    )

@@ -1,10 +1,11 @@
 """Generation speed of `Generator` beside the released way of generating, on the CPU.
 
-    PYTHONPATH=. python benchmarks/bench_generation.py --patches 256 --threads 1 2 --batches 1 --output generation.json
+    PYTHONPATH=. python benchmarks/bench_generation.py --patches 256 --threads 2 --batches 1 16 64 --output out.json
 
 The released way: Hugging Face's GPT-2 for both decoders, one file at a time, no caches; the whole context goes through
 the patch decoder for each patch, and all bytes of the patch so far through the byte decoder for each byte. Both sides
-use the same random float32 weights and greedy choice, and the script says whether they wrote the same bytes.
+use the same random float32 weights and greedy choice, and the script says whether they wrote the same bytes, which
+rounded weights (bfloat16, int8) need not: random weights decide by hairs.
 """
 
 from __future__ import annotations
@@ -42,16 +43,17 @@ def prompts_of(config: BGPTConfig, patches: int, count: int) -> list[Prompt]:
     return [Prompt("bin", stream.randbytes((patches - 1) * config.patch_size)) for _ in range(count)]
 
 
-def ours(model: BGPT, prompts: list[Prompt], rounds: int) -> tuple[dict[str, float], list[bytes]]:
+def ours(
+    model: BGPT, prompts: list[Prompt], rounds: int, precision: str | None = None
+) -> tuple[dict[str, float], list[bytes]]:
     """Seconds of the first round, which reads the prompts, and of the median later one."""
     times = [time.perf_counter()]
 
     def tick(*_: int) -> None:
         times.append(time.perf_counter())
 
-    files = Generator(model, max_batch=len(prompts)).generate(
-        prompts, max_new_bytes=rounds * model.config.patch_size, progress=tick
-    )
+    generator = Generator(model, max_batch=len(prompts), precision=precision)
+    files = generator.generate(prompts, max_new_bytes=rounds * model.config.patch_size, progress=tick)
     spans = [after - before for before, after in itertools.pairwise(times)]
     new = sum(len(file.new_bytes) for file in files)
     step = median(spans[1:])
@@ -60,6 +62,7 @@ def ours(model: BGPT, prompts: list[Prompt], rounds: int) -> tuple[dict[str, flo
         "round_s": step,
         "bytes_per_s": len(prompts) * model.config.patch_size / step,
         "bytes_per_s_with_prompt": new / (times[-1] - times[0]),
+        "cache_bytes_per_file": generator.sequence_bytes(len(prompts[0].data) // model.config.patch_size + rounds),
     }, [file.new_bytes for file in files]
 
 
@@ -93,23 +96,23 @@ def measure(arguments: argparse.Namespace, say: Callable[[str], None]) -> dict[s
         torch.set_num_threads(threads)
         peer, expected = released(model, prompts_of(config, arguments.patches, 1)[0], arguments.peer_rounds)
         say(f"{threads} threads, released way, 1 file: {peer['bytes_per_s']:.1f} B/s")
-        for batch in arguments.batches:
-            figures, files = ours(model, prompts_of(config, arguments.patches, batch), arguments.rounds)
+        for precision, batch in itertools.product(arguments.precisions, arguments.batches):
+            figures, files = ours(model, prompts_of(config, arguments.patches, batch), arguments.rounds, precision)
             ratio = figures["bytes_per_s"] / peer["bytes_per_s"]
             same = files[0][: len(expected)] == expected
             say(
-                f"{threads} threads, Generator, {batch} files: {figures['bytes_per_s']:.1f} B/s, {ratio:.1f} times; "
-                f"first round with the prompts {figures['first_round_s']:.2f} s; "
-                f"first file {'the same bytes' if same else 'OTHER BYTES'}"
+                f"{threads} threads, Generator, {precision}, {batch} files: {figures['bytes_per_s']:.1f} B/s, "
+                f"{ratio:.1f} times; first round with the prompts {figures['first_round_s']:.2f} s; "
+                f"caches {figures['cache_bytes_per_file'] / 2**20:.1f} MiB a file; "
+                f"first file {'the same bytes' if same else 'other bytes'}"
             )
-            rows.append(
-                {"threads": threads, "batch": batch, "ours": figures, "released": peer, "ratio": ratio, "same": same}
-            )
+            row = {"threads": threads, "precision": precision, "batch": batch, "ours": figures, "released": peer}
+            rows.append({**row, "ratio": ratio, "same": same})
     return {
         "config": config.to_dict(),
         "parameters": model.num_parameters(),
         "context_patches": arguments.patches,
-        "dtype": "float32",
+        "weights": "float32",
         "machine": arguments.machine,
         "rows": rows,
     }
@@ -122,6 +125,7 @@ def main() -> None:
     parser.add_argument("--peer-rounds", type=int, default=3, help="patches that the released way writes")
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--batches", type=int, nargs="+", default=[1])
+    parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16", "int8"])
     parser.add_argument("--hidden-size", type=int, default=768)
     parser.add_argument("--layers", type=int, nargs=2, default=[12, 3], metavar=("PATCH", "BYTE"))
     parser.add_argument("--output", type=Path, help="write the figures there as JSON")

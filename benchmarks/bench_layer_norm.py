@@ -5,11 +5,12 @@ pytest benchmarks/bench_layer_norm.py
 
 from __future__ import annotations
 
-from typing import Any
+import pytest
+import torch
+from op_bench import bench_op
+from suite import Bench
 
-from op_bench import bench, parametrised
 
-
-@parametrised("layer_norm", "add_layer_norm")
-def test_layer_norm(benchmark: Any, name: str, implementation: str, direction: str) -> None:
-    bench(benchmark, name, implementation, direction)
+@pytest.mark.ops("layer_norm", "add_layer_norm")
+def test_layer_norm(bench: Bench, name: str, implementation: str, direction: str, dtype: torch.dtype) -> None:
+    bench_op(bench, name, implementation, direction, dtype)

@@ -5,11 +5,12 @@ pytest benchmarks/bench_patch_embed.py
 
 from __future__ import annotations
 
-from typing import Any
+import pytest
+import torch
+from op_bench import bench_op
+from suite import Bench
 
-from op_bench import bench, parametrised
 
-
-@parametrised("patch_embed")
-def test_patch_embed(benchmark: Any, name: str, implementation: str, direction: str) -> None:
-    bench(benchmark, name, implementation, direction)
+@pytest.mark.ops("patch_embed")
+def test_patch_embed(bench: Bench, name: str, implementation: str, direction: str, dtype: torch.dtype) -> None:
+    bench_op(bench, name, implementation, direction, dtype)

@@ -1,144 +1,171 @@
-"""A whole training step of `BGPT` beside the released way of training, on the CPU.
+"""A whole training step (forward, backward, AdamW) beside the released way, the reference and MEGABYTE.
 
-    PYTHONPATH=. python benchmarks/bench_training.py --threads 2 --output training.json
+    pytest benchmarks/bench_training.py --size full --dtype float32,bfloat16
 
-The released way: Hugging Face's GPT-2 for both decoders, one-hot patches, documents padded to the longest, 17 positions
-for 16 bytes. Both sides have the same random float32 weights, documents, threads and optimiser (AdamW); their losses
-are compared before anything is timed. Steps of both alternate, so that a change of the machine's speed hits both.
-
-Beside the times: the share of patch positions that are padding, and the peak memory of training, in bytes, that is by
-how much a new process grows over two steps (gradients, AdamW's state and activations; the weights are there before).
+All but MEGABYTE start from the same random weights, and the float32 losses of ours and the released way are compared
+before anything is timed. The released way pads documents to the longest, multiplies by one-hot matrices and runs 17
+positions for 16 bytes; on a GPU it keeps its float16 autocast. The reference takes documents of equal length alone.
+Peak memory is that of a step: gradients and activations.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import functools
+import itertools
 import random
 import time
 from collections.abc import Callable
-from pathlib import Path
-from statistics import median
+from typing import Any
 
+import pytest
 import torch
-from memory import in_child, peak_growth
-from peers import HuggingFaceBGPT, machine
+from model_work import training_work
+from optional_peers import COMPILED, MEGABYTE, OURS, REFERENCE, RELEASED, megabyte
+from suite import Bench
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from training_step import step_of
-from transformers import logging
 
-from bgpt_fast import BGPT, BGPTConfig, PackedPatches
-from bgpt_fast.files import write_json
+from bgpt_fast import BGPT, BGPTConfig, PackedPatches, ReferenceBGPT
+from bgpt_fast.flops import forward_flops
 
-
-def timed(model: nn.Module, loss_of: Callable[[], Tensor], bf16: bool) -> Callable[[], float]:
-    """One update on the CPU; returns its seconds."""
-    step = step_of(model, loss_of, torch.device("cpu"), torch.bfloat16 if bf16 else None)
-
-    def seconds() -> float:
-        began = time.perf_counter()
-        step()
-        return time.perf_counter() - began
-
-    return seconds
+_SHARES = {"equal": (0.25, 0.25, 0.25, 0.25), "mixed": (0.55, 0.25, 0.15, 0.05)}
+Loss = Callable[[PackedPatches], Tensor]
 
 
-def documents(kind: str, patches: int, seed: int) -> list[tuple[str, bytes]]:
-    """Four documents of together about `patches` patches, of equal or of mixed lengths."""
-    stream = random.Random(seed)
-    shares = {"equal": (0.25, 0.25, 0.25, 0.25), "mixed": (0.55, 0.25, 0.15, 0.05)}[kind]
-    return [("bin", stream.randbytes(max(1, int(share * patches) - 2) * 16)) for share in shares]
+def documents(kind: str, patches: int, config: BGPTConfig) -> list[tuple[str, bytes]]:
+    """Random documents of together about `patches` patches, of equal or of mixed lengths, each within the context."""
+    stream = random.Random(0)
+    groups = max(1, -(-int(patches * max(_SHARES["mixed"])) // config.patch_length))
+    sizes = [max(1, int(share * patches / groups) - 2) for share in _SHARES[kind]] * groups
+    return [("bin", stream.randbytes(size * config.patch_size)) for size in sizes]
 
 
-def contender(side: str, config: BGPTConfig) -> tuple[nn.Module, Callable[[PackedPatches], Tensor]]:
-    """A side with random weights, and its loss."""
+def contender(name: str, config: BGPTConfig, device: torch.device) -> tuple[nn.Module, Loss]:
+    """A model with the weights of seed 0, and its loss."""
     torch.manual_seed(0)
-    if side == "ours":
-        model = BGPT(config)
-        return model, lambda batch: model(batch).loss
-    peer = HuggingFaceBGPT(config)
-    return peer, peer
+    if name == MEGABYTE:
+        model = megabyte(config).to(device)
+        return model, functools.partial(_megabyte_loss, model)
+    ours = BGPT(config).to(device)
+    if name == OURS:
+        return ours, lambda batch: ours(batch).loss
+    if name == RELEASED:
+        from peers import HuggingFaceBGPT
+        from transformers import logging
+
+        logging.set_verbosity_error()
+        released = HuggingFaceBGPT(config).to(device)
+        released.load_state_dict(ours.state_dict())
+        return released, released
+    from peers import batched_reference
+
+    reference = ReferenceBGPT(config).to(device)
+    reference.load_state_dict(ours.state_dict())
+    loss_of = batched_reference(reference)
+    if name == COMPILED:
+        loss_of = torch.compile(loss_of, dynamic=False)
+    return reference, lambda batch: loss_of(batch.patches.view(batch.num_documents, -1, config.patch_size))
 
 
-def peak_bytes(side: str, config: BGPTConfig, files: list[tuple[str, bytes]], bf16: bool, threads: int) -> int:
-    """Bytes by which this process grows at most in two steps; to be asked in a new one."""
-    logging.set_verbosity_error()
-    torch.set_num_threads(threads)
-    batch = PackedPatches.from_bytes(files, config)
-    model, loss_of = contender(side, config)
-    step = timed(model, lambda: loss_of(batch), bf16)
-    return peak_growth(lambda: (step(), step()))
+def _megabyte_loss(model: nn.Module, batch: PackedPatches) -> Tensor:
+    documents = batch.patches.long().split(batch.cu_seqlens.diff().tolist())
+    return model(pad_sequence(documents, batch_first=True), return_loss=True)
 
 
-def padding(batch: PackedPatches) -> tuple[float, float]:
-    """The share of patch positions that are no document's: in the batch as it is packed, and padded to the longest."""
+@functools.cache
+def _checked(config: BGPTConfig, kind: str, patches: int, device: torch.device) -> None:
+    """Refuses to time sides that do not compute the same."""
+    batch = PackedPatches.from_bytes(documents(kind, patches, config), config).to(device)
+    with torch.no_grad():
+        losses = [float(contender(name, config, device)[1](batch)) for name in (OURS, RELEASED)]
+    assert abs(losses[0] / losses[1] - 1) <= 1e-5, f"the two do not compute the same: their losses are {losses}"
+
+
+def padding(batch: PackedPatches) -> float:
+    """The share of patch positions that are no document's once the batch is padded to its longest document."""
     lengths = batch.cu_seqlens.diff()
-    real = int(lengths.sum())
-    return 1 - real / batch.num_patches, 1 - real / (len(lengths) * int(lengths.max()))
+    return 1 - int(lengths.sum()) / (len(lengths) * int(lengths.max()))
 
 
-def measure(arguments: argparse.Namespace) -> list[dict[str, object]]:
-    config = BGPTConfig(
-        hidden_size=arguments.hidden_size, patch_num_layers=arguments.layers[0], byte_num_layers=arguments.layers[1]
+@pytest.mark.parametrize("kind", ["equal", "mixed"])
+@pytest.mark.peers(OURS, RELEASED, REFERENCE, COMPILED, MEGABYTE)
+@pytest.mark.slow_peers(COMPILED)
+def test_training_step(bench: Bench, kind: str, implementation: str, dtype: torch.dtype) -> None:
+    if kind == "mixed" and implementation in (REFERENCE, COMPILED):
+        pytest.skip(f"{implementation}: takes documents of equal length alone")
+    config, device, patches = bench.scale.model, bench.device, bench.scale.patches
+    if implementation == RELEASED:
+        _checked(config, kind, patches, device)
+    batch = PackedPatches.from_bytes(documents(kind, patches, config), config).to(device)
+    model, loss_of = contender(implementation, config, device)
+    on_gpu = device.type == "cuda"
+    half = torch.float16 if on_gpu and implementation == RELEASED else dtype
+    autocast = None if half == torch.float32 else half
+    step = step_of(model, lambda: loss_of(batch), device, autocast, fused=on_gpu and implementation != RELEASED)
+    lengths = batch.cu_seqlens.diff().tolist()
+    bench(
+        [step],
+        f"training step, documents of {kind} length",
+        implementation=implementation,
+        dtype=dtype,
+        work=training_work(config, lengths, torch.empty((), dtype=dtype).element_size()),
+        units=batch.num_patches,
+        unit="patches",
+        padded=0.0 if implementation == OURS else padding(batch),
+        kind="training",
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
     )
-    (ours, our_loss), (peer, peer_loss) = contender("ours", config), contender("released", config)
-    peer.load_state_dict(ours.state_dict())
-    rows: list[dict[str, object]] = []
-    for kind in ("equal", "mixed"):
-        files = documents(kind, arguments.patches, 0)
-        batch = PackedPatches.from_bytes(files, config)
-        our_padding, peer_padding = padding(batch)
-        with torch.no_grad():
-            gap = abs(float(our_loss(batch)) / float(peer_loss(batch)) - 1)
-        if gap > 1e-5:
-            raise SystemExit(f"the two models do not compute the same: their losses differ by {gap:.1e}")
-        for dtype in arguments.dtypes:
-            bf16 = dtype == "bf16"
-            steps = [timed(ours, lambda: our_loss(batch), bf16), timed(peer, lambda: peer_loss(batch), bf16)]  # noqa: B023
-            for step in steps:
-                step()
-            times = [[step() for step in steps] for _ in range(arguments.rounds)]
-            mine, theirs = (median(column) for column in zip(*times, strict=True))
-            memory = [
-                in_child(peak_bytes, side, config, files, bf16, arguments.threads) for side in ("ours", "released")
-            ]
-            row = {
-                "documents": kind,
-                "dtype": dtype,
-                "patches": batch.num_patches,
-                "ours_s": mine,
-                "released_s": theirs,
-                "ratio": theirs / mine,
-                "patches_per_s": batch.num_patches / mine,
-                "ours_padding": our_padding,
-                "released_padding": peer_padding,
-                "ours_peak_bytes": memory[0],
-                "released_peak_bytes": memory[1],
-            }
-            rows.append(row)
-            print(json.dumps(row), flush=True)
-        # The optimisers have moved the weights apart.
-        peer.load_state_dict(ours.state_dict())
-    return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--patches", type=int, default=256, help="patches of a batch")
-    parser.add_argument("--rounds", type=int, default=5, help="steps of each side")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--dtypes", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
-    parser.add_argument("--hidden-size", type=int, default=768)
-    parser.add_argument("--layers", type=int, nargs=2, default=[12, 3], metavar=("PATCH", "BYTE"))
-    parser.add_argument("--output", type=Path, help="write the figures there as JSON")
-    arguments = parser.parse_args()
-    logging.set_verbosity_error()
-    torch.set_num_threads(arguments.threads)
-    where = machine()
-    rows = measure(arguments)
-    if arguments.output is not None:
-        write_json(arguments.output, {"machine": where, "threads": arguments.threads, "rows": rows})
+def test_phases_of_a_step(bench: Bench, dtype: torch.dtype) -> None:
+    """Ours by phase, the device waited for at the end of each; with the share of FLOPs that each phase has."""
+    config, device = bench.scale.model, bench.device
+    batch = PackedPatches.from_bytes(documents("equal", bench.scale.patches, config), config).to(device)
+    model, loss_of = contender(OURS, config, device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=device.type == "cuda")
+    rows = [
+        _phases(model, lambda: loss_of(batch), optimizer, device, dtype)
+        for _ in range(2 if bench.scale.seconds == 0 else 6)
+    ][1:]
+    flops = forward_flops(config, batch.cu_seqlens.diff())
+    bench.record(
+        [sum(row.values()) for row in rows],
+        "training step by phase",
+        dtype=dtype,
+        units=batch.num_patches,
+        unit="patches",
+        kind="phases",
+        phases={name: sorted(row[name] for row in rows)[len(rows) // 2] for name in rows[0]},
+        forward_flops=flops,
+    )
 
 
-if __name__ == "__main__":
-    main()
+def _phases(
+    model: nn.Module,
+    loss_of: Callable[[], Tensor],
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> dict[str, float]:
+    """Seconds of each phase of one step."""
+    marks: list[tuple[str, float]] = []
+
+    def mark(name: str, *_: Any) -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        marks.append((name, time.perf_counter()))
+
+    patch_decoder = model.get_submodule("patch_level_decoder")
+    hook = patch_decoder.register_forward_hook(lambda *_: mark("forward, patch decoder"))
+    mark("start")
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        loss = loss_of()
+    mark("forward, byte decoder")
+    hook.remove()
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    mark("backward")
+    optimizer.step()
+    mark("optimizer")
+    return {name: after - before for (_, before), (name, after) in itertools.pairwise(marks)}

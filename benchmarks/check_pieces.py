@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from check_items import ITEMS
 from check_plan import ON_CPU
+from limits import copy, matrix_product
 from op_cases import PAPER, SMALL, case_of
 from op_graphs import check_graph, check_side_stream
 from op_measure import check, measure_case, small_runs, speed_ups
@@ -53,17 +54,11 @@ class Place(NamedTuple):
 
 def ceiling(item: str, place: Place) -> dict[str, Any]:
     """The rates that bound everything else: a large matrix product, a large copy counted both ways."""
+    seconds = 0.01 if place.quick else 0.5
     if item == "matmul":
-        size = 256 if place.quick else 8192
         dtype = torch.bfloat16 if place.on_gpu else torch.float32
-        a, b = (torch.randn(size, size, device=place.device).to(dtype) for _ in range(2))
-        timing = measure([lambda: a @ b], place.device, seconds=0.01 if place.quick else 0.5)
-        return {**timing._asdict(), "size": size, "dtype": str(dtype)[6:], "rate": 2 * size**3 / timing.median}
-    count = 1 << 16 if place.quick else 1 << 32
-    source = torch.randint(256, (count,), dtype=torch.uint8, device=place.device)
-    target = torch.empty_like(source)
-    timing = measure([lambda: target.copy_(source)], place.device, seconds=0.01 if place.quick else 0.3)
-    return {**timing._asdict(), "bytes": 2 * count, "rate": 2 * count / timing.median}
+        return matrix_product(place.device, dtype, 256 if place.quick else 8192, seconds)
+    return copy(place.device, 1 << 16 if place.quick else 1 << 32, seconds)
 
 
 def op(item: str, place: Place) -> dict[str, Any]:

@@ -30,6 +30,11 @@ def summarise(seconds: Sequence[float]) -> Timing:
 
 
 def measure(calls: Sequence[Callable[[], object]], device: torch.device, *, seconds: float = 0.15) -> Timing:
+    """The quantiles of `sample`."""
+    return summarise(sample(calls, device, seconds=seconds))
+
+
+def sample(calls: Sequence[Callable[[], object]], device: torch.device, *, seconds: float = 0.15) -> list[float]:
     """Times calls that do the same on different inputs, in turn.
 
     On a GPU the inputs of all calls together should be several times `L2_BYTES`, or the cache is measured. The device
@@ -39,10 +44,18 @@ def measure(calls: Sequence[Callable[[], object]], device: torch.device, *, seco
     Args:
         calls: at least one.
         device: where they compute.
-        seconds: about how long to measure, after a warm-up of two rounds.
+        seconds: about how long to measure, after a warm-up of two rounds; where the first round takes longer than
+            that, it is the whole warm-up.
+
+    Returns:
+        The seconds of each measured call.
     """
-    for call in itertools.chain(calls, calls):
+    began = time.perf_counter()
+    for call in calls:
         call()
+    if time.perf_counter() - began < seconds:
+        for call in calls:
+            call()
     turn = itertools.cycle(calls)
     if device.type != "cuda":
         times: list[float] = []
@@ -52,7 +65,7 @@ def measure(calls: Sequence[Callable[[], object]], device: torch.device, *, seco
             began = time.perf_counter()
             call()
             times.append(time.perf_counter() - began)
-        return summarise(times)
+        return times
     torch.cuda.synchronize()
     began = time.perf_counter()
     for call in calls:
@@ -68,7 +81,7 @@ def measure(calls: Sequence[Callable[[], object]], device: torch.device, *, seco
         call()
         after.record()
     torch.cuda.synchronize()
-    return summarise([before.elapsed_time(after) / 1e3 for before, after in events])
+    return [before.elapsed_time(after) / 1e3 for before, after in events]
 
 
 def poison(tensors: Sequence[Tensor]) -> None:

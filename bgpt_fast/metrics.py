@@ -1,10 +1,13 @@
-"""Bits per byte, in the two forms that are in use."""
+"""Bits per byte, in the two forms that are in use; shares of right bytes; how sure such figures are."""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bgpt_fast.config import EOP
@@ -61,3 +64,108 @@ class BitsPerByte:
     def to_dict(self) -> dict[str, float]:
         """Both forms by name, and the number of real bytes."""
         return {"bits_per_position": self.per_position, "bits_per_byte": self.per_byte, "bytes": float(self.bytes)}
+
+
+class ByteScores(BitsPerByte):
+    """Bits per byte in both forms, and how often the likeliest token was the right one.
+
+    `accuracy` is over real bytes; `accuracy_positions` over all positions, padding and end of file included, which
+    looks better the more padding there is.
+    """
+
+    COUNTS = ("nats", "positions", "bytes", "right_positions", "right_bytes")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.right_positions = 0
+        self.right_bytes = 0
+
+    @classmethod
+    def of(cls, row: NDArray[np.float64]) -> ByteScores:
+        """Scores from their sums: float64 [5] in the order of `COUNTS`."""
+        scores = cls()
+        scores.add(float(row[0]), int(row[1]), int(row[2]))
+        scores.right_positions, scores.right_bytes = int(row[3]), int(row[4])
+        return scores
+
+    @property
+    def row(self) -> NDArray[np.float64]:
+        """The sums, as `of` takes them."""
+        return np.array([getattr(self, name) for name in self.COUNTS], np.float64)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the real bytes that are right; NaN where there is none."""
+        return self.right_bytes / self.bytes if self.bytes else math.nan
+
+    @property
+    def accuracy_positions(self) -> float:
+        """Share of all positions that are right; NaN before the first."""
+        return self.right_positions / self.positions if self.positions else math.nan
+
+    def figures(self) -> dict[str, float | int | None]:
+        """All figures by name, JSON-ready: None where there is nothing to divide by."""
+        ratios = {
+            "bits_per_position": self.per_position,
+            "bits_per_byte": self.per_byte,
+            "accuracy": self.accuracy,
+            "accuracy_positions": self.accuracy_positions,
+        }
+        known = {name: None if math.isnan(value) else value for name, value in ratios.items()}
+        return {**known, "bytes": self.bytes, "positions": self.positions}
+
+
+class Interval(NamedTuple):
+    """A confidence interval, both ends included."""
+
+    low: float
+    high: float
+
+
+def bootstrap_interval(
+    numerators: NDArray[np.float64],
+    denominators: NDArray[np.float64],
+    *,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval | None:
+    """The percentile bootstrap of a ratio of sums, such as all bits over all bytes, when other files had been drawn.
+
+    Args:
+        numerators, denominators: float [N], of each file.
+        resamples: how often N files are drawn with replacement.
+        confidence: share of the resamples inside.
+        seed: of the draws.
+
+    Returns:
+        The interval; None of fewer than two files, or where all denominators are 0.
+
+    Raises:
+        ValueError: different shapes, or a number out of range.
+
+    Source: Efron, "Bootstrap methods: another look at the jackknife", 1979, percentile form.
+    """
+    if numerators.shape != denominators.shape or numerators.ndim != 1:
+        raise ValueError(
+            f"bootstrap_interval: expected numerators and denominators of one shape [N], got "
+            f"{numerators.shape} and {denominators.shape}"
+        )
+    if resamples < 1:
+        raise ValueError(f"bootstrap_interval: resamples: expected at least 1, got {resamples}")
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"bootstrap_interval: confidence: expected a share between 0 and 1, got {confidence}")
+    N = len(numerators)
+    if N < 2:
+        return None
+    stream = np.random.default_rng(seed)
+    found = []
+    for _ in range(resamples):
+        drawn = stream.integers(0, N, N)
+        below = float(denominators[drawn].sum())
+        if below:
+            found.append(float(numerators[drawn].sum()) / below)
+    if not found:
+        return None
+    low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2]).tolist()
+    return Interval(low, high)

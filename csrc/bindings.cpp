@@ -4,12 +4,14 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <array>
 #include <deque>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "attention/cached_attention.h"
+#include "byte_decode/byte_decode.h"
 #include "common/cpu.h"
 #include "cpu_states/machine.h"
 #include "cpu_states/parallel_stream.h"
@@ -145,11 +147,68 @@ PYBIND11_MODULE(_C, m) {
              int64_t T, int64_t H, int64_t d, int64_t L, int64_t B, int64_t threads, int isa) {
               py::gil_scoped_release release;
               bgpt::cached_attention(
-                  {reinterpret_cast<const float*>(qkv), reinterpret_cast<float*>(keys),
-                   reinterpret_cast<float*>(values), reinterpret_cast<const int64_t*>(slots),
-                   reinterpret_cast<const int64_t*>(positions), reinterpret_cast<float*>(y), T, H, d, L, B},
+                  {reinterpret_cast<const float*>(qkv), reinterpret_cast<void*>(keys), reinterpret_cast<void*>(values),
+                   reinterpret_cast<const int64_t*>(slots), reinterpret_cast<const int64_t*>(positions),
+                   reinterpret_cast<float*>(y), T, H, d, L, B},
                   threads, std::min(static_cast<bgpt::Isa>(isa), bgpt::best_isa()));
           });
+
+    // byte_decode
+    m.def("has_bf16_dot", &bgpt::has_bf16_dot);
+    m.attr("byte_decode_rows") = bgpt::kByteDecodeRows;
+    py::class_<bgpt::Transformer>(m, "PackedTransformer")
+        .def(py::init([](int64_t D, int64_t H, int64_t F, float eps, int precision) {
+            return std::make_unique<bgpt::Transformer>(D, H, F, eps, static_cast<bgpt::Precision>(precision));
+        }))
+        .def("add_layer",
+             [](bgpt::Transformer& transformer, const std::array<uintptr_t, 12>& at) {
+                 py::gil_scoped_release release;
+                 const auto in = [&](int i) { return reinterpret_cast<const float*>(at[i]); };
+                 transformer.add_layer(
+                     {in(0), in(1), in(2), in(3), in(4), in(5), in(6), in(7), in(8), in(9), in(10), in(11)});
+             })
+        .def("finish",
+             [](bgpt::Transformer& transformer, uintptr_t weight, uintptr_t bias, uintptr_t wpe, int64_t positions) {
+                 const auto in = [](uintptr_t address) { return reinterpret_cast<const float*>(address); };
+                 transformer.finish(in(weight), in(bias), in(wpe), positions);
+             })
+        .def_property_readonly("nbytes", &bgpt::Transformer::bytes)
+        .def("features", [](const bgpt::Transformer& transformer, bgpt::Cache& cache, uintptr_t x, uintptr_t slots,
+                            uintptr_t positions, int64_t T, uintptr_t y, int64_t threads, int isa) {
+            py::gil_scoped_release release;
+            bgpt::Team team(threads);
+            bgpt::Workspace workspace(transformer, std::min<int64_t>(T, 256));
+            bgpt::features(transformer, cache, workspace, reinterpret_cast<const float*>(x),
+                           reinterpret_cast<const int64_t*>(slots), reinterpret_cast<const int64_t*>(positions), T,
+                           reinterpret_cast<float*>(y), team, std::min(static_cast<bgpt::Isa>(isa), bgpt::best_isa()));
+        });
+    py::class_<bgpt::Cache>(m, "PackedCache").def(py::init<const bgpt::Transformer&, int64_t, int64_t>());
+    py::class_<bgpt::ByteDecoder>(m, "PackedByteDecoder")
+        .def(py::init([](const bgpt::Transformer& transformer, uintptr_t wte, int64_t S) {
+                 return std::make_unique<bgpt::ByteDecoder>(transformer, reinterpret_cast<const float*>(wte), S);
+             }),
+             py::keep_alive<1, 2>())
+        .def("decode", [](const bgpt::ByteDecoder& decoder, uintptr_t features, int64_t N, uintptr_t given,
+                          uintptr_t drafts, uintptr_t verify, uintptr_t room, uintptr_t indices, uintptr_t starts,
+                          double temperature, int64_t top_k, double top_p, uint64_t seed, uintptr_t tokens,
+                          uintptr_t counts, uintptr_t logits, int64_t threads, int isa) {
+            py::gil_scoped_release release;
+            bgpt::Team team(threads);
+            bgpt::byte_decode(decoder,
+                              {reinterpret_cast<const float*>(features),
+                               N,
+                               reinterpret_cast<const int16_t*>(given),
+                               reinterpret_cast<const int16_t*>(drafts),
+                               reinterpret_cast<const bool*>(verify),
+                               reinterpret_cast<const int64_t*>(room),
+                               reinterpret_cast<const uint64_t*>(indices),
+                               reinterpret_cast<const uint64_t*>(starts),
+                               {temperature, top_k, top_p, seed},
+                               reinterpret_cast<int16_t*>(tokens),
+                               reinterpret_cast<int64_t*>(counts),
+                               reinterpret_cast<float*>(logits)},
+                              team, std::min(static_cast<bgpt::Isa>(isa), bgpt::best_isa()));
+        });
 
     // cpu_states
     namespace cpu = bgpt::cpu_states;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import pytest
 import torch
@@ -86,6 +87,11 @@ def test_cached_equals_recomputed(model: BGPT, options: dict[str, float]) -> Non
         assert cached == Generation(data, finished, len(prompt.data))
 
 
+def in_torch(engine: Generator, slots: int, length: int) -> CachedDecoder:
+    """The decoder of a Generator where there is none of our own."""
+    return CachedDecoder(engine.model, slots, length)
+
+
 def files_are_alone(model: BGPT, prompts: list[Prompt], sizes: Iterable[int], options: dict[str, float]) -> bool:
     """Is each file the same in batches of all sizes, in any slot, shuffled, and with places that are refilled?"""
     alone = [Generator(model).generate([prompt], **options)[0] for prompt in prompts]
@@ -112,7 +118,103 @@ def test_a_shared_random_stream_is_noticed(model: BGPT, monkeypatch: pytest.Monk
         return torch.tensor([stream.random() for _ in indices], dtype=torch.float64).numpy()
 
     monkeypatch.setattr("bgpt_fast.generation.sampling.uniform", shared)
+    monkeypatch.setattr(Generator, "_decoder", in_torch)
     assert not files_are_alone(model, random_prompts(6, seed=2), (2, 3), SAMPLED)
+
+
+@pytest.mark.parametrize("options", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_fused_writes_what_torch_writes(
+    model: BGPT, options: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32; no near tie of these seeds falls within rounding."""
+    prompts = random_prompts(30, seed=12)
+    fused = Generator(model, max_batch=7).generate(prompts, **options)
+    monkeypatch.setattr(Generator, "_decoder", in_torch)
+    assert Generator(model).generate(prompts, **options) == fused
+    assert Generator(decided(CONFIG, seed=1)).generate(prompts, **options) != fused
+
+
+def test_fused_writes_what_torch_writes_with_the_shipped_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = Path(__file__).resolve().parent.parent / "examples" / "cpu_states" / "checkpoint"
+    trained = BGPT.from_pretrained(checkpoint, dtype=torch.float32)
+    prompts = [Prompt("bin", random.Random(i).randbytes(5 * i)) for i in range(6)]
+    fused = Generator(trained).generate(prompts, max_new_bytes=40)
+    assert sum(len(file.new_bytes) for file in fused) > 40
+    monkeypatch.setattr(Generator, "_decoder", in_torch)
+    assert Generator(trained).generate(prompts, max_new_bytes=40) == fused
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_files_do_not_see_each_other_in_fewer_bits(model: BGPT, precision: str) -> None:
+    prompts = random_prompts(12, seed=2)
+    alone = [Generator(model, precision=precision).generate([prompt], **SAMPLED)[0] for prompt in prompts]
+    for size in (2, 3, 12):
+        assert Generator(model, max_batch=size, precision=precision).generate(prompts, **SAMPLED) == alone
+    assert Generator(model).generate(prompts, **SAMPLED) != alone  # the precision is used
+
+
+def test_a_memory_budget_decides_how_many_are_under_way(model: BGPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = random_prompts(9, seed=5)
+    expected = Generator(model).generate(prompts)
+    activations, each = 24 * 1024 * CONFIG.hidden_size, Generator(model).sequence_bytes(10)
+    assert each == 8 * 32 * (2 * 16 + 2 * 4)
+    slots: list[int] = []
+    plain = Generator._decoder
+
+    def counted(engine: Generator, count: int, length: int) -> object:
+        slots.append(count)
+        assert activations + count * engine.sequence_bytes(length) <= (engine.max_memory or 2**62)
+        return plain(engine, count, length)
+
+    monkeypatch.setattr(Generator, "_decoder", counted)
+    for budget, batch, count in (
+        (activations + each, None, 1),
+        (activations + 4 * each - 1, None, 3),
+        (activations + 4 * each, 2, 2),
+        (2**40, None, 9),
+        (2**40, 5, 5),
+        (None, 4, 4),
+        (None, None, 9),
+    ):
+        assert Generator(model, max_memory=budget, max_batch=batch).generate(prompts) == expected
+        assert slots[-1] == count
+    assert Generator(model, max_memory=activations + 4 * each).max_batch == 4
+    assert (Generator(model).max_batch, Generator(model, max_memory=2**30, max_batch=3).max_batch) == (256, 3)
+    with pytest.raises(
+        ValueError, match=rf"max_memory: expected at least {activations + each} bytes, {each} for .* got {each}; give"
+    ):
+        Generator(model, max_memory=each).generate_iter(prompts)
+    for value, error in ((0, ValueError), (1.5, TypeError), (True, TypeError)):
+        with pytest.raises(error, match="max_memory: expected a"):
+            Generator(model, max_memory=value)  # type: ignore[arg-type]
+
+
+def test_weights_are_packed_once_until_they_change(model: BGPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed: list[str] = []
+
+    class Counted(generator.PackedModel):
+        def __init__(self, model: BGPT, precision: str) -> None:
+            packed.append(precision)
+            super().__init__(model, precision)
+
+    monkeypatch.setattr(generator, "PackedModel", Counted)
+    own, prompts = decided(CONFIG), random_prompts(3, seed=7)
+    engine = Generator(own)
+    first = engine.generate(prompts)
+    assert engine.generate(prompts) == first
+    assert packed == ["float32"]
+    with torch.no_grad():
+        for parameter in own.parameters():
+            parameter.mul_(0.5)
+    assert engine.generate(prompts) != first
+    assert len(packed) == 2
+    engine.model = decided(CONFIG)
+    assert engine.generate(prompts) == first
+    engine.precision = "int8"
+    engine.generate(prompts)
+    assert packed[2:] == ["float32", "int8"]
+    with pytest.raises(ValueError, match=r"precision: expected one of .* or None, got 'fp8'"):
+        Generator(model, precision="fp8")
 
 
 def logits_are_alone(model: BGPT) -> bool:
@@ -174,6 +276,7 @@ def test_the_reference_operations_write_the_same_files(model: BGPT, monkeypatch:
         calls.append(len(x))
         return invariant_linear_reference(x, weight, bias, gelu)
 
+    monkeypatch.setattr(Generator, "_decoder", in_torch)
     monkeypatch.setattr(decoder, "invariant_linear", linear)
     monkeypatch.setattr(decoder, "cached_attention", cached_attention_reference)
     assert Generator(model).generate(prompts) == expected
@@ -260,12 +363,17 @@ def test_iteration_gives_files_as_they_end_and_progress_counts(model: BGPT) -> N
     assert calls[-1] == (9, 9, sum(len(file.new_bytes) for file in expected))
 
 
-def test_other_dtypes_run_in_float32_and_the_model_is_left_alone(model: BGPT) -> None:
+def test_other_dtypes_and_the_model_is_left_alone(model: BGPT) -> None:
+    """bfloat16 weights are exact in both precisions; a bfloat16 model's own is bfloat16."""
     prompts = random_prompts(4, seed=6)
     half = decided(CONFIG).bfloat16().train()
     before = {name: tensor.clone() for name, tensor in half.state_dict().items()}
-    files = Generator(half).generate(prompts, **SAMPLED)
-    assert files == Generator(decided(CONFIG).bfloat16().float()).generate(prompts, **SAMPLED)
+    same = decided(CONFIG).bfloat16().float()
+    for precision in (None, "bfloat16", "float32"):
+        files = Generator(half, precision=precision).generate(prompts, **SAMPLED)
+        assert files == Generator(same, precision=precision or "bfloat16").generate(prompts, **SAMPLED)
+    single = decided(CONFIG).half()
+    assert Generator(single).generate(prompts) == Generator(decided(CONFIG).half().float()).generate(prompts)
     assert half.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in half.state_dict().items())
 
@@ -298,7 +406,7 @@ def test_errors_come_before_anything_runs(model: BGPT, monkeypatch: pytest.Monke
     def never(*_: object) -> None:
         raise AssertionError("something ran")
 
-    monkeypatch.setattr(generator, "CachedDecoder", never)
+    monkeypatch.setattr(generator, "FusedDecoder", never)
     engine, good = Generator(model), Prompt("bin", b"1")
     for size in (ROOM, ROOM + 1, 1000):
         with pytest.raises(ValueError, match=rf"prompts\[1\].data: expected fewer than 36 bytes, .*, got {size}; cut"):
@@ -347,8 +455,17 @@ def test_no_memory_for_the_caches_is_a_named_error(model: BGPT, monkeypatch: pyt
     def full(*_: object, **__: object) -> Tensor:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr(decoder, "_CachedTransformer", full)
-    with pytest.raises(MemoryError, match=r"caches of 3 sequences of 16 patches, 0.0 GiB; lower max_batch"):
+    def out_of_memory(*_: object) -> None:
+        raise MemoryError("std::bad_alloc")
+
+    message = r"caches of 3 sequences of 16 patches, 0.0 GiB; lower max_batch"
+    with monkeypatch.context() as patched:
+        patched.setattr(Generator, "_decoder", in_torch)
+        patched.setattr(decoder, "_CachedTransformer", full)
+        with pytest.raises(MemoryError, match="allocate memory"):
+            Generator(model).generate([Prompt("bin")] * 3)
+    monkeypatch.setattr(generator, "FusedDecoder", out_of_memory)
+    with pytest.raises(MemoryError, match=message):
         Generator(model).generate([Prompt("bin")] * 3)
 
 

@@ -1,45 +1,65 @@
-"""`bgpt-fast evaluate`: bits per byte on files, or accuracy on CPU states."""
+"""`bgpt-fast evaluate`: bits per byte and accuracy on files, signs of mode collapse, or accuracy on CPU states."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
+import numpy as np
 import tyro
+from rich.table import Table
 
-from bgpt_fast.cli.common import as_json, console, generation_progress, load_model, read_options, table
+from bgpt_fast.cli.common import as_json, console, generation_progress, load_model, new_folder, read_options, table
 from bgpt_fast.cli.simulate import print_assessment
-from bgpt_fast.data import FileSource
+from bgpt_fast.data import DataError
+from bgpt_fast.data.found import Skips, find_files
 from bgpt_fast.files import write_json
+from bgpt_fast.metrics import ByteScores
 from bgpt_fast.model import BGPT
+from bgpt_fast.report.evaluation_plots import evaluation_plots
 from bgpt_fast.tasks.cpu_states import StreamOptions, generate
 from bgpt_fast.tasks.cpu_states.assessment import assess
-from bgpt_fast.training import likelihood_evaluation
+from bgpt_fast.tasks.evaluation import FileReport, evaluate_files
+from bgpt_fast.tasks.mode_collapse import Diversity, diversity
+
+_MOST_ROWS = 20
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Bits per byte on files; without files, accuracy on random held-out programs of the CPU-state machine.
+    """A model on files: bits per byte in two forms, accuracy, by extension and position, beside gzip and xz.
+
+    With --generated, whether files that a model wrote repeat themselves or each other. Without files: accuracy on
+    random held-out programs of the CPU-state machine.
 
     Args:
         data: files and folders.
-        checkpoint: a folder of weights, a .safetensors or .pth file, or a hub id.
+        checkpoint: a folder of weights, a .safetensors or .pth file, or a hub id; not needed for --generated alone.
+        generated: a folder of generated files to look through for mode collapse; held against `data`, if given.
         patches_per_batch: with files: most patches of a batch.
+        baselines: with files: compress them by gzip and xz too.
+        resamples: with files: of the bootstrap over files.
+        confidence: with files: share of the resamples inside the intervals.
+        plots: with files: a new or empty folder for plots; None draws none.
         programs: without files: how many held-out programs.
-        seed: without files: of the programs.
+        seed: of the bootstrap; without files: of the programs.
         machine: without files: the machine that the model was trained on.
-        output: where to write the figures as JSON; None means nowhere.
-        json: print JSON instead of a table.
+        output: where to write the figures as JSON, a row for each file among them; None means nowhere.
+        json: print JSON instead of tables.
         device: "auto" means the GPU where there is one.
     """
 
-    checkpoint: Path
     data: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    patches_per_batch: int = 2048
+    checkpoint: Path | None = None
+    generated: Path | None = None
+    patches_per_batch: int = 8192
+    baselines: bool = True
+    resamples: int = 1000
+    confidence: float = 0.95
+    plots: Path | None = None
     programs: int = 200
     seed: int = 1
     machine: StreamOptions = field(
@@ -52,35 +72,179 @@ class Evaluate:
 
 def run(words: Sequence[str]) -> int:
     options = read_options(Evaluate, "evaluate", words)
-    model = load_model(options.checkpoint, options.device)
-    if options.data:
-        figures = _files(options, model)
-        shown = table("on files", ["", "value"], [[name, f"{value:,.6g}"] for name, value in figures.items()])
+    figures: dict[str, Any] = {}
+    shown: list[Table] = []
+    if options.plots is not None and not options.data:
+        raise ValueError("--plots: expected files to evaluate, got none; name files or folders")
+    if options.data and (options.checkpoint is not None or options.generated is None):
+        report = _files(options)
+        figures = report.to_dict()
+        shown += _file_tables(figures, report.by_patch)
+    if options.generated is not None:
+        figures["generated"] = _generated(options, options.generated)
+        shown.append(_collapse_table(figures["generated"]))
+    if options.data or options.generated is not None:
+        if not options.json:
+            for made in shown:
+                console.print(made)
     else:
         if options.programs < 1:
             raise ValueError(f"--programs: expected at least 1, got {options.programs}")
+        model = _model(options)
         programs = generate(
             options.programs, seed=options.seed, stream="parallel", split="test", **asdict(options.machine)
         )
         with generation_progress("free running") as progress:
             assessment = assess(model, programs, progress=progress)
         figures = assessment.to_dict()
-        shown = None
+        if not options.json:
+            print_assessment(assessment)
     result = {"options": as_json(options), **figures}
     if options.output is not None:
         write_json(options.output, result)
     if options.json:
         print(json.dumps(result, indent=2))
-    elif shown is not None:
-        console.print(shown)
-    else:
-        print_assessment(assessment)
     return 0
 
 
-def _files(options: Evaluate, model: BGPT) -> dict[str, Any]:
-    batch = max(options.patches_per_batch, model.config.patch_length)
-    source = FileSource(options.data, model.config, batch, split="eval", eval_share=1.0)
-    with torch.no_grad():
-        figures = likelihood_evaluation(list(source.one_pass()))(model)
-    return {"files": len(source), "cut_to_fit": source.truncated, **figures}
+def _model(options: Evaluate) -> BGPT:
+    if options.checkpoint is None:
+        raise ValueError("--checkpoint: expected a model's weights, got none; only --generated alone goes without")
+    return load_model(options.checkpoint, options.device)
+
+
+def _files(options: Evaluate) -> FileReport:
+    model = _model(options)
+    if options.plots is not None:
+        new_folder(options.plots, "plots")
+    with generation_progress("scoring") as progress:
+        report = evaluate_files(
+            model,
+            options.data,
+            patches_per_batch=options.patches_per_batch,
+            baselines=options.baselines,
+            resamples=options.resamples,
+            confidence=options.confidence,
+            seed=options.seed,
+            progress=progress,
+        )
+    if options.plots is not None:
+        evaluation_plots(report.to_dict(), options.plots)
+    return report
+
+
+def _generated(options: Evaluate, folder: Path) -> dict[str, Any]:
+    skips = Skips()
+    real = _diversity(options.data, skips, None) if options.data else None
+    made = _diversity((folder,), skips, real)
+    return {
+        **made.to_dict(),
+        "skipped": skips.by_reason,
+        "real": None if real is None else real.to_dict(),
+    }
+
+
+def _diversity(paths: Sequence[Path], skips: Skips, reference: Diversity | None) -> Diversity:
+    found = find_files([str(path) for path in paths], skips)
+    if not found:
+        raise DataError(f"{', '.join(map(str, paths))}: expected files with something in them, got none")
+
+    def contents() -> Iterator[bytes]:
+        for file in found:
+            yield Path(file.path).read_bytes()
+
+    return diversity(contents(), reference)
+
+
+def _number(value: float | None, digits: int = 4) -> str:
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.2f} %"
+
+
+def _file_tables(figures: dict[str, Any], by_patch: Sequence[ByteScores]) -> list[Table]:
+    intervals = figures["intervals"]
+
+    def line(name: str, key: str, text: str) -> list[str]:
+        interval = intervals.get(key)
+        if interval is None:
+            return [name, text, ""]
+        shown = _percent if key == "accuracy" else _number
+        return [name, text, f"{shown(interval[0])} … {shown(interval[1])}"]
+
+    found = figures["decoders"]
+    rows = [
+        line("bits per byte: all bits over real bytes", "bits_per_byte", _number(figures["bits_per_byte"])),
+        line("bits per position: as the released loss", "bits_per_position", _number(figures["bits_per_position"])),
+        line("real bytes right", "accuracy", _percent(figures["accuracy"])),
+        line("positions right, padding and end too", "", _percent(figures["accuracy_positions"])),
+        line("end-of-file patches' positions right", "", _percent(figures["end_of_file"]["accuracy_positions"])),
+        *[
+            line(f"{name} bits per byte", "", _number(value))
+            for name, value in figures["baselines_bits_per_byte"].items()
+        ],
+        line("files", "", f"{figures['files']:,}"),
+        line("files cut to the context", "", f"{figures['cut_to_fit']:,}"),
+        line("bytes cut off", "", f"{figures['cut_bytes']:,}"),
+        *[line(f"skipped: {reason}", "", f"{count:,}") for reason, count in figures["skipped"].items()],
+        line("patches a second", "", f"{figures['patches_per_second']:,.0f}"),
+    ]
+    tables = [table("on files", ["", "value", "interval"], rows)]
+    rows = [
+        ["data patches right to the last position", _percent(found["right_share"])],
+        ["wrong from the first byte: patch level", _percent(found["patch_level_error_share"])],
+        ["wrong behind a right first byte: byte level", _percent(found["byte_level_error_share"])],
+        ["bits per byte of first bytes", _number(found["first_byte"]["bits_per_byte"])],
+        ["bits per byte of later bytes", _number(found["later_bytes"]["bits_per_byte"])],
+    ]
+    tables.append(table("which decoder is at fault", ["", "value"], rows))
+    columns = ["", "bytes", "bits per byte", "bits per position", "bytes right"]
+    tables.append(table("by extension", columns, _score_rows(figures["by_extension"].items())))
+    tables.append(table("by data patch of the file", columns, _score_rows(_doubling(by_patch))))
+    by_byte = [(f"byte {place}", row) for place, row in enumerate(figures["by_byte_position"], 1)]
+    tables.append(table("by byte of the patch", columns, _score_rows(by_byte)))
+    worst = sorted(figures["by_file"], key=lambda row: -(row["bits_per_byte"] or 0))[:5]
+    tables.append(table("the hardest files", columns, _score_rows([(row["path"], row) for row in worst])))
+    return tables
+
+
+def _doubling(by_patch: Sequence[ByteScores]) -> list[tuple[str, dict[str, Any]]]:
+    """Scores of the patches 1, 2, 3 and 4, 5 to 8, and so on."""
+    rows, first, last = [], 1, 1
+    while first <= len(by_patch):
+        last = min(last, len(by_patch))
+        together = ByteScores.of(np.sum([scores.row for scores in by_patch[first - 1 : last]], axis=0))
+        rows.append((f"patch {first}" if first == last else f"patches {first}–{last}", together.figures()))
+        first, last = last + 1, 2 * last
+    return rows
+
+
+def _score_rows(named: Any) -> list[list[str]]:
+    every = list(named)
+    rows = [
+        [
+            name or "no extension",
+            f"{row['bytes']:,}",
+            _number(row["bits_per_byte"]),
+            _number(row["bits_per_position"]),
+            _percent(row["accuracy"]),
+        ]
+        for name, row in every[:_MOST_ROWS]
+    ]
+    left_out = len(every) - len(rows)
+    return [*rows, [f"and {left_out} more: --output", "", "", "", ""]] if left_out else rows
+
+
+def _collapse_table(figures: dict[str, Any]) -> Table:
+    real = figures["real"]
+    skipped = {"skipped", "real", "signs_of_collapse"}
+    rows = [
+        [name.replace("_", " "), f"{value:,.6g}", "" if real is None else f"{real[name]:,.6g}"]
+        for name, value in figures.items()
+        if name not in skipped
+    ]
+    signs = figures["signs_of_collapse"]
+    rows += [["sign of mode collapse: " + sign, "", ""] for sign in signs] or [["no sign of mode collapse", "", ""]]
+    return table("generated files", ["", "generated", "real" if real is not None else ""], rows)

@@ -12,11 +12,13 @@ from collections.abc import Sequence
 COMMANDS = {
     "train": "train a model on files, or on the endless programs of the CPU-state machine",
     "generate": "continue files, or make new ones from an extension alone",
+    "convert": "files of one kind to another, by a model trained on pairs of both",
     "simulate": "let a model run programs of the toy CPU, and hold it against the truth",
     "evaluate": "bits per byte on files, or accuracy on CPU states",
     "classify": "the class of each file, by a trained classifier",
-    "data": "make data sets: data cpu-states",
+    "data": "make data sets of media, music and CPU states; check and show files; baselines",
     "migrate-config": "the released code's config.py as options of train",
+    "bench": "every op and the whole engine beside peers and the machine's limits",
     "env": "what this machine and this build have",
 }
 

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+import contextlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from bgpt_fast.cli.common import as_json, console, generation_progress, load_model, new_folder, read_options, table
-from bgpt_fast.files import atomic_write, write_json
-from bgpt_fast.tasks.cpu_states import (
-    ProgramError,
-    StreamOptions,
-    Trace,
-    Traces,
-    format_difference,
-    generate,
-    read_folder,
-    read_parquet,
-)
-from bgpt_fast.tasks.cpu_states import run as run_program
-from bgpt_fast.tasks.cpu_states.assessment import Assessment, assess
+from bgpt_fast.files import write_json
+from bgpt_fast.report.simulation_page import ProgramView, write_simulation_page
+from bgpt_fast.tasks.cpu_states import StreamOptions, Traces, column_names, format_difference
+from bgpt_fast.tasks.cpu_states.assessment import Assessment, Assessor, Piece
+from bgpt_fast.tasks.cpu_states.evaluation import InstructionScore, RegisterScore
+from bgpt_fast.tasks.cpu_states.predictions import PredictionTable, predictions_to_parquet, write_predictions
+from bgpt_fast.tasks.cpu_states.programs import PIECE, random_pieces, read_pieces
+from bgpt_fast.tasks.cpu_states.views import program_view
 
 
 @dataclass(frozen=True)
@@ -30,18 +27,24 @@ class Simulate:
     """Lets a model run programs of the toy CPU, and holds what it writes against the truth.
 
     The model sees a program's memory and first state and writes every further state until it ends the file. Writes
-    OUTPUT/predicted/*.bin as released, and OUTPUT/report.json; OUTPUT must be new or empty.
+    OUTPUT/predicted/*.bin as released (or OUTPUT/predicted.parquet, or both), OUTPUT/report.json with all figures and
+    OUTPUT/report.html to look at; OUTPUT must be new or empty. Any number of programs takes the memory of a few
+    thousand.
 
     Args:
-        programs: assembly (.asm, an instruction a line), traces (.bin), folders of traces, or .parquet files; none
-            means random held-out programs.
+        programs: assembly (.asm, an instruction a line), .bin files (traces, or machine code alone), folders of
+            traces, or .parquet files; none means random held-out programs.
         checkpoint: a folder of weights, a .safetensors or .pth file, or a hub id.
         random: how many held-out programs to draw where none are given.
         seed: of the random programs.
         machine: the machine that the model was trained on.
         acc: ACC at the start of an assembly program.
         registers: the registers at the start of an assembly program; none means zeros.
+        draft: let the machine guess what the model writes and the model check many bytes at once (on the CPU): the
+            same bytes, two to three times sooner with one program under way, no sooner with hundreds.
+        write: the predicted traces as .bin files, as one Parquet file, as both or not at all.
         show: how many programs to print beside the truth, wrong ones first.
+        page: how many programs report.html shows step by step, wrong ones first; 0 means no page.
         output: the folder to write into.
         max_batch: programs under way at once.
         device: "auto" means the GPU where there is one.
@@ -56,33 +59,99 @@ class Simulate:
     )
     acc: int = 0
     registers: tuple[int, ...] = ()
+    draft: bool = False
+    write: Literal["bin", "parquet", "both", "none"] = "bin"
     show: int = 1
+    page: int = 50
     output: Path = Path("simulated")
     max_batch: int = 256
     device: str = "auto"
 
 
 def run(words: Sequence[str]) -> int:
-    options = read_options(Simulate, "simulate", words)
-    traces = _traces(options)
+    options = read_options(Simulate, "simulate", _registers_last(words))
+    for name, least in (("random", 1), ("show", 0), ("page", 0)):
+        if getattr(options, name) < least:
+            raise ValueError(f"--{name}: expected at least {least}, got {getattr(options, name)}")
+    machine = options.machine
+    pieces = (
+        read_pieces(options.programs, machine, acc=options.acc, registers=options.registers)
+        if options.programs
+        else random_pieces(options.random, machine, seed=options.seed)
+    )
+    # The first piece is read before the model: a wrong program is told at once.
+    first = next(pieces, None)
+    if first is None:
+        raise ValueError("simulate: expected at least one program, got none")
     model = load_model(options.checkpoint, options.device)
     new_folder(options.output, "the predicted traces")
-    with generation_progress("simulating") as progress:
-        found = assess(model, traces, max_batch=options.max_batch, progress=progress)
-    names = []
-    for index, (trace, predicted) in enumerate(zip(traces, found.predicted, strict=True)):
-        # Equal programs may start from different registers: a number keeps them apart.
-        names.append(f"{index:06d}-{trace.name}")
-        with atomic_write(options.output / "predicted" / names[-1]) as file:
-            file.write(predicted.to_bytes())
-    write_json(options.output / "report.json", {"options": as_json(options), "files": names, **found.to_dict()})
+    draft = options.draft and next(model.parameters()).device.type == "cpu"
+    assessor = Assessor(model, machine.num_registers, max_batch=options.max_batch, draft=draft)
+    examples = _Examples(max(options.show, options.page))
+    names: list[str] = []
+    with contextlib.ExitStack() as stack:
+        parquet: PredictionTable | None = None
+        if options.write in ("parquet", "both"):
+            path = options.output / "predicted.parquet"
+            parquet = stack.enter_context(predictions_to_parquet(path, machine.num_registers, machine.memory_size))
+        for traces in _chain(first, pieces):
+            what = f"simulating from program {len(names)}" if len(names) or len(traces) == PIECE else "simulating"
+            with generation_progress(what) as progress:
+                piece = assessor.add(traces, progress=progress)
+            # Equal programs may start from different registers: a number keeps them apart.
+            new = [f"{len(names) + index:06d}-{trace.name}" for index, trace in enumerate(traces)]
+            if options.write in ("bin", "both"):
+                write_predictions(options.output / "predicted", new, piece.predicted)
+            if parquet is not None:
+                parquet.add(new, piece.predicted, traces)
+            examples.add(new, piece)
+            names += new
+    found = assessor.assessment()
+    figures = found.to_dict()
+    write_json(options.output / "report.json", {"options": as_json(options), "files": names, **figures})
     print_assessment(found)
-    wrong_first = sorted(range(len(traces)), key=lambda i: found.predicted[i].to_bytes() == traces[i].to_bytes())
-    for index in wrong_first[: options.show]:
-        console.print(f"\nprogram {names[index]}, the truth and what the model wrote:")
-        console.print(format_difference(found.predicted[index], traces[index]), markup=False, soft_wrap=True)
-    console.print(f"\npredicted traces and report.json are in {options.output}/")
+    _print_details(found)
+    for example in examples.wrong_first()[: options.show]:
+        console.print(f"\nprogram {example.name}, the truth and what the model wrote:")
+        console.print(example.difference, markup=False, soft_wrap=True)
+    told = ["report.json"]
+    if options.page:
+        views = [example.view for example in examples.wrong_first()[: options.page]]
+        title = f"{len(names)} programs of the toy CPU, simulated by {options.checkpoint}"
+        page = options.output / "report.html"
+        write_simulation_page(page, title, column_names(machine.num_registers), figures, views)
+        told.append("report.html")
+    told += {"bin": ["predicted/"], "parquet": ["predicted.parquet"], "none": []}.get(
+        options.write, ["predicted/", "predicted.parquet"]
+    )
+    console.print(f"\n{', '.join(told)} are in {options.output}/: predicted traces, all figures, and a page to look at")
     return 0
+
+
+@dataclass(frozen=True)
+class _Example:
+    name: str
+    difference: str
+    view: ProgramView
+
+
+class _Examples:
+    """The first few wrong programs and the first few right ones."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._wrong: list[_Example] = []
+        self._right: list[_Example] = []
+
+    def add(self, names: Sequence[str], piece: Piece) -> None:
+        for name, truth, predicted, forced in zip(names, piece.traces, piece.predicted, piece.forced, strict=True):
+            kept = self._right if predicted.to_bytes() == truth.to_bytes() else self._wrong
+            if len(kept) < self._count:
+                view = program_view(name, truth, predicted, forced)
+                kept.append(_Example(name, format_difference(predicted, truth), view))
+
+    def wrong_first(self) -> list[_Example]:
+        return self._wrong + self._right
 
 
 def print_assessment(found: Assessment) -> None:
@@ -101,55 +170,54 @@ def print_assessment(found: Assessment) -> None:
         row("programs right to the last byte", forced.exact_programs, free.exact_programs),
     ]
     console.print(table(f"{forced.programs} programs", ["", "teacher-forced", "free running"], rows))
-    scores = []
-    for name, score in forced.by_instruction.items():
-        other = free.by_instruction.get(name)
-        changed = (score.changed_accuracy, other.changed_accuracy if other else None)
-        scores.append(
-            [name, f"{score.count}", *("–" if share is None else f"{100 * share:.2f} %" for share in changed)]
-        )
-    headings = ["instruction", "times", "teacher-forced", "free running"]
-    console.print(table("bytes that an instruction changed, right", headings, scores))
+    _print_scores("bytes that an instruction changed, right", forced.by_instruction, free.by_instruction)
     console.print(
         f"{found.states:,} states written in {found.seconds:.1f} s: {found.states_per_second:,.0f} states/s, "
         f"{found.states_per_second * (len(forced.by_column)):,.0f} B/s"
     )
 
 
-def _traces(options: Simulate) -> Traces:
-    machine = options.machine
-    if not options.programs:
-        if options.random < 1:
-            raise ValueError(f"--random: expected at least 1, got {options.random}")
-        return generate(options.random, seed=options.seed, stream="parallel", split="test", **asdict(machine))
-    traces: list[Trace] = []
-    R, M = machine.num_registers, machine.memory_size
-    for path in options.programs:
-        try:
-            if path.is_dir():
-                traces += read_folder(path, R, M)
-            elif path.suffix == ".parquet":
-                traces += read_parquet(path)
-            elif path.suffix == ".bin":
-                traces.append(Trace.from_bytes(path.read_bytes(), R, M))
-            else:
-                registers = options.registers or (0,) * R
-                traces.append(_run_assembly(path.read_text(encoding="utf-8"), options.acc, registers, R, M))
-        except ValueError as error:
-            error.add_note(f"in {path}")
-            raise
-    if not traces:
-        raise ValueError("simulate: expected at least one program, got none")
-    return Traces.from_list(traces)
+def _print_details(found: Assessment) -> None:
+    forced, free = found.teacher_forced, found.free_running
+    _print_scores("… by addressing mode", forced.by_addressing_mode, free.by_addressing_mode)
+    _print_scores("… by register", forced.by_register, free.by_register)
+    steps = sorted({*forced.first_divergence, *free.first_divergence})
+    if steps:
+        counts = [
+            [f"{step}", *(f"{report.first_divergence.get(step, 0)}" for report in (forced, free))]
+            for step in steps[:16]
+        ]
+        rest = f", the first 16 of {len(steps)} steps" if len(steps) > 16 else ""
+        title = f"programs by the step of their first wrong byte{rest}"
+        console.print(table(title, ["step", "teacher-forced", "free running"], counts))
+    console.print(f"teacher-forced: {found.teacher_forced_states_per_second:,.0f} states/s")
 
 
-def _run_assembly(text: str, acc: int, registers: tuple[int, ...], R: int, M: int) -> Trace:
-    """Runs a program whose text may have empty lines; errors name the line of the text."""
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-    try:
-        return run_program([line for _, line in lines], acc, registers, num_registers=R, memory_size=M)
-    except ProgramError as error:
-        if error.line is None or error.line > len(lines):
-            raise
-        message = str(error).removeprefix(f"line {error.line}: ")
-        raise ProgramError(message, lines[error.line - 1][0]) from error
+def _print_scores(
+    title: str,
+    forced: Mapping[str, InstructionScore] | Mapping[str, RegisterScore],
+    free: Mapping[str, InstructionScore] | Mapping[str, RegisterScore],
+) -> None:
+    rows = []
+    what = title.split()[-1] if title.startswith("…") else "instruction"
+    for name, score in forced.items():
+        shares = (score.changed_accuracy, free[name].changed_accuracy if name in free else None)
+        rows.append([name, f"{score.count}", *("–" if share is None else f"{100 * share:.2f} %" for share in shares)])
+    console.print(table(title, [what, "times", "teacher-forced", "free running"], rows))
+
+
+def _chain(first: Traces, rest: Iterator[Traces]) -> Iterator[Traces]:
+    yield first
+    yield from rest
+
+
+def _registers_last(words: Sequence[str]) -> list[str]:
+    """The words with `--registers` and its numbers at the end, where it cannot take a file's name for one of them."""
+    words = list(words)
+    if "--registers" not in words:
+        return words
+    start = words.index("--registers")
+    stop = start + 1
+    while stop < len(words) and re.fullmatch(r"-?[0-9]+", words[stop]):
+        stop += 1
+    return words[:start] + words[stop:] + words[start:stop]

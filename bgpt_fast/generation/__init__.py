@@ -1,6 +1,7 @@
 """Generation: files continued byte by byte, the same bytes whatever shares the batch."""
 
+from bgpt_fast.generation.drafting import Drafter, KnownDrafter, LookupDrafter, RepeatDrafter
 from bgpt_fast.generation.generator import Generator
 from bgpt_fast.generation.prompt import Generation, Prompt
 
-__all__ = ["Generation", "Generator", "Prompt"]
+__all__ = ["Drafter", "Generation", "Generator", "KnownDrafter", "LookupDrafter", "Prompt", "RepeatDrafter"]

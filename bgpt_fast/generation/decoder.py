@@ -1,8 +1,9 @@
-"""The two decoders of a bGPT over caches of keys and values, from operations that treat each token on its own.
+"""The two decoders of a bGPT over caches of keys and values, operation by operation in torch: what runs on a GPU.
 
-On the CPU every operation here gives a token the same bits whatever else is in the call: `invariant_linear`,
-`cached_attention` and `patch_embed` by construction, layer norm, additions and look-ups because torch computes them row
-by row. Shape letters: T tokens, D width, H heads, d = D / H, L positions a slot, B slots, S bytes a patch, V = 257.
+On the CPU, where `FusedDecoder` serves and this one is what it is tested against, every operation here gives a token
+the same bits whatever else is in the call: `invariant_linear`, `cached_attention` and `patch_embed` by construction,
+layer norm, additions and look-ups because torch computes them row by row. Shape letters: T tokens, N patches, D width,
+H heads, d = D / H, L positions a slot, B slots, S bytes a patch, V = 257.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bgpt_fast.config import EOP
+from bgpt_fast.generation.sampling import Sampling, choose
+from bgpt_fast.generation.writing import Writing, Written
 from bgpt_fast.kernels.cached_attention.op import cached_attention
 from bgpt_fast.kernels.invariant_linear.op import invariant_linear
 from bgpt_fast.kernels.patch_embed.op import patch_embed
 from bgpt_fast.layers import Block, Conv1D, Transformer
 from bgpt_fast.model import BGPT
-
-_TOKENS_AT_ONCE = 512  # bounds the activations of a prefill; enough to keep the products at full speed
 
 
 class _Norm:
@@ -87,20 +89,15 @@ class CachedDecoder:
     """
 
     def __init__(self, model: BGPT, slots: int, length: int) -> None:
-        config = model.config
-        self.patch_size = config.patch_size
+        self.patch_size = model.config.patch_size
+        self.device = model.byte_level_decoder.base.lm_head.weight.device
         try:
             self.patch_decoder = _CachedTransformer(model.patch_level_decoder.base, slots, length)
             self.byte_decoder = _CachedTransformer(model.byte_level_decoder.base.transformer, slots, self.patch_size)
         except RuntimeError as error:
             if "memory" not in str(error):
                 raise
-            entries = config.patch_num_layers * length + config.byte_num_layers * self.patch_size
-            size = 8 * slots * config.hidden_size * entries / 2**30
-            raise MemoryError(
-                f"Generator: no memory for the caches of {slots} sequences of {length} patches, {size:.1f} GiB; "
-                "lower max_batch or max_new_bytes"
-            ) from error
+            raise MemoryError(str(error)) from error
         embedding = model.patch_level_decoder.patch_embedding
         # Transposed twice: the rows that patch_embed gathers are laid out once, not at each call.
         self.patch_embedding = embedding.weight.detach().float().t().contiguous().t(), _float32(embedding.bias)
@@ -109,12 +106,7 @@ class CachedDecoder:
 
     def features(self, patches: Tensor, slots: Tensor, positions: Tensor) -> Tensor:
         """Features [T, D] of new patches int16 [T, S]; all patches before them in their slots must have been given."""
-        parts = []
-        for start in range(0, len(patches), _TOKENS_AT_ONCE):
-            part = slice(start, start + _TOKENS_AT_ONCE)
-            embeddings = patch_embed(patches[part], *self.patch_embedding)
-            parts.append(self.patch_decoder(embeddings, slots[part], positions[part]))
-        return torch.cat(parts)
+        return self.patch_decoder(patch_embed(patches, *self.patch_embedding), slots, positions)
 
     def logits(self, inputs: Tensor, slots: Tensor, positions: Tensor) -> Tensor:
         """Logits [T, V] of the byte at `positions` of each slot's patch.
@@ -123,6 +115,36 @@ class CachedDecoder:
             inputs: float32 [T, D], at position 0 the feature of the patch before, then `wte` of the byte before.
         """
         return invariant_linear(self.byte_decoder(inputs, slots, positions), self.head)
+
+    def write(self, features: Tensor, writing: Writing, sampling: Sampling) -> Written:
+        """Writes the patches behind `features` [N, D], without drafts."""
+        assert writing.drafts is None
+        N, S = writing.given.shape
+        given, room = writing.given.tolist(), writing.room.tolist()
+        tokens, counts = [[EOP] * S for _ in range(N)], [0] * N
+        rows, inputs = list(range(N)), features
+        for s in range(S):
+            slots = torch.tensor(rows, device=features.device)
+            logits = self.logits(inputs, slots, torch.full_like(slots, s))
+            finite = logits.isfinite().all(1)
+            if not bool(finite.all()):
+                for row, good in zip(rows, finite.tolist(), strict=True):
+                    counts[row] = counts[row] if good else -1
+                return Written(tokens, counts)
+            positions = [writing.starts[row] + s for row in rows]
+            chosen = choose(logits, sampling, [writing.indices[row] for row in rows], positions)
+            going = []
+            for row, token in zip(rows, chosen, strict=True):
+                is_given = given[row][s] >= 0
+                tokens[row][s] = given[row][s] if is_given else token
+                counts[row] = s + 1
+                if s + 1 < room[row] and (is_given or token != EOP):
+                    going.append(row)
+            rows = going
+            if not rows:
+                break
+            inputs = self.wte[torch.tensor([tokens[row][s] for row in rows], device=features.device)]
+        return Written(tokens, counts)
 
 
 def _float32(parameter: Tensor) -> Tensor:

@@ -5,21 +5,42 @@ Shape letters: T tokens, D width, S bytes a patch, V = 257 tokens.
 
 from __future__ import annotations
 
+import bisect
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from bgpt_fast.config import EOP
 from bgpt_fast.generation.decoder import CachedDecoder
+from bgpt_fast.generation.drafting import Drafter
+from bgpt_fast.generation.fused import FusedDecoder, PackedModel
+from bgpt_fast.generation.packed import BYTE_DECODE_ROWS, PRECISIONS
 from bgpt_fast.generation.prompt import Generation, Prompt
-from bgpt_fast.generation.sampling import Sampling, choose
+from bgpt_fast.generation.sampling import Sampling
+from bgpt_fast.generation.sequence import Row
+from bgpt_fast.generation.sequence import Sequence as FileSequence
+from bgpt_fast.generation.writing import Writing
 from bgpt_fast.model import BGPT
 from bgpt_fast.patches import PackedPatches
 
+_PATCHES_AT_ONCE = 512  # bounds the activations of a prefill; enough to keep the products at full speed
+
+_MAX_BATCH = 256
+_ACTIVATION_BYTES = 24 * 1024
+"""For each of hidden_size: `_PATCHES_AT_ONCE` patches in the patch decoder, or a chunk in the byte decoder."""
+
 Progress = Callable[[int, int, int], None]
 """Called after each round with (files done, files in all, new bytes so far)."""
+
+
+class _Packed(NamedTuple):
+    """Packed weights, and the parameters that they came from in the state that they had."""
+
+    state: tuple[object, ...]
+    parameters: list[Tensor]
+    model: PackedModel
 
 
 class Generator:
@@ -30,26 +51,73 @@ class Generator:
     and the caches change nothing. On a GPU (not yet run on one) it holds up to the rounding of the library's matrix
     products, which can tip a choice between nearly equal bytes.
 
+    On the CPU the weights are packed when a call finds them new or changed in place, and kept beside the model's own:
+    4, 2 or 1 bytes each by `precision`, 425, 212 or 106 MB for the 110 M model. A change through `.data` or a pointer,
+    of which torch keeps no count, is not noticed: then make a new Generator.
+
     Args:
-        model: computes in float32, on the device where it is; weights of another dtype are converted for each call.
-            Dropout is off. Weights are read at each call, so a model in training can be looked at between steps.
-        max_batch: files under way at once; more prompts wait until a place is free. Each takes memory for its keys and
-            values: 8 bytes · hidden_size · (patch_num_layers · patches + byte_num_layers · patch_size), which is 38 MB
-            in the 110 M model at 512 patches.
+        model: on the device where it is. Dropout is off. Weights are read at each call, so a model in training can be
+            looked at between steps.
+        max_batch: files under way at once; more prompts wait until a place is free. None means 256, or as many as
+            `max_memory` allows.
+        max_memory: bytes that caches and activations of a call may take, instead of a batch size: as many files are
+            under way as fit. `sequence_bytes` says what each takes.
+        precision: what linear layers compute in, on the CPU. "float32"; "bfloat16": weights and the layers' inputs
+            rounded to 8 bits of mantissa, sums in float32; "int8": weights rounded to 8 bits, the layers' inputs to
+            bfloat16. Keys and values are as wide as the inputs. None means that of the model: bfloat16 for a bfloat16
+            model, else float32. A GPU has float32. Rounding the shipped CPU-state model changes its loss by 0.05 %
+            (bfloat16) and 0.2 % (int8), and 0.3 % and 0.6 % of its likeliest bytes, most of them in programs, which
+            nobody can predict.
 
     Raises:
         TypeError, ValueError: a wrong argument.
     """
 
-    def __init__(self, model: BGPT, *, max_batch: int = 256) -> None:
+    def __init__(
+        self,
+        model: BGPT,
+        *,
+        max_batch: int | None = None,
+        max_memory: int | None = None,
+        precision: str | None = None,
+    ) -> None:
         if not isinstance(model, BGPT):
             raise TypeError(f"Generator: model: expected a BGPT, got {type(model).__name__}")
-        if not isinstance(max_batch, int) or isinstance(max_batch, bool):
-            raise TypeError(f"Generator: max_batch: expected an int, got {type(max_batch).__name__}")
-        if max_batch < 1:
-            raise ValueError(f"Generator: max_batch: expected at least 1, got {max_batch}")
+        for name, value in (("max_batch", max_batch), ("max_memory", max_memory)):
+            if value is None:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"Generator: {name}: expected an int, got {type(value).__name__}")
+            if value < 1:
+                raise ValueError(f"Generator: {name}: expected at least 1, got {value}")
+        if precision is not None and precision not in PRECISIONS:
+            raise ValueError(f"Generator: precision: expected one of {PRECISIONS} or None, got {precision!r}")
         self.model = model
-        self.max_batch = max_batch
+        self._max_batch = max_batch
+        self.max_memory = max_memory
+        self.precision = precision
+        self._packed: _Packed | None = None
+
+    @property
+    def max_batch(self) -> int:
+        """Files under way at once at most; where `max_memory` alone decides, files that fill the context."""
+        if self._max_batch is not None:
+            return self._max_batch
+        return _MAX_BATCH if self.max_memory is None else max(1, self._affordable(self.model.config.patch_length))
+
+    def sequence_bytes(self, patches: int) -> int:
+        """Bytes that the keys and values of a sequence of `patches` patches take.
+
+        For 512 patches in the 110 M model 38 MB in float32, 19 MB beside weights of fewer bits.
+        """
+        config = self.model.config
+        entries = config.patch_num_layers * _cached(patches) + config.byte_num_layers * config.patch_size
+        return (8 if self._own_precision() == "float32" else 4) * config.hidden_size * entries
+
+    def _own_precision(self) -> str:
+        weight = self.model.byte_level_decoder.base.lm_head.weight
+        own = "bfloat16" if weight.dtype == torch.bfloat16 and weight.device.type == "cpu" else "float32"
+        return self.precision or own
 
     def generate(
         self,
@@ -60,6 +128,7 @@ class Generator:
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int = 0,
+        drafter: Drafter | None = None,
         progress: Progress | None = None,
     ) -> list[Generation]:
         """Continues each prompt until the model ends the file, the context is full or enough bytes are there.
@@ -76,6 +145,9 @@ class Generator:
             top_p: then keeps the likeliest up to and with the one that takes their sum over p; 1 or more means off.
             seed: with a prompt's index and the byte's position in the file it decides a draw, so a file that is
                 continued from any of its own beginnings comes out the same.
+            drafter: guesses what comes next, on the CPU: see `generation.drafting`. It changes no byte; guesses are
+                checked many at a time, which pays where few files are under way and guesses are often right. Each
+                Generation says how many were.
             progress: called with (files done, files in all, new bytes so far) after each patch.
 
         Returns:
@@ -95,6 +167,7 @@ class Generator:
                 top_k=top_k,
                 top_p=top_p,
                 seed=seed,
+                drafter=drafter,
                 progress=progress,
             )
         )
@@ -109,6 +182,7 @@ class Generator:
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int = 0,
+        drafter: Drafter | None = None,
         progress: Progress | None = None,
     ) -> Iterator[tuple[int, Generation]]:
         """As `generate`, but gives each file as soon as it ends, with its prompt's place in the list."""
@@ -120,91 +194,133 @@ class Generator:
             if max_new_bytes < 0:
                 raise ValueError(f"Generator: max_new_bytes: expected at least 0, got {max_new_bytes}")
         sampling = Sampling(temperature, top_k, top_p, seed)
+        device = self.model.byte_level_decoder.base.lm_head.weight.device
+        if drafter is not None and device.type != "cpu":
+            raise ValueError(f"Generator: drafter: expected None on {device}; guesses are checked on the CPU only")
         sequences = self._sequences(prompts, max_new_bytes)
-        return _Run(self.model, sequences, sampling, self.max_batch).files(progress)
+        if not sequences:
+            return iter(())
+        # The last patch is never read again, so the extension patch takes its place in the count.
+        S = self.model.config.patch_size
+        length = _cached(max(sequence.before - -sequence.limit // S for sequence in sequences))
+        slots = self._slots(len(sequences), length, drafter is not None)
+        return _Run(self._decoder, slots, length, sequences, sampling, drafter).files(progress)
 
-    def _sequences(self, prompts: Sequence[Prompt], max_new_bytes: int | None) -> list[_Sequence]:
+    def _slots(self, total: int, length: int, drafting: bool) -> int:
+        """How many sequences of `length` patches to have under way."""
+        if self.max_memory is None:
+            return min(total, self.max_batch)
+        slots = self._affordable(length, drafting)
+        if slots < 1:
+            activations, each = self._activations(drafting), self.sequence_bytes(length)
+            raise ValueError(
+                f"Generator: max_memory: expected at least {activations + each} bytes, {each} for the caches of a "
+                f"sequence of {length} patches and {activations} for activations, got {self.max_memory}; "
+                "give more, or lower max_new_bytes"
+            )
+        return min(total, slots, self._max_batch or total)
+
+    def _affordable(self, length: int, drafting: bool = False) -> int:
+        assert self.max_memory is not None
+        return (self.max_memory - self._activations(drafting)) // self.sequence_bytes(length)
+
+    def _activations(self, drafting: bool) -> int:
+        """Bytes that a call takes beside its sequences' caches: with guesses a file has more patches under way."""
         config = self.model.config
-        S, room = config.patch_size, (config.patch_length - 1) * config.patch_size
+        guessed = 8 * config.byte_num_layers * config.patch_size * BYTE_DECODE_ROWS if drafting else 0
+        return (_ACTIVATION_BYTES + guessed) * config.hidden_size
+
+    def _decoder(self, slots: int, length: int) -> CachedDecoder | FusedDecoder:
+        weight = self.model.byte_level_decoder.base.lm_head.weight
+        precision = self._own_precision()
+        packed = self._packed_model(precision) if weight.device.type == "cpu" else None
+        if packed is None and precision != "float32":
+            raise ValueError(f"Generator: precision: expected 'float32' on {weight.device}, got {precision!r}")
+        try:
+            return CachedDecoder(self.model, slots, length) if packed is None else FusedDecoder(packed, slots, length)
+        except MemoryError as error:
+            size = slots * self.sequence_bytes(length) / 2**30
+            raise MemoryError(
+                f"Generator: no memory for the caches of {slots} sequences of {length} patches, {size:.1f} GiB; "
+                "lower max_batch or max_new_bytes, or set max_memory"
+            ) from error
+
+    def _packed_model(self, precision: str) -> PackedModel:
+        """The weights as they are now, packed again only where torch has counted a change since."""
+        parameters: list[Tensor] = [*self.model.parameters()]
+        if any(parameter.is_inference() for parameter in parameters):
+            return PackedModel(self.model, precision)
+        # The parameters themselves are kept with it, so that no other can come to lie at the address of one of them.
+        state = precision, *((id(parameter), parameter.data_ptr(), parameter._version) for parameter in parameters)
+        if self._packed is None or self._packed.state != state:
+            self._packed = None  # the old ones' memory is free before the new ones take theirs
+            self._packed = _Packed(state, parameters, PackedModel(self.model, precision))
+        return self._packed.model
+
+    def _sequences(self, prompts: Sequence[Prompt], max_new_bytes: int | None) -> list[FileSequence]:
+        config = self.model.config
+        S = config.patch_size
+        rooms = []
         for place, prompt in enumerate(prompts):
             if not isinstance(prompt, Prompt):
                 raise TypeError(f"Generator: prompts[{place}]: expected a Prompt, got {type(prompt).__name__}")
-            if len(prompt.data) >= room:
+            before = prompt.source_patches(S)
+            rooms.append((config.patch_length - 1 - before) * S)
+            if len(prompt.data) >= rooms[-1]:
+                source = f" and the source's {before}" if before else ""
                 raise ValueError(
-                    f"Generator: prompts[{place}].data: expected fewer than {room} bytes, the context's "
-                    f"{config.patch_length} patches of {S} less the extension's, got {len(prompt.data)}; "
+                    f"Generator: prompts[{place}].data: expected fewer than {max(rooms[-1], 0)} bytes, the context's "
+                    f"{config.patch_length} patches of {S} less the extension's{source}, got {len(prompt.data)}; "
                     "cut the prompt, or use a model with a longer context"
                 )
-        whole = [(prompt.extension, prompt.data[: len(prompt.data) // S * S]) for prompt in prompts]
-        packed = PackedPatches.from_bytes(whole, config, overlong="error", end_of_file=False)
-        patches = packed.patches.split(packed.cu_seqlens.diff().tolist()) if prompts else ()
+        documents = []
+        for prompt in prompts:
+            documents += [] if prompt.source is None else [prompt.source]
+            documents.append((prompt.extension, prompt.data[: len(prompt.data) // S * S]))
+        packed = PackedPatches.from_bytes(documents, config, overlong="error", end_of_file=False)
+        sizes = [prompt.source_patches(S) + 1 + len(prompt.data) // S for prompt in prompts]
+        patches = packed.patches.split(sizes) if prompts else ()
         return [
-            _Sequence(
+            FileSequence(
                 place=place,
                 index=place if prompt.index is None else prompt.index,
                 data=prompt.data,
-                limit=room if max_new_bytes is None else min(room, len(prompt.data) + max_new_bytes),
+                limit=rooms[place] if max_new_bytes is None else min(rooms[place], len(prompt.data) + max_new_bytes),
                 patches=patches[place],
+                before=prompt.source_patches(S),
             )
             for place, prompt in enumerate(prompts)
         ]
 
 
-class _Sequence:
-    """A file under way.
-
-    Of `data`, the first `given` bytes are the prompt's and the first `decoded` ones are behind the byte decoder (whole
-    patches of the prompt need not go through it). `pending` [T, S] are the whole patches, that of the extension
-    included, which the patch decoder has not seen yet, after `cached` ones that it has.
-    """
-
-    def __init__(self, place: int, index: int, data: bytes, limit: int, patches: Tensor) -> None:
-        self.place, self.index, self.limit = place, index, limit
-        self.data = bytearray(data)
-        self.given = len(data)
-        self.decoded = (len(patches) - 1) * patches.shape[1]
-        self.pending = patches
-        self.cached = 0
-        self.slot = -1
-        self.finished = False
-
-    @property
-    def done(self) -> bool:
-        return self.finished or len(self.data) >= self.limit
-
-    def take(self, token: int) -> int:
-        """Accepts the model's next token, or puts the prompt's byte in its place; returns what came to stand there."""
-        if self.decoded < self.given:
-            token = self.data[self.decoded]
-        elif token == EOP:
-            self.finished = True
-            return token
-        else:
-            self.data.append(token)
-        self.decoded += 1
-        return token
-
-    def result(self) -> Generation:
-        return Generation(bytes(self.data), self.finished, self.given)
+def _cached(patches: int) -> int:
+    """Positions of a cache for so many patches: a multiple of 16 keeps its rows on whole cache lines."""
+    return max(1, -(-patches // 16)) * 16
 
 
 class _Run:
     """One call of a Generator: its sequences, its caches and who holds which slot."""
 
-    def __init__(self, model: BGPT, sequences: list[_Sequence], sampling: Sampling, max_batch: int) -> None:
+    def __init__(
+        self,
+        decoder: Callable[[int, int], CachedDecoder | FusedDecoder],
+        slots: int,
+        length: int,
+        sequences: list[FileSequence],
+        sampling: Sampling,
+        drafter: Drafter | None,
+    ) -> None:
+        self.drafter = drafter
+        self.make_decoder, self.slots, self.length = decoder, slots, length
         self.sequences, self.sampling = sequences, sampling
         self.total = len(sequences)
-        self.model = model
-        self.device = model.byte_level_decoder.base.lm_head.weight.device
-        self.slots = min(max_batch, self.total)
 
     def files(self, progress: Progress | None) -> Iterator[tuple[int, Generation]]:
         """Runs all sequences; inference mode is left at each yield, so that it never leaks to the caller."""
-        if not self.sequences:
-            return
-        self._start()
+        with torch.inference_mode():
+            self.decoder = self.make_decoder(self.slots, self.length)
         waiting, free = deque(self.sequences), list(range(self.slots))
-        active: list[_Sequence] = []
+        active: list[FileSequence] = []
         done = new_bytes = 0
         while waiting or active:
             while waiting and free:
@@ -226,55 +342,62 @@ class _Run:
                 yield sequence.place, sequence.result()
 
     @torch.inference_mode()
-    def _start(self) -> None:
-        # The last patch is never read again, so the extension patch takes its place in the count. A multiple of 16
-        # keeps the rows of the cache on whole cache lines.
-        longest = max(-(-sequence.limit // self.model.config.patch_size) for sequence in self.sequences)
-        self.decoder = CachedDecoder(self.model, self.slots, max(1, -(-longest // 16)) * 16)
-
-    @torch.inference_mode()
-    def _round(self, running: list[_Sequence]) -> None:
+    def _round(self, running: list[FileSequence]) -> None:
         """Writes the patch that each running sequence is at."""
-        inputs = self._features(running)
-        patches: list[list[int]] = [[] for _ in running]
-        rows = list(range(len(running)))
-        for s in range(self.model.config.patch_size):
-            sequences = [running[row] for row in rows]
-            slots = self._int64([sequence.slot for sequence in sequences])
-            tokens = self._choose(self.decoder.logits(inputs, slots, torch.full_like(slots, s)), sequences)
-            for row, sequence, token in zip(rows, sequences, tokens, strict=True):
-                patches[row].append(sequence.take(token))
-            rows = [row for row, sequence in zip(rows, sequences, strict=True) if not sequence.done]
-            if not rows:
-                return
-            inputs = self.decoder.wte[self._int64([patches[row][s] for row in rows])]
-        for row in rows:
-            running[row].pending = torch.tensor([patches[row]], dtype=torch.int16, device="cpu")
+        asked = [self._ask(sequence) for sequence in running]
+        rows = [row for _, rows in asked for row in rows]
+        drafting = self.drafter is not None
+        writing = Writing(
+            _cpu([row.given for row in rows], torch.int16),
+            _cpu([row.room for row in rows], torch.int64),
+            _cpu([row.guesses for row in rows], torch.int16) if drafting else None,
+            _cpu([row.verify for row in rows], torch.bool) if drafting else None,
+            [sequence.index for sequence, (_, rows) in zip(running, asked, strict=True) for _ in rows],
+            [row.start for row in rows],
+        )
+        tokens, counts = self.decoder.write(self._features(running, asked), writing, self.sampling)
+        self._demand_finite(running, asked, counts)
+        at = 0
+        for sequence, (_, own) in zip(running, asked, strict=True):
+            sequence.take(tokens[at : at + len(own)], counts[at : at + len(own)])
+            at += len(own)
 
-    def _features(self, running: list[_Sequence]) -> Tensor:
-        """The feature [D] of each sequence's last patch, all its pending patches being put into the cache."""
-        counts = [len(sequence.pending) for sequence in running]
-        slots = [sequence.slot for sequence, count in zip(running, counts, strict=True) for _ in range(count)]
-        positions: list[int] = []
-        for sequence, count in zip(running, counts, strict=True):
-            positions += range(sequence.cached, sequence.cached + count)
-            sequence.cached += count
-        patches = torch.cat([sequence.pending for sequence in running]).to(self.device)
-        features = self.decoder.features(patches, self._int64(slots), self._int64(positions))
-        return features[self._int64(counts).cumsum(0) - 1]
+    def _ask(self, sequence: FileSequence) -> tuple[Tensor, list[Row]]:
+        return sequence.ask(self.drafter(sequence.place, bytes(sequence.data)) if self.drafter else b"")
 
-    def _choose(self, logits: Tensor, sequences: list[_Sequence]) -> list[int]:
-        if not bool(logits.isfinite().all()):
-            bad = [
-                sequence.place
-                for sequence, finite in zip(sequences, logits.isfinite().all(1).tolist(), strict=True)
-                if not finite
-            ]
+    def _demand_finite(
+        self, running: list[FileSequence], asked: list[tuple[Tensor, list[Row]]], counts: list[int]
+    ) -> None:
+        places = [sequence.place for sequence, (_, rows) in zip(running, asked, strict=True) for _ in rows]
+        bad = list(dict.fromkeys(place for place, count in zip(places, counts, strict=True) if count < 0))
+        if bad:
             raise FloatingPointError(
                 f"Generator: NaN or infinite logits for prompts {bad[:8]}; the model's weights are damaged or too large"
             )
-        indices = [sequence.index for sequence in sequences]
-        return choose(logits, self.sampling, indices, [sequence.decoded for sequence in sequences])
+
+    def _features(self, running: list[FileSequence], asked: list[tuple[Tensor, list[Row]]]) -> Tensor:
+        """The feature [D] before each row, all its sequence's patches being put into the cache."""
+        slots: list[int] = []
+        positions: list[int] = []
+        wanted: list[int] = []
+        for sequence, (patches, rows) in zip(running, asked, strict=True):
+            slots += [sequence.slot] * len(patches)
+            positions += range(sequence.cached, sequence.cached + len(patches))
+            wanted += range(len(slots) - len(rows), len(slots))
+        every = torch.cat([patches for patches, _ in asked])
+        features, last = [], 0
+        for start in range(0, len(every), _PATCHES_AT_ONCE):
+            part = slice(start, start + _PATCHES_AT_ONCE)
+            found = self.decoder.features(
+                every[part].to(self.decoder.device), self._int64(slots[part]), self._int64(positions[part])
+            )
+            first, last = last, bisect.bisect_left(wanted, start + len(found))
+            features.append(found[self._int64([place - start for place in wanted[first:last]])])
+        return torch.cat(features)
 
     def _int64(self, values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=self.device)
+        return torch.tensor(values, dtype=torch.int64, device=self.decoder.device)
+
+
+def _cpu(values: list[list[int]] | list[int] | list[bool], dtype: torch.dtype) -> Tensor:
+    return torch.tensor(values, dtype=dtype, device="cpu")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -13,6 +13,9 @@ class Prompt:
         extension: the file's kind, such as "txt"; stored as `PackedPatches.from_bytes` says.
         data: the bytes that the file begins with, any number of them; none means a file from its extension alone.
         index: which random stream this file draws from, 0 … 2⁶⁴-1; None means its place in the list of prompts.
+        source: for conversion, (extension, content) of a document that stands before this one in the context, without
+            its end-of-file patch, as `PairSource` packs pairs for training; this file's extension patch separates the
+            two.
 
     Raises:
         TypeError, ValueError: a field has a wrong type or is out of range.
@@ -21,6 +24,7 @@ class Prompt:
     extension: str
     data: bytes = b""
     index: int | None = None
+    source: tuple[str, bytes] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.extension, str):
@@ -28,12 +32,20 @@ class Prompt:
         if not isinstance(self.data, bytes | bytearray | memoryview):
             raise TypeError(f"Prompt.data: expected bytes, got {type(self.data).__name__}")
         object.__setattr__(self, "data", bytes(self.data))
+        if self.source is not None:
+            kinds = [type(part).__name__ for part in self.source] if isinstance(self.source, tuple) else self.source
+            if kinds != ["str", "bytes"]:
+                raise TypeError(f"Prompt.source: expected (extension str, content bytes) or None, got {kinds!r:.80}")
         if self.index is None:
             return
         if not isinstance(self.index, int) or isinstance(self.index, bool):
             raise TypeError(f"Prompt.index: expected an int or None, got {type(self.index).__name__}")
         if not 0 <= self.index < 2**64:
             raise ValueError(f"Prompt.index: expected 0 ≤ index < 2⁶⁴, got {self.index}")
+
+    def source_patches(self, patch_size: int) -> int:
+        """Patches of the source in the context, its extension's included; 0 without one."""
+        return 0 if self.source is None else 1 - -len(self.source[1]) // patch_size
 
 
 @dataclass(frozen=True)
@@ -44,11 +56,15 @@ class Generation:
         data: the file's whole content, the prompt's data and then the new bytes.
         finished: whether the model ended the file; False where the context or `max_new_bytes` cut it.
         prompt_bytes: bytes of `data` that came from the prompt.
+        drafted: bytes that a drafter guessed and that were looked at.
+        accepted: of these, the ones that the model wrote too. How a file was made, so neither counts for equality.
     """
 
     data: bytes
     finished: bool
     prompt_bytes: int
+    drafted: int = field(default=0, compare=False)
+    accepted: int = field(default=0, compare=False)
 
     @property
     def new_bytes(self) -> bytes:

@@ -4,10 +4,10 @@
 #include <stdexcept>
 #include <string>
 
+#include "common/bf16.h"
 #include "common/threads.h"
 
 namespace bgpt {
-namespace {
 
 void attend(const CachedAttention& a, int64_t h, int64_t begin, int64_t end, Isa isa) {
     switch (isa) {
@@ -22,21 +22,31 @@ void attend(const CachedAttention& a, int64_t h, int64_t begin, int64_t end, Isa
     }
 }
 
-void check(const char* name, int64_t value, int64_t limit) {
-    if (value >= 0 && value < limit) return;
-    throw std::out_of_range(std::string("cached_attention: ") + name + ": expected 0 to " + std::to_string(limit - 1) +
-                            ", the cache's size, got " + std::to_string(value));
-}
+namespace {
 
-void put(const CachedAttention& a, int64_t h) {
+template <class T>
+void put_as(const CachedAttention& a, int64_t h) {
     for (int64_t t = 0; t < a.T; ++t) {
         const float* key = a.qkv + ((t * 3 + 1) * a.H + h) * a.d;
         const float* value = a.qkv + ((t * 3 + 2) * a.H + h) * a.d;
         const int64_t head = a.slots[t] * a.H + h;
-        float* keys = a.keys + head * a.d * a.L + a.positions[t];
-        for (int64_t i = 0; i < a.d; ++i) keys[i * a.L] = key[i];
-        std::copy_n(value, a.d, a.values + (head * a.L + a.positions[t]) * a.d);
+        T* keys = static_cast<T*>(a.keys) + head * a.d * a.L + a.positions[t];
+        for (int64_t i = 0; i < a.d; ++i) store(key[i], keys + i * a.L);
+        T* values = static_cast<T*>(a.values) + (head * a.L + a.positions[t]) * a.d;
+        for (int64_t i = 0; i < a.d; ++i) store(value[i], values + i);
     }
+}
+
+}  // namespace
+
+void put_head(const CachedAttention& a, int64_t h) { a.bf16 ? put_as<uint16_t>(a, h) : put_as<float>(a, h); }
+
+namespace {
+
+void check(const char* name, int64_t value, int64_t limit) {
+    if (value >= 0 && value < limit) return;
+    throw std::out_of_range(std::string("cached_attention: ") + name + ": expected 0 to " + std::to_string(limit - 1) +
+                            ", the cache's size, got " + std::to_string(value));
 }
 
 }  // namespace
@@ -52,7 +62,7 @@ void cached_attention(const CachedAttention& a, int64_t threads, Isa isa) {
     const int64_t cost = std::max<int64_t>(1, (seen + a.T) * a.d / std::max<int64_t>(1, a.T));
     const int64_t least = (int64_t{1} << 19) / cost + 1;
     parallel_for(a.H, threads, least / std::max<int64_t>(1, a.T) + 1, [&](int64_t begin, int64_t end) {
-        for (int64_t h = begin; h < end; ++h) put(a, h);
+        for (int64_t h = begin; h < end; ++h) put_head(a, h);
     });
     // Heads outside, tokens inside: tokens of one sequence find its keys in the cache of the processor.
     parallel_for(a.H * a.T, threads, least, [&](int64_t begin, int64_t end) {

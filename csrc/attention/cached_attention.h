@@ -11,19 +11,25 @@ namespace bgpt {
 
 struct CachedAttention {
     const float* qkv;          // [T, 3, H, d]: queries, keys and values of the new tokens
-    float* keys;               // [B, H, d, L]: channels apart, so that the scores of neighbouring keys are one vector
-    float* values;             // [B, H, L, d]
+    void* keys;                // [B, H, d, L]: channels apart, so that the scores of neighbouring keys are one vector
+    void* values;              // [B, H, L, d]
     const int64_t* slots;      // [T], each in 0 … B - 1
     const int64_t* positions;  // [T], each in 0 … L - 1; a (slot, position) appears once
     float* y;                  // [T, H, d]
     int64_t T, H, d, L, B;
+    bool bf16 = false;  // the cache: keys and values rounded to bf16, else fp32
 };
 
 // Puts the new tokens' keys and values into the cache, then attends from each to its slot's positions 0 … its own.
 // `isa` must be one that the processor has. Throws std::out_of_range for a slot or position outside the cache.
 void cached_attention(const CachedAttention& arguments, int64_t threads, Isa isa);
 
-// The tokens [begin, end) at head h, the cache being filled; one for each instruction set, all the same bits.
+// The two halves of it: head h of the new tokens into the cache; the tokens [begin, end) at head h, the cache being
+// filled.
+void put_head(const CachedAttention& arguments, int64_t h);
+void attend(const CachedAttention& arguments, int64_t h, int64_t begin, int64_t end, Isa isa);
+
+// One for each instruction set, all the same bits.
 void attend_portable(const CachedAttention& arguments, int64_t h, int64_t begin, int64_t end);
 #if defined(__x86_64__)
 void attend_avx2(const CachedAttention& arguments, int64_t h, int64_t begin, int64_t end);

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "attention/cached_attention.h"
+#include "common/bf16.h"
 #include "linear/vec.h"
 
 namespace bgpt {
@@ -17,29 +18,61 @@ namespace {
 
 constexpr int64_t SUMS = 16;  // the same on every instruction set, so that all add in the same order
 constexpr int64_t BLOCK = 4;  // vectors whose chains run side by side, to cover the latency of an FMA
+// Vectors of keys whose scores stay in registers, so that a channel's keys are read in long runs.
+#if BGPT_VEC == 2
+constexpr int64_t KEY_BLOCK = 16;
+#else
+constexpr int64_t KEY_BLOCK = 8;
+#endif
 
-// scores[0 … keys) = scale * (query . keys), for up to BLOCK vectors of neighbouring keys.
-template <int VECTORS>
-BGPT_TARGET void dot_block(const float* query, const float* keys, int64_t d, int64_t L, float scale, float* scores) {
+BGPT_INLINE Vec load_cached(const float* p) { return load(p); }
+BGPT_INLINE Vec load_cached(const float* p, int64_t count) { return load(p, count); }
+BGPT_INLINE Vec load_cached(const uint16_t* p) {
+#if BGPT_VEC == 2
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return {_mm512_castsi512_ps(_mm512_maskz_slli_epi32(0xffff, _mm512_maskz_cvtepu16_epi32(0xffff, bits), 16))};
+#elif BGPT_VEC == 1
+    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16))};
+#else
+    return for_each_lane([=](int64_t i) { return to_float(p[i]); });
+#endif
+}
+BGPT_INLINE Vec load_cached(const uint16_t* p, int64_t count) {
+    uint16_t lanes[Vec::width] = {};
+    std::copy_n(p, count, lanes);
+    return load_cached(lanes);
+}
+
+// scores[0 … keys) = scale * (query . keys), for VECTORS vectors of neighbouring keys.
+template <int VECTORS, class K>
+BGPT_TARGET void dot_block(const float* query, const K* keys, int64_t d, int64_t L, float scale, float* scores) {
     Vec sums[VECTORS];
+#pragma GCC unroll 16
     for (int v = 0; v < VECTORS; ++v) sums[v] = broadcast(0.0f);
     for (int64_t i = 0; i < d; ++i) {
         const Vec factor = broadcast(query[i]);
-        for (int v = 0; v < VECTORS; ++v) sums[v] = fma(factor, load(keys + i * L + v * Vec::width), sums[v]);
+#pragma GCC unroll 16
+        for (int v = 0; v < VECTORS; ++v) sums[v] = fma(factor, load_cached(keys + i * L + v * Vec::width), sums[v]);
     }
+#pragma GCC unroll 16
     for (int v = 0; v < VECTORS; ++v) store(scores + v * Vec::width, broadcast(scale) * sums[v]);
 }
 
-BGPT_TARGET void dot(const float* query, const float* keys, int64_t d, int64_t L, int64_t count, float* scores) {
+template <class K>
+BGPT_TARGET void dot(const float* query, const K* keys, int64_t d, int64_t L, int64_t count, float* scores) {
     const float scale = 1.0f / std::sqrt(static_cast<float>(d));
     int64_t j = 0;
+    for (; j + KEY_BLOCK * Vec::width <= count; j += KEY_BLOCK * Vec::width) {
+        dot_block<KEY_BLOCK>(query, keys + j, d, L, scale, scores + j);
+    }
     for (; j + BLOCK * Vec::width <= count; j += BLOCK * Vec::width) {
         dot_block<BLOCK>(query, keys + j, d, L, scale, scores + j);
     }
     for (; j + Vec::width <= count; j += Vec::width) dot_block<1>(query, keys + j, d, L, scale, scores + j);
     if (j < count) {
         Vec sum = broadcast(0.0f);
-        for (int64_t i = 0; i < d; ++i) sum = fma(broadcast(query[i]), load(keys + i * L + j, count - j), sum);
+        for (int64_t i = 0; i < d; ++i) sum = fma(broadcast(query[i]), load_cached(keys + i * L + j, count - j), sum);
         store(scores + j, broadcast(scale) * sum, count - j);
     }
 }
@@ -71,18 +104,19 @@ BGPT_TARGET float exponentiate(float* scores, int64_t padded) {
     return lanes[0];
 }
 
-template <int VECTORS>
-BGPT_TARGET void mix_block(const float* weights, const float* values, int64_t d, int64_t count, float sum, float* y) {
+template <int VECTORS, class V>
+BGPT_TARGET void mix_block(const float* weights, const V* values, int64_t d, int64_t count, float sum, float* y) {
     Vec sums[VECTORS];
     for (int v = 0; v < VECTORS; ++v) sums[v] = broadcast(0.0f);
     for (int64_t j = 0; j < count; ++j) {
         const Vec factor = broadcast(weights[j]);
-        for (int v = 0; v < VECTORS; ++v) sums[v] = fma(factor, load(values + j * d + v * Vec::width), sums[v]);
+        for (int v = 0; v < VECTORS; ++v) sums[v] = fma(factor, load_cached(values + j * d + v * Vec::width), sums[v]);
     }
     for (int v = 0; v < VECTORS; ++v) store(y + v * Vec::width, sums[v] / broadcast(sum));
 }
 
-BGPT_TARGET void mix(const float* weights, const float* values, int64_t d, int64_t count, float sum, float* y) {
+template <class V>
+BGPT_TARGET void mix(const float* weights, const V* values, int64_t d, int64_t count, float sum, float* y) {
     int64_t i = 0;
     for (; i + BLOCK * Vec::width <= d; i += BLOCK * Vec::width) {
         mix_block<BLOCK>(weights, values + i, d, count, sum, y + i);
@@ -90,21 +124,29 @@ BGPT_TARGET void mix(const float* weights, const float* values, int64_t d, int64
     for (; i + Vec::width <= d; i += Vec::width) mix_block<1>(weights, values + i, d, count, sum, y + i);
     if (i < d) {
         Vec total = broadcast(0.0f);
-        for (int64_t j = 0; j < count; ++j) total = fma(broadcast(weights[j]), load(values + j * d + i, d - i), total);
+        for (int64_t j = 0; j < count; ++j)
+            total = fma(broadcast(weights[j]), load_cached(values + j * d + i, d - i), total);
         store(y + i, total / broadcast(sum), d - i);
     }
 }
 
-BGPT_TARGET void attend_tokens(const CachedAttention& a, int64_t h, int64_t begin, int64_t end) {
+template <class T>
+BGPT_TARGET void attend_over(const CachedAttention& a, int64_t h, int64_t begin, int64_t end) {
     std::vector<float> scores((a.L + SUMS - 1) / SUMS * SUMS);
     for (int64_t t = begin; t < end; ++t) {
         const int64_t head = a.slots[t] * a.H + h, count = a.positions[t] + 1;
         const int64_t padded = (count + SUMS - 1) / SUMS * SUMS;
-        dot(a.qkv + (t * 3 * a.H + h) * a.d, a.keys + head * a.d * a.L, a.d, a.L, count, scores.data());
+        dot(a.qkv + (t * 3 * a.H + h) * a.d, static_cast<const T*>(a.keys) + head * a.d * a.L, a.d, a.L, count,
+            scores.data());
         std::fill(scores.data() + count, scores.data() + padded, -INFINITY);
         const float sum = exponentiate(scores.data(), padded);
-        mix(scores.data(), a.values + head * a.L * a.d, a.d, count, sum, a.y + (t * a.H + h) * a.d);
+        mix(scores.data(), static_cast<const T*>(a.values) + head * a.L * a.d, a.d, count, sum,
+            a.y + (t * a.H + h) * a.d);
     }
+}
+
+BGPT_TARGET void attend_tokens(const CachedAttention& a, int64_t h, int64_t begin, int64_t end) {
+    a.bf16 ? attend_over<uint16_t>(a, h, begin, end) : attend_over<float>(a, h, begin, end);
 }
 
 }  // namespace

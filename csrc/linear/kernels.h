@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "linear/gelu.h"
 #include "linear/invariant_linear.h"
 #include "linear/vec.h"
 
@@ -176,12 +177,6 @@ BGPT_TARGET void many_rows(const LinearArguments& a, int64_t begin, int64_t end)
             last_rows<ROWS - 1>(a, m, k, panels.data(), links, first, columns);
         }
     }
-}
-
-// The tanh GELU, 0.5 x (1 + tanh u) = x / (1 + e^(-2u)) with u = sqrt(2 / pi) (x + 0.044715 x^3).
-BGPT_INLINE Vec gelu(Vec x) {
-    const Vec cubic = fma(broadcast(0.044715f) * x * x, x, x);
-    return x / (broadcast(1.0f) + vexp(broadcast(-1.5957691216057308f) * cubic));
 }
 
 BGPT_TARGET void gelu_columns(const LinearArguments& a, int64_t begin, int64_t end) {

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import bgpt_fast.tasks.cpu_states as cpu
+from bgpt_fast.tasks.cpu_states.evaluation import ADDRESSING_MODES
 
 MACHINE = {"num_registers": 2, "memory_size": 64}
 GIVEN = 64 + 8
@@ -215,3 +216,63 @@ def test_format_trace_of_a_prediction_shows_garbage() -> None:
     assert predicted.states.shape == (2, 8)
     assert predicted.memory == truth.memory
     assert cpu.format_trace(predicted).split("\n")[-1] == "   1  9    9* <77 1 2 3>  9* 9*"
+
+
+def noisy(truths: cpu.Traces, seed: int) -> list[np.ndarray]:
+    draw = np.random.default_rng(seed)
+    predicted = []
+    for trace in truths:
+        flat = trace.states[1:].reshape(-1).astype(np.int16)
+        flat = np.where(draw.random(len(flat)) < 0.03, draw.integers(0, 257, len(flat)), flat)
+        predicted.append(np.append(flat, draw.integers(0, 256, draw.choice([0, 0, 9])))[: len(flat) + 4])
+    return predicted
+
+
+def test_counts_in_pieces_are_those_of_the_whole() -> None:
+    truths = cpu.generate(50, seed=6, num_registers=3, memory_size=64, max_program=16)
+    predicted, states = noisy(truths, 1), [trace.states for trace in truths]
+    counts = cpu.StateCounts(9)
+    with pytest.raises(ValueError, match="expected at least one program"):
+        counts.report()
+    for start, stop in ((0, 1), (1, 30), (30, 50)):
+        counts.add(predicted[start:stop], states[start:stop])
+    whole = cpu.evaluate_bytes(predicted, states).to_dict()
+    assert counts.report().to_dict() == whole
+    counts.add(predicted[:1], states[:1])
+    assert counts.report().to_dict() != whole
+    with pytest.raises(ValueError, match="of one machine"):
+        counts.add([np.zeros((1, 8))], [np.zeros((2, 8), np.uint8)])
+
+
+def add(counts: list[int], right: bool, changed: bool) -> None:
+    for place, one in enumerate((1, right, changed, right and changed)):
+        counts[place] += one
+
+
+def test_addressing_modes_and_registers_agree_with_a_plain_loop() -> None:
+    truths = cpu.generate(80, seed=7, num_registers=3, memory_size=64, max_program=16)
+    predicted = noisy(truths, 2)
+    report = cpu.evaluate_bytes(predicted, [trace.states for trace in truths])
+    modes: dict[str, list[int]] = {}
+    registers: dict[str, list[int]] = {name: [0, 0, 0, 0] for name in ("ACC", "A", "B", "C")}
+    for trace, one in zip(truths, predicted, strict=True):
+        rows = np.full(trace.states[1:].size, -1)
+        rows[: min(len(one), len(rows))] = one[: len(rows)]
+        for step, said in enumerate(rows.reshape(-1, 9), 1):
+            truth, before = trace.states[step], trace.states[step - 1]
+            for name, column in (("ACC", 1), ("A", 6), ("B", 7), ("C", 8)):
+                right, changed = bool(said[column] == truth[column]), bool(truth[column] != before[column])
+                add(registers[name], right, changed)
+                if step == 1:
+                    continue
+                words = trace.program[step - 2].split()
+                mode = ADDRESSING_MODES[1 if words[0] == "LOADI" else (0, 2, 3, 4)[len(words) - 1]]
+                add(modes.setdefault(mode, [0, 0, 0, 0]), right, changed)
+    assert set(modes) == set(ADDRESSING_MODES)
+    assert set(report.by_addressing_mode) == set(ADDRESSING_MODES)
+    for name, (total, right, changed, changed_right) in modes.items():
+        score = report.by_addressing_mode[name]
+        assert (score.count, score.accuracy) == (total // 4, right / total)
+        assert score.changed_accuracy == changed_right / changed
+    for name, (total, right, changed, changed_right) in registers.items():
+        assert report.by_register[name] == cpu.RegisterScore(total, right / total, changed, changed_right / changed)

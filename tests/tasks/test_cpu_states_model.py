@@ -149,7 +149,9 @@ class Machine:
         self.spoil = spoil or {}
         self.max_new_bytes: int | None = None
 
-    def generate(self, prompts: list[Prompt], *, max_new_bytes: int, progress: object = None) -> list[Generation]:
+    def generate(
+        self, prompts: list[Prompt], *, max_new_bytes: int, drafter: object = None, progress: object = None
+    ) -> list[Generation]:
         self.max_new_bytes = max_new_bytes
         files = []
         for place, prompt in enumerate(prompts):
@@ -180,12 +182,24 @@ def test_simulate_takes_whatever_the_model_writes() -> None:
     given = [trace.to_bytes()[:72] for trace in traces]
     spoil = {0: given[0], 1: given[1] + b"\xff", 2: given[2] + bytes(130), 3: traces[3].to_bytes() + bytes(8)}
     predicted = cpu.simulate(Machine(CONFIG, spoil), traces)  # type: ignore[arg-type]
-    assert [len(one.states) for one in predicted[:3]] == [1, 1, 17]
+    own = len(traces[2].states)
+    assert [len(one.states) for one in predicted[:3]] == [1, 1, own + 1], "cut one state behind its own end"
     report = cpu.evaluate(predicted, traces)
     assert report.programs_right == 0
     assert report.surplus_bytes >= 8
     for one, trace in zip(predicted, traces, strict=True):
         assert "predicted bytes are wrong" in cpu.format_difference(one, trace)
+
+
+def test_a_program_is_simulated_alike_whatever_is_beside_it() -> None:
+    torch.manual_seed(0)
+    model = BGPT(CONFIG).eval()
+    traces = cpu.generate(6, seed=3, **SMALL)
+    together = cpu.simulate(Generator(model), traces)
+    assert together == [cpu.simulate(Generator(model), [trace])[0] for trace in traces]
+    assert {len(one.data) - len(trace.to_bytes()) for one, trace in zip(together, traces, strict=True)} == {8}
+    assert not any(one.finished for one in together)
+    assert cpu.simulate(Generator(model), traces, draft=True) == together
 
 
 def test_simulate_with_a_real_model_that_knows_nothing() -> None:

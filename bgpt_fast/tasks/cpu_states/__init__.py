@@ -1,9 +1,24 @@
 """The CPU-states task: a toy machine, its random programs, and how well a model simulates it (arXiv 2402.19155)."""
 
-from bgpt_fast.tasks.cpu_states.evaluation import CPUStateReport, InstructionScore, evaluate, evaluate_bytes
-from bgpt_fast.tasks.cpu_states.export import read_folder, read_parquet, write_folder, write_parquet
+from bgpt_fast.tasks.cpu_states.evaluation import (
+    CPUStateReport,
+    InstructionScore,
+    RegisterScore,
+    StateCounts,
+    evaluate,
+    evaluate_bytes,
+)
+from bgpt_fast.tasks.cpu_states.export import (
+    read_folder,
+    read_folder_pieces,
+    read_parquet,
+    read_parquet_pieces,
+    write_folder,
+    write_parquet,
+)
 from bgpt_fast.tasks.cpu_states.formatting import format_difference, format_trace
 from bgpt_fast.tasks.cpu_states.gpu import generate_on_gpu
+from bgpt_fast.tasks.cpu_states.gpu_source import GPUStateSource
 from bgpt_fast.tasks.cpu_states.machine import ProgramError, assemble, disassemble
 from bgpt_fast.tasks.cpu_states.options import StreamOptions
 from bgpt_fast.tasks.cpu_states.packing import pack_traces
@@ -16,10 +31,13 @@ from bgpt_fast.tasks.cpu_states.traces import Traces, split_of
 __all__ = [
     "CPUStateReport",
     "CPUStateSource",
+    "GPUStateSource",
     "InstructionScore",
     "PredictedTrace",
     "ProgramError",
+    "RegisterScore",
     "ReleasedStream",
+    "StateCounts",
     "StreamOptions",
     "Trace",
     "TraceError",
@@ -36,7 +54,9 @@ __all__ = [
     "generate_released_split",
     "pack_traces",
     "read_folder",
+    "read_folder_pieces",
     "read_parquet",
+    "read_parquet_pieces",
     "run",
     "simulate",
     "split_of",

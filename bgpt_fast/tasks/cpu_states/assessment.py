@@ -1,4 +1,4 @@
-"""A model put to the whole test on held-out programs: teacher-forced, and free running."""
+"""A model put to the whole test on programs: teacher-forced, and free running."""
 
 from __future__ import annotations
 
@@ -7,13 +7,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from bgpt_fast.generation import Generator
 from bgpt_fast.model import BGPT
-from bgpt_fast.tasks.cpu_states.evaluation import CPUStateReport, evaluate, evaluate_bytes
+from bgpt_fast.tasks.cpu_states.evaluation import CPUStateReport, StateCounts
+from bgpt_fast.tasks.cpu_states.formatting import predicted_bytes
 from bgpt_fast.tasks.cpu_states.machine import state_size
 from bgpt_fast.tasks.cpu_states.simulation import simulate, teacher_forced
 from bgpt_fast.tasks.cpu_states.trace import PredictedTrace
 from bgpt_fast.tasks.cpu_states.traces import Traces
+
+Progress = Callable[[int, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -23,9 +29,10 @@ class Assessment:
     Args:
         teacher_forced: scores when each byte is predicted from the true bytes before it.
         free_running: scores when the model writes every state itself, from memory and first state alone.
-        predicted: what it wrote, a trace a program.
+        predicted: what it wrote, a trace a program; of an `Assessor`, none.
         seconds: the free run's time.
         states: states that it wrote.
+        teacher_forced_seconds: the time of the teacher-forced passes.
     """
 
     teacher_forced: CPUStateReport
@@ -33,11 +40,17 @@ class Assessment:
     predicted: list[PredictedTrace]
     seconds: float
     states: int
+    teacher_forced_seconds: float
 
     @property
     def states_per_second(self) -> float:
         """States written a second, free running."""
         return self.states / self.seconds
+
+    @property
+    def teacher_forced_states_per_second(self) -> float:
+        """States predicted a second from the true ones before them."""
+        return int(self.teacher_forced.states.sum()) / self.teacher_forced_seconds
 
     def to_dict(self) -> dict[str, Any]:
         """The scores and the speed, JSON-ready."""
@@ -47,7 +60,80 @@ class Assessment:
             "states": self.states,
             "seconds": self.seconds,
             "states_per_second": self.states_per_second,
+            "teacher_forced_seconds": self.teacher_forced_seconds,
+            "teacher_forced_states_per_second": self.teacher_forced_states_per_second,
         }
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a model made of some programs.
+
+    Args:
+        traces: the truths.
+        forced: int16 [N, C] a program, teacher-forced, as `teacher_forced` gives it.
+        predicted: what the model wrote free running, a trace a program.
+    """
+
+    traces: Traces
+    forced: list[NDArray[np.int16]]
+    predicted: list[PredictedTrace]
+
+
+class Assessor:
+    """Scores a model on programs that come in pieces: any number of them in the memory of one piece.
+
+    Args:
+        model: trained on traces of the same machine.
+        num_registers: R of that machine.
+        max_batch: programs under way at once.
+        draft: as `simulate`.
+
+    Raises:
+        TypeError, ValueError: a wrong argument.
+    """
+
+    def __init__(self, model: BGPT, num_registers: int, *, max_batch: int | None = 256, draft: bool = False) -> None:
+        self._draft = draft
+        self._generator = Generator(model, max_batch=max_batch)
+        self._size = state_size(num_registers)
+        self._forced, self._free = StateCounts(self._size), StateCounts(self._size)
+        self._states = 0
+        self._seconds = self._forced_seconds = 0.0
+
+    def add(self, traces: Traces, *, progress: Progress | None = None) -> Piece:
+        """Runs and scores more programs.
+
+        Args:
+            traces: the truths, at least one.
+            progress: of the free run, as `Generator.generate` calls it.
+
+        Raises:
+            TypeError, ValueError: a wrong argument, or a trace that the context cannot hold.
+        """
+        true_states = [trace.states for trace in traces]
+        started = time.perf_counter()
+        forced = teacher_forced(self._generator.model, traces, batch_size=64)
+        self._forced_seconds += time.perf_counter() - started
+        self._forced.add(forced, true_states)
+        started = time.perf_counter()
+        predicted = simulate(self._generator, traces, draft=self._draft, progress=progress)
+        self._seconds += time.perf_counter() - started
+        tails = [predicted_bytes(one, trace) for one, trace in zip(predicted, traces, strict=True)]
+        self._free.add([np.frombuffer(tail, np.uint8) for tail in tails], true_states)
+        self._states += sum(len(tail) // self._size for tail in tails)
+        return Piece(traces, forced, predicted)
+
+    def assessment(self, predicted: list[PredictedTrace] | None = None) -> Assessment:
+        """The scores of all programs so far; raises ValueError if there is none."""
+        return Assessment(
+            self._forced.report(),
+            self._free.report(),
+            [] if predicted is None else predicted,
+            self._seconds,
+            self._states,
+            self._forced_seconds,
+        )
 
 
 def assess(
@@ -55,7 +141,7 @@ def assess(
     traces: Traces,
     *,
     max_batch: int = 256,
-    progress: Callable[[int, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Assessment:
     """Scores a model on programs, teacher-forced and free running.
 
@@ -68,11 +154,5 @@ def assess(
     Raises:
         TypeError, ValueError: a wrong argument, or a trace that the context cannot hold.
     """
-    forced = evaluate_bytes(teacher_forced(model, traces, batch_size=64), [trace.states for trace in traces])
-    started = time.perf_counter()
-    predicted = simulate(Generator(model, max_batch=max_batch), traces, progress=progress)
-    seconds = time.perf_counter() - started
-    size = state_size(traces.num_registers)
-    given = traces.memory_size + size
-    states = sum((len(trace.to_bytes()) - given) // size for trace in predicted)
-    return Assessment(forced, evaluate(predicted, traces), predicted, seconds, states)
+    assessor = Assessor(model, traces.num_registers, max_batch=max_batch)
+    return assessor.assessment(assessor.add(traces, progress=progress).predicted)

@@ -9,6 +9,7 @@ Letters: n programs, N executed instructions of one, C = 6 + R bytes a state.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,9 @@ from bgpt_fast.tasks.cpu_states.machine import OPERATIONS, STATE_HEADER
 from bgpt_fast.tasks.cpu_states.trace import PredictedTrace, Trace, column_names
 
 _VALUE_COLUMN = 1  # ACC; the registers begin at STATE_HEADER
+ADDRESSING_MODES = ("ACC alone", "immediate", "1 register", "2 registers", "3 registers")
+"""What an instruction names: nothing, so that it works on ACC; a number (LOADI); or so many registers."""
+_LOADI = next(operation.opcode for operation in OPERATIONS if operation.name == "LOADI")
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,23 @@ class InstructionScore:
     accuracy: float
     changed_accuracy: float | None
     states_right: float
+
+
+@dataclass(frozen=True)
+class RegisterScore:
+    """The bytes of ACC or of one register.
+
+    Args:
+        count: such bytes.
+        accuracy: share of them that are right.
+        changed: those that differ from the true state before.
+        changed_accuracy: share of these that are right; None where there is none.
+    """
+
+    count: int
+    accuracy: float
+    changed: int
+    changed_accuracy: float | None
 
 
 @dataclass(frozen=True)
@@ -59,6 +80,8 @@ class CPUStateReport:
         copy_baseline: accuracy, on these traces, of PC and IR right and all else copied from the true state before.
         exact_programs: programs_right / programs.
         by_instruction: scores of the results of each instruction, by mnemonic; those that never ran are left out.
+        by_addressing_mode: the same by what the instructions name, as ADDRESSING_MODES.
+        by_register: scores of ACC and each register, by name.
         by_column: accuracy of each byte of a state, by its name: PC, ACC, IR0 … IR3, A, B, …
         first_divergence: number of programs by the step of their first wrong byte; a surplus counts for step N + 1.
         wrong: int64 [longest N, C], wrong bytes by step (1 first) and column, over all programs.
@@ -80,6 +103,8 @@ class CPUStateReport:
     copy_baseline: float
     exact_programs: float
     by_instruction: dict[str, InstructionScore]
+    by_addressing_mode: dict[str, InstructionScore]
+    by_register: dict[str, RegisterScore]
     by_column: dict[str, float]
     first_divergence: dict[int, int]
     wrong: NDArray[np.int64]
@@ -88,7 +113,8 @@ class CPUStateReport:
     def to_dict(self) -> dict[str, Any]:
         """The fields, JSON-ready."""
         fields = dict(vars(self))
-        fields["by_instruction"] = {name: dict(vars(score)) for name, score in self.by_instruction.items()}
+        for group in ("by_instruction", "by_addressing_mode", "by_register"):
+            fields[group] = {name: dict(vars(score)) for name, score in fields[group].items()}
         fields["first_divergence"] = {str(step): count for step, count in self.first_divergence.items()}
         return fields | {"wrong": self.wrong.tolist(), "states": self.states.tolist()}
 
@@ -148,73 +174,151 @@ def evaluate_bytes(predicted: Sequence[NDArray[Any]], true_states: Sequence[NDAr
         ValueError: different numbers of both, none at all, or states of different sizes.
     """
     _check_pairs("evaluate_bytes", len(predicted), len(true_states))
-    C = true_states[0].shape[1]
-    if any(states.ndim != 2 or states.shape[1] != C or len(states) < 2 for states in true_states):
-        raise ValueError(f"evaluate_bytes: true_states: expected arrays [N + 1, {C}], N ≥ 1, of one machine")
-    lengths = np.array([len(states) - 1 for states in true_states])
-    ends = np.cumsum(lengths)
-    sizes = np.array([one.size for one in predicted])
-    total = int(ends[-1])
-
-    # −1 is no byte: what was not predicted stays so, and differs from every true byte.
-    given = np.full(total * C, -1, np.int64)
-    for end, length, one in zip(ends.tolist(), lengths.tolist(), predicted, strict=True):
-        flat = one.reshape(-1)[: length * C]
-        given[(end - length) * C : (end - length) * C + len(flat)] = flat
-    truth = np.concatenate([states[1:] for states in true_states])
-    before = np.concatenate([states[:-1] for states in true_states])
-    right = given.reshape(-1, C) == truth
-    steps = np.arange(total) - np.repeat(ends - lengths, lengths)
-
-    values = [_VALUE_COLUMN, *range(STATE_HEADER, C)]
-    instruction = [column for column in range(C) if column not in values]
-    changed = (truth != before)[:, values]
-    value_right = right[:, values]
-    surplus = np.maximum(sizes - lengths * C, 0)
-    missing = np.maximum(lengths * C - sizes, 0)
-    state_bytes = total * C + int(surplus.sum())
-    divergence = _first_divergence(right.all(1), steps, ends, lengths, surplus)
-    wrong = np.zeros((int(lengths.max()), C), np.int64)
-    np.add.at(wrong, steps, ~right)
-    programs_right = len(lengths) - sum(divergence.values())
-    return CPUStateReport(
-        programs=len(lengths),
-        programs_right=programs_right,
-        state_bytes=state_bytes,
-        right_bytes=int(right.sum()),
-        missing_bytes=int(missing.sum()),
-        surplus_bytes=int(surplus.sum()),
-        accuracy=int(right.sum()) / state_bytes,
-        instruction_accuracy=float(right[:, instruction].mean()),
-        changed_accuracy=_share(value_right[changed]),
-        copied_accuracy=_share(value_right[~changed]),
-        changed_bytes=int(changed.sum()),
-        copied_bytes=int((~changed).sum()),
-        copy_baseline=1 - int(changed.sum()) / (total * C),
-        exact_programs=programs_right / len(lengths),
-        by_instruction=_by_instruction(before[:, 2], steps > 0, value_right, changed),
-        by_column=dict(zip(column_names(C - STATE_HEADER), right.mean(0).tolist(), strict=True)),
-        first_divergence=divergence,
-        wrong=wrong,
-        states=np.bincount(steps),
-    )
+    counts = StateCounts(true_states[0].shape[1])
+    counts.add(predicted, true_states)
+    return counts.report()
 
 
-def _by_instruction(
-    opcodes: NDArray[np.uint8], has_run: NDArray[np.bool_], right: NDArray[np.bool_], changed: NDArray[np.bool_]
-) -> dict[str, InstructionScore]:
-    """Scores of ACC and registers by the opcode of the state before; the first state fetches and shows no result."""
-    scores = {}
-    for operation in OPERATIONS:
-        rows = (opcodes == operation.opcode) & has_run
-        if rows.any():
-            scores[operation.name] = InstructionScore(
-                count=int(rows.sum()),
-                accuracy=float(right[rows].mean()),
-                changed_accuracy=_share(right[rows][changed[rows]]),
-                states_right=float(right[rows].all(1).mean()),
+class StateCounts:
+    """What a report is made of, as counts that grow: the scores of any number of programs in bounded memory.
+
+    Args:
+        state_bytes: C.
+    """
+
+    def __init__(self, state_bytes: int) -> None:
+        C = self._C = state_bytes
+        self._programs = self._missing = self._surplus = 0
+        self._divergence: Counter[int] = Counter()
+        # A row each: states, bytes right, bytes changed, of these right, states right (all of ACC and registers).
+        self._by_opcode = np.zeros((len(OPERATIONS), 5), np.int64)
+        self._by_mode = np.zeros((len(ADDRESSING_MODES), 5), np.int64)
+        # A row a column of the state: bytes right, bytes changed, of these right.
+        self._columns = np.zeros((C, 3), np.int64)
+        self._wrong = np.zeros((0, C), np.int64)
+        self._states = np.zeros(0, np.int64)
+
+    def add(self, predicted: Sequence[NDArray[Any]], true_states: Sequence[NDArray[np.uint8]]) -> None:
+        """Counts more programs; arguments and errors as of `evaluate_bytes`."""
+        _check_pairs("evaluate_bytes", len(predicted), len(true_states))
+        C = self._C
+        if any(states.ndim != 2 or states.shape[1] != C or len(states) < 2 for states in true_states):
+            raise ValueError(f"evaluate_bytes: true_states: expected arrays [N + 1, {C}], N ≥ 1, of one machine")
+        lengths = np.array([len(states) - 1 for states in true_states])
+        ends = np.cumsum(lengths)
+        sizes = np.array([one.size for one in predicted])
+        total = int(ends[-1])
+
+        # −1 is no byte: what was not predicted stays so, and differs from every true byte.
+        given = np.full(total * C, -1, np.int64)
+        for end, length, one in zip(ends.tolist(), lengths.tolist(), predicted, strict=True):
+            flat = one.reshape(-1)[: length * C]
+            given[(end - length) * C : (end - length) * C + len(flat)] = flat
+        truth = np.concatenate([states[1:] for states in true_states])
+        before = np.concatenate([states[:-1] for states in true_states])
+        right = given.reshape(-1, C) == truth
+        changed = truth != before
+        steps = np.arange(total) - np.repeat(ends - lengths, lengths)
+        surplus = np.maximum(sizes - lengths * C, 0)
+
+        self._programs += len(lengths)
+        self._missing += int(np.maximum(lengths * C - sizes, 0).sum())
+        self._surplus += int(surplus.sum())
+        self._divergence.update(_first_divergence(right.all(1), steps, ends, lengths, surplus))
+        self._columns += np.stack([right.sum(0), changed.sum(0), (right & changed).sum(0)], 1)
+        self._add_instructions(before[:, 2:STATE_HEADER], steps > 0, right, changed)
+        longest = max(len(self._states), int(lengths.max()))
+        self._wrong = np.concatenate([self._wrong, np.zeros((longest - len(self._wrong), C), np.int64)])
+        self._states = np.concatenate([self._states, np.zeros(longest - len(self._states), np.int64)])
+        np.add.at(self._wrong, steps, ~right)
+        self._states += np.bincount(steps, minlength=longest)
+
+    def _add_instructions(
+        self,
+        instructions: NDArray[np.uint8],
+        has_run: NDArray[np.bool_],
+        right: NDArray[np.bool_],
+        changed: NDArray[np.bool_],
+    ) -> None:
+        """ACC and registers by the instruction of the state before; the first state fetches and shows no result."""
+        values = self._value_columns()
+        right, changed, instructions = right[has_run][:, values], changed[has_run][:, values], instructions[has_run]
+        rows = np.stack(
+            [
+                np.ones(len(right), np.int64),
+                right.sum(1),
+                changed.sum(1),
+                (right & changed).sum(1),
+                right.all(1).astype(np.int64),
+            ],
+            1,
+        )
+        np.add.at(self._by_opcode, instructions[:, 0], rows)
+        named = (instructions[:, 1:] != 0).sum(1)
+        np.add.at(self._by_mode, np.where(instructions[:, 0] == _LOADI, 1, np.where(named == 0, 0, named + 1)), rows)
+
+    def _value_columns(self) -> list[int]:
+        return [_VALUE_COLUMN, *range(STATE_HEADER, self._C)]
+
+    def report(self) -> CPUStateReport:
+        """The scores of all programs so far.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self._programs == 0:
+            raise ValueError("StateCounts.report: expected at least one program, got none")
+        C, values = self._C, self._value_columns()
+        names = column_names(C - STATE_HEADER)
+        total = int(self._states.sum())
+        instruction = [column for column in range(C) if column not in values]
+        right, changed, changed_right = self._columns[values].sum(0).tolist()
+        copied = total * len(values) - changed
+        state_bytes = total * C + self._surplus
+        all_right = int(self._columns[:, 0].sum())
+        programs_right = self._programs - sum(self._divergence.values())
+        registers = {}
+        for column in values:
+            register_right, register_changed, register_changed_right = self._columns[column].tolist()
+            registers[names[column]] = RegisterScore(
+                total, register_right / total, register_changed, _ratio(register_changed_right, register_changed)
             )
-    return scores
+        return CPUStateReport(
+            programs=self._programs,
+            programs_right=programs_right,
+            state_bytes=state_bytes,
+            right_bytes=all_right,
+            missing_bytes=self._missing,
+            surplus_bytes=self._surplus,
+            accuracy=all_right / state_bytes,
+            instruction_accuracy=int(self._columns[instruction, 0].sum()) / (total * len(instruction)),
+            changed_accuracy=_ratio(changed_right, changed),
+            copied_accuracy=_ratio(right - changed_right, copied),
+            changed_bytes=changed,
+            copied_bytes=copied,
+            copy_baseline=1 - changed / (total * C),
+            exact_programs=programs_right / self._programs,
+            by_instruction=_scores([operation.name for operation in OPERATIONS], self._by_opcode, len(values)),
+            by_addressing_mode=_scores(ADDRESSING_MODES, self._by_mode, len(values)),
+            by_register=registers,
+            by_column=dict(zip(names, (self._columns[:, 0] / total).tolist(), strict=True)),
+            first_divergence=dict(sorted(self._divergence.items())),
+            wrong=self._wrong.copy(),
+            states=self._states.copy(),
+        )
+
+
+def _scores(names: Sequence[str], rows: NDArray[np.int64], values: int) -> dict[str, InstructionScore]:
+    return {
+        name: InstructionScore(
+            count=count,
+            accuracy=right / (count * values),
+            changed_accuracy=_ratio(changed_right, changed),
+            states_right=states_right / count,
+        )
+        for name, (count, right, changed, changed_right, states_right) in zip(names, rows.tolist(), strict=True)
+        if count
+    }
 
 
 def _first_divergence(
@@ -233,8 +337,8 @@ def _first_divergence(
     return {step + 1: count for step, count in zip(found.tolist(), counts.tolist(), strict=True) if step != never}
 
 
-def _share(right: NDArray[np.bool_]) -> float | None:
-    return float(right.mean()) if right.size else None
+def _ratio(right: int, count: int) -> float | None:
+    return right / count if count else None
 
 
 def _check_pairs(function: str, predicted: int, truth: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,7 +18,7 @@ from bgpt_fast.tasks.cpu_states.trace import Trace, TraceError
 from bgpt_fast.tasks.cpu_states.traces import Traces
 
 _ROWS_A_GROUP = 8192
-_METADATA = b"bgpt_fast.cpu_states"
+METADATA = b"bgpt_fast.cpu_states"
 _Path = str | os.PathLike[str]
 
 
@@ -71,20 +71,28 @@ def read_folder(directory: _Path, num_registers: int = 10, memory_size: int = 10
         ProgramError, TraceError: a file is no trace of this machine; a note names it.
         OSError: a file could not be read.
     """
+    return Traces.from_list(
+        [trace for piece in read_folder_pieces(directory, num_registers, memory_size) for trace in piece]
+    )
+
+
+def read_folder_pieces(
+    directory: _Path, num_registers: int = 10, memory_size: int = 1024, *, rows: int = _ROWS_A_GROUP
+) -> Iterator[Traces]:
+    """As `read_folder`, at most `rows` traces at a time, so that the folder may be larger than memory."""
     check_machine(num_registers, memory_size)
     paths = sorted(path for path in Path(directory).iterdir() if path.suffix == ".bin" and path.is_file())
     if not paths:
         raise FileNotFoundError(f"read_folder: expected .bin files, got none in {directory}")
-    contents = []
-    for path in paths:
-        content = path.read_bytes()
-        try:
-            Trace.from_bytes(content, num_registers, memory_size)
-        except ValueError as error:
-            error.add_note(f"in {path}")
-            raise
-        contents.append(content)
-    return Traces.from_bytes(contents, num_registers, memory_size)
+    for start in range(0, len(paths), rows):
+        traces = []
+        for path in paths[start : start + rows]:
+            try:
+                traces.append(Trace.from_bytes(path.read_bytes(), num_registers, memory_size))
+            except ValueError as error:
+                error.add_note(f"in {path}")
+                raise
+        yield Traces.from_list(traces)
 
 
 def write_parquet(traces: Traces, path: _Path) -> None:
@@ -98,10 +106,10 @@ def write_parquet(traces: Traces, path: _Path) -> None:
         ImportError: pyarrow is missing.
         OSError: the file could not be written.
     """
-    pyarrow, parquet = _pyarrow()
+    pyarrow, parquet = import_pyarrow()
     machine = f"{traces.num_registers} {traces.memory_size}".encode()
     fields = [("name", pyarrow.string()), ("program", pyarrow.large_string()), ("data", pyarrow.large_binary())]
-    schema = pyarrow.schema(fields, metadata={_METADATA: machine})
+    schema = pyarrow.schema(fields, metadata={METADATA: machine})
     with atomic_write(path) as file, parquet.ParquetWriter(file, schema) as writer:
         for start in range(0, len(traces), _ROWS_A_GROUP):
             part = traces[start : start + _ROWS_A_GROUP]
@@ -122,15 +130,34 @@ def read_parquet(path: _Path) -> Traces:
         TraceError, ProgramError: the file is no Parquet file of traces, or holds one that the machine did not write.
         OSError: the file could not be read.
     """
-    pyarrow, parquet = _pyarrow()
+    pyarrow, parquet = import_pyarrow()
     with open(path, "rb") as file:
         try:
             table = parquet.read_table(file)
         except (pyarrow.ArrowException, OSError) as error:
             raise TraceError(f"{path}: expected a Parquet file, got one that cannot be read: {error}") from error
-    num_registers, memory_size = _machine(path, table.schema)
-    column = table.column("data").combine_chunks()
-    column = column.chunk(0) if isinstance(column, pyarrow.ChunkedArray) else column
+    machine = _machine(path, table.schema)
+    return _checked(path, table.column("data"), machine, pyarrow)
+
+
+def read_parquet_pieces(path: _Path, *, rows: int = _ROWS_A_GROUP) -> Iterator[Traces]:
+    """As `read_parquet`, at most `rows` traces at a time, so that the file may be larger than memory."""
+    pyarrow, parquet = import_pyarrow()
+    with open(path, "rb") as file:
+        try:
+            reader = parquet.ParquetFile(file)
+            machine = _machine(path, reader.schema_arrow)
+            for batch in reader.iter_batches(rows, columns=["data"]):
+                yield _checked(path, batch.column(0), machine, pyarrow)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise TraceError(f"{path}: expected a Parquet file, got one that cannot be read: {error}") from error
+
+
+def _checked(path: _Path, column: Any, machine: tuple[int, int], pyarrow: ModuleType) -> Traces:
+    """A column of traces, copied nowhere if it is one array, each trace checked against the machine."""
+    if isinstance(column, pyarrow.ChunkedArray):
+        column = column.combine_chunks()
+        column = column.chunk(0) if isinstance(column, pyarrow.ChunkedArray) else column
     if column.null_count:
         raise TraceError(f"{path}: expected a trace in every row, got {column.null_count} nulls")
     _, offsets, data = column.buffers()
@@ -138,7 +165,7 @@ def read_parquet(path: _Path) -> Traces:
     first = column.offset
     rows = np.frombuffer(offsets, np.int64)[first : first + count + 1] if count else np.zeros(1, np.int64)
     content = np.frombuffer(data, np.uint8) if count and data is not None else np.empty(0, np.uint8)
-    traces = Traces(content, rows, num_registers, memory_size)
+    traces = Traces(content, rows, *machine)
     try:
         traces.check()
     except (TraceError, ProgramError) as error:
@@ -148,7 +175,7 @@ def read_parquet(path: _Path) -> Traces:
 
 
 def _machine(path: _Path, schema: Any) -> tuple[int, int]:
-    metadata = (schema.metadata or {}).get(_METADATA, b"").split()
+    metadata = (schema.metadata or {}).get(METADATA, b"").split()
     if len(metadata) != 2 or not all(part.isdigit() for part in metadata) or "data" not in schema.names:
         raise TraceError(
             f"{path}: expected a Parquet file of write_parquet, with a column data and the machine's sizes in its "
@@ -161,7 +188,8 @@ def _machine(path: _Path, schema: Any) -> tuple[int, int]:
     return num_registers, memory_size
 
 
-def _pyarrow() -> tuple[ModuleType, ModuleType]:
+def import_pyarrow() -> tuple[ModuleType, ModuleType]:
+    """pyarrow and pyarrow.parquet; raises ImportError that says which extra to install."""
     try:
         import pyarrow
         from pyarrow import parquet

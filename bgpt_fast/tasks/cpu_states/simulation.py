@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from bgpt_fast.generation import Generator, Prompt
+from bgpt_fast.generation.drafting import KnownDrafter
 from bgpt_fast.model import BGPT, evaluation_mode
 from bgpt_fast.tasks.cpu_states.machine import check_int, state_size
 from bgpt_fast.tasks.cpu_states.packing import EXTENSION, check_context, first_target, pack_traces
@@ -24,6 +25,7 @@ def simulate(
     traces: Traces | Sequence[Trace],
     *,
     max_new_bytes: int | None = None,
+    draft: bool = False,
     progress: Callable[[int, int, int], None] | None = None,
 ) -> list[PredictedTrace]:
     """Lets the model run programs: from memory and first state alone it writes every further byte, greedily.
@@ -31,8 +33,10 @@ def simulate(
     Args:
         generator: the model behind it must have been trained on traces of the same machine.
         traces: the programs; of each, only memory and first state are shown to the model.
-        max_new_bytes: most bytes for each program; None means all states of the longest program, which can be counted
-            in its memory, and one patch or state more, so that running on shows.
+        max_new_bytes: most bytes for each program; None means all of its own states, which can be counted in its
+            memory, and one patch or state more, so that running on shows.
+        draft: lets the machine guess what the model will write, and the model check many bytes at once (on the CPU). It
+            changes no byte: a rollout up to its first wrong byte takes little more than a teacher-forced pass.
         progress: called with (programs done, programs in all, new bytes so far), as `Generator.generate` does.
 
     Returns:
@@ -47,13 +51,20 @@ def simulate(
     config = generator.model.config
     R, M = programs.num_registers, programs.memory_size
     C = state_size(R)
-    longest = int(np.diff(programs.offsets).max())
-    check_context(2 + -(-longest // config.patch_size), config)
-    if max_new_bytes is None:
-        max_new_bytes = longest - M - C + max(C, config.patch_size)
+    sizes = np.diff(programs.offsets).tolist()
+    check_context(2 + -(-max(sizes) // config.patch_size), config)
+    beyond = max(C, config.patch_size)
+    most = max(sizes) - M - C + beyond if max_new_bytes is None else max_new_bytes
     prompts = [Prompt(EXTENSION, trace.to_bytes()[: M + C]) for trace in programs]
-    files = generator.generate(prompts, max_new_bytes=max_new_bytes, progress=progress)
-    return [PredictedTrace(file.data, file.finished, R, M) for file in files]
+    drafter = KnownDrafter([trace.to_bytes() for trace in programs]) if draft else None
+    files = generator.generate(prompts, max_new_bytes=most, drafter=drafter, progress=progress)
+    if max_new_bytes is not None:
+        return [PredictedTrace(file.data, file.finished, R, M) for file in files]
+    # Each by its own length: a longer program beside it changes nothing.
+    return [
+        PredictedTrace(file.data[: size + beyond], file.finished and len(file.data) < size + beyond, R, M)
+        for file, size in zip(files, sizes, strict=True)
+    ]
 
 
 @torch.no_grad()

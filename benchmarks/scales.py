@@ -1,0 +1,117 @@
+"""How large the suite's items are: `tiny` tries the suite itself, `quick` is a look, `full` is what receipts hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from op_cases import PAPER, SMALL, Sizes
+
+from bgpt_fast import BGPTConfig
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One size of everything.
+
+    Args:
+        ops: the shape letters of the ops.
+        model: of training, scoring and generation.
+        patches: of a batch in training and scoring.
+        context: patches of a prompt in generation.
+        rounds: patches that generation writes into each file after the first.
+        batches: files side by side in generation.
+        documents: of the patchifier, the data source and the CPU-state machine's instances, each a few hundred bytes.
+        curves: what the scaling curves go through, by what is varied.
+        curve_model: of the scaling curves.
+        seconds: about how long each item is measured.
+        limit: side of the matrix product and square root of the bytes copied that find the machine's limits.
+    """
+
+    ops: Sizes
+    model: BGPTConfig
+    patches: int
+    context: int
+    rounds: int
+    batches: tuple[int, ...]
+    documents: int
+    seconds: float
+    limit: int
+    curves: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    curve_model: BGPTConfig = field(default_factory=BGPTConfig)
+
+
+_TINY_MODEL = BGPTConfig(
+    patch_size=4, patch_length=16, hidden_size=32, patch_num_layers=1, byte_num_layers=1, num_heads=4
+)
+_CURVE_MODEL = BGPTConfig(patch_length=1024, hidden_size=256, patch_num_layers=4, byte_num_layers=2, num_heads=4)
+_ON_CPU = Sizes(T=64, P=128, L=64, S=16, D=768, H=12)
+
+TINY = Scale(
+    ops=SMALL,
+    model=_TINY_MODEL,
+    patches=24,
+    context=3,
+    rounds=1,
+    batches=(1, 2),
+    documents=8,
+    seconds=0.0,
+    limit=64,
+    curves={"patches": (8, 16), "context": (4, 8), "batch": (1, 2), "width": (16, 32)},
+    curve_model=_TINY_MODEL,
+)
+QUICK = Scale(
+    ops=_ON_CPU,
+    model=BGPTConfig(patch_length=512, hidden_size=256, patch_num_layers=6, byte_num_layers=3, num_heads=4),
+    patches=128,
+    context=64,
+    rounds=4,
+    batches=(1, 16),
+    documents=512,
+    seconds=0.3,
+    limit=1024,
+    curves={"patches": (32, 64, 128), "context": (32, 64, 128, 256), "batch": (1, 8, 64), "width": (64, 128, 256)},
+    curve_model=_CURVE_MODEL,
+)
+FULL_ON_CPU = Scale(
+    ops=_ON_CPU,
+    model=BGPTConfig(),
+    patches=128,
+    context=256,
+    rounds=4,
+    batches=(1, 16),
+    documents=1024,
+    seconds=0.6,
+    limit=2048,
+    curves={
+        "patches": (32, 64, 128, 256, 512),
+        "context": (32, 128, 512, 1024),
+        "batch": (1, 4, 16, 64),
+        "width": (64, 128, 256, 512),
+    },
+    curve_model=_CURVE_MODEL,
+)
+FULL_ON_GPU = Scale(
+    ops=PAPER,
+    model=BGPTConfig(),
+    patches=32 * 512,
+    context=256,
+    rounds=8,
+    batches=(1, 64, 2048),
+    documents=16384,
+    seconds=0.5,
+    limit=8192,
+    curves={
+        "patches": (1024, 4096, 16384, 65536),
+        "context": (128, 512, 1024),
+        "batch": (1, 8, 64, 512),
+        "width": (256, 512, 1024, 2048),
+    },
+    curve_model=BGPTConfig(patch_length=1024, num_heads=16),
+)
+
+
+def scale_of(size: str, device: str) -> Scale:
+    """The scale of a `--size` on a kind of device."""
+    if size == "full":
+        return FULL_ON_GPU if device == "cuda" else FULL_ON_CPU
+    return {"tiny": TINY, "quick": QUICK}[size]

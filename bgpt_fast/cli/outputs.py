@@ -1,0 +1,248 @@
+"""Folders of generated files: each file complete or absent, what is there already not made again, all of it told."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+
+from bgpt_fast.cli.common import console, generation_progress, table
+from bgpt_fast.files import atomic_write, write_json
+from bgpt_fast.generation import Generation, Generator, Prompt
+
+JOURNAL = "made.jsonl"
+_SHOWN = 20
+_PIECE = 4096
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A file to make: its path below the output folder, how it begins, and what it is made from, for the report."""
+
+    name: str
+    prompt: Prompt
+    source: str | None = None
+
+
+class OutputFolder:
+    """A folder that one command fills, and goes on filling when it is run again.
+
+    A journal beside the files says what each came to, a line a file, the command's options first.
+
+    Args:
+        path: new, empty, or begun by a command with the same options.
+        plan: the options that decide the files' content, JSON-ready.
+        of: what the files are, for errors.
+        overwrite: whether a folder that holds anything else may be used, and files in the way be replaced.
+
+    Raises:
+        FileExistsError: the folder holds something else.
+        OSError: it cannot be made or read.
+    """
+
+    def __init__(self, path: Path, plan: Mapping[str, Any], of: str, *, overwrite: bool = False) -> None:
+        self.path, self._overwrite = path, overwrite
+        self.records: dict[str, Record] = {}
+        journal = path / JOURNAL
+        lines = _whole_lines(journal) if journal.is_file() and not overwrite else []
+        # What JSON keeps of the plan: tuples come back as lists.
+        told = json.loads(json.dumps(plan))
+        if lines and lines[0] == told:
+            self.records = {line["path"]: line for line in lines[1:]}
+            for leftover in path.rglob(".*.part"):  # of a run that was killed while it wrote
+                if re.search(r"\.[0-9a-f]{16}\.part$", leftover.name):
+                    leftover.unlink(missing_ok=True)
+        elif path.is_dir() and any(path.iterdir()) and not overwrite:
+            begun = ", or the one that the same command began" if not lines else "; this one was made by other options"
+            raise FileExistsError(
+                f"{path}: expected a new or empty folder for {of}{begun}; choose another --output, remove it, or pass "
+                "--overwrite"
+            )
+        else:
+            path.mkdir(parents=True, exist_ok=True)
+        with atomic_write(journal) as file:
+            for line in (told, *self.records.values()):
+                file.write(json.dumps(line).encode() + b"\n")
+
+    def has(self, name: str) -> bool:
+        """Whether a file was made, is there, and has the size it was made with; or was found to be cut and left out."""
+        record = self.records.get(name)
+        if record is None or not record["written"]:
+            return record is not None
+        try:
+            return (self.path / name).stat().st_size == record["bytes"]
+        except FileNotFoundError:
+            return False
+
+    def add(self, name: str, content: bytes, record: Record, *, write: bool) -> None:
+        """Writes a file, then its line of the journal.
+
+        Raises:
+            FileExistsError: another file is there and may not be replaced.
+            OSError: the file could not be written; nothing of it is there.
+        """
+        target = self.path / name
+        if write:
+            # A run that was killed between file and journal has left the very same bytes.
+            if os.path.lexists(target) and not self._overwrite and not _holds(target, content):
+                raise FileExistsError(
+                    f"{target}: another file is there; move it, choose another --output, or pass --overwrite"
+                )
+            with atomic_write(target) as file:
+                file.write(content)
+        self.records[name] = {"path": name, "written": write, **record}
+        with open(self.path / JOURNAL, "ab") as journal:
+            journal.write(json.dumps(self.records[name]).encode() + b"\n")
+
+
+def make_files(
+    generator: Generator,
+    wanted: Sequence[Wanted],
+    folder: OutputFolder,
+    what: str,
+    sampling: Mapping[str, Any],
+    *,
+    max_new_bytes: int | None,
+    keep_cut: bool = True,
+) -> tuple[list[str], float]:
+    """Generates the files that are not there yet.
+
+    Args:
+        generator: the engine.
+        wanted: the files; their prompts fit the context.
+        folder: where they go.
+        what: for the progress bar.
+        sampling: as `Generator.generate` takes it.
+        max_new_bytes: most bytes to add to each prompt.
+        keep_cut: whether files that the model did not end are written too.
+
+    Returns:
+        The names of the files that were made now, and the seconds it took.
+    """
+    missing = [file for file in wanted if not folder.has(file.name)]
+    made: list[str] = []
+    began = time.perf_counter()
+    with generation_progress(what) as progress:
+        for file, generation in _generations(generator, missing, sampling, max_new_bytes, progress):
+            record = {
+                "bytes": len(generation.data),
+                "new_bytes": len(generation.new_bytes),
+                "finished": generation.finished,
+                "ended_by": _ended_by(generation, max_new_bytes),
+            }
+            if file.source is not None:
+                record["source"] = file.source
+            folder.add(file.name, generation.data, record, write=keep_cut or generation.finished)
+            made.append(file.name)
+    return made, time.perf_counter() - began
+
+
+def _generations(
+    generator: Generator,
+    files: Sequence[Wanted],
+    sampling: Mapping[str, Any],
+    max_new_bytes: int | None,
+    progress: Callable[[int, int, int], None],
+) -> Iterator[tuple[Wanted, Generation]]:
+    """Files as they end, in pieces, so that prompts and patches of a hundred thousand are not in memory at once."""
+    done = new_bytes = 0
+    for start in range(0, len(files), _PIECE):
+        part = files[start : start + _PIECE]
+
+        def told(part_done: int, _: int, part_bytes: int, done: int = done, new_bytes: int = new_bytes) -> None:
+            progress(done + part_done, len(files), new_bytes + part_bytes)
+
+        prompts = [file.prompt for file in part]
+        for place, generation in generator.generate_iter(
+            prompts, max_new_bytes=max_new_bytes, progress=told, **sampling
+        ):
+            new_bytes += len(generation.new_bytes)
+            yield part[place], generation
+        done += len(part)
+
+
+def tell(
+    folder: OutputFolder,
+    wanted: Sequence[Wanted],
+    made: Iterable[str],
+    seconds: float,
+    report: Mapping[str, Any],
+    skipped: Sequence[Mapping[str, str]] = (),
+) -> None:
+    """Writes report.json and prints what it says: a line a file (the first few), then the counts."""
+    now = set(made)
+    files = [folder.records[file.name] | {"made_now": file.name in now} for file in wanted]
+    new_bytes = sum(file["new_bytes"] for file in files if file["made_now"])
+    ended: dict[str, int] = {}
+    for file in files:
+        ended[file["ended_by"]] = ended.get(file["ended_by"], 0) + 1
+    figures = {
+        "seconds": seconds,
+        "new_bytes": new_bytes,
+        "bytes_per_second": new_bytes / seconds,
+        "made_now": sum(file["written"] and file["made_now"] for file in files),
+        "there_already": sum(file["written"] and not file["made_now"] for file in files),
+        "left_out": sum(not file["written"] for file in files),
+        "ended_by": ended,
+        "skipped": list(skipped),
+        "files": sorted(files, key=lambda file: file["path"]),
+    }
+    write_json(folder.path / "report.json", {**report, **figures})
+    rows = [
+        [_shown(file["path"]), f"{file['bytes']:,}", f"{file['new_bytes']:,}", file["ended_by"], _state(file)]
+        for file in figures["files"][:_SHOWN]
+    ]
+    rows += [[_shown(item["source"]), "–", "–", item["reason"], "skipped"] for item in skipped[:_SHOWN]]
+    rest = len(files) + len(skipped) - len(rows)
+    title = f"{len(files)} files" + (f", the first {_SHOWN}" if rest > 0 else "")
+    console.print(table(title, ["file", "bytes", "new", "ended by", ""], rows))
+    old = figures["there_already"]
+    there = f"; {old} were there already and were not made again" if old else ""
+    left = f"; {figures['left_out']} cut ones left out" if figures["left_out"] else ""
+    skips = f"; {len(skipped)} sources skipped" if skipped else ""
+    console.print(
+        f"{figures['made_now']} files made in {folder.path}/; the model ended {ended.get('model', 0)} of {len(files)}"
+        f"{there}{left}{skips}; {new_bytes:,} new bytes at {new_bytes / seconds:,.0f} B/s; see report.json",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _ended_by(generation: Generation, max_new_bytes: int | None) -> str:
+    if generation.finished:
+        return "model"
+    return "max_new_bytes" if len(generation.new_bytes) == max_new_bytes else "context"
+
+
+def _state(file: Record) -> str:
+    if not file["written"]:
+        return "cut, left out"
+    return "made" if file["made_now"] else "was there"
+
+
+def _shown(name: str) -> str:
+    """A name as a terminal can take it: no control characters, no lone surrogates, no markup."""
+    return escape("".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in name))
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    return path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content
+
+
+def _whole_lines(journal: Path) -> list[Record]:
+    """The journal's lines; the last one may have been cut by a crash and is then left out."""
+    lines = []
+    for line in journal.read_bytes().splitlines(keepends=True):
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return lines

@@ -1,0 +1,156 @@
+"""Plots of an evaluation on files, as PNG files: against compressors, by position, by decoder, over files."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bgpt_fast.report.plots import COLORS, new_figure, save_figure
+
+_MOST_EXTENSIONS = 20
+
+
+def evaluation_plots(figures: Mapping[str, Any], folder: str | os.PathLike[str]) -> list[Path]:
+    """Draws all plots of an evaluation.
+
+    Args:
+        figures: `FileReport.to_dict()`, with its rows by file.
+        folder: made if missing; same names are replaced.
+
+    Returns:
+        The files written: baselines.png, patch_positions.png, byte_positions.png, decoders.png, files.png; those of
+        which there is nothing to draw are left out.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    home = Path(folder)
+    drawn = []
+    for name, draw in (
+        ("baselines.png", baselines),
+        ("patch_positions.png", patch_positions),
+        ("byte_positions.png", byte_positions),
+        ("decoders.png", decoders),
+        ("files.png", files),
+    ):
+        if draw(figures, home / name):
+            drawn.append(home / name)
+    return drawn
+
+
+def baselines(figures: Mapping[str, Any], path: Path) -> bool:
+    """Bits per byte of the model with its interval, of each extension, and of the compressors."""
+    if figures["bits_per_byte"] is None:
+        return False
+    extensions = {
+        f".{name}" if name else "no extension": scores["bits_per_byte"]
+        for name, scores in figures["by_extension"].items()
+        if scores["bits_per_byte"] is not None
+    }
+    bars = [("model", figures["bits_per_byte"], COLORS[0])]
+    if len(extensions) > 1:
+        bars += [(name, value, COLORS[2]) for name, value in list(extensions.items())[:_MOST_EXTENSIONS]]
+    bars += [(name.replace("_", ", "), value, COLORS[1]) for name, value in figures["baselines_bits_per_byte"].items()]
+    figure, axes = new_figure(7, 1.5 + 0.3 * len(bars))
+    names, values, colors = zip(*bars, strict=True)
+    places = np.arange(len(bars))[::-1]
+    axes.barh(places, values, color=colors)
+    for place, value in zip(places, values, strict=True):
+        axes.annotate(f"{value:.4g}", (value, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
+    interval = figures["intervals"]["bits_per_byte"]
+    if interval is not None:
+        axes.plot(interval, [places[0]] * 2, "|-", color="black", linewidth=1)
+    axes.set_yticks(places, names)
+    axes.set_xlabel("bits a byte")
+    axes.margins(x=0.12)
+    axes.set_title(f"{figures['files']:,} files, {figures['bytes']:,} bytes", fontsize=9)
+    save_figure(figure, path)
+    return True
+
+
+def patch_positions(figures: Mapping[str, Any], path: Path) -> bool:
+    """Bits per byte and wrong bytes by a data patch's place in its file: what more context brings."""
+    rows = figures["by_patch_position"]
+    known = [(place, row) for place, row in enumerate(rows, 1) if row["bits_per_byte"] is not None]
+    if not known:
+        return False
+    places = [place for place, _ in known]
+    figure, axes = new_figure(8, 4)
+    style = "o-" if len(places) == 1 else "-"
+    axes.plot(places, [row["bits_per_byte"] for _, row in known], style, color=COLORS[0], label="bits a byte")
+    axes.set_xlabel("data patch")
+    axes.set_ylabel("bits a byte")
+    axes.set_ylim(bottom=0)
+    right = axes.twinx()
+    right.plot(
+        places, [100 * (1 - row["accuracy"]) for _, row in known], style, color=COLORS[1], label="bytes wrong, %"
+    )
+    right.set_ylabel("bytes wrong, %")
+    right.set_ylim(0, 101)
+    figure.legend(frameon=False, loc="outside lower center", ncols=2)
+    save_figure(figure, path)
+    return True
+
+
+def byte_positions(figures: Mapping[str, Any], path: Path) -> bool:
+    """Bits per byte by a byte's place in its patch; the first one is the patch-level decoder's alone to tell."""
+    rows = figures["by_byte_position"]
+    values = [row["bits_per_byte"] for row in rows]
+    if all(value is None for value in values):
+        return False
+    figure, axes = new_figure(max(5.0, 1.5 + 0.35 * len(rows)), 4)
+    heights = [math.nan if value is None else value for value in values]
+    colors = [COLORS[1], *[COLORS[0]] * (len(rows) - 1)]
+    axes.bar(range(1, len(rows) + 1), heights, color=colors)
+    axes.set_xticks(range(1, len(rows) + 1))
+    axes.set_xlabel("byte of the patch (1: from the patch-level decoder's feature alone)")
+    axes.set_ylabel("bits a byte")
+    save_figure(figure, path)
+    return True
+
+
+def decoders(figures: Mapping[str, Any], path: Path) -> bool:
+    """Data patches that are right, that go wrong at their first byte, and that go wrong behind it."""
+    found = figures["decoders"]
+    if not found["patches"]:
+        return False
+    kinds = (
+        ("right", "right_share", COLORS[2]),
+        ("wrong from the first byte: patch level", "patch_level_error_share", COLORS[1]),
+        ("wrong behind a right first byte: byte level", "byte_level_error_share", COLORS[0]),
+    )
+    figure, axes = new_figure(8, 2.2)
+    left = 0.0
+    for label, name, color in kinds:
+        width = 100 * found[name]
+        axes.barh([0], [width], left=left, color=color, label=f"{label}, {width:.2f} %")
+        left += width
+    axes.set_xlim(0, 100)
+    axes.set_yticks([])
+    axes.set_xlabel(f"of {found['patches']:,} data patches, %")
+    figure.legend(frameon=False, loc="outside lower center", fontsize=8)
+    save_figure(figure, path)
+    return True
+
+
+def files(figures: Mapping[str, Any], path: Path) -> bool:
+    """How the files spread: bits per byte of each against its size."""
+    rows = [row for row in figures["by_file"] if row["bits_per_byte"] is not None]
+    if not rows:
+        return False
+    figure, axes = new_figure(7, 4)
+    sizes, values = [row["bytes"] for row in rows], [row["bits_per_byte"] for row in rows]
+    axes.scatter(sizes, values, s=8, color=COLORS[0], alpha=0.5, linewidths=0, label="a file")
+    axes.axhline(figures["bits_per_byte"], color=COLORS[1], linewidth=1, label="all together")
+    axes.set_xscale("log")
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("bytes that the model saw")
+    axes.set_ylabel("bits a byte")
+    figure.legend(frameon=False, loc="outside lower center", ncols=2)
+    save_figure(figure, path)
+    return True

@@ -1,0 +1,109 @@
+"""A simulation as one HTML page that needs no other file: scores, where programs go wrong, each program by step."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from typing import Any
+
+from bgpt_fast.files import atomic_write
+
+Row = list[int | None]
+
+
+@dataclass(frozen=True)
+class ProgramView:
+    """A program for the page: what the machine did beside what the model wrote.
+
+    Args:
+        name: of the predicted file.
+        truth: a row a step, the given state first, a number a column.
+        free: what the model wrote free running from step 1 on; None for bytes that are missing. It may have fewer rows
+            than the truth, or more.
+        forced: what it said teacher-forced, from step 1 on.
+        truth_text: the instruction of each of truth's rows, as assembly.
+        free_text, forced_text: the same of the model's rows.
+    """
+
+    name: str
+    truth: list[Row]
+    free: list[Row]
+    forced: list[Row]
+    truth_text: list[str]
+    free_text: list[str]
+    forced_text: list[str]
+
+
+def write_simulation_page(
+    path: str | os.PathLike[str],
+    title: str,
+    columns: Sequence[str],
+    figures: Mapping[str, Any],
+    programs: Sequence[ProgramView],
+) -> None:
+    """Writes the page, complete or not at all.
+
+    Args:
+        path: the .html file; one that is there is replaced.
+        title: its heading.
+        columns: names of a state's bytes.
+        figures: "teacher_forced" and "free_running", each as a report's `to_dict` gives it, "states_per_second" and
+            "teacher_forced_states_per_second".
+        programs: those to show step by step.
+
+    Raises:
+        OSError: the file could not be written.
+    """
+    data = {"columns": list(columns), "figures": figures, "programs": [asdict(program) for program in programs]}
+    # "</script>" in a string would end the script: "<" is escaped everywhere in it.
+    text = json.dumps(data, allow_nan=False).replace("<", "\\u003c")
+    name = html.escape(title)
+    style, script = (
+        files(__package__).joinpath(f"simulation_page.{kind}").read_text("utf-8") for kind in ("css", "js")
+    )
+    page = f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{name}</title>
+<style>{style}</style>
+</head>
+<body>
+<header><h1>{name}</h1><div id="cards"></div></header>
+<main>
+<section>
+<h2>Program by program</h2>
+<p class="note">A row a step, a column a byte of the state. Row k holds the instruction fetched at step k and the
+results of the one before. Point at a cell for both values and the disassembly.</p>
+<div class="choice"><select id="program" aria-label="program"></select>
+<label><input type="radio" name="mode" value="free" checked> free running</label>
+<label><input type="radio" name="mode" value="forced"> teacher-forced</label></div>
+<p id="verdict"></p>
+<div class="scroll"><table id="map"></table></div>
+<p class="legend"><span class="right">right</span> <span class="changed">right, and changed at this step</span>
+<span class="wrong">wrong</span> <span class="missing">missing or surplus</span>
+<span class="first">first divergence</span></p>
+</section>
+<section>
+<h2>Where the model goes wrong</h2>
+<p class="note">Share of wrong bytes by step and column, over all programs, free running.</p>
+<div class="scroll"><table id="heat"></table></div>
+<h3>First divergence</h3>
+<p class="note">Programs by the step of their first wrong byte.</p>
+<div class="scroll"><div id="histogram"></div></div>
+</section>
+<section id="scores"><h2>Scores</h2></section>
+</main>
+<div id="tip" role="tooltip" hidden></div>
+<script type="application/json" id="data">{text}</script>
+<script>{script}</script>
+</body>
+</html>
+"""
+    with atomic_write(path) as file:
+        file.write(page.encode("utf-8", "backslashreplace"))

@@ -1,0 +1,129 @@
+"""The machine as an endless source of training batches that are made where they are used, on the GPU.
+
+Not yet run on a GPU. Everything but the two kernels behind `generate_on_gpu` is torch, and tested on the CPU against
+`CPUStateSource`. Letters: n traces, P patches, S bytes a patch, M bytes of memory, C bytes a state.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bgpt_fast.config import EOP, BGPTConfig
+from bgpt_fast.patches import PackedPatches
+from bgpt_fast.tasks.cpu_states.gpu import generate_on_gpu
+from bgpt_fast.tasks.cpu_states.machine import state_size
+from bgpt_fast.tasks.cpu_states.options import StreamOptions
+from bgpt_fast.tasks.cpu_states.packing import EXTENSION
+from bgpt_fast.tasks.cpu_states.source import CPUStateSource
+
+_TEST_SHARE = 64  # one program in so many is for testing
+
+
+class DeviceTraces(NamedTuple):
+    """Traces in a buffer on a device: trace i is `data[starts[i] : starts[i] + sizes[i]]`."""
+
+    data: Tensor
+    starts: Tensor
+    sizes: Tensor
+
+
+class GPUStateSource(CPUStateSource):
+    """`CPUStateSource` on a GPU: the same batches, made there, without a byte from the host.
+
+    Args:
+        config: the model's patch size and context.
+        device: a CUDA device.
+        options: as `CPUStateSource` takes them by name.
+
+    Raises:
+        TypeError, ValueError: a wrong argument, or traces that the context cannot hold.
+        RuntimeError: of `next_batch`: bgpt_fast was built without CUDA, or a launch failed.
+    """
+
+    def __init__(self, config: BGPTConfig, *, device: torch.device | str = "cuda", **options: Any) -> None:
+        super().__init__(config, **options)
+        self.device = torch.device(device)
+
+    def next_batch(self) -> PackedPatches:
+        """This rank's next programs, the long ones first, on the device."""
+        long = self._long_documents * self.world_size
+        rest = self.documents_per_batch * self.world_size - long
+        parts = []
+        for count, min_program, name in (
+            (long, self.options.max_program, "_long_start"),
+            (rest, self.options.min_program, "_any_start"),
+        ):
+            options = StreamOptions(**{**self.options.to_dict(), "min_program": min_program})
+            pieces, start = self._select(count, options, getattr(self, name))
+            setattr(self, name, start)
+            own = count // self.world_size
+            chosen = _slice(pieces, own * self.rank, own)
+            parts += [self._pack(piece) for piece in chosen]
+        return PackedPatches.concatenate(parts)
+
+    def _select(self, count: int, options: StreamOptions, start: int) -> tuple[list[DeviceTraces], int]:
+        """The next `count` instances of the split, and where the stream goes on."""
+        pieces = []
+        while count:
+            wanted = {None: count, "train": count + count // _TEST_SHARE + 8, "test": count * _TEST_SHARE}[self.split]
+            data, offsets, in_test = generate_on_gpu(
+                wanted, options=options, seed=self.seed, start=start, device=self.device
+            )
+            if self.split is None:
+                kept = torch.arange(wanted, device=self.device)
+            else:
+                kept = (in_test == (self.split == "test")).nonzero()[:, 0]
+            found = min(len(kept), count)
+            kept = kept[:found]
+            pieces.append(DeviceTraces(data, offsets[:-1][kept], offsets.diff()[kept]))
+            count -= found
+            # Behind the last one that was taken: the same place whatever the size of the pieces.
+            start += wanted if count else int(kept[-1]) + 1
+        return pieces, start
+
+    def _pack(self, traces: DeviceTraces) -> PackedPatches:
+        R, M = self.options.num_registers, self.options.memory_size
+        return pack_on_device(traces, self.config, R, M, states_only=self.states_only)
+
+
+def pack_on_device(
+    traces: DeviceTraces, config: BGPTConfig, num_registers: int, memory_size: int, *, states_only: bool = True
+) -> PackedPatches:
+    """As `pack_traces`, by torch, on the traces' device.
+
+    Args:
+        traces: at least one, each within the context.
+        config: patch size and context.
+        num_registers, memory_size: the machine's.
+        states_only: as `pack_traces`.
+    """
+    S, device = config.patch_size, traces.data.device
+    lengths = 2 + (traces.sizes + S - 1) // S
+    ends = lengths.cumsum(0)
+    document = torch.arange(len(lengths), device=device).repeat_interleave(lengths)
+    # Which patch of its document each one is, 0 being the extension's.
+    place = torch.arange(len(document), device=device) - (ends - lengths)[document]
+    byte = (place[:, None] - 1) * S + torch.arange(S, device=device)
+    is_data = (byte >= 0) & (byte < traces.sizes[document][:, None])
+    index = traces.starts[document][:, None] + byte
+    patches = torch.where(is_data, traces.data[index.clamp(0, len(traces.data) - 1)].to(torch.int16), EOP)
+    extension = EXTENSION.encode()[:S]
+    patches[ends - lengths, : len(extension)] = torch.tensor(list(extension), dtype=torch.int16, device=device)
+    cu_seqlens = torch.zeros(len(lengths) + 1, dtype=torch.int32, device=device)
+    cu_seqlens[1:] = ends
+    first_target = 1 + (memory_size + state_size(num_registers)) // S
+    return PackedPatches(patches, cu_seqlens, int(lengths.max()), place >= first_target if states_only else None)
+
+
+def _slice(pieces: list[DeviceTraces], start: int, count: int) -> list[DeviceTraces]:
+    """Traces start … start + count - 1 of all the pieces'."""
+    chosen = []
+    for piece in pieces:
+        part = slice(max(start, 0), max(start + count, 0))
+        if len(piece.starts[part]):
+            chosen.append(DeviceTraces(piece.data, piece.starts[part], piece.sizes[part]))
+        start -= len(piece.starts)
+    return chosen

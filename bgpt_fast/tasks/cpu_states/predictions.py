@@ -1,0 +1,122 @@
+"""What a model wrote as files: released-style `.bin` files, and a Parquet table."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bgpt_fast.files import atomic_write, fsync_folder
+from bgpt_fast.tasks.cpu_states.export import METADATA, import_pyarrow
+from bgpt_fast.tasks.cpu_states.formatting import predicted_bytes
+from bgpt_fast.tasks.cpu_states.machine import state_size
+from bgpt_fast.tasks.cpu_states.trace import PredictedTrace, Trace
+from bgpt_fast.tasks.cpu_states.traces import Traces
+
+
+def write_predictions(directory: Path, names: Sequence[str], predicted: Sequence[PredictedTrace]) -> None:
+    """Writes predicted traces as released-style files, each complete or absent.
+
+    Args:
+        directory: where; it is made if it is missing, and files with these names are replaced.
+        names: one for each.
+        predicted: the traces.
+
+    Raises:
+        OSError: a file could not be written.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    parts = [directory / f".{name}.part" for name in names]
+    try:
+        for part, one in zip(parts, predicted, strict=True):
+            part.write_bytes(one.to_bytes())
+        os.sync()  # once for all of them: an fsync a file would take minutes for a large set
+        for part, name in zip(parts, names, strict=True):
+            os.replace(part, directory / name)
+    except BaseException:
+        for part in parts:
+            part.unlink(missing_ok=True)
+        raise
+    fsync_folder(directory)
+
+
+def first_wrong_step(predicted: PredictedTrace, truth: Trace) -> tuple[int, int | None]:
+    """How many bytes are wrong, missing and surplus ones among them, and the step of the first; None if none is."""
+    tail = np.frombuffer(predicted_bytes(predicted, truth), np.uint8)
+    true = truth.states[1:].reshape(-1)
+    both = min(len(tail), len(true))
+    wrong = np.flatnonzero(tail[:both] != true[:both])
+    count = len(wrong) + abs(len(tail) - len(true))
+    if count == 0:
+        return 0, None
+    place = int(wrong[0]) if len(wrong) else both
+    return count, place // state_size(truth.num_registers) + 1
+
+
+class PredictionTable:
+    """A Parquet file that grows by pieces, a row group each; `predictions_to_parquet` opens one."""
+
+    def __init__(self, file: Any, num_registers: int, memory_size: int) -> None:
+        pyarrow, parquet = import_pyarrow()
+        self._pyarrow = pyarrow
+        columns = [
+            ("name", pyarrow.string()),
+            ("program", pyarrow.large_string()),
+            ("data", pyarrow.large_binary()),
+            ("truth", pyarrow.large_binary()),
+            ("finished", pyarrow.bool_()),
+            ("wrong_bytes", pyarrow.int32()),
+            ("first_wrong_step", pyarrow.int32()),
+        ]
+        machine = f"{num_registers} {memory_size}".encode()
+        self._schema = pyarrow.schema(columns, metadata={METADATA + b".predicted": machine})
+        self._writer = parquet.ParquetWriter(file, self._schema)
+
+    def add(self, names: Sequence[str], predicted: Sequence[PredictedTrace], truths: Traces) -> None:
+        """Writes a row a program.
+
+        Args:
+            names: of the predicted `.bin` files.
+            predicted: what the model wrote; the column data has the whole file.
+            truths: the machine's traces of the same programs.
+        """
+        scores = [first_wrong_step(one, truth) for one, truth in zip(predicted, truths, strict=True)]
+        values = [
+            list(names),
+            ["\n".join(trace.program) for trace in truths],
+            [one.to_bytes() for one in predicted],
+            [trace.to_bytes() for trace in truths],
+            [one.finished for one in predicted],
+            [wrong for wrong, _ in scores],
+            [step for _, step in scores],
+        ]
+        columns = [self._pyarrow.array(column, field.type) for column, field in zip(values, self._schema, strict=True)]
+        self._writer.write_table(self._pyarrow.Table.from_arrays(columns, schema=self._schema))
+
+    def close(self) -> None:
+        """Writes the end of the file."""
+        self._writer.close()
+
+
+@contextlib.contextmanager
+def predictions_to_parquet(path: Path, num_registers: int, memory_size: int) -> Iterator[PredictionTable]:
+    """Opens a table of predictions; the file is there when the block ends without an exception.
+
+    Args:
+        path: the file; one that is there is replaced.
+        num_registers, memory_size: the machine's, for the metadata.
+
+    Raises:
+        ImportError: pyarrow is missing.
+        OSError: the file could not be written.
+    """
+    with atomic_write(path) as file:
+        table = PredictionTable(file, num_registers, memory_size)
+        try:
+            yield table
+        finally:
+            table.close()

@@ -1,0 +1,118 @@
+"""Programs of any kind and number as pieces of traces: assembly, machine code, traces, folders, Parquet files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from bgpt_fast.tasks.cpu_states.export import read_folder_pieces, read_parquet_pieces
+from bgpt_fast.tasks.cpu_states.machine import ProgramError
+from bgpt_fast.tasks.cpu_states.options import StreamOptions
+from bgpt_fast.tasks.cpu_states.streams import generate
+from bgpt_fast.tasks.cpu_states.trace import Trace, run
+from bgpt_fast.tasks.cpu_states.traces import Traces
+
+PIECE = 2048
+"""Programs a piece: enough to keep a batch full, a few MB of the released machine's traces."""
+
+
+def random_pieces(count: int, machine: StreamOptions, *, seed: int = 0, piece: int = PIECE) -> Iterator[Traces]:
+    """Held-out programs of the parallel stream.
+
+    Args:
+        count: how many.
+        machine: the machine and its programs.
+        seed: 0…2⁶⁴ − 1.
+        piece: most programs of a piece; changes none of them.
+
+    Raises:
+        TypeError, ValueError: a wrong argument.
+    """
+    start = 0
+    for done in range(0, count, piece):
+        traces = generate(
+            min(piece, count - done), seed=seed, stream="parallel", split="test", start=start, **asdict(machine)
+        )
+        assert traces.next_start is not None
+        start = traces.next_start
+        yield traces
+
+
+def read_pieces(
+    paths: Sequence[Path],
+    machine: StreamOptions,
+    *,
+    acc: int = 0,
+    registers: Sequence[int] = (),
+    piece: int = PIECE,
+) -> Iterator[Traces]:
+    """Programs from files, in the order of the paths.
+
+    Args:
+        paths: assembly (an instruction a line; any ending but the following), `.bin` files (a released-style trace, or
+            machine code alone, which is no larger than the memory), folders of traces, `.parquet` files of traces.
+        machine: its sizes; of traces, those that they must have.
+        acc: ACC at the start of assembly and machine code.
+        registers: the registers at their start; none means zeros.
+        piece: most programs of a piece.
+
+    Raises:
+        ProgramError, TraceError: what a file is wrong with; a note names it.
+        ValueError: traces of another machine.
+        OSError: a file could not be read.
+    """
+    R, M = machine.num_registers, machine.memory_size
+    single: list[Trace] = []
+    for path in paths:
+        try:
+            if path.is_dir() or path.suffix == ".parquet":
+                if single:
+                    yield Traces.from_list(single)
+                    single = []
+                many = (
+                    read_folder_pieces(path, R, M, rows=piece)
+                    if path.is_dir()
+                    else read_parquet_pieces(path, rows=piece)
+                )
+                for traces in many:
+                    _check_machine(traces, R, M)
+                    if len(traces):
+                        yield traces
+                continue
+            if path.suffix == ".bin":
+                content = path.read_bytes()
+                is_code = len(content) <= M
+                one = run(content, acc, registers, R, M) if is_code else Trace.from_bytes(content, R, M)
+            else:
+                one = _run_assembly(path.read_text(encoding="utf-8"), acc, registers, R, M)
+        except ValueError as error:
+            if not any(str(path) in note for note in getattr(error, "__notes__", ())):
+                error.add_note(f"in {path}")
+            raise
+        single.append(one)
+        if len(single) == piece:
+            yield Traces.from_list(single)
+            single = []
+    if single:
+        yield Traces.from_list(single)
+
+
+def _check_machine(traces: Traces, R: int, M: int) -> None:
+    if (traces.num_registers, traces.memory_size) != (R, M):
+        raise ValueError(
+            f"expected traces of a machine of {R} registers and {M} bytes of memory, got {traces.num_registers} and "
+            f"{traces.memory_size}; give the machine's sizes"
+        )
+
+
+def _run_assembly(text: str, acc: int, registers: Sequence[int], R: int, M: int) -> Trace:
+    """Runs a program whose text may have empty lines; errors name the line of the text."""
+    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    try:
+        return run([line for _, line in lines], acc, registers, num_registers=R, memory_size=M)
+    except ProgramError as error:
+        if error.line is None or error.line > len(lines):
+            raise
+        message = str(error).removeprefix(f"line {error.line}: ")
+        raise ProgramError(message, lines[error.line - 1][0]) from error

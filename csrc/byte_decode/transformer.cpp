@@ -1,0 +1,156 @@
+#include "byte_decode/transformer.h"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "attention/cached_attention.h"
+#include "common/bf16.h"
+
+namespace bgpt {
+namespace {
+
+// Multiplications that are worth telling another thread of: some 3 us of one core's work.
+constexpr int64_t kPiece = int64_t{1} << 17;
+// An odd number of cache lines from row to row, so that the rows of a tile do not fall on one another in the cache.
+constexpr int64_t kLine = 32;
+
+int64_t padded(int64_t width) { return (width + kLine - 1) / kLine / 2 * 2 * kLine + kLine; }
+
+int64_t input_size(Precision precision) { return precision == Precision::float32 ? 4 : 2; }
+
+int64_t grain(int64_t count, int64_t work, const Team& team) {
+    const int64_t worth = kPiece / std::max<int64_t>(work, 1) + 1;
+    return std::max(worth, count / (team.size() * 4));
+}
+
+void check(const char* name, int64_t value, int64_t limit) {
+    if (value >= 0 && value < limit) return;
+    throw std::out_of_range(std::string("byte_decode: ") + name + ": expected 0 to " + std::to_string(limit - 1) +
+                            ", got " + std::to_string(value));
+}
+
+// Row t of `from` [T, D], normed, to the inputs of a next layer.
+void norm_rows(const Transformer& a, const Norm& norm, const float* from, unsigned char* to, int64_t to_row, int64_t T,
+               Team& team, Isa isa) {
+    team.for_each(T, grain(T, 4 * a.D, team), [&](int64_t begin, int64_t end) {
+        for (int64_t t = begin; t < end; ++t) {
+            norm_row({from + t * a.D, norm.weight.data(), norm.bias.data(), a.D, a.eps}, a.precision,
+                     to + t * to_row * input_size(a.precision), isa);
+        }
+    });
+}
+
+void attention(const Transformer& a, const CachedAttention& call, unsigned char* inputs, int64_t row, Team& team,
+               Isa isa) {
+    const int64_t d = call.d, size = input_size(a.precision);
+    team.for_each(call.H, grain(call.H, call.T * d, team), [&](int64_t begin, int64_t end) {
+        for (int64_t h = begin; h < end; ++h) put_head(call, h);
+    });
+    int64_t seen = 0;
+    for (int64_t t = 0; t < call.T; ++t) seen += call.positions[t] + 1;
+    // Heads outside, tokens inside: tokens of one sequence find its keys in the processor's cache.
+    team.for_each(call.H * call.T, grain(call.H * call.T, 4 * d * seen / call.T, team),
+                  [&](int64_t begin, int64_t end) {
+                      while (begin < end) {
+                          const int64_t h = begin / call.T, stop = std::min(end, (h + 1) * call.T);
+                          attend(call, h, begin - h * call.T, stop - h * call.T, isa);
+                          for (int64_t t = begin - h * call.T; t < stop - h * call.T; ++t) {
+                              to_inputs(call.y + t * a.D + h * d, d, a.precision, inputs + (t * row + h * d) * size);
+                          }
+                          begin = stop;
+                      }
+                  });
+}
+
+}  // namespace
+
+Layer::Layer(const LayerAddresses& from, int64_t D, int64_t F, Precision precision)
+    : ln_1(from.ln_1_weight, from.ln_1_bias, D),
+      ln_2(from.ln_2_weight, from.ln_2_bias, D),
+      attn(from.attn_weight, 3 * D, 1, from.attn_bias, D, 3 * D, precision),
+      attn_proj(from.attn_proj_weight, D, 1, from.attn_proj_bias, D, D, precision),
+      fc(from.fc_weight, F, 1, from.fc_bias, D, F, precision),
+      mlp_proj(from.mlp_proj_weight, D, 1, from.mlp_proj_bias, F, D, precision) {}
+
+void Transformer::finish(const float* ln_f_weight, const float* ln_f_bias, const float* from, int64_t count) {
+    ln_f = std::make_unique<Norm>(ln_f_weight, ln_f_bias, D);
+    wpe.assign(from, from + count * D);
+    positions = count;
+}
+
+int64_t Transformer::bytes() const {
+    int64_t total = 0;
+    for (const auto& layer : layers) {
+        total += layer->attn.bytes + layer->attn_proj.bytes + layer->fc.bytes + layer->mlp_proj.bytes;
+    }
+    return total;
+}
+
+Cache::Cache(const Transformer& transformer, int64_t slots, int64_t length) : B(slots), L(length) {
+    for (size_t i = 0; i < transformer.layers.size(); ++i) {
+        const int64_t bytes = B * L * transformer.D * input_size(transformer.precision);
+        keys.push_back(aligned<unsigned char>(bytes));
+        values.push_back(aligned<unsigned char>(bytes));
+    }
+}
+
+Workspace::Workspace(const Transformer& transformer, int64_t count)
+    : rows(count),
+      input_row(padded(transformer.D)),
+      hidden_row(padded(transformer.F)),
+      x(aligned<float>(rows * transformer.D)),
+      qkv(aligned<float>(rows * 3 * transformer.D)),
+      attended(aligned<float>(rows * transformer.D)),
+      inputs(aligned<unsigned char>(rows * input_row * 4)),
+      hidden(aligned<unsigned char>(rows * hidden_row * 4)) {
+    // The link that makes an odd width even stays 0.
+    std::memset(inputs.get(), 0, rows * input_row * 4);
+    std::memset(hidden.get(), 0, rows * hidden_row * 4);
+}
+
+void linear(const PackedCall& call, Team& team, Isa isa) {
+    const int64_t panels = call.linear->panels;
+    team.for_each(panels, grain(panels, call.M * call.linear->K * kPanel, team),
+                  [&](int64_t begin, int64_t end) { packed_linear(call, begin, end, isa); });
+}
+
+void run_layers(const Transformer& a, Cache& cache, Workspace& w, const int64_t* slots, const int64_t* positions,
+                int64_t T, Team& team, Isa isa) {
+    for (int64_t t = 0; t < T; ++t) {
+        check("slots", slots[t], cache.B);
+        check("positions", positions[t], std::min(cache.L, a.positions));
+        const float* position = a.wpe.data() + positions[t] * a.D;
+        for (int64_t i = 0; i < a.D; ++i) w.x[t * a.D + i] += position[i];
+    }
+    for (size_t i = 0; i < a.layers.size(); ++i) {
+        const Layer& layer = *a.layers[i];
+        norm_rows(a, layer.ln_1, w.x.get(), w.inputs.get(), w.input_row, T, team, isa);
+        linear({&layer.attn, w.inputs.get(), w.input_row, T, w.qkv.get(), 3 * a.D, Finish::store}, team, isa);
+        attention(a,
+                  {w.qkv.get(), cache.keys[i].get(), cache.values[i].get(), slots, positions, w.attended.get(), T, a.H,
+                   a.D / a.H, cache.L, cache.B, a.precision != Precision::float32},
+                  w.inputs.get(), w.input_row, team, isa);
+        linear({&layer.attn_proj, w.inputs.get(), w.input_row, T, w.x.get(), a.D, Finish::add}, team, isa);
+        norm_rows(a, layer.ln_2, w.x.get(), w.inputs.get(), w.input_row, T, team, isa);
+        linear({&layer.fc, w.inputs.get(), w.input_row, T, w.hidden.get(), w.hidden_row, Finish::gelu}, team, isa);
+        linear({&layer.mlp_proj, w.hidden.get(), w.hidden_row, T, w.x.get(), a.D, Finish::add}, team, isa);
+    }
+    norm_rows(a, *a.ln_f, w.x.get(), w.inputs.get(), w.input_row, T, team, isa);
+}
+
+void features(const Transformer& a, Cache& cache, Workspace& w, const float* x, const int64_t* slots,
+              const int64_t* positions, int64_t T, float* y, Team& team, Isa isa) {
+    for (int64_t t = 0; t < T; t += w.rows) {
+        const int64_t count = std::min(w.rows, T - t);
+        std::copy_n(x + t * a.D, count * a.D, w.x.get());
+        run_layers(a, cache, w, slots + t, positions + t, count, team, isa);
+        for (int64_t i = 0; i < count; ++i) {
+            norm_row({w.x.get() + i * a.D, a.ln_f->weight.data(), a.ln_f->bias.data(), a.D, a.eps}, Precision::float32,
+                     y + (t + i) * a.D, isa);
+        }
+    }
+}
+
+}  // namespace bgpt

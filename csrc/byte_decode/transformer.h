@@ -1,0 +1,81 @@
+// A GPT-2 for inference: layers over caches of keys and values, their weights packed once, every token's bits the same
+// in any company. Letters: T tokens, D width, H heads, d = D / H, F hidden width, L positions a slot, B slots.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "common/cpu.h"
+#include "common/team.h"
+#include "linear/packed_linear.h"
+
+namespace bgpt {
+
+struct Norm {
+    Norm(const float* weight, const float* bias, int64_t width)
+        : weight(weight, weight + width), bias(bias, bias + width) {}
+    std::vector<float> weight, bias;
+};
+
+// Where a layer's parameters lie, fp32 and contiguous, weights [in, out]; they are copied.
+struct LayerAddresses {
+    const float *ln_1_weight, *ln_1_bias, *attn_weight, *attn_bias, *attn_proj_weight, *attn_proj_bias;
+    const float *ln_2_weight, *ln_2_bias, *fc_weight, *fc_bias, *mlp_proj_weight, *mlp_proj_bias;
+};
+
+struct Layer {
+    Layer(const LayerAddresses& from, int64_t D, int64_t F, Precision precision);
+    Norm ln_1, ln_2;
+    PackedLinear attn, attn_proj, fc, mlp_proj;
+};
+
+struct Transformer {
+    Transformer(int64_t D, int64_t H, int64_t F, float eps, Precision precision)
+        : D(D), H(H), F(F), eps(eps), precision(precision) {}
+    void add_layer(const LayerAddresses& from) { layers.push_back(std::make_unique<Layer>(from, D, F, precision)); }
+    // The last norm and the position embeddings [positions, D].
+    void finish(const float* ln_f_weight, const float* ln_f_bias, const float* wpe, int64_t positions);
+    int64_t bytes() const;  // of the packed weights
+
+    int64_t D, H, F;
+    float eps;
+    Precision precision;
+    std::vector<std::unique_ptr<Layer>> layers;
+    std::unique_ptr<Norm> ln_f;
+    std::vector<float> wpe;
+    int64_t positions = 0;
+};
+
+// Keys and values of all layers, uninitialised: a slot's memory is touched when its positions are.
+struct Cache {
+    Cache(const Transformer& transformer, int64_t B, int64_t L);
+    int64_t B, L;
+    // A layer each: [B, H, d, L] and [B, H, L, d], in fp32, or in bf16 where the linear layers have fewer bits.
+    std::vector<Aligned<unsigned char>> keys, values;
+};
+
+// Room for the activations of up to `rows` tokens.
+struct Workspace {
+    Workspace(const Transformer& transformer, int64_t rows);
+    int64_t rows;
+    int64_t input_row, hidden_row;          // elements from one token's inputs to the next, padding included
+    Aligned<float> x, qkv, attended;        // [rows, D], [rows, 3 D], [rows, D]
+    Aligned<unsigned char> inputs, hidden;  // of linear layers: [rows, input_row], [rows, hidden_row]
+};
+
+// Runs T <= workspace.rows tokens, embeddings in workspace.x [T, D] without their positions, through all layers and the
+// last norm. Their keys and values enter the cache at (slots, positions) [T], each appearing once, and each token sees
+// its slot's positions up to its own. The result is left in workspace.inputs, as the inputs of a linear layer.
+// Throws std::out_of_range for a slot or position outside the cache or the position embeddings.
+void run_layers(const Transformer& transformer, Cache& cache, Workspace& workspace, const int64_t* slots,
+                const int64_t* positions, int64_t T, Team& team, Isa isa);
+
+// The same for any T, by chunks: x [T, D] to features y [T, D], fp32.
+void features(const Transformer& transformer, Cache& cache, Workspace& workspace, const float* x, const int64_t* slots,
+              const int64_t* positions, int64_t T, float* y, Team& team, Isa isa);
+
+// All panels of a linear layer, on the team.
+void linear(const PackedCall& call, Team& team, Isa isa);
+
+}  // namespace bgpt

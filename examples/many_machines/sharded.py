@@ -1,0 +1,112 @@
+"""Continues files on many processes: each takes every W-th prompt, writes its part, and the first one merges the parts.
+
+    torchrun --nproc-per-node 2 examples/many_machines/sharded.py prompts/*.bin \\
+        --checkpoint examples/cpu_states/checkpoint --output generated
+
+On several machines give torchrun its --nnodes and --rdzv-endpoint, and an --output that all of them see. A file's
+bytes depend on its prompt and its place in the list alone, so any number of processes makes the same files. Killed and
+started again with the same number, it makes only what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+
+from bgpt_fast import BGPT, Generator, Prompt
+from bgpt_fast.cli.outputs import OutputFolder, Wanted, make_files
+from bgpt_fast.documents import extension_of
+from bgpt_fast.files import write_json
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("prompts", type=Path, nargs="+", help="files to continue, the same list on every process")
+    parser.add_argument("--checkpoint", required=True, help="a folder of weights, a .safetensors or .pth file")
+    parser.add_argument("--output", type=Path, required=True, help="a new folder, or one that this command began")
+    parser.add_argument("--max-new-bytes", type=int)
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--timeout-minutes", type=float, default=600, help="how long to wait for the slowest process")
+    options = parser.parse_args()
+    if (options.output / "report.json").exists():
+        print(f"{options.output}/report.json is there: all is done", file=sys.stderr)
+        return 0
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size > 1:
+        distributed.init_process_group("gloo", timeout=timedelta(minutes=options.timeout_minutes))
+    try:
+        write_part(options, rank, world_size)
+        if world_size > 1:
+            distributed.barrier()  # a process that failed never comes, and torchrun then ends them all
+        if rank == 0:
+            merge(options.output, world_size, len(options.prompts))
+        if world_size > 1:
+            distributed.barrier()
+    finally:
+        if world_size > 1:
+            distributed.destroy_process_group()
+    return 0
+
+
+def part_folder(output: Path, rank: int, world_size: int) -> Path:
+    return output / "parts" / f"{rank:05d}-of-{world_size:05d}"
+
+
+def write_part(options: argparse.Namespace, rank: int, world_size: int) -> None:
+    """Makes every `world_size`-th file."""
+    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    generator = Generator(BGPT.from_pretrained(options.checkpoint, device=device, dtype=torch.float32))
+    wanted = []
+    for index in range(rank, len(options.prompts), world_size):
+        path = options.prompts[index]
+        extension = extension_of(path)
+        # The place in the whole list is the file's random stream: who makes it changes nothing.
+        prompt = Prompt(extension, path.read_bytes(), index)
+        wanted.append(Wanted(f"{index:07d}.{extension}" if extension else f"{index:07d}", prompt, str(path)))
+    plan = {name: str(value) for name, value in vars(options).items() if name not in ("output", "timeout_minutes")}
+    folder = OutputFolder(part_folder(options.output, rank, world_size), plan, "a part")
+    sampling = {"temperature": options.temperature, "seed": options.seed}
+    make_files(generator, wanted, folder, f"process {rank}", sampling, max_new_bytes=options.max_new_bytes)
+    write_json(folder.path / "part.json", [folder.records[file.name] for file in wanted])
+
+
+def merge(output: Path, world_size: int, expected: int) -> None:
+    """Moves all parts' files into the output folder, then writes report.json, which says that all is there.
+
+    Raises:
+        RuntimeError: a part is missing or short; nothing is moved.
+    """
+    records: list[dict[str, Any]] = []
+    places = {}
+    for rank in range(world_size):
+        part = part_folder(output, rank, world_size)
+        try:
+            own = json.loads((part / "part.json").read_text())
+        except FileNotFoundError:
+            raise RuntimeError(f"expected the part of process {rank} in {part}; do all machines see it?") from None
+        records += own
+        places.update({record["path"]: part / record["path"] for record in own})
+    if len(places) != expected:
+        raise RuntimeError(f"expected {expected} files from {world_size} processes, got {len(places)}")
+    for name, path in places.items():
+        if path.exists():  # or moved by a merge that was killed
+            os.replace(path, output / name)
+    finished = sum(record["finished"] for record in records)
+    report = {"processes": world_size, "finished": finished, "files": sorted(records, key=lambda one: one["path"])}
+    write_json(output / "report.json", report)
+    shutil.rmtree(output / "parts")
+    print(f"{len(records)} files in {output}/ by {world_size} processes, {finished} of them ended by the model")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

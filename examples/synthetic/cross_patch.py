@@ -1,0 +1,136 @@
+"""A value is needed k patches later, k = 1 … 256: what the patch-level decoder carries, and how far.
+
+recall: four patches of one letter, k - 1 patches of nothing, four of the letter again; one model for all k, and the
+extension says which.
+delay: k random letters, then 16 that are those of k patches before: the model must find each by its distance.
+A patch holds one letter and zeros. A model that does not reach back pays 4 bits for each letter that it should know.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+import sys
+from collections.abc import Callable
+
+from made_documents import PAPER, SMALL, Experiment, Rule, full_training, main, training
+
+from bgpt_fast.tasks.evaluation import FileReport
+
+LETTERS = b"ABCDEFGHIJKLMNOP"
+BITS = math.log2(len(LETTERS))
+DISTANCES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+COPIED = 16
+BLOCK = 4
+PATCH = 4
+
+
+def recall(patch_size: int) -> Rule:
+    """A letter in four patches, k - 1 patches of nothing, the letter in four again; the extension says k.
+
+    Four and not one, since copying from patch to patch is learned first, and from far away only then.
+    """
+
+    def make(stream: random.Random) -> tuple[str, bytes]:
+        k = stream.choice(DISTANCES)
+        block = bytes([stream.choice(LETTERS)]).ljust(patch_size, b"\0") * BLOCK
+        return f"k{k}", block + bytes(patch_size) * (k - 1) + block
+
+    return Rule(make, lambda content: BITS)
+
+
+def recalled_at_each_distance(report: FileReport) -> dict[str, float]:
+    """The share of the letter that comes through, of each k, and the least of them."""
+    letters = dict.fromkeys(report.by_extension, 0)
+    for file in report.files:
+        letters[file.extension] += 1
+    shares = {
+        extension: 1 - (scores.nats / math.log(2) / letters[extension] - BITS) / BITS
+        for extension, scores in report.by_extension.items()
+    }
+    ordered = {f"recalled_share_{name}": shares[name] for name in sorted(shares, key=lambda name: int(name[1:]))}
+    return {**ordered, "least_recalled_share": min(shares.values())}
+
+
+def delay_line(k: int, patch_size: int) -> Rule:
+    """k random letters, then 16 that are those of k patches before; a letter a patch."""
+
+    def make(stream: random.Random) -> tuple[str, bytes]:
+        letters = [stream.choice(LETTERS) for _ in range(k)]
+        for _ in range(COPIED):
+            letters.append(letters[-k])
+        return f"k{k}", b"".join(bytes([letter]).ljust(patch_size, b"\0") for letter in letters)
+
+    return Rule(make, lambda content: k * BITS)
+
+
+def recalled_behind(k: int, patch_size: int) -> Callable[[FileReport], dict[str, float]]:
+    """A function of the report: the share of the letters that came through k patches."""
+
+    def measure(report: FileReport) -> dict[str, float]:
+        late = report.by_patch[k:]
+        bits = sum(scores.per_position * patch_size for scores in late) / len(late)
+        return {"least_recalled_share": 1 - bits / BITS}
+
+    return measure
+
+
+def experiments() -> dict[str, Experiment]:
+    """Of CPU size."""
+    small = dataclasses.replace(SMALL, patch_size=PATCH, patch_length=DISTANCES[-1] + 2 * BLOCK + 1)
+    made = {
+        f"delay_{k}": Experiment(
+            delay_line(k, PATCH),
+            dataclasses.replace(SMALL, patch_size=PATCH, patch_length=k + COPIED + 2),
+            16,
+            training(steps),
+            most_excess=0.01,
+            measure=recalled_behind(k, PATCH),
+            least={"least_recalled_share": 0.99},
+        )
+        for k, steps in ((1, 200), (4, 200), (16, 300))
+    }
+    made["recall"] = Experiment(
+        recall(PATCH),
+        small,
+        18,
+        training(400, learning_rate=5e-3),
+        most_excess=0.01,
+        held_out=300,
+        measure=recalled_at_each_distance,
+        least={"least_recalled_share": 0.95},
+    )
+    return made
+
+
+def full_experiments() -> dict[str, Experiment]:
+    """With the paper's model."""
+    S = PAPER.patch_size
+    made = {
+        f"delay_{k}": Experiment(
+            delay_line(k, S),
+            PAPER,
+            64,
+            full_training(3000),
+            most_excess=0.001,
+            measure=recalled_behind(k, S),
+            least={"least_recalled_share": 0.99},
+        )
+        for k in (1, 4, 16, 64, 256)
+    }
+    made["recall"] = Experiment(
+        recall(S),
+        PAPER,
+        128,
+        full_training(2000),
+        most_excess=0.001,
+        held_out=1000,
+        measure=recalled_at_each_distance,
+        least={"least_recalled_share": 0.95},
+    )
+    return made
+
+
+if __name__ == "__main__":
+    sys.exit(main(__file__, __doc__, experiments(), full_experiments()))

@@ -1,0 +1,89 @@
+"""`bgpt-fast evaluate` on files and on generated files."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from bgpt_fast import BGPT, BGPTConfig
+from bgpt_fast.cli.main import main
+from bgpt_fast.tasks.evaluation import evaluate_files
+
+CONFIG = BGPTConfig(patch_size=8, patch_length=16, hidden_size=16, patch_num_layers=1, byte_num_layers=1, num_heads=2)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    BGPT(CONFIG).save_pretrained(tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    stream = random.Random(0)
+    (tmp_path / "data").mkdir()
+    for number in range(25):
+        (tmp_path / f"data/{number}.e{number}").write_bytes(stream.randbytes(20 + 10 * number))
+    return tmp_path / "data"
+
+
+def test_files(checkpoint: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["evaluate", "--checkpoint", str(checkpoint), str(data), "--output", str(tmp_path / "out.json")]
+    assert main([*words, "--plots", str(tmp_path / "plots")]) == 0
+    shown = capsys.readouterr().out
+    for text in (
+        "bits per byte: all bits over real bytes",
+        "patch level",
+        "byte level",
+        "xz",
+        "and 5 more",
+        "patches 9–15",
+    ):
+        assert text in shown
+    found = json.loads((tmp_path / "out.json").read_text())
+    report = evaluate_files(BGPT.from_pretrained(checkpoint), data, seed=1)
+    assert found["bits_per_byte"] == report.total.per_byte
+    assert found["intervals"]["bits_per_byte"] == list(report.intervals["bits_per_byte"] or ())
+    assert found["cut_to_fit"] == report.documents_cut > 0
+    assert len(list((tmp_path / "plots").iterdir())) == 5
+    assert main([*words, "--plots", str(tmp_path / "plots")]) == 1
+    assert "expected a new or empty folder for plots" in capsys.readouterr().err
+    assert main([*words, "--json", "--no-baselines"]) == 0
+    assert json.loads(capsys.readouterr().out)["baselines_bits_per_byte"] == {}
+
+
+def test_generated_files(checkpoint: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = tmp_path / "made"
+    made.mkdir()
+    for number in range(4):
+        (made / f"{number}.txt").write_bytes(b"la" * 100)
+    assert main(["evaluate", "--generated", str(made)]) == 0
+    assert "sign of mode collapse: 100% of the files are loops" in capsys.readouterr().out
+    assert main(["evaluate", str(data), "--generated", str(made), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert "bits_per_byte" not in found
+    assert found["generated"]["copies"] == 0.75
+    assert found["generated"]["real"]["copies"] == 0
+    assert any("distinct" in sign for sign in found["generated"]["signs_of_collapse"])
+    assert main(["evaluate", str(data), "--generated", str(data), "--checkpoint", str(checkpoint)]) == 0
+    shown = capsys.readouterr().out
+    assert "no sign of mode collapse" in shown
+    assert "which decoder is at fault" in shown
+
+
+def test_wrong_words_are_named(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "none").mkdir()
+    for words, message in (
+        ([str(data)], "--checkpoint: expected a model's weights, got none"),
+        ([], "--checkpoint: expected a model's weights, got none"),
+        (["--generated", str(tmp_path / "none")], "expected files with something in them, got none"),
+        (["--plots", str(tmp_path / "plots")], "--plots: expected files to evaluate, got none"),
+        (["--programs", "0"], "--programs: expected at least 1, got 0"),
+    ):
+        assert main(["evaluate", *words]) == 1
+        assert message in capsys.readouterr().err

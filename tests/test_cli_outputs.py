@@ -1,0 +1,217 @@
+"""`bgpt-fast generate` and `convert`: files complete or absent, made once, never over others, and all of it told."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bgpt_fast import BGPT, BGPTConfig, Generator, Prompt
+from bgpt_fast.cli.main import main
+from bgpt_fast.cli.outputs import JOURNAL, OutputFolder
+from bgpt_fast.data import PairSource
+
+CONFIG = BGPTConfig(patch_size=8, patch_length=8, hidden_size=16, patch_num_layers=1, byte_num_layers=1, num_heads=2)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A random model that ends about half of its files."""
+    torch.manual_seed(3)
+    model = BGPT(CONFIG)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(5)
+        base = model.byte_level_decoder.base.transformer
+        base.ln_f.bias += 2 * base.wte.weight[256] / base.wte.weight[256].square().sum()
+    model.save_pretrained(tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+def report(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "report.json").read_text())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {
+        str(path.relative_to(folder)): path.read_bytes() for path in files if path.name not in (JOURNAL, "report.json")
+    }
+
+
+def test_generate_goes_on_where_it_was_stopped(
+    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "start").write_bytes(b"RIFF")
+    out = tmp_path / "out"
+    words = ["generate", "--checkpoint", str(checkpoint), "--ext", "wav", "--count", "12", "--seed", "4"]
+    words += ["--prompt", str(tmp_path / "start"), "--output", str(out)]
+    assert main(words) == 0
+    told = report(out)
+    whole = contents(out)
+    assert list(whole) == [f"{index:05d}.wav" for index in range(12)]
+    assert (told["made_now"], told["there_already"]) == (12, 0)
+    assert told["ended_by"]["model"] + told["ended_by"]["context"] == 12
+    assert min(told["ended_by"].values()) > 0
+    for file in told["files"]:
+        assert file["finished"] == (file["ended_by"] == "model")
+        assert file["bytes"] == len(whole[file["path"]]) == file["new_bytes"] + 4
+        assert file["source"].endswith("start")
+    assert "12 files made" in " ".join(capsys.readouterr().out.split())
+
+    # What a kill leaves: a file without its line, a line cut in the middle, a file that is gone.
+    lines = (out / JOURNAL).read_bytes().splitlines(keepends=True)
+    (out / JOURNAL).write_bytes(b"".join(lines[:9]) + lines[9][:7])
+    (out / "00003.wav").unlink()
+    (out / ".00004.wav.0123456789abcdef.part").write_bytes(b"RIF")
+    assert main([*words, "--max-batch", "2", "--max-memory-mb", "50"]) == 0
+    assert contents(out) == whole
+    assert report(out)["made_now"] in (4, 5), "12 less 8 in the journal, and the one that is gone if it was among them"
+    assert "were there already and were not made again" in " ".join(capsys.readouterr().out.split())
+    assert main(words) == 0
+    assert report(out)["made_now"] == 0
+
+
+def test_other_files_are_never_replaced_without_a_flag(
+    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ["generate", "--checkpoint", str(checkpoint), "--count", "2", "--output", str(out)]
+    assert main([*words, "--seed", "1"]) == 0
+    first = contents(out)
+    assert main([*words, "--seed", "2"]) == 1
+    assert "this one was made by other options" in capsys.readouterr().err
+    assert contents(out) == first
+    (out / JOURNAL).write_bytes((out / JOURNAL).read_bytes().splitlines(keepends=True)[0])
+    (out / "00001.bin").write_bytes(b"mine")
+    assert main([*words, "--seed", "1"]) == 1
+    assert "00001.bin: another file is there" in capsys.readouterr().err
+    assert (out / "00001.bin").read_bytes() == b"mine"
+    assert main([*words, "--seed", "2", "--overwrite"]) == 0
+    assert contents(out) != first
+    assert not list(out.glob(".*"))
+
+
+def test_a_failed_write_leaves_no_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = OutputFolder(tmp_path / "out", {"a": (1, 2)}, "files")
+
+    def full(*_: object) -> None:
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="disk full"):
+            folder.add("x/y.bin", b"abc", {"bytes": 3}, write=True)
+    assert not folder.has("x/y.bin")
+    assert list((tmp_path / "out/x").iterdir()) == []
+    folder.add("x/y.bin", b"abc", {"bytes": 3}, write=True)
+    assert OutputFolder(tmp_path / "out", {"a": (1, 2)}, "files").has("x/y.bin")
+
+
+def test_wrong_generate_options_are_named(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "long.txt").write_bytes(bytes(56))
+    words = ["generate", "--checkpoint", str(checkpoint), "--output", str(tmp_path / "out")]
+    for more, message in (
+        ([str(tmp_path / "long.txt")], "long.txt: expected a prompt of fewer than 56 bytes"),
+        (["--count", "0"], "--count: expected at least 1"),
+        (["--max-new-bytes", "-1"], "max_new_bytes: expected at least 0"),
+        (["--top-p", "0"], "top_p: expected a number over 0"),
+        (["--max-memory-mb", "0"], "max_memory: expected at least 1"),
+    ):
+        assert main([*words, *more]) == 1
+        assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def tunes(tmp_path: Path) -> Path:
+    folder = tmp_path / "tunes"
+    (folder / "below").mkdir(parents=True)
+    for index in range(6):
+        (folder / f"{index}.abc").write_bytes(b"X:%d" % index)
+    (folder / "below/odd[red].abc").write_bytes(b"K:G\nabc")
+    (folder / "0.mid").write_bytes(b"MThd")
+    (folder / "long.abc").write_bytes(bytes(48))
+    (folder / "empty.abc").write_bytes(b"")
+    return folder
+
+
+def test_convert_is_the_generation_behind_the_source(
+    tmp_path: Path, checkpoint: Path, tunes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ["convert", str(tunes), "--to", "mid", "--checkpoint", str(checkpoint), "--output", str(out)]
+    assert main([*words, "--keep-cut"]) == 0
+    told = report(out)
+    made = contents(out)
+    assert sorted(made) == sorted([*(f"{index}.mid" for index in range(6)), "below/odd[red].mid"])
+    reasons = {os.path.basename(item["source"]): item["reason"] for item in told["skipped"]}
+    assert reasons["empty.abc"] == "empty"
+    assert reasons["long.abc"] == "over the context: 8 patches with the target's extension, and the context holds 8"
+    assert "2 sources skipped" in " ".join(capsys.readouterr().out.split())
+    model = BGPT.from_pretrained(checkpoint, dtype=torch.float32)
+    for name, content in made.items():
+        source = (tunes / name).with_suffix(".abc").read_bytes()
+        [alone] = Generator(model).generate([Prompt("mid", source=("abc", source))])
+        assert alone.data == content
+        assert len(content) <= (CONFIG.patch_length - 1 - 1 - -(-len(source) // 8)) * 8
+    assert len(set(made.values())) > 1, "it reads its source"
+
+
+@pytest.mark.parametrize("source", [b"a", b"K:G\nabc|", b"seventeen bytes!!"])
+def test_a_conversion_sees_what_a_pair_showed_in_training(tmp_path: Path, checkpoint: Path, source: bytes) -> None:
+    """Each byte is the likeliest, teacher-forced on the document that `PairSource` makes of source and result."""
+    model = BGPT.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    [made] = Generator(model).generate([Prompt("mid", source=("abc", source))], max_new_bytes=16)
+    (tmp_path / "pair").mkdir()
+    (tmp_path / "pair/x.abc").write_bytes(source)
+    (tmp_path / "pair/x.mid").write_bytes(made.data[:-1] or b"x")
+    pairs = PairSource(tmp_path / "pair", "abc->mid", CONFIG, 64, split="eval", eval_share=1.0)
+    [batch] = list(pairs.one_pass())
+    before = 2 - -len(source) // CONFIG.patch_size
+    with torch.no_grad():
+        # The first target is patch 1: what follows the source's patches and the target's extension is the target.
+        likeliest = model.logits(batch).argmax(-1)[before - 1 :].flatten().tolist()
+    assert bytes(likeliest[: len(made.data)]) == made.data
+    assert len(made.data) > 3
+
+
+def test_convert_leaves_cut_files_out_and_goes_on(
+    tmp_path: Path, checkpoint: Path, tunes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ["convert", str(tunes), "--to", "mid", "--checkpoint", str(checkpoint), "--output", str(out)]
+    words += ["--temperature", "1", "--seed", "2", "--max-new-bytes", "20"]
+    assert main(words) == 0
+    told = report(out)
+    assert 0 < told["left_out"] < 7
+    assert {file["path"] for file in told["files"] if file["finished"]} == set(contents(out))
+    assert "cut ones left out" in " ".join(capsys.readouterr().out.split())
+    before = contents(out)
+    (tunes / "new.abc").write_bytes(b"new")
+    assert main([*words, "--max-batch", "1"]) == 0
+    assert report(out)["there_already"] == len(before)
+    assert report(out)["made_now"] + report(out)["left_out"] == 8 - len(before)
+    assert before.items() <= contents(out).items()
+
+
+def test_wrong_convert_options_are_named(
+    tmp_path: Path, checkpoint: Path, tunes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["convert", "--checkpoint", str(checkpoint), "--output", str(tmp_path / "out"), "--to"]
+    (tunes / "0.txt").write_bytes(b"x")
+    for more, code, message in (
+        (["mid", str(tunes)], 1, "would both become '0.mid'"),
+        (["mid", str(tunes), "--from", "abc", "--overlong", "error"], 1, "long.abc: over the context: 8 patches"),
+        (["mid", str(tunes), "--from", "wav"], 1, "expected at least one file to convert, got none"),
+        (["../x", str(tunes)], 1, "--to: expected an extension"),
+        (["", str(tunes)], 1, "--to: expected an extension"),
+        (["mid", str(tmp_path / "nowhere")], 1, "give files and folders that exist"),
+        (["mid"], 1, "expected at least one file to convert, got none"),
+    ):
+        assert main([*words, *more]) == code
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,176 @@
+"""Scores have the bits of generation: at once or byte by byte, alone or in company."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bgpt_fast import BGPT, BGPTConfig, Generator, PackedPatches, Prompt
+from bgpt_fast.generation import scoring
+from bgpt_fast.generation.packed import Decoded, PackedByteDecoder
+from bgpt_fast.generation.sampling import Sampling, choose
+from bgpt_fast.generation.scoring import ByteStreams, context_bytes, score, score_files
+
+CONFIG = BGPTConfig(patch_size=4, patch_length=10, hidden_size=32, patch_num_layers=2, byte_num_layers=2, num_heads=4)
+ROOM = 36
+Documents = list[tuple[str, bytes]]
+
+
+@pytest.fixture(scope="module")
+def model() -> BGPT:
+    """Large weights: its probabilities depend on all that it sees."""
+    torch.manual_seed(0)
+    made = BGPT(CONFIG).eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.mul_(5)
+    return made
+
+
+def random_documents(count: int, seed: int = 0) -> Documents:
+    stream = random.Random(seed)
+    sizes = [0, 1, 3, 4, 5, ROOM - 1, ROOM, *(stream.randrange(ROOM + 1) for _ in range(count))][:count]
+    return [(stream.choice(["bin", "txt", "", "a_long_one"]), stream.randbytes(size)) for size in sizes]
+
+
+def byte_by_byte(model: BGPT, documents: Documents) -> list[Tensor]:
+    streams = ByteStreams(model, [extension for extension, _ in documents])
+    found: list[list[Tensor]] = [[] for _ in documents]
+    for place in range(ROOM):
+        rows = [row for row, (_, content) in enumerate(documents) if place <= len(content)]
+        for row, logits in zip(rows, streams.logits(rows) if rows else (), strict=True):
+            found[row].append(logits)
+        going = [row for row in rows if place < len(documents[row][1])]
+        streams.append(going, [documents[row][1][place] for row in going])
+    assert [streams.content(row) for row in range(len(streams))] == [content for _, content in documents]
+    return [torch.stack(rows) for rows in found]
+
+
+def equal(left: list[Tensor], right: list[Tensor]) -> bool:
+    return len(left) == len(right) and all(torch.equal(one, two) for one, two in zip(left, right, strict=True))
+
+
+def test_at_once_and_byte_by_byte_alone_and_in_company_have_the_same_bits(model: BGPT) -> None:
+    documents = random_documents(24)
+    together = list(score(model, documents, max_batch=24))
+    assert [len(rows) for rows in together] == [min(len(content) + 1, ROOM) for _, content in documents]
+    for batch in (1, 2, 7):
+        assert equal(together, list(score(model, documents, max_batch=batch)))
+    assert equal(together, byte_by_byte(model, documents))
+    assert equal(together[:9], [byte_by_byte(model, [document])[0] for document in documents[:9]])
+    assert not equal(together, [rows.nextafter(rows.new_tensor(9.0)) for rows in together]), "the last bit counts"
+
+
+def test_sampled_generation_draws_from_these_very_numbers(model: BGPT) -> None:
+    """Whatever path the engine takes, its draws are those that the scores of its own output give."""
+    prompts = [
+        Prompt(extension, content[:9], index) for index, (extension, content) in enumerate(random_documents(20, 1))
+    ]
+    options = {"temperature": 1.3, "top_p": 0.97, "seed": 5}
+    files = Generator(model, max_batch=8).generate(prompts, **options)
+    documents = [(prompt.extension, file.data) for prompt, file in zip(prompts, files, strict=True)]
+    for prompt, file, rows in zip(prompts, files, score(model, documents), strict=True):
+        start = file.prompt_bytes
+        expected = [*file.new_bytes, 256] if file.finished else [*file.new_bytes]
+        stop = start + len(expected)
+        drawn = choose(rows[start:stop], Sampling(**options), [prompt.index] * len(expected), range(start, stop))
+        assert drawn == expected
+
+
+def test_the_bits_are_those_that_generation_computed(model: BGPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[tuple[int, int], Tensor] = {}
+    decode = PackedByteDecoder.decode
+
+    def recording(self: PackedByteDecoder, *tensors: Tensor, **options: Any) -> Decoded:
+        decoded = decode(self, *tensors, **options, return_logits=True)
+        assert decoded.logits is not None
+        for index, start, logits in zip(tensors[3].tolist(), tensors[4].tolist(), decoded.logits, strict=True):
+            for place, row in enumerate(logits):
+                if not bool(row.isnan().any()):
+                    seen[index, start + place] = row
+        return decoded
+
+    prompts = [Prompt(extension, content[:9], index) for index, (extension, content) in enumerate(random_documents(9))]
+    with monkeypatch.context() as patch:
+        patch.setattr(PackedByteDecoder, "decode", recording)
+        files = Generator(model, max_batch=4).generate(prompts, temperature=1.0)
+    documents = [(prompt.extension, file.data) for prompt, file in zip(prompts, files, strict=True)]
+    scored = list(score(model, documents))
+    assert len(seen) >= sum(len(file.new_bytes) for file in files) > 100
+    for (index, place), row in seen.items():
+        if place < len(scored[index]):
+            assert torch.equal(scored[index][place], row)
+    assert any(not torch.equal(scored[index][place - 1], row) for (index, place), row in seen.items() if place)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_every_precision_has_its_own_bits(model: BGPT, precision: str) -> None:
+    documents = random_documents(9, 3)
+    rough = list(score(model, documents, precision=precision))
+    streams = ByteStreams(model, [documents[8][0]], precision=precision)
+    assert torch.equal(streams.logits([0])[0], rough[8][0])
+    assert not equal(rough, list(score(model, documents)))
+
+
+def test_the_way_of_a_gpu_agrees(model: BGPT) -> None:
+    documents = random_documents(9, 4)
+    decoders = scoring._Decoders(model, None)
+    decoders._packed = None
+    for rows, expected in zip(scoring._score(decoders, documents, 4), score(model, documents), strict=True):
+        torch.testing.assert_close(rows, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_against_the_model_itself(model: BGPT) -> None:
+    documents = random_documents(12, 2)
+    for document, rows in zip(documents, score(model, documents), strict=True):
+        with torch.no_grad():
+            packed = PackedPatches.from_bytes([document], CONFIG, end_of_file=len(document[1]) < ROOM)
+            expected = model.logits(packed).flatten(0, 1)[: len(rows)]
+        torch.testing.assert_close(rows, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_files(model: BGPT, tmp_path: Path) -> None:
+    contents = {"a.txt": b"hello there", "b.bin": b"", "c": bytes(ROOM), "d.bin": bytes(range(100))}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    paths = [tmp_path / name for name in contents]
+    with pytest.raises(ValueError, match=r"d\.bin': expected at most 36 bytes.* got 100"):
+        score_files(model, paths)
+    found = score_files(model, paths, overlong="head", max_batch=3)
+    assert [file.num_bytes for file in found] == [11, 0, 36, 36]
+    assert [file.is_cut for file in found] == [False, False, False, True]
+    assert found[1].bits_per_byte != found[1].bits_per_byte
+    packed = PackedPatches.from_bytes([("txt", b"hello there")], CONFIG)
+    with torch.no_grad():
+        nats = -model.logits(packed).flatten(0, 1)[:12].double().log_softmax(1)
+    assert found[0].nats == pytest.approx(float(nats[range(12), [*b"hello there", 256]].sum()), rel=1e-5)
+    assert found == [score_files(model, [path], overlong="head")[0] for path in paths]
+
+
+def test_wrong_arguments_are_named(model: BGPT) -> None:
+    assert context_bytes(CONFIG) == ROOM
+    with pytest.raises(ValueError, match=r"documents\[1\]: expected at most 36 bytes"):
+        score(model, [("", b""), ("", bytes(37))])
+    with pytest.raises(TypeError, match="model: expected a BGPT"):
+        score(model.byte_level_decoder, [])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="precision: expected None or one of"):
+        score(model, [], precision="float8")
+    with pytest.raises(ValueError, match="max_batch"):
+        score(model, [], max_batch=0)
+    assert list(score(model, [])) == []
+    with pytest.raises(ValueError, match=r"length: expected 0…36"):
+        ByteStreams(model, [""], length=37)
+    streams = ByteStreams(model, ["", "bin"], length=1)
+    with pytest.raises(ValueError, match="each document once"):
+        streams.logits([0, 0])
+    streams.logits([1])
+    with pytest.raises(ValueError, match="byte must be in"):
+        streams.append([1], [256])
+    streams.append([1], [255])
+    with pytest.raises(ValueError, match="document 1 has all"):
+        streams.logits([1])
