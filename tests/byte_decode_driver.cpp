@@ -131,12 +131,30 @@ void phases(Random& random) {
     }
 }
 
+// Phases of few pieces and of many in turn, as short as can be, so that helpers still look for pieces of one while the
+// next is set up.
+void phases_in_a_row(int rounds) {
+    Team team(2);
+    std::vector<int> seen(64);
+    for (int round = 0; round < rounds; ++round) {
+        const int64_t count = round % 2 == 0 ? 3 : 64;
+        std::fill(seen.begin(), seen.end(), 0);
+        team.for_each(count, 1, [&](int64_t begin, int64_t end) {
+            for (int64_t i = begin; i < end; ++i) ++seen[i];
+        });
+        for (int64_t i = 0; i < 64; ++i) {
+            if (seen[i] != (i < count)) std::exit(4);
+        }
+    }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
     const int models = argc > 1 ? std::atoi(argv[1]) : 10;
     Random random{std::mt19937(argc > 2 ? std::atoi(argv[2]) : 0)};
     phases(random);
+    phases_in_a_row(300000);
     for (int i = 0; i < models; ++i) one_model(random, argc > 3);
     std::printf("%d models\n", models);
 }

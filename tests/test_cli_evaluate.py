@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
 
@@ -57,6 +58,17 @@ def test_files(checkpoint: Path, data: Path, tmp_path: Path, capsys: pytest.Capt
     assert json.loads(capsys.readouterr().out)["baselines_bits_per_byte"] == {}
 
 
+def test_any_name_can_be_shown(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "odd/a[").mkdir(parents=True)
+    for name in (b"a[/b].x[red]", b"\xff.\xfe", b"new\nline.txt", b"a.$\\frac$", b"a.\x01"):
+        Path(os.fsdecode(os.fsencode(tmp_path / "odd") + b"/" + name)).write_bytes(b"abc")
+    words = ["evaluate", "--checkpoint", str(checkpoint), str(tmp_path / "odd"), "--plots", str(tmp_path / "plots")]
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    assert "x[red]" in shown
+    assert "\\udcfe" in shown
+
+
 def test_generated_files(checkpoint: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = tmp_path / "made"
     made.mkdir()
@@ -74,6 +86,21 @@ def test_generated_files(checkpoint: Path, data: Path, tmp_path: Path, capsys: p
     shown = capsys.readouterr().out
     assert "no sign of mode collapse" in shown
     assert "which decoder is at fault" in shown
+
+
+def test_the_reports_of_generate_are_no_generated_files(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = tmp_path / "made"
+    words = ["generate", "--checkpoint", str(checkpoint), "--count", "2", "--output", str(made)]
+    assert main([*words, "--max-new-bytes", "30"]) == 0
+    (made / "below").mkdir()
+    (made / "below/report.json").write_bytes(b"a file of that name")
+    capsys.readouterr()
+    assert main(["evaluate", "--generated", str(made), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["generated"]
+    assert found["files"] == 3
+    assert found["longest_run"] <= 30
 
 
 def test_wrong_words_are_named(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

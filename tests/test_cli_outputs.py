@@ -203,7 +203,12 @@ def test_wrong_convert_options_are_named(
 ) -> None:
     words = ["convert", "--checkpoint", str(checkpoint), "--output", str(tmp_path / "out"), "--to"]
     (tunes / "0.txt").write_bytes(b"x")
+    for name in ("report", "made"):
+        (tunes / f"below/{name}.abc").write_bytes(b"x")  # only at the top are these the command's own
+        (tmp_path / f"{name}.abc").write_bytes(b"x")
     for more, code, message in (
+        (["json", str(tmp_path / "report.abc")], 1, "report.abc' would become 'report.json', which the command writes"),
+        (["jsonl", str(tmp_path / "made.abc")], 1, "made.abc' would become 'made.jsonl', which the command writes"),
         (["mid", str(tunes)], 1, "would both become '0.mid'"),
         (["mid", str(tunes), "--from", "abc", "--overlong", "error"], 1, "long.abc: over the context: 8 patches"),
         (["mid", str(tunes), "--from", "wav"], 1, "expected at least one file to convert, got none"),

@@ -68,6 +68,15 @@ def test_registers_never_take_a_file_for_a_number(tmp_path: Path, checkpoint: Pa
     assert simulate._registers_last(["a", "--registers", "1", "2", "b"]) == ["a", "b", "--registers", "1", "2"]
 
 
+def test_a_folder_with_brackets_is_no_markup(
+    tmp_path: Path, checkpoint: Path, programs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out[/red]"
+    words = ["simulate", str(programs / "add.asm"), "--checkpoint", str(checkpoint), *MACHINE, "--output", str(out)]
+    assert main(words) == 0
+    assert "out[/red]/: predicted traces" in "".join(capsys.readouterr().out.split("\n"))
+
+
 def test_a_register_out_of_place_is_named(
     tmp_path: Path, checkpoint: Path, programs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -155,9 +155,23 @@ def test_epochs_are_steps(tmp_path: Path, files: Path, capsys: pytest.CaptureFix
     options = options_from_file(_file(tmp_path, {**TINY, "data": [str(files)]}))
     patches = TrainData(options, options.model).source.total_patches  # type: ignore[attr-defined]
     assert run(tmp_path, "--data", files, "--epochs", 1.5) == 0
-    assert lines(tmp_path, "train")[-1]["step"] == round(1.5 * patches / 64)
+    assert lines(tmp_path, "train")[-1]["step"] == pytest.approx(1.5 * patches / 64, abs=1)
     assert run(tmp_path / "x", "--epochs", 1) == 1
     assert "--epochs: expected files" in capsys.readouterr().err
+    for epochs in ("-1", "inf", "nan"):
+        assert run(tmp_path / "y", "--data", files, f"--epochs={epochs}") == 1
+        assert "--epochs: expected a number of passes above 0" in capsys.readouterr().err
+
+
+def test_an_epoch_is_a_pass_though_batches_are_not_full(tmp_path: Path) -> None:
+    folder = tmp_path / "large"
+    folder.mkdir()
+    for index in range(50):
+        # 32 patches each: of batches of 63 patches, every one has a single file.
+        (folder / f"{index}.bin").write_bytes(bytes([index]) * 240)
+    words = ["--data", folder, "--epochs", 2, "--eval-share", 0, "--patches-per-batch", 63]
+    assert run(tmp_path, *words) == 0
+    assert lines(tmp_path, "train")[-1]["step"] == 100
 
 
 def test_evaluation_data_of_its_own_and_its_limit(tmp_path: Path, files: Path) -> None:
@@ -168,6 +182,52 @@ def test_evaluation_data_of_its_own_and_its_limit(tmp_path: Path, files: Path) -
     assert run(tmp_path / "x", *words, "--eval-patches", 70) == 0
     limited = TrainData(_options(tmp_path / "x"), _options(tmp_path / "x").model)._held_out()
     assert len(limited) == 2
+
+
+def test_evaluation_data_may_be_files_and_rows(tmp_path: Path, files: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pa.table({"text": [f"row {index} " * 5 for index in range(50)]}), tmp_path / "rows.parquet")
+    words = ["--data", tmp_path / "rows.parquet", "--column", "text", "--eval-data", tmp_path / "rows.parquet", files]
+    assert run(tmp_path, *words) == 0
+    held_out = TrainData(_options(tmp_path), _options(tmp_path).model)._held_out()
+    extensions = [extension for batch in held_out for extension, _ in batch.to_bytes()]
+    assert {extension: extensions.count(extension) for extension in set(extensions)} == {
+        "txt": 50,
+        "bin": 40,
+        "neg": 40,
+    }
+
+
+@pytest.mark.parametrize("held_out", ["files", "files/part", ".", "part-of-it"])
+def test_evaluation_on_what_is_learned_is_told(
+    tmp_path: Path, files: Path, capsys: pytest.CaptureFixture[str], held_out: str
+) -> None:
+    (files / "part").mkdir()
+    (files / "part" / "ones_x.bin").write_bytes(b"part" * 20)
+    (tmp_path / "part-of-it").mkdir()
+    (tmp_path / "part-of-it" / "ones_y.bin").write_bytes(b"apart" * 20)
+    assert run(tmp_path, "--data", files, "--eval-data", tmp_path / held_out) == 0
+    assert ("is learned as well" in capsys.readouterr().err) == (held_out != "part-of-it")
+
+
+def test_a_mixture_of_a_folder_and_its_part_holds_out_alike(
+    tmp_path: Path, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    part = files / "part"
+    part.mkdir()
+    for index in range(30):
+        (part / f"{index}.bin").write_bytes(b"%d " % index * 30)
+    words = ["--data", files, part, "--weights", 1, 1]
+    assert run(tmp_path, *words) == 1
+    assert "lies in" in capsys.readouterr().err
+    # By content, a file is on one side, whichever way it is reached.
+    assert run(tmp_path, *words, "--split-by", "content") == 0
+    data = TrainData(_options(tmp_path), _options(tmp_path).model)
+    held_out = {content for batch in data._held_out() for _, content in batch.to_bytes()}
+    learned = {Path(path).read_bytes() for source in data.source.sources for path in source.paths}  # type: ignore[attr-defined]
+    assert held_out
+    assert not held_out & learned
 
 
 def _options(tmp_path: Path) -> Train:
@@ -200,6 +260,42 @@ def test_presets(tmp_path: Path) -> None:
     assert all(preset.patches_per_batch >= preset.model.patch_length for preset in PRESETS.values())
 
 
+def test_an_options_file_without_a_preset_takes_the_one_of_the_data(tmp_path: Path, files: Path) -> None:
+    path = _file(tmp_path, {"training": {**TINY["training"], "steps": 1}})
+    words = ["--output", str(tmp_path / "run"), "--patches-per-batch", "128", "--eval-share", "0"]
+    assert main(["train", "--config", str(path), "--data", str(files), *words]) == 0
+    assert _options(tmp_path).model == PRESETS["tiny"].model
+
+
+@pytest.mark.parametrize("task", ["generation", "classification"])
+def test_dropout_is_the_one_asked_for_also_from_a_checkpoint(tmp_path: Path, files: Path, task: str) -> None:
+    words = ["--data", files, "--task", task]
+    assert run(tmp_path / "a", *words) == 0
+    start = tmp_path / "a/run/checkpoints/step-00000003"
+    assert run(tmp_path / "b", *words, "--init-from", start, "--model.dropout", 0.25, training=STILL) == 0
+    kind = BGPT if task == "generation" else BGPTForClassification
+    began, ended = (kind.from_pretrained(path) for path in (start, tmp_path / "b/run/checkpoints/step-00000001"))
+    assert (began.config.dropout, ended.config.dropout) == (0.0, 0.25)
+    for name, tensor in began.state_dict().items():
+        torch.testing.assert_close(ended.state_dict()[name], tensor)
+    assert lines(tmp_path / "b", "train")[0]["loss"] != lines(tmp_path / "b", "eval")[-1]["loss"]
+    # The same run goes on, whose model has that dropout.
+    assert run(tmp_path / "b", *words, "--init-from", start, "--model.dropout", 0.25, training=STILL) == 0
+
+
+def test_classes_that_a_classifier_does_not_know_are_told(
+    tmp_path: Path, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--data", files, "--task", "classification"]
+    assert run(tmp_path / "a", *words) == 0
+    start = tmp_path / "a/run/checkpoints/step-00000003"
+    assert run(tmp_path / "b", *words, "--init-from", start) == 0
+    assert "of none of its classes" not in capsys.readouterr().err
+    (files / "threes_1.bin").write_bytes(b"three")
+    assert run(tmp_path / "c", *words, "--init-from", start) == 0
+    assert "1 files are of none of its classes" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -227,11 +323,25 @@ def test_bad_options_are_named(tmp_path: Path, options: Any, message: str) -> No
         (["--task", "generation", "--data", ".", "--conversion", "a->b"], "expected --task conversion"),
         (["--task", "cpu-states", "--data", "."], "expected no --data"),
         (["--weights", "1"], "expected --task generation"),
+        (["--eval-data", "."], "--eval-data: expected --data with it"),
+        (["--data", ".", "--column", "text"], "--column: expected Parquet or Arrow files"),
+        (["--column", "text"], "--column: expected Parquet or Arrow files"),
+        (["--data", ".", "--column", "text", "--conversion", "a->b"], "--column: expected Parquet or Arrow files"),
+        (["--data", ".", "--eval-data", "cpu-states"], "--eval-data: expected files and folders, got cpu-states"),
+        (["--data", ".", "--extension", "abc"], "--extension: expected --column with it"),
+        (["--data", ".", "--extension-column", "kind"], "--extension-column: expected --column with it"),
+        (["--data", ".", "--conversion", "a->b", "--split-by", "content"], "--split-by content: expected single files"),
     ],
 )
 def test_options_that_contradict(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    message: str,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file.txt").write_text("a file")
     assert main(["train", "--output", str(tmp_path / "run"), *words]) == 1
     assert message in capsys.readouterr().err
 

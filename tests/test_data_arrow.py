@@ -181,6 +181,20 @@ def test_changed_files_are_said(folder: Path) -> None:
     assert (other.state_dict()["epoch"], other.state_dict()["offset"]) == (1, 0)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [{"split": "train"}, {"eval_share": 0.3}, {"buffer_rows": 30}, {"buffer_bytes": 99}, {"extension_column": "ext"}],
+)
+def test_a_position_among_other_rows_is_said(folder: Path, fields: dict[str, Any]) -> None:
+    before: dict[str, Any] = {"split": "eval", "eval_share": 0.9}
+    source = _source(folder, **before)
+    source.next_batch()
+    other = _source(folder, **before | fields)
+    with pytest.warns(UserWarning, match="changed since"):
+        other.load_state_dict(source.state_dict())
+    assert (other.state_dict()["epoch"], other.state_dict()["offset"]) == (1, 0)
+
+
 def test_memory_is_bounded_by_the_buffer(tmp_path: Path) -> None:
     block = np.random.default_rng(0).bytes(1 << 20)
     schema = pa.schema({"content": pa.binary()})
@@ -250,6 +264,27 @@ def test_files_are_streamed_from_a_url(folder: Path, monkeypatch: pytest.MonkeyP
         ArrowSource("memory://nowhere", "content", CONFIG, 64)
     with pytest.raises(DataError, match="give a URL that fsspec can open"):
         ArrowSource("feathers://nowhere", "content", CONFIG, 64)
+
+
+def test_after_a_lost_connection_the_epoch_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    memory = fsspec.filesystem("memory")
+    for path in folder.iterdir():
+        memory.pipe(f"/rows/{path.name}", path.read_bytes())
+    try:
+        source = ArrowSource("memory://rows", "content", CONFIG, 50, split="all", buffer_rows=40)
+        # The first buffer is of the first file, the second one needs the next.
+        with monkeypatch.context() as patch:
+            patch.setattr(arrow_files, "_opened", _lost)
+            with pytest.raises(DataError, match="the connection is gone"):
+                _draw(source, 100)
+        batches = 0
+        while source.state_dict()["epoch"] == 0:
+            source.next_batch()
+            batches += 1
+        assert batches > 20
+    finally:
+        memory.rm("/rows", recursive=True)
 
 
 def _lost(path: str) -> Any:

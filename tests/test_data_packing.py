@@ -84,6 +84,22 @@ def test_an_epoch_has_every_document_once_and_none_is_cut(folder: Path) -> None:
         assert max(Counter(epoch).values()) == 1
 
 
+@pytest.mark.parametrize("patches_per_batch", [64, 512])
+def test_an_epochs_batches_are_told_without_reading_or_moving(folder: Path, patches_per_batch: int) -> None:
+    source = FileSource(folder, CONFIG, patches_per_batch, rank=0, world_size=2)
+    source.next_batch()
+    state = source.state_dict()
+    told = source.epoch_batches
+    assert source.state_dict() == state
+    counted = FileSource(folder, CONFIG, patches_per_batch)
+    batches = 0
+    while counted.state_dict()["epoch"] < 8:
+        counted.skip_batch()
+        batches += 1
+    assert told == pytest.approx(batches / 8, rel=0.02)
+    assert told > source.total_patches / patches_per_batch
+
+
 def test_positions_hold_the_look_ahead(folder: Path) -> None:
     source = FileSource(folder, CONFIG, 128)
     for _ in range(9):

@@ -124,6 +124,15 @@ def test_positions_go_on_exactly_and_pairs_that_change_are_left_out(folder: Path
     assert source.describe()["skipped"] == {"vanished": 1}
 
 
+def test_a_position_in_other_directions_is_said(folder: Path) -> None:
+    both = PairSource(folder, "abc&mid", CONFIG, 64, split="all")
+    both.next_batch()
+    one = PairSource(folder, "abc->mid", CONFIG, 64, split="all")
+    with pytest.warns(UserWarning, match="changed since"):
+        one.load_state_dict(both.state_dict())
+    assert (one.state_dict()["epoch"], one.state_dict()["offset"]) == (1, 0)
+
+
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_ranks_share_what_one_process_gets(folder: Path, world_size: int) -> None:
     alone = PairSource(folder, "abc&mid", CONFIG, 64, split="all")

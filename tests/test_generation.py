@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import random
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -15,6 +17,7 @@ from bgpt_fast import BGPT, BGPTConfig, Generation, Generator, PackedPatches, Pr
 from bgpt_fast.generation import decoder, generator
 from bgpt_fast.generation.decoder import CachedDecoder
 from bgpt_fast.generation.sampling import Sampling, choose
+from bgpt_fast.generation.scoring import score
 from bgpt_fast.kernels.cached_attention.reference import cached_attention_reference
 from bgpt_fast.kernels.invariant_linear.reference import invariant_linear_reference
 
@@ -320,6 +323,7 @@ def test_index_and_seed_decide_the_stream(model: BGPT) -> None:
     assert pinned[1] != pinned[0]
     assert run(same, **{**SAMPLED, "seed": 4}) != first
     assert run(same) == run(same, seed=9)  # greedy draws nothing
+    assert run(same, temperature=1.0, top_k=2**70) == run(same, temperature=1.0)
 
 
 @pytest.mark.parametrize("size", [0, 3, 4, 6])
@@ -384,6 +388,51 @@ def test_weights_are_read_at_each_call() -> None:
     first = engine.generate(prompts)
     model.load_state_dict(decided(CONFIG, seed=1).state_dict())
     assert engine.generate(prompts) == Generator(decided(CONFIG, seed=1)).generate(prompts) != first
+
+
+def test_changes_that_torch_does_not_count_are_seen(model: BGPT) -> None:
+    """A fused optimizer's steps, as the Trainer takes them, and changes through `.data`."""
+    own, prompts = decided(CONFIG), random_prompts(4, seed=7)
+    engine = Generator(own)
+    found = [engine.generate(prompts)]
+    optimizer = torch.optim.AdamW(own.parameters(), lr=0.05, fused=True)
+    for parameter in own.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    found.append(engine.generate(prompts))
+    assert found[1] == Generator(own).generate(prompts) != found[0]
+    for parameter, other in zip(own.parameters(), model.parameters(), strict=True):
+        parameter.data.copy_(other)
+    assert engine.generate(prompts) == Generator(model).generate(prompts) != found[1]
+    own.byte_level_decoder.base.transformer.h[0].mlp.c_fc.weight.data.neg_()
+    assert engine.generate(prompts) == Generator(own).generate(prompts) != Generator(model).generate(prompts)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_defaults_of_torch_change_nothing(model: BGPT, dtype: torch.dtype) -> None:
+    prompts = random_prompts(4, seed=7)
+    expected = Generator(model).generate(prompts, **SAMPLED)
+    scores = list(score(model, [("bin", file.data) for file in expected]))
+    try:
+        torch.set_default_dtype(dtype)
+        with torch.device("meta"):
+            assert Generator(model).generate(prompts, **SAMPLED) == expected
+            again = list(score(model, [("bin", file.data) for file in expected]))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for found, before in zip(again, scores, strict=True):
+        torch.testing.assert_close(found, before, rtol=0, atol=0)
+
+
+def test_a_copy_does_the_same(model: BGPT) -> None:
+    """A Generator that has packed its weights can be sent to another process."""
+    prompts = random_prompts(3, seed=7)
+    engine = Generator(model, max_batch=2)
+    first = engine.generate(prompts)
+    for again in (copy.deepcopy(engine), pickle.loads(pickle.dumps(engine))):
+        assert again.max_batch == 2
+        assert again.generate(prompts) == first
+    assert engine.generate(prompts) == first
 
 
 def test_threads_change_nothing(model: BGPT) -> None:

@@ -90,6 +90,23 @@ def test_a_guess_that_is_believed_is_noticed(model: BGPT, monkeypatch: pytest.Mo
     assert Generator(model).generate(prompts, drafter=Healing(spoiled(plain, 0.3, 1))) != plain
 
 
+def test_only_what_a_file_says_can_be_damaged(model: BGPT) -> None:
+    """NaN behind a wrong guess is of no file; NaN in a file is told, guesses or not."""
+    prompts = prompts_of(5)
+    plain = Generator(model).generate(prompts)
+    absent = next(byte for byte in range(256) if all(byte not in file.data for file in plain))
+    damaged = BGPT(CONFIG)
+    damaged.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        damaged.patch_level_decoder.patch_embedding.weight[:, absent::257] = torch.nan
+    engine = Generator(damaged)
+    assert engine.generate(prompts) == plain
+    assert engine.generate(prompts, drafter=lambda *_: bytes([absent] * 12)) == plain
+    hurt = Prompt("bin", bytes([absent] * 4))
+    with pytest.raises(FloatingPointError, match=r"logits for prompts \[1\]; the model's weights"):
+        engine.generate([prompts[0], hurt], drafter=RepeatDrafter(4))
+
+
 def test_right_guesses_are_accepted_and_save_rounds(model: BGPT) -> None:
     prompts = [prompt for prompt in prompts_of(14) if len(prompt.data) < 12]
     plain = Generator(model).generate(prompts)
@@ -107,6 +124,33 @@ def test_right_guesses_are_accepted_and_save_rounds(model: BGPT) -> None:
     assert all(file.drafted == file.accepted >= 0.6 * (len(file.new_bytes) - 1) for file in files)
     _, wrong = rounds(KnownDrafter([bytes(byte ^ 255 for byte in file.data) for file in plain]))
     assert sum(file.accepted for file in wrong) <= sum(file.drafted for file in wrong) / 10
+
+
+def test_guesses_stay_within_the_memory_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The features of what is guessed at once weigh as much as the caches where layers are few."""
+    config = BGPTConfig(patch_length=70, hidden_size=16, patch_num_layers=1, byte_num_layers=1, num_heads=1)
+    torch.manual_seed(0)
+    engine = Generator(BGPT(config))
+    each, activations = engine.sequence_bytes(69), engine._activations(drafting=True)
+    engine.max_memory = activations + 10 * each
+    taken: list[int] = []
+    decode, make = packed.PackedByteDecoder.decode, Generator._decoder
+    slots: list[int] = []
+
+    def made(engine: Generator, count: int, length: int) -> object:
+        slots.append(count)
+        return make(engine, count, length)
+
+    def decoding(self: packed.PackedByteDecoder, features: torch.Tensor, *rest, **named):  # type: ignore[no-untyped-def]
+        taken.append(slots[-1] * each + 2 * features.nbytes)  # in parts, and put together
+        return decode(self, features, *rest, **named)
+
+    monkeypatch.setattr(Generator, "_decoder", made)
+    monkeypatch.setattr(packed.PackedByteDecoder, "decode", decoding)
+    prompts = [Prompt("bin")] * 20
+    assert len(engine.generate(prompts, max_new_bytes=1100, drafter=lambda *_: bytes(1024))) == 20
+    assert activations + max(taken) <= engine.max_memory < activations + 2 * max(taken)
+    assert 1 < slots[0] < 10
 
 
 def test_drafters_guess_what_they_say() -> None:

@@ -304,6 +304,9 @@ def test_wrong_arguments_are_named() -> None:
     with pytest.raises(IndexError, match="positions: expected 0 to 19, got 20"):
         model.patch_decoder.features(x, PackedCache(model.patch_decoder, 1, 64), zero, zero + 20)
     assert model.patch_decoder.features(x[:0], cache, zero[:0], zero[:0]).shape == (0, 64)
+    other = packed(SHAPES["odd"]).patch_decoder
+    with pytest.raises(ValueError, match="cache: expected one that was made for this transformer"):
+        model.patch_decoder.features(x, PackedCache(other, 1, 16), zero, zero)
     with pytest.raises(ValueError, match="expected at least 1 slot of 1 token, got 0 of 4"):
         PackedCache(model.patch_decoder, 0, 4)
     with pytest.raises(ValueError, match="layers: expected at least one"):
@@ -311,6 +314,24 @@ def test_wrong_arguments_are_named() -> None:
     with pytest.raises(ValueError, match=r"precision: expected one of .*, got 'int4'"):
         PackedModel(random_model(CONFIG), "int4")
     assert decode(**call).counts.min() > 0, "the process goes on"
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_defaults_of_torch_are_not_those_of_results(precision: str) -> None:
+    """What C++ writes into has the width and the place that C++ thinks it has."""
+    model, call = packed(CONFIG, precision), rows(CONFIG, 3)
+    expected = model.byte_decoder.decode(**call, return_logits=True)
+    try:
+        for dtype, device in ((torch.float64, "cpu"), (torch.bfloat16, "cpu"), (torch.float32, "meta")):
+            torch.set_default_dtype(dtype)
+            with torch.device(device):
+                found = model.byte_decoder.decode(**call, return_logits=True)
+            assert found.logits is not None
+            torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=0, equal_nan=True)
+            assert torch.equal(found.tokens, expected.tokens)
+            assert torch.equal(found.counts, expected.counts)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_the_processor_has_what_the_figures_say() -> None:

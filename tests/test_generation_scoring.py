@@ -172,5 +172,10 @@ def test_wrong_arguments_are_named(model: BGPT) -> None:
     with pytest.raises(ValueError, match="byte must be in"):
         streams.append([1], [256])
     streams.append([1], [255])
+    with pytest.raises(ValueError, match=r"append: expected documents .* since their last byte, got document 1"):
+        streams.append([1], [0])
+    with pytest.raises(ValueError, match="got document 0"):
+        streams.append([0], [0])
+    assert (streams.content(0), streams.content(1)) == (b"", b"\xff")
     with pytest.raises(ValueError, match="document 1 has all"):
         streams.logits([1])

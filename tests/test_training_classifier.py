@@ -119,6 +119,15 @@ def test_a_batch_that_is_not_finite_is_written_with_its_labels(tmp_path: Path) -
     assert torch.equal(written["0.patches"], torch.as_tensor(batch.batch.patches))
 
 
+def test_a_source_with_other_classes_is_refused(tmp_path: Path) -> None:
+    source = LabelledBytes()
+    source.labels = dict(LABELS)  # type: ignore[attr-defined]
+    trainer_of(tmp_path, source, steps=1).train()
+    source.labels = {"low.bin": 1, "high.bin": 0, "mixed.bin": 2}  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=r"source: expected the model's classes .*'low.bin': 0.* got .*'low.bin': 1"):
+        trainer_of(tmp_path, source)
+
+
 def test_stop_at_ends_the_run_and_a_new_start_stays_ended(tmp_path: Path) -> None:
     scores = iter([0.2, 0.6, 0.9, 0.95])
 

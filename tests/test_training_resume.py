@@ -113,6 +113,26 @@ def test_signal_in_an_evaluation_cuts_it_short_and_resume_repeats_it(tmp_path: P
     ]  # fmt: skip
 
 
+def test_a_signal_right_before_an_evaluation_is_not_waited_out(tmp_path: Path) -> None:
+    evaluated: list[int] = []
+
+    def evaluate(model: BGPT) -> dict[str, float]:
+        evaluated.append(trainer.step)
+        return {"loss": 1.0}
+
+    trainer = make_trainer(tmp_path, evaluate=evaluate, steps=4, eval_every=2)
+    whole_model = trainer._parallel.whole_model
+
+    def signalled() -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return whole_model()
+
+    trainer._parallel.whole_model = signalled  # type: ignore[method-assign]
+    with pytest.raises(TrainingInterrupted):
+        trainer.train()
+    assert (trainer.step, evaluated) == (2, [])
+
+
 def test_other_threads_train_without_handlers(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, steps=2)
     thread = threading.Thread(target=trainer.train)

@@ -182,6 +182,22 @@ def test_unknown_best_metric_is_named(tmp_path: Path) -> None:
         trainer.train()
 
 
+def test_a_best_metric_without_an_evaluation_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"best_metric: expected evaluate with it, .* got 'loss'"):
+        make_trainer(tmp_path, steps=1, best_metric="loss", stop_at=0.5)
+
+
+@pytest.mark.parametrize("changed", [{"best_metric": "accuracy"}, {"best_is": "highest"}, {}])
+def test_the_best_of_another_metric_is_forgotten(tmp_path: Path, changed: dict[str, Any]) -> None:
+    fields: dict[str, Any] = {"eval_every": 1, "best_metric": "loss", "evaluate": lambda model: {"loss": 0.5}}
+    make_trainer(tmp_path, steps=2, **fields).train()
+    fields |= {**changed, "evaluate": lambda model: {"loss": 0.5, "accuracy": 0.9}}
+    with pytest.warns(UserWarning, match="other settings"):
+        trainer = make_trainer(tmp_path, steps=3, **fields)
+    trainer.train()
+    assert trainer.store.pointed("best") == (3 if changed else 1)
+
+
 def test_likelihood_evaluation_is_the_models_own() -> None:
     source = RandomSource()
     batches = [source.next_batch() for _ in range(3)]

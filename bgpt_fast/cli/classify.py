@@ -11,10 +11,9 @@ from typing import Annotated
 
 import torch
 import tyro
-from rich.markup import escape
 
 from bgpt_fast.classifier import BGPTForClassification
-from bgpt_fast.cli.common import as_json, console, generation_progress, read_options, table
+from bgpt_fast.cli.common import as_json, console, generation_progress, read_options, shown_name, table
 from bgpt_fast.data import DataError, label_of
 from bgpt_fast.data.found import FoundFile, Skips, find_files, read_file
 from bgpt_fast.device import resolve_device
@@ -150,7 +149,7 @@ def _told(skips: Skips) -> str:
 
 def _show(found: Sequence[tuple[FoundFile, Prediction]], report: ClassificationReport | None) -> None:
     rows = [
-        [_plain(file.path), _plain(one.label), f"{one.probability:.2%}", "head only" if one.is_cut else ""]
+        [shown_name(file.path), shown_name(one.label), f"{one.probability:.2%}", "head only" if one.is_cut else ""]
         for file, one in found[:_SHOWN_FILES]
     ]
     shown = table(f"{len(found)} files", ["file", "class", "probability", ""], rows)
@@ -168,22 +167,16 @@ def _show(found: Sequence[tuple[FoundFile, Prediction]], report: ClassificationR
         f"{report.documents} files whose names say a class of the model's; macro F1 {report.macro_f1:.4f}"
     )
     by_class = [
-        [_plain(label), _percent(one.precision), _percent(one.recall), _percent(one.f1), str(one.support)]
+        [shown_name(label), _percent(one.precision), _percent(one.recall), _percent(one.f1), str(one.support)]
         for label, one in report.by_class.items()
     ]
     console.print(table("by class", ["class", "precision", "recall", "F1", "files"], by_class))
     if len(report.labels) <= _SHOWN_CLASSES:
-        names = [_plain(label) for label in report.labels]
+        names = [shown_name(label) for label in report.labels]
         counts = [[name, *map(str, row)] for name, row in zip(names, report.confusion.tolist(), strict=True)]
         console.print(table("files by true class (down) and given class (across)", ["", *names], counts))
     else:
         console.print(f"the confusion matrix of {len(report.labels)} classes is in --output and --json")
-
-
-def _plain(text: str) -> str:
-    """File names as a terminal may see them: no control characters, no broken UTF-8, no markup."""
-    visible = (char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-    return escape("".join(visible))
 
 
 def _percent(share: float | None) -> str:

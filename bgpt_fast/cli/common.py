@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -83,6 +84,11 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     for row in rows:
         made.add_row(*row)
     return made
+
+
+def shown_name(name: str) -> str:
+    """A file's name as a terminal can take it: no control characters, no lone surrogates, no markup."""
+    return escape("".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in name))
 
 
 def as_json(options: Any) -> Mapping[str, Any]:

@@ -13,7 +13,7 @@ import tyro
 
 from bgpt_fast.cli.common import as_json, load_model, read_options
 from bgpt_fast.cli.generate import check_extension
-from bgpt_fast.cli.outputs import OutputFolder, Wanted, make_files, tell
+from bgpt_fast.cli.outputs import JOURNAL, REPORT, OutputFolder, Wanted, make_files, tell
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data.found import FoundFile, Skips, find_files
 from bgpt_fast.documents import extension_of
@@ -107,6 +107,10 @@ def _wanted(options: Convert, config: BGPTConfig) -> tuple[list[Wanted], list[di
         if not right and file.path not in named:
             continue
         name = f"{os.path.splitext(os.fsdecode(file.relative))[0]}.{options.to}"
+        if name in (JOURNAL, REPORT):
+            raise ValueError(
+                f"convert: {file.path!r} would become {name!r}, which the command writes itself; rename the source"
+            )
         if name in wanted:
             raise ValueError(
                 f"convert: {wanted[name].source!r} and {file.path!r} would both become {name!r}; convert them into "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,7 +13,16 @@ import numpy as np
 import tyro
 from rich.table import Table
 
-from bgpt_fast.cli.common import as_json, console, generation_progress, load_model, new_folder, read_options, table
+from bgpt_fast.cli.common import (
+    as_json,
+    console,
+    generation_progress,
+    load_model,
+    new_folder,
+    read_options,
+    shown_name,
+    table,
+)
 from bgpt_fast.cli.simulate import print_assessment
 from bgpt_fast.data import DataError
 from bgpt_fast.data.found import Skips, find_files
@@ -23,6 +33,7 @@ from bgpt_fast.report.evaluation_plots import evaluation_plots
 from bgpt_fast.tasks.cpu_states import StreamOptions, generate
 from bgpt_fast.tasks.cpu_states.assessment import assess
 from bgpt_fast.tasks.evaluation import FileReport, evaluate_files
+from bgpt_fast.tasks.media_check import OUR_REPORTS
 from bgpt_fast.tasks.mode_collapse import Diversity, diversity
 
 _MOST_ROWS = 20
@@ -145,7 +156,8 @@ def _generated(options: Evaluate, folder: Path) -> dict[str, Any]:
 
 
 def _diversity(paths: Sequence[Path], skips: Skips, reference: Diversity | None) -> Diversity:
-    found = find_files([str(path) for path in paths], skips)
+    every = find_files([str(path) for path in paths], skips)
+    found = [file for file in every if os.fsdecode(file.relative) not in OUR_REPORTS]
     if not found:
         raise DataError(f"{', '.join(map(str, paths))}: expected files with something in them, got none")
 
@@ -225,7 +237,7 @@ def _score_rows(named: Any) -> list[list[str]]:
     every = list(named)
     rows = [
         [
-            name or "no extension",
+            shown_name(name) or "no extension",
             f"{row['bytes']:,}",
             _number(row["bits_per_byte"]),
             _number(row["bits_per_position"]),

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
-from bgpt_fast.cli.common import console, generation_progress, table
+from bgpt_fast.cli.common import console, generation_progress, shown_name, table
 from bgpt_fast.files import atomic_write, write_json
 from bgpt_fast.generation import Generation, Generator, Prompt
 
 JOURNAL = "made.jsonl"
+REPORT = "report.json"
 _SHOWN = 20
 _PIECE = 4096
 Record = dict[str, Any]
@@ -195,12 +194,12 @@ def tell(
         "skipped": list(skipped),
         "files": sorted(files, key=lambda file: file["path"]),
     }
-    write_json(folder.path / "report.json", {**report, **figures})
+    write_json(folder.path / REPORT, {**report, **figures})
     rows = [
-        [_shown(file["path"]), f"{file['bytes']:,}", f"{file['new_bytes']:,}", file["ended_by"], _state(file)]
+        [shown_name(file["path"]), f"{file['bytes']:,}", f"{file['new_bytes']:,}", file["ended_by"], _state(file)]
         for file in figures["files"][:_SHOWN]
     ]
-    rows += [[_shown(item["source"]), "–", "–", item["reason"], "skipped"] for item in skipped[:_SHOWN]]
+    rows += [[shown_name(item["source"]), "–", "–", item["reason"], "skipped"] for item in skipped[:_SHOWN]]
     rest = len(files) + len(skipped) - len(rows)
     title = f"{len(files)} files" + (f", the first {_SHOWN}" if rest > 0 else "")
     console.print(table(title, ["file", "bytes", "new", "ended by", ""], rows))
@@ -226,11 +225,6 @@ def _state(file: Record) -> str:
     if not file["written"]:
         return "cut, left out"
     return "made" if file["made_now"] else "was there"
-
-
-def _shown(name: str) -> str:
-    """A name as a terminal can take it: no control characters, no lone surrogates, no markup."""
-    return escape("".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in name))
 
 
 def _holds(path: Path, content: bytes) -> bool:

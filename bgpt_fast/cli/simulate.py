@@ -124,7 +124,10 @@ def run(words: Sequence[str]) -> int:
     told += {"bin": ["predicted/"], "parquet": ["predicted.parquet"], "none": []}.get(
         options.write, ["predicted/", "predicted.parquet"]
     )
-    console.print(f"\n{', '.join(told)} are in {options.output}/: predicted traces, all figures, and a page to look at")
+    console.print(
+        f"\n{', '.join(told)} are in {options.output}/: predicted traces, all figures, and a page to look at",
+        markup=False,
+    )
     return 0
 
 

@@ -42,8 +42,8 @@ class Train:
             files; minutes on two cores), small (an hour of a GPU), paper-110m (the paper's).
         task: "auto" tells by the other options: files are learned as they are ("generation"), with --conversion as
             pairs; "classification" takes files named LABEL_anything.ext.
-        init_from: start from this checkpoint's weights; its sizes replace --model. A classifier may start from a
-            generative model.
+        init_from: start from this checkpoint's weights; its sizes replace --model, all but the dropout. A classifier
+            may start from a generative model.
         conversion: "abc->mid", or "abc&mid" for both ways: files that differ in nothing but their extension are pairs.
         weights: shares of the batches, one for each of --data, which then are sources of their own; a path
             "cpu-states" that is no file means the machine.
@@ -51,12 +51,14 @@ class Train:
             hf://datasets/owner/name/, and are then streamed.
         extension: with Parquet and Arrow files: the extension that all rows have.
         extension_column: with Parquet and Arrow files: a column with each row's extension instead.
-        patches_per_batch: with files: patches of a batch, documents whole and end to end.
-        epochs: with files: train for so many passes, whatever --training.steps says; 0: as it says.
+        patches_per_batch: with files: most patches of a batch, documents whole and end to end; at least the context.
+        epochs: with files: train for so many passes, whatever --training.steps and --training.max-minutes say; 0: as
+            they say.
         eval_data: with files: files and folders to evaluate on, instead of a share of --data.
         eval_share: with files: share of the files that is held out for evaluation; 0: train on all, evaluate nothing.
         eval_patches: with files: most patches of an evaluation.
-        split_by: with files: hold out by a hash of the "path", or of the "content", which keeps copies together.
+        split_by: with files: hold out by a hash of the "path", or of the "content", which keeps copies together. Pairs
+            go by their path, rows of Parquet and Arrow files by their content.
         machine: without files: the machine and its programs.
         programs_per_batch: without files: programs of a batch.
         long_share: without files: share of a batch's programs that have the largest number of instructions, the rest
@@ -136,16 +138,19 @@ def run(words: Sequence[str]) -> int:
 def _defaults(words: Sequence[str]) -> Train:
     """What --config and --preset say, before the other options are read: they take their defaults from there."""
     path, preset = named_before(words, "--config"), named_before(words, "--preset")
-    if path is not None:
-        options = options_from_file(Path(path))
-        return options if preset is None else preset_options(preset, options)
     has_files = named_before(words, "--data") is not None
-    return preset_options(preset or ("tiny" if has_files else "cpu-states"), Train())
+    base = preset_options("tiny" if has_files else "cpu-states", Train())
+    if path is not None:
+        base = read_options_file(Path(path), base)
+    return base if preset is None else preset_options(preset, base)
 
 
 def _generative(options: Train) -> BGPT:
     if options.init_from is not None:
-        return BGPT.from_pretrained(str(options.init_from), dtype=torch.float32).train()
+        start = BGPT.from_pretrained(str(options.init_from), dtype=torch.float32)
+        model = BGPT(dataclasses.replace(start.config, dropout=options.model.dropout))
+        model.load_state_dict(start.state_dict())
+        return model
     return BGPT(options.model)
 
 
@@ -160,8 +165,12 @@ def _classifier(options: Train) -> tuple[BGPTForClassification, TrainData]:
     data = TrainData(options, found.config, found.labels)
     assert data.labels is not None
     if found.labels is None:
-        return BGPTForClassification.from_generative(source, data.labels, dtype=torch.float32), data
-    return BGPTForClassification.from_pretrained(source, dtype=torch.float32).train(), data
+        start = BGPTForClassification.from_generative(source, data.labels, dtype=torch.float32)
+    else:
+        start = BGPTForClassification.from_pretrained(source, dtype=torch.float32)
+    model = BGPTForClassification(dataclasses.replace(start.config, dropout=options.model.dropout), start.labels)
+    model.load_state_dict(start.state_dict())
+    return model, data
 
 
 def _report(options: Train, result: TrainResult) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -48,6 +50,17 @@ def task_of(options: Train) -> Task:
         raise ValueError(f"--task {task}: expected --data, files and folders to learn from")
     if options.weights and task != "generation":
         raise ValueError(f"--weights: expected --task generation, whose --data they mix, got --task {task}")
+    if options.column and task != "generation":
+        raise ValueError(f"--column: expected Parquet or Arrow files to learn as they are, got --task {task}")
+    if options.eval_data and not options.data:
+        raise ValueError(f"--eval-data: expected --data with it, got {list(options.eval_data)} alone")
+    if task == "conversion" and options.split_by == "content":
+        raise ValueError("--split-by content: expected single files; pairs are held out by their path")
+    for name in ("extension", "extension_column"):
+        if not options.column and getattr(options, name) != getattr(type(options), name):
+            raise ValueError(
+                f"--{name.replace('_', '-')}: expected --column with it, a column of Parquet or Arrow files"
+            )
     return task
 
 
@@ -69,10 +82,18 @@ class TrainData:
         self._task = task_of(options)
         self._rank, self._world_size = rank_and_world_size()
         self.labels = labels
+        self._check_paths()
         if self._task == "classification" and labels is None:
             everything = LabelledSource([*options.data, *options.eval_data], config, self._room, split="all")
             self.labels = everything.labels
         self.source = self._source()
+        unknown = self.source.describe()["skipped"].get("unknown label") if labels is not None else None
+        if unknown:
+            warnings.warn(
+                f"--init-from: {unknown} files are of none of its classes, {list(labels or ())}, and left out; for "
+                "other classes start from a generative checkpoint",
+                stacklevel=2,
+            )
 
     @property
     def _room(self) -> int:
@@ -82,12 +103,14 @@ class TrainData:
         """Steps of so many epochs.
 
         Raises:
-            ValueError: the data has no epochs of a known length: a mixture, Parquet or Arrow rows, or the machine.
+            ValueError: the data has no epochs of a known length: a mixture, Parquet or Arrow rows, or the machine; or
+                `epochs` is not above 0.
         """
+        if not 0 < epochs < math.inf:
+            raise ValueError(f"--epochs: expected a number of passes above 0, or 0 for none, got {epochs}")
         if not isinstance(self.source, EpochSource):
             raise ValueError("--epochs: expected files, which have a known number; give --training.steps instead")
-        batches = self.source.total_patches * epochs / self._room
-        return max(1, round(batches / (accumulation * self._world_size)))
+        return max(1, round(self.source.epoch_batches * epochs / (accumulation * self._world_size)))
 
     def evaluation(self) -> Evaluate | None:
         """The evaluation on held-out data; None where nothing is held out."""
@@ -141,9 +164,10 @@ class TrainData:
         paths = [path for path in self._options.eval_data or self._options.data if self._kind(path) != "machine"]
         share = 1.0 if self._options.eval_data else self._options.eval_share
         held_out = {"split": "eval", "eval_share": share}
-        parts = [self._open([path], **held_out) for path in paths] if self._options.weights else []
-        if not parts and paths:
-            parts = [self._open(paths, **held_out)]
+        groups = [[path] for path in paths]
+        if not self._options.weights:
+            groups = [[path for path in paths if self._kind(path) == kind] for kind in ("rows", "files")]
+        parts = [self._open(group, **held_out) for group in groups if group]
         # A part of each source, in turn, so that a limit cuts none off.
         taken: list[Any] = []
         patches = 0
@@ -155,6 +179,29 @@ class TrainData:
             if patches >= self._options.eval_patches:
                 break
         return taken
+
+    def _check_paths(self) -> None:
+        """Raises, or warns, where paths do not go with the options or with one another."""
+        options = self._options
+        if options.column and all(self._kind(path) != "rows" for path in (*options.data, *options.eval_data)):
+            raise ValueError(f"--column: expected Parquet or Arrow files, got --data {list(options.data)}")
+        if any(self._kind(path) == "machine" for path in options.eval_data):
+            raise ValueError(f"--eval-data: expected files and folders, got {CPU_STATES}, which is neither here")
+        for path, data in itertools.product(options.eval_data, options.data):
+            if _lies_in(path, data) or _lies_in(data, path):
+                warnings.warn(
+                    f"--eval-data {path}: is learned as well, with --data {data}; give files of their own, or none for "
+                    "a share of --data that is held out",
+                    stacklevel=3,
+                )
+        if not options.weights or options.eval_data or options.eval_share == 0 or options.split_by == "content":
+            return
+        for path, data in itertools.permutations(options.data, 2):
+            if self._kind(path) == self._kind(data) == "files" and _lies_in(path, data) and not _lies_in(data, path):
+                raise ValueError(
+                    f"--data: {path} lies in {data}: each of a mixture holds out files by their path below it, so that "
+                    "one may learn what the other holds out; give --split-by content or --eval-data"
+                )
 
     def _kind(self, path: str) -> Literal["machine", "rows", "files"]:
         if path == CPU_STATES and not Path(path).exists():
@@ -198,3 +245,9 @@ class TrainData:
             world_size=world_size,
             **asdict(self._options.machine),
         )
+
+
+def _lies_in(path: str, folder: str) -> bool:
+    if is_remote(path) or is_remote(folder):
+        return path == folder
+    return Path(path).resolve().is_relative_to(Path(folder).resolve())

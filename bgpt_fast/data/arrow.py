@@ -112,7 +112,9 @@ class ArrowSource(PackedSource[_Row, PackedPatches]):
         self.buffer_rows = buffer_rows
         self.buffer_bytes = buffer_bytes
         self._files = self._usable_files()
-        self._digest = fingerprint(self._files)
+        # Which rows a buffer holds, and in what places, hangs on these as well.
+        chosen = (tuple(self.columns), split, eval_share, buffer_rows, buffer_bytes)
+        self._digest = fingerprint(self._files, *chosen)
         self._live: tuple[dict[str, Any], Iterator[tuple[int, _Row]]] | None = None
         first = self._open(self._start(0))
         self._here = first
@@ -168,8 +170,10 @@ class ArrowSource(PackedSource[_Row, PackedPatches]):
         return {"epoch": epoch, "file": 0, "row": 0}
 
     def _open(self, place: dict[str, Any]) -> _Buffer:
-        if self._live is not None and self._live[0] == place:
-            stream = self._live[1]
+        # Taken away first: a stream that fails is over, and may not be gone on with as if its end had come.
+        live, self._live = self._live, None
+        if live is not None and live[0] == place:
+            stream = live[1]
         else:
             order = np.random.default_rng([self.seed, place["epoch"]]).permutation(len(self._files)).tolist()
             stream = self._stream(order, place["file"], place["row"])
@@ -231,8 +235,8 @@ class ArrowSource(PackedSource[_Row, PackedPatches]):
 
     def _warn_changed(self, epoch: int) -> None:
         warnings.warn(
-            f"the files below {self.roots} changed since the position was saved: going on at the start of epoch "
-            f"{epoch}, not bit for bit",
+            f"the files below {self.roots}, or what is taken of them, changed since the position was saved: going on "
+            f"at the start of epoch {epoch}, not bit for bit",
             stacklevel=3,
         )
 

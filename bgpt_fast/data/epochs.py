@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data.found import FoundFile, Paths, Split, as_roots, check_split, find_files, fingerprint
 from bgpt_fast.data.packing import Batch, Block, PackedSource
 from bgpt_fast.data.source import DataError
+
+_TRIAL_BATCHES = 1000
 
 
 class EpochSource(PackedSource[int, Batch], Generic[Batch]):
@@ -68,6 +71,20 @@ class EpochSource(PackedSource[int, Batch], Generic[Batch]):
         """Patches of an epoch, on all ranks together."""
         return int(self._lengths.sum())
 
+    @property
+    def epoch_batches(self) -> float:
+        """Batches of an epoch, on all ranks together; room that stays empty makes them more than its patches would.
+
+        Told by as many as a thousand of the first epoch's, which are planned and not read.
+        """
+        trial = copy.copy(self)
+        trial._here = trial._open(trial._start(0))
+        batches = patches = 0
+        while batches < _TRIAL_BATCHES and trial._block().place["epoch"] == 0:
+            patches += sum(document.length for document in trial._plan())
+            batches += 1
+        return batches * self.total_patches / patches
+
     def describe(self) -> dict[str, Any]:
         """What was found, skipped (with the first few named), cut and read so far, the position and the fill."""
         used = self._used()
@@ -108,8 +125,8 @@ class EpochSource(PackedSource[int, Batch], Generic[Batch]):
 
     def _warn_changed(self, epoch: int) -> None:
         warnings.warn(
-            f"the files below {self.roots} changed since the position was saved: going on at the start of epoch "
-            f"{epoch}, not bit for bit",
+            f"the files below {self.roots}, or what is taken of them, changed since the position was saved: going on "
+            f"at the start of epoch {epoch}, not bit for bit",
             stacklevel=3,
         )
 

@@ -150,11 +150,13 @@ def digest_belongs(digest: bytes, split: Split, eval_share: float) -> bool:
     return is_eval == (split == "eval")
 
 
-def fingerprint(files: Sequence[FoundFile]) -> str:
-    """A digest of the files' relative paths and sizes, in order."""
+def fingerprint(files: Sequence[FoundFile], *settings: object) -> str:
+    """A digest of the files' relative paths and sizes, in order, and of what decides on the documents in them."""
     digest = hashlib.blake2b(digest_size=16)
     for file in files:
         digest.update(b"%d %d " % (len(file.relative), file.size) + file.relative)
+    if settings:
+        digest.update(repr(settings).encode())
     return digest.hexdigest()
 
 

@@ -130,6 +130,10 @@ class PairSource(EpochSource[PackedPatches]):
         # Where both directions are learned, each file of a pair is the source of one.
         return [file for pair in self._pairs for file in (pair if len(self.directions) == 1 else pair[:1])]
 
+    def _fingerprint(self) -> str:
+        # The files of one direction are those of both.
+        return self._digest if len(self.directions) == 1 else f"{self._digest} both ways"
+
     def _read(self, epoch: int, item: int, overlong: Literal["head", "window"]) -> PackedPatches | None:
         pair = self._pairs[item]
         source = read_file(pair.source, self.config, self._skips, overlong="error", end_of_file=False)

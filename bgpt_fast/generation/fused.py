@@ -5,11 +5,14 @@ Shape letters: T tokens, N patches, D width, S bytes a patch, B slots.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from bgpt_fast.config import VOCAB_SIZE
 from bgpt_fast.generation.packed import Layer, PackedByteDecoder, PackedCache, PackedTransformer
 from bgpt_fast.generation.sampling import Sampling
 from bgpt_fast.generation.writing import Writing, Written
@@ -62,16 +65,32 @@ class FusedDecoder:
             features,
             writing.given,
             writing.room,
-            torch.tensor(writing.indices, dtype=torch.uint64),
-            torch.tensor(writing.starts, dtype=torch.uint64),
+            torch.tensor(writing.indices, dtype=torch.uint64, device=self.device),
+            torch.tensor(writing.starts, dtype=torch.uint64, device=self.device),
             drafts=writing.drafts,
             verify=writing.verify,
             temperature=sampling.temperature,
-            top_k=sampling.top_k,
+            top_k=min(sampling.top_k, VOCAB_SIZE),
             top_p=sampling.top_p,
             seed=sampling.seed,
         )
         return Written(decoded.tokens.tolist(), decoded.counts.tolist())
+
+
+def state_of(parameters: Iterable[Tensor]) -> Iterator[object]:
+    """What tells, held against what it was before, whether any of these tensors, which are on the CPU, has changed.
+
+    Torch counts most changes in place, but not a fused optimizer's, those through `.data`, or any of a tensor of
+    inference mode: these show in the sum of all 64-bit words of its content.
+    """
+    for parameter in parameters:
+        version = 0 if parameter.is_inference() else parameter._version
+        dense = parameter.detach()
+        dense = dense if dense.is_contiguous() else dense.t().contiguous()
+        content = dense.view(-1).view(torch.uint8).numpy()
+        whole = len(content) // 8 * 8
+        total = int(content[:whole].view(np.uint64).sum()) + int.from_bytes(content[whole:].tobytes(), "little")
+        yield id(parameter), parameter.data_ptr(), version, total
 
 
 def _packed(transformer: Transformer, heads: int, precision: str) -> PackedTransformer:

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from bgpt_fast.generation.decoder import CachedDecoder
 from bgpt_fast.generation.drafting import Drafter
-from bgpt_fast.generation.fused import FusedDecoder, PackedModel
+from bgpt_fast.generation.fused import FusedDecoder, PackedModel, state_of
 from bgpt_fast.generation.packed import BYTE_DECODE_ROWS, PRECISIONS
 from bgpt_fast.generation.prompt import Generation, Prompt
 from bgpt_fast.generation.sampling import Sampling
-from bgpt_fast.generation.sequence import Row
+from bgpt_fast.generation.sequence import MOST, Row
 from bgpt_fast.generation.sequence import Sequence as FileSequence
 from bgpt_fast.generation.writing import Writing
 from bgpt_fast.model import BGPT
@@ -51,9 +51,9 @@ class Generator:
     and the caches change nothing. On a GPU (not yet run on one) it holds up to the rounding of the library's matrix
     products, which can tip a choice between nearly equal bytes.
 
-    On the CPU the weights are packed when a call finds them new or changed in place, and kept beside the model's own:
-    4, 2 or 1 bytes each by `precision`, 425, 212 or 106 MB for the 110 M model. A change through `.data` or a pointer,
-    of which torch keeps no count, is not noticed: then make a new Generator.
+    On the CPU the weights are packed when a call finds them new or changed, and kept beside the model's own: 4, 2 or 1
+    bytes each by `precision`, 425, 212 or 106 MB for the 110 M model. Of changes that torch does not count, such as a
+    fused optimizer's or those through `.data`, the sum of the weights' bits tells.
 
     Args:
         model: on the device where it is. Dropout is off. Weights are read at each call, so a model in training can be
@@ -97,6 +97,10 @@ class Generator:
         self.max_memory = max_memory
         self.precision = precision
         self._packed: _Packed | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        """For copies and other processes, which pack the weights themselves."""
+        return {**self.__dict__, "_packed": None}
 
     @property
     def max_batch(self) -> int:
@@ -212,7 +216,7 @@ class Generator:
             return min(total, self.max_batch)
         slots = self._affordable(length, drafting)
         if slots < 1:
-            activations, each = self._activations(drafting), self.sequence_bytes(length)
+            activations, each = self._activations(drafting), self._each(length, drafting)
             raise ValueError(
                 f"Generator: max_memory: expected at least {activations + each} bytes, {each} for the caches of a "
                 f"sequence of {length} patches and {activations} for activations, got {self.max_memory}; "
@@ -222,7 +226,12 @@ class Generator:
 
     def _affordable(self, length: int, drafting: bool = False) -> int:
         assert self.max_memory is not None
-        return (self.max_memory - self._activations(drafting)) // self.sequence_bytes(length)
+        return (self.max_memory - self._activations(drafting)) // self._each(length, drafting)
+
+    def _each(self, length: int, drafting: bool) -> int:
+        """Bytes that a sequence takes: with guesses, also the features of the patches before them, which are copied."""
+        guessed = min(length, -(-MOST // self.model.config.patch_size)) if drafting else 0
+        return self.sequence_bytes(length) + 8 * self.model.config.hidden_size * guessed
 
     def _activations(self, drafting: bool) -> int:
         """Bytes that a call takes beside its sequences' caches: with guesses a file has more patches under way."""
@@ -246,12 +255,10 @@ class Generator:
             ) from error
 
     def _packed_model(self, precision: str) -> PackedModel:
-        """The weights as they are now, packed again only where torch has counted a change since."""
+        """The weights as they are now, packed again only if they have changed since."""
         parameters: list[Tensor] = [*self.model.parameters()]
-        if any(parameter.is_inference() for parameter in parameters):
-            return PackedModel(self.model, precision)
         # The parameters themselves are kept with it, so that no other can come to lie at the address of one of them.
-        state = precision, *((id(parameter), parameter.data_ptr(), parameter._version) for parameter in parameters)
+        state = precision, *state_of(parameters)
         if self._packed is None or self._packed.state != state:
             self._packed = None  # the old ones' memory is free before the new ones take theirs
             self._packed = _Packed(state, parameters, PackedModel(self.model, precision))
@@ -356,24 +363,20 @@ class _Run:
             [row.start for row in rows],
         )
         tokens, counts = self.decoder.write(self._features(running, asked), writing, self.sampling)
-        self._demand_finite(running, asked, counts)
-        at = 0
-        for sequence, (_, own) in zip(running, asked, strict=True):
-            sequence.take(tokens[at : at + len(own)], counts[at : at + len(own)])
-            at += len(own)
-
-    def _ask(self, sequence: FileSequence) -> tuple[Tensor, list[Row]]:
-        return sequence.ask(self.drafter(sequence.place, bytes(sequence.data)) if self.drafter else b"")
-
-    def _demand_finite(
-        self, running: list[FileSequence], asked: list[tuple[Tensor, list[Row]]], counts: list[int]
-    ) -> None:
-        places = [sequence.place for sequence, (_, rows) in zip(running, asked, strict=True) for _ in rows]
-        bad = list(dict.fromkeys(place for place, count in zip(places, counts, strict=True) if count < 0))
+        answers, at = [], 0
+        for sequence, (_, rows) in zip(running, asked, strict=True):
+            answers.append((sequence, tokens[at : at + len(rows)], counts[at : at + len(rows)]))
+            at += len(rows)
+        bad = [sequence.place for sequence, patches, own in answers if sequence.is_damaged(patches, own)]
         if bad:
             raise FloatingPointError(
                 f"Generator: NaN or infinite logits for prompts {bad[:8]}; the model's weights are damaged or too large"
             )
+        for sequence, patches, own in answers:
+            sequence.take(patches, own)
+
+    def _ask(self, sequence: FileSequence) -> tuple[Tensor, list[Row]]:
+        return sequence.ask(self.drafter(sequence.place, bytes(sequence.data)) if self.drafter else b"")
 
     def _features(self, running: list[FileSequence], asked: list[tuple[Tensor, list[Row]]]) -> Tensor:
         """The feature [D] before each row, all its sequence's patches being put into the cache."""

@@ -60,7 +60,7 @@ class PackedCache:
     def __init__(self, transformer: PackedTransformer, slots: int, length: int) -> None:
         if slots < 1 or length < 1:
             raise ValueError(f"PackedCache: expected at least 1 slot of 1 token, got {slots} of {length}")
-        self.packed = _C.PackedCache(transformer.packed, slots, length)
+        self.packed, self.transformer = _C.PackedCache(transformer.packed, slots, length), transformer
 
 
 class PackedTransformer:
@@ -129,9 +129,11 @@ class PackedTransformer:
             float32 [T, D].
 
         Raises:
-            TypeError, ValueError: a wrong dtype, shape or device.
+            TypeError, ValueError: a wrong dtype, shape or device, or another transformer's cache.
             IndexError: a slot or position outside the cache or the position embeddings.
         """
+        if cache.transformer is not self:
+            raise ValueError("byte_decode: cache: expected one that was made for this transformer, got another's")
         check_tensor("byte_decode", "x", x, dtypes=(torch.float32,), shape=("T", self.width), device=_CPU)
         for name, value in (("slots", slots), ("positions", positions)):
             check_tensor("byte_decode", name, value, dtypes=(torch.int64,), shape=(len(x),), device=_CPU)
@@ -217,8 +219,9 @@ class PackedByteDecoder:
             raise ValueError(f"byte_decode: room: expected 1 to {S}, got {int(room.min())} to {int(room.max())}")
         features, given, room = features.contiguous(), given.contiguous(), room.contiguous()
         indices, starts, guesses = indices.contiguous(), starts.contiguous(), guesses.contiguous()
-        tokens, counts = torch.empty(N, S, dtype=torch.int16), torch.empty(N, dtype=torch.int64)
-        logits = torch.full((N, S, 257), torch.nan) if return_logits else None
+        tokens = torch.empty(N, S, dtype=torch.int16, device=_CPU)
+        counts = torch.empty(N, dtype=torch.int64, device=_CPU)
+        logits = torch.full((N, S, 257), torch.nan, dtype=torch.float32, device=_CPU) if return_logits else None
         self.packed.decode(
             features.data_ptr(),
             N,

@@ -103,8 +103,8 @@ def _batch_logits(decoders: _Decoders, documents: Sequence[tuple[str, bytes]]) -
     counts = packed.cu_seqlens.diff()
     above = decoders.above(len(documents), int(counts.max()))
     patches, device = packed.patches.to(decoders.device), decoders.device
-    slots = torch.arange(len(counts)).repeat_interleave(counts).to(device)
-    positions = torch.cat([torch.arange(count) for count in counts.tolist()]).to(device)
+    slots = torch.arange(len(counts), device=device).repeat_interleave(counts.to(device))
+    positions = torch.cat([torch.arange(count, device=device) for count in counts.tolist()])
     logits = []
     for start in range(0, len(patches), _PATCHES_AT_ONCE):
         part = slice(start, start + _PATCHES_AT_ONCE)
@@ -143,10 +143,9 @@ class _Decoders:
         """
         P, S = tokens.shape
         if self._packed is not None:
-            numbers = torch.zeros(P, dtype=torch.uint64)
-            decoded = self._packed.byte_decoder.decode(
-                features, tokens, torch.full((P,), count), numbers, numbers, return_logits=True
-            )
+            numbers = torch.zeros(P, dtype=torch.uint64, device=self.device)
+            room = torch.full((P,), count, device=self.device)
+            decoded = self._packed.byte_decoder.decode(features, tokens, room, numbers, numbers, return_logits=True)
             if bool((decoded.counts < 0).any()):
                 raise FloatingPointError("NaN or infinite logits; the model's weights are damaged or too large")
             assert decoded.logits is not None
@@ -187,11 +186,12 @@ class ByteStreams:
             raise ValueError(f"ByteStreams: length: expected 0…{room}, the bytes of a context, got {length}")
         self._S = model.config.patch_size
         self._bytes = [bytearray() for _ in documents]
+        self._asked = [-1] * len(documents)  # how long each was when its logits were asked for
         self._decoders = _Decoders(model, precision)
         self._above = self._decoders.above(max(len(documents), 1), -(-self.length // self._S))
         packed = PackedPatches.from_bytes(documents, model.config, end_of_file=False)
         self._extensions = packed.patches.tolist()
-        self._features: list[Tensor] = [torch.empty(0)] * len(documents)
+        self._features: list[Tensor] = [torch.empty(0, device=self._decoders.device)] * len(documents)
 
     def __len__(self) -> int:
         return len(self._bytes)
@@ -214,6 +214,8 @@ class ByteStreams:
                 raise ValueError(f"ByteStreams.logits: document {row} has all the {self.length} bytes it may have")
         S, device = self._S, self._decoders.device
         lengths = [len(self._bytes[row]) for row in rows]
+        for row, length in zip(rows, lengths, strict=True):
+            self._asked[row] = length
         fresh = [row for row, length in zip(rows, lengths, strict=True) if length % S == 0]
         if fresh:
             patches = [list(self._bytes[row][-S:]) if self._bytes[row] else self._extensions[row] for row in fresh]
@@ -223,21 +225,26 @@ class ByteStreams:
             for row, feature in zip(fresh, features, strict=True):
                 self._features[row] = feature
         if not rows:
-            return torch.empty(0, VOCAB_SIZE, device=device)
+            return torch.empty(0, VOCAB_SIZE, dtype=torch.float32, device=device)
         places = [length % S for length in lengths]
         begun = [self._bytes[row][length - place :] for row, length, place in zip(rows, lengths, places, strict=True)]
         tokens = torch.tensor([[*part, *[0] * (S - len(part))] for part in begun], dtype=torch.int16, device=device)
         features = torch.stack([self._features[row] for row in rows])
         logits = self._decoders.logits(features, tokens, max(places) + 1)
-        return logits[torch.arange(len(rows)), places]
+        return logits[torch.arange(len(rows), device=device), places]
 
     def append(self, rows: Sequence[int], values: Iterable[int]) -> None:
         """Puts a byte behind each of these documents, whose logits must have been asked for since their last byte.
 
         Raises:
-            ValueError: a value that is no byte.
+            ValueError: a value that is no byte, or a document whose logits were not asked for.
         """
         for row, value in zip(rows, values, strict=True):
+            if self._asked[row] != len(self._bytes[row]):
+                raise ValueError(
+                    "ByteStreams.append: expected documents whose logits were asked for since their last byte, got "
+                    f"document {row}"
+                )
             self._bytes[row].append(value)
 
 

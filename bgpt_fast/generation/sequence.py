@@ -14,7 +14,7 @@ from bgpt_fast.config import EOP
 from bgpt_fast.generation.prompt import Generation
 
 _NONE = -1
-_LEAST, _MOST = 4, 1024  # bytes to guess at: the most, then twice what was right the last time, in these bounds
+LEAST, MOST = 4, 1024  # bytes to guess at: the most, then twice what was right the last time, in these bounds
 
 
 class Row(NamedTuple):
@@ -52,7 +52,7 @@ class Sequence:
         self.cached = 0
         self.slot = -1
         self.finished = False
-        self.window = _MOST
+        self.window = MOST
         self.drafted = self.accepted = 0
         self._known = b""
         self._rows: list[Row] = []
@@ -94,6 +94,13 @@ class Sequence:
             patches = torch.cat([patches, guessed])
         return patches, self._rows
 
+    def is_damaged(self, patches: list[list[int]], counts: list[int]) -> bool:
+        """Whether a row has NaN or infinite logits that is not behind a wrong guess."""
+        for row, patch, count in zip(self._rows, patches, counts, strict=True):
+            if count < 0 or patch != row.guesses:
+                return count < 0
+        return False
+
     def take(self, patches: list[list[int]], counts: list[int]) -> None:
         """Accepts the rows that were asked for, of which `counts` tokens were written, up to the first wrong guess."""
         before, S = len(self.data), self.size
@@ -122,7 +129,7 @@ class Sequence:
         self.drafted += len(guesses)
         self.accepted += right
         if guesses:
-            self.window = min(max(2 * right, _LEAST), _MOST)
+            self.window = min(max(2 * right, LEAST), MOST)
 
     def result(self) -> Generation:
         return Generation(bytes(self.data), self.finished, self.prompt_bytes, self.drafted, self.accepted)

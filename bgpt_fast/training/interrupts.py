@@ -38,9 +38,11 @@ class Interrupts:
 
     @contextlib.contextmanager
     def stopping_evaluation(self) -> Iterator[None]:
-        """A block that the first signal leaves at once, by `StopEvaluation`."""
+        """A block that the first signal leaves at once, by `StopEvaluation`; not entered if it has come already."""
         self._evaluating = True
         try:
+            if self.received:
+                raise StopEvaluation
             yield
         finally:
             self._evaluating = False

@@ -147,6 +147,15 @@ def labels_of(model: Model) -> dict[str, int] | None:
     return dict(model.labels) if isinstance(model, BGPTForClassification) else None
 
 
+def check_labels(model: Model, source: object) -> None:
+    """Raises ValueError where a classifier and its source number classes differently; both must have a label map."""
+    ours, theirs = labels_of(model), getattr(source, "labels", None)
+    if ours is not None and theirs is not None and ours != theirs:
+        raise ValueError(
+            f"source: expected the model's classes {ours!r:.200}, got {theirs!r:.200}; make it with labels=model.labels"
+        )
+
+
 def same_kind(model: Model) -> Model:
     """A new model of the same class, sizes and labels, with weights of its own."""
     if isinstance(model, BGPTForClassification):

@@ -28,7 +28,7 @@ from bgpt_fast.training.distributed import Ranks
 from bgpt_fast.training.errors import NonFiniteLossError, RankFailedError, TrainingInterrupted
 from bgpt_fast.training.interrupts import Interrupts, StopEvaluation
 from bgpt_fast.training.log import RunLog
-from bgpt_fast.training.objectives import Model, labels_of
+from bgpt_fast.training.objectives import Model, check_labels, labels_of
 from bgpt_fast.training.optimizer import Optimizers
 from bgpt_fast.training.parallel import in_parts, parallel_model, set_activation_checkpointing
 from bgpt_fast.training.profiling import StepProfiler, phase, profiled_run
@@ -94,7 +94,7 @@ class Trainer:
 
     Raises:
         ValueError: `run_dir` holds a run of another model, or is not the same folder for all ranks; `device` is not
-            there.
+            there; `source` has other classes than the model; `best_metric` is named and there is no `evaluate`.
         CheckpointDamagedError: `run_dir` holds checkpoints, and none is intact.
     """
 
@@ -108,6 +108,9 @@ class Trainer:
         *,
         show_progress: bool = True,
     ) -> None:
+        if config.best_metric and evaluate is None:
+            raise ValueError(f"best_metric: expected evaluate with it, one of its figures, got {config.best_metric!r}")
+        check_labels(model, source)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self.ranks = Ranks(config.device, config.timeout_seconds, Path(run_dir))
@@ -482,7 +485,8 @@ class Trainer:
         self._loss = math.nan if state["loss"] is None else state["loss"]
         self._evaluated_step = state["evaluated_step"]
         self._evaluation = state["evaluation"]
-        self._best = state["best"]
+        # Another metric's best is no measure.
+        self._best = None if {"best_metric", "best_is"} & changed.keys() else state["best"]
         self._saved_step = step
 
     def _resume_rank(self, positions: list[dict[str, Any]], rng: dict[str, Tensor]) -> None:

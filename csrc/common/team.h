@@ -39,11 +39,14 @@ class Team {
             return;
         }
         start();
-        body_.store(&body, std::memory_order_relaxed);
+        // No phase: a helper that still reads the last one's ticket, all of whose pieces are claimed, must not take
+        // what is set up here for more of them.
+        ticket_.store(0, std::memory_order_relaxed);
+        body_.store(&body, std::memory_order_release);
         call_.store([](const void* any, int64_t begin, int64_t end) { (*static_cast<const Body*>(any))(begin, end); },
-                    std::memory_order_relaxed);
-        count_.store(count, std::memory_order_relaxed);
-        grain_.store(grain, std::memory_order_relaxed);
+                    std::memory_order_release);
+        count_.store(count, std::memory_order_release);
+        grain_.store(grain, std::memory_order_release);
         done_.store(0, std::memory_order_relaxed);
         ++phase_;
         ticket_.store(phase_ << 32, std::memory_order_release);
@@ -82,14 +85,14 @@ class Team {
     }
 
     // Claims a piece and runs it; false when none is left. What is read before the claim belongs to the claimed phase:
-    // the owner changes it only when every piece is claimed, and then the ticket has moved on and the exchange fails.
+    // the owner takes the ticket away before it changes any of it, so whoever has read what is new fails to exchange.
     bool claim() {
         uint64_t ticket = ticket_.load(std::memory_order_acquire);
         for (;;) {
-            const void* body = body_.load(std::memory_order_relaxed);
-            const Call call = call_.load(std::memory_order_relaxed);
-            const int64_t count = count_.load(std::memory_order_relaxed),
-                          grain = grain_.load(std::memory_order_relaxed);
+            const void* body = body_.load(std::memory_order_acquire);
+            const Call call = call_.load(std::memory_order_acquire);
+            const int64_t count = count_.load(std::memory_order_acquire),
+                          grain = grain_.load(std::memory_order_acquire);
             const int64_t begin = static_cast<int64_t>(ticket & 0xffffffffu) * grain;
             if (ticket == 0 || begin >= count) {
                 const uint64_t now = ticket_.load(std::memory_order_acquire);
