@@ -34,7 +34,9 @@ CPU = torch.device("cpu")
 
 
 def command(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "passive"}
+    # Not as a worker of pytest-xdist, which would switch pytest-benchmark off.
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment = {**kept, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "passive"}
     return subprocess.run(
         [sys.executable, "-m", "bgpt_fast.cli.main", "bench", *words],
         cwd=cwd,
