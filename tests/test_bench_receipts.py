@@ -75,7 +75,8 @@ def test_the_page_says_what_no_gpu_has_run() -> None:
     assert "not yet run on a GPU" in page or '"device": "cuda"' in "".join(
         path.read_text() for path in RESULTS.glob("*/*.json")
     )
-    assert not re.search(r"/work/|/tmp/", page)
+    # A command is that of any checkout: it names no place of one machine.
+    assert not re.search(r"\| command \|[^|]* /\w", page)
 
 
 def test_more_instructions_are_a_regression_only_by_the_same_tools() -> None:
@@ -88,7 +89,6 @@ def test_more_instructions_are_a_regression_only_by_the_same_tools() -> None:
     assert suite_instructions.regressions(before, now) == {}
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(suite_instructions.missing() is not None, reason=f"{suite_instructions.missing()}")
 def test_instructions_of_the_hot_paths(tmp_path: Path) -> None:
     before = json.loads(suite_instructions.RECEIPT.read_text())
