@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import os
 import re
 import secrets
@@ -57,6 +59,7 @@ class Ranks:
         self._saving: dist.ProcessGroup | None = None
         if self.world_size > 1:
             timeout = timedelta(seconds=timeout_seconds)
+            atexit.register(self._leave, not dist.is_initialized())
             if not dist.is_initialized():
                 dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=timeout)
             self._control = dist.new_group(backend="gloo", timeout=timeout)
@@ -104,6 +107,18 @@ class Ranks:
     def barrier(self) -> None:
         """Waits until all ranks are here."""
         self.table([])
+
+    def _leave(self, made: bool) -> None:
+        """Ends the groups' threads, and the default group if it was made here, while Python still runs.
+
+        A thread of gloo that lets go of its last tensor takes the interpreter's lock for it: in an interpreter that
+        is going away, that ends the process with SIGABRT instead of its own exit code.
+        """
+        self._control = self._saving = None
+        # A group's threads end with its last reference, and trainers, which hold them, are in cycles.
+        gc.collect()
+        if made and dist.is_initialized():
+            dist.destroy_process_group()
 
     @contextlib.contextmanager
     def watched(self, agreed: tuple[type[BaseException], ...]) -> Iterator[None]:
