@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from check_byte_decode import check_bytes, measure_engines
 from check_items import ITEMS
 from check_plan import ON_CPU
 from limits import copy, matrix_product
@@ -25,6 +26,7 @@ from op_measure import check, measure_case, small_runs, speed_ups
 from timing import measure
 
 from bgpt_fast import BGPTConfig
+from bgpt_fast.device import Replay
 from bgpt_fast.files import write_json
 
 NO_GPU = "no GPU"
@@ -87,7 +89,10 @@ def graph(item: str, place: Place) -> dict[str, Any]:
 
 
 def exercise(item: str, place: Place) -> dict[str, Any]:
-    """One op at a small size in all dtypes: what a sanitizer watches."""
+    """One op at a small size in all dtypes, or the byte decoder's engines: what a sanitizer watches."""
+    if item == "byte_decode":
+        # Not as a graph: the sanitizer runs without the allocator that recording needs.
+        return check_bytes(place.device, _unrecorded)
     runs = small_runs(case_of(item), SMALL, place.device)
     if place.on_gpu:
         torch.cuda.synchronize()
@@ -125,8 +130,23 @@ def generation(item: str, place: Place) -> dict[str, Any]:
     if item == "released way":
         figures, _ = released(model, prompts_of(config, context, 1)[0], 2 if place.quick else 4)
         return {**figures, "context": context}
-    figures, _ = ours(model, prompts_of(config, context, int(item)), rounds)
-    return {**figures, "context": context}
+    precision = "bfloat16" if place.on_gpu else "float32"
+    figures, _ = ours(model, prompts_of(config, context, int(item)), rounds, precision)
+    return {**figures, "context": context, "precision": precision}
+
+
+def byte_decode(item: str, place: Place) -> dict[str, Any]:
+    """The bytes of the byte decoder's engines against the CPU's, or both engines' speed at one batch size."""
+    record = None if place.on_gpu else _unrecorded
+    if item == "bytes":
+        return check_bytes(place.device, record)
+    config, count = (TINY, min(int(item), 9)) if place.quick else (BGPTConfig(), int(item))
+    precision = "bfloat16" if place.on_gpu else "float32"
+    return measure_engines(config, count, place.device, precision, 0.01 if place.quick else 0.5, record)
+
+
+def _unrecorded(step: Replay) -> Replay:
+    return step
 
 
 def cpu_states(item: str, place: Place) -> dict[str, Any]:
@@ -152,6 +172,7 @@ PIECES: dict[str, Callable[[str, Place], dict[str, Any]]] = {
     "graphs": graph,
     "exercise": exercise,
     "training": training,
+    "byte_decode": byte_decode,
     "generation": generation,
     "cpu_states": cpu_states,
 }

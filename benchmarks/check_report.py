@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from check_items import BATCHES, COMPILED, ITEMS, OPS, OURS, RELEASED
+from check_items import BATCHES, COMPILED, DECODED, ITEMS, OPS, OURS, RELEASED
 
 TARGETS = {"mfu": 0.55, "compiled": 1.3, "released": 3.0}
 """The least of: the share of 989 TFLOP/s; times the reference under torch.compile; times the released way."""
@@ -57,6 +57,14 @@ def summary(receipt: Mapping[str, Any]) -> dict[str, Any]:
             found["targets"]["mfu"] = ours["mfu"] >= TARGETS["mfu"]
         if "peak_memory" in ours:
             found["targets"]["memory"] = ours["peak_memory"] <= ours["memory_target"]
+    decoded = items_of(receipt, "byte_decode")
+    both = [batch for batch in DECODED if {"persistent", "graphed"} <= decoded.get(batch, {}).keys()]
+    if both and "bytes" in decoded:
+        wins = [batch for batch in both if _times(decoded[batch]) > 1]
+        found["byte_decode_switch"] = {
+            "expected": decoded[both[0]]["persistent_rows"],
+            "persistent_faster_up_to": int(wins[-1]) if wins else 0,
+        }
     generation = items_of(receipt, "generation")
     if RELEASED in generation and not withheld:
         found["generation_times_released"] = {
@@ -76,6 +84,7 @@ def table(receipt: Mapping[str, Any]) -> str:
     lines += _ceilings(receipt)
     lines += _ops(receipt)
     lines += _training(receipt)
+    lines += _byte_decode(receipt)
     lines += _generation(receipt)
     return "\n".join(lines)
 
@@ -149,6 +158,24 @@ def _training(receipt: Mapping[str, Any]) -> list[str]:
         lines.append("  targets: " + ", ".join(f"{k} {'met' if v else 'MISSED'}" for k, v in short["targets"].items()))
     if short.get("speed_up_withheld") and not receipt["quick"]:
         lines.append(f"  speed-ups withheld, these are red: {', '.join(short['speed_up_withheld'])}")
+    return ["", *lines] if lines else []
+
+
+def _times(item: Mapping[str, Any]) -> float:
+    """How many times as fast as the graphs the persistent kernel is."""
+    return item["persistent"]["bytes_per_s"] / item["graphed"]["bytes_per_s"]
+
+
+def _byte_decode(receipt: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for batch, item in items_of(receipt, "byte_decode").items():
+        rates = [f"{item[name]['bytes_per_s']:.0f} B/s {name}" for name in ("persistent", "graphed") if name in item]
+        if rates:
+            ratio = f", {_times(item):.2f} ×" if len(rates) == 2 else ""
+            lines.append(f"byte decoder, {batch} patches: {', '.join(rates)}{ratio}")
+    if switch := receipt.get("summary", {}).get("byte_decode_switch"):
+        found, expected = switch["persistent_faster_up_to"], switch["expected"]
+        lines.append(f"  the persistent kernel is faster up to {found} patches; PERSISTENT_ROWS is {expected}")
     return ["", *lines] if lines else []
 
 

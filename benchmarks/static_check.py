@@ -1,6 +1,7 @@
 """Proves every kernel without a GPU: compiles it for sm_80, sm_90 and sm_100 and refuses what should not be launched.
 
     PYTHONPATH=. python benchmarks/static_check.py                     # everything; static.json and docs/kernels.md
+    PYTHONPATH=. python benchmarks/static_check.py --changed           # the same; compiles what is new since the last
     PYTHONPATH=. python benchmarks/static_check.py --quick --dry-run   # each kernel once, nothing written
     PYTHONPATH=. python benchmarks/static_check.py kernels/layer_norm/triton_kernels.py --dry-run
 
@@ -17,6 +18,7 @@ import functools
 import importlib
 import importlib.util
 import io
+import json
 import multiprocessing
 import os
 import re
@@ -71,6 +73,11 @@ def main() -> int:
     parser.add_argument("--sm", type=int, nargs="+", default=[80, 90, 100], choices=[80, 90, 100], help="targets")
     parser.add_argument("--quick", action="store_true", help="each Triton kernel once, in bf16 at the paper's size")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that compile")
+    parser.add_argument(
+        "--changed",
+        action="store_true",
+        help="take over the receipt's rows of sources that have not changed, by the same compilers",
+    )
     parser.add_argument("--dry-run", action="store_true", help="write nothing")
     parser.add_argument("--json", type=Path, help="write the rows of this run there, whatever they cover")
     parser.add_argument("--docs-only", action="store_true", help="only redraw the table of docs/kernels.md")
@@ -79,7 +86,10 @@ def main() -> int:
         update_docs()
         return 0
     everything = not arguments.files and not arguments.quick and arguments.sm == parser.get_default("sm")
+    if arguments.changed and not everything:
+        parser.error("--changed is for a run over everything")
     files = [path_name(Path(file)) for file in arguments.files] or kernel_files()
+    kept = rows_of_unchanged(files) if arguments.changed else {}
     console = Console(stderr=True)
     if shutil.which("nvcc") is None and any(file.endswith(".cu") for file in files):
         console.print("CUDA files are left out: no nvcc here")
@@ -87,8 +97,13 @@ def main() -> int:
         everything = False
     # Before anything is compiled, so that figures never pass for those of sources that were edited meanwhile.
     sources = digests()
-    findings = run(list(tasks_of(files, arguments.sm, arguments.quick)), arguments.jobs, console)
+    new = [file for file in files if file not in kept]
+    findings = run(list(tasks_of(new, arguments.sm, arguments.quick)), arguments.jobs, console)
     rows = merged([row for finding in findings for row in finding.rows])
+    if kept:
+        console.print(f"taken over: {', '.join(kept)}", soft_wrap=True)
+        found = {file: [row for row in rows if row["source"] == file] for file in new} | kept
+        rows = [row for file in files for row in found[file]]
     errors = [error for finding in findings for error in finding.errors]
     for error in errors:
         console.print(error, markup=False, highlight=False, soft_wrap=True)
@@ -120,6 +135,28 @@ def kernel_files() -> list[str]:
     if silent:
         raise SystemExit(f"expected compile_cases() in {', '.join(silent)}, found none")
     return listing + cuda_sources()
+
+
+def rows_of_unchanged(files: list[str]) -> dict[str, list[dict[str, Any]]]:
+    """The receipt's rows of files whose kernels and cases are as they were, by file; none if a compiler is another."""
+    receipt, now = json.loads(RECEIPT.read_text()), digests()
+    if receipt["versions"] != versions():
+        return {}
+    same = {file for file, digest in now.items() if receipt["digests"].get(file) == digest}
+    # Functions that several files' kernels call.
+    helpers = [file for file in triton_sources() if file not in files]
+    rows: dict[str, list[dict[str, Any]]] = {file: [] for file in files}
+    for row in receipt["kernels"]:
+        rows.setdefault(row["source"], []).append(row)
+    kept = {}
+    for file in files:
+        is_triton = not file.endswith(".cu")
+        if file not in same and (file in now or not is_triton):
+            continue
+        if is_triton and (not same.issuperset(helpers) or set(cases_of(file)) != {row["case"] for row in rows[file]}):
+            continue
+        kept[file] = rows[file]
+    return kept
 
 
 def lists_cases(path: Path) -> bool:
@@ -320,7 +357,7 @@ def plain_name(mangled: str) -> tuple[str, str]:
             name = mangled[found.end() : found.end() + int(digits)]
             if name.endswith("_kernel"):
                 rest = mangled[found.end() + int(digits) :]
-                kinds = {"If": "fp32", "I13__nv_bfloat16": "bf16", "I6__half": "fp16"}
+                kinds = {"If": "fp32", "I13__nv_bfloat16": "bf16", "It": "bf16", "I6__half": "fp16"}
                 return name, next((dtype for code, dtype in kinds.items() if rest.startswith(code)), "")
     raise ValueError(f"expected a function named …_kernel, got {mangled}")
 

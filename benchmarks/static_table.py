@@ -100,6 +100,7 @@ def gpu_runs() -> dict[str, str]:
         if receipt.get("device") != "cuda" or not gpu:
             continue
         right = {*items_of(receipt, "correctness")} | ({"cpu_states"} if items_of(receipt, "cpu_states") else set())
+        right |= {"byte_decode"} if "bytes" in items_of(receipt, "byte_decode") else set()
         red = red_rooms(receipt)
         source = (receipt["commit"]["id"] or receipt["commit"]["sources_sha256"])[:7]
         found |= {op: f"{gpu['name']} ({source})" for op in right if not is_red(op, red)}

@@ -1,8 +1,14 @@
-"""Devices by name."""
+"""Devices by name, and work recorded for one."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+
+Replay = Callable[[], None]
+Record = Callable[[Replay], Replay]
+"""Makes of a function one that repeats what it did: a CUDA graph, or in tests the function itself."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -20,3 +26,17 @@ def resolve_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device: expected 'auto', 'cpu' or a GPU of this machine, got {name!r}: {reason}") from error
     return torch.device("cuda", torch.cuda.current_device()) if device == torch.device("cuda") else device
+
+
+def cuda_graph(step: Replay) -> Replay:
+    """Runs `step` three times beside the current stream, as recording wants it, then records it."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay

@@ -8,16 +8,20 @@
 #include <deque>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <vector>
 
 #include "attention/cached_attention.h"
+#include "byte_decode/accept.h"
 #include "byte_decode/byte_decode.h"
+#include "byte_decode/persistent.h"
 #include "common/cpu.h"
 #include "cpu_states/machine.h"
 #include "cpu_states/parallel_stream.h"
 #include "cpu_states/released_stream.h"
 #include "cpu_states/text.h"
 #include "cpu_states/traces.h"
+#include "linear/bias_gelu.h"
 #include "linear/invariant_linear.h"
 #include "patch_embed/patch_embed.h"
 #include "patches/patches.h"
@@ -141,6 +145,21 @@ PYBIND11_MODULE(_C, m) {
                                threads, std::min(static_cast<bgpt::Isa>(isa), bgpt::best_isa()));
     });
 
+    m.def("bias_gelu", [](uintptr_t x, uintptr_t bias, uintptr_t y, int64_t N, int64_t F, int64_t threads, int isa) {
+        py::gil_scoped_release release;
+        bgpt::bias_gelu(reinterpret_cast<const float*>(x), reinterpret_cast<const float*>(bias),
+                        reinterpret_cast<float*>(y), N, F, threads,
+                        std::min(static_cast<bgpt::Isa>(isa), bgpt::best_isa()));
+    });
+    m.def("bias_gelu_backward", [](uintptr_t dy, uintptr_t x, uintptr_t bias, uintptr_t dx, uintptr_t dbias, int64_t N,
+                                   int64_t F, int64_t threads, int isa) {
+        py::gil_scoped_release release;
+        bgpt::bias_gelu_backward(reinterpret_cast<const float*>(dy), reinterpret_cast<const float*>(x),
+                                 reinterpret_cast<const float*>(bias), reinterpret_cast<float*>(dx),
+                                 reinterpret_cast<float*>(dbias), N, F, threads,
+                                 std::min(static_cast<bgpt::Isa>(isa), bgpt::best_isa()));
+    });
+
     // attention
     m.def("cached_attention",
           [](uintptr_t qkv, uintptr_t keys, uintptr_t values, uintptr_t slots, uintptr_t positions, uintptr_t y,
@@ -209,6 +228,63 @@ PYBIND11_MODULE(_C, m) {
                                reinterpret_cast<float*>(logits)},
                               team, std::min(static_cast<bgpt::Isa>(isa), bgpt::best_isa()));
         });
+
+    // byte_decode on a GPU
+    using Sizes = std::array<int32_t, 5>;
+    const auto shape_of = [](const Sizes& sizes, float eps) {
+        return bgpt::PersistentShape{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], eps};
+    };
+    const auto accept_of = [](const std::array<int64_t, 3>& sizes, const std::array<uintptr_t, 10>& at) {
+        return bgpt::Accept{reinterpret_cast<const float*>(at[0]),
+                            sizes[0],
+                            sizes[1],
+                            sizes[2],
+                            reinterpret_cast<const int16_t*>(at[1]),
+                            reinterpret_cast<const int64_t*>(at[2]),
+                            reinterpret_cast<const uint64_t*>(at[3]),
+                            reinterpret_cast<const uint64_t*>(at[4]),
+                            reinterpret_cast<const bgpt::Sampling*>(at[5]),
+                            reinterpret_cast<int16_t*>(at[6]),
+                            reinterpret_cast<int64_t*>(at[7]),
+                            reinterpret_cast<int64_t*>(at[8]),
+                            reinterpret_cast<uint8_t*>(at[9])};
+    };
+    m.attr("persistent_rows") = bgpt::kPersistentRows;
+    m.def("persistent_takes", [=](const Sizes& sizes) { return bgpt::persistent_takes(shape_of(sizes, 0.0f)); });
+    m.def("persistent_room",
+          [=](const Sizes& sizes, int64_t N) { return bgpt::persistent_room(shape_of(sizes, 0.0f), N); });
+    m.def("byte_accept", [=](const std::array<int64_t, 3>& sizes, const std::array<uintptr_t, 10>& at) {
+        py::gil_scoped_release release;
+        bgpt::byte_accept(accept_of(sizes, at));
+    });
+#ifdef BGPT_FAST_WITH_CUDA
+    m.def("byte_accept_cuda",
+          [=](const std::array<int64_t, 3>& sizes, const std::array<uintptr_t, 10>& at, uintptr_t stream) {
+              bgpt::byte_accept_cuda(accept_of(sizes, at), reinterpret_cast<void*>(stream));
+          });
+    m.def("byte_decode_cuda",
+          [=](const Sizes& sizes, float eps, int dtype, const std::vector<uint64_t>& weights,
+              const std::array<uintptr_t, 6>& in, const std::tuple<double, int64_t, double, uint64_t>& sampling,
+              const std::array<uintptr_t, 4>& out, uintptr_t stream) {
+              const auto [temperature, top_k, top_p, seed] = sampling;
+              if (weights.size() != 12 * static_cast<size_t>(sizes[4]) + 5) {
+                  throw std::invalid_argument("byte_decode_cuda: not the addresses of so many layers");
+              }
+              bgpt::byte_decode_cuda(shape_of(sizes, eps), dtype, weights.data(),
+                                     {reinterpret_cast<const float*>(in[0]),
+                                      static_cast<int32_t>(in[1]),
+                                      reinterpret_cast<const int16_t*>(in[2]),
+                                      reinterpret_cast<const int64_t*>(in[3]),
+                                      reinterpret_cast<const uint64_t*>(in[4]),
+                                      reinterpret_cast<const uint64_t*>(in[5]),
+                                      {temperature, top_k, top_p, seed},
+                                      reinterpret_cast<int16_t*>(out[0]),
+                                      reinterpret_cast<int64_t*>(out[1]),
+                                      nullptr},
+                                     reinterpret_cast<float*>(out[2]), reinterpret_cast<uint32_t*>(out[3]),
+                                     reinterpret_cast<void*>(stream));
+          });
+#endif
 
     // cpu_states
     namespace cpu = bgpt::cpu_states;

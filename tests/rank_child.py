@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import json
 import os
@@ -12,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from training_support import CONFIG, RandomSource, make_model
 
 import bgpt_fast.byte_decoder
-import bgpt_fast.training.trainer
+import bgpt_fast.training.resuming
 import bgpt_fast.training.update
 from bgpt_fast.data import DataError
 from bgpt_fast.patches import PackedPatches
@@ -66,12 +68,19 @@ def trainer_of(job: dict[str, Any], rank: int = 0, world_size: int = 1) -> Train
     return Trainer(model, source, config, job["run"], evaluate, show_progress=False)
 
 
+def _no_group_left() -> None:
+    """Threads of a process group that outlive the interpreter can end this process with SIGABRT."""
+    if dist.is_initialized():
+        os._exit(70)
+
+
 def main(jobs: list[dict[str, Any]]) -> None:
+    atexit.register(_no_group_left)
     rank, world_size = rank_and_world_size()
-    trainer = bgpt_fast.training.trainer
+    resuming = bgpt_fast.training.resuming
     update = bgpt_fast.training.update
     weighted = update.accumulate_gradients
-    own_states = trainer.states_of
+    own_states = resuming.states_of
     chunk = bgpt_fast.byte_decoder.CHUNK
 
     def unweighted(parallel: Any, objective: Any, batches: Any, drawn: Any, total: int, rest: str) -> torch.Tensor:
@@ -81,7 +90,7 @@ def main(jobs: list[dict[str, Any]]) -> None:
         # Faults that a right implementation must not have: each makes another run.
         update.accumulate_gradients = unweighted if job.get("fault") == "unweighted" else weighted
         shared = job.get("fault") == "rank 0's rng"
-        trainer.states_of = (lambda rng, _: own_states(rng, 0)) if shared else own_states
+        resuming.states_of = (lambda rng, _: own_states(rng, 0)) if shared else own_states
         bgpt_fast.byte_decoder.CHUNK = job.get("chunk", chunk)
         try:
             trainer_of(job, rank, world_size).train()

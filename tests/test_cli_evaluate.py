@@ -12,6 +12,7 @@ import torch
 
 from bgpt_fast import BGPT, BGPTConfig
 from bgpt_fast.cli.main import main
+from bgpt_fast.tasks.conversion_likelihood import evaluate_pairs
 from bgpt_fast.tasks.evaluation import evaluate_files
 
 CONFIG = BGPTConfig(patch_size=8, patch_length=16, hidden_size=16, patch_num_layers=1, byte_num_layers=1, num_heads=2)
@@ -58,6 +59,30 @@ def test_files(checkpoint: Path, data: Path, tmp_path: Path, capsys: pytest.Capt
     assert json.loads(capsys.readouterr().out)["baselines_bits_per_byte"] == {}
 
 
+def test_the_target_part_of_pairs(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stream = random.Random(0)
+    (tmp_path / "pairs").mkdir()
+    for number, size in enumerate((10, 30, 100)):  # the last pair is over the context
+        for extension in ("abc", "mid"):
+            (tmp_path / f"pairs/{number}.{extension}").write_bytes(stream.randbytes(size))
+    words = ["evaluate", "--checkpoint", str(checkpoint), str(tmp_path / "pairs"), "--output", str(tmp_path / "o.json")]
+    assert main([*words, "--conversion", "abc&mid"]) == 0
+    shown = capsys.readouterr().out
+    for name in ("abc->mid", "mid->abc"):
+        assert f"{name}: target files, given their sources" in shown
+    assert "skipped: pair over the context" in shown
+    found = json.loads((tmp_path / "o.json").read_text())["conversion"]
+    reports = evaluate_pairs(BGPT.from_pretrained(checkpoint), tmp_path / "pairs", "abc&mid", seed=1)
+    for name, report in reports.items():
+        assert found[name]["bits_per_byte"] == report.total.per_byte
+        assert found[name]["bits_per_position"] == report.total.per_position
+        assert found[name]["files"] == 2
+        assert found[name]["bytes"] == 40
+    assert main([*words, "--conversion", "abc->mid", "--json", "--plots", str(tmp_path / "plots")]) == 0
+    assert list(json.loads(capsys.readouterr().out)["conversion"]) == ["abc->mid"]
+    assert (tmp_path / "plots/abc-to-mid/decoders.png").is_file()
+
+
 def test_any_name_can_be_shown(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "odd/a[").mkdir(parents=True)
     for name in (b"a[/b].x[red]", b"\xff.\xfe", b"new\nline.txt", b"a.$\\frac$", b"a.\x01"):
@@ -88,6 +113,23 @@ def test_generated_files(checkpoint: Path, data: Path, tmp_path: Path, capsys: p
     assert "which decoder is at fault" in shown
 
 
+def test_generated_files_are_held_against_their_own_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "made").mkdir()
+    (tmp_path / "pairs").mkdir()
+    for number in range(3):
+        (tmp_path / f"made/{number}.mid").write_bytes(b"la" * 100)
+        (tmp_path / f"pairs/{number}.mid").write_bytes(b"la" * 100)
+        (tmp_path / f"pairs/{number}.abc").write_bytes(random.Random(number).randbytes(200))
+    assert main(["evaluate", str(tmp_path / "pairs"), "--generated", str(tmp_path / "made"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["generated"]
+    assert (found["real"]["files"], found["real"]["loop_share"]) == (3, found["loop_share"])
+    (tmp_path / "made/one.xyz").write_bytes(b"another kind")
+    for path in (tmp_path / "made").glob("*.mid"):
+        path.unlink()
+    assert main(["evaluate", str(tmp_path / "pairs"), "--generated", str(tmp_path / "made"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["generated"]["real"]["files"] == 6
+
+
 def test_the_reports_of_generate_are_no_generated_files(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -110,6 +152,11 @@ def test_wrong_words_are_named(data: Path, tmp_path: Path, capsys: pytest.Captur
         ([], "--checkpoint: expected a model's weights, got none"),
         (["--generated", str(tmp_path / "none")], "expected files with something in them, got none"),
         (["--plots", str(tmp_path / "plots")], "--plots: expected files to evaluate, got none"),
+        (["--conversion", "abc->mid"], "--conversion: expected pairs of files to evaluate, got none"),
+        (
+            [str(data), "--conversion", "abc->mid", "--generated", str(data)],
+            "--checkpoint: expected a model's weights, got none",
+        ),
         (["--programs", "0"], "--programs: expected at least 1, got 0"),
     ):
         assert main(["evaluate", *words]) == 1

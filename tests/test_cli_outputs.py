@@ -14,6 +14,7 @@ from bgpt_fast import BGPT, BGPTConfig, Generator, Prompt
 from bgpt_fast.cli.main import main
 from bgpt_fast.cli.outputs import JOURNAL, OutputFolder
 from bgpt_fast.data import PairSource
+from bgpt_fast.folder_lock import FolderInUseError
 
 CONFIG = BGPTConfig(patch_size=8, patch_length=8, hidden_size=16, patch_num_layers=1, byte_num_layers=1, num_heads=2)
 
@@ -105,11 +106,16 @@ def test_a_failed_write_leaves_no_half(tmp_path: Path, monkeypatch: pytest.Monke
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="disk full"):
-            folder.add("x/y.bin", b"abc", {"bytes": 3}, write=True)
-    assert not folder.has("x/y.bin")
+            folder.add("x/y.bin", b"abc", {"bytes": 3, "prompt": "p"}, write=True)
+    assert not folder.has("x/y.bin", "p")
     assert list((tmp_path / "out/x").iterdir()) == []
-    folder.add("x/y.bin", b"abc", {"bytes": 3}, write=True)
-    assert OutputFolder(tmp_path / "out", {"a": (1, 2)}, "files").has("x/y.bin")
+    folder.add("x/y.bin", b"abc", {"bytes": 3, "prompt": "p"}, write=True)
+    with pytest.raises(FolderInUseError, match=f"out: process {os.getpid()} on"):
+        OutputFolder(tmp_path / "out", {"a": (1, 2)}, "files")
+    folder.close()
+    again = OutputFolder(tmp_path / "out", {"a": (1, 2)}, "files")
+    assert again.has("x/y.bin", "p")
+    assert not again.has("x/y.bin", "of another prompt")
 
 
 def test_wrong_generate_options_are_named(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:

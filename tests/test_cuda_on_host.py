@@ -12,6 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ["csrc/patch_embed/patch_embed.cu", "csrc/cpu_states/cpu_states.cu"]
+WARPS = ["csrc/byte_decode/byte_decode.cu"]
+"""Whose threads speak to one another: tests/test_byte_decode_on_host.py runs their bodies."""
 BESIDE = [
     "csrc/patch_embed/patch_embed.cpp",
     "csrc/cpu_states/parallel_stream.cpp",
@@ -113,7 +115,7 @@ def test_a_wrong_value_is_seen(program: Path, op: str) -> None:
 
 
 def test_all_cuda_sources_are_run() -> None:
-    assert sorted(SOURCES) == sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*.cu"))
+    assert sorted([*SOURCES, *WARPS]) == sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*.cu"))
     for name in SOURCES:
         text = (ROOT / name).read_text()
         launches = host_source(text).count("cuda_on_host::launch(")

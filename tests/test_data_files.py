@@ -16,6 +16,7 @@ import torch
 
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data import DataError, FileSource, Source
+from bgpt_fast.data.found import Skips
 from bgpt_fast.patches import PackedPatches
 
 CONFIG = BGPTConfig(patch_size=4, patch_length=16, hidden_size=8, patch_num_layers=1, byte_num_layers=1)
@@ -261,3 +262,21 @@ def test_nothing_to_read_is_named_before_the_first_step(tmp_path: Path, folder: 
 def test_wrong_arguments_are_named(folder: Path, fields: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error, match=next(iter(fields))):
         FileSource(folder, **{"config": CONFIG, "patches_per_batch": 50, **fields})
+
+
+def test_of_each_reason_one_is_named_before_a_second() -> None:
+    skips = Skips()
+    for number in range(30):
+        skips.count(f"copy {number}", "copy")
+        skips.note(f"cut {number}", "cut short")
+    skips.note("last", "rejected")
+    skips.count("other", "rejected")
+    assert skips.by_reason == {"copy": 30, "cut short": 30, "rejected": 2}
+    assert skips.named[:5] == [
+        "cut short: 'cut 0'",
+        "rejected: 'last'",
+        "copy: 'copy 0'",
+        "cut short: 'cut 1'",
+        "rejected: 'other'",
+    ]
+    assert len(skips.named) == 20

@@ -287,6 +287,19 @@ def gpu_receipt() -> dict[str, Any]:
             check_items.COMPILED: {**ours, "patches_per_s": 1e5},
             check_items.RELEASED: {**ours, "patches_per_s": 1e5},
         },
+        "byte_decode": {
+            "bytes": {"status": "ok", "patches": 9},
+            **{
+                batch: {
+                    "status": "ok",
+                    "persistent_rows": 24,
+                    "persistent": {"bytes_per_s": 5e4},
+                    "graphed": {"bytes_per_s": 2e4 * int(batch)},
+                }
+                for batch in ("1", "2", "4")
+            },
+            "4096": {"status": "ok", "persistent_rows": 24, "graphed": {"bytes_per_s": 2e6}},
+        },
         "generation": {
             "1": {"status": "ok", "bytes_per_s": 80.0},
             "released way": {"status": "ok", "bytes_per_s": 8.0},
@@ -307,7 +320,9 @@ def test_the_table_and_the_targets() -> None:
     receipt["summary"] = short = check_report.summary(receipt)
     assert short["targets"] == {"compiled": True, "released": False, "mfu": True, "memory": True}
     assert short["generation_times_released"] == {"1": 10.0}
+    assert short["byte_decode_switch"] == {"expected": 24, "persistent_faster_up_to": 2}
     text = check_report.table(receipt)
+    assert "faster up to 2 patches; PERSISTENT_ROWS is 24" in text
     for piece in ("layer_norm", "2.00 × SDPA", "MFU 56.0 %", "released MISSED", "10.0 × the released way", "90 %"):
         assert piece in text
     assert max(map(len, text.splitlines())) < 200

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from training_support import RandomSource, fingerprint, log_lines, losses, make_trainer
 
-import bgpt_fast.training.trainer
+import bgpt_fast.training.resuming
 from bgpt_fast.training import CheckpointWriteError
 from bgpt_fast.training.checkpointing import CheckpointStore
 from bgpt_fast.training.saves import BackgroundSaves, snapshot
@@ -81,7 +81,7 @@ def test_a_checkpoint_is_of_its_step_though_training_goes_on(tmp_path: Path, slo
 def test_negative_control_without_copies_a_checkpoint_is_of_a_later_step(
     tmp_path: Path, slow_saves: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bgpt_fast.training.trainer, "snapshot", dict)
+    monkeypatch.setattr(bgpt_fast.training.resuming, "snapshot", dict)
     expected, got = _resumed_from_step_3(tmp_path)
     assert got != expected
 

@@ -58,7 +58,7 @@ def test_each_part_of_the_state_counts(tmp_path: Path, forgotten: str) -> None:
         for optimizer in resumed._optimizers._all():
             optimizer.state.clear()
     elif forgotten == "rng":
-        resumed._rng = {}
+        resumed._saves._rng = {}
     else:
         resumed.source.load_state_dict({"position": 0})
     resumed.train()

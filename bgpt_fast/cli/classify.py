@@ -13,12 +13,21 @@ import torch
 import tyro
 
 from bgpt_fast.classifier import BGPTForClassification
-from bgpt_fast.cli.common import as_json, console, generation_progress, read_options, shown_name, table
+from bgpt_fast.cli.common import (
+    as_json,
+    console,
+    generation_progress,
+    new_folder,
+    read_options,
+    shown_name,
+    table,
+)
 from bgpt_fast.data import DataError, label_of
 from bgpt_fast.data.found import FoundFile, Skips, find_files, read_file
 from bgpt_fast.device import resolve_device
 from bgpt_fast.files import write_json
 from bgpt_fast.patches import PackedPatches
+from bgpt_fast.report.classification_plots import classification_plots
 from bgpt_fast.tasks.classification import ClassificationReport, Prediction, predict_iter, score
 
 _SHOWN_FILES = 200
@@ -38,6 +47,7 @@ class Classify:
         data: files and folders; folders are walked.
         labels: a JSON file {"class name": index, …} for weights that come without one, as the released .pth files.
         patches_per_batch: most patches of a batch.
+        plots: a new or empty folder for plots of the confusion matrix and of each class; None draws none.
         output: where to write predictions and scores as JSON; None means nowhere.
         json: print JSON instead of tables.
         device: "auto" means the GPU where there is one.
@@ -47,6 +57,7 @@ class Classify:
     data: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILES_OR_FOLDERS")]
     labels: Path | None = None
     patches_per_batch: int = 2048
+    plots: Path | None = None
     output: Path | None = None
     json: bool = False
     device: str = "auto"
@@ -58,6 +69,8 @@ def run(words: Sequence[str]) -> int:
         raise IsADirectoryError(f"--output: expected a file to write, got the folder {options.output}")
     if not options.data:
         raise DataError("expected files or folders after the checkpoint, got none")
+    if options.plots is not None:
+        new_folder(options.plots, "plots")
     skips = Skips()
     files = find_files([str(path) for path in options.data], skips)
     model = BGPTForClassification.from_pretrained(
@@ -72,6 +85,14 @@ def run(words: Sequence[str]) -> int:
     if not found:
         raise DataError(f"expected at least one file with something in it, got none; {_told(skips)}")
     report = _scored(model.labels, found)
+    if options.plots is not None and report is not None:
+        classification_plots(report.to_dict(), options.plots)
+    elif options.plots is not None:
+        print(
+            "bgpt-fast classify: --plots: nothing to draw: no file is named LABEL_anything.ext of one of the classes "
+            f"{list(model.labels)}",
+            file=sys.stderr,
+        )
     result = {
         "options": as_json(options),
         "labels": list(model.labels),

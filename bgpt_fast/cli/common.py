@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ import torch
 import tyro
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from bgpt_fast.device import resolve_device
@@ -22,6 +23,7 @@ from bgpt_fast.model import BGPT
 
 Options = TypeVar("Options")
 GenerationProgress = Callable[[int, int, int], None]
+LINE_SECONDS = 30.0
 
 console = Console(stderr=False, highlight=False)
 
@@ -56,22 +58,39 @@ def new_folder(path: Path, of: str) -> Path:
 
 @contextlib.contextmanager
 def generation_progress(what: str) -> Iterator[GenerationProgress]:
-    """A bar on standard error for `Generator.generate`: files done, new bytes a second, time left."""
-    started = time.monotonic()
+    """How far a `Generator.generate` is: files done, new bytes a second, time left.
+
+    A bar where standard error is a terminal, and otherwise a line there every half minute.
+    """
     columns = (
         TextColumn(what),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[left]}"),
     )
-    bar = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
+    is_terminal = sys.stderr.isatty()
+    bar = Progress(*columns, console=Console(stderr=True), disable=not is_terminal, transient=True)
+    started = told = time.monotonic()
+    there = last = last_bytes = 0
     with bar:
-        task = bar.add_task(what, total=None, rate="")
+        task = bar.add_task(what, total=None, rate="", left="")
 
         def update(done: int, total: int, new_bytes: int) -> None:
-            rate = new_bytes / max(time.monotonic() - started, 1e-9)
-            bar.update(task, completed=done, total=total, rate=f"{rate:,.0f} B/s")
+            nonlocal started, told, there, last, last_bytes
+            now = time.monotonic()
+            if new_bytes == last_bytes:
+                there += done - last  # files that an earlier run had made say nothing about how long the others take
+                started = now if new_bytes == 0 else started
+            last, last_bytes = done, new_bytes
+            seconds = max(now - started, 1e-9)
+            rate = f"{new_bytes / seconds:,.0f} B/s"
+            remaining = seconds * (total - done) / (done - there) if done > there else None
+            left = "" if remaining is None else f"{datetime.timedelta(seconds=round(remaining))} left"
+            bar.update(task, completed=done, total=total, rate=rate, left=left)
+            if not is_terminal and now - told >= LINE_SECONDS:
+                told = now
+                print(f"{what}: {done:,} of {total:,}, {rate}{left and ', ' + left}", file=sys.stderr, flush=True)
 
         yield update
 

@@ -13,7 +13,7 @@ import tyro
 
 from bgpt_fast.cli.common import as_json, load_model, read_options
 from bgpt_fast.cli.generate import check_extension
-from bgpt_fast.cli.outputs import JOURNAL, REPORT, OutputFolder, Wanted, make_files, tell
+from bgpt_fast.cli.outputs import JOURNAL, REPORT, OutputFolder, Wanted, fingerprint, make_files, tell
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data.found import FoundFile, Skips, find_files
 from bgpt_fast.documents import extension_of
@@ -79,6 +79,7 @@ def run(words: Sequence[str]) -> int:
     told = as_json(options)
     free = ("sources", "from_", "overlong", "output", "max_batch", "max_memory_mb", "device", "overwrite")
     plan = {name: value for name, value in told.items() if name not in free}
+    plan["model"] = fingerprint(model)
     sampling = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "seed")}
     generator.generate([], max_new_bytes=options.max_new_bytes, **sampling)  # names wrong options before any folder is
     folder = OutputFolder(options.output, plan, "the converted files", overwrite=options.overwrite)

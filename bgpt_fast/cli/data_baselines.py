@@ -16,6 +16,7 @@ from bgpt_fast.data.found import Skips, as_roots, find_files
 from bgpt_fast.data.labelled import label_of
 from bgpt_fast.files import write_json
 from bgpt_fast.tasks.baselines import ByteClassifier, classify_by_bytes, compression_scores, entropy_of_bytes
+from bgpt_fast.tasks.cnn_baseline import classify_by_cnn
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,14 @@ class Baselines:
         files: files and folders, the test set. Files named LABEL_anything.ext are classified too, if there is a
             training set.
         train: files and folders that may be learned from, the training set.
+        cnn: train a small convolutional network too, for a minute or so.
         output: where to write the figures as JSON; None means nowhere.
         json: print JSON instead of tables.
     """
 
     files: Annotated[tuple[Path, ...], tyro.conf.Positional]
     train: tuple[Path, ...] = ()
+    cnn: bool = False
     output: Path | None = None
     json: bool = False
 
@@ -61,13 +64,15 @@ def run(words: Sequence[str]) -> int:
     labelled, learned = _labelled(files), _labelled(train)
     labelled = [(label, content) for label, content in labelled if label in {label for label, _ in learned}]
     if labelled and len({label for label, _ in learned}) > 1:
+        reports = {f"{method}, byte counts": classify_by_bytes(learned, labelled, method) for method in _methods()}
+        if options.cnn:
+            reports["CNN"] = classify_by_cnn(learned, labelled)
         accuracies = []
-        for method in _methods():
-            report = classify_by_bytes(learned, labelled, method)
+        for name, report in reports.items():
             low, high = report.interval
-            result["classifiers"][method] = report.to_dict()
-            accuracies.append([method, f"{100 * report.accuracy:.2f} %", f"{100 * low:.1f} … {100 * high:.1f} %"])
-        tables.append(table(f"{len(labelled)} files classified", ["by byte counts", "accuracy", "95 %"], accuracies))
+            accuracies.append([name, f"{100 * report.accuracy:.2f} %", f"{100 * low:.1f} … {100 * high:.1f} %"])
+        result["classifiers"] = {name.partition(",")[0]: report.to_dict() for name, report in reports.items()}
+        tables.append(table(f"{len(labelled)} files classified", ["by", "accuracy", "95 %"], accuracies))
     if options.output is not None:
         write_json(options.output, result)
     if options.json:

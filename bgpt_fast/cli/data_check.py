@@ -101,7 +101,9 @@ def _pairs(options: Check) -> tuple[list[Conversion], dict[str, list[str]]]:
         for name in sorted(wanted)
     ]
     if not conversions:
-        raise ValueError(f"--truth: expected true files of the kinds that are in {options.files[0]}, got none")
+        raise ValueError(
+            f"--truth: expected files in {options.truth} of the kinds that are in {options.files[0]}, got none"
+        )
     return conversions, {"without_truth": sorted(made - wanted), "missing": sorted(wanted - made)}
 
 

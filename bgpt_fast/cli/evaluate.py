@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,31 +25,37 @@ from bgpt_fast.cli.common import (
 )
 from bgpt_fast.cli.simulate import print_assessment
 from bgpt_fast.data import DataError
-from bgpt_fast.data.found import Skips, find_files
+from bgpt_fast.data.found import FoundFile, Skips, find_files
+from bgpt_fast.documents import extension_of
 from bgpt_fast.files import write_json
 from bgpt_fast.metrics import ByteScores
 from bgpt_fast.model import BGPT
 from bgpt_fast.report.evaluation_plots import evaluation_plots
+from bgpt_fast.tasks.conversion_likelihood import evaluate_pairs
 from bgpt_fast.tasks.cpu_states import StreamOptions, generate
-from bgpt_fast.tasks.cpu_states.assessment import assess
+from bgpt_fast.tasks.cpu_states.assessment import Assessment, assess
 from bgpt_fast.tasks.evaluation import FileReport, evaluate_files
 from bgpt_fast.tasks.media_check import OUR_REPORTS
 from bgpt_fast.tasks.mode_collapse import Diversity, diversity
 
 _MOST_ROWS = 20
+_FILES = "on files"
 
 
 @dataclass(frozen=True)
 class Evaluate:
     """A model on files: bits per byte in two forms, accuracy, by extension and position, beside gzip and xz.
 
-    With --generated, whether files that a model wrote repeat themselves or each other. Without files: accuracy on
-    random held-out programs of the CPU-state machine.
+    With --conversion, on pairs of files: all of it for the target files alone, given their sources. With --generated,
+    whether files that a model wrote repeat themselves or each other. Without files: accuracy on random held-out
+    programs of the CPU-state machine.
 
     Args:
         data: files and folders.
         checkpoint: a folder of weights, a .safetensors or .pth file, or a hub id; not needed for --generated alone.
-        generated: a folder of generated files to look through for mode collapse; held against `data`, if given.
+        conversion: "abc->mid", or "abc&mid" for both ways: files that differ in nothing but their extension are pairs.
+        generated: a folder of generated files to look through for mode collapse; held against the files
+            of `data` that have the same extensions, or all of them if none has.
         patches_per_batch: with files: most patches of a batch.
         baselines: with files: compress them by gzip and xz too.
         resamples: with files: of the bootstrap over files.
@@ -65,6 +71,7 @@ class Evaluate:
 
     data: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     checkpoint: Path | None = None
+    conversion: str = ""
     generated: Path | None = None
     patches_per_batch: int = 8192
     baselines: bool = True
@@ -87,35 +94,42 @@ def run(words: Sequence[str]) -> int:
     shown: list[Table] = []
     if options.plots is not None and not options.data:
         raise ValueError("--plots: expected files to evaluate, got none; name files or folders")
-    if options.data and (options.checkpoint is not None or options.generated is None):
-        report = _files(options)
-        figures = report.to_dict()
-        shown += _file_tables(figures, report.by_patch)
+    if options.conversion and not options.data:
+        raise ValueError("--conversion: expected pairs of files to evaluate, got none; name files or folders")
+    if options.data and (options.checkpoint is not None or options.generated is None or options.conversion):
+        reports = _reports(options)
+        if options.conversion:
+            figures["conversion"] = {name: report.to_dict() for name, report in reports.items()}
+        else:
+            figures = reports[_FILES].to_dict()
+        for name, report in reports.items():
+            shown += _file_tables(name, report)
     if options.generated is not None:
         figures["generated"] = _generated(options, options.generated)
         shown.append(_collapse_table(figures["generated"]))
-    if options.data or options.generated is not None:
-        if not options.json:
-            for made in shown:
-                console.print(made)
-    else:
-        if options.programs < 1:
-            raise ValueError(f"--programs: expected at least 1, got {options.programs}")
-        model = _model(options)
-        programs = generate(
-            options.programs, seed=options.seed, stream="parallel", split="test", **asdict(options.machine)
-        )
-        with generation_progress("free running") as progress:
-            assessment = assess(model, programs, progress=progress)
+    assessment = None if options.data or options.generated is not None else _assessment(options)
+    if assessment is not None:
         figures = assessment.to_dict()
-        if not options.json:
-            print_assessment(assessment)
     result = {"options": as_json(options), **figures}
     if options.output is not None:
         write_json(options.output, result)
     if options.json:
         print(json.dumps(result, indent=2))
+    elif assessment is not None:
+        print_assessment(assessment)
+    else:
+        for made in shown:
+            console.print(made)
     return 0
+
+
+def _assessment(options: Evaluate) -> Assessment:
+    if options.programs < 1:
+        raise ValueError(f"--programs: expected at least 1, got {options.programs}")
+    model = _model(options)
+    programs = generate(options.programs, seed=options.seed, stream="parallel", split="test", **asdict(options.machine))
+    with generation_progress("free running") as progress:
+        return assess(model, programs, progress=progress)
 
 
 def _model(options: Evaluate) -> BGPT:
@@ -124,30 +138,41 @@ def _model(options: Evaluate) -> BGPT:
     return load_model(options.checkpoint, options.device)
 
 
-def _files(options: Evaluate) -> FileReport:
+def _reports(options: Evaluate) -> dict[str, FileReport]:
+    """By what they are of: the files, or the target files of each direction of a conversion."""
     model = _model(options)
     if options.plots is not None:
         new_folder(options.plots, "plots")
+    arguments: dict[str, Any] = {
+        "patches_per_batch": options.patches_per_batch,
+        "baselines": options.baselines,
+        "resamples": options.resamples,
+        "confidence": options.confidence,
+        "seed": options.seed,
+    }
     with generation_progress("scoring") as progress:
-        report = evaluate_files(
-            model,
-            options.data,
-            patches_per_batch=options.patches_per_batch,
-            baselines=options.baselines,
-            resamples=options.resamples,
-            confidence=options.confidence,
-            seed=options.seed,
-            progress=progress,
-        )
+        if options.conversion:
+            reports = evaluate_pairs(model, options.data, options.conversion, **arguments, progress=progress)
+        else:
+            reports = {_FILES: evaluate_files(model, options.data, **arguments, progress=progress)}
     if options.plots is not None:
-        evaluation_plots(report.to_dict(), options.plots)
-    return report
+        for name, report in reports.items():
+            folder = options.plots / name.replace("->", "-to-") if options.conversion else options.plots
+            evaluation_plots(report.to_dict(), folder)
+    return reports
 
 
 def _generated(options: Evaluate, folder: Path) -> dict[str, Any]:
     skips = Skips()
-    real = _diversity(options.data, skips, None) if options.data else None
-    made = _diversity((folder,), skips, real)
+    generated = _found((folder,), skips)
+    real = None
+    if options.data:
+        every = _found(options.data, skips)
+        # Of pairs, the generated files are of one kind: sources beside the truth would say nothing about them.
+        kinds = {extension_of(file.path) for file in generated}
+        alike = [file for file in every if extension_of(file.path) in kinds]
+        real = _diversity(alike or every, None)
+    made = _diversity(generated, real)
     return {
         **made.to_dict(),
         "skipped": skips.by_reason,
@@ -155,17 +180,16 @@ def _generated(options: Evaluate, folder: Path) -> dict[str, Any]:
     }
 
 
-def _diversity(paths: Sequence[Path], skips: Skips, reference: Diversity | None) -> Diversity:
+def _found(paths: Sequence[Path], skips: Skips) -> list[FoundFile]:
     every = find_files([str(path) for path in paths], skips)
     found = [file for file in every if os.fsdecode(file.relative) not in OUR_REPORTS]
     if not found:
         raise DataError(f"{', '.join(map(str, paths))}: expected files with something in them, got none")
+    return found
 
-    def contents() -> Iterator[bytes]:
-        for file in found:
-            yield Path(file.path).read_bytes()
 
-    return diversity(contents(), reference)
+def _diversity(files: Sequence[FoundFile], reference: Diversity | None) -> Diversity:
+    return diversity((Path(file.path).read_bytes() for file in files), reference)
 
 
 def _number(value: float | None, digits: int = 4) -> str:
@@ -176,8 +200,10 @@ def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.2f} %"
 
 
-def _file_tables(figures: dict[str, Any], by_patch: Sequence[ByteScores]) -> list[Table]:
+def _file_tables(of: str, report: FileReport) -> list[Table]:
+    figures = report.to_dict()
     intervals = figures["intervals"]
+    title = of if of == _FILES else f"{shown_name(of)}: target files, given their sources"
 
     def line(name: str, key: str, text: str) -> list[str]:
         interval = intervals.get(key)
@@ -203,7 +229,7 @@ def _file_tables(figures: dict[str, Any], by_patch: Sequence[ByteScores]) -> lis
         *[line(f"skipped: {reason}", "", f"{count:,}") for reason, count in figures["skipped"].items()],
         line("patches a second", "", f"{figures['patches_per_second']:,.0f}"),
     ]
-    tables = [table("on files", ["", "value", "interval"], rows)]
+    tables = [table(title, ["", "value", "interval"], rows)]
     rows = [
         ["data patches right to the last position", _percent(found["right_share"])],
         ["wrong from the first byte: patch level", _percent(found["patch_level_error_share"])],
@@ -214,7 +240,7 @@ def _file_tables(figures: dict[str, Any], by_patch: Sequence[ByteScores]) -> lis
     tables.append(table("which decoder is at fault", ["", "value"], rows))
     columns = ["", "bytes", "bits per byte", "bits per position", "bytes right"]
     tables.append(table("by extension", columns, _score_rows(figures["by_extension"].items())))
-    tables.append(table("by data patch of the file", columns, _score_rows(_doubling(by_patch))))
+    tables.append(table("by data patch of the file", columns, _score_rows(_doubling(report.by_patch))))
     by_byte = [(f"byte {place}", row) for place, row in enumerate(figures["by_byte_position"], 1)]
     tables.append(table("by byte of the patch", columns, _score_rows(by_byte)))
     worst = sorted(figures["by_file"], key=lambda row: -(row["bits_per_byte"] or 0))[:5]

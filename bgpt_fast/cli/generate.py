@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from bgpt_fast.cli.common import as_json, load_model, read_options
-from bgpt_fast.cli.outputs import OutputFolder, Wanted, make_files, tell
+from bgpt_fast.cli.outputs import OutputFolder, Wanted, fingerprint, make_files, tell
 from bgpt_fast.documents import extension_of
 from bgpt_fast.generation import Generator, Prompt
 from bgpt_fast.generation.scoring import context_bytes
@@ -73,6 +73,7 @@ def run(words: Sequence[str]) -> int:
         for name, value in told.items()
         if name not in ("output", "max_batch", "max_memory_mb", "device", "overwrite")
     }
+    plan["model"] = fingerprint(model)
     sampling = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "seed")}
     generator.generate([], max_new_bytes=options.max_new_bytes, **sampling)  # names wrong options before any folder is
     folder = OutputFolder(options.output, plan, "the generated files", overwrite=options.overwrite)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -11,9 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bgpt_fast.cli.common import console, generation_progress, shown_name, table
 from bgpt_fast.files import atomic_write, write_json
+from bgpt_fast.folder_lock import LOCK, FolderLock
 from bgpt_fast.generation import Generation, Generator, Prompt
+from bgpt_fast.model import BGPT
 
 JOURNAL = "made.jsonl"
 REPORT = "report.json"
@@ -44,42 +49,59 @@ class OutputFolder:
 
     Raises:
         FileExistsError: the folder holds something else.
+        FolderInUseError: another process works in it.
         OSError: it cannot be made or read.
     """
 
     def __init__(self, path: Path, plan: Mapping[str, Any], of: str, *, overwrite: bool = False) -> None:
         self.path, self._overwrite = path, overwrite
         self.records: dict[str, Record] = {}
+        self._lock = FolderLock(path, of)
+        try:
+            self._open(plan, of)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Lets others into the folder."""
+        self._lock.release()
+
+    def _open(self, plan: Mapping[str, Any], of: str) -> None:
+        path, overwrite = self.path, self._overwrite
         journal = path / JOURNAL
         lines = _whole_lines(journal) if journal.is_file() and not overwrite else []
         # What JSON keeps of the plan: tuples come back as lists.
         told = json.loads(json.dumps(plan))
         if lines and lines[0] == told:
             self.records = {line["path"]: line for line in lines[1:]}
-            for leftover in path.rglob(".*.part"):  # of a run that was killed while it wrote
-                if re.search(r"\.[0-9a-f]{16}\.part$", leftover.name):
-                    leftover.unlink(missing_ok=True)
-        elif path.is_dir() and any(path.iterdir()) and not overwrite:
+            remove_leftovers(path)
+        elif any(entry.name != LOCK for entry in path.iterdir()) and not overwrite:
             begun = ", or the one that the same command began" if not lines else "; this one was made by other options"
             raise FileExistsError(
                 f"{path}: expected a new or empty folder for {of}{begun}; choose another --output, remove it, or pass "
                 "--overwrite"
             )
-        else:
-            path.mkdir(parents=True, exist_ok=True)
         with atomic_write(journal) as file:
             for line in (told, *self.records.values()):
                 file.write(json.dumps(line).encode() + b"\n")
 
-    def has(self, name: str) -> bool:
-        """Whether a file was made, is there, and has the size it was made with; or was found to be cut and left out."""
+    def has(self, name: str, prompt: str) -> bool:
+        """Whether a file was made of this prompt (its digest), is there, and has the size it was made with; or was
+        found to be cut and left out."""
         record = self.records.get(name)
-        if record is None or not record["written"]:
-            return record is not None
+        if record is None or record.get("prompt") != prompt:
+            return False
+        if not record["written"]:
+            return True
         try:
             return (self.path / name).stat().st_size == record["bytes"]
         except FileNotFoundError:
             return False
+
+    def _made(self, name: str) -> bool:
+        record = self.records.get(name)
+        return record is not None and self.has(name, record.get("prompt", ""))
 
     def add(self, name: str, content: bytes, record: Record, *, write: bool) -> None:
         """Writes a file, then its line of the journal.
@@ -89,9 +111,13 @@ class OutputFolder:
             OSError: the file could not be written; nothing of it is there.
         """
         target = self.path / name
+        if not write and self._made(name):
+            target.unlink(missing_ok=True)  # of another prompt, and no longer what this one gives
         if write:
-            # A run that was killed between file and journal has left the very same bytes.
-            if os.path.lexists(target) and not self._overwrite and not _holds(target, content):
+            # A run that was killed between file and journal has left the very same bytes; and one of another prompt,
+            # as when a source has changed since, is this command's own.
+            is_own = _holds(target, content) or self._made(name)
+            if os.path.lexists(target) and not self._overwrite and not is_own:
                 raise FileExistsError(
                     f"{target}: another file is there; move it, choose another --output, or pass --overwrite"
                 )
@@ -126,7 +152,7 @@ def make_files(
     Returns:
         The names of the files that were made now, and the seconds it took.
     """
-    missing = [file for file in wanted if not folder.has(file.name)]
+    missing = [file for file in wanted if not folder.has(file.name, digest(file.prompt))]
     made: list[str] = []
     began = time.perf_counter()
     with generation_progress(what) as progress:
@@ -136,6 +162,7 @@ def make_files(
                 "new_bytes": len(generation.new_bytes),
                 "finished": generation.finished,
                 "ended_by": _ended_by(generation, max_new_bytes),
+                "prompt": digest(file.prompt),
             }
             if file.source is not None:
                 record["source"] = file.source
@@ -176,7 +203,8 @@ def tell(
     report: Mapping[str, Any],
     skipped: Sequence[Mapping[str, str]] = (),
 ) -> None:
-    """Writes report.json and prints what it says: a line a file (the first few), then the counts."""
+    """Writes report.json, lets others into the folder, and prints what the report says: a line a file (the first
+    few), then the counts."""
     now = set(made)
     files = [folder.records[file.name] | {"made_now": file.name in now} for file in wanted]
     new_bytes = sum(file["new_bytes"] for file in files if file["made_now"])
@@ -195,6 +223,7 @@ def tell(
         "files": sorted(files, key=lambda file: file["path"]),
     }
     write_json(folder.path / REPORT, {**report, **figures})
+    folder.close()
     rows = [
         [shown_name(file["path"]), f"{file['bytes']:,}", f"{file['new_bytes']:,}", file["ended_by"], _state(file)]
         for file in figures["files"][:_SHOWN]
@@ -213,6 +242,31 @@ def tell(
         markup=False,
         soft_wrap=True,
     )
+
+
+def digest(prompt: Prompt) -> str:
+    """What tells one prompt from another."""
+    found = hashlib.blake2b(digest_size=16)
+    for part in (prompt.extension, prompt.data, *(prompt.source or ())):
+        content = part if isinstance(part, bytes) else part.encode("utf-8", "surrogatepass")
+        found.update(len(content).to_bytes(8, "little") + content)
+    return found.hexdigest()
+
+
+def fingerprint(model: BGPT) -> str:
+    """What tells one model from another: a digest of its sizes and weights."""
+    found = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        found.update(f"{name} {tensor.dtype}".encode())
+        found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what a command that was killed while it wrote has left of its files."""
+    for leftover in folder.rglob(".*.part"):
+        if re.search(r"\.[0-9a-f]{16}\.part$", leftover.name):
+            leftover.unlink(missing_ok=True)
 
 
 def _ended_by(generation: Generation, max_new_bytes: int | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,15 +12,28 @@ from typing import Annotated, Literal
 
 import tyro
 
-from bgpt_fast.cli.common import as_json, console, generation_progress, load_model, new_folder, read_options, table
-from bgpt_fast.files import write_json
+from bgpt_fast.cli.common import (
+    GenerationProgress,
+    as_json,
+    console,
+    generation_progress,
+    load_model,
+    read_options,
+    table,
+)
+from bgpt_fast.cli.outputs import fingerprint
+from bgpt_fast.cli.simulate_folder import REPORT, SimulationFolder
+from bgpt_fast.model import BGPT
 from bgpt_fast.report.simulation_page import ProgramView, write_simulation_page
 from bgpt_fast.tasks.cpu_states import StreamOptions, Traces, column_names, format_difference
 from bgpt_fast.tasks.cpu_states.assessment import Assessment, Assessor, Piece
 from bgpt_fast.tasks.cpu_states.evaluation import InstructionScore, RegisterScore
 from bgpt_fast.tasks.cpu_states.predictions import PredictionTable, predictions_to_parquet, write_predictions
-from bgpt_fast.tasks.cpu_states.programs import PIECE, random_pieces, read_pieces
+from bgpt_fast.tasks.cpu_states.programs import count_programs, random_pieces, read_pieces
+from bgpt_fast.tasks.cpu_states.saved_piece import SavedPiece
 from bgpt_fast.tasks.cpu_states.views import program_view
+
+PAGE = "report.html"
 
 
 @dataclass(frozen=True)
@@ -28,8 +42,8 @@ class Simulate:
 
     The model sees a program's memory and first state and writes every further state until it ends the file. Writes
     OUTPUT/predicted/*.bin as released (or OUTPUT/predicted.parquet, or both), OUTPUT/report.json with all figures and
-    OUTPUT/report.html to look at; OUTPUT must be new or empty. Any number of programs takes the memory of a few
-    thousand.
+    OUTPUT/report.html to look at. Any number of programs takes the memory of a few thousand. Run again with the same
+    options after it was stopped, it goes on behind the last program that was done, to the same bytes.
 
     Args:
         programs: assembly (.asm, an instruction a line), .bin files (traces, or machine code alone), folders of
@@ -45,7 +59,7 @@ class Simulate:
         write: the predicted traces as .bin files, as one Parquet file, as both or not at all.
         show: how many programs to print beside the truth, wrong ones first.
         page: how many programs report.html shows step by step, wrong ones first; 0 means no page.
-        output: the folder to write into.
+        output: the folder to write into; new, empty, or begun by the same command.
         max_batch: programs under way at once.
         device: "auto" means the GPU where there is one.
     """
@@ -84,7 +98,23 @@ def run(words: Sequence[str]) -> int:
     if first is None:
         raise ValueError("simulate: expected at least one program, got none")
     model = load_model(options.checkpoint, options.device)
-    new_folder(options.output, "the predicted traces")
+    told = as_json(options)
+    plan = {name: told[name] for name in ("programs", "random", "seed", "machine", "acc", "registers")}
+    folder = SimulationFolder(options.output, {**plan, "model": fingerprint(model)})
+    try:
+        if folder.complete:
+            return _already_there(options)
+        if folder.resumed:
+            console.print(f"{options.output}: goes on where it was stopped", markup=False)
+        total = count_programs(options.programs) if options.programs else options.random
+        _simulate(options, model, folder, _chain(first, pieces), total)
+    finally:
+        folder.close()
+    return 0
+
+
+def _simulate(options: Simulate, model: BGPT, folder: SimulationFolder, pieces: Iterator[Traces], total: int) -> None:
+    machine = options.machine
     draft = options.draft and next(model.parameters()).device.type == "cpu"
     assessor = Assessor(model, machine.num_registers, max_batch=options.max_batch, draft=draft)
     examples = _Examples(max(options.show, options.page))
@@ -94,38 +124,66 @@ def run(words: Sequence[str]) -> int:
         if options.write in ("parquet", "both"):
             path = options.output / "predicted.parquet"
             parquet = stack.enter_context(predictions_to_parquet(path, machine.num_registers, machine.memory_size))
-        for traces in _chain(first, pieces):
-            what = f"simulating from program {len(names)}" if len(names) or len(traces) == PIECE else "simulating"
-            with generation_progress(what) as progress:
-                piece = assessor.add(traces, progress=progress)
+        progress = _Progress(stack.enter_context(generation_progress("simulating")), total)
+        for index, traces in enumerate(pieces):
+            with SavedPiece(folder.piece(index), traces) as saved:
+                was_there = saved.complete
+                progress.piece(len(saved.predicted), len(traces), 0)
+                piece = assessor.add(traces, progress=progress.piece, saved=saved)
+            progress.next(len(traces))
             # Equal programs may start from different registers: a number keeps them apart.
-            new = [f"{len(names) + index:06d}-{trace.name}" for index, trace in enumerate(traces)]
+            new = [f"{len(names) + place:06d}-{trace.name}" for place, trace in enumerate(traces)]
             if options.write in ("bin", "both"):
-                write_predictions(options.output / "predicted", new, piece.predicted)
+                write_predictions(options.output / "predicted", new, piece.predicted, keep=was_there)
             if parquet is not None:
                 parquet.add(new, piece.predicted, traces)
             examples.add(new, piece)
             names += new
     found = assessor.assessment()
     figures = found.to_dict()
-    write_json(options.output / "report.json", {"options": as_json(options), "files": names, **figures})
     print_assessment(found)
     _print_details(found)
     for example in examples.wrong_first()[: options.show]:
         console.print(f"\nprogram {example.name}, the truth and what the model wrote:")
         console.print(example.difference, markup=False, soft_wrap=True)
-    told = ["report.json"]
     if options.page:
         views = [example.view for example in examples.wrong_first()[: options.page]]
         title = f"{len(names)} programs of the toy CPU, simulated by {options.checkpoint}"
-        page = options.output / "report.html"
+        page = options.output / PAGE
         write_simulation_page(page, title, column_names(machine.num_registers), figures, views)
-        told.append("report.html")
-    told += {"bin": ["predicted/"], "parquet": ["predicted.parquet"], "none": []}.get(
-        options.write, ["predicted/", "predicted.parquet"]
-    )
+    folder.finish({"options": as_json(options), "files": names, **figures})
     console.print(
-        f"\n{', '.join(told)} are in {options.output}/: predicted traces, all figures, and a page to look at",
+        f"\n{', '.join(_made(options))} are in {options.output}/: predicted traces, all figures, and a page to look at",
+        markup=False,
+    )
+
+
+def _made(options: Simulate) -> list[str]:
+    """What these options write."""
+    written = {"bin": ["predicted/"], "parquet": ["predicted.parquet"], "none": []}
+    page = [PAGE] if options.page else []
+    return [REPORT, *page, *written.get(options.write, ["predicted/", "predicted.parquet"])]
+
+
+def _already_there(options: Simulate) -> int:
+    """Says that there is nothing to do.
+
+    Raises:
+        FileExistsError: what these options write is not all there: it was not asked for, or is gone.
+    """
+    report = json.loads((options.output / REPORT).read_bytes())
+    missing = [name for name in _made(options) if not (options.output / name).exists()]
+    if options.write in ("bin", "both"):
+        predicted = options.output / "predicted"
+        missing += [f"predicted/{name}" for name in report["files"] if not (predicted / name).is_file()][:1]
+    if missing:
+        raise FileExistsError(
+            f"{options.output}: the simulation is there, but {missing[0]} is not; choose another --output, or remove "
+            "this one, to simulate again"
+        )
+    console.print(
+        f"{options.output}: all {len(report['files']):,} programs were simulated already and were not simulated again; "
+        f"{100 * report['free_running']['exact_programs']:.3f} % right to the last byte, free running; see {REPORT}",
         markup=False,
     )
     return 0
@@ -136,6 +194,25 @@ class _Example:
     name: str
     difference: str
     view: ProgramView
+
+
+class _Progress:
+    """The progress of all pieces together."""
+
+    def __init__(self, show: GenerationProgress, total: int) -> None:
+        self._show, self._total = show, total
+        self._programs = self._bytes = self._piece_bytes = 0
+
+    def piece(self, done: int, _: int, new_bytes: int) -> None:
+        """Shows how far the piece under way is."""
+        self._piece_bytes = new_bytes
+        self._show(self._programs + done, self._total, self._bytes + new_bytes)
+
+    def next(self, programs: int) -> None:
+        """Goes on to the piece behind one of so many programs."""
+        self._programs += programs
+        self._bytes += self._piece_bytes
+        self._piece_bytes = 0
 
 
 class _Examples:

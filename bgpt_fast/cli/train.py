@@ -60,6 +60,9 @@ class Train:
         split_by: with files: hold out by a hash of the "path", or of the "content", which keeps copies together. Pairs
             go by their path, rows of Parquet and Arrow files by their content.
         machine: without files: the machine and its programs.
+        machine_on: without files: where programs are made: the "cpu", or the "gpu" that trains (not yet run on a GPU);
+            "auto" means the GPU where training is on one and the build has CUDA. The programs are the same, and a run
+            may go on with either.
         programs_per_batch: without files: programs of a batch.
         long_share: without files: share of a batch's programs that have the largest number of instructions, the rest
             being of any length. Long ones have more to learn from; short ones teach where in memory to look.
@@ -88,6 +91,7 @@ class Train:
     machine: StreamOptions = field(
         default_factory=lambda: StreamOptions(num_registers=2, memory_size=64, min_program=1, max_program=15)
     )
+    machine_on: Literal["auto", "cpu", "gpu"] = "auto"
     programs_per_batch: int = 64
     long_share: float = 0.3
     eval_programs: int = 400

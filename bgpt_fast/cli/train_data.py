@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
+
+from bgpt_fast import _C
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data import ArrowSource, BatchSource, DataError, FileSource, LabelledSource, MixedSource, PairSource
 from bgpt_fast.data.arrow_files import is_arrow_file, is_remote
 from bgpt_fast.data.epochs import EpochSource
 from bgpt_fast.data.packing import PackedSource
+from bgpt_fast.device import resolve_device
 from bgpt_fast.tasks.classification import accuracy_evaluation
 from bgpt_fast.tasks.cpu_states import CPUStateSource, generate
+from bgpt_fast.tasks.cpu_states.gpu_source import GPUStateSource
 from bgpt_fast.tasks.cpu_states.training import teacher_forced_evaluation
 from bgpt_fast.training import likelihood_evaluation, rank_and_world_size
 
@@ -236,15 +242,49 @@ class TrainData:
         return FileSource(paths, *common, split_by=options.split_by, **arguments)
 
     def _machine(self, rank: int = 0, world_size: int = 1) -> CPUStateSource:
-        return CPUStateSource(
-            self._config,
-            seed=self._options.training.seed,
-            documents_per_batch=self._options.programs_per_batch,
-            long_share=self._options.long_share,
-            rank=rank,
-            world_size=world_size,
+        arguments: dict[str, Any] = {
+            "seed": self._options.training.seed,
+            "documents_per_batch": self._options.programs_per_batch,
+            "long_share": self._options.long_share,
+            "rank": rank,
+            "world_size": world_size,
             **asdict(self._options.machine),
-        )
+        }
+        gpu = self._machine_gpu()
+        if gpu is None:
+            return CPUStateSource(self._config, **arguments)
+        return GPUStateSource(self._config, device=gpu, **arguments)
+
+    def _machine_gpu(self) -> torch.device | None:
+        """The GPU that programs are made on; None for the CPU.
+
+        Raises:
+            ValueError: `--machine-on gpu` is asked for where it cannot be; says why.
+        """
+        asked, training = self._options.machine_on, self._options.training
+        if asked == "cpu":
+            return None
+        device = rank_device(training.device)
+        problems = {
+            f"--training.device cuda, got {device}": device.type != "cuda",
+            "a build with CUDA, got one without: build bgpt_fast where nvcc is": not _C.with_cuda,
+            "no --training.prefetch-process, whose batches come from the CPU": training.prefetch_process,
+        }
+        problem = next((text for text, is_there in problems.items() if is_there), None)
+        if problem is not None and asked == "gpu":
+            raise ValueError(f"--machine-on gpu: expected {problem}")
+        return device if problem is None else None
+
+
+def rank_device(name: str) -> torch.device:
+    """The device that `Trainer` gives this rank, by a name of `resolve_device`.
+
+    With its number: the thread that prepares batches does not know which GPU is the process's own.
+    """
+    rank, world_size = rank_and_world_size()
+    if world_size > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", rank)) % torch.cuda.device_count())
+    return resolve_device(name)
 
 
 def _lies_in(path: str, folder: str) -> bool:

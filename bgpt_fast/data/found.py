@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,17 +41,17 @@ class Skips:
     def __init__(self) -> None:
         self._by_name: dict[str, str] = {}
         self._counted: Counter[str] = Counter()
-        self._first_names: list[str] = []
+        self._first_names: defaultdict[str, list[str]] = defaultdict(list)
 
     def note(self, name: str, reason: str) -> None:
         """Something with a name; noted again, it counts once."""
         self._by_name[name] = reason
 
     def count(self, name: str, reason: str) -> None:
-        """One of any number of things: counted each time, and kept by name only among the first."""
+        """One of any number of things: counted each time, and kept by name only among the first of its reason."""
         self._counted[reason] += 1
-        if len(self._first_names) < _NAMED_SKIPS:
-            self._first_names.append(f"{reason}: {name!r}")
+        if len(self._first_names[reason]) < _NAMED_SKIPS:
+            self._first_names[reason].append(name)
 
     @property
     def by_reason(self) -> dict[str, int]:
@@ -64,9 +65,15 @@ class Skips:
 
     @property
     def named(self) -> list[str]:
-        """The first few, as "reason: name"."""
-        names = [f"{reason}: {name!r}" for name, reason in list(self._by_name.items())[:_NAMED_SKIPS]]
-        return (names + self._first_names)[:_NAMED_SKIPS]
+        """The first few, as "reason: name": one of each reason before a second of any."""
+        first: defaultdict[str, list[str]] = defaultdict(list)
+        for name, reason in self._by_name.items():
+            if len(first[reason]) < _NAMED_SKIPS:
+                first[reason].append(name)
+        for reason, names in self._first_names.items():
+            first[reason] += names
+        rounds = zip_longest(*([f"{reason}: {name!r}" for name in names] for reason, names in first.items()))
+        return [line for line in chain(*rounds) if line is not None][:_NAMED_SKIPS]
 
 
 def as_roots(paths: Paths) -> list[str]:

@@ -89,6 +89,11 @@ class PairSource(EpochSource[PackedPatches]):
         """(source, target) of the split's documents, sorted by relative path."""
         return [(pair.source.path, pair.target.path) for pair in self._pairs]
 
+    @property
+    def skipped(self) -> dict[str, str]:
+        """What was left out so far: the reason of each file or pair."""
+        return self._skips.noted
+
     def _choose(self, found: list[FoundFile]) -> list[int]:
         extensions = self.directions[0]
         # By their whole path: folders given side by side may hold the same names.

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from bgpt_fast.generation.decoder import CachedDecoder
+from bgpt_fast.generation.device_layers import DEVICE_PRECISIONS
 from bgpt_fast.generation.drafting import Drafter
 from bgpt_fast.generation.fused import FusedDecoder, PackedModel, state_of
+from bgpt_fast.generation.on_device import DeviceDecoder, DeviceModel
 from bgpt_fast.generation.packed import BYTE_DECODE_ROWS, PRECISIONS
 from bgpt_fast.generation.prompt import Generation, Prompt
 from bgpt_fast.generation.sampling import Sampling
@@ -28,6 +30,8 @@ from bgpt_fast.patches import PackedPatches
 _PATCHES_AT_ONCE = 512  # bounds the activations of a prefill; enough to keep the products at full speed
 
 _MAX_BATCH = 256
+_GRAPH_BYTES = 160
+"""For each of hidden_size and each file: what the graphs of both decoders write, with rows up to twice the files."""
 _ACTIVATION_BYTES = 24 * 1024
 """For each of hidden_size: `_PATCHES_AT_ONCE` patches in the patch decoder, or a chunk in the byte decoder."""
 
@@ -49,7 +53,9 @@ class Generator:
     A file's bytes depend on the model, its prompt and the sampling arguments alone. On the CPU that holds to the last
     bit, by the order of every sum: what shares the batch, the size of the batch, the place in it, the number of threads
     and the caches change nothing. On a GPU (not yet run on one) it holds up to the rounding of the library's matrix
-    products, which can tip a choice between nearly equal bytes.
+    products, which can tip a choice between nearly equal bytes. There a round of few patches is written by a persistent
+    kernel, one of many by CUDA graphs that are recorded when a number of files first needs them; weights are copied for
+    both at each call, to where the graphs read them.
 
     On the CPU the weights are packed when a call finds them new or changed, and kept beside the model's own: 4, 2 or 1
     bytes each by `precision`, 425, 212 or 106 MB for the 110 M model. Of changes that torch does not count, such as a
@@ -62,12 +68,11 @@ class Generator:
             `max_memory` allows.
         max_memory: bytes that caches and activations of a call may take, instead of a batch size: as many files are
             under way as fit. `sequence_bytes` says what each takes.
-        precision: what linear layers compute in, on the CPU. "float32"; "bfloat16": weights and the layers' inputs
-            rounded to 8 bits of mantissa, sums in float32; "int8": weights rounded to 8 bits, the layers' inputs to
+        precision: what linear layers compute in. "float32"; "bfloat16": weights and the layers' inputs rounded to 8
+            bits of mantissa, sums in float32; "int8", on the CPU: weights rounded to 8 bits, the layers' inputs to
             bfloat16. Keys and values are as wide as the inputs. None means that of the model: bfloat16 for a bfloat16
-            model, else float32. A GPU has float32. Rounding the shipped CPU-state model changes its loss by 0.05 %
-            (bfloat16) and 0.2 % (int8), and 0.3 % and 0.6 % of its likeliest bytes, most of them in programs, which
-            nobody can predict.
+            model, else float32. Rounding the shipped CPU-state model changes its loss by 0.05 % (bfloat16) and 0.2 %
+            (int8), and 0.3 % and 0.6 % of its likeliest bytes, most of them in programs, which nobody can predict.
 
     Raises:
         TypeError, ValueError: a wrong argument.
@@ -97,10 +102,11 @@ class Generator:
         self.max_memory = max_memory
         self.precision = precision
         self._packed: _Packed | None = None
+        self._on_device: DeviceModel | None = None
 
     def __getstate__(self) -> dict[str, object]:
         """For copies and other processes, which pack the weights themselves."""
-        return {**self.__dict__, "_packed": None}
+        return {**self.__dict__, "_packed": None, "_on_device": None}
 
     @property
     def max_batch(self) -> int:
@@ -118,9 +124,14 @@ class Generator:
         entries = config.patch_num_layers * _cached(patches) + config.byte_num_layers * config.patch_size
         return (8 if self._own_precision() == "float32" else 4) * config.hidden_size * entries
 
+    @property
+    def _device(self) -> torch.device:
+        return self.model.byte_level_decoder.base.lm_head.weight.device
+
     def _own_precision(self) -> str:
         weight = self.model.byte_level_decoder.base.lm_head.weight
-        own = "bfloat16" if weight.dtype == torch.bfloat16 and weight.device.type == "cpu" else "float32"
+        has_bfloat16 = weight.device.type in ("cpu", "cuda")
+        own = "bfloat16" if weight.dtype == torch.bfloat16 and has_bfloat16 else "float32"
         return self.precision or own
 
     def generate(
@@ -198,7 +209,7 @@ class Generator:
             if max_new_bytes < 0:
                 raise ValueError(f"Generator: max_new_bytes: expected at least 0, got {max_new_bytes}")
         sampling = Sampling(temperature, top_k, top_p, seed)
-        device = self.model.byte_level_decoder.base.lm_head.weight.device
+        device = self._device
         if drafter is not None and device.type != "cpu":
             raise ValueError(f"Generator: drafter: expected None on {device}; guesses are checked on the CPU only")
         sequences = self._sequences(prompts, max_new_bytes)
@@ -226,12 +237,16 @@ class Generator:
 
     def _affordable(self, length: int, drafting: bool = False) -> int:
         assert self.max_memory is not None
-        return (self.max_memory - self._activations(drafting)) // self._each(length, drafting)
+        # On a GPU a slot more, which no file has.
+        spare = 1 if self._device.type == "cuda" else 0
+        return (self.max_memory - self._activations(drafting)) // self._each(length, drafting) - spare
 
     def _each(self, length: int, drafting: bool) -> int:
-        """Bytes that a sequence takes: with guesses, also the features of the patches before them, which are copied."""
+        """Bytes that a sequence takes: with guesses, also the features of the patches before them, which are copied; on
+        a GPU also its share of what graphs keep."""
         guessed = min(length, -(-MOST // self.model.config.patch_size)) if drafting else 0
-        return self.sequence_bytes(length) + 8 * self.model.config.hidden_size * guessed
+        kept = 8 * guessed + (_GRAPH_BYTES if self._device.type == "cuda" else 0)
+        return self.sequence_bytes(length) + self.model.config.hidden_size * kept
 
     def _activations(self, drafting: bool) -> int:
         """Bytes that a call takes beside its sequences' caches: with guesses a file has more patches under way."""
@@ -239,20 +254,36 @@ class Generator:
         guessed = 8 * config.byte_num_layers * config.patch_size * BYTE_DECODE_ROWS if drafting else 0
         return (_ACTIVATION_BYTES + guessed) * config.hidden_size
 
-    def _decoder(self, slots: int, length: int) -> CachedDecoder | FusedDecoder:
-        weight = self.model.byte_level_decoder.base.lm_head.weight
-        precision = self._own_precision()
-        packed = self._packed_model(precision) if weight.device.type == "cpu" else None
-        if packed is None and precision != "float32":
-            raise ValueError(f"Generator: precision: expected 'float32' on {weight.device}, got {precision!r}")
+    def _decoder(self, slots: int, length: int) -> CachedDecoder | DeviceDecoder | FusedDecoder:
         try:
-            return CachedDecoder(self.model, slots, length) if packed is None else FusedDecoder(packed, slots, length)
+            return self._new_decoder(slots, length)
         except MemoryError as error:
             size = slots * self.sequence_bytes(length) / 2**30
             raise MemoryError(
                 f"Generator: no memory for the caches of {slots} sequences of {length} patches, {size:.1f} GiB; "
                 "lower max_batch or max_new_bytes, or set max_memory"
             ) from error
+
+    def _new_decoder(self, slots: int, length: int) -> CachedDecoder | DeviceDecoder | FusedDecoder:
+        precision, device = self._own_precision(), self._device
+        if device.type == "cpu":
+            return FusedDecoder(self._packed_model(precision), slots, length)
+        offered = tuple(DEVICE_PRECISIONS) if device.type == "cuda" else ("float32",)
+        if precision not in offered:
+            raise ValueError(f"Generator: precision: expected one of {offered} on {device}, got {precision!r}")
+        if device.type != "cuda":
+            return CachedDecoder(self.model, slots, length)
+        return DeviceDecoder(self._device_model(precision), slots, length)
+
+    def _device_model(self, precision: str) -> DeviceModel:
+        """The weights as they are now, where those of the last call were, so that its graphs can be used again."""
+        kept = self._on_device
+        if kept is None or kept.precision != precision or kept.device != self._device:
+            self._on_device = None
+            self._on_device = kept = DeviceModel(self.model, precision)
+        else:
+            kept.reload(self.model)
+        return kept
 
     def _packed_model(self, precision: str) -> PackedModel:
         """The weights as they are now, packed again only if they have changed since."""
@@ -310,7 +341,7 @@ class _Run:
 
     def __init__(
         self,
-        decoder: Callable[[int, int], CachedDecoder | FusedDecoder],
+        decoder: Callable[[int, int], CachedDecoder | DeviceDecoder | FusedDecoder],
         slots: int,
         length: int,
         sequences: list[FileSequence],

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bgpt_fast.report.plots import COLORS, new_figure, save_figure
+from bgpt_fast.report.plots import COLORS, new_figure, save_figure, shown_text
 
 _MOST_EXTENSIONS = 20
 
@@ -48,7 +48,7 @@ def baselines(figures: Mapping[str, Any], path: Path) -> bool:
     if figures["bits_per_byte"] is None:
         return False
     extensions = {
-        _label(name) if name else "no extension": scores["bits_per_byte"]
+        shown_text(f".{name}") if name else "no extension": scores["bits_per_byte"]
         for name, scores in figures["by_extension"].items()
         if scores["bits_per_byte"] is not None
     }
@@ -154,9 +154,3 @@ def files(figures: Mapping[str, Any], path: Path) -> bool:
     figure.legend(frameon=False, loc="outside lower center", ncols=2)
     save_figure(figure, path)
     return True
-
-
-def _label(extension: str) -> str:
-    """An extension as matplotlib can draw it: no lone surrogates, no control characters, no formulas."""
-    shown = (char if char.isprintable() else char.encode("unicode_escape").decode() for char in f".{extension}")
-    return "".join(shown).replace("$", r"\$")

@@ -34,6 +34,12 @@ def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+def shown_text(text: str) -> str:
+    """A name as matplotlib can draw it: no lone surrogates, no control characters, no formulas."""
+    shown = (char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return "".join(shown).replace("$", r"\$")
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Writes a figure as PNG, complete or absent."""
     with atomic_write(path) as file:

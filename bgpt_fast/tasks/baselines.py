@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import gzip
 import lzma
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from bgpt_fast.tasks.media.errors import optional
 
 Compressor = Literal["gzip", "xz", "zstd"]
 ByteClassifier = Literal["gradient-boosting", "nearest-centroid"]
+_LARGEST_WINDOW = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,58 @@ class CompressionScore:
         return asdict(self)
 
 
+class Compressors:
+    """What compressors at their strongest make of files that come one by one: of each alone, and of all as one stream.
+
+    The stream can learn from one file for the next, as a trained model has from its training.
+
+    Args:
+        compressors: which; None means gzip and xz, and zstd where the package zstandard is installed.
+        window: bytes that xz looks back over in its stream; it takes ten times as much memory.
+
+    Raises:
+        ValueError: an unknown compressor.
+        ImportError: zstd was asked for and zstandard is missing.
+    """
+
+    def __init__(self, compressors: Sequence[Compressor] | None = None, *, window: int = 1 << 23) -> None:
+        self._codecs = _codecs(compressors)
+        self._streams = [codec.stream(window) for codec in self._codecs]
+        self._alone = [0] * len(self._codecs)
+        self._solid = [0] * len(self._codecs)
+        self._bytes = 0
+
+    def add(self, content: bytes) -> dict[str, int]:
+        """Bytes that each makes of a file alone, container and all."""
+        alone: dict[str, int] = {codec.name: codec.size(content) for codec in self._codecs}
+        for place, (size, stream) in enumerate(zip(alone.values(), self._streams, strict=True)):
+            self._alone[place] += size
+            self._solid[place] += len(stream.compress(content))
+        self._bytes += len(content)
+        return alone
+
+    def bits_per_byte(self) -> dict[str, float]:
+        """Ends the streams: bits per byte of each as "gzip", of files alone, and as "gzip_solid", of the stream."""
+        for place, stream in enumerate(self._streams):
+            self._solid[place] += len(stream.flush())
+        sizes: dict[str, int] = dict(zip((codec.name for codec in self._codecs), self._alone, strict=True))
+        solid = {f"{codec.name}_solid": size for codec, size in zip(self._codecs, self._solid, strict=True)}
+        return {name: 8 * size / max(self._bytes, 1) for name, size in {**sizes, **solid}.items()}
+
+
+class _Stream(Protocol):
+    def compress(self, data: bytes, /) -> bytes: ...
+
+    def flush(self) -> bytes: ...
+
+
 class _Codec(NamedTuple):
+    """A compressor: its short name and its level, the size of a content alone, and a new stream with a window."""
+
+    name: Compressor
     label: str
     size: Callable[[bytes], int]
+    stream: Callable[[int], _Stream]
 
 
 def compression_scores(
@@ -130,14 +180,8 @@ def classify_by_bytes(
         ValueError: no files, a single class, or a test file of another class.
         ImportError: gradient boosting without scikit-learn.
     """
-    labels = sorted({label for label, _ in training})
-    unknown = {label for label, _ in test} - set(labels)
-    if len(labels) < 2 or unknown or not test:
-        raise ValueError(
-            "classify_by_bytes: expected training files of two classes or more and test files of these, got classes "
-            f"{labels} and {len(test)} test files, {sorted(unknown)} unknown"
-        )
-    index = {label: number for number, label in enumerate(labels)}
+    index = class_numbers("classify_by_bytes", training, test)
+    labels = list(index)
     (x, y), (features, truth) = (_features(files, index) for files in (training, test))
     if method == "nearest-centroid":
         centroids = np.stack([x[y == number].mean(0) for number in range(len(labels))])
@@ -148,6 +192,24 @@ def classify_by_bytes(
     else:
         raise ValueError(f'method: expected "gradient-boosting" or "nearest-centroid", got {method!r}')
     return score(labels, truth.tolist(), predicted.tolist(), seed=seed)
+
+
+def class_numbers(
+    function: str, training: Sequence[tuple[str, bytes]], test: Sequence[tuple[str, bytes]]
+) -> dict[str, int]:
+    """The classes of the training files, sorted, with their numbers.
+
+    Raises:
+        ValueError: no test files, a single class, or a test file of another class; `function` is named.
+    """
+    labels = sorted({label for label, _ in training})
+    unknown = {label for label, _ in test} - set(labels)
+    if len(labels) < 2 or unknown or not test:
+        raise ValueError(
+            f"{function}: expected training files of two classes or more and test files of these, got classes "
+            f"{labels} and {len(test)} test files, {sorted(unknown)} unknown"
+        )
+    return {label: number for number, label in enumerate(labels)}
 
 
 def _features(
@@ -163,23 +225,41 @@ def _codecs(names: Sequence[Compressor] | None) -> list[_Codec]:
     made = []
     for name in names:
         if name == "gzip":
-            made.append(_Codec("gzip -9", lambda content: len(gzip.compress(content, 9, mtime=0))))
+            made.append(_Codec("gzip", "gzip -9", _gzip_size, _gzip))
         elif name == "xz":
-            made.append(_Codec("xz -9e", _xz_size))
+            made.append(_Codec("xz", "xz -9e", _xz_size, _xz))
         elif name == "zstd":
-            zstandard = optional("zstandard", "baselines", "zstd")
-            compress = zstandard.ZstdCompressor(level=19).compress
-            made.append(_Codec("zstd -19", functools.partial(_size, compress)))
+            made.append(_zstd_codec())
         else:
             raise ValueError(f"compressors: expected some of gzip, xz and zstd, got {name!r}")
     return made
 
 
+def _zstd_codec() -> _Codec:
+    zstandard = optional("zstandard", "baselines", "zstd")
+    new = functools.partial(zstandard.ZstdCompressor, level=19)
+    # A stream needs a compressor of its own: contents that are compressed in between would spoil it.
+    return _Codec("zstd", "zstd -19", functools.partial(_size, new().compress), lambda window: new().compressobj())
+
+
+def _gzip(window: int) -> _Stream:
+    return zlib.compressobj(9, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
+
+
+def _gzip_size(content: bytes) -> int:
+    return len(zlib.compress(content, 9, 16 + zlib.MAX_WBITS))
+
+
+def _xz(window: int) -> _Stream:
+    size = min(max(window, 1 << 12), _LARGEST_WINDOW)
+    chain = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": size}]
+    return lzma.LZMACompressor(filters=chain)
+
+
 def _xz_size(content: bytes) -> int:
     # A dictionary longer than the content changes no byte of it, and takes a second to lay out.
-    size = min(max(len(content), 1 << 12), 1 << 26)
-    chain = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": size}]
-    return len(lzma.compress(content, filters=chain))
+    stream = _xz(len(content))
+    return len(stream.compress(content)) + len(stream.flush())
 
 
 def _size(compress: Callable[[bytes], bytes], content: bytes) -> int:

@@ -1,114 +1,106 @@
-"""How likely a model takes the true conversions to be: bits per byte of the target part of pairs.
-
-Shape letter: S bytes a patch.
-"""
+"""How likely a model takes the true conversions to be: bits per byte of the target part of pairs."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 
 from bgpt_fast.config import BGPTConfig
-from bgpt_fast.documents import PathLike, extension_of
-from bgpt_fast.model import BGPT, evaluation_mode
+from bgpt_fast.data import PairSource
+from bgpt_fast.data.found import Paths, Skips, as_roots
+from bgpt_fast.data.pairs import parse_conversion
+from bgpt_fast.data.source import DataError, check_int
+from bgpt_fast.documents import PatchError, extension_of
+from bgpt_fast.model import BGPT
 from bgpt_fast.patches import PackedPatches
+from bgpt_fast.tasks.evaluation import Document, FileReport, Progress, evaluate_documents
 
 
-@dataclass(frozen=True)
-class TargetLikelihood:
-    """The bits that a model needs for the target files of pairs, having read their sources.
+def evaluate_pairs(
+    model: BGPT,
+    paths: Paths,
+    conversion: str,
+    *,
+    patches_per_batch: int = 8192,
+    baselines: bool = True,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, FileReport]:
+    """Scores the target files of pairs, each byte given the whole source and the true bytes before it.
 
-    Args:
-        pairs: pairs scored.
-        overlong: pairs over the context, which are left out.
-        num_bytes: bytes of the target files.
-        positions: byte positions that were scored: those of the targets' data and end-of-file patches, padding
-            included.
-        nats: minus the log-likelihood of all positions.
-    """
-
-    pairs: int
-    overlong: int
-    num_bytes: int
-    positions: int
-    nats: float
-
-    @property
-    def bits_per_byte(self) -> float | None:
-        """All bits, padding's and the end of file's too, over the real bytes; None without any."""
-        return self.nats / math.log(2) / self.num_bytes if self.num_bytes else None
-
-    @property
-    def bits_per_position(self) -> float | None:
-        """All bits over all positions, as the released loss counts, which is what published figures seem to be."""
-        return self.nats / math.log(2) / self.positions if self.positions else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """All figures, JSON-ready."""
-        return {**asdict(self), "bits_per_byte": self.bits_per_byte, "bits_per_position": self.bits_per_position}
-
-
-def target_likelihood(
-    model: BGPT, pairs: Iterable[tuple[PathLike, PathLike]], *, patches_per_batch: int = 2048
-) -> TargetLikelihood:
-    """Scores the target part of pairs, each byte given the source and the true bytes before it.
+    A report's figures are those of `evaluate_files`, of the target files alone: the sources' bits, and those of the
+    target's extension, do not count. A pair over the context is left out, counted and named.
 
     Args:
-        model: on any device; it runs as in evaluation.
-        pairs: paths of (source, target), such as `PairSource(...).paths`.
-        patches_per_batch: most patches of a batch; a pair that has more is a batch of its own.
+        model: on any device, trained on such pairs.
+        paths: files and folders, as `PairSource`; all pairs in them are scored.
+        conversion: "abc->mid", or "abc&mid" for both ways.
+        patches_per_batch: most patches of a batch, sources included; raised to the context where that is more.
+        baselines: compress the target files by gzip and xz too.
+        resamples, confidence, seed: of the bootstrap over pairs (`bootstrap_interval`).
+        progress: called with (pairs done, pairs in all, target bytes scored so far), for each direction anew.
+
+    Returns:
+        A report for each direction, by its name, as "abc->mid"; the files in it are the targets.
 
     Raises:
-        OSError: a file cannot be read.
-        ValueError: fewer patches a batch than 1.
+        DataError: no such path, or no pair that could be scored.
+        TypeError, ValueError: a wrong argument.
     """
-    if patches_per_batch < 1:
-        raise ValueError(f"target_likelihood: patches_per_batch: expected at least 1, got {patches_per_batch}")
-    device = next(model.parameters()).device
-    documents: list[PackedPatches] = []
-    scored = overlong = num_bytes = positions = 0
-    nats = 0.0
+    if not isinstance(model, BGPT):
+        raise TypeError(f"evaluate_pairs: model: expected a BGPT, got {type(model).__name__}")
+    check_int("evaluate_pairs: patches_per_batch", patches_per_batch, 1)
+    config = model.config
+    directions = parse_conversion(conversion)
+    try:
+        # As data to evaluate on: there may be less of it than a batch.
+        source = PairSource(paths, conversion, config, config.patch_length, split="eval", eval_share=1.0)
+    except DataError as error:
+        raise DataError(
+            f"{as_roots(paths)}: expected pairs of {' and '.join(directions[0])} files within the context of "
+            f"{config.patch_length} patches: {error}"
+        ) from error
+    left_out = source.skipped
+    reports = {}
+    for direction in directions:
+        skips = Skips()
+        for name, reason in left_out.items():
+            skips.note(name, reason)
+        pairs = [pair for pair in source.paths if extension_of(pair[0]) == direction[0]]
+        report = evaluate_documents(
+            model,
+            _documents(pairs, config, skips),
+            len(pairs),
+            skips,
+            patches_per_batch=patches_per_batch,
+            baselines=baselines,
+            resamples=resamples,
+            confidence=confidence,
+            seed=seed,
+            progress=progress,
+        )
+        if report is None:
+            raise DataError(
+                f"evaluate_pairs: expected at least one pair that can be read, got none; skipped: {skips.by_reason}"
+            )
+        reports["->".join(direction)] = report
+    return reports
 
-    def score() -> None:
-        nonlocal nats, positions
-        with torch.no_grad(), evaluation_mode(model):
-            found = model(PackedPatches.concatenate(documents).to(device)).nats
-        nats += float(found.double().sum())
-        positions += found.numel()
-        documents.clear()
 
+def _documents(pairs: list[tuple[str, str]], config: BGPTConfig, skips: Skips) -> Iterator[Document | None]:
+    """Pairs as they are trained on, to be scored behind the target's extension."""
     for source, target in pairs:
-        content = _read(target)
-        document = _pair(_read(source), content, model.config)
-        if document is None:
-            overlong += 1
+        try:
+            first = PackedPatches.from_files([source], config, overlong="error", end_of_file=False)
+            second = PackedPatches.from_files([target], config, overlong="error")
+        except (OSError, PatchError):
+            skips.note(f"{source}, {target}", "unreadable, or changed since it was found")
+            yield None
             continue
-        if documents and sum(one.num_patches for one in documents) + document.num_patches > patches_per_batch:
-            score()
-        documents.append(document)
-        scored += 1
-        num_bytes += len(content[1])
-    if documents:
-        score()
-    return TargetLikelihood(scored, overlong, num_bytes, positions, nats)
-
-
-def _pair(source: tuple[str, bytes], target: tuple[str, bytes], config: BGPTConfig) -> PackedPatches | None:
-    """The pair as it is trained on, to be scored behind the target's extension; None if it is too long."""
-    S = config.patch_size
-    if 3 - -len(source[1]) // S - -len(target[1]) // S > config.patch_length:
-        return None
-    first = PackedPatches.from_bytes([source], config, overlong="error", end_of_file=False)
-    second = PackedPatches.from_bytes([target], config, overlong="error")
-    patches = torch.cat([first.patches, second.patches])
-    scored = torch.arange(len(patches)) > first.num_patches
-    return PackedPatches(patches, torch.tensor([0, len(patches)], dtype=torch.int32), targets=scored)
-
-
-def _read(path: PathLike) -> tuple[str, bytes]:
-    with open(path, "rb") as file:
-        return extension_of(path), file.read()
+        patches = torch.cat([first.patches, second.patches])
+        scored = torch.arange(len(patches)) > first.num_patches
+        offsets = torch.tensor([0, len(patches)], dtype=torch.int32)
+        yield Document(target, PackedPatches(patches, offsets, targets=scored), first.num_patches)

@@ -5,17 +5,13 @@ Not yet run on a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from bgpt_fast.config import EOP
+from bgpt_fast.device import Record, Replay, cuda_graph
 from bgpt_fast.model import BGPT
 from bgpt_fast.patches import PackedPatches
-
-Replay = Callable[[], None]
-Record = Callable[[Replay], Replay]
 
 
 class GraphedGradients:
@@ -93,17 +89,3 @@ class GraphedGradients:
             output = self._model(batch, self._targets)
         self._nats.copy_(output.nats.sum(dtype=torch.float64))
         (output.loss * self._weight).backward()
-
-
-def cuda_graph(step: Replay) -> Replay:
-    """Runs `step` three times beside the current stream, as recording wants it, then records it."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay

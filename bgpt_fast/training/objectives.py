@@ -41,7 +41,7 @@ class Objective(ABC, Generic[Batch]):
         """The units that count: int64, rising.
 
         Args:
-            batch: on the CPU.
+            batch: where its source makes it: on the CPU, or on the GPU.
             config: `targets_per_step` and `seed` count.
             step: from 0.
             place: the batch's number among those of the step, on all ranks.
@@ -78,7 +78,7 @@ class NextBytes(Objective[PackedPatches]):
         return indices[torch.from_numpy(np.sort(chosen))]
 
     def work(self, batch: PackedPatches, drawn: Tensor, config: BGPTConfig) -> Work:
-        lengths = batch.cu_seqlens.diff()
+        lengths = batch.cu_seqlens.diff().cpu()
         return Work(
             units=len(drawn),
             positions=len(drawn) * config.patch_size,

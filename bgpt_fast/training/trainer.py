@@ -4,42 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import math
 import os
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from bgpt_fast.data.prefetch import Prefetcher
-from bgpt_fast.data.source import BatchSource
+from bgpt_fast.data.prefetch import Prefetcher, WorkerError
+from bgpt_fast.data.source import BatchSource, DataError
 from bgpt_fast.files import write_json
 from bgpt_fast.flops import peak_flops
-from bgpt_fast.training.checkpointing import CheckpointStore, CheckpointWriteError, RunState
+from bgpt_fast.folder_lock import FolderInUseError, FolderLock
+from bgpt_fast.training.checkpointing import CheckpointStore, CheckpointWriteError
 from bgpt_fast.training.config import TrainConfig
 from bgpt_fast.training.dashboards import Dashboards
 from bgpt_fast.training.distributed import Ranks
 from bgpt_fast.training.errors import NonFiniteLossError, RankFailedError, TrainingInterrupted
 from bgpt_fast.training.interrupts import Interrupts, StopEvaluation
 from bgpt_fast.training.log import RunLog
-from bgpt_fast.training.objectives import Model, check_labels, labels_of
+from bgpt_fast.training.objectives import Model, check_labels
 from bgpt_fast.training.optimizer import Optimizers
-from bgpt_fast.training.parallel import in_parts, parallel_model, set_activation_checkpointing
+from bgpt_fast.training.parallel import parallel_model, set_activation_checkpointing
 from bgpt_fast.training.profiling import StepProfiler, phase, profiled_run
 from bgpt_fast.training.progress import StepFigures, TrainProgress
-from bgpt_fast.training.random_state import join_ranks, random_state, restore_random_state, seed_rank, states_of
-from bgpt_fast.training.saves import BackgroundSaves, snapshot
+from bgpt_fast.training.resuming import RunSaves
 from bgpt_fast.training.schedule import schedule_factor, step_progress, time_progress
 from bgpt_fast.training.update import Update
-
-if TYPE_CHECKING:
-    from bgpt_fast.training.sharded import ShardWriter
 
 Evaluate = Callable[[Any], dict[str, float]]
 
@@ -96,6 +90,7 @@ class Trainer:
         ValueError: `run_dir` holds a run of another model, or is not the same folder for all ranks; `device` is not
             there; `source` has other classes than the model; `best_metric` is named and there is no `evaluate`.
         CheckpointDamagedError: `run_dir` holds checkpoints, and none is intact.
+        FolderInUseError: another process trains in `run_dir`.
     """
 
     def __init__(
@@ -125,28 +120,35 @@ class Trainer:
         self.config = config
         self.run_dir = Path(run_dir)
         self.store = CheckpointStore(self.run_dir / "checkpoints", config.keep_last)
-        self.step = 0
-        self.seconds = 0.0
         self._evaluate = evaluate
         self._show_progress = show_progress and self.ranks.is_main
-        self._evaluated_step = 0
-        self._evaluation: dict[str, float] = {}
-        self._best: float | None = None
-        self._saved_step: int | None = None
-        self._saves = BackgroundSaves()
-        self._loss = math.nan
-        self._last_step_seconds = 0.0
         self._log = RunLog(self.run_dir / "log.jsonl", enabled=self.ranks.is_main)
         self._optimizers = Optimizers(model.named_parameters(), config)
         room = getattr(source, "patches_per_batch", None)
         self._update = Update(self._parallel, self._optimizers, config, self.run_dir, room)
-        self._rng: dict[str, Tensor] = {}
-        self._resume()
+        self._saves = RunSaves(self.store, self._parallel, self._optimizers, config)
+        self._lock: FolderLock | None = None
+        self._lock_folder()
+        try:
+            self._place = self._saves.resume(source)
+        except BaseException:
+            self._unlock_folder()
+            raise
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self._place.step
+
+    @property
+    def seconds(self) -> float:
+        """Training time, earlier sessions included."""
+        return self._place.seconds
 
     @property
     def resumed(self) -> bool:
         """Whether the run goes on from a checkpoint."""
-        return self._saved_step is not None
+        return self._saves.step is not None
 
     def train(self) -> TrainResult:
         """Trains to the end of the budget, evaluates, saves.
@@ -157,16 +159,38 @@ class Trainer:
             NonFiniteLossError: a loss or gradient was not finite; raised before the update.
             CheckpointWriteError: a checkpoint could not be written; the earlier ones are intact.
             RankFailedError: another rank failed, was killed or does not answer.
-            DataError: the source cannot go on.
+            DataError, WorkerError: the source cannot go on; a run of one process was saved as it was after its last
+                step, and goes on there when it is started again.
+            FolderInUseError: another process trains in `run_dir`.
         """
         with self.ranks.watched((TrainingInterrupted, NonFiniteLossError, CheckpointWriteError)):
-            return self._train()
+            self._lock_folder()
+            try:
+                return self._train()
+            finally:
+                self._unlock_folder()
+
+    def _lock_folder(self) -> None:
+        """Keeps other runs out of the folder, on all ranks or on none."""
+        problem: OSError | None = None
+        if self.ranks.is_main and (self._lock is None or not self._lock.held):
+            try:
+                self._lock = FolderLock(self.run_dir, "a training run")
+            except OSError as error:
+                problem = error
+        text = self.ranks.broadcast(problem and str(problem))
+        if text:
+            raise problem or FolderInUseError(text)
+
+    def _unlock_folder(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
 
     def _train(self) -> TrainResult:
         self._started = time.monotonic() - self.seconds
-        self._restore_rng()
+        self._saves.restore_random_state(self.step)
         self._describe()
-        self._log.open_at(self.step, self._evaluated_step)
+        self._log.open_at(self.step, self._place.evaluated_step)
         patches = 0
         training_seconds = 0.0
         with contextlib.ExitStack() as stack:
@@ -179,9 +203,9 @@ class Trainer:
             progress = stack.enter_context(TrainProgress(self.config.steps, enabled=self._show_progress))
             self._at_boundary(interrupts, progress, boards)
             while not self._stopped_by():
-                figures = self._train_step()
+                figures = self._saving_on_data_errors(self._train_step)
                 patches += figures.patches
-                training_seconds += self._last_step_seconds
+                training_seconds += self._place.last_step_seconds
                 done, left = self._done_and_left()
                 progress.update(figures, done, left)
                 if self.step % self.config.log_every == 0 or self._stopped_by():
@@ -191,16 +215,16 @@ class Trainer:
                 self._at_boundary(interrupts, progress, boards)
                 if profiler is not None:
                     profiler.step()
-        assert self._saved_step is not None
+        assert self._saves.step is not None
         return TrainResult(
             steps=self.step,
             seconds=self.seconds,
-            loss=self._loss,
+            loss=self._place.loss,
             patches_per_second=patches / training_seconds if training_seconds else 0.0,
             stopped_by=self._stopped_by(),
-            evaluation=dict(self._evaluation),
+            evaluation=dict(self._place.evaluation),
             log_path=self._log.path,
-            checkpoint_path=self.store.path(self._saved_step),
+            checkpoint_path=self.store.path(self._saves.step),
         )
 
     def _open_feed(self) -> None:
@@ -248,7 +272,7 @@ class Trainer:
             return "steps"
         if self.config.max_minutes and self.seconds >= 60.0 * self.config.max_minutes:
             return "time"
-        value = self._evaluation.get(self.config.best_metric, math.nan)
+        value = self._place.evaluation.get(self.config.best_metric, math.nan)
         target = self.config.stop_at
         if target is not None and (value >= target if self.config.best_is == "highest" else value <= target):
             return "target"
@@ -269,16 +293,17 @@ class Trainer:
         with phase("data"):
             batches = [self._feed.next_batch() for _ in range(self.config.accumulation)]
         if self.config.schedule_by == "time":
-            progress = time_progress(self.config, self.step, self.seconds, self._last_step_seconds)
+            progress = time_progress(self.config, self.step, self.seconds, self._place.last_step_seconds)
         else:
             progress = step_progress(self.config, self.step)
         rate = self._optimizers.set_factor(schedule_factor(self.config, progress))
         done = self._update(batches, self.step)
-        self.step += 1
-        self._loss = done.loss
         now = time.monotonic()
-        self.seconds = now - self._started
-        self._last_step_seconds = now - start
+        place = self._place
+        place.step += 1
+        place.loss = done.loss
+        place.seconds = now - self._started
+        place.last_step_seconds = now - start
         room = getattr(self.source, "patches_per_batch", None)
         batches_a_step = self.config.accumulation * self.ranks.world_size
         return StepFigures(
@@ -291,9 +316,9 @@ class Trainer:
             patches=done.work.patches,
             documents=done.work.documents,
             fill=done.work.patches / (room * batches_a_step) if room else None,
-            patches_per_second=done.work.patches / self._last_step_seconds,
-            tflops=done.work.flops / self._last_step_seconds / 1e12,
-            mfu=done.work.flops / self._last_step_seconds / self._peak if self._peak else None,
+            patches_per_second=done.work.patches / place.last_step_seconds,
+            tflops=done.work.flops / place.last_step_seconds / 1e12,
+            mfu=done.work.flops / place.last_step_seconds / self._peak if self._peak else None,
             seconds=self.seconds,
         )
 
@@ -303,23 +328,32 @@ class Trainer:
         Raises:
             CheckpointWriteError: a save in the background failed, on any rank.
         """
-        table = self.ranks.table([self.seconds, self._last_step_seconds, interrupts.received, self._saves.failed])
-        self.seconds, self._last_step_seconds, _, _ = table[0]
+        place = self._place
+        table = self.ranks.table([place.seconds, place.last_step_seconds, interrupts.received, self._saves.failed])
+        place.seconds, place.last_step_seconds, _, _ = table[0]
         if any(row[3] for row in table):
-            self._finish_saves()
+            self._saves.finish()
         return int(max(row[2] for row in table))
 
-    def _finish_saves(self) -> None:
-        """Waits for what is being saved, on all ranks: none goes on, or ends, before the checkpoint is there."""
-        failure: BaseException | None = None
+    def _saving_on_data_errors(self, train_step: Callable[[], StepFigures]) -> StepFigures:
+        """A step; where its data fails, what was trained is saved first, with the place in the data before the step."""
+        position = self._feed.state_dict()
         try:
-            self._saves.wait()
-        except (CheckpointWriteError, RuntimeError) as error:
-            failure = error
-        problems = [text for text in self.ranks.gather(failure and str(failure)) if text]
-        if problems:
-            self._saved_step = None
-            raise failure or CheckpointWriteError(problems[0])
+            return train_step()
+        except (DataError, WorkerError) as error:
+            # With several ranks the others are in the step already, and a checkpoint takes all of them.
+            if self.ranks.world_size == 1 and self.step and self._saves.step != self.step:
+                if all(bool(weight.isfinite().all()) for weight in self.model.parameters()):
+                    self._log.sync()
+                    try:
+                        self._saves.save(self._place, position, best=False, wait=True)
+                    except CheckpointWriteError as failure:
+                        error.add_note(str(failure))
+                else:
+                    error.add_note("the weights are no longer finite and were not saved")
+            if self._saves.step == self.step:
+                error.add_note(f"saved in {self.store.path(self.step)}: start the same run again to go on")
+            raise
 
     def _at_boundary(self, interrupts: Interrupts, progress: TrainProgress, boards: Dashboards) -> None:
         """Between steps: evaluates and saves when due, and stops if a signal came."""
@@ -327,10 +361,10 @@ class Trainer:
         is_best = False
         every = self.config.eval_every
         due = self._stopped_by() or (every and self.step and self.step % every == 0)
-        if self._evaluate is not None and due and self._evaluated_step != self.step and not received:
+        if self._evaluate is not None and due and self._place.evaluated_step != self.step and not received:
             is_best = self._run_evaluation(interrupts, progress)
-            if self._evaluated_step == self.step:
-                boards.write(self.step, self._evaluation, "eval")
+            if self._place.evaluated_step == self.step:
+                boards.write(self.step, self._place.evaluation, "eval")
             received = self._agree(interrupts)
         every = self.config.save_every
         ends = bool(self._stopped_by() or received)
@@ -366,9 +400,9 @@ class Trainer:
             progress.message("evaluation cut short by a signal; it will be made again on resume")
             return False
         figures = outcomes[0][2]
-        self.seconds = time.monotonic() - self._started
-        self._evaluation = figures
-        self._evaluated_step = self.step
+        self._place.seconds = time.monotonic() - self._started
+        self._place.evaluation = figures
+        self._place.evaluated_step = self.step
         self._log.write({"kind": "eval", "step": self.step, "seconds": self.seconds, **figures})
         progress.message(f"step {self.step}: " + " · ".join(f"{name} {value:.4f}" for name, value in figures.items()))
         return self._is_best(figures)
@@ -384,121 +418,12 @@ class Trainer:
             )
         value = figures[name]
         sign = 1.0 if self.config.best_is == "highest" else -1.0
-        if not math.isfinite(value) or (self._best is not None and sign * value <= sign * self._best):
+        best = self._place.best
+        if not math.isfinite(value) or (best is not None and sign * value <= sign * best):
             return False
-        self._best = value
+        self._place.best = value
         return True
 
-    def _restore_rng(self) -> None:
-        # At the start of training, not before: whatever was drawn since, such as another model's weights, is no matter.
-        if self._rng:
-            restore_random_state(self._rng, self.device)
-        else:
-            seed_rank(self.config.seed, self.ranks.rank, self.step)
-
     def _save(self, is_best: bool, *, wait: bool) -> None:
-        """Saves in the background, from copies; `wait` returns when the checkpoint is there, on all ranks."""
-        if self._saved_step != self.step or is_best:
-            with phase("save"):
-                self._start_save(is_best)
-        if wait or not self.config.async_saves:
-            self._finish_saves()
-
-    def _start_save(self, is_best: bool) -> None:
-        self._finish_saves()
-        self._rng = random_state(self.device)
-        ranks = self.ranks.gather((self._rng, self._feed.state_dict()))
-        state = {
-            "step": self.step,
-            "seconds": self.seconds,
-            "last_step_seconds": self._last_step_seconds,
-            "loss": self._loss if math.isfinite(self._loss) else None,
-            "evaluated_step": self._evaluated_step,
-            "evaluation": {name: value for name, value in self._evaluation.items() if math.isfinite(value)},
-            "best": self._best,
-            "source": ranks[0][1],
-            "config": self.config.to_dict(),
-        }
-        if len(ranks) > 1:
-            state["sources"] = [position for _, position in ranks]
         self._log.sync()
-        weights, optimizer = self._parallel.weights(), snapshot(self._optimizers.state_tensors())
-        parts = {name: optimizer.pop(name) for name in list(optimizer) if in_parts(optimizer[name])}
-        writer = self._parallel.writer(parts)
-        if self.ranks.is_main:
-            run = RunState(
-                self.model.config,
-                snapshot(weights),
-                optimizer,
-                join_ranks([own for own, _ in ranks]),
-                state,
-                writer,
-                labels_of(self.model),
-            )
-            self._saves.start(functools.partial(self._write, self.step, run, is_best, writer))
-        elif writer is not None:
-            self._saves.start(writer.follow)
-        self._saved_step = self.step
-
-    def _write(self, step: int, run: RunState, is_best: bool, writer: ShardWriter | None) -> None:
-        try:
-            self.store.save(step, run, best=is_best)
-        finally:
-            if writer is not None:
-                writer.abandon()
-
-    def _resume(self) -> None:
-        found = self.store.load_latest()
-        steps = [int(step) for (step,) in self.ranks.table([found[0] if found else -1])]
-        if len(set(steps)) > 1:
-            raise ValueError(
-                f"{self.run_dir}: expected one folder that all ranks share, got latest checkpoints of steps {steps} on "
-                "ranks 0, 1, …; put run_dir on a file system that all machines mount"
-            )
-        if found is None:
-            return
-        step, checkpoint = found
-        if checkpoint.labels != labels_of(self.model):
-            raise ValueError(
-                f"{self.run_dir}: holds a run with other classes: expected {labels_of(self.model)}, got "
-                f"{checkpoint.labels}; use another run folder or the run's own labels"
-            )
-        if checkpoint.model_config != self.model.config:
-            raise ValueError(
-                f"{self.run_dir}: holds a run of another model: expected {self.model.config}, "
-                f"got {checkpoint.model_config}; use another run folder or the run's own model config"
-            )
-        state = checkpoint.state
-        saved = state["config"]
-        # A checkpoint from before a setting was there was written with what is its default now.
-        before = TrainConfig().to_dict() | saved
-        changed = {k: (before[k], v) for k, v in self.config.to_dict().items() if before[k] != v}
-        if changed:
-            text = ", ".join(f"{name} {old!r} → {new!r}" for name, (old, new) in changed.items())
-            warnings.warn(f"{self.run_dir}: resuming with other settings than the run's: {text}", stacklevel=3)
-        self._parallel.load_weights(checkpoint.weights)
-        self._optimizers.load_state_tensors(checkpoint.optimizer)
-        self._resume_rank(state.get("sources", [state["source"]]), checkpoint.rng)
-        self.step = step
-        self.seconds = state["seconds"]
-        self._last_step_seconds = state["last_step_seconds"]
-        self._loss = math.nan if state["loss"] is None else state["loss"]
-        self._evaluated_step = state["evaluated_step"]
-        self._evaluation = state["evaluation"]
-        # Another metric's best is no measure.
-        self._best = None if {"best_metric", "best_is"} & changed.keys() else state["best"]
-        self._saved_step = step
-
-    def _resume_rank(self, positions: list[dict[str, Any]], rng: dict[str, Tensor]) -> None:
-        """This rank's own position and random state; with another number of ranks, rank 0's position and a new seed."""
-        if len(positions) == self.ranks.world_size:
-            self.source.load_state_dict(positions[self.ranks.rank])
-            self._rng = states_of(rng, self.ranks.rank)
-            return
-        self.source.load_state_dict(positions[0])
-        if self.ranks.is_main:
-            warnings.warn(
-                f"{self.run_dir}: the run had {len(positions)} ranks and goes on with {self.ranks.world_size}: "
-                "weights, optimiser state and the place in the data go on; the random states of dropout start anew",
-                stacklevel=4,
-            )
+        self._saves.save(self._place, self._feed.state_dict(), best=is_best, wait=wait)

@@ -25,8 +25,8 @@ void attend(const CachedAttention& a, int64_t h, int64_t begin, int64_t end, Isa
 namespace {
 
 template <class T>
-void put_as(const CachedAttention& a, int64_t h) {
-    for (int64_t t = 0; t < a.T; ++t) {
+void put_as(const CachedAttention& a, int64_t h, int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
         const float* key = a.qkv + ((t * 3 + 1) * a.H + h) * a.d;
         const float* value = a.qkv + ((t * 3 + 2) * a.H + h) * a.d;
         const int64_t head = a.slots[t] * a.H + h;
@@ -39,7 +39,9 @@ void put_as(const CachedAttention& a, int64_t h) {
 
 }  // namespace
 
-void put_head(const CachedAttention& a, int64_t h) { a.bf16 ? put_as<uint16_t>(a, h) : put_as<float>(a, h); }
+void put_head(const CachedAttention& a, int64_t h, int64_t begin, int64_t end) {
+    a.bf16 ? put_as<uint16_t>(a, h, begin, end) : put_as<float>(a, h, begin, end);
+}
 
 namespace {
 
@@ -62,7 +64,7 @@ void cached_attention(const CachedAttention& a, int64_t threads, Isa isa) {
     const int64_t cost = std::max<int64_t>(1, (seen + a.T) * a.d / std::max<int64_t>(1, a.T));
     const int64_t least = (int64_t{1} << 19) / cost + 1;
     parallel_for(a.H, threads, least / std::max<int64_t>(1, a.T) + 1, [&](int64_t begin, int64_t end) {
-        for (int64_t h = begin; h < end; ++h) put_head(a, h);
+        for (int64_t h = begin; h < end; ++h) put_head(a, h, 0, a.T);
     });
     // Heads outside, tokens inside: tokens of one sequence find its keys in the cache of the processor.
     parallel_for(a.H * a.T, threads, least, [&](int64_t begin, int64_t end) {

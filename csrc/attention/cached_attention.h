@@ -24,9 +24,9 @@ struct CachedAttention {
 // `isa` must be one that the processor has. Throws std::out_of_range for a slot or position outside the cache.
 void cached_attention(const CachedAttention& arguments, int64_t threads, Isa isa);
 
-// The two halves of it: head h of the new tokens into the cache; the tokens [begin, end) at head h, the cache being
+// The two halves of it: head h of the new tokens [begin, end) into the cache; these tokens at head h, the cache being
 // filled.
-void put_head(const CachedAttention& arguments, int64_t h);
+void put_head(const CachedAttention& arguments, int64_t h, int64_t begin, int64_t end);
 void attend(const CachedAttention& arguments, int64_t h, int64_t begin, int64_t end, Isa isa);
 
 // One for each instruction set, all the same bits.

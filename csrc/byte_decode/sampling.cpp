@@ -38,21 +38,6 @@ void filter(const Sampling& sampling, Scratch& scratch) {
 
 }  // namespace
 
-double uniform(uint64_t seed, uint64_t index, uint64_t position) {
-    uint32_t c[4] = {static_cast<uint32_t>(position), static_cast<uint32_t>(position >> 32),
-                     static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32)};
-    uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
-    for (int round = 0; round < 10; ++round) {
-        const uint64_t product0 = uint64_t{0xD2511F53} * c[0], product1 = uint64_t{0xCD9E8D57} * c[2];
-        const uint32_t next[4] = {static_cast<uint32_t>(product1 >> 32) ^ c[1] ^ k0, static_cast<uint32_t>(product1),
-                                  static_cast<uint32_t>(product0 >> 32) ^ c[3] ^ k1, static_cast<uint32_t>(product0)};
-        std::copy_n(next, 4, c);
-        k0 += 0x9E3779B9u;
-        k1 += 0xBB67AE85u;
-    }
-    return static_cast<double>((uint64_t{c[0]} << 32 | c[1]) >> 11) * 0x1p-53;
-}
-
 int32_t choose(const float* logits, int64_t V, const Sampling& sampling, uint64_t index, uint64_t position,
                Scratch& scratch) {
     for (int64_t v = 0; v < V; ++v) {

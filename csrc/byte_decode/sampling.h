@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "byte_decode/uniform.h"
+
 namespace bgpt {
 
 struct Sampling {
@@ -13,10 +15,6 @@ struct Sampling {
     double top_p;        // 1 or more means off
     uint64_t seed;
 };
-
-// In [0, 1), 53 random bits: Philox4x32-10 with the seed as its key and (position, index) as its counter.
-// Source: Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, SC 2011.
-double uniform(uint64_t seed, uint64_t index, uint64_t position);
 
 // Room for choose().
 struct Scratch {

@@ -15,6 +15,7 @@ namespace {
 constexpr int64_t kPiece = int64_t{1} << 17;
 // An odd number of cache lines from row to row, so that the rows of a tile do not fall on one another in the cache.
 constexpr int64_t kLine = 32;
+constexpr int64_t kTogether = 16;  // tokens of a head whose slots are filled and read together
 
 int64_t padded(int64_t width) { return (width + kLine - 1) / kLine / 2 * 2 * kLine + kLine; }
 
@@ -22,7 +23,7 @@ int64_t input_size(Precision precision) { return precision == Precision::float32
 
 int64_t grain(int64_t count, int64_t work, const Team& team) {
     const int64_t worth = kPiece / std::max<int64_t>(work, 1) + 1;
-    return std::max(worth, count / (team.size() * 4));
+    return std::max(worth, count / (team.size() * 8));
 }
 
 void check(const char* name, int64_t value, int64_t limit) {
@@ -42,26 +43,45 @@ void norm_rows(const Transformer& a, const Norm& norm, const float* from, unsign
     });
 }
 
+// Does no token see another of the same call?
+bool are_apart(const CachedAttention& call) {
+    for (int64_t t = 1; t < call.T; ++t) {
+        if (call.slots[t] <= call.slots[t - 1]) return false;
+    }
+    return true;
+}
+
+// Calls body(h, first, last) for the tokens [first, last) at head h, all of them together being all heads' tokens.
+// Heads outside, tokens inside: tokens of one sequence find its keys in the processor's cache.
+template <class Body>
+void over_heads(const CachedAttention& call, int64_t work, Team& team, const Body& body) {
+    team.for_each(call.H * call.T, grain(call.H * call.T, work, team), [&](int64_t begin, int64_t end) {
+        while (begin < end) {
+            const int64_t h = begin / call.T, stop = std::min({end, (h + 1) * call.T, begin + kTogether});
+            body(h, begin - h * call.T, stop - h * call.T);
+            begin = stop;
+        }
+    });
+}
+
 void attention(const Transformer& a, const CachedAttention& call, unsigned char* inputs, int64_t row, Team& team,
                Isa isa) {
     const int64_t d = call.d, size = input_size(a.precision);
-    team.for_each(call.H, grain(call.H, call.T * d, team), [&](int64_t begin, int64_t end) {
-        for (int64_t h = begin; h < end; ++h) put_head(call, h);
-    });
+    // Where no token sees another's, a few are put right before they are attended from: their slots, which are large,
+    // come from memory once.
+    const bool apart = are_apart(call);
+    if (!apart) {
+        over_heads(call, 2 * d, team, [&](int64_t h, int64_t first, int64_t last) { put_head(call, h, first, last); });
+    }
     int64_t seen = 0;
     for (int64_t t = 0; t < call.T; ++t) seen += call.positions[t] + 1;
-    // Heads outside, tokens inside: tokens of one sequence find its keys in the processor's cache.
-    team.for_each(call.H * call.T, grain(call.H * call.T, 4 * d * seen / call.T, team),
-                  [&](int64_t begin, int64_t end) {
-                      while (begin < end) {
-                          const int64_t h = begin / call.T, stop = std::min(end, (h + 1) * call.T);
-                          attend(call, h, begin - h * call.T, stop - h * call.T, isa);
-                          for (int64_t t = begin - h * call.T; t < stop - h * call.T; ++t) {
-                              to_inputs(call.y + t * a.D + h * d, d, a.precision, inputs + (t * row + h * d) * size);
-                          }
-                          begin = stop;
-                      }
-                  });
+    over_heads(call, 4 * d * seen / call.T, team, [&](int64_t h, int64_t first, int64_t last) {
+        if (apart) put_head(call, h, first, last);
+        attend(call, h, first, last, isa);
+        for (int64_t t = first; t < last; ++t) {
+            to_inputs(call.y + t * a.D + h * d, d, a.precision, inputs + (t * row + h * d) * size);
+        }
+    });
 }
 
 }  // namespace

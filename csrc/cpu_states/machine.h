@@ -9,11 +9,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__CUDACC__)
-#define BGPT_HOST_DEVICE __host__ __device__
-#else
-#define BGPT_HOST_DEVICE
-#endif
+#include "common/host_device.h"
 
 namespace bgpt::cpu_states {
 

@@ -106,10 +106,17 @@ struct Int8 : Bf16 {
 
 constexpr int64_t AHEAD = 2048;  // bytes: further than the processor looks by itself, which stops at a page's end
 
+// Weights that come next, to be fetched from memory bit by bit while the processor multiplies: `per_link` bytes for
+// each link. Without, the first rows of a block wait for it, and the others find it in the cache.
+struct Next {
+    const char* at;
+    int64_t per_link;
+};
+
 // Adds a block of `links` links to R rows of COLUMNS sums, kPanel apart.
 template <class Type, int R>
 BGPT_DOT_TARGET void panel_tile(const typename Type::Input* x, int64_t x_row, const typename Type::Stored* w,
-                                int64_t links, float* y) {
+                                int64_t links, float* y, Next next) {
     Vec sums[R][VECTORS];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
@@ -118,10 +125,11 @@ BGPT_DOT_TARGET void panel_tile(const typename Type::Input* x, int64_t x_row, co
     }
     for (int64_t k = 0; k < links; k += Type::step) {
         if constexpr (R <= 2) {
-            const char* next = reinterpret_cast<const char*>(w + k * kPanel) + AHEAD;
+            const char* ahead = reinterpret_cast<const char*>(w + k * kPanel) + AHEAD;
             const int64_t width = COLUMNS * Type::step * static_cast<int64_t>(sizeof(typename Type::Stored));
-            for (int64_t line = 0; line < width; line += 64) __builtin_prefetch(next + line);
+            for (int64_t line = 0; line < width; line += 64) __builtin_prefetch(ahead + line);
         }
+        if constexpr (R == ROWS) __builtin_prefetch(next.at + k * next.per_link, 0, 2);
         typename Type::Weight weights[VECTORS];
 #pragma GCC unroll 4
         for (int v = 0; v < VECTORS; ++v) weights[v] = Type::weight(w + k * kPanel + v * Vec::width * Type::step);
@@ -144,14 +152,15 @@ BGPT_DOT_TARGET void panel_tile(const typename Type::Input* x, int64_t x_row, co
 
 template <class Type, int R>
 BGPT_DOT_TARGET void panel_rows(const typename Type::Input* x, int64_t x_row, int64_t rows,
-                                const typename Type::Stored* w, int64_t links, float* y) {
+                                const typename Type::Stored* w, int64_t links, float* y, Next next) {
     for (; rows >= R; rows -= R, x += R * x_row, y += R * kPanel) {
         for (int64_t n = 0; n < kPanel; n += COLUMNS) {
-            panel_tile<Type, R>(x, x_row, w + n * Type::step, links, y + n);
+            panel_tile<Type, R>(x, x_row, w + n * Type::step, links, y + n, next);
+            next.at += links * next.per_link;
         }
     }
     if constexpr (R > 1) {
-        if (rows > 0) panel_rows<Type, R - 1>(x, x_row, rows, w, links, y);
+        if (rows > 0) panel_rows<Type, R - 1>(x, x_row, rows, w, links, y, next);
     }
 }
 
@@ -220,12 +229,17 @@ BGPT_DOT_TARGET void panels(const PackedCall& call, int64_t begin, int64_t end) 
             for (int64_t k = 0; k < a.links; k += kLinks) {
                 const int64_t links = std::min(kLinks, a.links - k), at = (panel * a.links + k) * kPanel;
                 const Input* w = reinterpret_cast<const Input*>(a.weight.get()) + at;
+                // The block behind this one, in equal parts for each tile. Few rows are over before it could come.
+                const int64_t size = eight ? 1 : static_cast<int64_t>(sizeof(Input)),
+                              tiles = rows / ROWS * (kPanel / COLUMNS);
+                Next next = {reinterpret_cast<const char*>(a.weight.get()) + (at + links * kPanel) * size, 0};
+                if (rows >= kChunkRows / 2) next.per_link = (kPanel * size + tiles - 1) / tiles;
                 if constexpr (Type::step == 2) {
                     if (eight) {
 #if defined(BGPT_BF16_DOT)
                         if (rows <= ROWS) {
                             const int8_t* stored = reinterpret_cast<const int8_t*>(a.weight.get()) + at;
-                            panel_rows<Int8, ROWS>(x + k, call.x_row, rows, stored, links, sums);
+                            panel_rows<Int8, ROWS>(x + k, call.x_row, rows, stored, links, sums, next);
                             continue;
                         }
 #endif
@@ -233,7 +247,7 @@ BGPT_DOT_TARGET void panels(const PackedCall& call, int64_t begin, int64_t end) 
                         w = wide;
                     }
                 }
-                panel_rows<Type, ROWS>(x + k, call.x_row, rows, w, links, sums);
+                panel_rows<Type, ROWS>(x + k, call.x_row, rows, w, links, sums, next);
             }
             finish_rows(call, m, rows, panel, sums);
         }

@@ -26,13 +26,15 @@ def cached_attention(
 
     Many tokens of a slot at once (prefill) and one at a time (decoding) give the same bits on the CPU: for each token
     and head the scores, the softmax (largest score subtracted) and the sum over values run in one fixed order over what
-    that token sees, whatever else is in the call, on any number of threads and any instruction set. On other devices
-    plain torch serves, which promises none of that.
+    that token sees, whatever else is in the call, on any number of threads and any instruction set. So they do on an
+    NVIDIA GPU, by a Triton kernel (not yet run on a GPU), with bits of its own. On other devices plain torch serves,
+    which promises none of that.
 
     Args:
         qkv: float32 [T, 3·D], queries, keys and values of the new tokens as GPT-2's `c_attn` returns them.
-        keys: float32 [B, H, d, L], contiguous; written at the new positions.
-        values: float32 [B, H, L, d], contiguous; written at the new positions.
+        keys: float32 or bfloat16 [B, H, d, L], contiguous; written at the new positions. bfloat16 is for GPUs: on the
+            CPU plain torch serves it.
+        values: of keys' dtype [B, H, L, d], contiguous; written at the new positions.
         slots: int64 [T], each token's slot, 0 … B-1.
         positions: int64 [T], each token's position, 0 … L-1; what it sees before its own must be in the cache, or
             come in the same call. A (slot, position) may appear once in a call.
@@ -45,10 +47,10 @@ def cached_attention(
         TypeError, ValueError: a wrong dtype, shape, layout or device, or an argument that asks for a gradient.
         IndexError: a slot or position outside the cache.
     """
-    check_tensor("cached_attention", "keys", keys, dtypes=(torch.float32,), shape=("B", "H", "d", "L"))
+    check_tensor("cached_attention", "keys", keys, dtypes=(torch.float32, torch.bfloat16), shape=("B", "H", "d", "L"))
     B, H, d, L = keys.shape
     device = keys.device
-    check_tensor("cached_attention", "values", values, dtypes=(torch.float32,), shape=(B, H, L, d), device=device)
+    check_tensor("cached_attention", "values", values, dtypes=(keys.dtype,), shape=(B, H, L, d), device=device)
     check_tensor("cached_attention", "qkv", qkv, dtypes=(torch.float32,), shape=("T", 3 * H * d), device=device)
     for name, value in (("slots", slots), ("positions", positions)):
         check_tensor("cached_attention", name, value, dtypes=(torch.int64,), shape=(qkv.shape[0],), device=device)
@@ -73,6 +75,8 @@ def _default(qkv: Tensor, keys: Tensor, values: Tensor, slots: Tensor, positions
 
 
 def _cpu(qkv: Tensor, keys: Tensor, values: Tensor, slots: Tensor, positions: Tensor, isa: int) -> Tensor:
+    if keys.dtype != torch.float32:
+        return cached_attention_reference(qkv, keys, values, slots, positions)
     qkv, slots, positions = qkv.contiguous(), slots.contiguous(), positions.contiguous()
     B, H, d, L = keys.shape
     y = qkv.new_empty(qkv.shape[0], H * d)
@@ -94,8 +98,15 @@ def _cpu(qkv: Tensor, keys: Tensor, values: Tensor, slots: Tensor, positions: Te
     return y
 
 
+def _cuda(qkv: Tensor, keys: Tensor, values: Tensor, slots: Tensor, positions: Tensor, isa: int) -> Tensor:
+    from bgpt_fast.kernels.cached_attention.triton_kernels import cached_attention_forward
+
+    return cached_attention_forward(qkv, keys, values, slots, positions)
+
+
 _library.impl("cached_attention", _default, "CompositeExplicitAutograd")
 _library.impl("cached_attention", _cpu, "CPU")
+_library.impl("cached_attention", _cuda, "CUDA")
 torch.library.register_fake(
     "bgpt_fast::cached_attention",
     lambda qkv, keys, values, slots, positions, isa: qkv.new_empty(qkv.shape[0], qkv.shape[1] // 3),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bgpt_fast import _C
 from bgpt_fast.kernels.bias_gelu.op import bias_gelu, bias_gelu_backward
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -194,3 +195,35 @@ def test_the_gpu_has_kernels_of_its_own() -> None:
         torch.cuda.synchronize()
     names = {event.key for event in profile.key_averages()}
     assert {"_bias_gelu_fwd_kernel", "_bias_gelu_bwd_kernel", "_bias_gelu_bwd_sum_kernel"} <= names
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="of the CPU's versions")
+def test_every_instruction_set_and_number_of_threads_gives_the_same_bits() -> None:
+    for N, F_ in ((1, 1), (3, 17), (64, 33), (65, 100), (300, 257)):
+        x, bias = (t.detach() for t in sample(N, F_, DTYPES[0]))
+        dy = torch.randn(N, F_, generator=torch.Generator().manual_seed(2))
+        found = []
+        for isa in (0, 1, 2):
+            for threads in (1, 3):
+                y, dx, dbias = torch.empty(N, F_), torch.empty(N, F_), torch.empty(F_)
+                shape = (N, F_, threads, isa)
+                _C.bias_gelu(x.data_ptr(), bias.data_ptr(), y.data_ptr(), *shape)
+                pointers = [t.data_ptr() for t in (dy, x, bias, dx, dbias)]
+                _C.bias_gelu_backward(*pointers, *shape)
+                found.append((y, dx, dbias))
+        assert all(torch.equal(a, b) for one in found[1:] for a, b in zip(one, found[0], strict=True))
+        # An element depends on its x and bias alone.
+        alone = bias_gelu(x[N // 2 : N // 2 + 1], bias)
+        assert torch.equal(alone, found[0][0][N // 2 : N // 2 + 1])
+
+
+def test_far_from_the_bend() -> None:
+    x = torch.tensor([[-1e30, -1e4, -100.0, -12.0, -9.5, 9.5, 100.0, 1e4, 1e18, torch.nan]], device=DEVICE)
+    zero = torch.zeros(10, device=DEVICE)
+    y, (dx, _) = bias_gelu(x, zero), bias_gelu_backward(torch.ones_like(x), x, zero)
+    assert torch.equal(y[0, 5:9], x[0, 5:9])
+    assert (y[0, :5].abs() < 1e-18).all()
+    assert y[0, 9].isnan()
+    torch.testing.assert_close(dx[0, 5:9], torch.ones_like(dx[0, 5:9]), rtol=0.0, atol=1e-6)
+    assert (dx[0, :5].abs() < 1e-18).all()
+    assert dx[0, 9].isnan()

@@ -13,7 +13,6 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 ROOMS = sorted(room.name for room in (ROOT / "kernels").iterdir() if room.name != "common" and list(room.glob("*.py")))
 _SHORT = "patch_attention's path for short documents on the CPU; on a GPU FlashAttention or SDPA take its place"
 CPU_ONLY = {
-    "cached_attention": "for generation on the CPU, where its order of addition counts; elsewhere torch's operations",
     "invariant_linear": "for generation on the CPU, where its order of addition counts; elsewhere torch's product",
     "short_documents_attention": _SHORT,
     "short_documents_attention_backward": _SHORT,

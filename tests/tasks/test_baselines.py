@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
 import lzma
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from bgpt_fast.cli import data_baselines
 from bgpt_fast.cli.main import main
-from bgpt_fast.tasks.baselines import classify_by_bytes, compression_scores, entropy_of_bytes
+from bgpt_fast.tasks.baselines import Compressors, classify_by_bytes, compression_scores, entropy_of_bytes
+from bgpt_fast.tasks.cnn_baseline import classify_by_cnn
 
 
 def test_bits_are_those_of_the_compressors() -> None:
@@ -23,6 +27,39 @@ def test_bits_are_those_of_the_compressors() -> None:
     assert found[1].together == 8 * len(lzma.compress(b"".join(files), preset=9 | lzma.PRESET_EXTREME)) / size
     assert found[0].after_training is None
     assert (found[0].files, found[0].num_bytes) == (3, size)
+
+
+def test_files_one_by_one_give_what_they_give_together() -> None:
+    draw = np.random.default_rng(0)
+    letters = np.frombuffer(b"etaoin shrdlu", np.uint8)
+    files = [draw.choice(letters, size).tobytes() for size in (3000, 1, 0, 5000, 40_000)]
+    found = compression_scores(files)
+    together = Compressors()
+    alone = [together.add(file) for file in files]
+    bits = together.bits_per_byte()
+    names = [one.compressor.split()[0] for one in found]
+    assert list(bits) == [*names, *(f"{name}_solid" for name in names)]
+    size = sum(map(len, files))
+    for name, one in zip(names, found, strict=True):
+        assert bits[name] == one.alone == 8 * sum(sizes[name] for sizes in alone) / size
+        # A stream that does not know its end in advance has a few bytes more.
+        assert one.together <= bits[f"{name}_solid"] + 0.002 < one.together + 0.02
+    again = files[-1]
+    narrow, wide = map(twice(again), (1 << 12, 1 << 20))
+    assert wide["xz_solid"] < 0.6 * narrow["xz_solid"], "a window that the first copy has left"
+    assert Compressors(["gzip"]).bits_per_byte()["gzip"] == 0
+
+
+def twice(content: bytes) -> Callable[[int], dict[str, float]]:
+    """The bits of a content and its copy, by the window."""
+
+    def compress(window: int) -> dict[str, float]:
+        made = Compressors(["xz"], window=window)
+        made.add(content)
+        made.add(content)
+        return made.bits_per_byte()
+
+    return compress
 
 
 def test_training_files_help_where_they_are_alike() -> None:
@@ -90,7 +127,7 @@ def test_digits_by_their_bytes() -> None:
     assert 0.2 < report.accuracy < 0.7
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     for side, seed in (("train", 0), ("test", 1)):
         (tmp_path / side).mkdir()
         for index, (label, content) in enumerate(files(seed, 5)):
@@ -102,5 +139,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert found["files"] == 10
     assert found["classifiers"]["nearest-centroid"]["documents"] == 10
     assert 6 < found["entropy_of_bytes"] < math.log2(200)
+    monkeypatch.setattr(data_baselines, "classify_by_cnn", functools.partial(classify_by_cnn, steps=2))
+    assert main([*words, "--cnn", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["classifiers"]["CNN"]["documents"] == 10
     assert main(["data", "baselines", str(tmp_path / "test"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["classifiers"] == {}

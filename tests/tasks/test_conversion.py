@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import lzma
 import math
 import random
 import shutil
@@ -14,8 +15,9 @@ import torch
 from media_support import midi
 
 from bgpt_fast import BGPT, PackedPatches
+from bgpt_fast.data import DataError
 from bgpt_fast.tasks.conversion import Conversion, evaluate_conversion, match_notes
-from bgpt_fast.tasks.conversion_likelihood import target_likelihood
+from bgpt_fast.tasks.conversion_likelihood import evaluate_pairs
 from bgpt_fast.tasks.music import Note
 
 SCALE = [(480 * index, 480, 60 + index) for index in range(8)]
@@ -131,34 +133,74 @@ def test_abc_is_heard() -> None:
     assert score(b"nothing", truth, "a.abc").notes.predicted == 0
 
 
-def test_bits_of_the_target_part(tmp_path: Path, tiny_model: BGPT) -> None:
-    S = tiny_model.config.patch_size
+def write_pairs(folder: Path, sizes: list[tuple[int, int]]) -> list[tuple[bytes, bytes]]:
     draw = random.Random(0)
-    pairs, nats, targets, size = [], 0.0, 0, 0
-    for number, (first, second) in enumerate([(5, 9), (8, 8), (1, 20), (0, 1), (70, 40)]):
-        contents = draw.randbytes(first), draw.randbytes(second)
-        paths = [tmp_path / f"{number}.{extension}" for extension in ("abc", "mid")]
-        for path, content in zip(paths, contents, strict=True):
-            path.write_bytes(content)
-        pairs.append((paths[0], paths[1]))
-        if number == 4:  # over the context of 24 patches
-            continue
-        source = PackedPatches.from_bytes([("abc", contents[0])], tiny_model.config, end_of_file=False)
-        target = PackedPatches.from_bytes([("mid", contents[1])], tiny_model.config)
-        whole = torch.cat([source.patches, target.patches])
-        packed = PackedPatches(whole, torch.tensor([0, len(whole)], dtype=torch.int32))
-        with torch.no_grad():
-            every = tiny_model(packed)
-        nats += float(every.nats[every.indices > source.num_patches].double().sum())
-        targets += target.num_patches - 1
-        size += second
+    folder.mkdir()
+    contents = [(draw.randbytes(first), draw.randbytes(second)) for first, second in sizes]
+    for number, pair in enumerate(contents):
+        for extension, content in zip(("abc", "mid"), pair, strict=True):
+            (folder / f"{number}.{extension}").write_bytes(content)
+    return contents
+
+
+def target_nats(model: BGPT, source: tuple[str, bytes], target: tuple[str, bytes]) -> tuple[float, int]:
+    """The nats of all positions behind the target's extension, of the pair by itself; and how many positions."""
+    first = PackedPatches.from_bytes([source], model.config, end_of_file=False)
+    second = PackedPatches.from_bytes([target], model.config)
+    whole = torch.cat([first.patches, second.patches])
+    with torch.no_grad():
+        every = model(PackedPatches(whole, torch.tensor([0, len(whole)], dtype=torch.int32)))
+    scored = every.nats[every.indices > first.num_patches]
+    return float(scored.double().sum()), scored.numel()
+
+
+def test_bits_of_the_target_part(tmp_path: Path, tiny_model: BGPT) -> None:
+    # The last pair is over the context of 24 patches.
+    contents = write_pairs(tmp_path / "pairs", [(5, 9), (8, 8), (1, 20), (3, 1), (70, 40)])[:-1]
+    (tmp_path / "pairs/alone.abc").write_bytes(b"no partner")
+    expected = {
+        "abc->mid": [target_nats(tiny_model, ("abc", first), ("mid", second)) for first, second in contents],
+        "mid->abc": [target_nats(tiny_model, ("mid", second), ("abc", first)) for first, second in contents],
+    }
     for batch in (1, 30, 2048):
-        found = target_likelihood(tiny_model, pairs, patches_per_batch=batch)
-        assert (found.pairs, found.overlong, found.num_bytes, found.positions) == (4, 1, size, targets * S)
-        assert found.nats == pytest.approx(nats, rel=1e-5)
-        assert found.bits_per_byte == pytest.approx(nats / math.log(2) / size, rel=1e-5)
-    assert found.bits_per_position is not None
-    assert found.bits_per_position < 8.5 < found.bits_per_byte * 2
-    assert target_likelihood(tiny_model, []).bits_per_byte is None
+        reports = evaluate_pairs(tiny_model, tmp_path / "pairs", "abc&mid", patches_per_batch=batch)
+        assert list(reports) == list(expected)
+        for direction, report in reports.items():
+            nats = sum(one[0] for one in expected[direction])
+            size = sum(len(pair[direction == "abc->mid"]) for pair in contents)
+            assert report.total.nats == pytest.approx(nats, rel=1e-5)
+            assert report.total.positions == sum(one[1] for one in expected[direction])
+            assert report.total.per_byte == pytest.approx(nats / math.log(2) / size, rel=1e-5)
+            assert report.total.bytes == size
+            assert report.skipped == {"pair over the context": 1, "no partner": 1}
+            for file, (own, _) in zip(report.files, expected[direction], strict=True):
+                assert file.path.endswith(direction[-3:])
+                assert file.scores.nats == pytest.approx(own, rel=1e-5)
+
+
+def test_only_the_target_is_counted(tmp_path: Path, tiny_model: BGPT) -> None:
+    S = tiny_model.config.patch_size
+    contents = write_pairs(tmp_path / "pairs", [(5, 9), (30, 8)])
+    (report,) = evaluate_pairs(tiny_model, tmp_path / "pairs", "abc->mid").values()
+    # Places count from the target's own begin: patches of 9 and 8 bytes, and an end of file each.
+    assert [scores.bytes for scores in report.by_patch] == [2 * S, 2 * S, 1]
+    assert report.end_of_file.positions == 2 * S
+    assert report.decoders.patches == 5
+    assert report.files[1].compressed["xz"] == len(lzma.compress(contents[1][1], preset=6))
+    # What stands before the target is read: another source, other bits.
+    (tmp_path / "pairs/0.abc").write_bytes(b"other")
+    (other,) = evaluate_pairs(tiny_model, tmp_path / "pairs", "abc->mid").values()
+    assert other.files[0].scores.nats != report.files[0].scores.nats
+    assert other.files[1].scores.nats == pytest.approx(report.files[1].scores.nats, rel=1e-6)
+
+
+def test_no_pairs_are_named(tmp_path: Path, tiny_model: BGPT) -> None:
+    write_pairs(tmp_path / "pairs", [(90, 90)])
+    with pytest.raises(DataError, match="expected pairs of abc and mid files within the context of 24 patches"):
+        evaluate_pairs(tiny_model, tmp_path / "pairs", "abc->mid")
     with pytest.raises(ValueError, match="patches_per_batch"):
-        target_likelihood(tiny_model, pairs, patches_per_batch=0)
+        evaluate_pairs(tiny_model, tmp_path / "pairs", "abc->mid", patches_per_batch=0)
+    with pytest.raises(TypeError, match="expected a BGPT"):
+        evaluate_pairs("model", tmp_path / "pairs", "abc->mid")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="two different extensions"):
+        evaluate_pairs(tiny_model, tmp_path / "pairs", "abc")

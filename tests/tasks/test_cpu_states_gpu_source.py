@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
 from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from bgpt_fast import BGPTConfig, PackedPatches
+from bgpt_fast import BGPT, BGPTConfig, PackedPatches
+from bgpt_fast.cli import train_data
+from bgpt_fast.cli.train import Train
 from bgpt_fast.tasks import cpu_states as cpu
 from bgpt_fast.tasks.cpu_states import gpu_source
 from bgpt_fast.tasks.cpu_states.gpu_source import GPUStateSource
+from bgpt_fast.training import TrainConfig, Trainer
 
 CONFIG = BGPTConfig(patch_size=8, patch_length=32, hidden_size=8, patch_num_layers=1, byte_num_layers=1, num_heads=1)
-MACHINE = {"num_registers": 2, "memory_size": 64, "min_program": 1, "max_program": 15}
+MACHINE: dict[str, Any] = {"num_registers": 2, "memory_size": 64, "min_program": 1, "max_program": 15}
 
 
 def on_the_cpu(
@@ -58,6 +66,102 @@ def test_the_batches_are_those_of_the_cpu(more: dict[str, Any], monkeypatch: pyt
     again = GPUStateSource(CONFIG, device="cpu", **arguments)
     again.load_state_dict(theirs.state_dict())
     assert equal(again.next_batch(), theirs.next_batch())
+
+
+class OnDevice(Tensor):
+    """A tensor that numpy cannot read where it is, as one on a GPU; `.cpu()` gives a plain one."""
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = super().__torch_function__(function, types, args, kwargs or {})
+        return found.as_subclass(Tensor) if function is Tensor.cpu else found
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("can't convert a tensor on a device to numpy")
+
+
+class OnDeviceSource(GPUStateSource):
+    """Its batches are elsewhere."""
+
+    def next_batch(self) -> PackedPatches:
+        batch = super().next_batch()
+        there = [tensor.as_subclass(OnDevice) for tensor in (batch.patches, batch.cu_seqlens)]
+        with pytest.raises(TypeError, match="on a device"):
+            np.asarray(there[1])
+        return dataclasses.replace(PackedPatches.unchecked(there[0], there[1], batch.max_seqlen), targets=batch.targets)
+
+
+@pytest.mark.parametrize("targets", [0, 20])
+def test_a_run_goes_on_from_one_source_with_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, targets: int
+) -> None:
+    monkeypatch.setattr(gpu_source, "generate_on_gpu", on_the_cpu)
+
+    def trained(folder: str, kinds: list[type[cpu.CPUStateSource]], prefetch: int = 2) -> dict[str, Tensor]:
+        for steps, kind in enumerate(kinds, 1):
+            torch.manual_seed(0)
+            model = BGPT(CONFIG)
+            device: dict[str, Any] = {} if kind is cpu.CPUStateSource else {"device": "cpu"}
+            source = kind(CONFIG, seed=3, documents_per_batch=6, long_share=0.5, **MACHINE, **device)
+            config = TrainConfig(
+                steps=2 * steps, device="cpu", tensorboard=False, prefetch=prefetch, targets_per_step=targets
+            )
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", ".*resuming with other settings")
+                Trainer(model, source, config, tmp_path / folder, show_progress=False).train()
+        return model.state_dict()
+
+    def schedule_free(*_: object) -> float:
+        return 1.0
+
+    monkeypatch.setattr("bgpt_fast.training.trainer.schedule_factor", schedule_free)
+    expected = trained("cpu", [cpu.CPUStateSource] * 2)
+    mixed = trained("mixed", [OnDeviceSource, cpu.CPUStateSource])
+    gpu = trained("gpu", [cpu.CPUStateSource, OnDeviceSource], prefetch=0)
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, mixed[name])
+        assert torch.equal(tensor, gpu[name])
+
+
+def test_train_makes_programs_where_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = Train(training=dataclasses.replace(Train().training, device="cpu"))
+    assert type(train_data.TrainData(options, options.model).source) is cpu.CPUStateSource
+    asked = dataclasses.replace(options, machine_on="gpu")
+    with pytest.raises(ValueError, match=r"expected --training\.device cuda, got cpu"):
+        train_data.TrainData(asked, asked.model)
+    monkeypatch.setattr(train_data, "rank_device", lambda name: torch.device("cuda", 3))
+    monkeypatch.setattr(train_data, "_C", SimpleNamespace(with_cuda=False))
+    with pytest.raises(ValueError, match="expected a build with CUDA"):
+        train_data.TrainData(asked, asked.model)
+    monkeypatch.setattr(train_data, "_C", SimpleNamespace(with_cuda=True))
+    for one in (options, asked):
+        source = train_data.TrainData(one, one.model).source
+        assert isinstance(source, GPUStateSource)
+        assert source.device == torch.device("cuda", 3)
+        assert source.describe() == cpu.CPUStateSource(one.model, **train_arguments(one)).describe()
+    for kept in (
+        dataclasses.replace(options, machine_on="cpu"),
+        dataclasses.replace(options, training=dataclasses.replace(options.training, prefetch_process=True)),
+    ):
+        assert type(train_data.TrainData(kept, kept.model).source) is cpu.CPUStateSource
+
+
+def train_arguments(options: Train) -> dict[str, Any]:
+    return {
+        "seed": options.training.seed,
+        "documents_per_batch": options.programs_per_batch,
+        "long_share": options.long_share,
+        **asdict(options.machine),
+    }
+
+
+def test_each_rank_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    for name, value in (("RANK", "6"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "2")):
+        monkeypatch.setenv(name, value)
+    assert train_data.rank_device("auto") == torch.device("cuda", 2)
+    assert train_data.rank_device("cpu") == torch.device("cpu")
 
 
 @pytest.mark.gpu

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -149,17 +150,15 @@ class Machine:
         self.spoil = spoil or {}
         self.max_new_bytes: int | None = None
 
-    def generate(
+    def generate_iter(
         self, prompts: list[Prompt], *, max_new_bytes: int, drafter: object = None, progress: object = None
-    ) -> list[Generation]:
+    ) -> Iterator[tuple[int, Generation]]:
         self.max_new_bytes = max_new_bytes
-        files = []
         for place, prompt in enumerate(prompts):
             assert prompt.extension == "bin"
             memory, state = prompt.data[:64], prompt.data[64:]
             truth = cpu.run(memory, state[1], list(state[6:]), 2, 64).to_bytes()
-            files.append(Generation(self.spoil.get(place, truth), place not in self.spoil, len(prompt.data)))
-        return files
+            yield place, Generation(self.spoil.get(place, truth), place not in self.spoil, len(prompt.data))
 
 
 def test_simulate_shows_the_model_memory_and_first_state_alone() -> None:

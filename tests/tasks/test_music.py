@@ -100,11 +100,13 @@ def test_abc2midi_plays_what_is_written() -> None:
 @needs_abc2midi
 def test_pairs(tmp_path: Path, collection: Path) -> None:
     report = make_pairs(collection, tmp_path / "out", test_share=0.4)
-    assert (report.collections, report.tunes) == (2, 6)
+    assert (report.collections, report.tunes) == (2, 7)
     assert sum(report.pairs.values()) == 4
     assert report.complaints == 1
+    assert any("X:6 no key (No valid K: field" in line for line in report.first_skipped)
     assert report.skipped == {
-        "empty tune": 2,
+        "empty tune": 1,
+        "abc2midi rejects it": 1,
         "no .abc file": 1,
         "no ABC tune": 1,
         "copy": 1,

@@ -15,7 +15,8 @@ from bgpt_fast.model import BGPT
 from bgpt_fast.tasks.cpu_states.evaluation import CPUStateReport, StateCounts
 from bgpt_fast.tasks.cpu_states.formatting import predicted_bytes
 from bgpt_fast.tasks.cpu_states.machine import state_size
-from bgpt_fast.tasks.cpu_states.simulation import simulate, teacher_forced
+from bgpt_fast.tasks.cpu_states.saved_piece import SavedPiece
+from bgpt_fast.tasks.cpu_states.simulation import simulate_iter, teacher_forced
 from bgpt_fast.tasks.cpu_states.trace import PredictedTrace
 from bgpt_fast.tasks.cpu_states.traces import Traces
 
@@ -101,28 +102,61 @@ class Assessor:
         self._states = 0
         self._seconds = self._forced_seconds = 0.0
 
-    def add(self, traces: Traces, *, progress: Progress | None = None) -> Piece:
+    def add(self, traces: Traces, *, progress: Progress | None = None, saved: SavedPiece | None = None) -> Piece:
         """Runs and scores more programs.
 
         Args:
             traces: the truths, at least one.
             progress: of the free run, as `Generator.generate` calls it.
+            saved: the piece's file: what it holds is not made again, and the rest is written there as it is made.
 
         Raises:
             TypeError, ValueError: a wrong argument, or a trace that the context cannot hold.
+            OSError: `saved` cannot be written.
         """
         true_states = [trace.states for trace in traces]
-        started = time.perf_counter()
-        forced = teacher_forced(self._generator.model, traces, batch_size=64)
-        self._forced_seconds += time.perf_counter() - started
+        forced = self._teacher_forced(traces, saved)
         self._forced.add(forced, true_states)
-        started = time.perf_counter()
-        predicted = simulate(self._generator, traces, draft=self._draft, progress=progress)
-        self._seconds += time.perf_counter() - started
+        predicted = self._free_running(traces, progress, saved)
         tails = [predicted_bytes(one, trace) for one, trace in zip(predicted, traces, strict=True)]
         self._free.add([np.frombuffer(tail, np.uint8) for tail in tails], true_states)
         self._states += sum(len(tail) // self._size for tail in tails)
         return Piece(traces, forced, predicted)
+
+    def _teacher_forced(self, traces: Traces, saved: SavedPiece | None) -> list[NDArray[np.int16]]:
+        if saved is not None and saved.forced is not None:
+            self._forced_seconds += saved.forced_seconds
+            return saved.forced
+        started = time.perf_counter()
+        forced = teacher_forced(self._generator.model, traces, batch_size=64)
+        seconds = time.perf_counter() - started
+        self._forced_seconds += seconds
+        if saved is not None:
+            saved.add_forced(forced, seconds)
+        return forced
+
+    def _free_running(
+        self, traces: Traces, progress: Progress | None, saved: SavedPiece | None
+    ) -> list[PredictedTrace]:
+        found = {} if saved is None else dict(saved.predicted)
+        before = 0.0 if saved is None else saved.seconds
+        missing = [place for place in range(len(traces)) if place not in found]
+        there = len(found)
+
+        def told(done: int, _: int, new_bytes: int) -> None:
+            if progress is not None:
+                progress(there + done, len(traces), new_bytes)
+
+        started = time.perf_counter()
+        part = traces.select(missing) if there else traces
+        for index, one in simulate_iter(self._generator, part, draft=self._draft, progress=told):
+            found[missing[index]] = one
+            if saved is not None:
+                saved.add(missing[index], one, before + time.perf_counter() - started)
+        if saved is not None and missing:
+            saved.sync()
+        self._seconds += before + (time.perf_counter() - started if missing else 0.0)
+        return [found[place] for place in range(len(traces))]
 
     def assessment(self, predicted: list[PredictedTrace] | None = None) -> Assessment:
         """The scores of all programs so far; raises ValueError if there is none."""

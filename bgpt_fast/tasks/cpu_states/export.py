@@ -81,7 +81,7 @@ def read_folder_pieces(
 ) -> Iterator[Traces]:
     """As `read_folder`, at most `rows` traces at a time, so that the folder may be larger than memory."""
     check_machine(num_registers, memory_size)
-    paths = sorted(path for path in Path(directory).iterdir() if path.suffix == ".bin" and path.is_file())
+    paths = _trace_files(directory)
     if not paths:
         raise FileNotFoundError(f"read_folder: expected .bin files, got none in {directory}")
     for start in range(0, len(paths), rows):
@@ -93,6 +93,15 @@ def read_folder_pieces(
                 error.add_note(f"in {path}")
                 raise
         yield Traces.from_list(traces)
+
+
+def count_folder(directory: _Path) -> int:
+    """How many traces `read_folder` reads."""
+    return len(_trace_files(directory))
+
+
+def _trace_files(directory: _Path) -> list[Path]:
+    return sorted(path for path in Path(directory).iterdir() if path.suffix == ".bin" and path.is_file())
 
 
 def write_parquet(traces: Traces, path: _Path) -> None:
@@ -149,6 +158,16 @@ def read_parquet_pieces(path: _Path, *, rows: int = _ROWS_A_GROUP) -> Iterator[T
             machine = _machine(path, reader.schema_arrow)
             for batch in reader.iter_batches(rows, columns=["data"]):
                 yield _checked(path, batch.column(0), machine, pyarrow)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise TraceError(f"{path}: expected a Parquet file, got one that cannot be read: {error}") from error
+
+
+def count_parquet(path: _Path) -> int:
+    """How many traces `read_parquet` reads, by the file's end alone; raises as it does."""
+    pyarrow, parquet = import_pyarrow()
+    with open(path, "rb") as file:
+        try:
+            return parquet.ParquetFile(file).metadata.num_rows
         except (pyarrow.ArrowException, OSError) as error:
             raise TraceError(f"{path}: expected a Parquet file, got one that cannot be read: {error}") from error
 

@@ -18,21 +18,32 @@ from bgpt_fast.tasks.cpu_states.trace import PredictedTrace, Trace
 from bgpt_fast.tasks.cpu_states.traces import Traces
 
 
-def write_predictions(directory: Path, names: Sequence[str], predicted: Sequence[PredictedTrace]) -> None:
+def write_predictions(
+    directory: Path, names: Sequence[str], predicted: Sequence[PredictedTrace], *, keep: bool = False
+) -> None:
     """Writes predicted traces as released-style files, each complete or absent.
 
     Args:
         directory: where; it is made if it is missing, and files with these names are replaced.
         names: one for each.
         predicted: the traces.
+        keep: leave those alone that are there with the right size: they were written before.
 
     Raises:
         OSError: a file could not be written.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    wanted = [
+        (name, one)
+        for name, one in zip(names, predicted, strict=True)
+        if not (keep and _has_size(directory / name, len(one.data)))
+    ]
+    if not wanted:
+        return
+    names = [name for name, _ in wanted]
     parts = [directory / f".{name}.part" for name in names]
     try:
-        for part, one in zip(parts, predicted, strict=True):
+        for part, (_, one) in zip(parts, wanted, strict=True):
             part.write_bytes(one.to_bytes())
         os.sync()  # once for all of them: an fsync a file would take minutes for a large set
         for part, name in zip(parts, names, strict=True):
@@ -42,6 +53,13 @@ def write_predictions(directory: Path, names: Sequence[str], predicted: Sequence
             part.unlink(missing_ok=True)
         raise
     fsync_folder(directory)
+
+
+def _has_size(path: Path, size: int) -> bool:
+    try:
+        return path.stat().st_size == size
+    except FileNotFoundError:
+        return False
 
 
 def first_wrong_step(predicted: PredictedTrace, truth: Trace) -> tuple[int, int | None]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from bgpt_fast.tasks.cpu_states.export import read_folder_pieces, read_parquet_pieces
+from bgpt_fast.tasks.cpu_states.export import count_folder, count_parquet, read_folder_pieces, read_parquet_pieces
 from bgpt_fast.tasks.cpu_states.machine import ProgramError
 from bgpt_fast.tasks.cpu_states.options import StreamOptions
 from bgpt_fast.tasks.cpu_states.streams import generate
@@ -96,6 +96,19 @@ def read_pieces(
             single = []
     if single:
         yield Traces.from_list(single)
+
+
+def count_programs(paths: Sequence[Path]) -> int:
+    """How many programs `read_pieces` finds in files, without reading them all.
+
+    Raises:
+        TraceError: what a file is wrong with.
+        OSError: a file or folder could not be read.
+    """
+    return sum(
+        count_folder(path) if path.is_dir() else count_parquet(path) if path.suffix == ".parquet" else 1
+        for path in paths
+    )
 
 
 def _check_machine(traces: Traces, R: int, M: int) -> None:

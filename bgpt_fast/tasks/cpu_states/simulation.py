@@ -5,7 +5,7 @@ Letters: N executed instructions, C bytes a state, S bytes a patch, T target pat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -46,8 +46,22 @@ def simulate(
         TypeError, ValueError: a wrong argument, or a trace that the context cannot hold.
     """
     programs = _as_traces(traces)
+    found = dict(simulate_iter(generator, programs, max_new_bytes=max_new_bytes, draft=draft, progress=progress))
+    return [found[place] for place in range(len(programs))]
+
+
+def simulate_iter(
+    generator: Generator,
+    traces: Traces | Sequence[Trace],
+    *,
+    max_new_bytes: int | None = None,
+    draft: bool = False,
+    progress: Callable[[int, int, int], None] | None = None,
+) -> Iterator[tuple[int, PredictedTrace]]:
+    """As `simulate`, but gives each program as soon as it ends, with its place among the traces."""
+    programs = _as_traces(traces)
     if len(programs) == 0:
-        return []
+        return
     config = generator.model.config
     R, M = programs.num_registers, programs.memory_size
     C = state_size(R)
@@ -57,14 +71,13 @@ def simulate(
     most = max(sizes) - M - C + beyond if max_new_bytes is None else max_new_bytes
     prompts = [Prompt(EXTENSION, trace.to_bytes()[: M + C]) for trace in programs]
     drafter = KnownDrafter([trace.to_bytes() for trace in programs]) if draft else None
-    files = generator.generate(prompts, max_new_bytes=most, drafter=drafter, progress=progress)
-    if max_new_bytes is not None:
-        return [PredictedTrace(file.data, file.finished, R, M) for file in files]
-    # Each by its own length: a longer program beside it changes nothing.
-    return [
-        PredictedTrace(file.data[: size + beyond], file.finished and len(file.data) < size + beyond, R, M)
-        for file, size in zip(files, sizes, strict=True)
-    ]
+    for place, file in generator.generate_iter(prompts, max_new_bytes=most, drafter=drafter, progress=progress):
+        if max_new_bytes is not None:
+            yield place, PredictedTrace(file.data, file.finished, R, M)
+            continue
+        # Each by its own length: a longer program beside it changes nothing.
+        own = sizes[place] + beyond
+        yield place, PredictedTrace(file.data[:own], file.finished and len(file.data) < own, R, M)
 
 
 @torch.no_grad()

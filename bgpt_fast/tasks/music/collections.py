@@ -79,10 +79,10 @@ def tidy(tune: Tune, fields: Fields = "musical") -> bytes:
 
 
 def has_music(tune: Tune) -> bool:
-    """Whether anything stands behind the header, which ends with the first K: line."""
+    """Whether anything stands behind the header, which ends with the first K: line; without one, anywhere."""
     lines = tune.text.splitlines()
     keys = [number for number, line in enumerate(lines) if line.startswith("K:")]
-    body = lines[keys[0] + 1 :] if keys else []
+    body = lines[keys[0] + 1 :] if keys else lines
     return any(re.search("[A-Ga-g]", _COMMENT.sub("", line)) for line in body if not _FIELD.match(line))
 
 

@@ -1,0 +1,78 @@
+"""Plots of a classification, as PNG files: which classes are taken for which, and how right each class is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bgpt_fast.report.plots import COLORS, new_figure, save_figure, shown_text
+
+_MOST_NUMBERS = 30
+
+
+def classification_plots(figures: Mapping[str, Any], folder: str | os.PathLike[str]) -> list[Path]:
+    """Draws both plots of a classification.
+
+    Args:
+        figures: `ClassificationReport.to_dict()`.
+        folder: made if missing; same names are replaced.
+
+    Returns:
+        The files written: confusion.png, classes.png.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    home = Path(folder)
+    confusion_matrix(figures, home / "confusion.png")
+    class_scores(figures, home / "classes.png")
+    return [home / "confusion.png", home / "classes.png"]
+
+
+def confusion_matrix(figures: Mapping[str, Any], path: Path) -> None:
+    """Documents by true class (a row each) and given class (a column each), coloured by their share of the row."""
+    counts = np.asarray(figures["confusion"], np.int64)
+    names = [shown_text(name) for name in figures["labels"]]
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = 2.0 + 0.45 * min(len(names), 2 * _MOST_NUMBERS)
+    figure, axes = new_figure(side + 0.8, side)
+    image = axes.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100)
+    if len(names) <= _MOST_NUMBERS:
+        for row, column in np.ndindex(counts.shape):
+            if counts[row, column]:
+                color = "white" if shares[row, column] > 0.5 else "#333333"
+                axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", fontsize=8, color=color)
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=8)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_xlabel("given class")
+    axes.set_ylabel("true class")
+    axes.set_title(_title(figures), fontsize=9)
+    figure.colorbar(image, ax=axes, shrink=0.7, label="of the true class, %")
+    save_figure(figure, path)
+
+
+def class_scores(figures: Mapping[str, Any], path: Path) -> None:
+    """Precision and recall of each class; where there is nothing to take a share of, there is no bar."""
+    scores = figures["by_class"]
+    names = [f"{shown_text(name)} ({score['support']})" for name, score in scores.items()]
+    figure, axes = new_figure(max(5.0, 1.5 + 0.5 * len(names)), 4)
+    places = np.arange(len(names))
+    for offset, what, color in ((-0.2, "precision", COLORS[0]), (0.2, "recall", COLORS[1])):
+        heights = [np.nan if score[what] is None else 100 * score[what] for score in scores.values()]
+        axes.bar(places + offset, heights, 0.4, color=color, label=what)
+    axes.set_xticks(places, names, rotation=45, ha="right", fontsize=8)
+    axes.set_xlabel("class (documents)")
+    axes.set_ylabel("%")
+    axes.set_ylim(0, 101)
+    axes.set_title(_title(figures), fontsize=9)
+    figure.legend(frameon=False, loc="outside lower center", ncols=2)
+    save_figure(figure, path)
+
+
+def _title(figures: Mapping[str, Any]) -> str:
+    low, high = figures["accuracy_interval"]
+    return f"{figures['accuracy']:.1%} of {figures['documents']:,} right ({low:.1%} to {high:.1%})"

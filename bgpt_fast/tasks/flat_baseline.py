@@ -1,0 +1,405 @@
+"""A flat byte model to hold bGPT against: transformers' GPT-2 over single bytes, on the same documents.
+
+A document is its extension, a token 256, its content, and a token 256 that ends it; the extension and the 256 behind it
+are given, as bGPT's extension patch is. Bits per byte are all bits of content and end over the content's bytes, which
+is what bGPT's are.
+
+Shape letters: B documents, L tokens of a document, V = 257 tokens, D width.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bgpt_fast.config import EOP, VOCAB_SIZE, BGPTConfig
+from bgpt_fast.data.found import Paths, Skips, as_roots, find_files, read_file
+from bgpt_fast.data.source import DataError, Source
+from bgpt_fast.device import resolve_device
+from bgpt_fast.documents import extension_of
+from bgpt_fast.files import atomic_write
+from bgpt_fast.flops import forward_flops
+from bgpt_fast.metrics import ByteScores, Interval, bootstrap_interval
+from bgpt_fast.model import evaluation_mode
+from bgpt_fast.patches import PackedPatches
+from bgpt_fast.tasks.media.errors import optional
+from bgpt_fast.training import TrainConfig
+from bgpt_fast.training.optimizer import Optimizers
+from bgpt_fast.training.schedule import schedule_factor, step_progress, time_progress
+
+_TOKENS_AT_ONCE = 16_384
+_LEAST_FILLED = 0.75
+
+
+@dataclass(frozen=True)
+class FlatConfig:
+    """Sizes of a flat byte model.
+
+    Args:
+        context: tokens, the extension and what ends it included; `flat_context` says how many a bGPT's context is.
+        hidden_size: width.
+        num_layers: layers.
+        num_heads: a divisor of the width.
+        dropout: GPT-2's three.
+        position_init_std: standard deviation of the initial position embeddings, as of `BGPTConfig`.
+    """
+
+    context: int
+    hidden_size: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    dropout: float = 0.0
+    position_init_std: float = 0.02
+
+
+class FlatModel(nn.Module):
+    """GPT-2 over bytes; `gpt2` is transformers' own model.
+
+    Raises:
+        ImportError: transformers is missing.
+    """
+
+    def __init__(self, config: FlatConfig) -> None:
+        super().__init__()
+        transformers = optional("transformers", "baselines", "the flat baseline")
+        self.config = config
+        sizes = transformers.GPT2Config(
+            vocab_size=VOCAB_SIZE,
+            n_positions=config.context,
+            n_embd=config.hidden_size,
+            n_layer=config.num_layers,
+            n_head=config.num_heads,
+            resid_pdrop=config.dropout,
+            embd_pdrop=config.dropout,
+            attn_pdrop=config.dropout,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+        self.gpt2 = transformers.GPT2LMHeadModel(sizes)
+        nn.init.normal_(self.gpt2.transformer.wpe.weight, std=config.position_init_std)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits [B, L, V] of the token behind each of `tokens`, int64 [B, L]."""
+        return self.gpt2(input_ids=tokens, use_cache=False).logits
+
+    def num_parameters(self) -> int:
+        """Parameters, the tied ones once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the weights as safetensors, complete or absent."""
+        with atomic_write(path) as file:
+            file.write(safetensors.torch.save({name: tensor.detach() for name, tensor in self.named_parameters()}))
+
+    @torch.no_grad()
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Reads weights of `save`.
+
+        Raises:
+            ValueError: they are of a model of other sizes.
+        """
+        found = safetensors.torch.load_file(path)
+        ours = {name: tuple(tensor.shape) for name, tensor in self.named_parameters()}
+        theirs = {name: tuple(tensor.shape) for name, tensor in found.items()}
+        if theirs != ours:
+            raise ValueError(f"{os.fspath(path)}: expected weights of {self.config}, got others: {len(theirs)} tensors")
+        for name, tensor in self.named_parameters():
+            tensor.copy_(found[name])
+
+
+class FlatDocument(NamedTuple):
+    """tokens: int64 [L]; is_target: bool [L], what is to be predicted."""
+
+    tokens: Tensor
+    is_target: Tensor
+
+
+def flat_context(config: BGPTConfig) -> int:
+    """Tokens that hold whatever a bGPT's context does."""
+    return config.patch_length * config.patch_size + 2
+
+
+def flat_documents(batch: PackedPatches) -> list[FlatDocument]:
+    """The documents of a batch as tokens; targets are the tokens of its target patches.
+
+    `<eop>`s in a row become one: that of a file's end, or of a conversion pair's source where its last patch is short.
+    """
+    patches = batch.patches.cpu().long()
+    mask = torch.zeros(len(patches), dtype=torch.bool)
+    mask[batch.target_indices().cpu()] = True
+    offsets = batch.cu_seqlens.tolist()
+    found = []
+    for start, stop in itertools.pairwise(offsets):
+        extension = patches[start][patches[start] != EOP]
+        body = patches[start + 1 : stop].flatten()
+        targets = mask[start + 1 : stop].repeat_interleave(patches.shape[1])
+        is_eop = body == EOP
+        kept = ~is_eop
+        kept[1:] |= is_eop[1:] & ~is_eop[:-1]
+        kept[:1] = True
+        given = torch.cat([extension, torch.tensor([EOP])])
+        is_target = torch.cat([torch.zeros(len(given), dtype=torch.bool), targets[kept]])
+        found.append(FlatDocument(torch.cat([given, body[kept]]), is_target))
+    return found
+
+
+def flat_flops(config: FlatConfig, documents: Sequence[FlatDocument]) -> int:
+    """Operations of a forward pass, counted as `forward_flops` does: a multiplication and an addition are two."""
+    D, layers = config.hidden_size, config.num_layers
+    L = np.array([len(document.tokens) - 1 for document in documents], np.int64)
+    tokens, scores = int(L.sum()), int((L * (L + 1) // 2).sum())
+    return layers * (24 * D * D * tokens + 4 * D * scores) + 2 * D * VOCAB_SIZE * tokens
+
+
+def flat_of_equal_compute(
+    config: BGPTConfig, sample: PackedPatches, *, num_layers: int, num_heads: int, dropout: float = 0.0
+) -> FlatConfig:
+    """The flat model whose operations on some documents are nearest to a bGPT's.
+
+    Args:
+        config: the bGPT.
+        sample: documents like those to come; from their lengths the operations follow.
+        num_layers, num_heads: of the flat model; its width is what is searched for.
+        dropout: of the flat model.
+    """
+    documents = flat_documents(sample)
+    lengths = sample.cu_seqlens.diff().cpu()
+    wanted = sum(forward_flops(config, lengths, len(sample.target_indices())).values())
+
+    def sized(width: int) -> FlatConfig:
+        return FlatConfig(flat_context(config), width, num_layers, num_heads, dropout, config.position_init_std)
+
+    step = 2 * num_heads
+    widths = range(step, 16 * config.hidden_size + step, step)
+    return min(map(sized, widths), key=lambda flat: abs(flat_flops(flat, documents) - wanted))
+
+
+@dataclass(frozen=True)
+class FlatTraining:
+    """How a training ended: steps, seconds, content bytes seen, and the last step's loss in nats a token."""
+
+    steps: int
+    seconds: float
+    num_bytes: int
+    loss: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+
+def train_flat(model: FlatModel, source: Source, config: TrainConfig) -> FlatTraining:
+    """Trains on a bGPT's source, with the same optimisers and schedule; in one go, without checkpoints.
+
+    Args:
+        model: in place; moved to the config's device.
+        source: of bGPT's batches.
+        config: steps, minutes, rates, optimiser, precision, clipping, threads and device count.
+
+    Raises:
+        FloatingPointError: a loss is not finite.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    device = resolve_device(config.device)
+    model.to(device).train()
+    optimizers = Optimizers(model.named_parameters(), config)
+    started = time.monotonic()
+    steps, num_bytes, loss, last = 0, 0, math.nan, 0.0
+    while not (config.steps and steps >= config.steps):
+        seconds = time.monotonic() - started
+        if config.max_minutes and seconds >= 60 * config.max_minutes:
+            break
+        by_time = config.schedule_by == "time"
+        done = time_progress(config, steps, seconds, last) if by_time else step_progress(config, steps)
+        optimizers.set_factor(schedule_factor(config, done))
+        documents = flat_documents(source.next_batch())
+        total = sum(int(document.is_target.sum()) for document in documents)
+        optimizers.zero_grad()
+        sums = torch.zeros((), dtype=torch.float64, device=device)
+        for group in _groups(documents):
+            tokens, is_target = _padded(group, device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                logits = model(tokens[:, :-1])
+            nats = (_nats(logits, tokens) * is_target[:, 1:]).sum()
+            (nats / total).backward()
+            sums += nats.detach()
+        if config.grad_clip:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+        loss = float(sums) / total
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"train_flat: step {steps + 1}: the loss is {loss}; lower learning_rate")
+        optimizers.step()
+        num_bytes += sum(int((document.tokens[document.is_target] != EOP).sum()) for document in documents)
+        steps += 1
+        last = time.monotonic() - started - seconds
+    return FlatTraining(steps, time.monotonic() - started, num_bytes, loss)
+
+
+@dataclass(frozen=True)
+class FlatReport:
+    """What `evaluate_flat` found.
+
+    Args:
+        paths: the files.
+        total: of all of them; `per_position` is a mean over tokens, which bGPT's is not.
+        by_extension: of each extension.
+        interval: of bits per byte, by bootstrap over files.
+        skipped: files that were left out, for each reason.
+    """
+
+    paths: tuple[str, ...]
+    total: ByteScores
+    by_extension: dict[str, ByteScores]
+    interval: Interval | None
+    skipped: dict[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "files": len(self.paths),
+            "bits_per_byte": self.total.per_byte,
+            "accuracy": self.total.accuracy,
+            "bytes": self.total.bytes,
+            "interval_95": None if self.interval is None else list(self.interval),
+            "by_extension": {name: scores.per_byte for name, scores in self.by_extension.items()},
+            "skipped": self.skipped,
+        }
+
+
+@torch.no_grad()
+def evaluate_flat(model: FlatModel, paths: Paths, config: BGPTConfig) -> FlatReport:
+    """Bits per byte of files, each cut where a bGPT would cut it, as `evaluate_files` counts them.
+
+    Args:
+        model: on any device.
+        paths: files and folders.
+        config: the bGPT that it is held against: its patch size and context say what is seen of a file.
+
+    Raises:
+        DataError: no such path, or no file that can be read.
+    """
+    device = next(model.parameters()).device
+    skips = Skips()
+    found: list[tuple[str, FlatDocument]] = []
+    for file in find_files(as_roots(paths), skips):
+        batch = read_file(file, config, skips, overlong="head")
+        if batch is not None:
+            found += [(file.path, document) for document in flat_documents(batch)]
+    if not found:
+        raise DataError(f"evaluate_flat: expected at least one file that can be read, got none: {skips.by_reason}")
+    rows = np.zeros((len(found), len(ByteScores.COUNTS)))
+    places = {id(document): place for place, (_, document) in enumerate(found)}
+    with evaluation_mode(model):
+        for group in _groups([document for _, document in found]):
+            tokens, is_target = _padded(group, device)
+            logits = model(tokens[:, :-1])
+            scored = is_target[:, 1:]
+            is_byte = scored & (tokens[:, 1:] != EOP)
+            right = scored & (logits.argmax(-1) == tokens[:, 1:])
+            figures = [_nats(logits, tokens).double() * scored, scored, is_byte, right, right & is_byte]
+            table = torch.stack([figure.double().sum(1) for figure in figures], 1).cpu().numpy()
+            rows[[places[id(document)] for document in group]] = table
+    extensions = np.array([extension_of(path) for path, _ in found])
+    return FlatReport(
+        paths=tuple(path for path, _ in found),
+        total=ByteScores.of(rows.sum(0)),
+        by_extension={
+            str(name): ByteScores.of(rows[extensions == name].sum(0)) for name in sorted(set(extensions.tolist()))
+        },
+        interval=bootstrap_interval(rows[:, 0] / math.log(2), rows[:, 2]),
+        skipped=skips.by_reason,
+    )
+
+
+@torch.no_grad()
+def generate_flat(
+    model: FlatModel,
+    prompts: Sequence[tuple[str, bytes]],
+    *,
+    max_new_bytes: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> list[bytes]:
+    """Continues files with transformers' own `generate` and its cache.
+
+    Args:
+        model: on any device.
+        prompts: extension and beginning of each.
+        max_new_bytes: bytes to add at most.
+        temperature: 0 takes the likeliest byte each time.
+        seed: of torch's global generator, which transformers draws from.
+
+    Returns:
+        The contents, beginnings included.
+
+    Raises:
+        ValueError: a prompt and its new bytes do not fit the context.
+    """
+    device = next(model.parameters()).device
+    given = [torch.tensor([*extension.encode(), EOP, *data]) for extension, data in prompts]
+    longest = max(map(len, given))
+    if longest + max_new_bytes > model.config.context:
+        raise ValueError(
+            f"generate_flat: expected at most {model.config.context} tokens, the context, got {longest} of the longest "
+            f"prompt and {max_new_bytes} new bytes"
+        )
+    tokens = torch.full((len(given), longest), EOP)
+    mask = torch.zeros_like(tokens)
+    for row, sequence in enumerate(given):
+        tokens[row, longest - len(sequence) :] = sequence
+        mask[row, longest - len(sequence) :] = 1
+    ends = {"eos_token_id": EOP, "pad_token_id": EOP}
+    drawing = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), evaluation_mode(model):
+        torch.manual_seed(seed)
+        made = model.gpt2.generate(
+            input_ids=tokens.to(device), attention_mask=mask.to(device), max_new_tokens=max_new_bytes, **ends, **drawing
+        )
+    contents = []
+    for (_, data), row in zip(prompts, made[:, longest:].tolist(), strict=True):
+        end = row.index(EOP) if EOP in row else len(row)
+        contents.append(data + bytes(row[:end]))
+    return contents
+
+
+def _groups(documents: Sequence[FlatDocument]) -> Iterator[list[FlatDocument]]:
+    """Documents of about one length together, so that little is padding, and no more tokens than memory is for."""
+    group: list[FlatDocument] = []
+    for document in sorted(documents, key=lambda document: -len(document.tokens)):
+        if group:
+            longest = len(group[0].tokens)
+            if (len(group) + 1) * longest > _TOKENS_AT_ONCE or len(document.tokens) < _LEAST_FILLED * longest:
+                yield group
+                group = []
+        group.append(document)
+    if group:
+        yield group
+
+
+def _padded(group: Sequence[FlatDocument], device: torch.device) -> tuple[Tensor, Tensor]:
+    """int64 and bool [B, L] of the longest; causal attention never sees the padding behind a document."""
+    L = len(group[0].tokens)
+    tokens = torch.full((len(group), L), EOP)
+    is_target = torch.zeros(len(group), L, dtype=torch.bool)
+    for row, document in enumerate(group):
+        tokens[row, : len(document.tokens)] = document.tokens
+        is_target[row, : len(document.tokens)] = document.is_target
+    return tokens.to(device), is_target.to(device)
+
+
+def _nats(logits: Tensor, tokens: Tensor) -> Tensor:
+    """float [B, L − 1]: what each token but the first costs, given the logits [B, L − 1, V] before it."""
+    B, L = tokens.shape
+    return F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(B, L - 1)

@@ -1,0 +1,234 @@
+"""A run's place, saved beside training and found again: how far it is, weights, optimiser, random states, data."""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from bgpt_fast.data.source import BatchSource
+from bgpt_fast.training.checkpointing import CheckpointStore, CheckpointWriteError, RunState
+from bgpt_fast.training.config import TrainConfig
+from bgpt_fast.training.objectives import labels_of
+from bgpt_fast.training.optimizer import Optimizers
+from bgpt_fast.training.parallel import Parallel, in_parts
+from bgpt_fast.training.profiling import phase
+from bgpt_fast.training.random_state import join_ranks, random_state, restore_random_state, seed_rank, states_of
+from bgpt_fast.training.saves import BackgroundSaves, snapshot
+
+if TYPE_CHECKING:
+    from bgpt_fast.training.sharded import ShardWriter
+
+
+@dataclass
+class RunPlace:
+    """How far a run is.
+
+    Args:
+        step: steps done.
+        seconds: training time, earlier sessions included.
+        last_step_seconds: the last step's.
+        loss: the last step's, in nats a position; NaN before the first.
+        evaluated_step: the step of the last evaluation.
+        evaluation: its figures.
+        best: the best one's figure, where one is looked for.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    last_step_seconds: float = 0.0
+    loss: float = math.nan
+    evaluated_step: int = 0
+    evaluation: dict[str, float] = field(default_factory=dict)
+    best: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The place, JSON-ready: what is not finite is left out."""
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "last_step_seconds": self.last_step_seconds,
+            "loss": self.loss if math.isfinite(self.loss) else None,
+            "evaluated_step": self.evaluated_step,
+            "evaluation": {name: value for name, value in self.evaluation.items() if math.isfinite(value)},
+            "best": self.best,
+        }
+
+    @classmethod
+    def from_dict(cls, state: dict[str, Any]) -> RunPlace:
+        """A place of `to_dict`."""
+        loss = math.nan if state["loss"] is None else state["loss"]
+        return cls(**{name: state[name] for name in cls.__dataclass_fields__} | {"loss": loss})
+
+
+class RunSaves:
+    """The checkpoints of one run on its ranks, written from copies by a thread, one at a time.
+
+    Args:
+        store: where they are.
+        parallel: the model.
+        optimizers: of its parameters.
+        config: as the run's.
+
+    Attributes:
+        step: of the last checkpoint that was written or found; None where there is none.
+    """
+
+    def __init__(self, store: CheckpointStore, parallel: Parallel, optimizers: Optimizers, config: TrainConfig) -> None:
+        self.step: int | None = None
+        self._store = store
+        self._parallel = parallel
+        self._ranks = parallel.ranks
+        self._model = parallel.model
+        self._optimizers = optimizers
+        self._config = config
+        self._background = BackgroundSaves()
+        self._rng: dict[str, Tensor] = {}
+
+    @property
+    def failed(self) -> bool:
+        """Whether the save that ran last failed; False while it runs."""
+        return self._background.failed
+
+    def resume(self, source: BatchSource[Any]) -> RunPlace:
+        """Loads the latest intact checkpoint into model, optimisers and source; the start of a run where none is.
+
+        Raises:
+            ValueError: it is of another model, or ranks see different ones.
+            CheckpointDamagedError: there are checkpoints, and none is intact.
+        """
+        run_dir = self._store.folder.parent
+        found = self._store.load_latest()
+        steps = [int(step) for (step,) in self._ranks.table([found[0] if found else -1])]
+        if len(set(steps)) > 1:
+            raise ValueError(
+                f"{run_dir}: expected one folder that all ranks share, got latest checkpoints of steps {steps} on "
+                "ranks 0, 1, …; put run_dir on a file system that all machines mount"
+            )
+        if found is None:
+            return RunPlace()
+        step, checkpoint = found
+        if checkpoint.labels != labels_of(self._model):
+            raise ValueError(
+                f"{run_dir}: holds a run with other classes: expected {labels_of(self._model)}, got "
+                f"{checkpoint.labels}; use another run folder or the run's own labels"
+            )
+        if checkpoint.model_config != self._model.config:
+            raise ValueError(
+                f"{run_dir}: holds a run of another model: expected {self._model.config}, "
+                f"got {checkpoint.model_config}; use another run folder or the run's own model config"
+            )
+        state = checkpoint.state
+        # A checkpoint from before a setting was there was written with what is its default now.
+        before = TrainConfig().to_dict() | state["config"]
+        changed = {k: (before[k], v) for k, v in self._config.to_dict().items() if before[k] != v}
+        if changed:
+            text = ", ".join(f"{name} {old!r} → {new!r}" for name, (old, new) in changed.items())
+            warnings.warn(f"{run_dir}: resuming with other settings than the run's: {text}", stacklevel=3)
+        self._parallel.load_weights(checkpoint.weights)
+        self._optimizers.load_state_tensors(checkpoint.optimizer)
+        self._resume_rank(source, state.get("sources", [state["source"]]), checkpoint.rng)
+        self.step = step
+        place = RunPlace.from_dict(state)
+        if {"best_metric", "best_is"} & changed.keys():
+            place.best = None  # another metric's best is no measure
+        return place
+
+    def restore_random_state(self, step: int) -> None:
+        """Goes back to the random states of the checkpoint, or seeds a run that starts at `step`.
+
+        At the start of training, not before: whatever was drawn since, such as another model's weights, is no matter.
+        """
+        if self._rng:
+            restore_random_state(self._rng, self._ranks.device)
+        else:
+            seed_rank(self._config.seed, self._ranks.rank, step)
+
+    def save(self, place: RunPlace, position: dict[str, Any], *, best: bool, wait: bool) -> None:
+        """Saves in the background, from copies, unless this step is saved.
+
+        Args:
+            place: how far the run is.
+            position: the source's.
+            best: whether it is the best so far.
+            wait: whether to return when the checkpoint is there, on all ranks.
+
+        Raises:
+            CheckpointWriteError: this save or the one before it failed, on any rank.
+        """
+        if self.step != place.step or best:
+            with phase("save"):
+                self._start(place, position, best)
+        if wait or not self._config.async_saves:
+            self.finish()
+
+    def finish(self) -> None:
+        """Waits for what is being saved, on all ranks: none goes on, or ends, before the checkpoint is there.
+
+        Raises:
+            CheckpointWriteError: it failed, on any rank.
+        """
+        failure: BaseException | None = None
+        try:
+            self._background.wait()
+        except (CheckpointWriteError, RuntimeError) as error:
+            failure = error
+        problems = [text for text in self._ranks.gather(failure and str(failure)) if text]
+        if problems:
+            self.step = None
+            raise failure or CheckpointWriteError(problems[0])
+
+    def close(self) -> None:
+        """Waits until no save runs, and ends the thread."""
+        self._background.close()
+
+    def _start(self, place: RunPlace, position: dict[str, Any], best: bool) -> None:
+        self.finish()
+        self._rng = random_state(self._ranks.device)
+        ranks = self._ranks.gather((self._rng, position))
+        state = {**place.to_dict(), "source": ranks[0][1], "config": self._config.to_dict()}
+        if len(ranks) > 1:
+            state["sources"] = [own for _, own in ranks]
+        weights, optimizer = self._parallel.weights(), snapshot(self._optimizers.state_tensors())
+        parts = {name: optimizer.pop(name) for name in list(optimizer) if in_parts(optimizer[name])}
+        writer = self._parallel.writer(parts)
+        if self._ranks.is_main:
+            run = RunState(
+                self._model.config,
+                snapshot(weights),
+                optimizer,
+                join_ranks([own for own, _ in ranks]),
+                state,
+                writer,
+                labels_of(self._model),
+            )
+            self._background.start(functools.partial(self._write, place.step, run, best, writer))
+        elif writer is not None:
+            self._background.start(writer.follow)
+        self.step = place.step
+
+    def _write(self, step: int, run: RunState, best: bool, writer: ShardWriter | None) -> None:
+        try:
+            self._store.save(step, run, best=best)
+        finally:
+            if writer is not None:
+                writer.abandon()
+
+    def _resume_rank(self, source: BatchSource[Any], positions: list[dict[str, Any]], rng: dict[str, Tensor]) -> None:
+        """This rank's own position and random state; with another number of ranks, rank 0's position and a new seed."""
+        if len(positions) == self._ranks.world_size:
+            source.load_state_dict(positions[self._ranks.rank])
+            self._rng = states_of(rng, self._ranks.rank)
+            return
+        source.load_state_dict(positions[0])
+        if self._ranks.is_main:
+            warnings.warn(
+                f"{self._store.folder.parent}: the run had {len(positions)} ranks and goes on with "
+                f"{self._ranks.world_size}: weights, optimiser state and the place in the data go on; the random "
+                "states of dropout start anew",
+                stacklevel=4,
+            )

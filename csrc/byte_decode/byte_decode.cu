@@ -1,0 +1,128 @@
+// The byte decoder on a GPU: a persistent kernel for few patches (persistent_body.h), and for many, whose layers are
+// the library's products, the choice of a byte and what follows from it. Not yet run on a GPU.
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+
+#include "byte_decode/accept.h"
+#include "byte_decode/grid_barrier.h"
+#include "byte_decode/persistent.h"
+#include "byte_decode/persistent_body.h"
+#include "common/cuda_check.h"
+
+namespace bgpt {
+namespace {
+
+constexpr int kThreads = static_cast<int>(kPersistentWarps * kLanes);
+
+struct DeviceGrid {
+    __device__ DeviceGrid(uint32_t* arrived)
+        : block(static_cast<int32_t>(blockIdx.x)),
+          blocks(static_cast<int32_t>(gridDim.x)),
+          warp(static_cast<int32_t>(threadIdx.x / kLanes)),
+          warps(kPersistentWarps),
+          barrier(arrived, gridDim.x) {}
+    __device__ void sync() { __syncthreads(); }
+    __device__ void arrive() {
+        __syncthreads();
+        if (threadIdx.x == 0) barrier.arrive();
+    }
+    __device__ void wait() {
+        if (threadIdx.x == 0) barrier.wait();
+        __syncthreads();
+    }
+    const int32_t block, blocks, warp, warps;
+    GridBarrier barrier;
+};
+
+template <class W>
+__global__ void __launch_bounds__(kThreads, 1)
+    _byte_decode_kernel(const __grid_constant__ PersistentPlan plan,
+                        const __grid_constant__ PersistentWeights<W> weights,
+                        const __grid_constant__ PersistentCall call, const __grid_constant__ PersistentRoom room,
+                        uint32_t* arrived) {
+    extern __shared__ __align__(16) unsigned char shared[];
+    DeviceGrid grid(arrived);
+    Persistent<W, DeviceGrid>(plan, weights, call, room, grid, shared).run();
+}
+
+// A warp a row.
+__global__ void __launch_bounds__(kLanes) _byte_accept_kernel(const Accept call) {
+    __shared__ double ranked[kLanes * kOwn];
+    for (int64_t n = blockIdx.x; n < call.N; n += gridDim.x) {
+        if (call.going[n] == 0) continue;
+        const uint64_t position = call.starts[n] + static_cast<uint64_t>(call.s);
+        const int32_t chosen =
+            choose_by_warp(call.logits + n * kChoices, call.sampling_of(n), call.indices[n], position, ranked);
+        sync_lanes();
+        if (threadIdx.x == 0) call.take(n, chosen);
+    }
+}
+
+template <class W>
+PersistentWeights<W> weights_at(const PersistentShape& shape, const uint64_t* addresses) {
+    const auto floats = [&] { return reinterpret_cast<const float*>(*addresses++); };
+    const auto matrix = [&] { return reinterpret_cast<const W*>(*addresses++); };
+    PersistentWeights<W> found{};
+    for (int64_t i = 0; i < shape.layers; ++i) {
+        PersistentLayer<W>& layer = found.layers[i];
+        layer.ln_1_weight = floats();
+        layer.ln_1_bias = floats();
+        layer.attn_weight = matrix();
+        layer.attn_bias = floats();
+        layer.attn_proj_weight = matrix();
+        layer.attn_proj_bias = floats();
+        layer.ln_2_weight = floats();
+        layer.ln_2_bias = floats();
+        layer.fc_weight = matrix();
+        layer.fc_bias = floats();
+        layer.mlp_proj_weight = matrix();
+        layer.mlp_proj_bias = floats();
+    }
+    found.ln_f_weight = floats();
+    found.ln_f_bias = floats();
+    found.wpe = floats();
+    found.wte = floats();
+    found.head = matrix();
+    return found;
+}
+
+template <class W>
+void launch(PersistentShape shape, const uint64_t* addresses, PersistentCall call, float* start, uint32_t* arrived,
+            cudaStream_t stream) {
+    int device = 0, blocks = 0, cooperative = 0;
+    cuda_check(cudaGetDevice(&device), "byte_decode");
+    cuda_check(cudaDeviceGetAttribute(&blocks, cudaDevAttrMultiProcessorCount, device), "byte_decode");
+    cuda_check(cudaDeviceGetAttribute(&cooperative, cudaDevAttrCooperativeLaunch, device), "byte_decode");
+    if (cooperative == 0) throw std::runtime_error("byte_decode: this GPU has no cooperative launch");
+    PersistentPlan plan = plan_of<W>(shape, call.N, blocks, kPersistentWarps);
+    const auto kernel = _byte_decode_kernel<W>;
+    cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared), "byte_decode");
+    PersistentWeights<W> weights = weights_at<W>(shape, addresses);
+    PersistentRoom room = persistent_room_at(start, shape, call.N);
+    cuda_check(cudaMemsetAsync(arrived, 0, sizeof *arrived, stream), "byte_decode");
+    void* arguments[] = {&plan, &weights, &call, &room, &arrived};
+    cuda_check(cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), dim3(blocks), dim3(kThreads),
+                                           arguments, plan.shared, stream),
+               "byte_decode");
+}
+
+}  // namespace
+
+void byte_decode_cuda(const PersistentShape& shape, int dtype, const uint64_t* addresses, const PersistentCall& call,
+                      float* room, uint32_t* arrived, void* stream) {
+    if (!persistent_takes(shape) || call.N < 1 || call.N > kPersistentRows) {
+        throw std::invalid_argument("byte_decode: a shape or number of patches that the kernel does not take");
+    }
+    const auto run = dtype == 0 ? launch<float> : launch<uint16_t>;
+    run(shape, addresses, call, room, arrived, static_cast<cudaStream_t>(stream));
+}
+
+void byte_accept_cuda(const Accept& call, void* stream) {
+    if (call.N == 0) return;
+    const unsigned blocks = static_cast<unsigned>(call.N < (1 << 30) ? call.N : 1 << 30);
+    _byte_accept_kernel<<<blocks, kLanes, 0, static_cast<cudaStream_t>(stream)>>>(call);
+    cuda_check(cudaGetLastError(), "byte_accept");
+}
+
+}  // namespace bgpt

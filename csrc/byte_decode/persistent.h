@@ -1,0 +1,90 @@
+// The byte decoder on a GPU for few patches: all bytes, layers, the head and the choice of each byte in one launch of
+// one kernel whose blocks stay. Letters: N patches, S bytes a patch, D width, H heads, d = D / H, F hidden width, V =
+// 257.
+#pragma once
+
+#include <cstdint>
+
+#include "byte_decode/sampling.h"
+
+namespace bgpt {
+
+constexpr int32_t kPersistentLayers = 8;  // at most
+constexpr int32_t kPersistentRows = 64;   // patches at most
+constexpr int32_t kPersistentPositions = 32;
+constexpr int32_t kPersistentWarps = 12;
+
+struct PersistentShape {
+    int32_t D, H, F, S, layers;
+    float eps;
+};
+
+// Whether the kernel takes a model of this shape: at most 8 layers, 32 bytes a patch, a hidden width of 3,072 and heads
+// of 256 channels, all widths multiples of 8.
+bool persistent_takes(const PersistentShape& shape);
+
+// Weights [outputs, inputs], W float or uint16_t holding bf16; the others in fp32. All on the device, 32 bytes aligned.
+template <class W>
+struct PersistentLayer {
+    const float *ln_1_weight, *ln_1_bias;
+    const W* attn_weight;
+    const float* attn_bias;
+    const W* attn_proj_weight;
+    const float* attn_proj_bias;
+    const float *ln_2_weight, *ln_2_bias;
+    const W* fc_weight;
+    const float* fc_bias;
+    const W* mlp_proj_weight;
+    const float* mlp_proj_bias;
+};
+
+template <class W>
+struct PersistentWeights {
+    PersistentLayer<W> layers[kPersistentLayers];
+    const float *ln_f_weight, *ln_f_bias;
+    const float* wpe;  // [S or more, D]
+    const float* wte;  // [V, D]
+    const W* head;     // [V, D]
+};
+
+// What the blocks pass one another: on the device, fp32, of any content. All sizes in elements.
+struct PersistentRoom {
+    float* x;         // [N, D]: the residual stream
+    float* q;         // [N, D]
+    float* keys;      // [layers, N, S, D]
+    float* values;    // [layers, N, S, D]
+    float* attended;  // [N, D]
+    float* partial;   // [D / group width, N, D]
+    float* hidden;    // [N, F]
+    float* logits;    // [N, V]
+};
+
+// Floats that a room for N patches takes, each of its parts padded to 8.
+int64_t persistent_room(const PersistentShape& shape, int64_t N);
+
+// Cuts such a room.
+PersistentRoom persistent_room_at(float* start, const PersistentShape& shape, int64_t N);
+
+// As ByteDecode of byte_decode.h, without drafts; on the device.
+struct PersistentCall {
+    const float* features;
+    int32_t N;  // 1 … kPersistentRows
+    const int16_t* given;
+    const int64_t* room;
+    const uint64_t* indices;
+    const uint64_t* starts;
+    Sampling sampling;
+    int16_t* tokens;  // holds 256s before
+    int64_t* counts;
+    float* logits;  // or null; what is not computed is left as it is
+};
+
+#ifdef BGPT_FAST_WITH_CUDA
+// One cooperative launch on `stream`. `arrived` is one uint32_t of the device. Throws std::runtime_error when the
+// launch fails, std::invalid_argument for a shape or N that the kernel does not take. dtype 0 float, 1 bf16;
+// `addresses`: the pointers of PersistentWeights in their order, 12 for each of shape.layers layers and then five.
+void byte_decode_cuda(const PersistentShape& shape, int dtype, const uint64_t* addresses, const PersistentCall& call,
+                      float* room, uint32_t* arrived, void* stream);
+#endif
+
+}  // namespace bgpt

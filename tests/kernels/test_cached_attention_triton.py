@@ -1,0 +1,72 @@
+"""cached_attention's Triton kernel against float64: in the interpreter, or on a GPU where there is one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from interpreter import DEVICE  # isort: skip  # before triton
+from test_cached_attention import cache, sample
+
+from bgpt_fast.kernels.cached_attention import triton_kernels
+from bgpt_fast.kernels.cached_attention.reference import cached_attention_reference
+from bgpt_fast.kernels.cached_attention.triton_kernels import cached_attention_forward, compile_cases
+
+# (H, d, lengths): around a block of 32 positions, and channels that are no power of two.
+SHAPES = [(1, 1, [1]), (2, 5, [3, 33]), (1, 16, [32, 1]), (1, 24, [65])]
+
+
+def run(
+    attend: object,
+    sampled: tuple[Tensor, ...],
+    shape: tuple[int, int, list[int]],
+    dtype: torch.dtype,
+    cached: torch.dtype | None = None,
+) -> Tensor:
+    H, d, lengths = shape
+    qkv, slots, positions = (tensor.to(DEVICE) for tensor in sampled)
+    keys, values = (tensor.to(DEVICE, cached or dtype) for tensor in cache(len(lengths), H, d, max(lengths) + 3))
+    return attend(qkv.to(dtype), keys, values, slots, positions)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("cached", [torch.float32, torch.bfloat16], ids=str)
+def test_values(shape: tuple[int, int, list[int]], cached: torch.dtype) -> None:
+    """In a bfloat16 cache keys and values are rounded, which the exact ones are too."""
+    qkv, slots, positions = sample(*shape, seed=1, spread=3.0)
+    rounded = qkv.view(len(qkv), 3, -1)
+    rounded[:, 1:] = rounded[:, 1:].to(cached).float()
+    sampled = (qkv, slots, positions)
+    found = run(cached_attention_forward, sampled, shape, torch.float32, cached)
+    plain, exact = (run(cached_attention_reference, sampled, shape, dtype) for dtype in (torch.float32, torch.float64))
+    floor = 4 * torch.finfo(torch.float32).eps * exact.abs().max()
+    assert (found - exact).abs().max() <= 2 * (plain - exact).abs().max() + floor
+    wrong = found.clone()
+    wrong[-1, -1] += 1e-3
+    assert not (wrong - exact).abs().max() <= 2 * (plain - exact).abs().max() + floor
+
+
+def test_a_token_is_alone() -> None:
+    shape = (1, 16, [40, 7])
+    qkv, slots, positions = (tensor.to(DEVICE) for tensor in sample(*shape))
+    keys, values = (tensor.to(DEVICE) for tensor in cache(2, 1, 16, 48))
+    together = cached_attention_forward(qkv, keys, values, slots, positions)
+    keys, values = (tensor.to(DEVICE) for tensor in cache(2, 1, 16, 48))
+    parts = [
+        cached_attention_forward(qkv[part], keys, values, slots[part], positions[part])
+        for part in (slice(0, 39), slice(39, 40), slice(40, 47))
+    ]
+    torch.testing.assert_close(torch.cat(parts), together, rtol=0, atol=0)
+
+
+def test_nothing_is_no_launch() -> None:
+    keys, values = (tensor.to(DEVICE) for tensor in cache(1, 1, 4, 4))
+    numbers = torch.empty(0, dtype=torch.int64, device=DEVICE)
+    assert cached_attention_forward(torch.empty(0, 12, device=DEVICE), keys, values, numbers, numbers).shape == (0, 4)
+
+
+def test_cases_are_those_of_the_launch() -> None:
+    for case in compile_cases():
+        assert case.kernel is triton_kernels._cached_attention_fwd_kernel
+        assert set(case.types) | set(case.constexprs) == set(case.kernel.arg_names)

@@ -1,0 +1,278 @@
+"""`bgpt-fast simulate`, `generate` and `convert` killed midway and run again: the bytes of one run, nothing made twice.
+
+Each child kills itself, by SIGKILL, after so many files, or in the middle of writing one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bgpt_fast import BGPT, BGPTConfig, folder_lock
+from bgpt_fast.cli import common, simulate
+from bgpt_fast.cli.main import main
+from bgpt_fast.folder_lock import FolderInUseError, FolderLock
+from bgpt_fast.tasks import cpu_states as cpu
+from bgpt_fast.tasks.cpu_states.programs import random_pieces
+from bgpt_fast.tasks.cpu_states.saved_piece import SavedPiece
+
+CONFIG = BGPTConfig(patch_size=8, patch_length=16, hidden_size=16, patch_num_layers=1, byte_num_layers=1, num_heads=2)
+MACHINE = ["--machine.num-registers", "2", "--machine.memory-size", "16", "--machine.max-program", "4"]
+PROGRAMS, PIECE = 70, 16
+TIMES = ("seconds", "per_second", "options", "made_now", "there_already", "bytes_per_second", "new_bytes")
+
+CHILD = """
+import functools, os, signal, sys
+import torch
+torch.set_num_threads(1)
+from bgpt_fast.cli import main, outputs, simulate
+from bgpt_fast.tasks.cpu_states.saved_piece import SavedPiece
+
+count, piece, *words = sys.argv[1:]
+left = int(count)
+simulate.random_pieces = functools.partial(simulate.random_pieces, piece=int(piece))
+
+def dying(real, torn):
+    @functools.wraps(real)
+    def after(self, *arguments, **named):
+        global left
+        result = real(self, *arguments, **named)
+        left -= 1
+        if left == 0:
+            if torn:
+                os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - 3)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+    return after
+
+SavedPiece.add = dying(SavedPiece.add, torn=True)
+outputs.OutputFolder.add = dying(outputs.OutputFolder.add, torn=False)
+sys.exit(main.main(words))
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model")
+    BGPT(CONFIG).save_pretrained(folder)
+    return folder
+
+
+def kill_after(count: int, words: list[str]) -> None:
+    """Runs the command in a child that dies after `count` files."""
+    command = [sys.executable, "-c", CHILD, str(count), str(PIECE), *words]
+    child = subprocess.run(command, capture_output=True, timeout=120, check=False)
+    assert child.returncode == -signal.SIGKILL, child.stderr.decode()
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """All files; of the reports, what is not a time."""
+    found: dict[str, Any] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            found[str(path.relative_to(folder))] = path.read_bytes()
+    found["report.json"] = _lasting(json.loads(found["report.json"]))
+    found.pop("report.html", None)
+    found.pop("made.jsonl", None)
+    return found
+
+
+def _lasting(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _lasting(item) for name, item in value.items() if not name.endswith(TIMES)}
+    return [_lasting(item) for item in value] if isinstance(value, list) else value
+
+
+def simulating(checkpoint: Path, output: Path) -> list[str]:
+    words = ["simulate", "--checkpoint", str(checkpoint), "--output", str(output), "--random", str(PROGRAMS)]
+    return [*words, "--write", "both", "--page", "2", "--max-batch", "8", *MACHINE]
+
+
+@pytest.mark.parametrize(
+    "kills", [(21,), pytest.param((1, 15, 16, 1, 30), marks=pytest.mark.slow)], ids=["once", "often"]
+)
+def test_a_simulation_goes_on_behind_the_last_program_that_was_done(
+    tmp_path: Path,
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    kills: tuple[int, ...],
+) -> None:
+    out = tmp_path / "out"
+    for count in kills:
+        kill_after(count, simulating(checkpoint, out))
+    assert not (out / "report.json").exists()
+    assert not (out / "predicted.parquet").exists()
+    written: list[int] = []
+    real = SavedPiece.add
+
+    def add(self: SavedPiece, place: int, *rest: Any) -> None:
+        written.append(place)
+        real(self, place, *rest)
+
+    monkeypatch.setattr(SavedPiece, "add", add)
+    monkeypatch.setattr(simulate, "random_pieces", partial(random_pieces, piece=PIECE))
+    assert main(simulating(checkpoint, out)) == 0
+    assert "goes on where it was stopped" in " ".join(capsys.readouterr().out.split())
+    assert len(written) == PROGRAMS - sum(count - 1 for count in kills), "a record that was cut is made again"
+    assert main(simulating(checkpoint, tmp_path / "whole")) == 0
+    assert contents(out) == contents(tmp_path / "whole")
+    assert len(list((out / "predicted").iterdir())) == PROGRAMS
+    assert {path.name for path in out.iterdir()} == {"predicted", "predicted.parquet", "report.json", "report.html"}
+
+    # It is there: nothing is made again, and what was not asked for then is told.
+    written.clear()
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    assert main(simulating(checkpoint, out)) == 0
+    assert "all 70 programs were simulated already" in " ".join(capsys.readouterr().out.split())
+    assert written == []
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    next((out / "predicted").iterdir()).unlink()
+    assert main(simulating(checkpoint, out)) == 1
+    assert "the simulation is there, but predicted/" in capsys.readouterr().err
+
+
+def test_a_simulation_is_gone_on_with_by_itself_alone(
+    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = simulating(checkpoint, out)
+    lock = FolderLock(out, "a simulation")
+    assert main(words) == 1
+    assert f"process {os.getpid()}" in capsys.readouterr().err
+    lock.release()
+    assert main(words) == 0
+    assert main([*words, "--seed", "2"]) == 1
+    assert "made by other options or another model (seed differ)" in capsys.readouterr().err
+    torch.manual_seed(1)
+    BGPT(CONFIG).save_pretrained(tmp_path / "other")
+    assert main(simulating(tmp_path / "other", out)) == 1
+    assert "(model differ)" in capsys.readouterr().err
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/file").write_bytes(b"x")
+    assert main(simulating(checkpoint, tmp_path / "mine")) == 1
+    assert "expected a new or empty folder" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["file"]
+
+
+def test_every_cut_and_every_flip_of_a_saved_piece_is_noticed(tmp_path: Path) -> None:
+    traces = cpu.generate(5, num_registers=2, memory_size=16, max_program=4)
+    path = tmp_path / "piece"
+    predicted = [cpu.PredictedTrace(trace.to_bytes(), index % 2 == 0, 2, 16) for index, trace in enumerate(traces)]
+    with SavedPiece(path, traces) as saved:
+        saved.add_forced([trace.states[1:].astype("<i2") for trace in traces], 0.5)
+        for index, one in enumerate(predicted):
+            saved.add(index, one, index + 1.0)
+        assert saved.complete
+    whole = path.read_bytes()
+    with SavedPiece(path, traces) as saved:
+        assert saved.complete
+        assert saved.predicted == dict(enumerate(predicted))
+        assert (saved.seconds, saved.forced_seconds) == (5.0, 0.5)
+        assert saved.forced is not None
+        assert [one.tolist() for one in saved.forced] == [trace.states[1:].tolist() for trace in traces]
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(60):
+        place, bit = (int(torch.randint(most, (), generator=generator)) for most in (len(whole), 8))
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << bit
+        for content in (whole[:place], bytes(flipped)):
+            path.write_bytes(content)
+            with SavedPiece(path, traces) as saved:
+                assert not saved.complete
+                assert saved.predicted.items() <= dict(enumerate(predicted)).items()
+    path.write_bytes(whole)
+    with pytest.raises(ValueError, match="made of other programs"):
+        SavedPiece(path, traces[1:])
+
+
+@pytest.mark.parametrize("command", [pytest.param("generate", marks=pytest.mark.slow), "convert"])
+def test_files_are_not_made_twice(
+    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    sources = tmp_path / "sources"
+    sources.mkdir()
+    for index in range(9):
+        (sources / f"{index}.abc").write_bytes(b"X:%d" % index)
+    more = {"generate": ["--count", "9", "--ext", "mid"], "convert": [str(sources), "--to", "mid", "--keep-cut"]}
+    words = [command, *more[command], "--checkpoint", str(checkpoint), "--temperature", "1", "--max-batch", "2"]
+    out = tmp_path / "out"
+    kill_after(4, [*words, "--output", str(out)])
+    assert not (out / "report.json").exists()
+    assert main([*words, "--output", str(out)]) == 0
+    told = json.loads((out / "report.json").read_text())
+    assert (told["made_now"], told["there_already"]) == (5, 4)
+    assert main([*words, "--output", str(tmp_path / "whole")]) == 0
+    made = {path.name: path.read_bytes() for path in out.glob("*.mid")}
+    assert made == {path.name: path.read_bytes() for path in (tmp_path / "whole").glob("*.mid")}
+    assert len(made) == 9
+    torch.manual_seed(1)
+    BGPT(CONFIG).save_pretrained(tmp_path / "other")
+    again = [str(tmp_path / "other") if word == str(checkpoint) else word for word in words]
+    assert main([*again, "--output", str(out)]) == 1
+    assert "made by other options" in capsys.readouterr().err
+    if command == "convert":
+        (sources / "3.abc").write_bytes(b"K:G and another tune")
+        assert main([*words, "--output", str(out)]) == 0
+        told = json.loads((out / "report.json").read_text())
+        assert (told["made_now"], told["there_already"]) == (1, 8), "a source that has changed is converted again"
+        assert (out / "3.mid").read_bytes() != made["3.mid"]
+
+
+def test_a_lock_dies_with_its_process_and_is_left_by_nobody(tmp_path: Path) -> None:
+    lock = FolderLock(tmp_path / "run", "a run")
+    with pytest.raises(FolderInUseError, match=rf"run: process {os.getpid()} on .* is at work here .a run."):
+        FolderLock(tmp_path / "run", "a run")
+    lock.release()
+    lock.release()
+    assert not lock.held
+    assert list((tmp_path / "run").iterdir()) == []
+    code = (
+        f"import runpy, sys; FolderLock = runpy.run_path({folder_lock.__file__!r})['FolderLock']\n"
+        "lock = FolderLock(sys.argv[1], 'a run'); print('held', flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "run")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"held\n"
+        with pytest.raises(FolderInUseError, match=f"process {child.pid} on"):
+            FolderLock(tmp_path / "run", "a run")
+        child.kill()
+    assert (tmp_path / "run/.lock").exists(), "what it left stops nobody"
+    FolderLock(tmp_path / "run", "a run").release()
+
+
+def test_a_file_system_without_locks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.warns(UserWarning, match="has no locks"):
+        FolderLock(tmp_path, "a run").release()
+
+
+def test_progress_is_told_by_the_line_and_counts_no_time_of_an_earlier_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(common.time, "monotonic", lambda: now[0])
+    with common.generation_progress("simulating") as progress:
+        for seconds, done, new_bytes in ((50, 900, 0), (55, 900, 40), (90, 910, 400), (95, 920, 450), (150, 950, 1000)):
+            now[0] = seconds
+            progress(done, 1000, new_bytes)
+    assert capsys.readouterr().err.splitlines() == [
+        "simulating: 900 of 1,000, 0 B/s",
+        "simulating: 910 of 1,000, 10 B/s, 0:06:00 left",
+        "simulating: 950 of 1,000, 10 B/s, 0:01:40 left",
+    ]
