@@ -60,9 +60,10 @@ def load_weights(source: str | os.PathLike[str], *, labels: Mapping[str, int] | 
     against nothing.
 
     Args:
-        source: a folder of `save_weights`; a `.safetensors` file; a released-style `.pth` file ({'model': weights, …}
-            or the weights alone); or, if no such path exists, a Hugging Face hub id "owner/name" or
-            "owner/name/file.pth".
+        source: a folder of `save_weights`; a training run's folder, of which the latest checkpoint is taken, or its
+            `checkpoints/latest` or `checkpoints/best`; a `.safetensors` file; a released-style `.pth` file
+            ({'model': weights, …} or the weights alone); or, if no such path exists, a Hugging Face hub id
+            "owner/name" or "owner/name/file.pth".
         labels: the label map of a classifier whose file has none, as the released `.pth` files; where the file has
             one, the two must be equal.
 
@@ -74,7 +75,7 @@ def load_weights(source: str | os.PathLike[str], *, labels: Mapping[str, int] | 
             missing or does not fit; names the file, the tensor, what was expected and what came.
         OSError: a file cannot be read.
     """
-    path = Path(source)
+    path = _followed(Path(source))
     if path.is_dir():
         return _load_folder(path, labels)
     if path.is_file() and path.suffix == ".safetensors":
@@ -91,6 +92,18 @@ def load_weights(source: str | os.PathLike[str], *, labels: Mapping[str, int] | 
     raise CheckpointError(
         f"{path}: expected a checkpoint folder, a .safetensors or .pth file, or a hub id 'owner/name', got {found}"
     )
+
+
+def _followed(path: Path) -> Path:
+    """The checkpoint folder that a training run, or one of its pointers, names; any other path as it is."""
+    if not (path / CONFIG_FILE).exists() and (path / "checkpoints" / "latest").is_file():
+        path = path / "checkpoints" / "latest"
+    if path.name not in ("latest", "best") or not path.is_file():
+        return path
+    named = path.read_text("utf-8", "replace").strip()
+    if not named or Path(named).name != named or not (path.parent / named).is_dir():
+        raise CheckpointError(f"{path}: expected the name of a checkpoint folder beside it, got {named!r}")
+    return path.parent / named
 
 
 def save_weights(

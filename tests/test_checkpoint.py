@@ -128,6 +128,26 @@ def test_safetensors_files_by_themselves(tmp_path: Path, folder: Path, weights: 
         load_weights(folder / "model.safetensors")
 
 
+def test_a_run_and_its_pointers_name_their_checkpoints(tmp_path: Path, weights: Weights) -> None:
+    checkpoints = tmp_path / "run" / "checkpoints"
+    for name, change in (("step-00000001", 1.0), ("step-00000002", 0.0)):
+        save_weights(checkpoints / name, SMALL, {key: tensor + change for key, tensor in weights.items()})
+    (checkpoints / "latest").write_text("step-00000002\n")
+    (checkpoints / "best").write_text("step-00000001\n")
+    for path, name in (
+        (tmp_path / "run", "step-00000002"),
+        (checkpoints / "latest", "step-00000002"),
+        (checkpoints / "best", "step-00000001"),
+    ):
+        expected = load_weights(checkpoints / name).state_dict
+        found = load_weights(path).state_dict
+        assert all(torch.equal(found[key], tensor) for key, tensor in expected.items()), path
+    for text in ("step-00000003", "", "../checkpoints/step-00000001"):
+        (checkpoints / "latest").write_text(text)
+        with pytest.raises(CheckpointError, match="latest: expected the name of a checkpoint folder beside it"):
+            load_weights(tmp_path / "run")
+
+
 @pytest.mark.parametrize("positions", [512, 1024])
 @pytest.mark.parametrize("style", ["model", "bare", "module"])
 def test_released_files_of_any_style(tmp_path: Path, positions: int, style: str) -> None:

@@ -40,7 +40,7 @@ def model(request: pytest.FixtureRequest) -> BGPT:
 
 def documents(seed: int = 0) -> list[tuple[str, bytes]]:
     stream = random.Random(seed)
-    return [("a", stream.randbytes(size)) for size in (0, 1, 31, 32, 33, 64, 110)]
+    return [("a", stream.randbytes(size)) for size in (0, 1, 32, 33, 110)]
 
 
 def test_packing_loss_and_gradients_are_the_references(model: BGPT) -> None:
@@ -60,7 +60,7 @@ def test_packing_loss_and_gradients_are_the_references(model: BGPT) -> None:
 
 
 def test_generation_takes_what_is_likeliest_and_batches_change_nothing(model: BGPT) -> None:
-    prompts = [Prompt(extension, content) for extension, content in documents(1)[:5]]
+    prompts = [Prompt(extension, content) for extension, content in documents(1)[:4]]
     for precision in ("float32", "bfloat16", "int8"):
         generator = Generator(model, precision=precision)
         made = generator.generate(prompts, max_new_bytes=40)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import itertools
 import json
 from pathlib import Path
 from types import ModuleType
@@ -94,9 +95,14 @@ def test_claims_of_the_curve_can_fail(data_curve: ModuleType) -> None:
         assert not all(data_curve.claims(bad).values())
 
 
-def test_documents_are_of_three_kinds_and_held_out_ones_are_others(trade_offs: ModuleType, tmp_path: Path) -> None:
+def test_documents_are_of_three_kinds_and_held_out_ones_are_others(
+    trade_offs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("sklearn")
     pytest.importorskip("PIL")
+    made = importlib.import_module("mixed_documents")
+    few = list(itertools.islice(made._sources(), 80))
+    monkeypatch.setattr(made, "_sources", lambda: iter(few))
     documents = trade_offs.mixed_documents(100, 20, 480)
     assert {extension for extension, _ in documents.training} == {"txt", "bmp", "bin"}
     counts = documents.describe()

@@ -43,7 +43,7 @@ class Classify:
     counted, named and left out; a file that is reached twice counts once.
 
     Args:
-        checkpoint: a folder of weights, a .safetensors or .pth file, or a hub id.
+        checkpoint: a training run's folder, one of weights, a .safetensors or .pth file, or a hub id.
         data: files and folders; folders are walked.
         labels: a JSON file {"class name": index, …} for weights that come without one, as the released .pth files.
         patches_per_batch: most patches of a batch.

@@ -33,7 +33,7 @@ class Convert:
     Args:
         sources: files and folders; folders are walked.
         to: the extension to convert to, without the dot.
-        checkpoint: a folder of weights, a .safetensors or .pth file, or a hub id.
+        checkpoint: a training run's folder, one of weights, a .safetensors or .pth file, or a hub id.
         from_: of folders, only files with this extension; None means all but those with the extension `to`.
         output: the folder to write into; new, empty, or begun by a command with the same options.
         max_new_bytes: most bytes of a converted file; None means until the context is full.

@@ -52,7 +52,8 @@ class Evaluate:
 
     Args:
         data: files and folders.
-        checkpoint: a folder of weights, a .safetensors or .pth file, or a hub id; not needed for --generated alone.
+        checkpoint: a training run's folder, one of weights, a .safetensors or .pth file, or a hub id; not needed for
+            --generated alone.
         conversion: "abc->mid", or "abc&mid" for both ways: files that differ in nothing but their extension are pairs.
         generated: a folder of generated files to look through for mode collapse; held against the files
             of `data` that have the same extensions, or all of them if none has.

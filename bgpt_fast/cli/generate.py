@@ -25,7 +25,7 @@ class Generate:
 
     Args:
         prompts: files to continue; none means new files.
-        checkpoint: a folder of weights, a .safetensors or .pth file, or a hub id.
+        checkpoint: a training run's folder, one of weights, a .safetensors or .pth file, or a hub id.
         prompt: one more file to continue, as an option.
         ext: the new files' extension, without the dot; None means that of the prompt, and bin without prompts.
         count: how many files to make of each prompt (or in all, without prompts).

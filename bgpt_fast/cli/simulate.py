@@ -48,7 +48,7 @@ class Simulate:
     Args:
         programs: assembly (.asm, an instruction a line), .bin files (traces, or machine code alone), folders of
             traces, or .parquet files; none means random held-out programs.
-        checkpoint: a folder of weights, a .safetensors or .pth file, or a hub id.
+        checkpoint: a training run's folder, one of weights, a .safetensors or .pth file, or a hub id.
         random: how many held-out programs to draw where none are given.
         seed: of the random programs.
         machine: the machine that the model was trained on.

@@ -20,6 +20,7 @@ from bgpt_fast.device import Record, Replay, cuda_graph
 from bgpt_fast.generation.device_layers import ByteWeights, DeviceLayers
 from bgpt_fast.generation.sampling import Sampling
 from bgpt_fast.generation.writing import Writing, Written
+from bgpt_fast.kernels.common.launch import on_device
 
 LEAST_ROWS, MOST_ROWS = 8, 4096
 """Rows of the smallest and the largest graph; the others are powers of two between them."""
@@ -86,7 +87,8 @@ class GraphedByteDecoder:
             room, replay = self._graph(bucket_of(count))
             room.fill(features[part], writing, part)
             room.sampling.copy_(_packed(sampling), non_blocking=True)
-            replay()
+            with on_device(room.features):
+                replay()
             tokens += room.tokens[:count].tolist()
             counts += room.counts[:count].tolist()
         return Written(tokens, counts)
@@ -99,7 +101,8 @@ class GraphedByteDecoder:
                 self._cache = torch.empty(size, dtype=weights.dtype, device=weights.device)
             # One cache for all graphs: what is in it is of one patch.
             room = _Room(weights, rows, self._cache[:size])
-            self._graphs[rows] = room, self._record(lambda: self._patch(room))
+            with on_device(room.features):
+                self._graphs[rows] = room, self._record(lambda: self._patch(room))
         return self._graphs[rows]
 
     def _patch(self, room: _Room) -> None:
@@ -134,7 +137,7 @@ class GraphedByteDecoder:
         addresses = [tensor.data_ptr() for tensor in (logits, *tensors, *results)]
         sizes = (len(logits), self.weights.patch_size, s)
         if logits.device.type == "cuda":
-            with torch.cuda.device(logits.device):
+            with on_device(logits):
                 _C.byte_accept_cuda(sizes, addresses, torch.cuda.current_stream(logits.device).cuda_stream)
         else:
             _C.byte_accept(sizes, addresses)

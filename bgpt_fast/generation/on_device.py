@@ -15,6 +15,7 @@ from bgpt_fast.generation.persistent import PersistentByteDecoder
 from bgpt_fast.generation.sampling import Sampling
 from bgpt_fast.generation.writing import Writing, Written
 from bgpt_fast.kernels.cached_attention.op import cached_attention
+from bgpt_fast.kernels.common.launch import on_device
 from bgpt_fast.kernels.patch_embed.op import patch_embed
 from bgpt_fast.model import BGPT
 
@@ -92,11 +93,13 @@ class DeviceDecoder:
         if rows not in self._rounds:
             room = _Round(rows, patches.shape[1], self.model.patches.width, self.device)
             room.slots.fill_(self.slots)
-            self._rounds[rows] = room, self.model.record(lambda: self._round(room))
+            with on_device(room.features):
+                self._rounds[rows] = room, self.model.record(lambda: self._round(room))
         room, replay = self._rounds[rows]
         room.patches[:T], room.slots[:T], room.positions[:T] = patches, slots, positions
         room.slots[T:], room.positions[T:] = self.slots, 0
-        replay()
+        with on_device(room.features):
+            replay()
         return room.features[:T].clone()
 
     def _round(self, room: _Round) -> None:

@@ -2,7 +2,7 @@
 
 Layers, norms, positions, keys and values, head and sampling run in C++ on the CPU, from weights that are packed once.
 Every token's bits depend on that token and on what it sees alone: not on what shares the call, its place in it, the
-number of threads or the instruction set. The CUDA version is not built.
+number of threads or the instruction set. On a GPU `persistent` and `graphed` take its place.
 
 Shape letters: T tokens, N patches, S bytes a patch, D width, L positions a slot, B slots, V = 257.
 """

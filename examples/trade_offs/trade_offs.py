@@ -396,12 +396,13 @@ def draw(found: dict[str, Any], path: Path) -> None:
         axes.plot(x, y, "s" if flat else "o-", color=color, label="flat" if flat else f"{split} layers, patch + byte")
         for (name, figures), *place in zip(models, x, y, strict=True):
             label = ("as many bytes" if name == FLAT_BYTES else "as long") if flat else f"S = {figures['patch_size']}"
-            axes.annotate(label, tuple(place), textcoords="offset points", xytext=(5, 5), fontsize=8)
+            below = figures["patch_size"] == max(PATCH_SIZES)
+            axes.annotate(label, tuple(place), textcoords="offset points", xytext=(5, -12 if below else 5), fontsize=8)
     axes.set_xscale("log")
     axes.set_xlabel("bytes a second in training, one core" if not torch.cuda.is_available() else "bytes a second")
     axes.set_ylabel("bits per byte, held out")
     axes.set_title("Equal training time")
-    figure.legend(frameon=False, loc="outside lower center", ncols=4)
+    figure.legend(frameon=False, loc="outside lower center", ncols=2)
     save_figure(figure, path)
 
 

@@ -1,6 +1,7 @@
 """bias_gelu: the bias of a linear layer and the tanh GELU behind it, in one pass.
 
-Only x and bias are kept for the backward. On an NVIDIA GPU both ways are Triton kernels (not yet run on a GPU).
+Only x and bias are kept for the backward. On a CPU both ways are C++ in float32 (csrc/linear/bias_gelu.h) and torch in
+other dtypes; on an NVIDIA GPU they are Triton kernels (not yet run on a GPU).
 
 Shape letters: N rows, F features.
 """

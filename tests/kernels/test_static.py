@@ -136,6 +136,21 @@ def test_sources_that_change_during_a_run_write_nothing(monkeypatch: pytest.Monk
     assert static_check.main() == 1
 
 
+def test_rows_of_unchanged_sources_are_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    files, now, made = static_check.kernel_files(), static_table.digests(), RECEIPT["versions"]
+    monkeypatch.setattr(static_check, "versions", lambda: made)
+    kept = static_check.rows_of_unchanged(files)
+    assert [row for file in files for row in kept[file]] == RECEIPT["kernels"]
+    for changed in ("csrc/patch_embed/patch_embed.cu", "kernels/layer_norm/triton_kernels.py"):
+        monkeypatch.setattr(static_check, "digests", lambda changed=changed: {**now, changed: "other"})
+        assert set(files) - set(static_check.rows_of_unchanged(files)) == {changed}
+    # What several files' kernels call.
+    monkeypatch.setattr(static_check, "digests", lambda: {**now, "kernels/common/one_hot.py": "other"})
+    assert all(file.endswith(".cu") for file in static_check.rows_of_unchanged(files))
+    monkeypatch.setattr(static_check, "versions", lambda: {**made, "ptxas": "0.0.0"})
+    assert static_check.rows_of_unchanged(files) == {}
+
+
 def test_the_docs_show_the_receipt() -> None:
     text = static_table.DOCS.read_text()
     shown = text.split(static_table.BEGIN)[1].split(static_table.END)[0].strip()

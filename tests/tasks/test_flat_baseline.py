@@ -146,7 +146,8 @@ def test_training_learns_and_says_what_it_saw(optimizer: Any) -> None:
     done = train_flat(model, source, settings)
     assert (done.steps, done.num_bytes) == (60, 60 * 18)
     assert done.loss < 0.5
-    assert train_flat(flat(), source, settings).loss == done.loss
+    few = dataclasses.replace(settings, steps=3)
+    assert train_flat(flat(), source, few).loss == train_flat(flat(), source, few).loss
     assert generate_flat(model, [("txt", b"ab"), ("txt", b"ababa")], max_new_bytes=3) == [b"ababa", b"abababab"]
 
 
