@@ -1,4 +1,5 @@
-"""The two engines of the byte decoder on a GPU: that they write what the CPU writes, and which is faster where.
+"""The engines of the byte decoder on a GPU: that they write what the CPU writes, which is faster where, and the
+batch-invariant one: that a patch's bits are its own, and what that costs.
 
 On a CPU the graphs' functions run one by one, and the persistent kernel, which is a GPU's, is left out.
 """
@@ -12,6 +13,7 @@ from timing import measure
 
 from bgpt_fast import BGPT, BGPTConfig
 from bgpt_fast.generation.fused import FusedDecoder, PackedModel
+from bgpt_fast.generation.graphed import GraphedByteDecoder
 from bgpt_fast.generation.on_device import PERSISTENT_ROWS, DeviceModel
 from bgpt_fast.generation.persistent import MOST_ROWS
 from bgpt_fast.generation.sampling import Sampling
@@ -22,15 +24,20 @@ SMALL = BGPTConfig(patch_length=8, hidden_size=64, patch_num_layers=1, byte_num_
 
 
 class OtherBytesError(RuntimeError):
-    """An engine wrote other bytes than the CPU's."""
+    """An engine wrote other bytes than the CPU's, or than itself in another batch."""
 
 
 def engines_of(model: DeviceModel, count: int) -> dict[str, Any]:
     """The engines that can write so many patches at once, by name."""
-    found: dict[str, Any] = {"graphed": model.graphed}
+    found: dict[str, Any] = {"graphed": model.graphed, "invariant": invariant_engine(model)}
     if model.persistent is not None and count <= MOST_ROWS:
         found["persistent"] = model.persistent
     return found
+
+
+def invariant_engine(model: DeviceModel) -> GraphedByteDecoder:
+    """The batch-invariant engine over the same weights."""
+    return GraphedByteDecoder(model.bytes, model.record, batch_invariant=True)
 
 
 def patches_to_write(config: BGPTConfig, count: int, seed: int) -> tuple[torch.Tensor, Writing]:
@@ -46,17 +53,13 @@ def patches_to_write(config: BGPTConfig, count: int, seed: int) -> tuple[torch.T
 
 
 def check_bytes(device: torch.device, record: Any = None) -> dict[str, Any]:
-    """Greedy and sampled bytes of both engines, in float32 on a small model, against the CPU's; in batches of several
+    """Greedy and sampled bytes of the engines, in float32 on a small model, against the CPU's; in batches of several
     sizes, where a row must not depend on its company.
 
     Raises:
         OtherBytesError: they differ. With other seeds a near tie may fall within rounding; with these none does.
     """
-    torch.manual_seed(0)
-    model = BGPT(SMALL).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(3).add_(0.05 * torch.randn_like(parameter))
+    model = decided_model()
     cpu = FusedDecoder(PackedModel(model, "float32"), 1, 8)
     on_device = DeviceModel(model.to(device), "float32", record)
     checked = 0
@@ -72,10 +75,74 @@ def check_bytes(device: torch.device, record: Any = None) -> dict[str, Any]:
     return {"engines": sorted(engines_of(on_device, 1)), "patches": checked}
 
 
+def decided_model() -> BGPT:
+    """A small random model whose probabilities depend on all that it sees."""
+    torch.manual_seed(0)
+    model = BGPT(SMALL).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3).add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def check_bits(device: torch.device, record: Any = None) -> dict[str, int]:
+    """`check_alone` in each precision that promises it on the device: attention over bfloat16 is a GPU's."""
+    precisions = ("float32", "bfloat16") if device.type == "cuda" else ("float32",)
+    return {precision: check_alone(device, precision, record) for precision in precisions}
+
+
+@torch.inference_mode()
+def check_alone(device: torch.device, precision: str, record: Any = None, *, batch_invariant: bool = True) -> int:
+    """The logits' bits and the bytes of 128 patches at once, and of the first of them in batches of 1, 2, 3, 7 and 64;
+    gives how many were compared.
+
+    Raises:
+        OtherBytesError: a patch's are not the same in all of them.
+    """
+    engine = GraphedByteDecoder(
+        DeviceModel(decided_model().to(device), precision).bytes, record, batch_invariant=batch_invariant
+    )
+    features, writing = patches_to_write(SMALL, 128, 5)
+    features = features.to(device)
+    tokens = writing.given.clamp(min=0).to(device)
+    together = engine.write(features, writing, SAMPLINGS["sampled"]), logits_of(engine, features, tokens)
+    compared = 0
+    for size in (1, 2, 3, 7, 64):
+        for first in range(0, min(3 * size, 128), size):
+            part = slice(first, first + size)
+            compared += size
+            written = engine.write(features[part], part_of(writing, part), SAMPLINGS["sampled"])
+            if written.tokens != together[0].tokens[part] or written.counts != together[0].counts[part]:
+                raise OtherBytesError(f"{precision}, patches {first}…: other bytes in a batch of {size} than of 128")
+            if not torch.equal(logits_of(engine, features[part], tokens[part]), together[1][part]):
+                raise OtherBytesError(f"{precision}, patches {first}…: other bits in a batch of {size} than of 128")
+    return compared
+
+
+def part_of(writing: Writing, part: slice) -> Writing:
+    """Some of the patches to write."""
+    return Writing(
+        writing.given[part], writing.room[part], None, None, list(writing.indices)[part], list(writing.starts)[part]
+    )
+
+
+def logits_of(engine: GraphedByteDecoder, features: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """[N, S, V]: of all bytes of the patches, each given those before it."""
+    cache, weights = engine.new_cache(len(features)), engine.weights
+    found = []
+    for s in range(weights.patch_size):
+        inputs = features if s == 0 else weights.wte[tokens[:, s - 1].long()]
+        found.append(engine.logits(inputs + weights.wpe[s], *cache, s))
+    return torch.stack(found, 1)
+
+
 def measure_engines(
     config: BGPTConfig, count: int, device: torch.device, precision: str, seconds: float, record: Any = None
 ) -> dict[str, Any]:
-    """Bytes a second of each engine, by name, at `count` patches side by side, all bytes of which are written."""
+    """Bytes a second of each engine, by name, at `count` patches side by side, all bytes of which are written.
+
+    `batch_invariant_cost` is how many times as long the batch-invariant engine takes as the one that `Generator` would.
+    """
     torch.manual_seed(0)
     model = DeviceModel(BGPT(config).eval().to(device), precision, record)
     features = torch.randn(count, config.hidden_size, device=device)
@@ -99,4 +166,6 @@ def measure_engines(
                 [lambda engine=engine: engine.write(features, writing, SAMPLINGS["sampled"])], device, seconds=seconds
             )
             found[name] = {**timing._asdict(), "bytes_per_s": count * config.patch_size / timing.median}
+    usual = "persistent" if count <= PERSISTENT_ROWS and "persistent" in found else "graphed"
+    found["batch_invariant_cost"] = found["invariant"]["median"] / found[usual]["median"]
     return found

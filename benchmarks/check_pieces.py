@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from check_byte_decode import check_bytes, measure_engines
+from check_byte_decode import check_bits, check_bytes, measure_engines
 from check_items import ITEMS
 from check_plan import ON_CPU
 from limits import copy, matrix_product
@@ -136,10 +136,11 @@ def generation(item: str, place: Place) -> dict[str, Any]:
 
 
 def byte_decode(item: str, place: Place) -> dict[str, Any]:
-    """The bytes of the byte decoder's engines against the CPU's, or both engines' speed at one batch size."""
+    """The byte decoder's engines: their bytes against the CPU's and, batch-invariant, the bits against those in other
+    batches; or their speed at one batch size."""
     record = None if place.on_gpu else _unrecorded
     if item == "bytes":
-        return check_bytes(place.device, record)
+        return {**check_bytes(place.device, record), "patches_alone": check_bits(place.device, record)}
     config, count = (TINY, min(int(item), 9)) if place.quick else (BGPTConfig(), int(item))
     precision = "bfloat16" if place.on_gpu else "float32"
     return measure_engines(config, count, place.device, precision, 0.01 if place.quick else 0.5, record)

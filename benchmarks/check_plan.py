@@ -66,7 +66,7 @@ class Plan:
             *self._worker("ceilings", 40, item_seconds=30),
             *self._worker("training", 220, item_seconds=150),
             *self._worker("ops", 150, item_seconds=60),
-            *self._worker("byte_decode", 60, item_seconds=40),
+            *self._worker("byte_decode", 90, item_seconds=60),
             *self._worker("generation", 70, item_seconds=40),
             *self._worker("cpu_states", 30, item_seconds=30),
         ]

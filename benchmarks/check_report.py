@@ -172,7 +172,9 @@ def _byte_decode(receipt: Mapping[str, Any]) -> list[str]:
         rates = [f"{item[name]['bytes_per_s']:.0f} B/s {name}" for name in ("persistent", "graphed") if name in item]
         if rates:
             ratio = f", {_times(item):.2f} ×" if len(rates) == 2 else ""
-            lines.append(f"byte decoder, {batch} patches: {', '.join(rates)}{ratio}")
+            cost = item.get("batch_invariant_cost")
+            slower = f"; batch-invariant in {cost:.2f} × the time" if cost else ""
+            lines.append(f"byte decoder, {batch} patches: {', '.join(rates)}{ratio}{slower}")
     if switch := receipt.get("summary", {}).get("byte_decode_switch"):
         found, expected = switch["persistent_faster_up_to"], switch["expected"]
         lines.append(f"  the persistent kernel is faster up to {found} patches; PERSISTENT_ROWS is {expected}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -30,13 +31,20 @@ def resolve_device(name: str) -> torch.device:
 
 def cuda_graph(step: Replay) -> Replay:
     """Runs `step` three times beside the current stream, as recording wants it, then records it."""
-    side = torch.cuda.Stream()
+    side = _side_stream(torch.cuda.current_device())
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):
             step()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=side):
         step()
     return graph.replay
+
+
+@functools.cache
+def _side_stream(device: int) -> torch.cuda.Stream:
+    """One for each GPU: torch's own stream for recording is of the first GPU alone, and every stream on which the
+    library multiplies keeps a workspace."""
+    return torch.cuda.Stream(device)

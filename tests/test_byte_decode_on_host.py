@@ -205,6 +205,21 @@ def test_damaged_weights_are_told(program: Path) -> None:
     assert found.counts.tolist() == [-1] * 3
 
 
+def test_a_damaged_row_harms_no_other(program: Path) -> None:
+    """It has no token, and is carried along as long as others go on."""
+    shape = SHAPES["plain"]
+    model, call = random_model(shape.config), rows(shape.config, 4)
+    right, _ = on_host(program, model, shape, call)
+    call["features"][1] = torch.nan
+    call["given"][1] = -1
+    found, complaints = on_host(program, model, shape, call)
+    assert not complaints
+    assert right.counts.max() > 1
+    for damaged, others in zip(found, right, strict=True):
+        torch.testing.assert_close(damaged[[0, 2, 3]], others[[0, 2, 3]], rtol=0, atol=0, equal_nan=True)
+    assert found.counts[1] == -1
+
+
 def test_faults_are_noticed(program: Path) -> None:
     shape = SHAPES["plain"]
     model, call = random_model(shape.config), rows(shape.config, 3)

@@ -14,6 +14,7 @@ from bgpt_fast.report.classification_plots import classification_plots
 from bgpt_fast.report.plots import shown_text
 from bgpt_fast.tasks.classification import score
 
+pytest.importorskip("matplotlib")
 PNG = b"\x89PNG\r\n\x1a\n"
 
 

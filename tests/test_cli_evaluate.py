@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import random
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from bgpt_fast import BGPT, BGPTConfig
+from bgpt_fast.cli import evaluate
 from bgpt_fast.cli.main import main
 from bgpt_fast.tasks.conversion_likelihood import evaluate_pairs
 from bgpt_fast.tasks.evaluation import evaluate_files
@@ -138,6 +140,7 @@ def test_the_reports_of_generate_are_no_generated_files(
     assert main([*words, "--max-new-bytes", "30"]) == 0
     (made / "below").mkdir()
     (made / "below/report.json").write_bytes(b"a file of that name")
+    (made / ".lock").write_bytes(b"of one that was killed")
     capsys.readouterr()
     assert main(["evaluate", "--generated", str(made), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["generated"]
@@ -157,7 +160,32 @@ def test_wrong_words_are_named(data: Path, tmp_path: Path, capsys: pytest.Captur
             [str(data), "--conversion", "abc->mid", "--generated", str(data)],
             "--checkpoint: expected a model's weights, got none",
         ),
+        (
+            [str(data), "--generated", str(data), "--plots", str(tmp_path / "plots")],
+            "--plots: expected a --checkpoint with it, got none",
+        ),
+        ([str(data), "--output", str(tmp_path)], "--output: expected a file to write, got the folder"),
         (["--programs", "0"], "--programs: expected at least 1, got 0"),
     ):
         assert main(["evaluate", *words]) == 1
         assert message in capsys.readouterr().err
+
+
+def test_what_would_be_wrong_at_the_end_is_told_at_the_start(
+    checkpoint: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def score(*_: object, **__: object) -> None:
+        raise AssertionError("files were scored first")
+
+    monkeypatch.setattr(evaluate, "evaluate_files", score)
+    words = ["evaluate", str(data), "--checkpoint", str(checkpoint)]
+    (tmp_path / "none").mkdir()
+    assert main([*words, "--generated", str(tmp_path / "none")]) == 1
+    assert "expected files with something in them, got none" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main([*words, "--plots", str(tmp_path / "plots")]) == 1
+    assert "plots need matplotlib" in capsys.readouterr().err

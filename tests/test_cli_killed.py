@@ -165,6 +165,20 @@ def test_a_simulation_is_gone_on_with_by_itself_alone(
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["file"]
 
 
+def test_programs_that_have_changed_are_no_simulation_that_is_there(
+    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = tmp_path / "p.asm"
+    program.write_text("CLR\nHLT\n")
+    words = ["simulate", str(program), "--checkpoint", str(checkpoint), "--output", str(tmp_path / "out"), *MACHINE]
+    assert main(words) == 0
+    assert main(words) == 0
+    assert "simulated already" in " ".join(capsys.readouterr().out.split())
+    program.write_text("HLT\n")
+    assert main(words) == 1
+    assert f"holds the simulation of other programs than are in {program} now" in capsys.readouterr().err
+
+
 def test_every_cut_and_every_flip_of_a_saved_piece_is_noticed(tmp_path: Path) -> None:
     traces = cpu.generate(5, num_registers=2, memory_size=16, max_program=4)
     path = tmp_path / "piece"
@@ -207,6 +221,14 @@ def test_files_are_not_made_twice(
     more = {"generate": ["--count", "9", "--ext", "mid"], "convert": [str(sources), "--to", "mid", "--keep-cut"]}
     words = [command, *more[command], "--checkpoint", str(checkpoint), "--temperature", "1", "--max-batch", "2"]
     out = tmp_path / "out"
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"bgpt_fast.cli.{command}.make_files", stop)
+        assert main([*words, "--output", str(out)]) == 128 + signal.SIGINT
+    assert [path.name for path in out.iterdir()] == ["made.jsonl"], "the lock goes with a command that is stopped"
     kill_after(4, [*words, "--output", str(out)])
     assert not (out / "report.json").exists()
     assert main([*words, "--output", str(out)]) == 0

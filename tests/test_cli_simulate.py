@@ -56,7 +56,7 @@ def figures(folder: Path) -> dict[str, Any]:
 
 
 def test_registers_never_take_a_file_for_a_number(tmp_path: Path, checkpoint: Path, programs: Path) -> None:
-    made = ["--checkpoint", str(checkpoint), *MACHINE, "--show", "0"]
+    made = ["--checkpoint", str(checkpoint), *MACHINE, "--show", "0", "--batch-invariant"]
     names = [str(programs / "add.asm"), str(programs / "code.bin")]
     for index, words in enumerate((["--registers", "3", "9", *names], [*names, "--registers", "3", "9"])):
         assert main(["simulate", *words, *made, "--acc", "5", "--output", str(tmp_path / f"{index}")]) == 0

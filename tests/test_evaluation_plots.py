@@ -12,6 +12,7 @@ from bgpt_fast import BGPT
 from bgpt_fast.report import evaluation_plots as plots
 from bgpt_fast.tasks.evaluation import evaluate_files
 
+pytest.importorskip("matplotlib")
 PNG = b"\x89PNG\r\n\x1a\n"
 NAMES = ["baselines.png", "patch_positions.png", "byte_positions.png", "decoders.png", "files.png"]
 

@@ -7,16 +7,17 @@ import torch
 from test_generation_packed import SHAPES, random_model, rows
 from torch import Tensor
 
-from bgpt_fast import _C, BGPT, BGPTConfig, Generator, Prompt
+from bgpt_fast import _C, BGPT, BGPTConfig, Generation, Generator, Prompt
 from bgpt_fast.device import Replay
 from bgpt_fast.generation.decoder import CachedDecoder
 from bgpt_fast.generation.device_layers import ByteWeights
 from bgpt_fast.generation.fused import PackedModel
-from bgpt_fast.generation.graphed import LEAST_ROWS, MOST_ROWS, GraphedByteDecoder, bucket_of
+from bgpt_fast.generation.graphed import LEAST_ROWS, MOST_ROWS, GraphedByteDecoder, _Room, bucket_of
 from bgpt_fast.generation.on_device import PERSISTENT_ROWS, DeviceDecoder, DeviceModel
 from bgpt_fast.generation.persistent import MOST_ROWS as PERSISTENT_MOST
 from bgpt_fast.generation.persistent import PersistentByteDecoder
-from bgpt_fast.generation.sampling import Sampling
+from bgpt_fast.generation.sampling import Sampling, choose
+from bgpt_fast.generation.scoring import _Decoders, _score, context_bytes, score
 from bgpt_fast.generation.writing import Writing, Written
 
 GREEDY, SAMPLED = Sampling(), Sampling(temperature=0.9, top_k=40, top_p=0.95, seed=7)
@@ -142,6 +143,144 @@ def test_a_generator_on_them_writes_the_same_files(options: dict[str, float], mo
     assert changed != expected
     monkeypatch.setattr(Generator, "_decoder", lambda self, slots, length: CachedDecoder(model, slots, length))
     assert changed == Generator(model).generate(prompts, **options)
+
+
+def bits(engine: GraphedByteDecoder, features: Tensor, patches: Tensor) -> Tensor:
+    """[N, S, V]: the logits of all bytes of some patches."""
+    cache = engine.new_cache(len(features))
+    found = []
+    for s in range(engine.weights.patch_size):
+        inputs = features if s == 0 else engine.weights.wte[patches[:, s - 1].long()]
+        found.append(engine.logits(inputs + engine.weights.wpe[s], *cache, s))
+    return torch.stack(found, 1)
+
+
+def test_batch_invariant_logits_are_a_patch_s_own() -> None:
+    model, call = random_model(CONFIG), rows(CONFIG, 40)
+    features, patches = call["features"], call["given"].clamp(min=0)
+    with torch.inference_mode():
+        for invariant in (True, False):
+            engine = GraphedByteDecoder(ByteWeights(model, "float32"), at_once, batch_invariant=invariant)
+            together = bits(engine, features, patches)
+            alone = [
+                torch.cat([bits(engine, features[n : n + size], patches[n : n + size]) for n in range(0, 40, size)])
+                for size in (1, 2, 3, 7)
+            ]
+            # The library's differ, and must, for the test to say anything.
+            assert all(torch.equal(one, together) for one in alone) == invariant
+            exact = random_model(CONFIG).double().byte_level_decoder.logits(features.double(), patches)
+            torch.testing.assert_close(together, exact.float(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_batch_invariant_graphs_write_what_the_model_says(precision: str) -> None:
+    model, call = random_model(CONFIG), rows(CONFIG, 9)
+    with torch.inference_mode():
+        engine = GraphedByteDecoder(ByteWeights(model, precision), at_once, batch_invariant=True)
+        found = engine.write(call["features"], writing_of(call), SAMPLED)
+        if precision == "float32":
+            assert found == on_cpu(model, call, SAMPLED)
+        exact = random_model(CONFIG).double().byte_level_decoder.logits(call["features"].double(), call["given"] * 0)
+        plain = bits(GraphedByteDecoder(ByteWeights(model, precision)), call["features"], call["given"] * 0)
+        own = bits(engine, call["features"], call["given"] * 0)
+    assert (own - exact).abs().max() <= 2 * (plain - exact).abs().max()
+
+
+def invariant_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has every Generator use the batch-invariant engine of a GPU."""
+
+    def decoder(self: Generator, slots: int, length: int) -> DeviceDecoder:
+        return DeviceDecoder(DeviceModel(self.model, "float32", at_once, batch_invariant=True), slots, length)
+
+    monkeypatch.setattr(Generator, "_decoder", decoder)
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.9, "top_p": 0.9, "seed": 3}], ids=["greedy", "sampled"])
+def test_a_file_is_the_same_in_any_batch(options: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neighbours that end sooner included: prompts end at all places of a patch, files where the context does."""
+    model = random_model(CONFIG)
+    room = context_bytes(CONFIG)
+    prompts = [Prompt("bin", bytes(value % 256 for value in range(room - 1 - n)), n) for n in range(30)]
+    expected = Generator(model).generate(prompts, **options)
+    invariant_engines(monkeypatch)
+    together = Generator(model).generate(prompts, **options)
+    assert len({len(file.new_bytes) for file in together}) > 3
+    for batch in (1, 3):
+        assert Generator(model, max_batch=batch).generate(prompts, **options) == together
+    assert Generator(model).generate(prompts[3:4], **options) == together[3:4]
+    assert together == expected
+
+
+def test_scores_have_the_bits_of_batch_invariant_generation(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model(CONFIG)
+    seen: dict[tuple[int, int], Tensor] = {}
+    accept = GraphedByteDecoder._accept
+
+    def recording(self: GraphedByteDecoder, logits: Tensor, room: _Room, s: int) -> None:
+        going = room.going.bool()
+        accept(self, logits, room, s)
+        for n in going.nonzero().flatten().tolist():
+            seen[int(room.indices[n]), int(room.starts[n]) + s] = logits[n].clone()
+
+    invariant_engines(monkeypatch)
+    prompts = [Prompt("bin", bytes(range(n)), n) for n in range(9)]
+    with monkeypatch.context() as patch:
+        patch.setattr(GraphedByteDecoder, "_accept", recording)
+        files = Generator(model, max_batch=4).generate(prompts, temperature=1.0, max_new_bytes=20)
+    documents = [("bin", file.data) for file in files]
+    decoders = _Decoders(model, None)
+    decoders._packed, decoders._on_device = None, DeviceModel(model, "float32", lambda step: step, batch_invariant=True)
+    with torch.inference_mode():
+        scored = list(_score(decoders, documents, 5))
+    assert len(seen) >= sum(len(file.new_bytes) for file in files) > 100
+    compared = [(scored[index][place], row) for (index, place), row in seen.items() if place < len(scored[index])]
+    assert len(compared) > 100
+    assert all(torch.equal(one, other) for one, other in compared)
+    decoders._on_device = DeviceModel(model, "float32", lambda step: step)
+    with torch.inference_mode():
+        library = list(_score(decoders, documents, 5))
+    assert not all(torch.equal(one, other) for one, other in zip(library, scored, strict=True))
+    damaged = DeviceModel(model, "float32", lambda step: step, batch_invariant=True)
+    damaged.bytes.head[0, 0] = torch.nan
+    decoders._on_device = damaged
+    with pytest.raises(FloatingPointError, match="weights are damaged"):
+        list(_score(decoders, documents, 5))
+
+
+def test_what_batch_invariant_may_be() -> None:
+    model, prompt = random_model(CONFIG), Prompt("bin", b"ab")
+    found = {
+        tuple(Generator(model, batch_invariant=each).generate([prompt], max_new_bytes=9))
+        for each in (None, True, False)
+    }
+    assert len(found) == 1
+    with pytest.raises(TypeError, match="batch_invariant: expected a bool or None, got int"):
+        Generator(model, batch_invariant=1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="batch_invariant: expected None or False on meta, got True"):
+        Generator(model.to("meta"), batch_invariant=True).generate([prompt])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_batch_invariance_on_a_gpu(precision: str) -> None:
+    model = random_model(CONFIG).cuda()
+    prompts = [Prompt("bin", bytes(range(n % 30)), n) for n in range(100)]
+
+    def written(batch: int, some: list[Prompt] = prompts) -> list[Generation]:
+        generator = Generator(model, max_batch=batch, precision=precision, batch_invariant=True)
+        return generator.generate(some, temperature=0.9, seed=3)
+
+    together = written(128)
+    for batch in (1, 2, 3, 7, 64):
+        assert written(batch) == together
+    assert [written(1, [prompt])[0] for prompt in prompts[:5]] == together[:5]
+    scored = list(score(model, [("bin", file.data) for file in together], precision=precision))
+    for index, (file, rows_) in enumerate(zip(together, scored, strict=True)):
+        tokens = [*file.new_bytes, 256] if file.finished else [*file.new_bytes]
+        at = range(file.prompt_bytes, file.prompt_bytes + len(tokens))
+        drawn = choose(rows_[at.start : at.stop].cpu(), Sampling(temperature=0.9, seed=3), [index] * len(tokens), at)
+        assert drawn == tokens
 
 
 @pytest.mark.gpu

@@ -117,7 +117,7 @@ def test_every_precision_has_its_own_bits(model: BGPT, precision: str) -> None:
     assert not equal(rough, list(score(model, documents)))
 
 
-def test_the_way_of_a_gpu_agrees(model: BGPT) -> None:
+def test_the_way_of_other_devices_agrees(model: BGPT) -> None:
     documents = random_documents(9, 4)
     decoders = scoring._Decoders(model, None)
     decoders._packed = None

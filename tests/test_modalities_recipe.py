@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -79,12 +80,18 @@ def test_a_tiny_run_on_digits(recipe: ModuleType, data: ModuleType, tmp_path: Pa
 
 
 def test_a_missing_package_is_named(data: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("sklearn", "PIL", "soundfile", "soxr"):
+        pytest.importorskip(package)
     monkeypatch.setattr(data, "FORTUNES", tmp_path / "nowhere")
     monkeypatch.setattr(data, "SOUNDS", tmp_path / "nowhere")
     with pytest.raises(data.MissingDataError, match="apt-get install fortunes"):
         data.prepare(("text",), data.Sizes(), tmp_path / "out")
     with pytest.raises(data.MissingDataError, match="apt-get install asterisk-core-sounds-en-wav"):
         data.prepare(("audio",), data.Sizes(), tmp_path / "out")
+    # Before anything is trained that would be held against it.
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(data.MissingDataError, match=r"text: no sklearn: pip install 'bgpt-fast\[image,baselines\]'"):
+        data.prepare(("text",), data.Sizes(), tmp_path / "out")
 
 
 def test_the_script_says_what_is_missing(
@@ -94,6 +101,7 @@ def test_the_script_says_what_is_missing(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    pytest.importorskip("sklearn")
     monkeypatch.setattr(data, "FORTUNES", tmp_path / "nowhere")
     output = tmp_path / "made.json"
     monkeypatch.setattr("sys.argv", ["modalities.py", "--modalities", "text", "--output", str(output)])
@@ -102,8 +110,20 @@ def test_the_script_says_what_is_missing(
     assert not output.exists()
 
 
+@pytest.mark.parametrize(("words", "written"), [([], ["modalities.cpu.json"]), (["--modalities", "image"], [])])
+def test_some_of_it_replaces_no_results(
+    recipe: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], written: list[str]
+) -> None:
+    monkeypatch.setattr(recipe, "run", lambda *_: {"claims": {}})
+    monkeypatch.setattr(recipe, "__file__", str(tmp_path / "modalities.py"))
+    monkeypatch.setattr("sys.argv", ["modalities.py", *words])
+    assert recipe.main() == 0
+    assert [path.name for path in tmp_path.iterdir()] == written
+
+
 def test_audio_and_its_spectrograms(data: ModuleType, tmp_path: Path) -> None:
-    pytest.importorskip("soundfile")
+    for package in ("sklearn", "PIL", "soundfile", "soxr"):
+        pytest.importorskip(package)
     languages = [one for one in data.LANGUAGES if list(data.SOUNDS.glob(f"{one}_*/*.wav"))]
     if len(languages) < 2:
         pytest.skip("needs Debian's asterisk-core-sounds-en-wav and another language")

@@ -49,6 +49,7 @@ def test_plain_bars_alone_are_taken(excerpts: ModuleType) -> None:
 
 @needs_abc2midi
 def test_bars_sound_as_in_their_tune(excerpts: ModuleType, tmp_path: Path) -> None:
+    pytest.importorskip("mido")
     stream = random.Random(0)
     notes = ["D", "^F2", "=c/2", "_b", "A,3/2", "G>", "d'"]
     bars = ["".join(stream.choices(notes, k=4)) + "E" for _ in range(9)]
@@ -85,6 +86,7 @@ def test_the_baselines(recipe: ModuleType, tmp_path: Path) -> None:
 
 @needs_abc2midi
 def test_a_tiny_run(recipe: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("mido")
     stream = random.Random(1)
     tunes = [f"X:{n}\nT:{n}\nM:6/8\nL:1/8\nK:D\n{''.join(stream.choices('CDEFGABcdefg', k=6))}|\n" for n in range(60)]
     (tmp_path / "tunes.abc").write_text("\n".join(tunes))
@@ -102,6 +104,9 @@ def test_a_tiny_run(recipe: ModuleType, tmp_path: Path, capsys: pytest.CaptureFi
     assert recipe.main(words) == 1
     assert json.loads((tmp_path / "o.json").read_text())["steps"] == steps, "the run was at its end"
     assert "NOT as claimed" in capsys.readouterr().out
+    (tmp_path / "others.abc").write_text("\n".join(tunes[:3]))
+    with pytest.raises(ValueError, match="choose another --runs"):
+        recipe.main([*words, "--collections", str(tmp_path / "others.abc")])
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.cpu.json")), ids=lambda path: path.name)

@@ -96,6 +96,50 @@ def test_held_out_documents_are_others(recipe: ModuleType) -> None:
     assert first.to_bytes()[0] == rule.document(0, 0)
 
 
+@pytest.mark.parametrize("recipe", ["cross_patch"], indirect=True)
+@pytest.mark.parametrize(
+    ("words", "ran", "written"),
+    [
+        ([], ["delay_1", "delay_4", "delay_16", "recall"], "recipe.cpu.json"),
+        (["--only", "recall"], ["recall"], None),
+        (["--full"], ["delay_1", "delay_4", "delay_16", "delay_64", "delay_256", "recall"], "recipe.full.json"),
+        (["--full", "--only", "delay_256"], ["delay_256"], None),
+    ],
+)
+def test_all_run_by_default_and_some_replace_no_results(
+    recipe: ModuleType,
+    words: list[str],
+    ran: list[str],
+    written: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = importlib.import_module("made_documents")
+    asked: list[str] = []
+
+    def run(experiment: object, folder: Path) -> dict[str, object]:
+        asked.append(folder.name)
+        return {"bits_per_byte": 0.0, "floor_bits_per_byte": 0.0, "excess_bits_per_byte": 0.0, "holds": True}
+
+    monkeypatch.setattr(made, "run", run)
+    monkeypatch.setattr("sys.argv", ["recipe.py", *words])
+    script = str(tmp_path / "recipe.py")
+    assert made.main(script, "", recipe.experiments(), recipe.full_experiments()) == 0
+    assert asked == ran
+    assert [path.name for path in tmp_path.iterdir()] == ([written] if written else [])
+
+
+@pytest.mark.parametrize("recipe", ["cross_patch"], indirect=True)
+def test_what_takes_the_full_model_is_named(
+    recipe: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = importlib.import_module("made_documents")
+    monkeypatch.setattr("sys.argv", ["recipe.py", "--only", "delay_64"])
+    with pytest.raises(SystemExit):
+        made.main("recipe.py", "", recipe.experiments(), recipe.full_experiments())
+    assert "got delay_64, which take --full" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.cpu.json")), ids=lambda path: path.name)
 def test_the_results_beside_the_scripts_hold(path: Path) -> None:
     found = json.loads(path.read_text())

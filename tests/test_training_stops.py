@@ -40,6 +40,7 @@ def test_data_that_fails_is_told_when_what_was_trained_is_saved(tmp_path: Path, 
     assert stopped.step == 3
     assert stopped.store.pointed("latest") == 3
     assert caught.value.__notes__ == [f"saved in {stopped.store.path(3)}: start the same run again to go on"]
+    assert stopped.source.state_dict() == {"position": 6}, "where step 4 begins"
     # The data is there again: the run is the one that never stopped, the batch before the one that failed included.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*resuming with other settings")
@@ -78,6 +79,10 @@ def test_nothing_is_saved_of_no_step_nor_of_spoilt_weights(tmp_path: Path, monke
     with pytest.raises(DataError, match="the disk is gone") as caught:
         make_trainer(tmp_path / "full", failing(2)).train()
     assert caught.value.__notes__ == ["no space"]
+    # Being saved is not saved: it may fail yet.
+    with pytest.raises(DataError, match="the disk is gone") as caught:
+        make_trainer(tmp_path / "full later", failing(3), save_every=3).train()
+    assert caught.value.__notes__ == ["no space"]
 
 
 def test_a_second_run_in_the_folder_is_refused_at_once(tmp_path: Path) -> None:
@@ -86,6 +91,17 @@ def test_a_second_run_in_the_folder_is_refused_at_once(tmp_path: Path) -> None:
         make_trainer(tmp_path / "run", steps=2)
     first.train()
     assert not (tmp_path / "run/.lock").exists()
+    # Notes of ranks belong to the run that holds the folder; the next start removes them.
+    note = tmp_path / "run/.ranks-first/1"
+    note.parent.mkdir()
+    note.touch()
+    lock = FolderLock(tmp_path / "run", "another run")
+    with pytest.raises(FolderInUseError):
+        make_trainer(tmp_path / "run", steps=2)
+    assert note.exists()
+    lock.release()
+    make_trainer(tmp_path / "run", steps=2)
+    assert not note.parent.exists()
     # Between sessions the folder is free, and a session of the same trainer takes it again.
     lock = FolderLock(tmp_path / "run", "another run")
     with pytest.raises(FolderInUseError):
@@ -128,6 +144,9 @@ def test_a_run_that_was_killed_locks_nobody_out(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_all_ranks_are_refused(tmp_path: Path) -> None:
     lock = FolderLock(tmp_path / "run", "another run")
+    note = tmp_path / "run/.ranks-first/1"
+    note.parent.mkdir()
+    note.touch()
     tests = Path(__file__).parent
     paths = [str(tests), *(path for path in sys.path if path)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
@@ -140,3 +159,4 @@ def test_all_ranks_are_refused(tmp_path: Path) -> None:
     assert refused.returncode != 0
     assert refused.stderr.count(b"is at work here") >= 2, "rank 0 knows, and tells the other"
     assert not (tmp_path / "run/checkpoints").exists()
+    assert list((tmp_path / "run").glob(".ranks-*/*")) == [note], "the first run's, and none of the refused one"

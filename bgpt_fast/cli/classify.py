@@ -17,7 +17,7 @@ from bgpt_fast.cli.common import (
     as_json,
     console,
     generation_progress,
-    new_folder,
+    plots_folder,
     read_options,
     shown_name,
     table,
@@ -70,7 +70,7 @@ def run(words: Sequence[str]) -> int:
     if not options.data:
         raise DataError("expected files or folders after the checkpoint, got none")
     if options.plots is not None:
-        new_folder(options.plots, "plots")
+        plots_folder(options.plots)
     skips = Skips()
     files = find_files([str(path) for path in options.data], skips)
     model = BGPTForClassification.from_pretrained(

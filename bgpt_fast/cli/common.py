@@ -20,6 +20,7 @@ from rich.table import Table
 
 from bgpt_fast.device import resolve_device
 from bgpt_fast.model import BGPT
+from bgpt_fast.report.plots import new_figure
 
 Options = TypeVar("Options")
 GenerationProgress = Callable[[int, int, int], None]
@@ -54,6 +55,17 @@ def new_folder(path: Path, of: str) -> Path:
         raise FileExistsError(f"{path}: expected a new or empty folder for {of}; choose another --output or remove it")
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def plots_folder(path: Path) -> Path:
+    """Makes a folder for plots before anything is computed that they would be drawn of.
+
+    Raises:
+        ImportError: matplotlib is missing.
+        FileExistsError, OSError: as `new_folder`.
+    """
+    new_figure(1, 1)
+    return new_folder(path, "plots")
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ class Baselines:
         files: files and folders, the test set. Files named LABEL_anything.ext are classified too, if there is a
             training set.
         train: files and folders that may be learned from, the training set.
-        cnn: train a small convolutional network too, for a minute or so.
+        cnn: train a small convolutional network too, for a minute or so; needs labelled files in both sets.
         output: where to write the figures as JSON; None means nowhere.
         json: print JSON instead of tables.
     """
@@ -44,6 +44,14 @@ def run(words: Sequence[str]) -> int:
     options = read_options(Baselines, "data baselines", words)
     skips = Skips()
     files, train = _read(options.files, skips), _read(options.train, skips)
+    labelled, learned = _labelled(files), _labelled(train)
+    classes = {label for label, _ in learned}
+    labelled = [(label, content) for label, content in labelled if label in classes]
+    if options.cnn and not (labelled and len(classes) > 1):
+        raise ValueError(
+            "--cnn: expected files named LABEL_anything.ext of two or more classes in --train, and some of these "
+            f"classes to classify, got {len(classes)} classes and {len(labelled)} files"
+        )
     contents = [content for _, content in files]
     scores = compression_scores(contents, [content for _, content in train])
     entropy = entropy_of_bytes(contents)
@@ -61,9 +69,7 @@ def run(words: Sequence[str]) -> int:
     rows.append(["counting bytes (order 0)", "–", _bits(entropy), "–"])
     headings = ["bits per byte", "each file alone", "all together", "after the training files"]
     tables = [table(f"{len(files)} files, {sum(map(len, contents)):,} bytes", headings, rows)]
-    labelled, learned = _labelled(files), _labelled(train)
-    labelled = [(label, content) for label, content in labelled if label in {label for label, _ in learned}]
-    if labelled and len({label for label, _ in learned}) > 1:
+    if labelled and len(classes) > 1:
         reports = {f"{method}, byte counts": classify_by_bytes(learned, labelled, method) for method in _methods()}
         if options.cnn:
             reports["CNN"] = classify_by_cnn(learned, labelled)

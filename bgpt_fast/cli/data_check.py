@@ -91,7 +91,8 @@ def _pairs(options: Check) -> tuple[list[Conversion], dict[str, list[str]]]:
     if len(options.files) != 1 or not options.files[0].is_dir() or not (options.truth and options.truth.is_dir()):
         raise ValueError("--truth: expected one folder of files and one of true files")
     made, true = _names(options.files[0]), _names(options.truth)
-    wanted = {name for name in true if extension_of(name) in set(map(extension_of, made))}
+    kinds = set(map(extension_of, made))
+    wanted = {name for name in true if extension_of(name) in kinds}
     conversions = [
         Conversion(
             str(options.files[0] / name),

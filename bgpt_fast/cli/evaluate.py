@@ -18,7 +18,7 @@ from bgpt_fast.cli.common import (
     console,
     generation_progress,
     load_model,
-    new_folder,
+    plots_folder,
     read_options,
     shown_name,
     table,
@@ -97,7 +97,14 @@ def run(words: Sequence[str]) -> int:
         raise ValueError("--plots: expected files to evaluate, got none; name files or folders")
     if options.conversion and not options.data:
         raise ValueError("--conversion: expected pairs of files to evaluate, got none; name files or folders")
-    if options.data and (options.checkpoint is not None or options.generated is None or options.conversion):
+    if options.output is not None and options.output.is_dir():
+        raise IsADirectoryError(f"--output: expected a file to write, got the folder {options.output}")
+    scores = options.data and (options.checkpoint is not None or options.generated is None or options.conversion)
+    if options.plots is not None and not scores:
+        raise ValueError("--plots: expected a --checkpoint with it, got none: of --generated alone there are no plots")
+    # First, because it is soon over: what is wrong there is told before a model works for hours.
+    generated = None if options.generated is None else _generated(options, options.generated)
+    if scores:
         reports = _reports(options)
         if options.conversion:
             figures["conversion"] = {name: report.to_dict() for name, report in reports.items()}
@@ -105,9 +112,9 @@ def run(words: Sequence[str]) -> int:
             figures = reports[_FILES].to_dict()
         for name, report in reports.items():
             shown += _file_tables(name, report)
-    if options.generated is not None:
-        figures["generated"] = _generated(options, options.generated)
-        shown.append(_collapse_table(figures["generated"]))
+    if generated is not None:
+        figures["generated"] = generated
+        shown.append(_collapse_table(generated))
     assessment = None if options.data or options.generated is not None else _assessment(options)
     if assessment is not None:
         figures = assessment.to_dict()
@@ -143,7 +150,7 @@ def _reports(options: Evaluate) -> dict[str, FileReport]:
     """By what they are of: the files, or the target files of each direction of a conversion."""
     model = _model(options)
     if options.plots is not None:
-        new_folder(options.plots, "plots")
+        plots_folder(options.plots)
     arguments: dict[str, Any] = {
         "patches_per_batch": options.patches_per_batch,
         "baselines": options.baselines,

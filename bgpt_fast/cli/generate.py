@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ class Generate:
         overwrite: make all files, and replace those that are there.
         max_batch: files under way at once; None means 256, or as many as max_memory_mb allows.
         max_memory_mb: most memory for the files under way, in MB of 10⁶ bytes; None means whatever max_batch takes.
+        batch_invariant: on a GPU, too, write each file as if it were alone, to the last bit; slower. CPUs always do.
         device: "auto" means the GPU where there is one.
     """
 
@@ -55,6 +57,7 @@ class Generate:
     overwrite: bool = False
     max_batch: int | None = None
     max_memory_mb: int | None = None
+    batch_invariant: bool = False
     device: str = "auto"
 
 
@@ -65,20 +68,25 @@ def run(words: Sequence[str]) -> int:
     check_extension("--ext", options.ext or "")
     max_memory = None if options.max_memory_mb is None else options.max_memory_mb * 10**6
     model = load_model(options.checkpoint, options.device)
-    generator = Generator(model, max_batch=options.max_batch, max_memory=max_memory)
+    generator = Generator(
+        model, max_batch=options.max_batch, max_memory=max_memory, batch_invariant=options.batch_invariant
+    )
     wanted = _wanted(options, context_bytes(generator.model.config))
     told = as_json(options)
     plan = {
         name: value
         for name, value in told.items()
-        if name not in ("output", "max_batch", "max_memory_mb", "device", "overwrite")
+        if name not in ("output", "max_batch", "max_memory_mb", "batch_invariant", "device", "overwrite")
     }
     plan["model"] = fingerprint(model)
     sampling = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "seed")}
     generator.generate([], max_new_bytes=options.max_new_bytes, **sampling)  # names wrong options before any folder is
     folder = OutputFolder(options.output, plan, "the generated files", overwrite=options.overwrite)
-    made, seconds = make_files(generator, wanted, folder, "generating", sampling, max_new_bytes=options.max_new_bytes)
-    tell(folder, wanted, made, seconds, {"options": told})
+    with contextlib.closing(folder):
+        made, seconds = make_files(
+            generator, wanted, folder, "generating", sampling, max_new_bytes=options.max_new_bytes
+        )
+        tell(folder, wanted, made, seconds, {"options": told})
     return 0
 
 

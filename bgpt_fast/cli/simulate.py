@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +31,7 @@ from bgpt_fast.tasks.cpu_states.assessment import Assessment, Assessor, Piece
 from bgpt_fast.tasks.cpu_states.evaluation import InstructionScore, RegisterScore
 from bgpt_fast.tasks.cpu_states.predictions import PredictionTable, predictions_to_parquet, write_predictions
 from bgpt_fast.tasks.cpu_states.programs import count_programs, random_pieces, read_pieces
-from bgpt_fast.tasks.cpu_states.saved_piece import SavedPiece
+from bgpt_fast.tasks.cpu_states.saved_piece import SavedPiece, digest
 from bgpt_fast.tasks.cpu_states.views import program_view
 
 PAGE = "report.html"
@@ -61,6 +62,7 @@ class Simulate:
         page: how many programs report.html shows step by step, wrong ones first; 0 means no page.
         output: the folder to write into; new, empty, or begun by the same command.
         max_batch: programs under way at once.
+        batch_invariant: on a GPU, too, write each trace as if it were alone, to the last bit; slower. CPUs always do.
         device: "auto" means the GPU where there is one.
     """
 
@@ -79,6 +81,7 @@ class Simulate:
     page: int = 50
     output: Path = Path("simulated")
     max_batch: int = 256
+    batch_invariant: bool = False
     device: str = "auto"
 
 
@@ -103,7 +106,7 @@ def run(words: Sequence[str]) -> int:
     folder = SimulationFolder(options.output, {**plan, "model": fingerprint(model)})
     try:
         if folder.complete:
-            return _already_there(options)
+            return _already_there(options, _chain(first, pieces))
         if folder.resumed:
             console.print(f"{options.output}: goes on where it was stopped", markup=False)
         total = count_programs(options.programs) if options.programs else options.random
@@ -116,9 +119,16 @@ def run(words: Sequence[str]) -> int:
 def _simulate(options: Simulate, model: BGPT, folder: SimulationFolder, pieces: Iterator[Traces], total: int) -> None:
     machine = options.machine
     draft = options.draft and next(model.parameters()).device.type == "cpu"
-    assessor = Assessor(model, machine.num_registers, max_batch=options.max_batch, draft=draft)
+    assessor = Assessor(
+        model,
+        machine.num_registers,
+        max_batch=options.max_batch,
+        draft=draft,
+        batch_invariant=options.batch_invariant,
+    )
     examples = _Examples(max(options.show, options.page))
     names: list[str] = []
+    programs = hashlib.sha256()
     with contextlib.ExitStack() as stack:
         parquet: PredictionTable | None = None
         if options.write in ("parquet", "both"):
@@ -131,6 +141,7 @@ def _simulate(options: Simulate, model: BGPT, folder: SimulationFolder, pieces: 
                 progress.piece(len(saved.predicted), len(traces), 0)
                 piece = assessor.add(traces, progress=progress.piece, saved=saved)
             progress.next(len(traces))
+            programs.update(digest(traces))
             # Equal programs may start from different registers: a number keeps them apart.
             new = [f"{len(names) + place:06d}-{trace.name}" for place, trace in enumerate(traces)]
             if options.write in ("bin", "both"):
@@ -151,7 +162,8 @@ def _simulate(options: Simulate, model: BGPT, folder: SimulationFolder, pieces: 
         title = f"{len(names)} programs of the toy CPU, simulated by {options.checkpoint}"
         page = options.output / PAGE
         write_simulation_page(page, title, column_names(machine.num_registers), figures, views)
-    folder.finish({"options": as_json(options), "files": names, **figures})
+    told = {"options": as_json(options), "programs_digest": programs.hexdigest(), "files": names}
+    folder.finish({**told, **figures})
     console.print(
         f"\n{', '.join(_made(options))} are in {options.output}/: predicted traces, all figures, and a page to look at",
         markup=False,
@@ -165,13 +177,24 @@ def _made(options: Simulate) -> list[str]:
     return [REPORT, *page, *written.get(options.write, ["predicted/", "predicted.parquet"])]
 
 
-def _already_there(options: Simulate) -> int:
+def _already_there(options: Simulate, pieces: Iterator[Traces]) -> int:
     """Says that there is nothing to do.
 
     Raises:
-        FileExistsError: what these options write is not all there: it was not asked for, or is gone.
+        FileExistsError: it is of other programs, whose files have changed since; or what these options write is not
+            all there: it was not asked for, or is gone.
     """
     report = json.loads((options.output / REPORT).read_bytes())
+    if options.programs:
+        programs = hashlib.sha256()
+        for traces in pieces:
+            programs.update(digest(traces))
+        if programs.hexdigest() != report["programs_digest"]:
+            paths = ", ".join(map(str, options.programs))
+            raise FileExistsError(
+                f"{options.output}: holds the simulation of other programs than are in {paths} now; choose another "
+                "--output, or remove this one"
+            )
     missing = [name for name in _made(options) if not (options.output / name).exists()]
     if options.write in ("bin", "both"):
         predicted = options.output / "predicted"

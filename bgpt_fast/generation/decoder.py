@@ -1,10 +1,10 @@
 """The two decoders of a bGPT over caches of keys and values, operation by operation in torch.
 
-It scores on GPUs, and generates where there is nothing faster: the CPU has `FusedDecoder`, CUDA `DeviceDecoder`, which
-are both tested against this one. On the CPU every operation here gives a token the same bits whatever else is in the
-call: `invariant_linear`, `cached_attention` and `patch_embed` by construction, layer norm, additions and look-ups
-because torch computes them row by row. Shape letters: T tokens, N patches, D width, H heads, d = D / H, L positions a
-slot, B slots, S bytes a patch, V = 257.
+It generates and scores where there is nothing faster: the CPU has `FusedDecoder`, CUDA `DeviceDecoder`, which are both
+tested against this one. On the CPU every operation here gives a token the same bits whatever else is in the call:
+`invariant_linear`, `cached_attention` and `patch_embed` by construction, layer norm, additions and look-ups because
+torch computes them row by row. Shape letters: T tokens, N patches, D width, H heads, d = D / H, L positions a slot, B
+slots, S bytes a patch, V = 257.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A decoder's weights as a GPU's engines read them, and its layers from the library's products. Not yet run on a GPU.
+"""A decoder's weights as a GPU's engines read them, and its layers on new tokens. Not yet run on a GPU.
 
 Shape letters: T tokens, D width, F hidden width, V = 257.
 """
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bgpt_fast.kernels.bias_gelu.op import bias_gelu
+from bgpt_fast.kernels.invariant_linear.op import invariant_linear
 from bgpt_fast.kernels.layer_norm.op import add_layer_norm, layer_norm
 from bgpt_fast.layers import Block, Conv1D, Transformer
 from bgpt_fast.model import BGPT
@@ -100,10 +101,16 @@ Attend = Callable[[int, Tensor], Tensor]
 
 
 class DeviceLayers:
-    """A decoder's layers and last norm on new tokens."""
+    """A decoder's layers and last norm on new tokens.
 
-    def __init__(self, weights: DecoderWeights) -> None:
-        self.weights = weights
+    Args:
+        weights: of the decoder.
+        batch_invariant: products by `invariant_linear`, so that a token's bits depend on that token alone; else by the
+            library, which chooses them by the number of tokens.
+    """
+
+    def __init__(self, weights: DecoderWeights, batch_invariant: bool = False) -> None:
+        self.weights, self.batch_invariant = weights, batch_invariant
         self._biases = [[bias.to(weights.dtype, copy=True) for bias in _biases(layer)] for layer in weights.layers]
 
     def reload(self) -> None:
@@ -120,13 +127,21 @@ class DeviceLayers:
         followers = [(layer.ln_1_weight, layer.ln_1_bias) for layer in weights.layers[1:]]
         followers.append((weights.ln_f_weight, weights.ln_f_bias))
         for i, (layer, biases, following) in enumerate(zip(weights.layers, self._biases, followers, strict=True)):
-            attended = attend(i, F.linear(x, layer.attn_weight, biases[0]))
-            branch = F.linear(attended, layer.attn_proj_weight, biases[1])
+            attended = attend(i, self.linear(x, layer.attn_weight, biases[0]))
+            branch = self.linear(attended, layer.attn_proj_weight, biases[1])
             x, total = add_layer_norm(branch, total, layer.ln_2_weight, layer.ln_2_bias, eps=eps)
-            hidden = bias_gelu(F.linear(x, layer.fc_weight), layer.fc_bias)
-            branch = F.linear(hidden, layer.mlp_proj_weight, biases[2])
+            branch = self.linear(self._hidden(x, layer), layer.mlp_proj_weight, biases[2])
             x, total = add_layer_norm(branch, total, *following, eps=eps)
         return x
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x [T, inputs] times weight [outputs, inputs], plus bias → [T, outputs], all in the layers' precision."""
+        return invariant_linear(x, weight.t(), bias) if self.batch_invariant else F.linear(x, weight, bias)
+
+    def _hidden(self, x: Tensor, layer: LayerWeights) -> Tensor:
+        if self.batch_invariant:
+            return invariant_linear(x, layer.fc_weight.t(), layer.fc_bias, gelu=True)
+        return bias_gelu(F.linear(x, layer.fc_weight), layer.fc_bias)
 
 
 def _biases(layer: LayerWeights) -> tuple[Tensor, Tensor, Tensor]:

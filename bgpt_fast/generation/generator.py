@@ -5,9 +5,7 @@ Shape letters: T tokens, D width, S bytes a patch, V = 257 tokens.
 
 from __future__ import annotations
 
-import bisect
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,23 +18,18 @@ from bgpt_fast.generation.fused import FusedDecoder, PackedModel, state_of
 from bgpt_fast.generation.on_device import DeviceDecoder, DeviceModel
 from bgpt_fast.generation.packed import BYTE_DECODE_ROWS, PRECISIONS
 from bgpt_fast.generation.prompt import Generation, Prompt
+from bgpt_fast.generation.rounds import AnyDecoder, Progress, Run
 from bgpt_fast.generation.sampling import Sampling
-from bgpt_fast.generation.sequence import MOST, Row
+from bgpt_fast.generation.sequence import MOST
 from bgpt_fast.generation.sequence import Sequence as FileSequence
-from bgpt_fast.generation.writing import Writing
 from bgpt_fast.model import BGPT
 from bgpt_fast.patches import PackedPatches
-
-_PATCHES_AT_ONCE = 512  # bounds the activations of a prefill; enough to keep the products at full speed
 
 _MAX_BATCH = 256
 _GRAPH_BYTES = 160
 """For each of hidden_size and each file: what the graphs of both decoders write, with rows up to twice the files."""
 _ACTIVATION_BYTES = 24 * 1024
-"""For each of hidden_size: `_PATCHES_AT_ONCE` patches in the patch decoder, or a chunk in the byte decoder."""
-
-Progress = Callable[[int, int, int], None]
-"""Called after each round with (files done, files in all, new bytes so far)."""
+"""For each of hidden_size: `PATCHES_AT_ONCE` patches in the patch decoder, or a chunk in the byte decoder."""
 
 
 class _Packed(NamedTuple):
@@ -52,10 +45,10 @@ class Generator:
 
     A file's bytes depend on the model, its prompt and the sampling arguments alone. On the CPU that holds to the last
     bit, by the order of every sum: what shares the batch, the size of the batch, the place in it, the number of threads
-    and the caches change nothing. On a GPU (not yet run on one) it holds up to the rounding of the library's matrix
-    products, which can tip a choice between nearly equal bytes. There a round of few patches is written by a persistent
-    kernel, one of many by CUDA graphs that are recorded when a number of files first needs them; weights are copied for
-    both at each call, to where the graphs read them.
+    and the caches change nothing. On a GPU (not yet run on one) it holds so with `batch_invariant`; without, up to the
+    rounding of the library's matrix products, which can tip a choice between nearly equal bytes. There a round of few
+    patches is written by a persistent kernel, one of many by CUDA graphs that are recorded when a number of files first
+    needs them; weights are copied for both at each call, to where the graphs read them.
 
     On the CPU the weights are packed when a call finds them new or changed, and kept beside the model's own: 4, 2 or 1
     bytes each by `precision`, 425, 212 or 106 MB for the 110 M model. Of changes that torch does not count, such as a
@@ -73,9 +66,13 @@ class Generator:
             bfloat16. Keys and values are as wide as the inputs. None means that of the model: bfloat16 for a bfloat16
             model, else float32. Rounding the shipped CPU-state model changes its loss by 0.05 % (bfloat16) and 0.2 %
             (int8), and 0.3 % and 0.6 % of its likeliest bytes, most of them in programs, which nobody can predict.
+        batch_invariant: demand that a file's bytes depend on nothing that shares the batch, to the last bit. On the CPU
+            they never do, whatever is given here. On an NVIDIA GPU True has all rounds written by the same CUDA graphs,
+            of products with fixed tiles; None and False take the fastest engine for each round. What True costs there
+            is predicted in docs/kernels.md and has not been measured, which is why it is not the default.
 
     Raises:
-        TypeError, ValueError: a wrong argument.
+        TypeError, ValueError: a wrong argument, such as a demand that the model's device cannot meet.
     """
 
     def __init__(
@@ -85,6 +82,7 @@ class Generator:
         max_batch: int | None = None,
         max_memory: int | None = None,
         precision: str | None = None,
+        batch_invariant: bool | None = None,
     ) -> None:
         if not isinstance(model, BGPT):
             raise TypeError(f"Generator: model: expected a BGPT, got {type(model).__name__}")
@@ -97,10 +95,15 @@ class Generator:
                 raise ValueError(f"Generator: {name}: expected at least 1, got {value}")
         if precision is not None and precision not in PRECISIONS:
             raise ValueError(f"Generator: precision: expected one of {PRECISIONS} or None, got {precision!r}")
+        if not isinstance(batch_invariant, bool | None):
+            raise TypeError(
+                f"Generator: batch_invariant: expected a bool or None, got {type(batch_invariant).__name__}"
+            )
         self.model = model
         self._max_batch = max_batch
         self.max_memory = max_memory
         self.precision = precision
+        self.batch_invariant = batch_invariant
         self._packed: _Packed | None = None
         self._on_device: DeviceModel | None = None
 
@@ -219,7 +222,7 @@ class Generator:
         S = self.model.config.patch_size
         length = _cached(max(sequence.before - -sequence.limit // S for sequence in sequences))
         slots = self._slots(len(sequences), length, drafter is not None)
-        return _Run(self._decoder, slots, length, sequences, sampling, drafter).files(progress)
+        return Run(self._decoder, slots, length, sequences, sampling, drafter).files(progress)
 
     def _slots(self, total: int, length: int, drafting: bool) -> int:
         """How many sequences of `length` patches to have under way."""
@@ -254,7 +257,7 @@ class Generator:
         guessed = 8 * config.byte_num_layers * config.patch_size * BYTE_DECODE_ROWS if drafting else 0
         return (_ACTIVATION_BYTES + guessed) * config.hidden_size
 
-    def _decoder(self, slots: int, length: int) -> CachedDecoder | DeviceDecoder | FusedDecoder:
+    def _decoder(self, slots: int, length: int) -> AnyDecoder:
         try:
             return self._new_decoder(slots, length)
         except MemoryError as error:
@@ -264,7 +267,7 @@ class Generator:
                 "lower max_batch or max_new_bytes, or set max_memory"
             ) from error
 
-    def _new_decoder(self, slots: int, length: int) -> CachedDecoder | DeviceDecoder | FusedDecoder:
+    def _new_decoder(self, slots: int, length: int) -> AnyDecoder:
         precision, device = self._own_precision(), self._device
         if device.type == "cpu":
             return FusedDecoder(self._packed_model(precision), slots, length)
@@ -272,15 +275,18 @@ class Generator:
         if precision not in offered:
             raise ValueError(f"Generator: precision: expected one of {offered} on {device}, got {precision!r}")
         if device.type != "cuda":
+            if self.batch_invariant:
+                raise ValueError(f"Generator: batch_invariant: expected None or False on {device}, got True")
             return CachedDecoder(self.model, slots, length)
         return DeviceDecoder(self._device_model(precision), slots, length)
 
     def _device_model(self, precision: str) -> DeviceModel:
         """The weights as they are now, where those of the last call were, so that its graphs can be used again."""
         kept = self._on_device
-        if kept is None or kept.precision != precision or kept.device != self._device:
+        wanted = precision, bool(self.batch_invariant), self._device
+        if kept is None or (kept.precision, kept.batch_invariant, kept.device) != wanted:
             self._on_device = None
-            self._on_device = kept = DeviceModel(self.model, precision)
+            self._on_device = kept = DeviceModel(self.model, precision, batch_invariant=bool(self.batch_invariant))
         else:
             kept.reload(self.model)
         return kept
@@ -334,104 +340,3 @@ class Generator:
 def _cached(patches: int) -> int:
     """Positions of a cache for so many patches: a multiple of 16 keeps its rows on whole cache lines."""
     return max(1, -(-patches // 16)) * 16
-
-
-class _Run:
-    """One call of a Generator: its sequences, its caches and who holds which slot."""
-
-    def __init__(
-        self,
-        decoder: Callable[[int, int], CachedDecoder | DeviceDecoder | FusedDecoder],
-        slots: int,
-        length: int,
-        sequences: list[FileSequence],
-        sampling: Sampling,
-        drafter: Drafter | None,
-    ) -> None:
-        self.drafter = drafter
-        self.make_decoder, self.slots, self.length = decoder, slots, length
-        self.sequences, self.sampling = sequences, sampling
-        self.total = len(sequences)
-
-    def files(self, progress: Progress | None) -> Iterator[tuple[int, Generation]]:
-        """Runs all sequences; inference mode is left at each yield, so that it never leaks to the caller."""
-        with torch.inference_mode():
-            self.decoder = self.make_decoder(self.slots, self.length)
-        waiting, free = deque(self.sequences), list(range(self.slots))
-        active: list[FileSequence] = []
-        done = new_bytes = 0
-        while waiting or active:
-            while waiting and free:
-                sequence = waiting.popleft()
-                sequence.slot = free.pop()
-                active.append(sequence)
-            before = sum(len(sequence.data) for sequence in active)
-            running = [sequence for sequence in active if not sequence.done]
-            if running:
-                self._round(running)
-            new_bytes += sum(len(sequence.data) for sequence in active) - before
-            ended = [sequence for sequence in active if sequence.done]
-            active = [sequence for sequence in active if not sequence.done]
-            done += len(ended)
-            free.extend(sequence.slot for sequence in ended)
-            if progress is not None:
-                progress(done, self.total, new_bytes)
-            for sequence in ended:
-                yield sequence.place, sequence.result()
-
-    @torch.inference_mode()
-    def _round(self, running: list[FileSequence]) -> None:
-        """Writes the patch that each running sequence is at."""
-        asked = [self._ask(sequence) for sequence in running]
-        rows = [row for _, rows in asked for row in rows]
-        drafting = self.drafter is not None
-        writing = Writing(
-            _cpu([row.given for row in rows], torch.int16),
-            _cpu([row.room for row in rows], torch.int64),
-            _cpu([row.guesses for row in rows], torch.int16) if drafting else None,
-            _cpu([row.verify for row in rows], torch.bool) if drafting else None,
-            [sequence.index for sequence, (_, rows) in zip(running, asked, strict=True) for _ in rows],
-            [row.start for row in rows],
-        )
-        tokens, counts = self.decoder.write(self._features(running, asked), writing, self.sampling)
-        answers, at = [], 0
-        for sequence, (_, rows) in zip(running, asked, strict=True):
-            answers.append((sequence, tokens[at : at + len(rows)], counts[at : at + len(rows)]))
-            at += len(rows)
-        bad = [sequence.place for sequence, patches, own in answers if sequence.is_damaged(patches, own)]
-        if bad:
-            raise FloatingPointError(
-                f"Generator: NaN or infinite logits for prompts {bad[:8]}; the model's weights are damaged or too large"
-            )
-        for sequence, patches, own in answers:
-            sequence.take(patches, own)
-
-    def _ask(self, sequence: FileSequence) -> tuple[Tensor, list[Row]]:
-        return sequence.ask(self.drafter(sequence.place, bytes(sequence.data)) if self.drafter else b"")
-
-    def _features(self, running: list[FileSequence], asked: list[tuple[Tensor, list[Row]]]) -> Tensor:
-        """The feature [D] before each row, all its sequence's patches being put into the cache."""
-        slots: list[int] = []
-        positions: list[int] = []
-        wanted: list[int] = []
-        for sequence, (patches, rows) in zip(running, asked, strict=True):
-            slots += [sequence.slot] * len(patches)
-            positions += range(sequence.cached, sequence.cached + len(patches))
-            wanted += range(len(slots) - len(rows), len(slots))
-        every = torch.cat([patches for patches, _ in asked])
-        features, last = [], 0
-        for start in range(0, len(every), _PATCHES_AT_ONCE):
-            part = slice(start, start + _PATCHES_AT_ONCE)
-            found = self.decoder.features(
-                every[part].to(self.decoder.device), self._int64(slots[part]), self._int64(positions[part])
-            )
-            first, last = last, bisect.bisect_left(wanted, start + len(found))
-            features.append(found[self._int64([place - start for place in wanted[first:last]])])
-        return torch.cat(features)
-
-    def _int64(self, values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=self.decoder.device)
-
-
-def _cpu(values: list[list[int]] | list[int] | list[bool], dtype: torch.dtype) -> Tensor:
-    return torch.tensor(values, dtype=dtype, device="cpu")

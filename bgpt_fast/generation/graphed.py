@@ -1,13 +1,15 @@
-"""The byte decoder on a GPU for many patches: the library's products, all bytes of a patch recorded as one CUDA graph.
+"""The byte decoder on a GPU for many patches: all bytes of a patch recorded as one CUDA graph.
 
-Nothing waits for the GPU between bytes: tokens are chosen on it, and rows that have ended are carried along. Not yet
-run on a GPU; the same functions run one by one on the CPU, where they are tested.
+Its products and attention are the library's, or such that a patch's bits depend on that patch alone. Nothing waits for
+the GPU between bytes: tokens are chosen on it, and rows that have ended are carried along. Not yet run on a GPU; the
+same functions run one by one on the CPU, where they are tested.
 
 Shape letters: N patches, S bytes a patch, D width, H heads, d = D / H, V = 257.
 """
 
 from __future__ import annotations
 
+import math
 import struct
 
 import torch
@@ -17,9 +19,10 @@ from torch.nn import functional as F
 from bgpt_fast import _C
 from bgpt_fast.config import EOP, VOCAB_SIZE
 from bgpt_fast.device import Record, Replay, cuda_graph
-from bgpt_fast.generation.device_layers import ByteWeights, DeviceLayers
+from bgpt_fast.generation.device_layers import Attend, ByteWeights, DeviceLayers
 from bgpt_fast.generation.sampling import Sampling
 from bgpt_fast.generation.writing import Writing, Written
+from bgpt_fast.kernels.cached_attention.op import cached_attention
 from bgpt_fast.kernels.common.launch import on_device
 
 LEAST_ROWS, MOST_ROWS = 8, 4096
@@ -46,8 +49,7 @@ class _Room:
         self.indices, self.starts, self.sampling = numbers(rows), numbers(rows), numbers(4)
         self.tokens, self.counts, self.next = numbers(rows, S, dtype=torch.int16), numbers(rows), numbers(rows)
         self.going = numbers(rows, dtype=torch.uint8)
-        shape = (2, len(weights.layers), rows, weights.heads, S, -1)
-        self.keys, self.values = cache.view(shape).unbind(0)
+        self.keys, self.values = cache.view(_cache_shape(weights, rows)).unbind(0)
 
     def fill(self, features: Tensor, writing: Writing, part: slice) -> None:
         count = len(features)
@@ -61,18 +63,25 @@ class _Room:
         self.going[:count].fill_(1)
 
 
+def _cache_shape(weights: ByteWeights, rows: int) -> tuple[int, ...]:
+    """[keys and values, layers, N, H, S, d]."""
+    heads = weights.heads
+    return 2, len(weights.layers), rows, heads, weights.patch_size, weights.width // heads
+
+
 class GraphedByteDecoder:
     """Writes any number of patches, MOST_ROWS at a time, filled up to the rows of a graph.
 
     Args:
         weights: on a GPU, or in tests on the CPU.
         record: how a graph is made; None means as a CUDA graph.
+        batch_invariant: a patch's bits depend on that patch alone, not on how many are written with it.
     """
 
-    def __init__(self, weights: ByteWeights, record: Record | None = None) -> None:
+    def __init__(self, weights: ByteWeights, record: Record | None = None, *, batch_invariant: bool = False) -> None:
         self.weights = weights
         self._record = record or cuda_graph
-        self.layers = DeviceLayers(weights)
+        self.layers = DeviceLayers(weights, batch_invariant)
         self._cache = torch.empty(0, dtype=weights.dtype, device=weights.device)
         self._graphs: dict[int, tuple[_Room, Replay]] = {}
 
@@ -96,7 +105,7 @@ class GraphedByteDecoder:
     def _graph(self, rows: int) -> tuple[_Room, Replay]:
         if rows not in self._graphs:
             weights = self.weights
-            size = 2 * len(weights.layers) * rows * weights.patch_size * weights.width
+            size = math.prod(_cache_shape(weights, rows))
             if len(self._cache) < size:
                 self._cache = torch.empty(size, dtype=weights.dtype, device=weights.device)
             # One cache for all graphs: what is in it is of one patch.
@@ -104,6 +113,15 @@ class GraphedByteDecoder:
             with on_device(room.features):
                 self._graphs[rows] = room, self._record(lambda: self._patch(room))
         return self._graphs[rows]
+
+    def new_cache(self, rows: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of `rows` patches for `logits`, with anything in them."""
+        weights = self.weights
+        # As in the graphs, a multiple of 8 rows starts each layer on 16 bytes: to Triton, another alignment is another
+        # compilation, whose sums might have another order.
+        whole = _cache_shape(weights, -(-rows // LEAST_ROWS) * LEAST_ROWS)
+        cache = torch.empty(whole, dtype=weights.dtype, device=weights.device)
+        return cache[0, :, :rows], cache[1, :, :rows]
 
     def _patch(self, room: _Room) -> None:
         """All S bytes of the patches of a room, in memory that stays where it is."""
@@ -120,13 +138,32 @@ class GraphedByteDecoder:
             s: the position.
         """
 
+        if self.layers.batch_invariant:
+            attend = self._attend_alone(keys, values, s)
+        else:
+            attend = self._attend(keys, values, s)
+        return self.layers.linear(self.layers(total, attend), self.weights.head).float()
+
+    def _attend(self, keys: Tensor, values: Tensor, s: int) -> Attend:
         def attend(layer: int, qkv: Tensor) -> Tensor:
             q, k, v = qkv.view(len(qkv), 3, self.weights.heads, -1).unbind(1)
             keys[layer, :, :, s], values[layer, :, :, s] = k, v
             seen = keys[layer, :, :, : s + 1], values[layer, :, :, : s + 1]
             return F.scaled_dot_product_attention(q[:, :, None], *seen).reshape(len(qkv), -1)
 
-        return F.linear(self.layers(total, attend), self.weights.head).float()
+        return attend
+
+    def _attend_alone(self, keys: Tensor, values: Tensor, s: int) -> Attend:
+        # Nobody else reads the keys: the same memory as cached_attention has it, position by position along its rows.
+        layers, N, heads, S, channels = keys.shape
+        keys = keys.view(layers, N, heads, channels, S)
+        slots = torch.arange(N, device=keys.device)
+        positions = torch.full_like(slots, s)
+
+        def attend(layer: int, qkv: Tensor) -> Tensor:
+            return cached_attention(qkv.float(), keys[layer], values[layer], slots, positions).to(qkv.dtype)
+
+        return attend
 
     def _accept(self, logits: Tensor, room: _Room, s: int) -> None:
         """Chooses the bytes at s and notes what follows from them."""

@@ -31,16 +31,20 @@ class DeviceModel:
         model: on a GPU, or in tests on the CPU, without the persistent kernel.
         precision: one of DEVICE_PRECISIONS.
         record: how the graphs are made; None means as CUDA graphs.
+        batch_invariant: a file's bits depend on that file alone. Then one engine serves whatever the number of patches:
+            graphs, of nothing whose sums another number of rows would order otherwise.
     """
 
-    def __init__(self, model: BGPT, precision: str, record: Record | None = None) -> None:
-        self.precision = precision
+    def __init__(
+        self, model: BGPT, precision: str, record: Record | None = None, *, batch_invariant: bool = False
+    ) -> None:
+        self.precision, self.batch_invariant = precision, batch_invariant
         self.patches, self.bytes = PatchWeights(model, precision), ByteWeights(model, precision)
         self.device = self.bytes.device
-        self.patch_layers = DeviceLayers(self.patches)
+        self.patch_layers = DeviceLayers(self.patches, batch_invariant)
         self.record = record or cuda_graph
-        self.graphed = GraphedByteDecoder(self.bytes, self.record)
-        has_kernel = self.device.type == "cuda" and PersistentByteDecoder.takes(self.bytes)
+        self.graphed = GraphedByteDecoder(self.bytes, self.record, batch_invariant=batch_invariant)
+        has_kernel = self.device.type == "cuda" and not batch_invariant and PersistentByteDecoder.takes(self.bytes)
         self.persistent = PersistentByteDecoder(self.bytes) if has_kernel else None
 
     def reload(self, model: BGPT) -> None:

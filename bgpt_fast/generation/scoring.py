@@ -1,9 +1,10 @@
 """How likely a model takes documents to be, with the very bits that generation computes.
 
-Everything goes through the decoders of `Generator`: on the CPU a byte's logits depend on the bytes before it alone, not
-on what shares the batch, nor on whether the document is read at once (`score`) or byte by byte (`ByteStreams`). An
-arithmetic coder can be built on that: examples/compression does. On a GPU (not yet run on one) the bits are the
-library's, and nothing of that is promised.
+Everything goes through the decoders of `Generator`: a byte's logits depend on the bytes before it alone, not on what
+shares the batch, nor on whether the document is read at once (`score`) or byte by byte (`ByteStreams`). An arithmetic
+coder can be built on that: examples/compression does. So it is on the CPU, and on an NVIDIA GPU (not yet run on one),
+where the bits are those of a `Generator` with `batch_invariant=True`. On other devices the bits are the library's, and
+nothing of that is promised.
 
 Shape letters: N bytes of a document, P patches, S bytes a patch, D width, V = 257 tokens, of which 256 is `<eop>`, that
 ends a file.
@@ -19,12 +20,17 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from bgpt_fast.config import EOP, VOCAB_SIZE, BGPTConfig
+from bgpt_fast.device import Replay
 from bgpt_fast.documents import extension_of
 from bgpt_fast.generation.decoder import CachedDecoder
+from bgpt_fast.generation.device_layers import DEVICE_PRECISIONS
 from bgpt_fast.generation.fused import FusedDecoder, PackedModel
+from bgpt_fast.generation.on_device import DeviceDecoder, DeviceModel
 from bgpt_fast.generation.packed import PRECISIONS
+from bgpt_fast.generation.rounds import AnyDecoder
 from bgpt_fast.model import BGPT
 from bgpt_fast.patches import PackedPatches
 
@@ -122,17 +128,25 @@ class _Decoders:
         self.config, self._model = model.config, model
         weight = model.byte_level_decoder.base.lm_head.weight
         self.device = weight.device
-        own = "bfloat16" if weight.dtype == torch.bfloat16 and self.device.type == "cpu" else "float32"
-        if precision not in (None, *PRECISIONS) or (self.device.type != "cpu" and precision not in (None, "float32")):
-            expected = PRECISIONS if self.device.type == "cpu" else "float32"
-            raise ValueError(f"precision: expected None or one of {expected} on {self.device}, got {precision!r}")
-        self._packed = PackedModel(model, precision or own) if self.device.type == "cpu" else None
+        kind = self.device.type
+        own = "bfloat16" if weight.dtype == torch.bfloat16 and kind in ("cpu", "cuda") else "float32"
+        offered = {"cpu": PRECISIONS, "cuda": tuple(DEVICE_PRECISIONS)}.get(kind, ("float32",))
+        if precision not in (None, *offered):
+            raise ValueError(f"precision: expected None or one of {offered} on {self.device}, got {precision!r}")
+        self._packed = PackedModel(model, precision or own) if kind == "cpu" else None
+        self._on_device: DeviceModel | None = None
+        if kind == "cuda":
+            self._on_device = DeviceModel(model, precision or own, _unrecorded, batch_invariant=True)
 
-    def above(self, slots: int, patches: int) -> CachedDecoder | FusedDecoder:
+    def above(self, slots: int, patches: int) -> AnyDecoder:
         """The patch decoder with an empty cache."""
         # A multiple of 16 keeps the rows of the cache on whole cache lines.
         length = max(1, -(-patches // 16)) * 16
-        return FusedDecoder(self._packed, slots, length) if self._packed else CachedDecoder(self._model, slots, length)
+        if self._packed is not None:
+            return FusedDecoder(self._packed, slots, length)
+        if self._on_device is not None:
+            return DeviceDecoder(self._on_device, slots, length)
+        return CachedDecoder(self._model, slots, length)
 
     def logits(self, features: Tensor, tokens: Tensor, count: int) -> Tensor:
         """Logits [P, S, V] of the first `count` bytes of patches, each given those before it.
@@ -150,12 +164,26 @@ class _Decoders:
                 raise FloatingPointError("NaN or infinite logits; the model's weights are damaged or too large")
             assert decoded.logits is not None
             return decoded.logits
-        below = CachedDecoder(self._model, P, 1)
         found, rows = features.new_full((P, S, VOCAB_SIZE), torch.nan), torch.arange(P, device=features.device)
+        if self._on_device is not None:
+            weights, decoder = self._on_device.bytes, self._on_device.graphed
+            cache = decoder.new_cache(P)
+            for s in range(count):
+                inputs = features if s == 0 else F.embedding(tokens[:, s - 1].long(), weights.wte)
+                found[:, s] = decoder.logits(inputs + weights.wpe[s], *cache, s)
+            if not bool(found[:, :count].isfinite().all()):
+                raise FloatingPointError("NaN or infinite logits; the model's weights are damaged or too large")
+            return found
+        below = CachedDecoder(self._model, P, 1)
         for s in range(count):
             inputs = features if s == 0 else below.wte[tokens[:, s - 1].long()]
             found[:, s] = below.logits(inputs, rows, torch.full_like(rows, s))
         return found
+
+
+def _unrecorded(step: Replay) -> Replay:
+    # A graph of the patch decoder is one cache's, and caches here live for one batch of documents.
+    return step
 
 
 class ByteStreams:

@@ -39,7 +39,7 @@ def evaluate_pairs(
         paths: files and folders, as `PairSource`; all pairs in them are scored.
         conversion: "abc->mid", or "abc&mid" for both ways.
         patches_per_batch: most patches of a batch, sources included; raised to the context where that is more.
-        baselines: compress the target files by gzip and xz too.
+        baselines: compress the target files too (`bgpt_fast.tasks.baselines.Compressors`).
         resamples, confidence, seed: of the bootstrap over pairs (`bootstrap_interval`).
         progress: called with (pairs done, pairs in all, target bytes scored so far), for each direction anew.
 

@@ -209,6 +209,11 @@ def evaluate_documents(
         skips: what was left out, filled as `documents` is read.
     """
     config = model.config
+
+    def interval(above: NDArray[np.float64], below: NDArray[np.float64]) -> Interval | None:
+        return bootstrap_interval(above, below, resamples=resamples, confidence=confidence, seed=seed)
+
+    interval(np.ones(2), np.ones(2))  # names wrong options before a model works for hours
     sums = ScoreSums(config)
     compressors = Compressors() if baselines else None
     scored: list[FileScore] = []
@@ -230,10 +235,6 @@ def evaluate_documents(
         return None
     table = np.stack([file.scores.row for file in scored])
     nats, positions, num_bytes, _, right_bytes = table.T
-
-    def interval(above: NDArray[np.float64], below: NDArray[np.float64]) -> Interval | None:
-        return bootstrap_interval(above, below, resamples=resamples, confidence=confidence, seed=seed)
-
     return FileReport(
         files=tuple(scored),
         total=ByteScores.of(sums.total),

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from bgpt_fast.data import DataError
 from bgpt_fast.data.found import Paths, Skips, as_roots, find_files
 from bgpt_fast.documents import extension_of
+from bgpt_fast.folder_lock import LOCK
 from bgpt_fast.tasks.media.audio import check_audio
 from bgpt_fast.tasks.media.errors import MediaError
 from bgpt_fast.tasks.media.images import check_image
@@ -22,7 +23,7 @@ from bgpt_fast.tasks.music.collections import split_collection
 from bgpt_fast.tasks.music.midi import check_midi
 
 Medium = Literal["image", "audio", "midi", "abc", "text", "unknown"]
-OUR_REPORTS = ("report.json", "sources.jsonl", "made.jsonl")
+OUR_REPORTS = ("report.json", "sources.jsonl", "made.jsonl", LOCK)
 """What the commands here write beside their files, at the top of a folder; no output to check."""
 
 _NAMED = 20

@@ -55,6 +55,7 @@ class Ranks:
             torch.cuda.set_device(torch.device(device))
         self.device = resolve_device(device)
         self._folder = folder
+        self._notes = folder / ".ranks"
         self._control: dist.ProcessGroup | None = None
         self._saving: dist.ProcessGroup | None = None
         if self.world_size > 1:
@@ -65,9 +66,6 @@ class Ranks:
             self._control = dist.new_group(backend="gloo", timeout=timeout)
             self._saving = dist.new_group(backend="gloo", timeout=timeout)
             self._notes = folder / f".ranks-{self.broadcast(secrets.token_hex(8))}"
-            if self.is_main:
-                for left in folder.glob(".ranks-*"):
-                    shutil.rmtree(left, ignore_errors=True)
 
     @property
     def is_main(self) -> bool:
@@ -107,6 +105,12 @@ class Ranks:
     def barrier(self) -> None:
         """Waits until all ranks are here."""
         self.table([])
+
+    def remove_old_notes(self) -> None:
+        """Removes what ranks of earlier runs left in the folder; only for one who holds its lock."""
+        for left in self._folder.glob(".ranks-*"):
+            if left != self._notes:
+                shutil.rmtree(left, ignore_errors=True)
 
     def _leave(self, made: bool) -> None:
         """Ends the groups' threads, and the default group if it was made here, while Python still runs.

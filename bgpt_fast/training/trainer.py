@@ -163,7 +163,8 @@ class Trainer:
                 step, and goes on there when it is started again.
             FolderInUseError: another process trains in `run_dir`.
         """
-        with self.ranks.watched((TrainingInterrupted, NonFiniteLossError, CheckpointWriteError)):
+        agreed = (TrainingInterrupted, NonFiniteLossError, CheckpointWriteError, FolderInUseError)
+        with self.ranks.watched(agreed):
             self._lock_folder()
             try:
                 return self._train()
@@ -176,6 +177,7 @@ class Trainer:
         if self.ranks.is_main and (self._lock is None or not self._lock.held):
             try:
                 self._lock = FolderLock(self.run_dir, "a training run")
+                self.ranks.remove_old_notes()
             except OSError as error:
                 problem = error
         text = self.ranks.broadcast(problem and str(problem))
@@ -342,18 +344,21 @@ class Trainer:
             return train_step()
         except (DataError, WorkerError) as error:
             # With several ranks the others are in the step already, and a checkpoint takes all of them.
-            if self.ranks.world_size == 1 and self.step and self._saves.step != self.step:
-                if all(bool(weight.isfinite().all()) for weight in self.model.parameters()):
-                    self._log.sync()
-                    try:
-                        self._saves.save(self._place, position, best=False, wait=True)
-                    except CheckpointWriteError as failure:
-                        error.add_note(str(failure))
-                else:
-                    error.add_note("the weights are no longer finite and were not saved")
-            if self._saves.step == self.step:
-                error.add_note(f"saved in {self.store.path(self.step)}: start the same run again to go on")
+            if self.ranks.world_size == 1 and self.step:
+                error.add_note(self._saved_at(position))
+            self._feed.load_state_dict(position)  # `train` may be called again, and a step takes all of its batches
             raise
+
+    def _saved_at(self, position: dict[str, Any]) -> str:
+        """Saves the last step, waits for it where it is being saved, and says what came of it."""
+        if self._saves.step != self.step and not all(bool(one.isfinite().all()) for one in self.model.parameters()):
+            return "the weights are no longer finite and were not saved"
+        self._log.sync()
+        try:
+            self._saves.save(self._place, position, best=False, wait=True)
+        except CheckpointWriteError as failure:
+            return str(failure)
+        return f"saved in {self.store.path(self.step)}: start the same run again to go on"
 
     def _at_boundary(self, interrupts: Interrupts, progress: TrainProgress, boards: Dashboards) -> None:
         """Between steps: evaluates and saves when due, and stops if a signal came."""

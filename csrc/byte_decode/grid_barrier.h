@@ -23,7 +23,7 @@ class GridBarrier {
     BGPT_DEVICE void arrive() {
         expected_ += blocks_;
 #if defined(__CUDACC__)
-        __threadfence();
+        // What the block's other threads wrote too, whom its barrier joined before: a release is cumulative.
         asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(arrived_) : "memory");
 #else
         std::atomic_ref<uint32_t>(*arrived_).fetch_add(1, std::memory_order_release);

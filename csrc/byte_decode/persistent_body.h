@@ -548,6 +548,7 @@ class Persistent {
                 choose_by_warp(logits, sampling, call.indices[n], call.starts[n] + static_cast<uint32_t>(s), ranked());
             const int32_t stands = given < 0 ? chosen : given;
             const bool goes_on = chosen >= 0 && s + 1 < call.room[n] && (given >= 0 || stands != kEnd);
+            sync_lanes();  // all have read whether the row goes on
             each_lane([&](int lane) {
                 if (grid.block == 0 && call.logits != nullptr) {
                     for (int32_t v = lane; v < kChoices; v += kLanes) {
@@ -555,7 +556,8 @@ class Persistent {
                     }
                 }
                 if (lane != 0) return;
-                token()[n] = stands;
+                // A row that has no token is carried along while others go on, and reads an embedding.
+                token()[n] = stands < 0 ? kEnd : stands;
                 going()[n] = goes_on ? 1 : 0;
                 if (grid.block != 0) return;
                 if (chosen >= 0) call.tokens[n * a.S + s] = static_cast<int16_t>(stands);

@@ -11,7 +11,9 @@ language; it is that of its speaker too.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +30,8 @@ LANGUAGES = ("en", "es", "fr", "it", "ru")
 MODALITIES = ("text", "image", "audio")
 TASKS = (*MODALITIES, "spectrogram")
 TEST_SHARE = 0.2
+PACKAGES = {"text": ["sklearn"], "image": ["sklearn", "PIL"], "audio": ["sklearn", "PIL", "soundfile", "soxr"]}
+"""What a modality takes from its data to the classifiers that it is held against."""
 
 
 class MissingDataError(RuntimeError):
@@ -92,6 +96,11 @@ def prepare(modalities: tuple[str, ...], sizes: Sizes, folder: Path) -> Media:
     """
     media = Media({}, {}, {}, {})
     for modality in modalities:
+        missing = [name for name in PACKAGES[modality] if importlib.util.find_spec(name) is None]
+        if missing:
+            extras = "image,audio,baselines" if modality == "audio" else "image,baselines"
+            raise MissingDataError(f"{modality}: no {', '.join(missing)}: pip install 'bgpt-fast[{extras}]'")
+    for modality in modalities:
         gather: Callable[[Sizes, Path], tuple[list[Path], str]] = {
             "text": _text,
             "image": _images,
@@ -155,11 +164,9 @@ def _text(sizes: Sizes, sources: Path) -> tuple[list[Path], str]:
 
 
 def _images(sizes: Sizes, sources: Path) -> tuple[list[Path], str]:
-    try:
-        from PIL import Image
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise MissingDataError(f"image: {error}: pip install 'bgpt-fast[image,baselines]'") from error
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
     digits = load_digits()
     for number in range(sizes.digits or len(digits.target)):
         path = sources / str(digits.target[number]) / f"digit{number:04}.png"
@@ -168,6 +175,8 @@ def _images(sizes: Sizes, sources: Path) -> tuple[list[Path], str]:
             # 17 grey levels, black on white, as ink on paper.
             Image.fromarray((255 - digits.images[number] * 255 / 16).round().astype("uint8")).save(path)
     icons = [ICONS] if ICONS.is_dir() and not sizes.digits else []
+    if not icons and not sizes.digits:
+        print(f"image: digits alone, no icons in {ICONS}: apt-get install tango-icon-theme", file=sys.stderr)
     # An icon has the same name in all its sizes.
     return [sources, *icons], r"([^/]+)\.(?:png|svg|icon)$"
 

@@ -293,10 +293,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="the paper's model, for a GPU, instead of CPU size")
     parser.add_argument("--modalities", nargs="+", choices=MODALITIES, default=list(MODALITIES), help="some of them")
-    parser.add_argument("--output", type=Path, help="the JSON to write; by default beside the script")
+    parser.add_argument("--output", type=Path, help="the JSON to write; by default beside the script, if of all three")
     parser.add_argument("--runs", type=Path, help="where runs are kept, and gone on with; by default nowhere")
     options = parser.parse_args()
     size = "full" if options.full else "cpu"
+    output = options.output
+    if output is None and set(options.modalities) == set(MODALITIES):
+        output = Path(__file__).with_name(f"modalities.{size}.json")
     with tempfile.TemporaryDirectory(prefix="modalities-") as temporary:
         folder = (options.runs or Path(temporary)) / size
         try:
@@ -305,8 +308,8 @@ def main() -> int:
             print(f"nothing was run: {error}; or leave it out by --modalities", file=sys.stderr)
             return 2
     command = "python examples/modalities/modalities.py" + (" --full" if options.full else "")
-    output = options.output or Path(__file__).with_name(f"modalities.{size}.json")
-    write_json(output, {"command": command, "environment": describe(), **result})
+    if output is not None:
+        write_json(output, {"command": command, "environment": describe(), **result})
     for claim, holds in result["claims"].items():
         print(f"{'as claimed' if holds else 'NOT as claimed'}: {claim}")
     return 0 if all(result["claims"].values()) else 1

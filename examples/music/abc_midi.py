@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import bisect
+import json
 import os
 import sys
 import tempfile
@@ -87,8 +88,18 @@ def size_of(full: bool, minutes: float) -> Size:
 
 
 def data(size: Size, collections: Sequence[str | os.PathLike[str]], folder: Path) -> dict[str, Any]:
-    """Makes FOLDER/pairs/train and FOLDER/pairs/test of ABC collections, or of the Irish tunes; returns the figures."""
-    inputs = [os.fspath(path) for path in collections] or irish_collections()
+    """Makes FOLDER/pairs/train and FOLDER/pairs/test of ABC collections, or of the Irish tunes; returns the figures.
+
+    Raises:
+        ValueError: the folder has those of other collections, which would be mixed with these.
+    """
+    inputs = [os.path.abspath(path) for path in collections] or irish_collections()
+    told = folder / "collections.json"
+    if told.exists() and json.loads(told.read_bytes()) != inputs:
+        raise ValueError(
+            f"{folder}: expected a run with the same collections, got one with others; choose another --runs"
+        )
+    write_json(told, inputs)
     if size.excerpts:
         bars = folder / "bars.abc"
         folder.mkdir(parents=True, exist_ok=True)

@@ -180,25 +180,31 @@ def main(script: str, description: str, small: Mapping[str, Experiment], full: M
     """The command line of a recipe; returns 1 where a claim does not hold.
 
     Args:
-        script: the recipe's `__file__`; its results go beside it, as JSON.
+        script: the recipe's `__file__`; results of all experiments go beside it, as JSON.
         description: for --help.
         small: experiments by name, of CPU size, the smallest one first.
-        full: the same with the paper's model.
+        full: the same, and some that the small model does not learn, with the paper's model.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--full", action="store_true", help="the paper's model, for a GPU, instead of CPU size")
-    parser.add_argument("--only", nargs="+", choices=list(small), default=list(small), help="some of the experiments")
-    parser.add_argument("--output", type=Path, help="the JSON to write; by default beside the script")
+    parser.add_argument("--only", nargs="+", choices=list(full), metavar="NAME", help=f"some of {', '.join(full)}")
+    parser.add_argument(
+        "--output", type=Path, help="the JSON to write; by default beside the script, if of all of them"
+    )
     parser.add_argument("--runs", type=Path, help="where runs are kept, and gone on with; by default nowhere")
     options = parser.parse_args()
-    size = "full" if options.full else "cpu"
-    output = options.output or Path(script).with_name(f"{Path(script).stem}.{size}.json")
+    size, experiments = ("full", full) if options.full else ("cpu", small)
+    chosen = options.only or list(experiments)
+    if missing := set(chosen) - set(experiments):
+        parser.error(f"--only: expected some of {', '.join(experiments)}, got {', '.join(missing)}, which take --full")
+    output = options.output
+    if output is None and set(chosen) == set(experiments):
+        output = Path(script).with_name(f"{Path(script).stem}.{size}.json")
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="synthetic-") as temporary:
-        for name in options.only:
-            experiment = (full if options.full else small)[name]
+        for name in chosen:
             print(f"{name}:", flush=True)
-            found[name] = run(experiment, (options.runs or Path(temporary)) / size / name)
+            found[name] = run(experiments[name], (options.runs or Path(temporary)) / size / name)
             figures = found[name]
             print(
                 f"  {figures['bits_per_byte']:.4f} bits per byte, floor {figures['floor_bits_per_byte']:.4f}, "
@@ -207,7 +213,8 @@ def main(script: str, description: str, small: Mapping[str, Experiment], full: M
                 flush=True,
             )
     command = f"python examples/synthetic/{Path(script).name}" + (" --full" if options.full else "")
-    write_json(output, {"command": command, "environment": describe(), "experiments": found})
+    if output is not None:
+        write_json(output, {"command": command, "environment": describe(), "experiments": found})
     return 0 if all(figures["holds"] for figures in found.values()) else 1
 
 

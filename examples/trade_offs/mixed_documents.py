@@ -18,7 +18,8 @@ from bgpt_fast.files import atomic_write
 from bgpt_fast.tasks.cpu_states import generate
 
 MACHINE = {"num_registers": 2, "memory_size": 64, "min_program": 1, "max_program": 15}
-_LEAVE_OUT = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idlelib", "lib2to3"}
+# Beside what is not the library's, its encodings: hundreds of files of the same lines.
+_LEAVE_OUT = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idlelib", "lib2to3", "encodings"}
 _HELD_OUT_SHARE = 16  # one source file in so many
 
 
@@ -67,6 +68,8 @@ def _texts(most: int, scored: int, size: int) -> tuple[list[tuple[str, bytes]], 
         content = path.read_bytes()
         held_out = hashlib.blake2b(name.encode()).digest()[0] % _HELD_OUT_SHARE == 0
         sides[held_out].extend(("txt", content[start : start + size]) for start in range(0, len(content), size))
+    seen = set(sides[0])  # licences and other lines that files share
+    sides[1][:] = [piece for piece in sides[1] if piece not in seen]
     return tuple(  # type: ignore[return-value]
         random.Random(0).sample(side, min(count, len(side))) for side, count in zip(sides, (most, scored), strict=True)
     )

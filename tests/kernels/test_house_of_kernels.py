@@ -13,7 +13,6 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 ROOMS = sorted(room.name for room in (ROOT / "kernels").iterdir() if room.name != "common" and list(room.glob("*.py")))
 _SHORT = "patch_attention's path for short documents on the CPU; on a GPU FlashAttention or SDPA take its place"
 CPU_ONLY = {
-    "invariant_linear": "for generation on the CPU, where its order of addition counts; elsewhere torch's product",
     "short_documents_attention": _SHORT,
     "short_documents_attention_backward": _SHORT,
 }
@@ -77,5 +76,5 @@ def test_a_missing_file_and_a_missing_implementation_are_seen(tmp_path: Path) ->
         "benchmarks/bench_x.py",
         "tests/kernels/test_x_triton.py",
     ]
-    importlib.import_module("bgpt_fast.kernels.invariant_linear.op")
-    assert without_cuda(["invariant_linear"]) == ["invariant_linear"]
+    importlib.import_module("bgpt_fast.kernels.patch_attention.op")
+    assert without_cuda(["short_documents_attention"]) == ["short_documents_attention"]

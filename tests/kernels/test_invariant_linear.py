@@ -108,6 +108,36 @@ def test_rows_that_see_each_other_are_noticed() -> None:
     assert not rows_are_alone(split_where_rows_are_few)
 
 
+@pytest.mark.parametrize("gelu", [False, True])
+def test_bfloat16_is_rounded_once(gelu: bool) -> None:
+    x, weight, bias = (t.bfloat16() for t in sample(30, 300, 40, seed=8))
+    assert rows_are_alone(lambda x, weight, bias: invariant_linear(x.bfloat16(), weight.bfloat16(), bias, gelu=gelu))
+    found = invariant_linear(x, weight, bias, gelu=gelu)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, invariant_linear(x, weight, bias.float(), gelu=gelu))
+    exact = invariant_linear_reference(x.double(), weight.double(), bias.double(), gelu)
+    plain = (invariant_linear_reference(x, weight, bias, gelu) - exact).abs().max()
+    assert (found - exact).abs().max() <= 2 * plain
+    default = torch.ops.bgpt_fast.invariant_linear(x.to("meta"), weight.to("meta"), None, gelu, 2)
+    assert (default.shape, default.dtype) == (found.shape, found.dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rows_are_alone_on_a_gpu_too(dtype: torch.dtype) -> None:
+    def on_gpu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        x, weight, bias = (t.to("cuda", dtype) for t in (x, weight.t().contiguous(), bias))
+        return invariant_linear(x, weight.t(), bias, gelu=True).cpu()
+
+    assert rows_are_alone(on_gpu)
+    x, weight, bias = sample(70, 288, 160, seed=2)
+    exact = invariant_linear_reference(*(t.to(dtype).double() for t in (x, weight, bias)), True)
+    plain = invariant_linear_reference(*(t.to("cuda", dtype) for t in (x, weight, bias)), True).cpu()
+    floor = 4 * torch.finfo(torch.float32).eps * exact.abs().max()
+    assert (on_gpu(x, weight, bias) - exact).abs().max() <= 2 * (plain - exact).abs().max() + floor
+
+
 @pytest.mark.parametrize("rows", [1, 5, 40])
 def test_threads_change_nothing(rows: int) -> None:
     x, weight, bias = sample(rows, 512, 1100, seed=3)
@@ -177,6 +207,10 @@ def test_errors_name_what_is_wrong() -> None:
         invariant_linear([1.0], weight)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="weight: expected dtype float32, got float64"):
         invariant_linear(x, weight.double())
+    with pytest.raises(TypeError, match="x: expected dtype float32 or bfloat16, got float16"):
+        invariant_linear(x.half(), weight)
+    with pytest.raises(TypeError, match="bias: expected dtype float32, got bfloat16"):
+        invariant_linear(x, weight, bias.bfloat16())
     with pytest.raises(ValueError, match=r"weight: expected shape \[3, N\], got \[4, 3\]"):
         invariant_linear(x, weight.t())
     with pytest.raises(ValueError, match=r"bias: expected shape \[4\], got \[3\]"):

@@ -145,3 +145,5 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert found["classifiers"]["CNN"]["documents"] == 10
     assert main(["data", "baselines", str(tmp_path / "test"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["classifiers"] == {}
+    assert main(["data", "baselines", str(tmp_path / "test"), "--cnn"]) == 1
+    assert "got 0 classes and 0 files" in capsys.readouterr().err

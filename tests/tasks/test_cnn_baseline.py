@@ -69,6 +69,7 @@ def test_a_document_is_judged_alone() -> None:
 
 
 def test_what_says_bm_and_is_no_image_is_bytes() -> None:
+    pytest.importorskip("PIL")
     files = [(label, b"BM" + bytes([value] * 20)) for label, value in (("low", 3), ("high", 200)) for _ in range(10)]
     assert classify_by_cnn(files, files, steps=40).accuracy == 1
 

@@ -8,6 +8,7 @@ import lzma
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -221,6 +222,18 @@ def test_wrong_arguments_are_named(tiny_model: BGPT, folder: Path) -> None:
         score_batch(tiny_model, other)
     with pytest.raises(ValueError, match="at least one patch to predict"):
         score_batch(tiny_model, PackedPatches.from_bytes([("a", b"")], TINY, end_of_file=False))
+
+
+@pytest.mark.parametrize("wrong", [{"resamples": 0}, {"confidence": 1.0}, {"seed": -1}])
+def test_options_of_the_bootstrap_are_named_before_files_are_scored(
+    tiny_model: BGPT, folder: Path, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any]
+) -> None:
+    def scored(model: BGPT, batch: PackedPatches) -> BatchScores:
+        raise AssertionError("files were scored first")
+
+    monkeypatch.setattr(batch_scores, "score_batch", scored)
+    with pytest.raises(ValueError, match=r"resamples|confidence|non-negative"):
+        evaluate_files(tiny_model, folder, **wrong)
 
 
 def test_progress_intervals_and_json(tiny_model: BGPT, folder: Path, tmp_path: Path) -> None:

@@ -89,14 +89,23 @@ class Assessor:
         num_registers: R of that machine.
         max_batch: programs under way at once.
         draft: as `simulate`.
+        batch_invariant: as `Generator`.
 
     Raises:
         TypeError, ValueError: a wrong argument.
     """
 
-    def __init__(self, model: BGPT, num_registers: int, *, max_batch: int | None = 256, draft: bool = False) -> None:
+    def __init__(
+        self,
+        model: BGPT,
+        num_registers: int,
+        *,
+        max_batch: int | None = 256,
+        draft: bool = False,
+        batch_invariant: bool | None = None,
+    ) -> None:
         self._draft = draft
-        self._generator = Generator(model, max_batch=max_batch)
+        self._generator = Generator(model, max_batch=max_batch, batch_invariant=batch_invariant)
         self._size = state_size(num_registers)
         self._forced, self._free = StateCounts(self._size), StateCounts(self._size)
         self._states = 0

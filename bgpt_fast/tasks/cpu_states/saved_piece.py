@@ -101,9 +101,9 @@ class SavedPiece:
     def _read(self) -> None:
         content = self._path.read_bytes()
         whole = 0
-        digest = _digest(self._traces)
+        programs = digest(self._traces)
         for record, end in _records(content):
-            if record.kind == b"T" and record.content != digest:
+            if record.kind == b"T" and record.content != programs:
                 raise ValueError(
                     f"{self._path}: was made of other programs than those that are given now; simulate these into "
                     "another --output"
@@ -118,7 +118,7 @@ class SavedPiece:
         os.ftruncate(self._descriptor, whole)
         os.lseek(self._descriptor, whole, os.SEEK_SET)
         if whole == 0:
-            self._write(b"T", 0, 0.0, digest)
+            self._write(b"T", 0, 0.0, programs)
 
     def _split(self, content: bytes) -> list[NDArray[np.int16]]:
         C = state_size(self._traces.num_registers)
@@ -148,7 +148,8 @@ def _records(content: bytes) -> Iterator[tuple[_Record, int]]:
         at = end
 
 
-def _digest(traces: Traces) -> bytes:
+def digest(traces: Traces) -> bytes:
+    """What tells these programs from others."""
     first, last = traces.offsets[[0, -1]].tolist()
     found = hashlib.sha256(f"{traces.num_registers} {traces.memory_size}".encode())
     found.update((traces.offsets - first).tobytes())
