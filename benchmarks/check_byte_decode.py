@@ -27,12 +27,17 @@ class OtherBytesError(RuntimeError):
     """An engine wrote other bytes than the CPU's, or than itself in another batch."""
 
 
-def engines_of(model: DeviceModel, count: int) -> dict[str, Any]:
-    """The engines that can write so many patches at once, by name."""
+def engines_of(model: DeviceModel) -> dict[str, Any]:
+    """The engines, by name."""
     found: dict[str, Any] = {"graphed": model.graphed, "invariant": invariant_engine(model)}
-    if model.persistent is not None and count <= MOST_ROWS:
+    if model.persistent is not None:
         found["persistent"] = model.persistent
     return found
+
+
+def engines_for(engines: dict[str, Any], count: int) -> dict[str, Any]:
+    """Those that can write so many patches at once."""
+    return {name: engine for name, engine in engines.items() if name != "persistent" or count <= MOST_ROWS}
 
 
 def invariant_engine(model: DeviceModel) -> GraphedByteDecoder:
@@ -62,17 +67,18 @@ def check_bytes(device: torch.device, record: Any = None) -> dict[str, Any]:
     model = decided_model()
     cpu = FusedDecoder(PackedModel(model, "float32"), 1, 8)
     on_device = DeviceModel(model.to(device), "float32", record)
+    engines = engines_of(on_device)
     checked = 0
     with torch.inference_mode():
         for count in (1, 2, 3, 9, 33, 70):
             features, writing = patches_to_write(SMALL, count, count)
             for how, sampling in SAMPLINGS.items():
                 expected = cpu.write(features, writing, sampling)
-                for name, engine in engines_of(on_device, count).items():
+                for name, engine in engines_for(engines, count).items():
                     if engine.write(features.to(device), writing, sampling) != expected:
                         raise OtherBytesError(f"{name}, {how}, {count} patches: other bytes than the CPU's")
                     checked += count
-    return {"engines": sorted(engines_of(on_device, 1)), "patches": checked}
+    return {"engines": sorted(engines), "patches": checked}
 
 
 def decided_model() -> BGPT:
@@ -156,12 +162,12 @@ def measure_engines(
         list(range(count)),
         [0] * count,
     )
-    names = engines_of(model, count)
+    engines = engines_for(engines_of(model), count)
     with torch.inference_mode():
-        for engine in names.values():
+        for engine in engines.values():
             engine.write(features, writing, SAMPLINGS["sampled"])
         found: dict[str, Any] = {"persistent_rows": PERSISTENT_ROWS, "precision": precision}
-        for name, engine in names.items():
+        for name, engine in engines.items():
             timing = measure(
                 [lambda engine=engine: engine.write(features, writing, SAMPLINGS["sampled"])], device, seconds=seconds
             )

@@ -38,7 +38,8 @@ def cuda_graph(step: Replay) -> Replay:
             step()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=side):
+    # Other threads, as those that prepare batches, may allocate meanwhile.
+    with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
         step()
     return graph.replay
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from test_generation_packed import SHAPES, random_model, rows
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from bgpt_fast import _C, BGPT, BGPTConfig, Generation, Generator, Prompt
 from bgpt_fast.device import Replay
+from bgpt_fast.generation import on_device
 from bgpt_fast.generation.decoder import CachedDecoder
 from bgpt_fast.generation.device_layers import ByteWeights
 from bgpt_fast.generation.fused import PackedModel
@@ -258,6 +261,13 @@ def test_what_batch_invariant_may_be() -> None:
         Generator(model, batch_invariant=1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="batch_invariant: expected None or False on meta, got True"):
         Generator(model.to("meta"), batch_invariant=True).generate([prompt])
+
+
+@pytest.mark.parametrize("with_cuda", [True, False])
+def test_a_gpu_is_served_by_the_engines_where_they_were_built(with_cuda: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(on_device, "_C", SimpleNamespace(with_cuda=with_cuda))
+    assert on_device.has_engines(torch.device("cuda", 0)) == with_cuda
+    assert not on_device.has_engines(torch.device("cpu"))
 
 
 @pytest.mark.gpu

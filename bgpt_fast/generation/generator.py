@@ -15,7 +15,7 @@ from bgpt_fast.generation.decoder import CachedDecoder
 from bgpt_fast.generation.device_layers import DEVICE_PRECISIONS
 from bgpt_fast.generation.drafting import Drafter
 from bgpt_fast.generation.fused import FusedDecoder, PackedModel, state_of
-from bgpt_fast.generation.on_device import DeviceDecoder, DeviceModel
+from bgpt_fast.generation.on_device import DeviceDecoder, DeviceModel, has_engines
 from bgpt_fast.generation.packed import BYTE_DECODE_ROWS, PRECISIONS
 from bgpt_fast.generation.prompt import Generation, Prompt
 from bgpt_fast.generation.rounds import AnyDecoder, Progress, Run
@@ -133,7 +133,7 @@ class Generator:
 
     def _own_precision(self) -> str:
         weight = self.model.byte_level_decoder.base.lm_head.weight
-        has_bfloat16 = weight.device.type in ("cpu", "cuda")
+        has_bfloat16 = weight.device.type == "cpu" or has_engines(weight.device)
         own = "bfloat16" if weight.dtype == torch.bfloat16 and has_bfloat16 else "float32"
         return self.precision or own
 
@@ -241,14 +241,14 @@ class Generator:
     def _affordable(self, length: int, drafting: bool = False) -> int:
         assert self.max_memory is not None
         # On a GPU a slot more, which no file has.
-        spare = 1 if self._device.type == "cuda" else 0
+        spare = 1 if has_engines(self._device) else 0
         return (self.max_memory - self._activations(drafting)) // self._each(length, drafting) - spare
 
     def _each(self, length: int, drafting: bool) -> int:
         """Bytes that a sequence takes: with guesses, also the features of the patches before them, which are copied; on
         a GPU also its share of what graphs keep."""
         guessed = min(length, -(-MOST // self.model.config.patch_size)) if drafting else 0
-        kept = 8 * guessed + (_GRAPH_BYTES if self._device.type == "cuda" else 0)
+        kept = 8 * guessed + (_GRAPH_BYTES if has_engines(self._device) else 0)
         return self.sequence_bytes(length) + self.model.config.hidden_size * kept
 
     def _activations(self, drafting: bool) -> int:
@@ -271,12 +271,12 @@ class Generator:
         precision, device = self._own_precision(), self._device
         if device.type == "cpu":
             return FusedDecoder(self._packed_model(precision), slots, length)
-        offered = tuple(DEVICE_PRECISIONS) if device.type == "cuda" else ("float32",)
+        offered = tuple(DEVICE_PRECISIONS) if has_engines(device) else ("float32",)
         if precision not in offered:
-            raise ValueError(f"Generator: precision: expected one of {offered} on {device}, got {precision!r}")
-        if device.type != "cuda":
+            raise ValueError(f"Generator: precision: expected one of {offered} {_where(device)}, got {precision!r}")
+        if not has_engines(device):
             if self.batch_invariant:
-                raise ValueError(f"Generator: batch_invariant: expected None or False on {device}, got True")
+                raise ValueError(f"Generator: batch_invariant: expected None or False {_where(device)}, got True")
             return CachedDecoder(self.model, slots, length)
         return DeviceDecoder(self._device_model(precision), slots, length)
 
@@ -335,6 +335,11 @@ class Generator:
             )
             for place, prompt in enumerate(prompts)
         ]
+
+
+def _where(device: torch.device) -> str:
+    lacks_build = device.type == "cuda" and not has_engines(device)
+    return f"on {device}" + (" with an extension built without nvcc" if lacks_build else "")
 
 
 def _cached(patches: int) -> int:

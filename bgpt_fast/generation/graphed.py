@@ -55,9 +55,9 @@ class _Room:
         count = len(features)
         self.features[:count].copy_(features)
         for to, values in ((self.given, writing.given), (self.room, writing.room)):
-            to[:count].copy_(values[part], non_blocking=True)
+            to[:count].copy_(values[part])
         for to, plain in ((self.indices, writing.indices), (self.starts, writing.starts)):
-            to[:count].copy_(torch.tensor(plain[part], dtype=torch.uint64).view(torch.int64), non_blocking=True)
+            to[:count].copy_(torch.tensor(plain[part], dtype=torch.uint64).view(torch.int64))
         self.tokens.fill_(EOP)
         self.going.zero_()
         self.going[:count].fill_(1)
@@ -95,7 +95,7 @@ class GraphedByteDecoder:
             count = part.stop - first
             room, replay = self._graph(bucket_of(count))
             room.fill(features[part], writing, part)
-            room.sampling.copy_(_packed(sampling), non_blocking=True)
+            room.sampling.copy_(_packed(sampling))
             with on_device(room.features):
                 replay()
             tokens += room.tokens[:count].tolist()

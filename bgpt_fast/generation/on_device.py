@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bgpt_fast import _C
 from bgpt_fast.device import Record, Replay, cuda_graph
 from bgpt_fast.generation.device_layers import ByteWeights, DeviceLayers, PatchWeights
 from bgpt_fast.generation.graphed import MOST_ROWS, GraphedByteDecoder, bucket_of
@@ -22,6 +23,11 @@ from bgpt_fast.model import BGPT
 PERSISTENT_ROWS = 24
 """Patches up to which the persistent kernel is predicted to be faster than the graphs (not yet run on a GPU):
 docs/kernels.md has the arithmetic, `make gpu-check` measures the point."""
+
+
+def has_engines(device: torch.device) -> bool:
+    """Whether the engines serve the device: a GPU, with an extension that was built where nvcc is."""
+    return device.type == "cuda" and _C.with_cuda
 
 
 class DeviceModel:
@@ -44,7 +50,7 @@ class DeviceModel:
         self.patch_layers = DeviceLayers(self.patches, batch_invariant)
         self.record = record or cuda_graph
         self.graphed = GraphedByteDecoder(self.bytes, self.record, batch_invariant=batch_invariant)
-        has_kernel = self.device.type == "cuda" and not batch_invariant and PersistentByteDecoder.takes(self.bytes)
+        has_kernel = has_engines(self.device) and not batch_invariant and PersistentByteDecoder.takes(self.bytes)
         self.persistent = PersistentByteDecoder(self.bytes) if has_kernel else None
 
     def reload(self, model: BGPT) -> None:

@@ -28,7 +28,7 @@ from bgpt_fast.documents import extension_of
 from bgpt_fast.generation.decoder import CachedDecoder
 from bgpt_fast.generation.device_layers import DEVICE_PRECISIONS
 from bgpt_fast.generation.fused import FusedDecoder, PackedModel
-from bgpt_fast.generation.on_device import DeviceDecoder, DeviceModel
+from bgpt_fast.generation.on_device import DeviceDecoder, DeviceModel, has_engines
 from bgpt_fast.generation.packed import PRECISIONS
 from bgpt_fast.generation.rounds import AnyDecoder
 from bgpt_fast.model import BGPT
@@ -129,13 +129,14 @@ class _Decoders:
         weight = model.byte_level_decoder.base.lm_head.weight
         self.device = weight.device
         kind = self.device.type
-        own = "bfloat16" if weight.dtype == torch.bfloat16 and kind in ("cpu", "cuda") else "float32"
-        offered = {"cpu": PRECISIONS, "cuda": tuple(DEVICE_PRECISIONS)}.get(kind, ("float32",))
+        on_gpu = has_engines(self.device)
+        own = "bfloat16" if weight.dtype == torch.bfloat16 and (kind == "cpu" or on_gpu) else "float32"
+        offered = PRECISIONS if kind == "cpu" else tuple(DEVICE_PRECISIONS) if on_gpu else ("float32",)
         if precision not in (None, *offered):
             raise ValueError(f"precision: expected None or one of {offered} on {self.device}, got {precision!r}")
         self._packed = PackedModel(model, precision or own) if kind == "cpu" else None
         self._on_device: DeviceModel | None = None
-        if kind == "cuda":
+        if on_gpu:
             self._on_device = DeviceModel(model, precision or own, _unrecorded, batch_invariant=True)
 
     def above(self, slots: int, patches: int) -> AnyDecoder:
