@@ -6,12 +6,13 @@ Shape letters: T tokens, D width, F hidden width, V = 257.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bgpt_fast.generation.packed import Layer
 from bgpt_fast.kernels.bias_gelu.op import bias_gelu
 from bgpt_fast.kernels.invariant_linear.op import invariant_linear
 from bgpt_fast.kernels.layer_norm.op import add_layer_norm, layer_norm
@@ -22,26 +23,9 @@ DEVICE_PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """What linear layers may compute in on a GPU; their sums, norms, the residual stream and softmax are float32."""
 
 
-class LayerWeights(NamedTuple):
-    """A layer's parameters in the order in which the kernel has them: linear weights [outputs, inputs] in the precision
-    asked for, norms and biases float32."""
-
-    ln_1_weight: Tensor
-    ln_1_bias: Tensor
-    attn_weight: Tensor
-    attn_bias: Tensor
-    attn_proj_weight: Tensor
-    attn_proj_bias: Tensor
-    ln_2_weight: Tensor
-    ln_2_bias: Tensor
-    fc_weight: Tensor
-    fc_bias: Tensor
-    mlp_proj_weight: Tensor
-    mlp_proj_bias: Tensor
-
-
 class DecoderWeights:
-    """A decoder's layers, last norm and positions, copied where they are."""
+    """A decoder's layers, last norm and positions, copied where they are: linear weights [outputs, inputs] in the
+    precision asked for, norms and biases float32."""
 
     def __init__(self, transformer: Transformer, heads: int, dtype: torch.dtype) -> None:
         self.layers = [_layer(cast(Block, block), dtype) for block in transformer.h]
@@ -138,21 +122,21 @@ class DeviceLayers:
         """x [T, inputs] times weight [outputs, inputs], plus bias → [T, outputs], all in the layers' precision."""
         return invariant_linear(x, weight.t(), bias) if self.batch_invariant else F.linear(x, weight, bias)
 
-    def _hidden(self, x: Tensor, layer: LayerWeights) -> Tensor:
+    def _hidden(self, x: Tensor, layer: Layer) -> Tensor:
         if self.batch_invariant:
             return invariant_linear(x, layer.fc_weight.t(), layer.fc_bias, gelu=True)
         return bias_gelu(F.linear(x, layer.fc_weight), layer.fc_bias)
 
 
-def _biases(layer: LayerWeights) -> tuple[Tensor, Tensor, Tensor]:
+def _biases(layer: Layer) -> tuple[Tensor, Tensor, Tensor]:
     return layer.attn_bias, layer.attn_proj_bias, layer.mlp_proj_bias
 
 
-def _layer(block: Block, dtype: torch.dtype) -> LayerWeights:
+def _layer(block: Block, dtype: torch.dtype) -> Layer:
     def linear(module: Conv1D) -> tuple[Tensor, Tensor]:
         return _copied(module.weight.t(), dtype), _copied(module.bias, torch.float32)
 
-    return LayerWeights(
+    return Layer(
         *_norm(block.ln_1),
         *linear(block.attn.c_attn),
         *linear(block.attn.c_proj),

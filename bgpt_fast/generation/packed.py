@@ -29,7 +29,8 @@ BYTE_DECODE_ROWS: int = _C.byte_decode_rows
 
 
 class Layer(NamedTuple):
-    """A GPT-2 layer's parameters; linear weights [in, out] as Conv1D stores them."""
+    """A GPT-2 layer's parameters, in the order in which the kernels have them; here linear weights are [in, out], as
+    Conv1D stores them."""
 
     ln_1_weight: Tensor
     ln_1_bias: Tensor
