@@ -16,7 +16,7 @@ import torch
 
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data import DataError, FileSource, Source
-from bgpt_fast.data.found import Skips
+from bgpt_fast.data.file_index import Skips
 from bgpt_fast.patches import PackedPatches
 
 CONFIG = BGPTConfig(patch_size=4, patch_length=16, hidden_size=8, patch_num_layers=1, byte_num_layers=1)

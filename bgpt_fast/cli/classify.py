@@ -23,7 +23,7 @@ from bgpt_fast.cli.common import (
     table,
 )
 from bgpt_fast.data import DataError, label_of
-from bgpt_fast.data.found import FoundFile, Skips, find_files, read_file
+from bgpt_fast.data.file_index import FileEntry, Skips, find_files, read_file
 from bgpt_fast.device import resolve_device
 from bgpt_fast.files import write_json
 from bgpt_fast.patches import PackedPatches
@@ -114,10 +114,10 @@ def run(words: Sequence[str]) -> int:
 
 
 def _classify(
-    model: BGPTForClassification, files: Sequence[FoundFile], patches_per_batch: int, skips: Skips
-) -> list[tuple[FoundFile, Prediction]]:
+    model: BGPTForClassification, files: Sequence[FileEntry], patches_per_batch: int, skips: Skips
+) -> list[tuple[FileEntry, Prediction]]:
     """Predictions of the files that can be read; the others go to `skips`."""
-    readable: list[FoundFile] = []
+    readable: list[FileEntry] = []
 
     def documents() -> Iterator[PackedPatches]:
         for file in files:
@@ -126,7 +126,7 @@ def _classify(
                 readable.append(file)
                 yield document
 
-    found: list[tuple[FoundFile, Prediction]] = []
+    found: list[tuple[FileEntry, Prediction]] = []
     size = 0
     with generation_progress("classifying") as progress:
         for prediction in predict_iter(model, documents(), patches_per_batch=patches_per_batch):
@@ -147,13 +147,13 @@ def _read_labels(path: Path) -> dict[str, int]:
     return labels
 
 
-def _true_label(file: FoundFile, labels: Mapping[str, int]) -> str | None:
+def _true_label(file: FileEntry, labels: Mapping[str, int]) -> str | None:
     """The class that the file's name says, if it is one of the model's."""
     label = label_of(file.path)
     return label if label in labels else None
 
 
-def _scored(labels: Mapping[str, int], found: Sequence[tuple[FoundFile, Prediction]]) -> ClassificationReport | None:
+def _scored(labels: Mapping[str, int], found: Sequence[tuple[FileEntry, Prediction]]) -> ClassificationReport | None:
     truth, predicted = [], []
     for file, prediction in found:
         label = _true_label(file, labels)
@@ -168,7 +168,7 @@ def _told(skips: Skips) -> str:
     return f"left out: {reasons or 'none'}" + "".join(f"\n  {name}" for name in skips.named)
 
 
-def _show(found: Sequence[tuple[FoundFile, Prediction]], report: ClassificationReport | None) -> None:
+def _show(found: Sequence[tuple[FileEntry, Prediction]], report: ClassificationReport | None) -> None:
     rows = [
         [shown_name(file.path), shown_name(one.label), f"{one.probability:.2%}", "head only" if one.is_cut else ""]
         for file, one in found[:_SHOWN_FILES]

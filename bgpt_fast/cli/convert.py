@@ -16,7 +16,7 @@ from bgpt_fast.cli.common import as_json, load_model, read_options
 from bgpt_fast.cli.generate import check_extension
 from bgpt_fast.cli.outputs import JOURNAL, REPORT, OutputFolder, Wanted, fingerprint, make_files, tell
 from bgpt_fast.config import BGPTConfig
-from bgpt_fast.data.found import FoundFile, Skips, find_files
+from bgpt_fast.data.file_index import FileEntry, Skips, find_files
 from bgpt_fast.documents import extension_of
 from bgpt_fast.generation import Generator, Prompt
 
@@ -154,7 +154,7 @@ def _wanted(options: Convert, config: BGPTConfig) -> tuple[list[Wanted], list[di
     return list(wanted.values()), skipped
 
 
-def _overlong(file: FoundFile, config: BGPTConfig) -> str | None:
+def _overlong(file: FileEntry, config: BGPTConfig) -> str | None:
     """Why a source leaves no room for a target of one patch, or None."""
     patches = 1 - -file.size // config.patch_size + 1
     if patches < config.patch_length:

@@ -12,7 +12,7 @@ import tyro
 
 from bgpt_fast.cli.common import as_json, console, read_options, table
 from bgpt_fast.cli.data_shown import print_skipped
-from bgpt_fast.data.found import Skips, as_roots, find_files
+from bgpt_fast.data.file_index import Skips, as_roots, find_files
 from bgpt_fast.data.labelled import label_of
 from bgpt_fast.files import write_json
 from bgpt_fast.tasks.baselines import ByteClassifier, classify_by_bytes, compression_scores, entropy_of_bytes

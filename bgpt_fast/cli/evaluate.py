@@ -25,7 +25,7 @@ from bgpt_fast.cli.common import (
 )
 from bgpt_fast.cli.simulate import print_assessment
 from bgpt_fast.data import DataError
-from bgpt_fast.data.found import FoundFile, Skips, find_files
+from bgpt_fast.data.file_index import FileEntry, Skips, find_files
 from bgpt_fast.documents import extension_of
 from bgpt_fast.files import write_json
 from bgpt_fast.metrics import ByteScores
@@ -188,7 +188,7 @@ def _generated(options: Evaluate, folder: Path) -> dict[str, Any]:
     }
 
 
-def _found(paths: Sequence[Path], skips: Skips) -> list[FoundFile]:
+def _found(paths: Sequence[Path], skips: Skips) -> list[FileEntry]:
     every = find_files([str(path) for path in paths], skips)
     found = [file for file in every if os.fsdecode(file.relative) not in OUR_REPORTS]
     if not found:
@@ -196,7 +196,7 @@ def _found(paths: Sequence[Path], skips: Skips) -> list[FoundFile]:
     return found
 
 
-def _diversity(files: Sequence[FoundFile], reference: Diversity | None) -> Diversity:
+def _diversity(files: Sequence[FileEntry], reference: Diversity | None) -> Diversity:
     return diversity((Path(file.path).read_bytes() for file in files), reference)
 
 

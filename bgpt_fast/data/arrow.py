@@ -20,8 +20,8 @@ from bgpt_fast.data.arrow_files import (
     is_remote,
     read_rows,
 )
-from bgpt_fast.data.found import (
-    FoundFile,
+from bgpt_fast.data.file_index import (
+    FileEntry,
     Paths,
     Split,
     as_roots,
@@ -146,7 +146,7 @@ class ArrowSource(PackedSource[_Row, PackedPatches]):
         # Open files do not travel; what was read next is found again by its place.
         return {**self.__dict__, "_live": None}
 
-    def _usable_files(self) -> list[FoundFile]:
+    def _usable_files(self) -> list[FileEntry]:
         files = []
         local = find_files([root for root in self.roots if not is_remote(root)], self._skips)
         remote = [file for root in self.roots if is_remote(root) for file in find_remote(root)]

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from bgpt_fast.data.found import FoundFile, Skips
+from bgpt_fast.data.file_index import FileEntry, Skips
 from bgpt_fast.data.source import DataError
 
 _ENDINGS = (".parquet", ".arrow", ".feather", ".ipc")
@@ -43,7 +43,7 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
-def find_remote(root: str) -> list[FoundFile]:
+def find_remote(root: str) -> list[FileEntry]:
     """The Parquet and Arrow files at a URL, or below it; their order is that of their names.
 
     Raises:
@@ -60,7 +60,7 @@ def find_remote(root: str) -> list[FoundFile]:
     for name, about in sorted(found.items()):
         if is_arrow_file(name) and about.get("size"):
             relative = name.removeprefix(place).lstrip("/") or name.rsplit("/", 1)[-1]
-            files.append(FoundFile(system.unstrip_protocol(name), relative.encode(), int(about["size"])))
+            files.append(FileEntry(system.unstrip_protocol(name), relative.encode(), int(about["size"])))
     return files
 
 

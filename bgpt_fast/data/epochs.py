@@ -11,7 +11,7 @@ from typing import Any, Generic
 import numpy as np
 
 from bgpt_fast.config import BGPTConfig
-from bgpt_fast.data.found import FoundFile, Paths, Split, as_roots, check_split, find_files, fingerprint
+from bgpt_fast.data.file_index import FileEntry, Paths, Split, as_roots, check_split, find_files, fingerprint
 from bgpt_fast.data.packing import Batch, Block, PackedSource
 from bgpt_fast.data.source import DataError
 
@@ -97,11 +97,11 @@ class EpochSource(PackedSource[int, Batch], Generic[Batch]):
         }
 
     @abstractmethod
-    def _choose(self, found: list[FoundFile]) -> list[int]:
+    def _choose(self, found: list[FileEntry]) -> list[int]:
         """Keeps the split's documents among the files found; returns the patches of each."""
 
     @abstractmethod
-    def _used(self) -> list[FoundFile]:
+    def _used(self) -> list[FileEntry]:
         """The files of the split."""
 
     def _start(self, epoch: int) -> dict[str, Any]:

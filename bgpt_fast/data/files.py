@@ -7,7 +7,7 @@ from typing import Any, Generic, Literal
 
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data.epochs import EpochSource
-from bgpt_fast.data.found import FoundFile, Paths, Split, belongs, content_belongs, read_file
+from bgpt_fast.data.file_index import FileEntry, Paths, Split, belongs, content_belongs, read_file
 from bgpt_fast.data.packing import Batch
 from bgpt_fast.patches import PackedPatches
 
@@ -29,7 +29,7 @@ class WholeFileSource(EpochSource[Batch], Generic[Batch]):
         if split_by not in ("path", "content"):
             raise ValueError(f'{type(self).__name__}: split_by: expected "path" or "content", got {split_by!r}')
         self._split_by = split_by
-        self._files: list[FoundFile] = []
+        self._files: list[FileEntry] = []
         super().__init__(paths, config, patches_per_batch, **fields)
 
     @property
@@ -37,16 +37,16 @@ class WholeFileSource(EpochSource[Batch], Generic[Batch]):
         """The split's files, sorted by relative path."""
         return [file.path for file in self._files]
 
-    def _choose(self, found: list[FoundFile]) -> list[int]:
+    def _choose(self, found: list[FileEntry]) -> list[int]:
         self._files = [file for file in found if self._is_ours(file)]
         return [file.num_patches(self.config) for file in self._files]
 
-    def _is_ours(self, file: FoundFile) -> bool:
+    def _is_ours(self, file: FileEntry) -> bool:
         if self._split_by == "path":
             return belongs(file.relative, self.split, self.eval_share)
         return content_belongs(file, self.split, self.eval_share, self._skips)
 
-    def _used(self) -> list[FoundFile]:
+    def _used(self) -> list[FileEntry]:
         return self._files
 
     def _read(self, epoch: int, item: int, overlong: Literal["head", "window"]) -> PackedPatches | None:

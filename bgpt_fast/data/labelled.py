@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from bgpt_fast.config import BGPTConfig
+from bgpt_fast.data.file_index import FileEntry, Paths, Split
 from bgpt_fast.data.files import SplitBy, WholeFileSource
-from bgpt_fast.data.found import FoundFile, Paths, Split
 from bgpt_fast.data.source import DataError
 from bgpt_fast.documents import extension_of
 from bgpt_fast.patches import PackedPatches
@@ -118,7 +118,7 @@ class LabelledSource(WholeFileSource[LabelledBatch]):
             "documents_by_class": dict(zip(self.labels, counts, strict=True)),
         }
 
-    def _choose(self, found: list[FoundFile]) -> list[int]:
+    def _choose(self, found: list[FileEntry]) -> list[int]:
         named = [(file, label_of(file.relative)) for file in found]
         given = self._given
         self.labels = given or {
@@ -134,7 +134,7 @@ class LabelledSource(WholeFileSource[LabelledBatch]):
         self._classes = [self.labels[str(label_of(file.relative))] for file in self._files]
         return lengths
 
-    def _leave_out(self, file: FoundFile, label: str | None) -> None:
+    def _leave_out(self, file: FileEntry, label: str | None) -> None:
         if self._unknown == "error":
             what = "a name like LABEL_anything.ext" if label is None else f"one of the classes {list(self.labels)}"
             got = "no label" if label is None else repr(label)

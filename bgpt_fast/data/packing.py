@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from bgpt_fast.config import BGPTConfig
-from bgpt_fast.data.found import Skips
+from bgpt_fast.data.file_index import Skips
 from bgpt_fast.data.source import DataError, check_int, check_rank
 from bgpt_fast.patches import PackedPatches
 

@@ -10,15 +10,15 @@ import torch
 
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data.epochs import EpochSource
-from bgpt_fast.data.found import FoundFile, Paths, Split, belongs, read_file
+from bgpt_fast.data.file_index import FileEntry, Paths, Split, belongs, read_file
 from bgpt_fast.data.source import DataError
 from bgpt_fast.documents import extension_of
 from bgpt_fast.patches import PackedPatches
 
 
 class _Pair(NamedTuple):
-    source: FoundFile
-    target: FoundFile
+    source: FileEntry
+    target: FileEntry
 
 
 class PairSource(EpochSource[PackedPatches]):
@@ -94,10 +94,10 @@ class PairSource(EpochSource[PackedPatches]):
         """What was left out so far: the reason of each file or pair."""
         return self._skips.noted
 
-    def _choose(self, found: list[FoundFile]) -> list[int]:
+    def _choose(self, found: list[FileEntry]) -> list[int]:
         extensions = self.directions[0]
         # By their whole path: folders given side by side may hold the same names.
-        partners: dict[str, dict[str, FoundFile]] = {}
+        partners: dict[str, dict[str, FileEntry]] = {}
         for file in found:
             if (extension := extension_of(file.path)) in extensions:
                 partners.setdefault(os.path.splitext(file.path)[0], {})[extension] = file
@@ -131,7 +131,7 @@ class PairSource(EpochSource[PackedPatches]):
         S = self.config.patch_size
         return 1 - -pair.source.size // S + 2 - -pair.target.size // S
 
-    def _used(self) -> list[FoundFile]:
+    def _used(self) -> list[FileEntry]:
         # Where both directions are learned, each file of a pair is the source of one.
         return [file for pair in self._pairs for file in (pair if len(self.directions) == 1 else pair[:1])]
 

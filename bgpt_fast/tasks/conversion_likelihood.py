@@ -8,7 +8,7 @@ import torch
 
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data import PairSource
-from bgpt_fast.data.found import Paths, Skips, as_roots
+from bgpt_fast.data.file_index import Paths, Skips, as_roots
 from bgpt_fast.data.pairs import parse_conversion
 from bgpt_fast.data.source import DataError, check_int
 from bgpt_fast.documents import PatchError, extension_of

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from bgpt_fast.config import BGPTConfig
-from bgpt_fast.data.found import FoundFile, Paths, Skips, as_roots, find_files, read_file
+from bgpt_fast.data.file_index import FileEntry, Paths, Skips, as_roots, find_files, read_file
 from bgpt_fast.data.source import DataError, check_int
 from bgpt_fast.documents import extension_of
 from bgpt_fast.metrics import ByteScores, Interval, bootstrap_interval
@@ -257,7 +257,7 @@ def evaluate_documents(
     )
 
 
-def _document(file: FoundFile, config: BGPTConfig, skips: Skips) -> Document | None:
+def _document(file: FileEntry, config: BGPTConfig, skips: Skips) -> Document | None:
     packed = read_file(file, config, skips, overlong="head")
     return None if packed is None else Document(file.path, packed)
 

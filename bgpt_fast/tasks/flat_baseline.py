@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bgpt_fast.config import EOP, VOCAB_SIZE, BGPTConfig
-from bgpt_fast.data.found import Paths, Skips, as_roots, find_files, read_file
+from bgpt_fast.data.file_index import Paths, Skips, as_roots, find_files, read_file
 from bgpt_fast.data.source import DataError, Source
 from bgpt_fast.device import resolve_device
 from bgpt_fast.documents import extension_of

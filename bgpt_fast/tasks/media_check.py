@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bgpt_fast.data import DataError
-from bgpt_fast.data.found import Paths, Skips, as_roots, find_files
+from bgpt_fast.data.file_index import Paths, Skips, as_roots, find_files
 from bgpt_fast.documents import extension_of
 from bgpt_fast.folder_lock import LOCK
 from bgpt_fast.tasks.media.audio import check_audio

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from bgpt_fast.data.found import FoundFile, belongs, digest_belongs
+from bgpt_fast.data.file_index import FileEntry, belongs, digest_belongs
 
 Labels = Literal["name", "folder", "none"]
 Side = Literal["train", "test"]
@@ -42,11 +42,11 @@ class Plan:
         except re.error as error:
             raise ValueError(f"group: expected a regular expression, got {self.group!r}: {error}") from error
 
-    def label(self, file: FoundFile) -> str:
+    def label(self, file: FileEntry) -> str:
         """The file's label, without "_" and what does not belong into names; "" for none."""
         return clean(self.raw_label(file), _LABEL_BYTES).replace("_", "-")
 
-    def raw_label(self, file: FoundFile) -> str:
+    def raw_label(self, file: FileEntry) -> str:
         """The file's label as its name or folder spells it; "" for none."""
         path = os.path.abspath(file.path)
         if self.labels == "folder":
@@ -54,7 +54,7 @@ class Plan:
         label, separator, _ = os.path.basename(path).partition("_")
         return label if separator and self.labels == "name" else ""
 
-    def stem(self, file: FoundFile, digest: str) -> str:
+    def stem(self, file: FileEntry, digest: str) -> str:
         """The begin of the names of what is made of the file: label, its own stem, and its content's digest."""
         stem = os.path.splitext(os.path.basename(file.path))[0]
         if self.labels == "name" and self.raw_label(file):
@@ -64,7 +64,7 @@ class Plan:
         # Without a label there is no "_": nothing else than a label stands before one.
         return f"{label}_{stem}-{digest[:12]}" if label else f"{stem.replace('_', '-')}-{digest[:12]}"
 
-    def side(self, file: FoundFile, digest: str) -> Side:
+    def side(self, file: FileEntry, digest: str) -> Side:
         """Where all that is made of the file goes: a matter of its content, or group, alone."""
         match = re.search(self.group, os.fsdecode(file.relative)) if self.group else None
         if match is None:
@@ -87,7 +87,7 @@ def clean(text: str, most_bytes: int) -> str:
     return plain.encode()[:most_bytes].decode("utf-8", "ignore")
 
 
-def check_labels(plan: Plan, files: list[FoundFile]) -> None:
+def check_labels(plan: Plan, files: list[FileEntry]) -> None:
     """Raises where two labels would become one.
 
     Raises:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bgpt_fast.data import DataError
-from bgpt_fast.data.found import FoundFile, Paths, Skips, as_roots
+from bgpt_fast.data.file_index import FileEntry, Paths, Skips, as_roots
 from bgpt_fast.files import write_json
 from bgpt_fast.tasks.media.names import Plan, Side, check_labels, digest_of
 from bgpt_fast.tasks.media.output import OutputFolder, Record, find_outside
@@ -116,7 +116,7 @@ class _Run:
     def take_up(self, folder: OutputFolder) -> None:
         self._written = {digest for record in folder.records.values() for digest in record["files"].values()}
 
-    def add(self, folder: OutputFolder, file: FoundFile, forced: Side | None, made: Made) -> None:
+    def add(self, folder: OutputFolder, file: FileEntry, forced: Side | None, made: Made) -> None:
         if not made.digest:
             self._skips.note(_told(file.path, made.detail), made.reason)
             return
@@ -139,7 +139,7 @@ class _Run:
             self._skips.count(file.path, "same bytes as an earlier output")
         self._records.append(record)
 
-    def _write(self, folder: OutputFolder, file: FoundFile, forced: Side | None, label: str, made: Made) -> Record:
+    def _write(self, folder: OutputFolder, file: FileEntry, forced: Side | None, label: str, made: Made) -> Record:
         side = forced or self._plan.side(file, made.digest)
         stem = self._plan.stem(file, made.digest)
         names: dict[str, str] = {}
@@ -185,10 +185,10 @@ class _Run:
         )
 
 
-def _sources(inputs: Paths, test_inputs: Paths, output: Path, skips: Skips) -> list[tuple[FoundFile, Side | None]]:
+def _sources(inputs: Paths, test_inputs: Paths, output: Path, skips: Skips) -> list[tuple[FileEntry, Side | None]]:
     """Files with the side that the user said, None for the plan's; what lies in the output is no source."""
 
-    test: list[tuple[FoundFile, Side | None]] = [(file, "test") for file in find_outside(test_inputs, output, skips)]
+    test: list[tuple[FileEntry, Side | None]] = [(file, "test") for file in find_outside(test_inputs, output, skips)]
     taken = {file.path for file, _ in test}
     rest: Side | None = "train" if test else None
     sources = test + [(file, rest) for file in find_outside(inputs, output, skips) if file.path not in taken]

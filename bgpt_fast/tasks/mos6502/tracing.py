@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bgpt_fast.data.found import belongs
+from bgpt_fast.data.file_index import belongs
 from bgpt_fast.data.source import check_int
 from bgpt_fast.tasks.cpu_states import Traces
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data import DataError
-from bgpt_fast.data.found import FoundFile, Paths, Skips, as_roots, belongs
+from bgpt_fast.data.file_index import FileEntry, Paths, Skips, as_roots, belongs
 from bgpt_fast.documents import extension_of
 from bgpt_fast.files import write_json
 from bgpt_fast.tasks.media.errors import MediaError
@@ -213,14 +213,14 @@ def _patches(abc: int, midi: int) -> int:
     return 3 - -abc // S - -midi // S
 
 
-def _is_collection(file: FoundFile, skips: Skips) -> bool:
+def _is_collection(file: FileEntry, skips: Skips) -> bool:
     if extension_of(file.path).lower() == "abc":
         return True
     skips.note(file.path, "no .abc file")
     return False
 
 
-def _tunes(files: list[FoundFile], fields: Fields, skips: Skips) -> Iterator[_Work]:
+def _tunes(files: list[FileEntry], fields: Fields, skips: Skips) -> Iterator[_Work]:
     for file in files:
         if file.size > _MOST_BYTES:
             skips.note(file.path, "too large")

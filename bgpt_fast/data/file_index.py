@@ -23,7 +23,7 @@ _NAMED_SKIPS = 20
 
 
 @dataclass(frozen=True)
-class FoundFile:
+class FileEntry:
     """A regular file: where it is, its path below its root (what the split and the order go by), and its bytes."""
 
     path: str
@@ -81,7 +81,7 @@ def as_roots(paths: Paths) -> list[str]:
     return [os.fspath(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
 
 
-def find_files(roots: Sequence[str], skips: Skips) -> list[FoundFile]:
+def find_files(roots: Sequence[str], skips: Skips) -> list[FileEntry]:
     """All regular files with something in them, sorted by relative path; one that is reached twice counts once.
 
     Args:
@@ -91,7 +91,7 @@ def find_files(roots: Sequence[str], skips: Skips) -> list[FoundFile]:
     Raises:
         DataError: no such path.
     """
-    found: dict[tuple[int, int], FoundFile] = {}
+    found: dict[tuple[int, int], FileEntry] = {}
     for root in roots:
         try:
             mode = os.stat(root).st_mode
@@ -101,7 +101,7 @@ def find_files(roots: Sequence[str], skips: Skips) -> list[FoundFile]:
         for path, relative in pairs:
             status = _usable(path, skips)
             if status is not None:
-                file = FoundFile(path, os.fsencode(Path(relative).as_posix()), status.st_size)
+                file = FileEntry(path, os.fsencode(Path(relative).as_posix()), status.st_size)
                 found.setdefault((status.st_dev, status.st_ino), file)
     return sorted(found.values(), key=lambda file: (file.relative, file.path))
 
@@ -139,7 +139,7 @@ def belongs(key: bytes, split: Split, eval_share: float) -> bool:
     return digest_belongs(hashlib.blake2b(key).digest(), split, eval_share)
 
 
-def content_belongs(file: FoundFile, split: Split, eval_share: float, skips: Skips) -> bool:
+def content_belongs(file: FileEntry, split: Split, eval_share: float, skips: Skips) -> bool:
     """Whether a file with this content is in the split; the file is read."""
     if split == "all":
         return True
@@ -157,7 +157,7 @@ def digest_belongs(digest: bytes, split: Split, eval_share: float) -> bool:
     return is_eval == (split == "eval")
 
 
-def fingerprint(files: Sequence[FoundFile], *settings: object) -> str:
+def fingerprint(files: Sequence[FileEntry], *settings: object) -> str:
     """A digest of the files' relative paths and sizes, in order, and of what decides on the documents in them."""
     digest = hashlib.blake2b(digest_size=16)
     for file in files:
@@ -168,7 +168,7 @@ def fingerprint(files: Sequence[FoundFile], *settings: object) -> str:
 
 
 def read_file(
-    file: FoundFile,
+    file: FileEntry,
     config: BGPTConfig,
     skips: Skips,
     *,
