@@ -30,7 +30,7 @@ def extension_of(path: PathLike) -> str:
     return os.path.splitext(os.fsdecode(path))[1][1:]
 
 
-class Kept(NamedTuple):
+class ByteRange(NamedTuple):
     """The bytes [start, stop) of a content that are kept, and whether the end-of-file patch follows them."""
 
     start: int
@@ -47,7 +47,7 @@ class Part(NamedTuple):
     ends: bool
 
 
-class Rule(NamedTuple):
+class Truncation(NamedTuple):
     """What is kept of over-long documents, and how documents end."""
 
     config: BGPTConfig
@@ -55,12 +55,12 @@ class Rule(NamedTuple):
     seed: int
     end_of_file: bool
 
-    def fit(self, size: int, index: int, label: str) -> Kept:
+    def fit(self, size: int, index: int, label: str) -> ByteRange:
         """The part that is kept of the `index`-th document, whose content has `size` bytes."""
         S, room = self.config.patch_size, self.config.patch_length - 1
         patches = -(-size // S) + self.end_of_file
         if patches <= room:
-            return Kept(0, size, self.end_of_file)
+            return ByteRange(0, size, self.end_of_file)
         if self.overlong == "error":
             raise PatchError(
                 f"{label}: expected at most {room + 1} patches of {S} bytes, got {patches + 1} ({size} bytes); use "
@@ -73,10 +73,10 @@ class Rule(NamedTuple):
             choice = draw.randrange(3 if last > 1 else 2)
             first = (0, last, draw.randrange(1, max(last, 2)))[choice]
         stop = first + room
-        return Kept(first * S, min(stop * S, size), self.end_of_file and stop == patches)
+        return ByteRange(first * S, min(stop * S, size), self.end_of_file and stop == patches)
 
 
-def read_part(path: PathLike, index: int, rule: Rule) -> Part:
+def read_part(path: PathLike, index: int, rule: Truncation) -> Part:
     """Reads what `rule` keeps of a regular file, and never waits for a FIFO's or a device's other side."""
     label = f"from_files: {os.fsdecode(path)!r}"
     extension = encode_extension(label, extension_of(path), rule.config)
@@ -128,9 +128,9 @@ def byte_view(label: str, content: object) -> memoryview:
     return view.cast("B") if view.nbytes else memoryview(b"")
 
 
-def checked_rule(
+def check_truncation(
     name: str, items: object, config: BGPTConfig, overlong: Overlong, seed: int, end_of_file: bool
-) -> Rule:
+) -> Truncation:
     """Checks the arguments that `from_bytes` and `from_files` share."""
     function = name.split(":")[0]
     if isinstance(items, str | bytes | os.PathLike) or not isinstance(items, Sequence):
@@ -141,7 +141,7 @@ def checked_rule(
         raise ValueError(f'{function}: overlong: expected "head", "window" or "error", got {overlong!r}')
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise TypeError(f"{function}: seed: expected an int, got {type(seed).__name__}")
-    return Rule(config, overlong, seed, bool(end_of_file))
+    return Truncation(config, overlong, seed, bool(end_of_file))
 
 
 def check_int(name: str, value: object, least: int) -> None:

@@ -23,10 +23,10 @@ from bgpt_fast.documents import (
     Part,
     PatchError,
     PathLike,
-    Rule,
+    Truncation,
     byte_view,
     check_int,
-    checked_rule,
+    check_truncation,
     encode_extension,
     read_part,
 )
@@ -148,7 +148,7 @@ class PackedPatches:
             TypeError, ValueError: a wrong argument, or more than 2³¹ − 1 patches.
             PatchError: an over-long document with `overlong="error"`.
         """
-        rule = checked_rule("from_bytes: documents", documents, config, overlong, seed, end_of_file)
+        rule = check_truncation("from_bytes: documents", documents, config, overlong, seed, end_of_file)
         parts = []
         for index, document in enumerate(documents):
             label = f"from_bytes: documents[{index}]"
@@ -184,7 +184,7 @@ class PackedPatches:
                 read, or one is over-long with `overlong="error"`.
             TypeError, ValueError: a wrong argument, or more than 2³¹ − 1 patches.
         """
-        rule = checked_rule("from_files: paths", paths, config, overlong, seed, end_of_file)
+        rule = check_truncation("from_files: paths", paths, config, overlong, seed, end_of_file)
         parts = []
         for index, path in enumerate(paths):
             try:
@@ -301,7 +301,7 @@ class PackedPatches:
         )
 
 
-def _pack(parts: list[Part], rule: Rule) -> PackedPatches:
+def _pack(parts: list[Part], rule: Truncation) -> PackedPatches:
     S = rule.config.patch_size
     lengths = [1 + (len(part.content) + S - 1) // S + part.ends for part in parts]
     P = sum(lengths)
