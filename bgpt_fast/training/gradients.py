@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from bgpt_fast.training.objectives import Objective
-from bgpt_fast.training.parallel import Parallel
+from bgpt_fast.training.parallel import DataParallel
 from bgpt_fast.training.profiling import phase
 
 
 def accumulate_gradients(
-    parallel: Parallel,
+    parallel: DataParallel,
     objective: Objective[Any],
     batches: Sequence[Any],
     drawn: Sequence[Tensor],

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bgpt_fast.training.config import TrainConfig
-from bgpt_fast.training.parallel import in_parts, like
+from bgpt_fast.training.parallel import is_dtensor, with_layout_of
 
 
 def is_layer_matrix(name: str, parameter: Tensor) -> bool:
@@ -39,7 +39,7 @@ class Optimizers:
         plain = [(name, parameter) for name, parameter in rest if not is_decayed(name, parameter)]
         # Parameters in parts and whole ones do not go through one fused kernel.
         groups = [
-            {"params": [pair for pair in pairs if in_parts(pair[1]) is split], "weight_decay": decay}
+            {"params": [pair for pair in pairs if is_dtensor(pair[1]) is split], "weight_decay": decay}
             for pairs, decay in ((decayed, config.weight_decay), (plain, 0.0))
             for split in (False, True)
         ]
@@ -120,7 +120,8 @@ class Optimizers:
                 if values:
                     # The fused kernels walk memory, so the state must lie as the parameter does, strides included.
                     state[index] = {
-                        field: value if field == "step" else like(value, parameter) for field, value in values.items()
+                        field: value if field == "step" else with_layout_of(value, parameter)
+                        for field, value in values.items()
                     }
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         if left:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _UNUSED = "patch_level_decoder.base.wte.weight"
 
 
-class Parallel:
+class DataParallel:
     """Forward, gradients and weights of a model that is whole on each rank.
 
     Gradients are sums over ranks of what each rank's loss gave: the ranks' weights make them the global mean's.
@@ -93,27 +93,27 @@ class Parallel:
         return None
 
 
-def parallel_model(model: Model, ranks: Ranks, kind: str) -> Parallel:
+def parallel_model(model: Model, ranks: Ranks, kind: str) -> DataParallel:
     """A model on ranks as `TrainConfig.parallel` says; on a single one as it is."""
     if ranks.world_size > 1 and kind == "fsdp":
         # FSDP's imports take a second that most runs need not wait.
-        from bgpt_fast.training.sharded import Sharded
+        from bgpt_fast.training.sharded import FullySharded
 
-        return Sharded(model, ranks)
-    return Parallel(model, ranks)
+        return FullySharded(model, ranks)
+    return DataParallel(model, ranks)
 
 
-def in_parts(tensor: Tensor) -> bool:
+def is_dtensor(tensor: Tensor) -> bool:
     """Whether a tensor is a DTensor; asks without the import, as above."""
     return hasattr(tensor, "full_tensor")
 
 
-def like(whole: Tensor, target: Tensor) -> Tensor:
+def with_layout_of(whole: Tensor, target: Tensor) -> Tensor:
     """A whole tensor laid out as `target`, on its device: strides included, and this rank's part where it has parts."""
-    if in_parts(target):
-        from bgpt_fast.training.sharded import part_like
+    if is_dtensor(target):
+        from bgpt_fast.training.sharded import local_part_of
 
-        return part_like(whole, target)
+        return local_part_of(whole, target)
     return torch.empty_like(target).copy_(whole)
 
 

@@ -15,7 +15,7 @@ from bgpt_fast.training.checkpointing import CheckpointStore, CheckpointWriteErr
 from bgpt_fast.training.config import TrainConfig
 from bgpt_fast.training.objectives import labels_of
 from bgpt_fast.training.optimizer import Optimizers
-from bgpt_fast.training.parallel import Parallel, in_parts
+from bgpt_fast.training.parallel import DataParallel, is_dtensor
 from bgpt_fast.training.profiling import phase
 from bgpt_fast.training.random_state import join_ranks, random_state, restore_random_state, seed_rank, states_of
 from bgpt_fast.training.saves import BackgroundSaves, snapshot
@@ -78,7 +78,9 @@ class RunSaves:
         step: of the last checkpoint that was written or found; None where there is none.
     """
 
-    def __init__(self, store: CheckpointStore, parallel: Parallel, optimizers: Optimizers, config: TrainConfig) -> None:
+    def __init__(
+        self, store: CheckpointStore, parallel: DataParallel, optimizers: Optimizers, config: TrainConfig
+    ) -> None:
         self.step: int | None = None
         self._store = store
         self._parallel = parallel
@@ -194,7 +196,7 @@ class RunSaves:
         if len(ranks) > 1:
             state["sources"] = [own for _, own in ranks]
         weights, optimizer = self._parallel.weights(), snapshot(self._optimizers.state_tensors())
-        parts = {name: optimizer.pop(name) for name in list(optimizer) if in_parts(optimizer[name])}
+        parts = {name: optimizer.pop(name) for name in list(optimizer) if is_dtensor(optimizer[name])}
         writer = self._parallel.writer(parts)
         if self._ranks.is_main:
             run = RunState(

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from bgpt_fast.training.parallel import in_parts
+from bgpt_fast.training.parallel import is_dtensor
 
 
 class BackgroundSaves:
@@ -57,7 +57,7 @@ def snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     copies: dict[object, Tensor] = {}
     found = {}
     for name, tensor in tensors.items():
-        if in_parts(tensor):
+        if is_dtensor(tensor):
             found[name] = tensor.clone()
             continue
         key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.device) if tensor.numel() else name

@@ -22,11 +22,11 @@ from bgpt_fast.layers import Block
 from bgpt_fast.model import BGPT
 from bgpt_fast.training.distributed import Ranks
 from bgpt_fast.training.objectives import Model, same_kind
-from bgpt_fast.training.parallel import Parallel, like
+from bgpt_fast.training.parallel import DataParallel, with_layout_of
 
 
-class Sharded(Parallel):
-    """`Parallel` with the model split in place: its parameters become DTensors, but for the patch embedding."""
+class FullySharded(DataParallel):
+    """`DataParallel` with the model split in place: its parameters become DTensors, but for the patch embedding."""
 
     def _prepare(self) -> None:
         mesh = dist.init_device_mesh(self.ranks.device.type, (self.ranks.world_size,))
@@ -75,7 +75,7 @@ class Sharded(Parallel):
     @torch.no_grad()
     def load_weights(self, weights: dict[str, Tensor]) -> None:
         for name, value in self.model.state_dict().items():
-            value.copy_(like(weights[name], value))
+            value.copy_(with_layout_of(weights[name], value))
 
     @contextlib.contextmanager
     def whole_model(self) -> Iterator[Model]:
@@ -90,7 +90,7 @@ class Sharded(Parallel):
         return ShardWriter(parts, self.ranks)
 
 
-def part_like(whole: Tensor, target: Tensor) -> Tensor:
+def local_part_of(whole: Tensor, target: Tensor) -> Tensor:
     """This rank's part of a whole tensor, as a DTensor laid out as `target`."""
     assert isinstance(target, DTensor)
     mesh = target.device_mesh

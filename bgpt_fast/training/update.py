@@ -20,7 +20,7 @@ from bgpt_fast.training.graphed import GraphedGradients
 from bgpt_fast.training.log import write_batches
 from bgpt_fast.training.objectives import Work, labels_of, objective_of
 from bgpt_fast.training.optimizer import Optimizers
-from bgpt_fast.training.parallel import Parallel
+from bgpt_fast.training.parallel import DataParallel
 from bgpt_fast.training.profiling import phase
 
 CAN_GRAPH = ("cuda",)
@@ -52,7 +52,7 @@ class Update:
     """
 
     def __init__(
-        self, parallel: Parallel, optimizers: Optimizers, config: TrainConfig, run_dir: Path, room: int | None
+        self, parallel: DataParallel, optimizers: Optimizers, config: TrainConfig, run_dir: Path, room: int | None
     ) -> None:
         self.parallel = parallel
         self.graphed_batches = 0
