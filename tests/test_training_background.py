@@ -18,7 +18,7 @@ from training_support import RandomSource, fingerprint, log_lines, losses, make_
 import bgpt_fast.training.resuming
 from bgpt_fast.training import CheckpointWriteError
 from bgpt_fast.training.checkpointing import CheckpointStore
-from bgpt_fast.training.saves import BackgroundSaves, snapshot
+from bgpt_fast.training.saves import AsyncSaver, snapshot
 
 SaveStep = Callable[..., Path]
 
@@ -114,7 +114,7 @@ def test_a_save_that_fails_behind_stops_training_at_the_next_step(
 
 def test_saves_run_one_after_the_other_and_tell_once(tmp_path: Path) -> None:
     order: list[int] = []
-    saves = BackgroundSaves()
+    saves = AsyncSaver()
 
     def save(number: int) -> None:
         time.sleep(0.05)

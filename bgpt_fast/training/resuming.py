@@ -18,14 +18,14 @@ from bgpt_fast.training.optimizer import Optimizers
 from bgpt_fast.training.parallel import DataParallel, is_dtensor
 from bgpt_fast.training.profiling import phase
 from bgpt_fast.training.random_state import join_ranks, random_state, restore_random_state, seed_rank, states_of
-from bgpt_fast.training.saves import BackgroundSaves, snapshot
+from bgpt_fast.training.saves import AsyncSaver, snapshot
 
 if TYPE_CHECKING:
     from bgpt_fast.training.sharded import ShardWriter
 
 
 @dataclass
-class RunPlace:
+class Progress:
     """How far a run is.
 
     Args:
@@ -59,13 +59,13 @@ class RunPlace:
         }
 
     @classmethod
-    def from_dict(cls, state: dict[str, Any]) -> RunPlace:
+    def from_dict(cls, state: dict[str, Any]) -> Progress:
         """A place of `to_dict`."""
         loss = math.nan if state["loss"] is None else state["loss"]
         return cls(**{name: state[name] for name in cls.__dataclass_fields__} | {"loss": loss})
 
 
-class RunSaves:
+class Checkpointer:
     """The checkpoints of one run on its ranks, written from copies by a thread, one at a time.
 
     Args:
@@ -88,7 +88,7 @@ class RunSaves:
         self._model = parallel.model
         self._optimizers = optimizers
         self._config = config
-        self._background = BackgroundSaves()
+        self._background = AsyncSaver()
         self._rng: dict[str, Tensor] = {}
 
     @property
@@ -96,7 +96,7 @@ class RunSaves:
         """Whether the save that ran last failed; False while it runs."""
         return self._background.failed
 
-    def resume(self, source: BatchSource[Any]) -> RunPlace:
+    def resume(self, source: BatchSource[Any]) -> Progress:
         """Loads the latest intact checkpoint into model, optimisers and source; the start of a run where none is.
 
         Raises:
@@ -112,7 +112,7 @@ class RunSaves:
                 "ranks 0, 1, …; put run_dir on a file system that all machines mount"
             )
         if found is None:
-            return RunPlace()
+            return Progress()
         step, checkpoint = found
         if checkpoint.labels != labels_of(self._model):
             raise ValueError(
@@ -135,7 +135,7 @@ class RunSaves:
         self._optimizers.load_state_tensors(checkpoint.optimizer)
         self._resume_rank(source, state.get("sources", [state["source"]]), checkpoint.rng)
         self.step = step
-        place = RunPlace.from_dict(state)
+        place = Progress.from_dict(state)
         if {"best_metric", "best_is"} & changed.keys():
             place.best = None  # another metric's best is no measure
         return place
@@ -150,7 +150,7 @@ class RunSaves:
         else:
             seed_rank(self._config.seed, self._ranks.rank, step)
 
-    def save(self, place: RunPlace, position: dict[str, Any], *, best: bool, wait: bool) -> None:
+    def save(self, place: Progress, position: dict[str, Any], *, best: bool, wait: bool) -> None:
         """Saves in the background, from copies, unless this step is saved.
 
         Args:
@@ -188,7 +188,7 @@ class RunSaves:
         """Waits until no save runs, and ends the thread."""
         self._background.close()
 
-    def _start(self, place: RunPlace, position: dict[str, Any], best: bool) -> None:
+    def _start(self, place: Progress, position: dict[str, Any], best: bool) -> None:
         self.finish()
         self._rng = random_state(self._ranks.device)
         ranks = self._ranks.gather((self._rng, position))

@@ -11,7 +11,7 @@ from torch import Tensor
 from bgpt_fast.training.parallel import is_dtensor
 
 
-class BackgroundSaves:
+class AsyncSaver:
     """Runs one save at a time in a thread of its own; what fails there is kept for whoever waits."""
 
     def __init__(self) -> None:

@@ -31,7 +31,7 @@ from bgpt_fast.training.optimizer import Optimizers
 from bgpt_fast.training.parallel import parallel_model, set_activation_checkpointing
 from bgpt_fast.training.profiling import StepProfiler, phase, profiled_run
 from bgpt_fast.training.progress import StepFigures, TrainProgress
-from bgpt_fast.training.resuming import RunSaves
+from bgpt_fast.training.resuming import Checkpointer
 from bgpt_fast.training.schedule import schedule_factor, step_progress, time_progress
 from bgpt_fast.training.update import Update
 
@@ -126,7 +126,7 @@ class Trainer:
         self._optimizers = Optimizers(model.named_parameters(), config)
         room = getattr(source, "patches_per_batch", None)
         self._update = Update(self._parallel, self._optimizers, config, self.run_dir, room)
-        self._saves = RunSaves(self.store, self._parallel, self._optimizers, config)
+        self._saves = Checkpointer(self.store, self._parallel, self._optimizers, config)
         self._lock: FolderLock | None = None
         self._lock_folder()
         try:
