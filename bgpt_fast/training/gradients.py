@@ -52,9 +52,9 @@ def accumulate_gradients(
     ]
     if parallel.ranks.world_size > 1 and len(parts) < len(batches):
         # Ranks go through the model equally often; an empty document stands in for a batch without a unit.
-        blank = objective.blank(parallel.model.config)
+        dummy_batch = objective.dummy_batch(parallel.model.config)
         units = torch.ones(1, dtype=torch.int64)
-        stand_in = functools.partial(loss, batch=blank, indices=units, weight=0.0)
+        stand_in = functools.partial(loss, batch=dummy_batch, indices=units, weight=0.0)
         parts += [stand_in] * (len(batches) - len(parts))
     for place, part in enumerate(parts):
         parallel.backward(part, last=place == len(parts) - 1)

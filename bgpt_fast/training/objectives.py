@@ -22,7 +22,7 @@ Batch = TypeVar("Batch", PackedPatches, LabelledBatch)
 Model: TypeAlias = BGPT | BGPTForClassification
 
 
-class Work(NamedTuple):
+class BatchStats(NamedTuple):
     """What a batch holds: units of the mean, positions they have, real bytes to predict, patches, documents, FLOPs."""
 
     units: int
@@ -37,7 +37,7 @@ class Objective(ABC, Generic[Batch]):
     """How batches become a loss; the mean of a step runs over all units of all batches and ranks."""
 
     @abstractmethod
-    def draw(self, batch: Batch, config: TrainConfig, step: int, place: int) -> Tensor:
+    def sample_targets(self, batch: Batch, config: TrainConfig, step: int, place: int) -> Tensor:
         """The units that count: int64, rising.
 
         Args:
@@ -48,7 +48,7 @@ class Objective(ABC, Generic[Batch]):
         """
 
     @abstractmethod
-    def work(self, batch: Batch, drawn: Tensor, config: BGPTConfig) -> Work:
+    def work(self, batch: Batch, drawn: Tensor, config: BGPTConfig) -> BatchStats:
         """What the units of a batch come to."""
 
     @abstractmethod
@@ -56,7 +56,7 @@ class Objective(ABC, Generic[Batch]):
         """The mean loss over a batch's units, and float64 [2] without a gradient: the sum of nats, units right."""
 
     @abstractmethod
-    def blank(self, config: BGPTConfig) -> Batch:
+    def dummy_batch(self, config: BGPTConfig) -> Batch:
         """A batch of one empty document, for a rank that has none."""
 
     @abstractmethod
@@ -67,7 +67,7 @@ class Objective(ABC, Generic[Batch]):
 class NextBytes(Objective[PackedPatches]):
     """The bytes of patches from what is before them; a unit is a target patch. For `BGPT`."""
 
-    def draw(self, batch: PackedPatches, config: TrainConfig, step: int, place: int) -> Tensor:
+    def sample_targets(self, batch: PackedPatches, config: TrainConfig, step: int, place: int) -> Tensor:
         indices = batch.target_indices()
         wanted = config.targets_per_step
         if wanted == 0 or len(indices) <= wanted:
@@ -77,9 +77,9 @@ class NextBytes(Objective[PackedPatches]):
         chosen = generator.choice(len(indices), wanted, replace=False, shuffle=False)
         return indices[torch.from_numpy(np.sort(chosen))]
 
-    def work(self, batch: PackedPatches, drawn: Tensor, config: BGPTConfig) -> Work:
+    def work(self, batch: PackedPatches, drawn: Tensor, config: BGPTConfig) -> BatchStats:
         lengths = batch.cu_seqlens.diff().cpu()
-        return Work(
+        return BatchStats(
             units=len(drawn),
             positions=len(drawn) * config.patch_size,
             num_bytes=int((batch.patches[drawn] != EOP).sum()),
@@ -95,7 +95,7 @@ class NextBytes(Objective[PackedPatches]):
         nats = output.nats.detach().sum(dtype=torch.float64)
         return output.loss, torch.stack([nats, torch.zeros_like(nats)])
 
-    def blank(self, config: BGPTConfig) -> PackedPatches:
+    def dummy_batch(self, config: BGPTConfig) -> PackedPatches:
         return PackedPatches.from_bytes([("", b"")], config)
 
     def tensors(self, batch: PackedPatches, drawn: Tensor) -> dict[str, Tensor]:
@@ -105,13 +105,13 @@ class NextBytes(Objective[PackedPatches]):
 class DocumentClass(Objective[LabelledBatch]):
     """The class of a document from all of its patches; a unit is a document. For `BGPTForClassification`."""
 
-    def draw(self, batch: LabelledBatch, config: TrainConfig, step: int, place: int) -> Tensor:
+    def sample_targets(self, batch: LabelledBatch, config: TrainConfig, step: int, place: int) -> Tensor:
         return torch.arange(batch.batch.num_documents)
 
-    def work(self, batch: LabelledBatch, drawn: Tensor, config: BGPTConfig) -> Work:
+    def work(self, batch: LabelledBatch, drawn: Tensor, config: BGPTConfig) -> BatchStats:
         lengths = batch.batch.cu_seqlens.diff()
         # A class takes the patch decoder alone.
-        return Work(
+        return BatchStats(
             units=len(drawn),
             positions=len(drawn),
             num_bytes=0,
@@ -129,7 +129,7 @@ class DocumentClass(Objective[LabelledBatch]):
         right = (logits.argmax(1) == there.labels).sum(dtype=torch.float64)
         return nats.mean(), torch.stack([nats.detach().sum(dtype=torch.float64), right])
 
-    def blank(self, config: BGPTConfig) -> LabelledBatch:
+    def dummy_batch(self, config: BGPTConfig) -> LabelledBatch:
         batch = PackedPatches.from_bytes([("", b"")], config)
         return LabelledBatch(batch, torch.zeros(1, dtype=torch.int64))
 

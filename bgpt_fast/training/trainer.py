@@ -33,7 +33,7 @@ from bgpt_fast.training.profiling import StepProfiler, phase, profiled_run
 from bgpt_fast.training.progress import StepFigures, TrainProgress
 from bgpt_fast.training.resuming import Checkpointer
 from bgpt_fast.training.schedule import schedule_factor, step_progress, time_progress
-from bgpt_fast.training.update import Update
+from bgpt_fast.training.update import TrainStep
 
 Evaluate = Callable[[Any], dict[str, float]]
 
@@ -125,7 +125,7 @@ class Trainer:
         self._log = RunLog(self.run_dir / "log.jsonl", enabled=self.ranks.is_main)
         self._optimizers = Optimizers(model.named_parameters(), config)
         room = getattr(source, "patches_per_batch", None)
-        self._update = Update(self._parallel, self._optimizers, config, self.run_dir, room)
+        self._update = TrainStep(self._parallel, self._optimizers, config, self.run_dir, room)
         self._saves = Checkpointer(self.store, self._parallel, self._optimizers, config)
         self._lock: FolderLock | None = None
         self._lock_folder()

@@ -18,7 +18,7 @@ from bgpt_fast.training.errors import NonFiniteLossError
 from bgpt_fast.training.gradients import accumulate_gradients
 from bgpt_fast.training.graphed import GraphedGradients
 from bgpt_fast.training.log import write_batches
-from bgpt_fast.training.objectives import Work, labels_of, objective_of
+from bgpt_fast.training.objectives import BatchStats, labels_of, objective_of
 from bgpt_fast.training.optimizer import Optimizers
 from bgpt_fast.training.parallel import DataParallel
 from bgpt_fast.training.profiling import phase
@@ -34,10 +34,10 @@ class UpdateFigures(NamedTuple):
     bits_per_byte: float | None
     accuracy: float | None
     grad_norm: float
-    work: Work
+    work: BatchStats
 
 
-class Update:
+class TrainStep:
     """Makes updates of a model on its ranks.
 
     Args:
@@ -76,7 +76,10 @@ class Update:
             NonFiniteLossError: a loss or gradient is not finite; no update was made.
         """
         first = self._ranks.rank * self._config.accumulation
-        drawn = [self._objective.draw(batch, self._config, step, first + index) for index, batch in enumerate(batches)]
+        drawn = [
+            self._objective.sample_targets(batch, self._config, step, first + index)
+            for index, batch in enumerate(batches)
+        ]
         work = self._work(batches, drawn, step)
         self._model.train()
         self._optimizers.zero_grad(keep=self._graphed is not None)
@@ -122,12 +125,12 @@ class Update:
                 self.graphed_batches += 1
         return sums
 
-    def _work(self, batches: Sequence[Any], drawn: Sequence[Tensor], step: int) -> Work:
+    def _work(self, batches: Sequence[Any], drawn: Sequence[Tensor], step: int) -> BatchStats:
         """What all ranks' batches of a step hold together."""
         config = self._model.config
         mine = [self._objective.work(batch, units, config) for batch, units in zip(batches, drawn, strict=True)]
         table = self._ranks.table([sum(column) for column in zip(*mine, strict=True)])
-        work = Work(*(int(sum(column)) for column in zip(*table, strict=True)))
+        work = BatchStats(*(int(sum(column)) for column in zip(*table, strict=True)))
         if work.units == 0:
             raise DataError(f"step {step + 1}: expected at least one target patch in its batches, got none")
         return work
