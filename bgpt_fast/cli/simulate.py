@@ -27,7 +27,7 @@ from bgpt_fast.cli.simulate_folder import REPORT, SimulationFolder
 from bgpt_fast.model import BGPT
 from bgpt_fast.report.simulation_page import ProgramView, write_simulation_page
 from bgpt_fast.tasks.cpu_states import StreamOptions, Traces, column_names, format_difference
-from bgpt_fast.tasks.cpu_states.assessment import Assessment, Assessor, Piece
+from bgpt_fast.tasks.cpu_states.assessment import Assessment, Chunk, Evaluator
 from bgpt_fast.tasks.cpu_states.evaluation import InstructionScore, RegisterScore
 from bgpt_fast.tasks.cpu_states.predictions import PredictionTable, predictions_to_parquet, write_predictions
 from bgpt_fast.tasks.cpu_states.programs import count_programs, random_pieces, read_pieces
@@ -119,7 +119,7 @@ def run(words: Sequence[str]) -> int:
 def _simulate(options: Simulate, model: BGPT, folder: SimulationFolder, pieces: Iterator[Traces], total: int) -> None:
     machine = options.machine
     draft = options.draft and next(model.parameters()).device.type == "cpu"
-    assessor = Assessor(
+    assessor = Evaluator(
         model,
         machine.num_registers,
         max_batch=options.max_batch,
@@ -246,7 +246,7 @@ class _Examples:
         self._wrong: list[_Example] = []
         self._right: list[_Example] = []
 
-    def add(self, names: Sequence[str], piece: Piece) -> None:
+    def add(self, names: Sequence[str], piece: Chunk) -> None:
         for name, truth, predicted, forced in zip(names, piece.traces, piece.predicted, piece.forced, strict=True):
             kept = self._right if predicted.to_bytes() == truth.to_bytes() else self._wrong
             if len(kept) < self._count:

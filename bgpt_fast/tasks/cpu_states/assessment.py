@@ -30,7 +30,7 @@ class Assessment:
     Args:
         teacher_forced: scores when each byte is predicted from the true bytes before it.
         free_running: scores when the model writes every state itself, from memory and first state alone.
-        predicted: what it wrote, a trace a program; of an `Assessor`, none.
+        predicted: what it wrote, a trace a program; of an `Evaluator`, none.
         seconds: the free run's time.
         states: states that it wrote.
         teacher_forced_seconds: the time of the teacher-forced passes.
@@ -67,7 +67,7 @@ class Assessment:
 
 
 @dataclass(frozen=True)
-class Piece:
+class Chunk:
     """What a model made of some programs.
 
     Args:
@@ -81,7 +81,7 @@ class Piece:
     predicted: list[PredictedTrace]
 
 
-class Assessor:
+class Evaluator:
     """Scores a model on programs that come in pieces: any number of them in the memory of one piece.
 
     Args:
@@ -111,7 +111,7 @@ class Assessor:
         self._states = 0
         self._seconds = self._forced_seconds = 0.0
 
-    def add(self, traces: Traces, *, progress: Progress | None = None, saved: SavedPiece | None = None) -> Piece:
+    def add(self, traces: Traces, *, progress: Progress | None = None, saved: SavedPiece | None = None) -> Chunk:
         """Runs and scores more programs.
 
         Args:
@@ -130,7 +130,7 @@ class Assessor:
         tails = [predicted_bytes(one, trace) for one, trace in zip(predicted, traces, strict=True)]
         self._free.add([np.frombuffer(tail, np.uint8) for tail in tails], true_states)
         self._states += sum(len(tail) // self._size for tail in tails)
-        return Piece(traces, forced, predicted)
+        return Chunk(traces, forced, predicted)
 
     def _teacher_forced(self, traces: Traces, saved: SavedPiece | None) -> list[NDArray[np.int16]]:
         if saved is not None and saved.forced is not None:
@@ -197,5 +197,5 @@ def assess(
     Raises:
         TypeError, ValueError: a wrong argument, or a trace that the context cannot hold.
     """
-    assessor = Assessor(model, traces.num_registers, max_batch=max_batch)
+    assessor = Evaluator(model, traces.num_registers, max_batch=max_batch)
     return assessor.assessment(assessor.add(traces, progress=progress).predicted)
