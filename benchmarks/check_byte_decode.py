@@ -17,7 +17,7 @@ from bgpt_fast.generation.graphed import GraphedByteDecoder
 from bgpt_fast.generation.on_device import PERSISTENT_ROWS, DeviceModel
 from bgpt_fast.generation.persistent import MOST_ROWS
 from bgpt_fast.generation.sampling import Sampling
-from bgpt_fast.generation.writing import Writing
+from bgpt_fast.generation.writing import DecodeRequest
 
 SAMPLINGS = {"greedy": Sampling(), "sampled": Sampling(temperature=0.9, top_k=40, top_p=0.95, seed=7)}
 SMALL = BGPTConfig(patch_length=8, hidden_size=64, patch_num_layers=1, byte_num_layers=2, num_heads=1, byte_num_heads=4)
@@ -45,7 +45,7 @@ def invariant_engine(model: DeviceModel) -> GraphedByteDecoder:
     return GraphedByteDecoder(model.bytes, model.record, batch_invariant=True)
 
 
-def patches_to_write(config: BGPTConfig, count: int, seed: int) -> tuple[torch.Tensor, Writing]:
+def patches_to_write(config: BGPTConfig, count: int, seed: int) -> tuple[torch.Tensor, DecodeRequest]:
     """Features float32 [N, D] on the CPU, and patches of which some bytes are given and some rows are cut."""
     stream = torch.Generator().manual_seed(seed)
     S = config.patch_size
@@ -54,7 +54,7 @@ def patches_to_write(config: BGPTConfig, count: int, seed: int) -> tuple[torch.T
     known = torch.randint(0, S // 2 + 1, (count, 1), generator=stream)
     given = given.masked_fill(torch.arange(S) >= known, -1)
     features = torch.randn(count, config.hidden_size, generator=stream)
-    return features, Writing(given, room, None, None, list(range(count)), [16 * n for n in range(count)])
+    return features, DecodeRequest(given, room, None, None, list(range(count)), [16 * n for n in range(count)])
 
 
 def check_bytes(device: torch.device, record: Any = None) -> dict[str, Any]:
@@ -125,9 +125,9 @@ def check_alone(device: torch.device, precision: str, record: Any = None, *, bat
     return compared
 
 
-def part_of(writing: Writing, part: slice) -> Writing:
+def part_of(writing: DecodeRequest, part: slice) -> DecodeRequest:
     """Some of the patches to write."""
-    return Writing(
+    return DecodeRequest(
         writing.given[part], writing.room[part], None, None, list(writing.indices)[part], list(writing.starts)[part]
     )
 
@@ -154,7 +154,7 @@ def measure_engines(
     features = torch.randn(count, config.hidden_size, device=device)
     # Nothing given and the model's end refused by no one: random weights end one patch in 16 or so, which costs nothing
     # either engine waits for.
-    writing = Writing(
+    writing = DecodeRequest(
         torch.full((count, config.patch_size), -1, dtype=torch.int16),
         torch.full((count,), config.patch_size),
         None,

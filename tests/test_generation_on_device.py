@@ -21,7 +21,7 @@ from bgpt_fast.generation.persistent import MOST_ROWS as PERSISTENT_MOST
 from bgpt_fast.generation.persistent import PersistentByteDecoder
 from bgpt_fast.generation.sampling import Sampling, choose
 from bgpt_fast.generation.scoring import _Decoders, _score, context_bytes, score
-from bgpt_fast.generation.writing import Writing, Written
+from bgpt_fast.generation.writing import DecodeRequest, DecodeResult
 
 GREEDY, SAMPLED = Sampling(), Sampling(temperature=0.9, top_k=40, top_p=0.95, seed=7)
 CONFIG = SHAPES["plain"]
@@ -33,14 +33,14 @@ def at_once(step: Replay) -> Replay:
     return step
 
 
-def writing_of(call: dict[str, Tensor]) -> Writing:
+def writing_of(call: dict[str, Tensor]) -> DecodeRequest:
     indices, starts = ([int(n) for n in call[name].view(torch.int64)] for name in ("indices", "starts"))
-    return Writing(call["given"], call["room"], None, None, indices, starts)
+    return DecodeRequest(call["given"], call["room"], None, None, indices, starts)
 
 
-def on_cpu(model: BGPT, call: dict[str, Tensor], sampling: Sampling) -> Written:
+def on_cpu(model: BGPT, call: dict[str, Tensor], sampling: Sampling) -> DecodeResult:
     decoded = PackedModel(model, "float32").byte_decoder.decode(**call, **vars(sampling))
-    return Written(decoded.tokens.tolist(), decoded.counts.tolist())
+    return DecodeResult(decoded.tokens.tolist(), decoded.counts.tolist())
 
 
 @pytest.mark.parametrize("name", SHAPES)

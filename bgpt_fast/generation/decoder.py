@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from bgpt_fast.config import EOP
 from bgpt_fast.generation.sampling import Sampling, choose
-from bgpt_fast.generation.writing import Writing, Written
+from bgpt_fast.generation.writing import DecodeRequest, DecodeResult
 from bgpt_fast.kernels.cached_attention.op import cached_attention
 from bgpt_fast.kernels.invariant_linear.op import invariant_linear
 from bgpt_fast.kernels.patch_embed.op import patch_embed
@@ -117,7 +117,7 @@ class CachedDecoder:
         """
         return invariant_linear(self.byte_decoder(inputs, slots, positions), self.head)
 
-    def write(self, features: Tensor, writing: Writing, sampling: Sampling) -> Written:
+    def write(self, features: Tensor, writing: DecodeRequest, sampling: Sampling) -> DecodeResult:
         """Writes the patches behind `features` [N, D], without drafts."""
         assert writing.drafts is None
         N, S = writing.given.shape
@@ -131,7 +131,7 @@ class CachedDecoder:
             if not bool(finite.all()):
                 for row, good in zip(rows, finite.tolist(), strict=True):
                     counts[row] = counts[row] if good else -1
-                return Written(tokens, counts)
+                return DecodeResult(tokens, counts)
             positions = [writing.starts[row] + s for row in rows]
             chosen = choose(logits, sampling, [writing.indices[row] for row in rows], positions)
             going = []
@@ -145,7 +145,7 @@ class CachedDecoder:
             if not rows:
                 break
             inputs = self.wte[torch.tensor([tokens[row][s] for row in rows], device=features.device)]
-        return Written(tokens, counts)
+        return DecodeResult(tokens, counts)
 
 
 def _float32(parameter: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from bgpt_fast.config import VOCAB_SIZE
 from bgpt_fast.generation.packed import Layer, PackedByteDecoder, PackedCache, PackedTransformer
 from bgpt_fast.generation.sampling import Sampling
-from bgpt_fast.generation.writing import Writing, Written
+from bgpt_fast.generation.writing import DecodeRequest, DecodeResult
 from bgpt_fast.kernels.patch_embed.op import patch_embed
 from bgpt_fast.layers import Block, Transformer
 from bgpt_fast.model import BGPT
@@ -59,7 +59,7 @@ class FusedDecoder:
         embeddings = patch_embed(patches, *self.model.patch_embedding)
         return self.model.patch_decoder.features(embeddings, self.cache, slots, positions)
 
-    def write(self, features: Tensor, writing: Writing, sampling: Sampling) -> Written:
+    def write(self, features: Tensor, writing: DecodeRequest, sampling: Sampling) -> DecodeResult:
         """Writes the patches behind `features` [N, D]."""
         decoded = self.model.byte_decoder.decode(
             features,
@@ -74,7 +74,7 @@ class FusedDecoder:
             top_p=sampling.top_p,
             seed=sampling.seed,
         )
-        return Written(decoded.tokens.tolist(), decoded.counts.tolist())
+        return DecodeResult(decoded.tokens.tolist(), decoded.counts.tolist())
 
 
 def state_of(parameters: Iterable[Tensor]) -> Iterator[object]:

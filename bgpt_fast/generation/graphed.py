@@ -21,7 +21,7 @@ from bgpt_fast.config import EOP, VOCAB_SIZE
 from bgpt_fast.device import Record, Replay, cuda_graph
 from bgpt_fast.generation.device_layers import Attend, ByteWeights, DeviceLayers
 from bgpt_fast.generation.sampling import Sampling
-from bgpt_fast.generation.writing import Writing, Written
+from bgpt_fast.generation.writing import DecodeRequest, DecodeResult
 from bgpt_fast.kernels.cached_attention.op import cached_attention
 from bgpt_fast.kernels.common.launch import on_device
 
@@ -51,7 +51,7 @@ class _Room:
         self.going = numbers(rows, dtype=torch.uint8)
         self.keys, self.values = cache.view(_cache_shape(weights, rows)).unbind(0)
 
-    def fill(self, features: Tensor, writing: Writing, part: slice) -> None:
+    def fill(self, features: Tensor, writing: DecodeRequest, part: slice) -> None:
         count = len(features)
         self.features[:count].copy_(features)
         for to, values in ((self.given, writing.given), (self.room, writing.room)):
@@ -85,7 +85,7 @@ class GraphedByteDecoder:
         self._cache = torch.empty(0, dtype=weights.dtype, device=weights.device)
         self._graphs: dict[int, tuple[_Room, Replay]] = {}
 
-    def write(self, features: Tensor, writing: Writing, sampling: Sampling) -> Written:
+    def write(self, features: Tensor, writing: DecodeRequest, sampling: Sampling) -> DecodeResult:
         """Writes the patches behind `features` float32 [N, D], without drafts; waits once for each graph's result."""
         assert writing.drafts is None
         tokens: list[list[int]] = []
@@ -100,7 +100,7 @@ class GraphedByteDecoder:
                 replay()
             tokens += room.tokens[:count].tolist()
             counts += room.counts[:count].tolist()
-        return Written(tokens, counts)
+        return DecodeResult(tokens, counts)
 
     def _graph(self, rows: int) -> tuple[_Room, Replay]:
         if rows not in self._graphs:

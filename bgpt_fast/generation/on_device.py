@@ -14,7 +14,7 @@ from bgpt_fast.generation.device_layers import ByteWeights, DeviceLayers, PatchW
 from bgpt_fast.generation.graphed import MOST_ROWS, GraphedByteDecoder, bucket_of
 from bgpt_fast.generation.persistent import PersistentByteDecoder
 from bgpt_fast.generation.sampling import Sampling
-from bgpt_fast.generation.writing import Writing, Written
+from bgpt_fast.generation.writing import DecodeRequest, DecodeResult
 from bgpt_fast.kernels.cached_attention.op import cached_attention
 from bgpt_fast.kernels.common.launch import on_device
 from bgpt_fast.kernels.patch_embed.op import patch_embed
@@ -125,7 +125,7 @@ class DeviceDecoder:
         embeddings = patch_embed(patches, weights.embedding_rows.t(), weights.embedding_bias)
         return self.model.patch_layers(embeddings + weights.wpe[positions], attend).float()
 
-    def write(self, features: Tensor, writing: Writing, sampling: Sampling) -> Written:
+    def write(self, features: Tensor, writing: DecodeRequest, sampling: Sampling) -> DecodeResult:
         """Writes the patches behind `features` [N, D], without drafts."""
         if self.model.persistent is not None and len(features) <= PERSISTENT_ROWS:
             return self.model.persistent.write(features, writing, sampling)

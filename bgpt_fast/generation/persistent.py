@@ -12,7 +12,7 @@ from bgpt_fast import _C
 from bgpt_fast.config import EOP
 from bgpt_fast.generation.device_layers import ByteWeights
 from bgpt_fast.generation.sampling import Sampling
-from bgpt_fast.generation.writing import Writing, Written
+from bgpt_fast.generation.writing import DecodeRequest, DecodeResult
 
 MOST_ROWS: int = _C.persistent_rows
 """Patches that a launch takes at most."""
@@ -45,19 +45,19 @@ class PersistentByteDecoder:
         has room for; it takes the paper's model."""
         return _C.persistent_takes(shape_of(weights))
 
-    def write(self, features: Tensor, writing: Writing, sampling: Sampling) -> Written:
+    def write(self, features: Tensor, writing: DecodeRequest, sampling: Sampling) -> DecodeResult:
         """Writes the patches behind `features` float32 [N, D], without drafts; waits once, for the result."""
         assert writing.drafts is None
         parts = [
             self._write(features[first : first + MOST_ROWS], writing, sampling, first)
             for first in range(0, len(features), MOST_ROWS)
         ]
-        return Written(
+        return DecodeResult(
             [row for tokens, _ in parts for row in tokens.tolist()],
             [count for _, counts in parts for count in counts.tolist()],
         )
 
-    def _write(self, features: Tensor, writing: Writing, sampling: Sampling, first: int) -> tuple[Tensor, Tensor]:
+    def _write(self, features: Tensor, writing: DecodeRequest, sampling: Sampling, first: int) -> tuple[Tensor, Tensor]:
         device, N, S = self.weights.device, len(features), self.weights.patch_size
         part = slice(first, first + N)
         given, room = writing.given[part].to(device), writing.room[part].to(device)

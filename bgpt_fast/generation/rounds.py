@@ -20,7 +20,7 @@ from bgpt_fast.generation.prompt import Generation
 from bgpt_fast.generation.sampling import Sampling
 from bgpt_fast.generation.sequence import Row
 from bgpt_fast.generation.sequence import Sequence as FileSequence
-from bgpt_fast.generation.writing import Writing
+from bgpt_fast.generation.writing import DecodeRequest
 
 PATCHES_AT_ONCE = 512  # bounds the activations of a prefill; enough to keep the products at full speed
 
@@ -88,7 +88,7 @@ class Run:
         asked = [self._ask(sequence) for sequence in running]
         rows = [row for _, rows in asked for row in rows]
         drafting = self.drafter is not None
-        writing = Writing(
+        writing = DecodeRequest(
             _cpu([row.given for row in rows], torch.int16),
             _cpu([row.room for row in rows], torch.int64),
             _cpu([row.guesses for row in rows], torch.int16) if drafting else None,

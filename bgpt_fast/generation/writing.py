@@ -10,7 +10,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 
-class Writing(NamedTuple):
+class DecodeRequest(NamedTuple):
     """A patch to write for each of N files.
 
     Args:
@@ -30,7 +30,7 @@ class Writing(NamedTuple):
     starts: list[int]
 
 
-class Written(NamedTuple):
+class DecodeResult(NamedTuple):
     """tokens: N lists of S, `EOP` where the model ended the file and behind it; counts: N, tokens up to the end, that
     `EOP` included, or -1 where the model gave NaN or infinite logits."""
 
