@@ -18,8 +18,8 @@ from bgpt_fast.generation.fused import FusedDecoder, PackedModel, state_of
 from bgpt_fast.generation.on_device import DeviceDecoder, DeviceModel, has_engines
 from bgpt_fast.generation.packed import BYTE_DECODE_ROWS, PRECISIONS
 from bgpt_fast.generation.prompt import Generation, Prompt
-from bgpt_fast.generation.rounds import AnyDecoder, Progress, Run
 from bgpt_fast.generation.sampling import Sampling
+from bgpt_fast.generation.scheduler import AnyDecoder, Progress, Scheduler
 from bgpt_fast.generation.sequence import MOST
 from bgpt_fast.generation.sequence import Sequence as FileSequence
 from bgpt_fast.model import BGPT
@@ -222,7 +222,7 @@ class Generator:
         S = self.model.config.patch_size
         length = _cached(max(sequence.before - -sequence.limit // S for sequence in sequences))
         slots = self._slots(len(sequences), length, drafter is not None)
-        return Run(self._decoder, slots, length, sequences, sampling, drafter).files(progress)
+        return Scheduler(self._decoder, slots, length, sequences, sampling, drafter).files(progress)
 
     def _slots(self, total: int, length: int, drafting: bool) -> int:
         """How many sequences of `length` patches to have under way."""

@@ -30,7 +30,7 @@ from bgpt_fast.generation.device_layers import DEVICE_PRECISIONS
 from bgpt_fast.generation.fused import FusedDecoder, PackedModel
 from bgpt_fast.generation.on_device import DeviceDecoder, DeviceModel, has_engines
 from bgpt_fast.generation.packed import PRECISIONS
-from bgpt_fast.generation.rounds import AnyDecoder
+from bgpt_fast.generation.scheduler import AnyDecoder
 from bgpt_fast.model import BGPT
 from bgpt_fast.patches import PackedPatches
 

@@ -30,7 +30,7 @@ Progress = Callable[[int, int, int], None]
 """Called after each round with (files done, files in all, new bytes so far)."""
 
 
-class Run:
+class Scheduler:
     """One call of a Generator: its sequences, its caches and who holds which slot.
 
     Args:
