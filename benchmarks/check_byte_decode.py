@@ -12,7 +12,7 @@ import torch
 from timing import measure
 
 from bgpt_fast import BGPT, BGPTConfig
-from bgpt_fast.generation.fused import FusedDecoder, PackedModel
+from bgpt_fast.generation.fused import CpuDecoder, PackedModel
 from bgpt_fast.generation.graphed import GraphedByteDecoder
 from bgpt_fast.generation.on_device import PERSISTENT_ROWS, DeviceModel
 from bgpt_fast.generation.persistent import MOST_ROWS
@@ -65,7 +65,7 @@ def check_bytes(device: torch.device, record: Any = None) -> dict[str, Any]:
         OtherBytesError: they differ. With other seeds a near tie may fall within rounding; with these none does.
     """
     model = decided_model()
-    cpu = FusedDecoder(PackedModel(model, "float32"), 1, 8)
+    cpu = CpuDecoder(PackedModel(model, "float32"), 1, 8)
     on_device = DeviceModel(model.to(device), "float32", record)
     engines = engines_of(on_device)
     checked = 0

@@ -27,9 +27,9 @@ from scales import Scale, scale_of
 from suite_results import duration
 
 from bgpt_fast import Generator, PackedPatches
-from bgpt_fast.generation.decoder import CachedDecoder
-from bgpt_fast.generation.fused import FusedDecoder
-from bgpt_fast.generation.on_device import DeviceDecoder
+from bgpt_fast.generation.decoder import EagerDecoder
+from bgpt_fast.generation.fused import CpuDecoder
+from bgpt_fast.generation.on_device import CudaDecoder
 from bgpt_fast.training.profiling import StepProfiler, phase
 
 _WARM, _STEPS = 3, 4
@@ -70,7 +70,7 @@ def _in_phase(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 def _named_decoders() -> Iterator[None]:
     """Both decoders' calls as phases: the engine itself has no names in it, which would cost time at every byte."""
     with contextlib.ExitStack() as stack:
-        for decoder in (CachedDecoder, DeviceDecoder, FusedDecoder):
+        for decoder in (EagerDecoder, CudaDecoder, CpuDecoder):
             for method, name in (("features", "patch decoder"), ("write", "byte decoder")):
                 named = _in_phase(name, getattr(decoder, method))
                 stack.enter_context(mock.patch.object(decoder, method, named))

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from bgpt_fast import BGPT, BGPTConfig, Generation, Generator, PackedPatches, Prompt, ReferenceBGPT
 from bgpt_fast.generation import decoder, generator
-from bgpt_fast.generation.decoder import CachedDecoder
+from bgpt_fast.generation.decoder import EagerDecoder
 from bgpt_fast.generation.sampling import Sampling, choose
 from bgpt_fast.generation.scoring import score
 from bgpt_fast.kernels.cached_attention.reference import cached_attention_reference
@@ -90,9 +90,9 @@ def test_cached_equals_recomputed(model: BGPT, options: dict[str, float]) -> Non
         assert cached == Generation(data, finished, len(prompt.data))
 
 
-def in_torch(engine: Generator, slots: int, length: int) -> CachedDecoder:
+def in_torch(engine: Generator, slots: int, length: int) -> EagerDecoder:
     """The decoder of a Generator where there is none of our own."""
-    return CachedDecoder(engine.model, slots, length)
+    return EagerDecoder(engine.model, slots, length)
 
 
 def files_are_alone(model: BGPT, prompts: list[Prompt], sizes: Iterable[int], options: dict[str, float]) -> bool:
@@ -227,7 +227,7 @@ def logits_are_alone(model: BGPT) -> bool:
 
     def run(part: Tensor, by_patch: bool) -> Tensor:
         B = len(part)
-        engine = CachedDecoder(model, B, 16)
+        engine = EagerDecoder(model, B, 16)
         slots, places = torch.arange(B).repeat_interleave(T), torch.arange(T).repeat(B)
         if by_patch:
             for t in range(T):

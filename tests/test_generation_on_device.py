@@ -12,11 +12,11 @@ from torch import Tensor
 from bgpt_fast import _C, BGPT, BGPTConfig, Generation, Generator, Prompt
 from bgpt_fast.device import Replay
 from bgpt_fast.generation import on_device
-from bgpt_fast.generation.decoder import CachedDecoder
+from bgpt_fast.generation.decoder import EagerDecoder
 from bgpt_fast.generation.device_layers import ByteWeights
 from bgpt_fast.generation.fused import PackedModel
 from bgpt_fast.generation.graphed import LEAST_ROWS, MOST_ROWS, GraphedByteDecoder, _Room, bucket_of
-from bgpt_fast.generation.on_device import PERSISTENT_ROWS, DeviceDecoder, DeviceModel
+from bgpt_fast.generation.on_device import PERSISTENT_ROWS, CudaDecoder, DeviceModel
 from bgpt_fast.generation.persistent import MOST_ROWS as PERSISTENT_MOST
 from bgpt_fast.generation.persistent import PersistentByteDecoder
 from bgpt_fast.generation.sampling import Sampling, choose
@@ -131,10 +131,10 @@ def test_a_generator_on_them_writes_the_same_files(options: dict[str, float], mo
     expected = Generator(model).generate(prompts, **options)
     engines: dict[int, DeviceModel] = {}
 
-    def decoder(self: Generator, slots: int, length: int) -> DeviceDecoder:
+    def decoder(self: Generator, slots: int, length: int) -> CudaDecoder:
         engine = engines.setdefault(id(self), DeviceModel(model, "float32", at_once))
         engine.reload(model)
-        return DeviceDecoder(engine, slots, length)
+        return CudaDecoder(engine, slots, length)
 
     monkeypatch.setattr(Generator, "_decoder", decoder)
     generator = Generator(model)
@@ -144,7 +144,7 @@ def test_a_generator_on_them_writes_the_same_files(options: dict[str, float], mo
             parameter.mul_(1.3)
     changed = generator.generate(prompts, **options)
     assert changed != expected
-    monkeypatch.setattr(Generator, "_decoder", lambda self, slots, length: CachedDecoder(model, slots, length))
+    monkeypatch.setattr(Generator, "_decoder", lambda self, slots, length: EagerDecoder(model, slots, length))
     assert changed == Generator(model).generate(prompts, **options)
 
 
@@ -192,8 +192,8 @@ def test_batch_invariant_graphs_write_what_the_model_says(precision: str) -> Non
 def invariant_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     """Has every Generator use the batch-invariant engine of a GPU."""
 
-    def decoder(self: Generator, slots: int, length: int) -> DeviceDecoder:
-        return DeviceDecoder(DeviceModel(self.model, "float32", at_once, batch_invariant=True), slots, length)
+    def decoder(self: Generator, slots: int, length: int) -> CudaDecoder:
+        return CudaDecoder(DeviceModel(self.model, "float32", at_once, batch_invariant=True), slots, length)
 
     monkeypatch.setattr(Generator, "_decoder", decoder)
 

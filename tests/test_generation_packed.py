@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bgpt_fast import _C, BGPT, BGPTConfig
-from bgpt_fast.generation.fused import FusedDecoder, PackedModel
+from bgpt_fast.generation.fused import CpuDecoder, PackedModel
 from bgpt_fast.generation.packed import PRECISIONS, Decoded, PackedCache, PackedTransformer
 from bgpt_fast.generation.sampling import Sampling, choose
 
@@ -118,9 +118,7 @@ def test_every_instruction_set_and_number_of_threads_gives_the_same_bits(name: s
         for isa, threads in ((0, 1), (1, 3), (2, 2), (2, 1)):
             torch.set_num_threads(threads)
             model = packed(config, precision, isa)
-            features = FusedDecoder(model, 1, 20).features(
-                patches, torch.zeros(19, dtype=torch.int64), torch.arange(19)
-            )
+            features = CpuDecoder(model, 1, 20).features(patches, torch.zeros(19, dtype=torch.int64), torch.arange(19))
             found.append((features, model.byte_decoder.decode(**call, temperature=0.8, seed=1, return_logits=True)))
     finally:
         torch.set_num_threads(before)
@@ -181,12 +179,12 @@ def test_prefill_equals_patch_by_patch_in_any_slot(precision: str) -> None:
     model, T = packed(config, precision), 281  # more than a chunk has
     patches = torch.randint(0, 257, (T, 16), dtype=torch.int16, generator=torch.Generator().manual_seed(3))
     slots, places = torch.full((T,), 2), torch.arange(T)
-    whole = FusedDecoder(model, 3, 288).features(patches, slots, places)
-    single = FusedDecoder(model, 1, 288)
+    whole = CpuDecoder(model, 3, 288).features(patches, slots, places)
+    single = CpuDecoder(model, 1, 288)
     one = torch.zeros(1, dtype=torch.int64)
     steps = [single.features(patches[t : t + 1], one, places[t : t + 1]) for t in range(T)]
     torch.testing.assert_close(torch.cat(steps), whole, rtol=0, atol=0)
-    crowded = FusedDecoder(model, 2, 288)
+    crowded = CpuDecoder(model, 2, 288)
     both = crowded.features(patches.repeat(2, 1), torch.tensor([1, 0]).repeat_interleave(T), places.repeat(2))
     torch.testing.assert_close(both, whole.repeat(2, 1), rtol=0, atol=0)
 

@@ -1,6 +1,6 @@
 """The two decoders of a bGPT over caches of keys and values, operation by operation in torch.
 
-It generates and scores where there is nothing faster: the CPU has `FusedDecoder`, CUDA `DeviceDecoder`, which are both
+It generates and scores where there is nothing faster: the CPU has `CpuDecoder`, CUDA `CudaDecoder`, which are both
 tested against this one. On the CPU every operation here gives a token the same bits whatever else is in the call:
 `invariant_linear`, `cached_attention` and `patch_embed` by construction, layer norm, additions and look-ups because
 torch computes them row by row. Shape letters: T tokens, N patches, D width, H heads, d = D / H, L positions a slot, B
@@ -77,7 +77,7 @@ class _CachedTransformer:
         return self.ln_f(x)
 
 
-class CachedDecoder:
+class EagerDecoder:
     """Both decoders of a model in float32, with caches for `slots` sequences of up to `length` patches.
 
     Args:

@@ -40,7 +40,7 @@ class PackedModel:
         self.patch_embedding = weight, embedding.bias.detach().float().contiguous()
 
 
-class FusedDecoder:
+class CpuDecoder:
     """A packed model with a cache for `slots` sequences of up to `length` patches.
 
     Every token's bits depend on that token and on what it sees alone.

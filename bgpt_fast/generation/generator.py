@@ -11,15 +11,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bgpt_fast.generation.decoder import CachedDecoder
+from bgpt_fast.generation.decoder import EagerDecoder
 from bgpt_fast.generation.device_layers import DEVICE_PRECISIONS
 from bgpt_fast.generation.drafting import Drafter
-from bgpt_fast.generation.fused import FusedDecoder, PackedModel, state_of
-from bgpt_fast.generation.on_device import DeviceDecoder, DeviceModel, has_engines
+from bgpt_fast.generation.fused import CpuDecoder, PackedModel, state_of
+from bgpt_fast.generation.on_device import CudaDecoder, DeviceModel, has_engines
 from bgpt_fast.generation.packed import BYTE_DECODE_ROWS, PRECISIONS
 from bgpt_fast.generation.prompt import Generation, Prompt
 from bgpt_fast.generation.sampling import Sampling
-from bgpt_fast.generation.scheduler import AnyDecoder, Progress, Scheduler
+from bgpt_fast.generation.scheduler import Decoder, Progress, Scheduler
 from bgpt_fast.generation.sequence import MOST
 from bgpt_fast.generation.sequence import Sequence as FileSequence
 from bgpt_fast.model import BGPT
@@ -257,7 +257,7 @@ class Generator:
         guessed = 8 * config.byte_num_layers * config.patch_size * BYTE_DECODE_ROWS if drafting else 0
         return (_ACTIVATION_BYTES + guessed) * config.hidden_size
 
-    def _decoder(self, slots: int, length: int) -> AnyDecoder:
+    def _decoder(self, slots: int, length: int) -> Decoder:
         try:
             return self._new_decoder(slots, length)
         except MemoryError as error:
@@ -267,18 +267,18 @@ class Generator:
                 "lower max_batch or max_new_bytes, or set max_memory"
             ) from error
 
-    def _new_decoder(self, slots: int, length: int) -> AnyDecoder:
+    def _new_decoder(self, slots: int, length: int) -> Decoder:
         precision, device = self._own_precision(), self._device
         if device.type == "cpu":
-            return FusedDecoder(self._packed_model(precision), slots, length)
+            return CpuDecoder(self._packed_model(precision), slots, length)
         offered = tuple(DEVICE_PRECISIONS) if has_engines(device) else ("float32",)
         if precision not in offered:
             raise ValueError(f"Generator: precision: expected one of {offered} {_where(device)}, got {precision!r}")
         if not has_engines(device):
             if self.batch_invariant:
                 raise ValueError(f"Generator: batch_invariant: expected None or False {_where(device)}, got True")
-            return CachedDecoder(self.model, slots, length)
-        return DeviceDecoder(self._device_model(precision), slots, length)
+            return EagerDecoder(self.model, slots, length)
+        return CudaDecoder(self._device_model(precision), slots, length)
 
     def _device_model(self, precision: str) -> DeviceModel:
         """The weights as they are now, where those of the last call were, so that its graphs can be used again."""

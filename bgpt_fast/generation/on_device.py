@@ -71,7 +71,7 @@ class _Round:
         self.features = torch.zeros(rows, width, device=device)
 
 
-class DeviceDecoder:
+class CudaDecoder:
     """A model on a GPU with a cache for `slots` sequences of up to `length` patches, in the layers' precision.
 
     Raises:

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from bgpt_fast.generation.decoder import CachedDecoder
+from bgpt_fast.generation.decoder import EagerDecoder
 from bgpt_fast.generation.drafting import Drafter
-from bgpt_fast.generation.fused import FusedDecoder
-from bgpt_fast.generation.on_device import DeviceDecoder
+from bgpt_fast.generation.fused import CpuDecoder
+from bgpt_fast.generation.on_device import CudaDecoder
 from bgpt_fast.generation.prompt import Generation
 from bgpt_fast.generation.sampling import Sampling
 from bgpt_fast.generation.sequence import Row
@@ -24,7 +24,7 @@ from bgpt_fast.generation.writing import DecodeRequest
 
 PATCHES_AT_ONCE = 512  # bounds the activations of a prefill; enough to keep the products at full speed
 
-AnyDecoder = CachedDecoder | DeviceDecoder | FusedDecoder
+Decoder = EagerDecoder | CudaDecoder | CpuDecoder
 
 Progress = Callable[[int, int, int], None]
 """Called after each round with (files done, files in all, new bytes so far)."""
@@ -44,7 +44,7 @@ class Scheduler:
 
     def __init__(
         self,
-        decoder: Callable[[int, int], AnyDecoder],
+        decoder: Callable[[int, int], Decoder],
         slots: int,
         length: int,
         sequences: list[FileSequence],

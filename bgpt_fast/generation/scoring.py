@@ -25,12 +25,12 @@ from torch.nn import functional as F
 from bgpt_fast.config import EOP, VOCAB_SIZE, BGPTConfig
 from bgpt_fast.device import Replay
 from bgpt_fast.documents import extension_of
-from bgpt_fast.generation.decoder import CachedDecoder
+from bgpt_fast.generation.decoder import EagerDecoder
 from bgpt_fast.generation.device_layers import DEVICE_PRECISIONS
-from bgpt_fast.generation.fused import FusedDecoder, PackedModel
-from bgpt_fast.generation.on_device import DeviceDecoder, DeviceModel, has_engines
+from bgpt_fast.generation.fused import CpuDecoder, PackedModel
+from bgpt_fast.generation.on_device import CudaDecoder, DeviceModel, has_engines
 from bgpt_fast.generation.packed import PRECISIONS
-from bgpt_fast.generation.scheduler import AnyDecoder
+from bgpt_fast.generation.scheduler import Decoder
 from bgpt_fast.model import BGPT
 from bgpt_fast.patches import PackedPatches
 
@@ -139,15 +139,15 @@ class _Decoders:
         if on_gpu:
             self._on_device = DeviceModel(model, precision or own, _unrecorded, batch_invariant=True)
 
-    def above(self, slots: int, patches: int) -> AnyDecoder:
+    def above(self, slots: int, patches: int) -> Decoder:
         """The patch decoder with an empty cache."""
         # A multiple of 16 keeps the rows of the cache on whole cache lines.
         length = max(1, -(-patches // 16)) * 16
         if self._packed is not None:
-            return FusedDecoder(self._packed, slots, length)
+            return CpuDecoder(self._packed, slots, length)
         if self._on_device is not None:
-            return DeviceDecoder(self._on_device, slots, length)
-        return CachedDecoder(self._model, slots, length)
+            return CudaDecoder(self._on_device, slots, length)
+        return EagerDecoder(self._model, slots, length)
 
     def logits(self, features: Tensor, tokens: Tensor, count: int) -> Tensor:
         """Logits [P, S, V] of the first `count` bytes of patches, each given those before it.
@@ -175,7 +175,7 @@ class _Decoders:
             if not bool(found[:, :count].isfinite().all()):
                 raise FloatingPointError("NaN or infinite logits; the model's weights are damaged or too large")
             return found
-        below = CachedDecoder(self._model, P, 1)
+        below = EagerDecoder(self._model, P, 1)
         for s in range(count):
             inputs = features if s == 0 else below.wte[tokens[:, s - 1].long()]
             found[:, s] = below.logits(inputs, rows, torch.full_like(rows, s))
