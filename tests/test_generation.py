@@ -455,7 +455,7 @@ def test_errors_come_before_anything_runs(model: BGPT, monkeypatch: pytest.Monke
     def never(*_: object) -> None:
         raise AssertionError("something ran")
 
-    monkeypatch.setattr(generator, "FusedDecoder", never)
+    monkeypatch.setattr(generator, "CpuDecoder", never)
     engine, good = Generator(model), Prompt("bin", b"1")
     for size in (ROOM, ROOM + 1, 1000):
         with pytest.raises(ValueError, match=rf"prompts\[1\].data: expected fewer than 36 bytes, .*, got {size}; cut"):
@@ -513,7 +513,7 @@ def test_no_memory_for_the_caches_is_a_named_error(model: BGPT, monkeypatch: pyt
         patched.setattr(decoder, "_CachedTransformer", full)
         with pytest.raises(MemoryError, match="allocate memory"):
             Generator(model).generate([Prompt("bin")] * 3)
-    monkeypatch.setattr(generator, "FusedDecoder", out_of_memory)
+    monkeypatch.setattr(generator, "CpuDecoder", out_of_memory)
     with pytest.raises(MemoryError, match=message):
         Generator(model).generate([Prompt("bin")] * 3)
 
