@@ -21,8 +21,8 @@ import torch
 from conftest import TINY, random_documents
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from peers import HuggingFaceBGPT
+from support.write_faults import DiskFull, dies_in_step, step_fails
 from torch import Tensor
-from write_faults import DiskFull, dies_in_step, step_fails
 
 from bgpt_fast import BGPT, BGPTConfig, BGPTForClassification, PackedPatches
 from bgpt_fast.checkpoint import (

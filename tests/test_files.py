@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from write_faults import DiskFull, dies_in_step, step_fails
+from support.write_faults import DiskFull, dies_in_step, step_fails
 
 from bgpt_fast import files
 from bgpt_fast.files import atomic_write, fsync_folder, write_json

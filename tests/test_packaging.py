@@ -9,8 +9,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = """
 import torch
 from bgpt_fast import BGPT, BGPTConfig, PackedPatches

@@ -14,12 +14,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.paths import ROOT
 
 from bgpt_fast import BGPTConfig, PackedPatches
 from bgpt_fast import patches as patches_module
 from bgpt_fast.documents import PatchError, extension_of
 
-ROOT = Path(__file__).resolve().parent.parent
 Documents = list[tuple[str, bytes]]
 
 
@@ -500,7 +500,7 @@ def sanitized(tmp_path: Path, sanitizers: str) -> Path:
         pytest.skip("needs g++")
     program = tmp_path / "driver"
     flags = ["-std=c++20", "-O1", "-g", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-pthread"]
-    sources = [ROOT / "tests" / "patches_driver.cpp", ROOT / "csrc" / "patches" / "patches.cpp"]
+    sources = [ROOT / "tests" / "csrc" / "patches_driver.cpp", ROOT / "csrc" / "patches" / "patches.cpp"]
     subprocess.run([compiler, *flags, f"-I{ROOT / 'csrc'}", *sources, "-o", program], check=True)
     return program
 

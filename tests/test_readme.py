@@ -8,9 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from support.paths import ROOT
+
 from bgpt_fast.cli.main import COMMANDS
 
-ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text()
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from interpreter import DEVICE  # isort: skip  # before triton
+from support.interpreter import DEVICE  # isort: skip  # before triton
 from bgpt_fast.kernels.bias_gelu import triton_kernels
 from bgpt_fast.kernels.bias_gelu.triton_kernels import bias_gelu_backward, bias_gelu_forward, compile_cases
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from interpreter import DEVICE  # isort: skip  # before triton
+from support.interpreter import DEVICE  # isort: skip  # before triton
 from bgpt_fast.kernels.byte_attention.reference import byte_attention_backward_reference, byte_attention_reference
 from bgpt_fast.kernels.byte_attention.triton_kernels import (
     byte_attention_backward,

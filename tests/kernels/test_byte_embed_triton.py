@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from interpreter import DEVICE  # isort: skip  # before triton
+from support.interpreter import DEVICE  # isort: skip  # before triton
 from bgpt_fast.kernels.byte_embed.reference import byte_embed_backward_reference, byte_embed_reference
 from bgpt_fast.kernels.byte_embed.triton_kernels import byte_embed_backward, byte_embed_forward, compile_cases
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from interpreter import DEVICE  # isort: skip  # before triton
-from test_cached_attention import cache, sample
+from support.interpreter import DEVICE  # isort: skip  # before triton
+from kernels.test_cached_attention import cache, sample
 
 from bgpt_fast.kernels.cached_attention import triton_kernels
 from bgpt_fast.kernels.cached_attention.reference import cached_attention_reference

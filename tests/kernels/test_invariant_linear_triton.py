@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from interpreter import DEVICE  # isort: skip  # before triton
-from test_invariant_linear import sample
+from support.interpreter import DEVICE  # isort: skip  # before triton
+from kernels.test_invariant_linear import sample
 
 from bgpt_fast import BGPT, BGPTConfig
 from bgpt_fast.generation import device_layers, graphed

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from interpreter import DEVICE  # isort: skip  # before triton
+from support.interpreter import DEVICE  # isort: skip  # before triton
 from bgpt_fast.kernels.linear_cross_entropy import triton_kernels
 from bgpt_fast.kernels.linear_cross_entropy.triton_kernels import (
     compile_cases,

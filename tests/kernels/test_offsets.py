@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from offsets import jit_functions, unsafe_products
+from support.offsets import jit_functions, unsafe_products
+from support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 TRITON = sorted(path for path in ROOT.glob("kernels/*/*.py") if jit_functions(path.read_text()))
 CUDA = sorted([*ROOT.glob("csrc/**/*.cu"), *ROOT.glob("csrc/**/*.cuh")])
 CPP = sorted(ROOT.glob("csrc/*/*.cpp"))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from interpreter import DEVICE  # isort: skip  # before triton
+from support.interpreter import DEVICE  # isort: skip  # before triton
 from bgpt_fast.kernels.common.one_hot import _steps_a_split, byte_row_sums, one_hot_sums
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from interpreter import DEVICE  # isort: skip  # before triton
+from support.interpreter import DEVICE  # isort: skip  # before triton
 from bgpt_fast.kernels.patch_embed.reference import (
     patch_embed_backward_reference,
     patch_embed_position_backward_reference,

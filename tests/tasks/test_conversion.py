@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from media_support import midi
+from support.media import midi
 
 from bgpt_fast import BGPT, PackedPatches
 from bgpt_fast.data import DataError

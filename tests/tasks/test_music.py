@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from media_support import midi
+from support.media import midi
 
 from bgpt_fast import BGPTConfig
 from bgpt_fast.cli.main import main

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 import torch
+from support.paths import EXAMPLES
 
 from bgpt_fast import BGPT
 from bgpt_fast.cli.train import options_from_file
 from bgpt_fast.tasks.cpu_states import generate
 from bgpt_fast.tasks.cpu_states.assessment import assess
 
-EXAMPLE = Path(__file__).resolve().parent.parent.parent / "examples" / "cpu_states"
+EXAMPLE = EXAMPLES / "cpu_states"
 FOLDER = EXAMPLE / "checkpoint"
 
 

@@ -1,0 +1,185 @@
+"""`bgpt-fast bench`: the whole suite at tiny sizes, its report and comparison, and what it says where it cannot run."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import optional_peers
+import pytest
+import suite_compare
+import suite_profile
+import suite_report
+import torch
+from limits import measured_limits
+from model_work import decoding_work, prefill_work, scoring_work, training_work, weights
+from op_cases import CASES, Maker, Sizes
+from scales import QUICK, TINY, scale_of
+from suite import tensor_peak
+from support.paths import ROOT
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from bgpt_fast import BGPT
+from bgpt_fast.cli import bench
+from bgpt_fast.cli.main import main
+from bgpt_fast.flops import forward_flops
+
+CPU = torch.device("cpu")
+
+
+def command(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    # Not as a worker of pytest-xdist, which would switch pytest-benchmark off.
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment = {**kept, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "passive"}
+    return subprocess.run(
+        [sys.executable, "-m", "bgpt_fast.cli.main", "bench", *words],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_whole_suite_at_tiny_sizes(tmp_path: Path) -> None:
+    done = command("--size", "tiny", "--device", "cpu", "--threads", "1", "--json", "out/a.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.json"]
+    whole = json.loads((tmp_path / "out" / "a.json").read_text())
+    head = whole["bgpt_fast"]
+    assert head["commit"]["sources_sha256"]
+    assert head["command"][0] == "pytest"
+    assert head["threads"] == 1
+    assert head["limits"]["float32"]["matmul_flops"] > 0
+    assert head["peers"]["flash-attn"].startswith("missing: ")
+    items = [entry["extra_info"] for entry in whole["benchmarks"]]
+    kinds = {item["kind"] for item in items}
+    assert kinds == {"op", "training", "phases", "generation", "scoring", "data", "checkpoint", "cpu states", "curve"}
+    assert {case.name for case in CASES} <= {item["what"].rsplit(" ", 1)[0] for item in items}
+    sides = {item["implementation"] for item in items if item["kind"] in ("training", "generation")}
+    assert {"bgpt_fast", "released way", "KV-cached torch", "reference"} <= sides
+    assert all(item["median"] > 0 for item in items)
+    assert all(item["of_ceiling"] > 0 for item in items if item["bytes"])
+
+    path = tmp_path / "out" / "a.json"
+    assert suite_report.main([str(path)]) == 0
+    assert "figures mean nothing" in (tmp_path / "out" / "a_report" / "report.html").read_text()
+    assert suite_compare.main([str(path), str(path)]) == 0
+
+
+def test_without_a_checkout_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert bench.suite_folder(ROOT / "bgpt_fast") == ROOT / "benchmarks"
+    with pytest.raises(FileNotFoundError, match="clone the repository"):
+        bench.suite_folder(tmp_path / "site-packages" / "bgpt_fast")
+
+
+def test_wrong_words(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--runs", "0"]) == 1
+    assert "--runs: expected at least 1, got 0" in capfd.readouterr().err
+    assert main(["bench", "compare", "none.json", "none.json"]) == 2
+    assert "none.json" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["train", "generate"])
+def test_a_profile_has_its_phases(what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "trace.json.gz"
+    words = [what, "--size", "tiny", "--device", "cpu", "--output", str(path)]
+    assert suite_profile.main(words) == 0
+    events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    names = [event["name"] for event in events if event.get("cat") == "user_annotation"]
+    for phase in suite_profile.PHASES[what]:
+        assert names.count(phase) >= 4
+    said = capsys.readouterr().out
+    assert "4 steps" in said
+    assert "in no op of torch for" in said
+    assert "top ops on the CPU" in said
+
+
+def test_phases_and_the_share_outside(tmp_path: Path) -> None:
+    def event(category: str, name: str, start: float, duration: float) -> dict[str, Any]:
+        return {"ph": "X", "cat": category, "name": name, "ts": start, "dur": duration}
+
+    events = [
+        event("user_annotation", "ProfilerStep#3", 0, 100),
+        event("user_annotation", "forward", 10, 20),
+        event("cpu_op", "aten::mm", 25, 15),
+        event("cpu_op", "aten::mm", 90, 50),
+    ]
+    path = tmp_path / "trace.json"
+    path.write_text(json.dumps({"traceEvents": events}))
+    assert suite_profile.coverage(path, ("forward",)) == ({"forward": 20e-6}, pytest.approx(0.6))
+
+
+def test_the_peak_of_tensors() -> None:
+    def act() -> None:
+        held = torch.empty(1000, dtype=torch.float32)
+        for _ in range(3):
+            torch.empty(500, dtype=torch.float32).fill_(held.numel())
+
+    assert 6000 <= tensor_peak(act, CPU) < 6200
+
+
+def test_limits_are_of_the_dtypes_asked_for() -> None:
+    limits = measured_limits(CPU, (torch.float32, torch.bfloat16), 32, 0.0)
+    assert set(limits) == {"float32", "bfloat16"}
+    assert all(rate > 0 for found in limits.values() for rate in found.values())
+
+
+def test_missing_peers_have_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    found = optional_peers.status(CPU)
+    assert found["MEGABYTE-pytorch"] == "missing: not installed: pip install MEGABYTE-pytorch"
+    assert found["FlexAttention"] == "missing: runs on a GPU alone"
+    assert found["reference"].startswith("torch ")
+
+
+def test_weights_are_the_models() -> None:
+    for config in (TINY.model, QUICK.model):
+        model = BGPT(config)
+        assert sum(weights(config).values()) == model.num_parameters()
+    assert scale_of("full", "cuda") != scale_of("full", "cpu")
+
+
+def test_work_of_whole_passes() -> None:
+    config = QUICK.model
+    one, two = (decoding_work(config, files, 64, 4) for files in (1, 2))
+    assert two.flops == 2 * one.flops
+    cache = 4 * 2 * config.hidden_size * 64 * config.patch_num_layers
+    assert two.bytes - one.bytes == cache
+    assert decoding_work(config, 1, 64, 1).bytes - cache == (one.bytes - cache) / 4
+    assert training_work(config, [9], 4).flops == 3 * scoring_work(config, [9], 4).flops
+    # A prompt of L patches and a patch after it cost what the same document does, teacher-forced, in its last patch.
+    parts = forward_flops(config, [65], 1)
+    attention = 4 * config.hidden_size * 65 * config.patch_num_layers
+    last = parts["patch linears"] // 65
+    assert prefill_work(config, 1, 64, 4).flops == sum(parts.values()) - last - attention
+
+
+@pytest.mark.parametrize("name", [case.name for case in CASES])
+def test_flops_of_an_op_are_what_torch_counts(name: str) -> None:
+    case = next(case for case in CASES if case.name == name)
+    sizes = Sizes(T=3, P=18, L=6, S=16, D=64, H=4)
+    counter = FlopCounterMode(display=False)
+    arguments = case.inputs(Maker(sizes, torch.float32, CPU, seed=0))
+    peer = next(iter(case.peers.values()))  # the reference may do more than it must, such as one-hot products
+    # torch counts nothing in its fused attention on a CPU; the plain one is whole squares.
+    with counter, sdpa_kernel(SDPBackend.MATH):
+        peer(*arguments)
+    counted, claimed = counter.get_total_flops(), case.work(sizes, 4)[0].flops
+    squares = {
+        "byte_attention": 4 * sizes.T * sizes.S**2 * sizes.D,
+        "byte_attention_projected": 4 * sizes.T * sizes.S**2 * sizes.D,
+        "patch_attention": 4 * sizes.P * sizes.L * sizes.D,
+    }.get(name, 0)
+    causal = {
+        "byte_attention": 4 * sizes.T * sizes.S * (sizes.S + 1) // 2 * sizes.D,
+        "byte_attention_projected": 4 * sizes.T * sizes.S * (sizes.S + 1) // 2 * sizes.D,
+        "patch_attention": 4 * sizes.P * (sizes.L + 1) // 2 * sizes.D,
+    }.get(name, 0)
+    assert claimed == counted - squares + causal

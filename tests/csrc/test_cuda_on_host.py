@@ -1,0 +1,127 @@
+"""The bodies of the CUDA kernels on the host, under the sanitizers, beside the ops of the CPU."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from support.paths import ROOT
+
+SOURCES = ["csrc/patch_embed/patch_embed.cu", "csrc/cpu_states/cpu_states.cu"]
+WARPS = ["csrc/byte_decode/byte_decode.cu"]
+"""Whose threads speak to one another: tests/csrc/test_byte_decode_on_host.py runs their bodies."""
+BESIDE = [
+    "csrc/patch_embed/patch_embed.cpp",
+    "csrc/cpu_states/parallel_stream.cpp",
+    "tests/csrc/cuda_on_host_driver.cpp",
+]
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+
+
+def host_source(text: str) -> str:
+    """CUDA with each `kernel<<<grid, block, shared, stream>>>(arguments)` as a call of cuda_on_host::launch."""
+    launches = re.compile(r"(?P<kernel>\w+(?:<[\w:, ]*>)?)<<<(?P<shape>[^;]*?)>>>\(")
+    while found := launches.search(text):
+        end, depth = found.end(), 1
+        while depth:
+            depth += {"(": 1, ")": -1}.get(text[end], 0)
+            end += 1
+        call = f"{found['kernel']}({text[found.end() : end]}"
+        text = f"{text[: found.start()]}cuda_on_host::launch([&] {{ {call}; }}, {found['shape']}){text[end:]}"
+    return text
+
+
+def cuda_headers(folder: Path) -> list[str]:
+    """Where nvcc has its headers, as flags."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        pytest.skip("needs CUDA's headers: no nvcc here")
+    source = folder / "empty.cu"
+    source.touch()
+    plan = subprocess.run([nvcc, "--dryrun", str(source)], capture_output=True, text=True, check=True).stderr
+    return re.findall(r"-isystem \S+|-I\S+", re.findall(r'INCLUDES="(.*?)"', plan)[0])
+
+
+def compile_objects(folder: Path) -> list[Path]:
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("needs g++")
+    includes = [flag.replace("-I", "-isystem", 1) for flag in cuda_headers(folder)]
+    flags = ["-std=c++20", "-O1", "-g1", "-pthread", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", *SANITIZERS]
+    flags += ["-DBGPT_FAST_WITH_CUDA", f"-I{ROOT / 'csrc'}", *includes]
+
+    def compile_one(name: str) -> Path:
+        source = ROOT / name
+        extra = []
+        if name.endswith(".cu"):
+            text = host_source(source.read_text())
+            source = folder / f"{source.stem}_on_host.cpp"
+            source.write_text(text)
+            extra = ["-include", str(ROOT / "tests/csrc/cuda_on_host.h")]
+        target = folder / f"{source.stem}.o"
+        done = subprocess.run(
+            [compiler, *flags, *extra, "-c", str(source), "-o", str(target)], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return target
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(compile_one, [*SOURCES, *BESIDE]))
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cuda_on_host")
+    objects = compile_objects(folder)
+    target = folder / "driver"
+    subprocess.run(["g++", "-pthread", *SANITIZERS, *map(str, objects), "-o", str(target)], check=True)
+    return target
+
+
+def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("op", ["patch_embed", "cpu_states"])
+def test_kernels_compute_what_the_cpu_computes(program: Path, op: str) -> None:
+    done = run(program, op, "60", "0")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "60 rounds\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("op", "rounds"), [("patch_embed", "1000"), ("cpu_states", "10000")])
+def test_kernels_compute_what_the_cpu_computes_in_many_rounds(program: Path, op: str, rounds: str) -> None:
+    done = run(program, op, rounds, "1")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("op", ["patch_embed", "cpu_states"])
+def test_an_overrun_is_seen(program: Path, op: str) -> None:
+    done = run(program, op, "10", "0", "overrun")
+    assert done.returncode != 0
+    assert "AddressSanitizer" in done.stderr
+
+
+@pytest.mark.parametrize("op", ["patch_embed", "cpu_states"])
+def test_a_wrong_value_is_seen(program: Path, op: str) -> None:
+    done = run(program, op, "10", "0", "value")
+    assert done.returncode == 1
+    assert f"{op}: " in done.stderr
+
+
+def test_all_cuda_sources_are_run() -> None:
+    assert sorted([*SOURCES, *WARPS]) == sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*.cu"))
+    for name in SOURCES:
+        text = (ROOT / name).read_text()
+        launches = host_source(text).count("cuda_on_host::launch(")
+        assert launches == text.count("<<<") > 0
+
+
+def test_a_launch_is_rewritten() -> None:
+    text = "_add_kernel<T><<<dim3(f(1), 2), 32, 0, s>>>(g(x, (y)), z);"
+    assert host_source(text) == "cuda_on_host::launch([&] { _add_kernel<T>(g(x, (y)), z); }, dim3(f(1), 2), 32, 0, s);"

@@ -1,0 +1,113 @@
+"""examples/many_machines: any number of processes makes the files that one makes; a failed one leaves no report."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.paths import ROOT
+
+from bgpt_fast import BGPT, BGPTConfig, Generator, Prompt
+
+EXAMPLE = ROOT / "examples" / "many_machines"
+CONFIG = BGPTConfig(patch_size=4, patch_length=10, hidden_size=16, patch_num_layers=1, byte_num_layers=1, num_heads=2)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    BGPT(CONFIG).save_pretrained(tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> list[Path]:
+    stream = random.Random(0)
+    paths = [tmp_path / name for name in ("a.txt", "b.bin", "c", "d.txt", "e.bin")]
+    for path in paths:
+        path.write_bytes(stream.randbytes(stream.randrange(20)))
+    return paths
+
+
+def sharded(processes: int, prompts: list[Path], checkpoint: Path, output: Path) -> subprocess.CompletedProcess[str]:
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--rdzv-backend", "c10d"]
+    words = [sys.executable, *launch, "--rdzv-endpoint", "localhost:0", str(EXAMPLE / "sharded.py"), *map(str, prompts)]
+    words += ["--checkpoint", str(checkpoint), "--output", str(output), "--temperature", "1", "--seed", "3"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.slow
+def test_two_ranks_make_what_one_process_makes(tmp_path: Path, checkpoint: Path, prompts: list[Path]) -> None:
+    output = tmp_path / "out"
+    # A prompt that is not there yet: rank 1 fails, and with it the command.
+    content = prompts[3].read_bytes()
+    prompts[3].unlink()
+    failed = sharded(2, prompts, checkpoint, output)
+    assert failed.returncode != 0
+    assert "d.txt" in failed.stderr
+    assert not (output / "report.json").exists()
+    prompts[3].write_bytes(content)
+    done = sharded(2, prompts, checkpoint, output)
+    assert done.returncode == 0, done.stderr
+    assert "5 files" in done.stdout
+    report = json.loads((output / "report.json").read_text())
+    assert report["processes"] == 2
+    assert sorted(path.name for path in output.iterdir()) == sorted(
+        ["report.json", *(file["path"] for file in report["files"])]
+    )
+    model = BGPT.from_pretrained(checkpoint, dtype=torch.float32)
+    alone = [Prompt(path.suffix[1:], path.read_bytes(), index) for index, path in enumerate(prompts)]
+    for index, file in enumerate(Generator(model).generate(alone, temperature=1.0, seed=3)):
+        assert (output / report["files"][index]["path"]).read_bytes() == file.data
+
+
+def test_a_missing_part_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(EXAMPLE)
+    tool = importlib.import_module("sharded")
+    part = tool.part_folder(tmp_path, 0, 2)
+    part.mkdir(parents=True)
+    (part / "part.json").write_text("[]")
+    with pytest.raises(RuntimeError, match="expected the part of process 1"):
+        tool.merge(tmp_path, 2, 5)
+    (tmp_path / "parts/00000-of-00001").mkdir()
+    (tmp_path / "parts/00000-of-00001/part.json").write_text("[]")
+    with pytest.raises(RuntimeError, match="expected 5 files from 1 processes, got 0"):
+        tool.merge(tmp_path, 1, 5)
+    assert not (tmp_path / "report.json").exists()
+
+
+def test_the_actor_of_ray_without_ray(checkpoint: Path, prompts: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(EXAMPLE)
+    tool = importlib.import_module("with_ray")
+    actor = tool.Continue(str(checkpoint), {"temperature": 1.0, "seed": 3, "max_new_bytes": None})
+    rows = {"index": np.arange(5), "path": np.array([str(path) for path in prompts])}
+    whole = actor(rows)
+    halves = [actor({name: column[part] for name, column in rows.items()}) for part in (slice(0, 2), slice(2, 5))]
+    assert [*halves[0]["data"], *halves[1]["data"]] == list(whole["data"])
+    for path, data in zip(prompts, whole["data"], strict=True):
+        assert data.startswith(path.read_bytes())
+
+
+@pytest.mark.slow
+def test_ray(tmp_path: Path, checkpoint: Path, prompts: list[Path]) -> None:
+    pytest.importorskip("ray")
+    from pyarrow import parquet
+
+    words = [sys.executable, str(EXAMPLE / "with_ray.py"), *map(str, prompts), "--checkpoint", str(checkpoint)]
+    words += ["--output", str(tmp_path / "out"), "--actors", "2", "--batch-size", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    subprocess.run(words, env=environment, check=True, timeout=200)
+    found = parquet.read_table(tmp_path / "out").to_pydict()
+    model = BGPT.from_pretrained(checkpoint, dtype=torch.float32)
+    alone = [Prompt(path.suffix[1:], path.read_bytes(), index) for index, path in enumerate(prompts)]
+    expected = [file.data for file in Generator(model).generate(alone)]
+    assert dict(zip(found["index"], found["data"], strict=True)) == dict(enumerate(expected))

@@ -1,0 +1,1 @@
+"""Independent implementations that the package is tested against."""

@@ -1,0 +1,225 @@
+"""Images, audio and text become standard files, byte by byte as said; damaged ones are named."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.media import png, sound
+
+from bgpt_fast.tasks.media import MediaError, spectrogram_image, standard_audio, standard_image, standard_text
+from bgpt_fast.tasks.media.audio import write_wav
+from bgpt_fast.tasks.media.text import cut_text
+
+soundfile = pytest.importorskip("soundfile")
+
+
+def pixels(content: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(content)))
+
+
+def reason(function: object, *arguments: object) -> str:
+    with pytest.raises(MediaError) as caught:
+        function(*arguments)  # type: ignore[operator]
+    return caught.value.reason
+
+
+@pytest.mark.parametrize(
+    ("file_format", "mode"),
+    [("PNG", "RGB"), ("PNG", "L"), ("GIF", "L"), ("WEBP", "RGB"), ("JPEG", "RGB"), ("TIFF", "RGBA"), ("PPM", "RGB")],
+)
+def test_images_of_any_format_become_the_papers_bmp(file_format: str, mode: str) -> None:
+    made = standard_image(png(0, (50, 40), mode, file_format))
+    assert len(made) == 54 + 3072
+    assert made[:2] == b"BM"
+    image = Image.open(io.BytesIO(made))
+    assert (image.format, image.size, image.mode) == ("BMP", (32, 32), "RGB")
+
+
+def test_an_image_of_this_size_keeps_its_pixels() -> None:
+    content = png(1, (32, 32))
+    made = standard_image(content)
+    np.testing.assert_array_equal(pixels(made), pixels(content))
+    assert standard_image(made) == made, "a standard image is standard"
+    other = standard_image(png(2, (32, 32)))
+    assert other != made
+
+
+def test_sizes_and_fits() -> None:
+    wide = io.BytesIO()
+    image = Image.new("RGB", (40, 20), "red")
+    image.paste("blue", (0, 0, 10, 20))
+    image.save(wide, "PNG")
+    blue = {fit: (pixels(standard_image(wide.getvalue(), (8, 8), fit))[4] == (0, 0, 255)).all(1) for fit in FITS}
+    assert blue["stretch"].tolist() == [True] * 2 + [False] * 6
+    assert not blue["crop"].any()
+    padded = pixels(standard_image(wide.getvalue(), (8, 8), "pad"))
+    assert (padded[0] == 255).all()
+    assert len(standard_image(wide.getvalue(), (5, 1))) == 54 + 16, "rows are padded to 4 bytes"
+
+
+FITS = ("stretch", "crop", "pad")
+
+
+def test_transparency_shows_white_and_cameras_are_turned() -> None:
+    clear = io.BytesIO()
+    Image.new("RGBA", (4, 4), (10, 20, 30, 0)).save(clear, "PNG")
+    assert (pixels(standard_image(clear.getvalue())) == 255).all()
+    turned = io.BytesIO()
+    image = Image.new("RGB", (4, 2), "red")
+    image.paste("blue", (0, 0, 2, 2))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter to the right
+    image.save(turned, "PNG", exif=exif)
+    made = pixels(standard_image(turned.getvalue(), (2, 4)))
+    assert (made[0] == (0, 0, 255)).all()
+    assert (made[3] == (255, 0, 0)).all()
+
+
+def test_sixteen_bit_greys_keep_their_upper_bits() -> None:
+    grey = io.BytesIO()
+    values = (np.arange(1024, dtype=np.uint16) * 64).reshape(32, 32)
+    Image.fromarray(values).save(grey, "PNG")
+    np.testing.assert_array_equal(pixels(standard_image(grey.getvalue()))[:, :, 0], values >> 8)
+
+
+def test_images_that_are_none() -> None:
+    frames = {"save_all": True, "append_images": [Image.new("L", (20, 12), 9)]}
+    assert reason(standard_image, png(0, mode="L", file_format="GIF", **frames)) == "animated image"
+    assert reason(standard_image, png(0, mode="CMYK", file_format="JPEG")) == "CMYK image"
+    assert reason(standard_image, png(0)[:300]) == "damaged image"
+    assert reason(standard_image, png(0)[:20]) in ("damaged image", "no image")
+    assert reason(standard_image, b"") == "no image"
+    assert reason(standard_image, b"hello") == "no image"
+
+
+def test_audio_becomes_clips_of_the_papers_size() -> None:
+    made = standard_audio(sound(0, 40_000, channels=2))  # 2.5 s at 16 kHz
+    assert [len(clip) for clip in made] == [44 + 8000] * 3
+    info = soundfile.info(io.BytesIO(made[0]))
+    assert (info.format, info.subtype, info.samplerate, info.channels) == ("WAV", "PCM_U8", 8000, 1)
+    last = np.frombuffer(made[2][44:], np.uint8)
+    assert (last[4000:] == 128).all(), "silence behind its end"
+    assert not (last[:4000] == 128).all()
+
+
+def test_resampling_keeps_a_tone() -> None:
+    time = np.arange(44_100) / 44_100
+    file = io.BytesIO()
+    soundfile.write(file, 0.5 * np.sin(2 * np.pi * 440 * time), 44_100, format="WAV")
+    (made,) = standard_audio(file.getvalue())
+    spectrum = np.abs(np.fft.rfft(np.frombuffer(made[44:], np.uint8) - 128.0))
+    assert spectrum.argmax() == 440
+    assert spectrum[:400].max() < spectrum[440] / 100
+
+
+@pytest.mark.parametrize("size", [1, 7999, 8000, 8001, 11_999, 12_000, 16_000])
+def test_audio_of_this_kind_keeps_its_samples(size: int) -> None:
+    samples = np.random.default_rng(size).integers(0, 256, size, dtype=np.uint8)
+    made = standard_audio(write_wav(samples, 8000))
+    assert len(made) == max((size + 4000) // 8000, 1), "a last piece counts from half a clip on"
+    together = np.concatenate([np.frombuffer(clip[44:], np.uint8) for clip in made])
+    np.testing.assert_array_equal(together[:size], samples[: len(together)])
+
+
+def test_other_rates_and_lengths() -> None:
+    made = standard_audio(sound(0, 16_000), rate=4000, seconds=0.25)
+    assert [len(clip) for clip in made] == [44 + 1000] * 4
+
+
+def test_audio_that_is_none() -> None:
+    whole = sound(0, 9000, format="WAV")
+    assert reason(standard_audio, whole[:9000]) == "audio cut short"
+    assert reason(standard_audio, whole[:30]) == "damaged audio"
+    assert reason(standard_audio, whole[:44]) == "audio cut short"
+    assert reason(standard_audio, sound(0, 9000)[:5000]) == "damaged audio"
+    assert reason(standard_audio, sound(0, 0, format="WAV")) == "audio without a sample"
+    assert reason(standard_audio, b"") == "no audio"
+    assert reason(standard_audio, b"hello" * 99) == "no audio"
+    assert standard_audio(whole)
+
+
+def test_a_wav_from_a_pipe_has_no_length() -> None:
+    whole = bytearray(sound(0, 9000, 8000, format="WAV"))
+    at = whole.index(b"data") + 4
+    whole[at : at + 4] = b"\xff" * 4
+    assert len(standard_audio(bytes(whole))) == 1
+
+
+def test_a_spectrogram_shows_pitch_as_height_and_time_as_width() -> None:
+    time = np.arange(8000) / 8000
+    halves = np.where(time < 0.5, np.sin(2 * np.pi * 300 * time), np.sin(2 * np.pi * 2500 * time))
+    made = spectrogram_image((halves * 100 + 128).astype(np.uint8), 8000)
+    assert len(made) == 54 + 3072
+    light = pixels(made)[:, :, 0]
+    low, high = light[:, 8].argmax(), light[:, 24].argmax()
+    assert high < 12 < low, "higher pitch, higher up"
+    assert not pixels(spectrogram_image(np.full(8000, 128, np.uint8), 8000)).any(), "silence is black"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("Grüße\r\nzwei\rdrei\n".encode(), "Grüße\nzwei\ndrei\n"),
+        ("Grüße".encode("utf-8-sig"), "Grüße"),
+        ("Grüße".encode("utf-16"), "Grüße"),
+        ("a".encode("utf-32"), "a"),
+    ],
+)
+def test_text_becomes_utf_8(content: bytes, expected: str) -> None:
+    assert standard_text(content) == [expected.encode()]
+
+
+def test_text_in_another_encoding_and_in_parts() -> None:
+    assert standard_text("Grüße".encode("latin-1"), "latin-1") == ["Grüße".encode()]
+    assert standard_text(b"one\n%\n \n%\ntwo", separator="\n%\n") == [b"one", b"two"]
+    with pytest.raises(ValueError, match="expected the name of an encoding"):
+        standard_text(b"\xff", "nosuch")
+
+
+@pytest.mark.parametrize("text", ["one two\nthree\n\nfour five six seven", "ü" * 40, "🎵" * 9, "a" * 100])
+def test_long_text_is_cut_between_words_or_characters(text: str) -> None:
+    pieces = cut_text(text.encode(), 16)
+    assert b"".join(pieces) == text.encode()
+    assert all(len(piece) <= 16 and piece.decode() for piece in pieces)
+    assert len(pieces) >= len(text.encode()) // 16
+    assert cut_text(text.encode(), 0) == [text.encode()]
+
+
+def test_text_that_is_none() -> None:
+    assert reason(standard_text, b"caf\xe9") == "text that is not UTF-8"
+    assert reason(standard_text, b"\xff", "ascii") == "text that is neither UTF-8 nor ascii"
+    assert reason(standard_text, b"a\0b") == "text with control characters"
+    assert reason(standard_text, b" \n") == "text without a word"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_damage_is_the_only_error_of_damaged_media(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    images = [png(0), png(1, mode="L", file_format="GIF"), png(2, file_format="JPEG"), png(3, file_format="TIFF")]
+    sounds = [sound(0, 3000), sound(1, 3000, format="WAV"), sound(2, 3000, format="OGG"), sound(3, 3000, format="AIFF")]
+    for content, function in [(one, standard_image) for one in images] + [(one, standard_audio) for one in sounds]:
+        for _ in range(12):
+            damaged = bytearray(content)
+            for at in draw.integers(0, min(len(content), 200), 4):
+                damaged[at] = draw.integers(256)
+            with contextlib.suppress(MediaError):
+                assert function(bytes(damaged))
+
+
+def test_a_sample_rate_that_cannot_be() -> None:
+    whole = bytearray(sound(0, 100, 8000, format="WAV"))
+    at = whole.index(b"fmt ") + 12
+    for rate in (1, 1 << 30):
+        whole[at : at + 4] = rate.to_bytes(4, "little")
+        assert reason(standard_audio, bytes(whole)) == "damaged audio"
+
+
+@pytest.mark.parametrize("mode", ["1", "P", "PA", "LA", "RGBa", "YCbCr", "HSV", "LAB", "I;16", "RGBX"])
+def test_every_mode_of_pixels(mode: str) -> None:
+    from bgpt_fast.tasks.media.images import _rgb
+
+    assert _rgb(Image.new(mode, (3, 3))).mode == "RGB"

@@ -1,0 +1,299 @@
+"""`data media`: folders become data sets without leakage; runs go on where they stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from support.media import png, sound
+
+from bgpt_fast.cli.main import main
+from bgpt_fast.data import DataError, LabelledSource
+from bgpt_fast.data.labelled import label_of
+from bgpt_fast.tasks.media import MediaOptions, Plan, standardise
+from bgpt_fast.tasks.media.output import JOURNAL, OutputFolder
+from bgpt_fast.tasks.media.pool import ordered_map
+
+HALF = Plan(labels="folder", test_share=0.5)
+
+
+@pytest.fixture
+def media(tmp_path: Path) -> Path:
+    """Twelve images, six recordings of over two seconds and four texts in two folders."""
+    folder = tmp_path / "in"
+    for label in ("cat", "dog"):
+        (folder / label).mkdir(parents=True)
+        shift = 100 * (label == "dog")
+        for index in range(6):
+            (folder / label / f"{index}.png").write_bytes(png(index + shift))
+        for index in range(3):
+            (folder / label / f"said{index}.flac").write_bytes(sound(index + shift, 34_000))
+        for index in range(2):
+            (folder / label / f"{index}.txt").write_text(f"{label} {index}")
+    return folder
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+
+
+def test_kinds_labels_and_sides(tmp_path: Path, media: Path) -> None:
+    report = standardise(media, tmp_path / "out", plan=HALF, workers=1)
+    assert (report.sources, report.used, report.skipped) == (22, 22, {})
+    files = {name: count for name, count in report.files.items() if count}
+    assert {name.split("/")[0] for name in files} == {"train", "test"}
+    assert sum(count for name, count in files.items() if name.endswith("image")) == 12
+    assert sum(count for name, count in files.items() if name.endswith("audio")) == 6 * 2
+    assert sum(count for name, count in files.items() if name.endswith("text")) == 4
+    found = [name for name in tree(tmp_path / "out") if name.count("/") == 2]
+    assert len(found) == 28
+    assert {label_of(name) for name in found} == {f"{a}.{e}" for a in ("cat", "dog") for e in ("bmp", "wav", "txt")}
+    assert json.loads((tmp_path / "out/report.json").read_text())["labels"] == report.labels
+
+
+def test_all_of_one_recording_is_on_one_side(tmp_path: Path, media: Path) -> None:
+    standardise(media, tmp_path / "out", plan=HALF, workers=1)
+    sides: dict[str, set[str]] = {}
+    for name in tree(tmp_path / "out"):
+        if name.endswith(".wav"):
+            sides.setdefault(name.split("/")[2].rpartition("-")[0], set()).add(name.split("/")[0])
+    assert len(sides) == 6
+    assert all(len(one) == 1 for one in sides.values())
+    assert set.union(*sides.values()) == {"train", "test"}, "the split is none otherwise"
+
+
+def test_copies_and_equal_outputs_are_on_no_two_sides(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for index in range(8):
+        (folder / f"{index}.png").write_bytes(png(index, (32, 32)))
+        (folder / f"{index}-copy.png").write_bytes(png(index, (32, 32)))
+        (folder / f"{index}.tiff").write_bytes(png(index, (32, 32), file_format="TIFF"))
+    report = standardise(folder, tmp_path / "out", plan=Plan(test_share=0.5), workers=1)
+    assert report.skipped == {"copy": 8, "same bytes as an earlier output": 8}
+    contents = [content for name, content in tree(tmp_path / "out").items() if name.endswith(".bmp")]
+    assert len(contents) == len(set(contents)) == 8
+
+
+def test_bad_media_is_named_and_the_run_goes_on(tmp_path: Path, media: Path) -> None:
+    (media / "cmyk.jpg").write_bytes(png(0, mode="CMYK", file_format="JPEG"))
+    (media / "cut.wav").write_bytes(sound(0, 9000, format="WAV")[:3000])
+    (media / "cut.png").write_bytes(png(0)[:200])
+    (media / "empty.ogg").write_bytes(b"")
+    (media / "noise").write_bytes(bytes(range(256)))
+    (media / "latin.txt").write_bytes(b"caf\xe9")
+    (media / "odd\udcff.txt").write_bytes(b"fine")
+    (media / "gone.png").symlink_to("nowhere")
+    report = standardise(media, tmp_path / "out", plan=HALF, workers=1)
+    assert report.skipped == {
+        "CMYK image": 1,
+        "audio cut short": 1,
+        "damaged image": 1,
+        "empty": 1,
+        "no image, audio or text": 1,
+        "text that is not UTF-8": 1,
+        "vanished": 1,
+    }
+    assert report.used == 23
+    assert any("cut.wav" in line and "bytes of" in line for line in report.first_skipped)
+
+
+def test_a_second_run_makes_nothing_and_says_the_same(
+    tmp_path: Path, media: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (media / "cut.png").write_bytes(png(0)[:200])
+    first = standardise(media, tmp_path / "out", plan=HALF, workers=1)
+    before = tree(tmp_path / "out")
+    monkeypatch.setattr("bgpt_fast.tasks.media.source.make", None)  # whatever is made again fails
+    assert standardise(media, tmp_path / "out", plan=HALF, workers=1) == first
+    assert tree(tmp_path / "out") == before
+
+
+def test_a_stopped_run_goes_on(tmp_path: Path, media: Path) -> None:
+    standardise(media, tmp_path / "whole", plan=HALF, workers=1)
+
+    class Stopped(Exception):
+        pass
+
+    def stop(done: int, total: int) -> None:
+        if done == 9:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        standardise(media, tmp_path / "out", plan=HALF, workers=1, progress=stop)
+    assert 9 <= len((tmp_path / "out" / JOURNAL).read_text().splitlines()) < 22
+    with open(tmp_path / "out" / JOURNAL, "a") as journal:
+        journal.write('{"key": "torn')
+    standardise(media, tmp_path / "out", plan=HALF, workers=1)
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+def test_new_sources_are_taken_up(tmp_path: Path, media: Path) -> None:
+    standardise(media, tmp_path / "out", plan=HALF, workers=1)
+    before = tree(tmp_path / "out")
+    (media / "cat/new.png").write_bytes(png(77))
+    (media / "dog/copy.png").write_bytes(png(0))
+    report = standardise(media, tmp_path / "out", plan=HALF, workers=1)
+    assert report.skipped == {"copy with another label": 1}
+    after = tree(tmp_path / "out")
+    [new] = after.keys() - before.keys()
+    assert "cat_new-" in new
+
+
+def test_other_options_and_others_files_are_left_alone(tmp_path: Path, media: Path) -> None:
+    standardise(media, tmp_path / "out", plan=HALF, workers=1)
+    with pytest.raises(FileExistsError, match="same options"):
+        standardise(media, tmp_path / "out", MediaOptions(image_size=(8, 8)), plan=HALF, workers=1)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("years")
+    with pytest.raises(FileExistsError, match="new or empty folder"):
+        standardise(media, tmp_path / "mine", workers=1)
+    assert tree(tmp_path / "mine") == {"thesis.txt": b"years"}
+
+
+def test_a_file_in_the_way_is_not_replaced(tmp_path: Path) -> None:
+    with OutputFolder(tmp_path, "test", {}) as folder:
+        (tmp_path / "a.txt").write_text("mine")
+        with pytest.raises(FileExistsError, match="no run of ours"):
+            folder.add({"key": "1"}, [("a.txt", b"ours")])
+        with pytest.raises(BlockingIOError, match="another run"), OutputFolder(tmp_path, "test", {}):
+            pass
+    assert (tmp_path / "a.txt").read_text() == "mine"
+
+
+def test_processes_give_what_one_gives(tmp_path: Path, media: Path) -> None:
+    for index in range(250):
+        (media / f"{index}.txt").write_text(f"number {index}")
+    one = standardise(media, tmp_path / "one", plan=HALF, workers=1)
+    two = standardise(media, tmp_path / "two", plan=HALF, workers=2)
+    assert one == two
+    both = [tree(tmp_path / name) for name in ("one", "two")]
+    assert both[0] == both[1]
+
+
+def _kills_at_seven(item: int) -> int:
+    if item == 7:
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return -item
+
+
+@pytest.mark.slow
+def test_an_item_that_kills_its_process_is_one_item(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bgpt_fast.tasks.media.pool._FEW", 0)
+    found = list(ordered_map(_kills_at_seven, range(20), workers=2, crashed=lambda item: 1000 + item))
+    assert found == [1007 if item == 7 else -item for item in range(20)]
+
+
+def test_test_inputs_are_the_test_set(tmp_path: Path, media: Path) -> None:
+    held_out = tmp_path / "held-out"
+    held_out.mkdir()
+    (held_out / "a.png").write_bytes(png(500))
+    (held_out / "b.png").write_bytes(png(0))  # as cat/0.png
+    report = standardise(media, tmp_path / "out", test_inputs=held_out, workers=1)
+    assert report.files["test/image"] == 2
+    assert report.files["train/image"] == 11
+    assert report.skipped == {"copy": 1}
+    with pytest.raises(DataError, match="earlier run put into train"):
+        standardise(media, tmp_path / "out", test_inputs=media / "cat/1.png", workers=1)
+
+
+def test_groups_stay_together(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for speaker in range(8):
+        for take in range(4):
+            (folder / f"speaker{speaker}-{take}.txt").write_text(f"{speaker} {take}")
+    standardise(folder, tmp_path / "out", plan=Plan(test_share=0.5, group=r"speaker(\d+)-"), workers=1)
+    names = [name for name in tree(tmp_path / "out") if name.endswith(".txt")]
+    sides = {(name.split("speaker")[1][0], name.split("/")[0]) for name in names}
+    assert len(sides) == 8
+    assert {side for _, side in sides} == {"train", "test"}
+
+
+def test_documents_of_one_file_go_their_own_ways_and_their_pieces_together(tmp_path: Path) -> None:
+    texts = [f"{number} one two three\nfour five six {number}" for number in range(20)]
+    (tmp_path / "cookies").write_text("\n%\n".join([*texts, texts[0]]))
+    options = MediaOptions(text_separator="\\n%\\n", text_bytes=24)
+    report = standardise(tmp_path / "cookies", tmp_path / "out", options, Plan(test_share=0.5), workers=1)
+    assert report.skipped == {"same bytes as an earlier output": 2}
+    assert sum(report.files.values()) == 40
+    sides: dict[str, set[str]] = {}
+    for name, content in tree(tmp_path / "out").items():
+        if name.endswith(".txt"):
+            number = (content.split() if content[:1].isdigit() else content.split()[::-1])[0].decode()
+            sides.setdefault(number, set()).add(name.split("/")[0])
+    assert len(sides) == 20
+    assert all(len(one) == 1 for one in sides.values())
+    assert set.union(*sides.values()) == {"train", "test"}
+
+
+def test_label_rules(tmp_path: Path) -> None:
+    folder = tmp_path / "in" / "big_cats"
+    folder.mkdir(parents=True)
+    (folder / "lion_1_2.txt").write_text("lion")
+    (folder / "plain.txt").write_text("plain")
+    expected = {
+        "name": {"lion_1_2", "plain"},
+        "folder": {"big-cats_lion_1_2", "big-cats_plain"},
+        "none": {"lion-1-2", "plain"},
+    }
+    for labels, names in expected.items():
+        plan = Plan(labels=labels, test_share=0)  # type: ignore[arg-type]
+        standardise(folder, tmp_path / labels, plan=plan, workers=1)
+        assert {path.stem.rpartition("-")[0] for path in (tmp_path / labels / "train/text").iterdir()} == names
+    other = tmp_path / "in" / "big-cats"
+    other.mkdir()
+    (other / "x.txt").write_text("x")
+    with pytest.raises(ValueError, match="got 'big-cats' for both"):
+        standardise(tmp_path / "in", tmp_path / "clash", plan=Plan(labels="folder"), workers=1)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: MediaOptions(kinds=()),
+        lambda: MediaOptions(image_size=(0, 3)),
+        lambda: MediaOptions(text_bytes=3),
+        lambda: MediaOptions(clip_seconds=-1),
+        lambda: Plan(test_share=1.5),
+        lambda: Plan(group="("),
+        lambda: Plan(labels="x"),  # type: ignore[arg-type]
+    ],
+)
+def test_wrong_options_are_named(wrong: object) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        wrong()  # type: ignore[operator]
+
+
+def test_nothing_to_take(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="got none"):
+        standardise(tmp_path, tmp_path / "out")
+    with pytest.raises(DataError, match="nowhere"):
+        standardise(tmp_path / "nowhere", tmp_path / "out")
+
+
+def test_the_command_makes_what_a_classifier_takes(
+    tmp_path: Path, media: Path, capsys: pytest.CaptureFixture[str], tiny_config: object
+) -> None:
+    (media / "cut.wav").write_bytes(sound(0, 9000, format="WAV")[:3000])
+    words = ["data", "media", str(media), "--output", str(tmp_path / "out"), "--labels", "folder", "--workers", "1"]
+    assert main([*words, "--audio", "both", "--image-size", "8", "8", "--test-share", "0.3"]) == 0
+    shown = capsys.readouterr().out
+    assert "1 audio cut short" in shown
+    assert "train/image" in shown
+    source = LabelledSource(tmp_path / "out/train", tiny_config, 64, split="all")  # type: ignore[arg-type]
+    assert set(source.labels) == {f"{label}.{kind}" for label in ("cat", "dog") for kind in ("bmp", "txt", "wav")}
+    images = list((tmp_path / "out").glob("*/image/*.bmp"))
+    assert len(images) == 12 + 12
+    assert all(path.stat().st_size == 54 + 192 for path in images)
+    assert main(["data", "media", str(media), "--output", str(tmp_path)]) == 1
+    assert "outside of the output folder" in capsys.readouterr().err
+    assert main(["data", "media", str(media / "cat"), "--output", str(media / "dog")]) == 1
+    assert "expected a new or empty folder" in capsys.readouterr().err

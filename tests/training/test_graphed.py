@@ -1,0 +1,130 @@
+"""Gradients of batches filled up to one shape are those of the batches themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.training import CONFIG as DROPPING
+from support.training import RandomSource, losses, make_model
+from torch import Tensor
+
+from bgpt_fast.model import BGPT
+from bgpt_fast.patches import PackedPatches
+from bgpt_fast.training import TrainConfig, Trainer
+from bgpt_fast.training.graphed import GraphedGradients, Replay
+
+CONFIG = dataclasses.replace(DROPPING, dropout=0.0)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def recorded(step: Replay) -> Replay:
+    """On a CPU: runs what is recorded now, as a graph's warm-up does, and again at each replay."""
+    step()
+    return step
+
+
+def made(model: BGPT, patches: int = 40, targets: int = 6) -> GraphedGradients:
+    record = None if DEVICE == "cuda" else recorded
+    return GraphedGradients(model, patches, targets, autocast=False, record=record)
+
+
+def gradients(model: BGPT) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def batches(count: int) -> list[tuple[PackedPatches, Tensor]]:
+    source = RandomSource()
+    found = [source.next_batch() for _ in range(count)]
+    generator = torch.Generator().manual_seed(0)
+    return [
+        (batch, batch.target_indices()[torch.randperm(len(batch.target_indices()), generator=generator)[:6]].sort()[0])
+        for batch in found
+    ]
+
+
+@pytest.mark.parametrize("patches", [29, 40])
+def test_filled_batches_have_their_own_gradients(patches: int) -> None:
+    model = make_model(CONFIG).to(DEVICE).train()
+    graphed = made(model, patches)
+    for batch, targets in batches(5):
+        if not graphed.fits(batch, targets):
+            assert batch.num_patches > patches or len(targets) < 6
+            continue
+        model.zero_grad(set_to_none=True)
+        output = model(batch.to(DEVICE), targets.to(DEVICE))
+        (output.loss * 0.25).backward()
+        expected = gradients(model)
+        model.zero_grad(set_to_none=False)
+        nats = graphed.add(batch, targets, 0.25)
+        assert float(nats) == pytest.approx(float(output.nats.double().sum()), rel=1e-6)
+        got = gradients(model)
+        assert got.keys() == expected.keys()
+        for name, gradient in expected.items():
+            torch.testing.assert_close(got[name], gradient, msg=name)
+
+
+def test_batches_add_up_and_keep_their_tensors() -> None:
+    model = make_model(CONFIG).to(DEVICE).train()
+    graphed = made(model)
+    (first, first_targets), (second, second_targets) = batches(2)
+    graphed.add(first, first_targets, 1.0)
+    places = {name: p.grad.data_ptr() for name, p in model.named_parameters() if p.grad is not None}
+    alone = gradients(model)
+    graphed.add(second, second_targets, 0.0)
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, alone[name])
+    graphed.add(second, second_targets, 1.0)
+    assert any(not torch.equal(gradient, alone[name]) for name, gradient in gradients(model).items())
+    assert places == {name: p.grad.data_ptr() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_shapes_that_do_not_fit_are_told() -> None:
+    graphed = made(make_model(CONFIG).to(DEVICE))
+    (batch, targets), *_ = batches(1)
+    assert graphed.fits(batch, targets)
+    assert not graphed.fits(batch, targets[:5])
+    assert not made(make_model(CONFIG).to(DEVICE), batch.num_patches - 1).fits(batch, targets)
+
+
+class RoomySource(RandomSource):
+    patches_per_batch = 60
+
+
+def train(run: Path, **fields: Any) -> Trainer:
+    settings: dict[str, Any] = {
+        "steps": 6, "accumulation": 2, "learning_rate": 3e-3, "targets_per_step": 9, "save_every": 0, "prefetch": 0,
+        "tensorboard": False, "device": DEVICE, "threads": 1,
+    }  # fmt: skip
+    config = TrainConfig(**{**settings, **fields})
+    trainer = Trainer(make_model(CONFIG), RoomySource(documents=6), config, run, show_progress=False)
+    return trainer
+
+
+def test_a_run_is_the_same_with_and_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if DEVICE == "cpu":
+        monkeypatch.setattr("bgpt_fast.training.graphed.cuda_graph", recorded)
+        monkeypatch.setattr("bgpt_fast.training.update.CAN_GRAPH", ("cpu", "cuda"))
+    train(tmp_path / "plain").train()
+    graphed = train(tmp_path / "graphed", cuda_graph=True)
+    graphed.train()
+    assert graphed._update.graphed_batches > 6
+    for got, expected in zip(losses(tmp_path / "graphed"), losses(tmp_path / "plain"), strict=True):
+        assert got == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_cannot_be_recorded_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="cuda_graph: expected targets_per_step"):
+        TrainConfig(cuda_graph=True)
+    if DEVICE == "cpu":
+        with pytest.raises(ValueError, match="cuda_graph: expected a CUDA device, got cpu"):
+            train(tmp_path, cuda_graph=True)
+        monkeypatch.setattr("bgpt_fast.training.update.CAN_GRAPH", ("cpu", "cuda"))
+    config = TrainConfig(cuda_graph=True, targets_per_step=9, device=DEVICE)
+    with pytest.raises(ValueError, match="cuda_graph: expected no dropout"):
+        Trainer(make_model(DROPPING), RoomySource(), config, tmp_path, show_progress=False)
+    with pytest.raises(ValueError, match="cuda_graph: expected a source with patches_per_batch"):
+        Trainer(make_model(CONFIG), RandomSource(), config, tmp_path, show_progress=False)

@@ -1,0 +1,271 @@
+"""Stopped and resumed is the same as run through, bit for bit, whatever stopped it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.paths import TESTS
+from support.training import RandomSource, fingerprint, log_lines, losses, make_trainer
+
+from bgpt_fast.model import BGPT
+from bgpt_fast.training import TrainingInterrupted
+
+HARD: dict[str, Any] = {"steps": 12, "accumulation": 2, "targets_per_step": 9, "threads": 1}
+
+
+def _send(number: int, at: int) -> RandomSource:
+    """A source that sends this process a signal when batch `at` is asked for."""
+    return RandomSource(before=lambda position: os.kill(os.getpid(), number) if position == at else None)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize(("schedule", "precision"), [("cosine", "fp32"), ("wsd", "bf16")])
+def test_resumed_run_is_the_same_run(tmp_path: Path, optimizer: str, schedule: str, precision: str) -> None:
+    fields = {**HARD, "optimizer": optimizer, "schedule": schedule, "precision": precision}
+    straight = make_trainer(tmp_path / "straight", **fields)
+    straight.train()
+    for at in (5, 14):
+        with pytest.raises(TrainingInterrupted):
+            make_trainer(tmp_path / "resumed", _send(signal.SIGTERM, at), **fields).train()
+    resumed = make_trainer(tmp_path / "resumed", **fields)
+    assert resumed.resumed
+    assert resumed.step == 8
+    torch.rand(3)
+    resumed.train()
+    assert fingerprint(resumed) == fingerprint(straight)
+    assert losses(tmp_path / "resumed") == losses(tmp_path / "straight")
+    assert [line["step"] for line in log_lines(tmp_path / "resumed")] == list(range(1, 13))
+
+
+@pytest.mark.parametrize("forgotten", ["optimizer", "rng", "source"])
+def test_each_part_of_the_state_counts(tmp_path: Path, forgotten: str) -> None:
+    straight = make_trainer(tmp_path / "straight", **HARD)
+    straight.train()
+    with pytest.raises(TrainingInterrupted):
+        make_trainer(tmp_path / "resumed", _send(signal.SIGTERM, 9), **HARD).train()
+    resumed = make_trainer(tmp_path / "resumed", **HARD)
+    if forgotten == "optimizer":
+        for optimizer in resumed._optimizers._all():
+            optimizer.state.clear()
+    elif forgotten == "rng":
+        resumed._saves._rng = {}
+    else:
+        resumed.source.load_state_dict({"position": 0})
+    resumed.train()
+    assert losses(tmp_path / "resumed")[-1] != losses(tmp_path / "straight")[-1]
+
+
+def test_lost_steps_are_made_again_and_logged_once(tmp_path: Path) -> None:
+    def crash(position: int) -> None:
+        if position == 7:
+            raise OSError("disk gone")
+
+    with pytest.raises(OSError, match="disk gone"):
+        make_trainer(tmp_path / "run", RandomSource(before=crash), steps=10, save_every=3).train()
+    with (tmp_path / "run" / "log.jsonl").open("a") as log:
+        log.write('{"kind": "train", "step": 8, "lo')
+    make_trainer(tmp_path / "run", steps=10, save_every=3).train()
+    make_trainer(tmp_path / "straight", steps=10, save_every=3).train()
+    assert losses(tmp_path / "run") == losses(tmp_path / "straight")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signals_finish_the_step_and_save(tmp_path: Path, number: int, code: int) -> None:
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    trainer = make_trainer(tmp_path, _send(number, 3), steps=10)
+    with pytest.raises(TrainingInterrupted, match="saved in") as caught:
+        trainer.train()
+    assert caught.value.exit_code == code
+    assert caught.value.step == 4
+    assert trainer.store.pointed("latest") == 4
+    assert caught.value.checkpoint == trainer.store.path(4)
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_signal_in_an_evaluation_cuts_it_short_and_resume_repeats_it(tmp_path: Path) -> None:
+    done: list[int] = []
+
+    def evaluate(model: BGPT) -> dict[str, float]:
+        if not done:
+            done.append(0)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        done.append(1)
+        return {"loss": 1.0}
+
+    started = time.monotonic()
+    with pytest.raises(TrainingInterrupted):
+        make_trainer(tmp_path / "run", evaluate=evaluate, steps=4, eval_every=2).train()
+    assert time.monotonic() - started < 30
+    make_trainer(tmp_path / "run", evaluate=evaluate, steps=4, eval_every=2).train()
+    assert [(line["kind"], line["step"]) for line in log_lines(tmp_path / "run")] == [
+        ("train", 1), ("train", 2), ("eval", 2), ("train", 3), ("train", 4), ("eval", 4),
+    ]  # fmt: skip
+
+
+def test_a_signal_right_before_an_evaluation_is_not_waited_out(tmp_path: Path) -> None:
+    evaluated: list[int] = []
+
+    def evaluate(model: BGPT) -> dict[str, float]:
+        evaluated.append(trainer.step)
+        return {"loss": 1.0}
+
+    trainer = make_trainer(tmp_path, evaluate=evaluate, steps=4, eval_every=2)
+    whole_model = trainer._parallel.whole_model
+
+    def signalled() -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return whole_model()
+
+    trainer._parallel.whole_model = signalled  # type: ignore[method-assign]
+    with pytest.raises(TrainingInterrupted):
+        trainer.train()
+    assert (trainer.step, evaluated) == (2, [])
+
+
+def test_other_threads_train_without_handlers(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, steps=2)
+    thread = threading.Thread(target=trainer.train)
+    thread.start()
+    thread.join()
+    assert trainer.step == 2
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from support.training import make_trainer
+from bgpt_fast.training import TrainingInterrupted
+try:
+    make_trainer(Path(sys.argv[1]), steps=10**6, save_every=int(sys.argv[2]), threads=1).train()
+except TrainingInterrupted as error:
+    sys.exit(error.exit_code)
+"""
+
+
+def _start(run_dir: Path, save_every: int) -> subprocess.Popen[bytes]:
+    paths = [str(TESTS), *(path for path in sys.path if path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-c", CHILD, str(run_dir), str(save_every)], env=environment)
+
+
+def test_signalled_processes_exit_with_their_codes(tmp_path: Path) -> None:
+    expected = {"term": (signal.SIGTERM, 143), "int": (signal.SIGINT, 130), "kill": (signal.SIGKILL, -9)}
+    children = {name: _start(tmp_path / name, 2 if name == "kill" else 0) for name in expected}
+    try:
+        for name in expected:
+            log = tmp_path / name / "log.jsonl"
+            deadline = time.monotonic() + 120
+            while not (log.exists() and log.read_bytes().count(b"\n") > 5):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        for name, (number, code) in expected.items():
+            children[name].send_signal(number)
+            assert children[name].wait(timeout=30) == code
+    finally:
+        for child in children.values():
+            child.kill()
+            child.wait()
+    for name in expected:
+        with pytest.warns(UserWarning, match="steps 1000000"):
+            resumed = make_trainer(tmp_path / name, steps=10, threads=1)
+        assert resumed.step >= 4
+
+
+SUPERVISOR = """
+import json, os, random, signal, sys, time
+from pathlib import Path
+from support.training import make_trainer
+run, kills, steps = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+stream = random.Random(0)
+count = 0
+while True:
+    child = os.fork()
+    if child == 0:
+        make_trainer(run, steps=steps, save_every=1, accumulation=2, targets_per_step=9, threads=1).train()
+        os._exit(0)
+    if count < kills:
+        time.sleep(stream.uniform(0.03, 0.25))
+        os.kill(child, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code == 0:
+        break
+    assert code == -9, code
+    count += 1
+print(json.dumps(count))
+"""
+
+
+@pytest.mark.slow
+def test_fifty_kills_change_nothing(tmp_path: Path) -> None:
+    paths = [str(TESTS), *(path for path in sys.path if path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    steps = 600
+    command = [sys.executable, "-c", SUPERVISOR, str(tmp_path / "killed"), "50", str(steps)]
+    output = subprocess.run(command, env=environment, check=True, capture_output=True, timeout=280).stdout
+    assert json.loads(output) == 50
+    straight = make_trainer(
+        tmp_path / "straight", steps=steps, save_every=1, accumulation=2, targets_per_step=9, threads=1
+    )
+    straight.train()
+    killed = make_trainer(tmp_path / "killed", steps=steps, save_every=1, accumulation=2, targets_per_step=9, threads=1)
+    assert fingerprint(killed) == fingerprint(straight)
+    assert losses(tmp_path / "killed") == losses(tmp_path / "straight")
+
+
+def _resources() -> tuple[int, int, int]:
+    """Resident kilobytes, threads, descriptors."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmRSS"].split()[0]), int(status["Threads"]), len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize("steps", [300, pytest.param(2000, marks=pytest.mark.slow)])
+def test_long_runs_hold_on_to_nothing(tmp_path: Path, steps: int) -> None:
+    seen: dict[int, tuple[int, int, int]] = {}
+
+    def watch(position: int) -> None:
+        if position >= 100 and position % 20 == 0:
+            seen[position] = _resources()
+            # A save that is still being written has a file open; what is leaked stays open.
+            for _ in range(100):
+                if seen[position][2] <= seen[min(seen)][2]:
+                    break
+                time.sleep(0.02)
+                seen[position] = _resources()
+
+    make_trainer(tmp_path, RandomSource(before=watch), steps=100 + steps, save_every=100, eval_every=50).train()
+    assert len({threads for _, threads, _ in seen.values()}) == 1
+    descriptors = [number for _, _, number in seen.values()]
+    assert max(descriptors) == descriptors[0]
+    if steps >= 1000:
+        positions = torch.tensor([float(position) for position in seen])
+        kilobytes = torch.tensor([float(resident) for resident, _, _ in seen.values()])
+        centred = positions - positions.mean()
+        slope = float((centred * (kilobytes - kilobytes.mean())).sum() / (centred**2).sum())
+        assert slope * 1000 < 1024
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_gpu_runs_train_and_resume(tmp_path: Path, optimizer: str) -> None:
+    """Not yet run on a GPU."""
+    fields: dict[str, Any] = {**HARD, "optimizer": optimizer, "precision": "bf16", "device": "cuda"}
+    with pytest.raises(TrainingInterrupted):
+        make_trainer(tmp_path, _send(signal.SIGTERM, 9), **fields).train()
+    stopped = torch.cuda.get_rng_state()
+    resumed = make_trainer(tmp_path, **fields)
+    assert torch.equal(resumed._rng["cuda"], stopped)
+    result = resumed.train()
+    assert result.steps == 12
+    assert result.loss < losses(tmp_path)[0][1]

@@ -1,0 +1,166 @@
+"""What ends a run by itself: data that cannot be read, and another run in its folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.paths import TESTS
+from support.training import CONFIG, RandomSource, fingerprint, losses, make_model, make_trainer
+
+from bgpt_fast.data import DataError
+from bgpt_fast.folder_lock import FolderInUseError, FolderLock
+from bgpt_fast.training import Trainer
+from bgpt_fast.training.checkpointing import CheckpointStore, CheckpointWriteError
+
+HARD: dict[str, Any] = {"steps": 6, "accumulation": 2, "targets_per_step": 7}
+
+
+def failing(at: int) -> RandomSource:
+    def fail(position: int) -> None:
+        if position == at:
+            raise DataError("tune.abc: the disk is gone")
+
+    return RandomSource(before=fail)
+
+
+@pytest.mark.parametrize(("at", "prefetch"), [(7, 0), (6, 2)], ids=["second batch", "first batch, read ahead"])
+def test_data_that_fails_is_told_when_what_was_trained_is_saved(tmp_path: Path, at: int, prefetch: int) -> None:
+    make_trainer(tmp_path / "straight", **HARD).train()
+    stopped = make_trainer(tmp_path / "run", failing(at), prefetch=prefetch, **HARD)
+    with pytest.raises(DataError, match="the disk is gone") as caught:
+        stopped.train()
+    assert stopped.step == 3
+    assert stopped.store.pointed("latest") == 3
+    assert caught.value.__notes__ == [f"saved in {stopped.store.path(3)}: start the same run again to go on"]
+    assert stopped.source.state_dict() == {"position": 6}, "where step 4 begins"
+    # The data is there again: the run is the one that never stopped, the batch before the one that failed included.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*resuming with other settings")
+        resumed = make_trainer(tmp_path / "run", **HARD)
+    assert resumed.step == 3
+    resumed.train()
+    assert losses(tmp_path / "run") == losses(tmp_path / "straight")
+    assert fingerprint(resumed) == fingerprint(make_trainer(tmp_path / "straight", **HARD))
+
+
+def test_nothing_is_saved_of_no_step_nor_of_spoilt_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = make_trainer(tmp_path / "first", failing(0))
+    with pytest.raises(DataError) as caught:
+        first.train()
+    assert first.store.steps() == []
+    assert not hasattr(caught.value, "__notes__")
+
+    spoilt: list[Trainer] = []
+
+    def spoil(position: int) -> None:
+        if position == 2:
+            with torch.no_grad():
+                next(spoilt[0].model.parameters()).fill_(torch.inf)
+            raise DataError("gone")
+
+    spoilt.append(make_trainer(tmp_path / "spoilt", RandomSource(before=spoil)))
+    with pytest.raises(DataError) as caught:
+        spoilt[0].train()
+    assert spoilt[0].store.steps() == []
+    assert caught.value.__notes__ == ["the weights are no longer finite and were not saved"]
+
+    def full(*_: object, **__: object) -> None:
+        raise CheckpointWriteError("no space")
+
+    monkeypatch.setattr(CheckpointStore, "save", full)
+    with pytest.raises(DataError, match="the disk is gone") as caught:
+        make_trainer(tmp_path / "full", failing(2)).train()
+    assert caught.value.__notes__ == ["no space"]
+    # Being saved is not saved: it may fail yet.
+    with pytest.raises(DataError, match="the disk is gone") as caught:
+        make_trainer(tmp_path / "full later", failing(3), save_every=3).train()
+    assert caught.value.__notes__ == ["no space"]
+
+
+def test_a_second_run_in_the_folder_is_refused_at_once(tmp_path: Path) -> None:
+    first = make_trainer(tmp_path / "run", steps=2)
+    with pytest.raises(FolderInUseError, match=f"run: process {os.getpid()} on .* is at work here .a training run."):
+        make_trainer(tmp_path / "run", steps=2)
+    first.train()
+    assert not (tmp_path / "run/.lock").exists()
+    # Notes of ranks belong to the run that holds the folder; the next start removes them.
+    note = tmp_path / "run/.ranks-first/1"
+    note.parent.mkdir()
+    note.touch()
+    lock = FolderLock(tmp_path / "run", "another run")
+    with pytest.raises(FolderInUseError):
+        make_trainer(tmp_path / "run", steps=2)
+    assert note.exists()
+    lock.release()
+    make_trainer(tmp_path / "run", steps=2)
+    assert not note.parent.exists()
+    # Between sessions the folder is free, and a session of the same trainer takes it again.
+    lock = FolderLock(tmp_path / "run", "another run")
+    with pytest.raises(FolderInUseError):
+        first.train()
+    lock.release()
+    first.train()
+    # One that may not go on there does not keep the folder.
+    other = make_model(dataclasses.replace(CONFIG, byte_num_layers=2))
+    with pytest.raises(ValueError, match="another model"):
+        Trainer(other, RandomSource(), first.config, tmp_path / "run")
+    FolderLock(tmp_path / "run", "another run").release()
+
+
+CHILD = """
+import sys; sys.path.insert(0, "tests")
+from support.training import RandomSource, make_trainer
+def wait(position):
+    if position == 2:
+        print("training", flush=True)
+        input()
+make_trainer(__import__("pathlib").Path(sys.argv[1]), RandomSource(before=wait), save_every=1).train()
+"""
+
+
+def test_a_run_that_was_killed_locks_nobody_out(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(tmp_path / "run")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"training\n"
+        with pytest.raises(FolderInUseError, match=f"process {child.pid} on"):
+            make_trainer(tmp_path / "run")
+        child.kill()
+    assert (tmp_path / "run/.lock").exists()
+    resumed = make_trainer(tmp_path / "run", save_every=1)
+    assert resumed.step in (1, 2)
+    resumed.train()
+
+
+@pytest.mark.slow
+def test_all_ranks_are_refused(tmp_path: Path) -> None:
+    lock = FolderLock(tmp_path / "run", "another run")
+    note = tmp_path / "run/.ranks-first/1"
+    note.parent.mkdir()
+    note.touch()
+    paths = [str(TESTS), *(path for path in sys.path if path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    job = json.dumps([{"run": str(tmp_path / "run")}])
+    refused = subprocess.run(
+        [*command, str(TESTS / "support" / "rank_child.py"), job],
+        env=environment,
+        capture_output=True,
+        timeout=240,
+        check=False,
+    )
+    lock.release()
+    assert refused.returncode != 0
+    assert refused.stderr.count(b"is at work here") >= 2, "rank 0 knows, and tells the other"
+    assert not (tmp_path / "run/checkpoints").exists()
+    assert list((tmp_path / "run").glob(".ranks-*/*")) == [note], "the first run's, and none of the refused one"

@@ -1,0 +1,287 @@
+"""One step at a time: what is averaged, clipped, drawn, logged, evaluated, refused."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors import safe_open
+from support.training import CONFIG, RandomSource, log_lines, losses, make_model, make_trainer
+
+from bgpt_fast.data import DataError
+from bgpt_fast.model import BGPT
+from bgpt_fast.patches import PackedPatches
+from bgpt_fast.training import NonFiniteLossError, TrainConfig, Trainer, likelihood_evaluation
+from bgpt_fast.training.progress import StepFigures, TrainProgress, clock_text
+
+
+class _Joined(RandomSource):
+    """As one batch what `RandomSource` gives in `parts`."""
+
+    def __init__(self, parts: int) -> None:
+        super().__init__()
+        self.parts = parts
+
+    def next_batch(self) -> PackedPatches:
+        return PackedPatches.concatenate([super(_Joined, self).next_batch() for _ in range(self.parts)])
+
+
+class _Skipping(RandomSource):
+    """`RandomSource` from a later batch on."""
+
+    def __init__(self, position: int) -> None:
+        super().__init__()
+        self.position = position
+
+
+def _gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
+    trainer.train()
+    return {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
+
+
+def _no_dropout(run_dir: Path, source: RandomSource, **fields: Any) -> Trainer:
+    trainer = make_trainer(run_dir, source, **fields)
+    for module in trainer.model.modules():
+        if hasattr(module, "dropout"):
+            module.dropout = 0.0
+    return trainer
+
+
+def test_accumulation_equals_the_big_batch(tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"steps": 1, "grad_clip": 0.0}
+    parts = _gradients(_no_dropout(tmp_path / "parts", RandomSource(), accumulation=3, **fields))
+    whole = _gradients(_no_dropout(tmp_path / "whole", _Joined(3), **fields))
+    assert parts.keys() == whole.keys()
+    for name in whole:
+        torch.testing.assert_close(parts[name], whole[name], rtol=1e-5, atol=1e-7)
+    assert losses(tmp_path / "parts")[0][1] == pytest.approx(losses(tmp_path / "whole")[0][1], rel=1e-6)
+    # The batches have unequal numbers of targets, so that the plain mean of their gradients is another one.
+    source = RandomSource()
+    counts = {len(source.next_batch().target_indices()) for _ in range(3)}
+    assert len(counts) == 3
+    unweighted = [_gradients(_no_dropout(tmp_path / str(i), _Skipping(i), **fields)) for i in range(3)]
+    mean = sum(gradients["patch_level_decoder.patch_embedding.weight"] for gradients in unweighted) / 3
+    assert not torch.allclose(mean, whole["patch_level_decoder.patch_embedding.weight"], rtol=1e-3, atol=1e-7)
+
+
+def test_clipping(tmp_path: Path) -> None:
+    for clip in (0.0, 0.01):
+        gradients = _gradients(make_trainer(tmp_path / str(clip), steps=1, grad_clip=clip))
+        norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm().item()
+        logged = losses(tmp_path / str(clip))[0][3]
+        assert logged > 0.1
+        assert norm == pytest.approx(clip or logged, rel=1e-4)
+
+
+def test_targets_are_drawn_without_replacement_by_seed_and_step(tmp_path: Path) -> None:
+    seen: dict[str, list[torch.Tensor]] = {}
+
+    def run(name: str, **fields: Any) -> None:
+        trainer = make_trainer(tmp_path / name, targets_per_step=5, accumulation=2, steps=3, **fields)
+        seen[name] = []
+        trainer.model.register_forward_pre_hook(lambda module, args: seen[name].append(args[1].clone()))
+        trainer.train()
+
+    run("one")
+    run("again")
+    run("other", seed=1)
+    assert len(seen["one"]) == 6
+    source = RandomSource()
+    for drawn in seen["one"]:
+        allowed = set(source.next_batch().target_indices().tolist())
+        assert len(set(drawn.tolist())) == len(drawn) == min(5, len(allowed))
+        assert set(drawn.tolist()) <= allowed
+    assert all(torch.equal(a, b) for a, b in zip(seen["one"], seen["again"], strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(seen["one"], seen["other"], strict=True))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_it_learns(tmp_path: Path, precision: str, optimizer: str) -> None:
+    trainer = make_trainer(tmp_path, steps=60, precision=precision, optimizer=optimizer, warmup_share=0.1)
+    result = trainer.train()
+    # Documents of four byte values: ln 4 nats at best on the bytes, ln 257 to begin with.
+    first = losses(tmp_path)[0][1]
+    assert first > 5.0
+    assert result.loss < 3.0
+    assert result.stopped_by == "steps"
+    assert result.patches_per_second > 0
+    assert all(parameter.dtype == torch.float32 for parameter in trainer.model.parameters())
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_non_finite_stops_before_the_update(tmp_path: Path, where: str, value: float) -> None:
+    source = RandomSource()
+    trainer = make_trainer(tmp_path, source, steps=10, save_every=2, accumulation=2)
+
+    def spoil_loss(module: torch.nn.Module, args: Any, output: Any) -> Any:
+        return output._replace(loss=output.loss * value, nats=output.nats * value) if trainer.step == 4 else output
+
+    if where == "loss":
+        trainer.model.register_forward_hook(spoil_loss)
+    else:
+        weight = next(trainer.model.parameters())
+        weight.register_hook(lambda gradient: gradient * value if trainer.step == 4 else gradient)
+    with pytest.raises(NonFiniteLossError, match="no update was made") as caught:
+        trainer.train()
+    assert caught.value.step == 5
+    assert trainer.step == 4
+    # The weights in memory are those of step 4, and so is the last checkpoint.
+    found = trainer.store.load_latest()
+    assert found is not None
+    assert found[0] == 4
+    for name, tensor in trainer.model.state_dict().items():
+        assert torch.isfinite(tensor).all()
+        assert torch.equal(tensor, found[1].weights[name])
+    expected = RandomSource()
+    expected.position = 8
+    with safe_open(caught.value.batch_path, "pt") as file:
+        assert file.metadata()["step"] == "5"
+        for index in range(2):
+            batch = expected.next_batch()
+            assert torch.equal(file.get_tensor(f"{index}.patches"), batch.patches)
+            assert torch.equal(file.get_tensor(f"{index}.cu_seqlens"), batch.cu_seqlens)
+            assert torch.equal(file.get_tensor(f"{index}.targets"), batch.target_indices())
+
+
+def test_evaluation_is_apart_from_training(tmp_path: Path) -> None:
+    calls: list[tuple[int, bool, bool]] = []
+
+    def evaluate(model: BGPT) -> dict[str, float]:
+        calls.append((trainer.step, model.training, torch.is_grad_enabled()))
+        torch.rand(100)
+        return {"accuracy": [0.1, 0.9, 0.5, math.nan][len(calls) - 1]}
+
+    trainer = make_trainer(
+        tmp_path / "with", evaluate=evaluate, steps=7, eval_every=2, best_metric="accuracy", best_is="highest"
+    )
+    result = trainer.train()
+    assert calls == [(step, False, False) for step in (2, 4, 6, 7)]
+    assert [line["accuracy"] for line in log_lines(tmp_path / "with") if line["kind"] == "eval"] == [
+        0.1,
+        0.9,
+        0.5,
+        None,
+    ]
+    assert math.isnan(result.evaluation["accuracy"])
+    assert trainer.store.pointed("best") == 4
+    make_trainer(tmp_path / "without", steps=7).train()
+    assert losses(tmp_path / "with") == losses(tmp_path / "without")
+
+
+def test_unknown_best_metric_is_named(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, evaluate=lambda model: {"loss": 1.0}, steps=1, best_metric="accuracy")
+    with pytest.raises(ValueError, match=r"best_metric: expected one of \['loss'\]"):
+        trainer.train()
+
+
+def test_a_best_metric_without_an_evaluation_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"best_metric: expected evaluate with it, .* got 'loss'"):
+        make_trainer(tmp_path, steps=1, best_metric="loss", stop_at=0.5)
+
+
+@pytest.mark.parametrize("changed", [{"best_metric": "accuracy"}, {"best_is": "highest"}, {}])
+def test_the_best_of_another_metric_is_forgotten(tmp_path: Path, changed: dict[str, Any]) -> None:
+    fields: dict[str, Any] = {"eval_every": 1, "best_metric": "loss", "evaluate": lambda model: {"loss": 0.5}}
+    make_trainer(tmp_path, steps=2, **fields).train()
+    fields |= {**changed, "evaluate": lambda model: {"loss": 0.5, "accuracy": 0.9}}
+    with pytest.warns(UserWarning, match="other settings"):
+        trainer = make_trainer(tmp_path, steps=3, **fields)
+    trainer.train()
+    assert trainer.store.pointed("best") == (3 if changed else 1)
+
+
+def test_likelihood_evaluation_is_the_models_own() -> None:
+    source = RandomSource()
+    batches = [source.next_batch() for _ in range(3)]
+    model = make_model().eval()
+    figures = likelihood_evaluation(batches)(model)
+    scores = [model.log_likelihood(batch) for batch in batches]
+    nats = sum(float(score.nats.sum()) for score in scores)
+    assert figures["bytes"] == sum(int(score.num_bytes.sum()) for score in scores)
+    assert figures["bits_per_byte"] == pytest.approx(nats / math.log(2) / figures["bytes"], rel=1e-5)
+    assert figures["loss"] == pytest.approx(figures["bits_per_position"] * math.log(2))
+    with pytest.raises(ValueError, match="at least one"):
+        likelihood_evaluation([])
+
+
+def test_minutes_end_a_run_that_is_saved_and_goes_on(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, steps=0, schedule_by="time", max_minutes=0.01)
+    result = trainer.train()
+    assert result.stopped_by == "time"
+    assert 0.6 <= result.seconds < 5.0
+    rates = [line["learning_rate"] for line in log_lines(tmp_path)]
+    assert rates[-1] < 0.2 * max(rates)
+    assert trainer.store.pointed("latest") == result.steps
+    again = make_trainer(tmp_path, steps=0, schedule_by="time", max_minutes=0.01).train()
+    assert again.steps == result.steps
+    with pytest.warns(UserWarning, match=r"max_minutes 0.01 → 0.02"):
+        longer = make_trainer(tmp_path, steps=0, schedule_by="time", max_minutes=0.02)
+    assert longer.seconds == pytest.approx(result.seconds, abs=0.05)
+    assert longer.train().steps > result.steps
+
+
+def test_another_models_run_is_refused(tmp_path: Path) -> None:
+    make_trainer(tmp_path, steps=1).train()
+    other = make_model(type(CONFIG)(**{**CONFIG.to_dict(), "hidden_size": 16}))
+    with pytest.raises(ValueError, match="another model"):
+        Trainer(other, RandomSource(), TrainConfig(device="cpu"), tmp_path)
+
+
+def test_unusable_devices_and_batches_are_named(tmp_path: Path) -> None:
+    for device in ("cuda:99", "gpu"):
+        with pytest.raises(ValueError, match=device):
+            make_trainer(tmp_path, device=device)
+
+    class Empty(RandomSource):
+        def next_batch(self) -> PackedPatches:
+            return PackedPatches.from_bytes([], CONFIG)
+
+    with pytest.raises(DataError, match="at least one target"):
+        make_trainer(tmp_path, Empty()).train()
+
+
+def test_run_json_says_what_was_trained_on(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, steps=1)
+    trainer.train()
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert TrainConfig.from_dict(run["training"]) == trainer.config
+    assert type(CONFIG).from_dict(run["model"]) == CONFIG
+    assert run["source"] == {"kind": "random", "seed": 0}
+
+
+def test_log_every_keeps_the_last_step(tmp_path: Path) -> None:
+    make_trainer(tmp_path, steps=8, log_every=3).train()
+    assert [line["step"] for line in log_lines(tmp_path)] == [3, 6, 8]
+    assert log_lines(tmp_path)[0].keys() == {
+        "kind", "step", "loss", "bits_per_byte", "learning_rate", "grad_norm", "patches", "documents",
+        "patches_per_second", "tflops", "seconds",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_shows_every_figure(terminal: bool) -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=terminal, width=160)
+    ticks = iter(range(1000))
+    with TrainProgress(20, console=console, line_seconds=10, clock=lambda: float(next(ticks))) as progress:
+        for step in range(1, 21):
+            progress.update(
+                StepFigures(step, 1.25, 1.8, 0.75, 1e-3, 0.5, 90, 9, 0.98, 5000.0, 0.1, 0.4, 9.0), step / 20, 75.0
+            )
+        progress.message("[note]")
+    text = stream.getvalue()
+    parts = ["loss 1.2500", "1.8000 bits/byte", "75.0% right", "5,000 patches/s", "MFU 40.0%", "98.0% full"]
+    for part in (*parts, "lr 1.00e-03", "1:15 left", "20/20", "[note]"):
+        assert part in text
+    if not terminal:
+        assert "\x1b" not in text
+        assert text.count("\n") < 10
+    assert [clock_text(x) for x in (-1, 59.6, 3661)] == ["0:00", "1:00", "1:01:01"]
