@@ -9,7 +9,7 @@ import pytest
 from support.paths import ROOT
 
 FLOORS = [
-    {"config", "device", "files", "folder_lock", "_C", "__version__"},
+    {"config", "deprecation", "device", "files", "folder_lock", "_C", "__version__"},
     {"reference", "documents", "pth", "flops"},
     {"state_dict"},
     {"patches", "checkpoint", "metrics"},
