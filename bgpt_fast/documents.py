@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 from bgpt_fast.config import BGPTConfig
 
-Overlong = Literal["head", "window", "error"]
+TruncationMode = Literal["head", "window", "error"]
 PathLike = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 
@@ -51,7 +51,7 @@ class Truncation(NamedTuple):
     """What is kept of over-long documents, and how documents end."""
 
     config: BGPTConfig
-    overlong: Overlong
+    mode: TruncationMode
     seed: int
     end_of_file: bool
 
@@ -61,13 +61,13 @@ class Truncation(NamedTuple):
         patches = -(-size // S) + self.end_of_file
         if patches <= room:
             return ByteRange(0, size, self.end_of_file)
-        if self.overlong == "error":
+        if self.mode == "error":
             raise PatchError(
                 f"{label}: expected at most {room + 1} patches of {S} bytes, got {patches + 1} ({size} bytes); use "
-                'overlong="head" or "window", or a longer context'
+                'truncation="head" or "window", or a longer context'
             )
         first = 0
-        if self.overlong == "window":
+        if self.mode == "window":
             last = patches - room
             draw = random.Random(f"{self.seed} {index}")
             choice = draw.randrange(3 if last > 1 else 2)
@@ -129,7 +129,7 @@ def byte_view(label: str, content: object) -> memoryview:
 
 
 def check_truncation(
-    name: str, items: object, config: BGPTConfig, overlong: Overlong, seed: int, end_of_file: bool
+    name: str, items: object, config: BGPTConfig, truncation: TruncationMode, seed: int, end_of_file: bool
 ) -> Truncation:
     """Checks the arguments that `from_bytes` and `from_files` share."""
     function = name.split(":")[0]
@@ -137,11 +137,11 @@ def check_truncation(
         raise TypeError(f"{name}: expected a sequence such as a list, got {type(items).__name__}")
     if not isinstance(config, BGPTConfig):
         raise TypeError(f"{function}: config: expected a BGPTConfig, got {type(config).__name__}")
-    if overlong not in ("head", "window", "error"):
-        raise ValueError(f'{function}: overlong: expected "head", "window" or "error", got {overlong!r}')
+    if truncation not in ("head", "window", "error"):
+        raise ValueError(f'{function}: truncation: expected "head", "window" or "error", got {truncation!r}')
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise TypeError(f"{function}: seed: expected an int, got {type(seed).__name__}")
-    return Truncation(config, overlong, seed, bool(end_of_file))
+    return Truncation(config, truncation, seed, bool(end_of_file))
 
 
 def check_int(name: str, value: object, least: int) -> None:

@@ -18,12 +18,13 @@ from torch import Tensor
 
 from bgpt_fast import _C
 from bgpt_fast.config import EOP, BGPTConfig
+from bgpt_fast.deprecation import renamed_arguments
 from bgpt_fast.documents import (
-    Overlong,
     Part,
     PatchError,
     PathLike,
     Truncation,
+    TruncationMode,
     byte_view,
     check_int,
     check_truncation,
@@ -118,12 +119,13 @@ class PackedPatches:
         return packed
 
     @classmethod
+    @renamed_arguments(overlong="truncation")
     def from_bytes(
         cls,
         documents: Sequence[tuple[str, bytes | bytearray | memoryview]],
         config: BGPTConfig,
         *,
-        overlong: Overlong = "head",
+        truncation: TruncationMode = "head",
         seed: int = 0,
         end_of_file: bool = True,
     ) -> PackedPatches:
@@ -134,7 +136,7 @@ class PackedPatches:
                 of file names (surrogate escapes) as they were, and cut after `config.patch_size` bytes, as released,
                 even inside a character. The content is any bytes.
             config: gives the patch size and the context, `config.patch_length` patches.
-            overlong: what becomes of a document over the context. "head" keeps its first patches; "window" (for
+            truncation: what becomes of a document over the context. "head" keeps its first patches; "window" (for
                 training) keeps the extension patch and, in a third of the cases each, the head, the tail or a stretch
                 in between, drawn from (seed, position in `documents`); "error" raises. `truncated` and
                 `truncated_bytes` count what was cut.
@@ -146,9 +148,9 @@ class PackedPatches:
 
         Raises:
             TypeError, ValueError: a wrong argument, or more than 2³¹ − 1 patches.
-            PatchError: an over-long document with `overlong="error"`.
+            PatchError: an over-long document with `truncation="error"`.
         """
-        rule = check_truncation("from_bytes: documents", documents, config, overlong, seed, end_of_file)
+        rule = check_truncation("from_bytes: documents", documents, config, truncation, seed, end_of_file)
         parts = []
         for index, document in enumerate(documents):
             label = f"from_bytes: documents[{index}]"
@@ -161,12 +163,13 @@ class PackedPatches:
         return _pack(parts, rule)
 
     @classmethod
+    @renamed_arguments(overlong="truncation")
     def from_files(
         cls,
         paths: Sequence[PathLike],
         config: BGPTConfig,
         *,
-        overlong: Overlong = "head",
+        truncation: TruncationMode = "head",
         seed: int = 0,
         end_of_file: bool = True,
     ) -> PackedPatches:
@@ -181,10 +184,10 @@ class PackedPatches:
         Raises:
             OSError: a file is missing or cannot be read; the error names the path.
             PatchError: a path is a folder, FIFO, socket or device (these are not opened), a file shrank while it was
-                read, or one is over-long with `overlong="error"`.
+                read, or one is over-long with `truncation="error"`.
             TypeError, ValueError: a wrong argument, or more than 2³¹ − 1 patches.
         """
-        rule = check_truncation("from_files: paths", paths, config, overlong, seed, end_of_file)
+        rule = check_truncation("from_files: paths", paths, config, truncation, seed, end_of_file)
         parts = []
         for index, path in enumerate(paths):
             try:

@@ -44,7 +44,7 @@ def documents(seed: int = 0) -> list[tuple[str, bytes]]:
 
 
 def test_packing_loss_and_gradients_are_the_references(model: BGPT) -> None:
-    batch = PackedPatches.from_bytes(documents(), model.config, overlong="error")
+    batch = PackedPatches.from_bytes(documents(), model.config, truncation="error")
     assert batch.to_bytes() == documents()
     reference = ReferenceBGPT(model.config).eval()
     reference.load_state_dict(model.state_dict())

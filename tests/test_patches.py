@@ -270,12 +270,20 @@ def test_a_sparse_giant_is_read_only_where_it_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "giant.bin"
     path.write_bytes(b"head")
     os.truncate(path, 10 * 2**30)
-    batch = PackedPatches.from_files([path, path], config(), overlong="head")
+    batch = PackedPatches.from_files([path, path], config(), truncation="head")
     assert batch.to_bytes()[1] == ("bin", b"head" + bytes(24))
     assert batch.truncated == 2
     assert batch.truncated_bytes == 2 * (10 * 2**30 - 28)
-    with pytest.raises(PatchError, match=r"giant.bin.*at most 8 patches.*overlong"):
-        PackedPatches.from_files([path], config(), overlong="error")
+    with pytest.raises(PatchError, match=r"giant.bin.*at most 8 patches.*truncation"):
+        PackedPatches.from_files([path], config(), truncation="error")
+
+
+def test_the_old_name_of_truncation_still_works(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(bytes(25))
+    for pack, documents in ((PackedPatches.from_bytes, [("bin", bytes(25))]), (PackedPatches.from_files, [path])):
+        with pytest.warns(DeprecationWarning, match="overlong is now called truncation"), pytest.raises(PatchError):
+            pack(documents, config(), overlong="error")  # type: ignore[operator]
 
 
 def test_head_keeps_the_first_patches_and_counts_the_rest() -> None:
@@ -294,10 +302,10 @@ def test_head_keeps_the_first_patches_and_counts_the_rest() -> None:
 def test_windows_are_drawn_from_seed_and_position(tmp_path: Path) -> None:
     content = bytes(range(61))
     documents = [("bin", content), ("bin", b"short"), *[("bin", content)] * 40]
-    batch = PackedPatches.from_bytes(documents, config(), overlong="window", seed=3)
-    again = PackedPatches.from_bytes(documents, config(), overlong="window", seed=3)
+    batch = PackedPatches.from_bytes(documents, config(), truncation="window", seed=3)
+    again = PackedPatches.from_bytes(documents, config(), truncation="window", seed=3)
     assert torch.equal(batch.patches, again.patches)
-    other = PackedPatches.from_bytes(documents, config(), overlong="window", seed=4)
+    other = PackedPatches.from_bytes(documents, config(), truncation="window", seed=4)
     assert batch.patches.shape != other.patches.shape or not torch.equal(batch.patches, other.patches)
     starts = []
     for number, (extension, kept) in enumerate(batch.to_bytes()):
@@ -319,14 +327,14 @@ def test_windows_are_drawn_from_seed_and_position(tmp_path: Path) -> None:
     assert batch.truncated_bytes == sum(61 - {36: 25, 40: 21}.get(start, 28) for start in starts)
     path = tmp_path / "a.bin"
     path.write_bytes(content)
-    files = PackedPatches.from_files([path], config(), overlong="window", seed=3)
+    files = PackedPatches.from_files([path], config(), truncation="window", seed=3)
     assert files.to_bytes()[0] == batch.to_bytes()[0]
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.binary(min_size=1, max_size=60), st.integers(0, 10**9), st.sampled_from([1, 3, 4]), st.integers(2, 9))
 def test_every_window_is_a_stretch_of_the_document(content: bytes, seed: int, S: int, L: int) -> None:
-    batch = PackedPatches.from_bytes([("x", content)], config(S, L), overlong="window", seed=seed)
+    batch = PackedPatches.from_bytes([("x", content)], config(S, L), truncation="window", seed=seed)
     whole = oracle([("x", content)], S, 10**6)[0]
     rows = unpacked(batch)[0]
     assert len(rows) == min(L, len(whole))
@@ -337,8 +345,8 @@ def test_every_window_is_a_stretch_of_the_document(content: bytes, seed: int, S:
 
 def test_error_names_the_document() -> None:
     with pytest.raises(PatchError, match=r"documents\[1\].*at most 8 patches of 4 bytes, got 9 \(25 bytes\)"):
-        PackedPatches.from_bytes([("a", b""), ("b", bytes(25))], config(), overlong="error")
-    assert PackedPatches.from_bytes([("b", bytes(24))], config(), overlong="error").max_seqlen == 8
+        PackedPatches.from_bytes([("a", b""), ("b", bytes(25))], config(), truncation="error")
+    assert PackedPatches.from_bytes([("b", bytes(24))], config(), truncation="error").max_seqlen == 8
 
 
 @pytest.mark.parametrize(
@@ -353,7 +361,7 @@ def test_error_names_the_document() -> None:
         (([("\ud800", b"")], config()), {}, ValueError, r"documents\[0\]: extension: expected text"),
         (([("a", memoryview(b"abcd")[::2])], config()), {}, ValueError, "contiguous"),
         (([], {"patch_size": 4}), {}, TypeError, "config: expected a BGPTConfig"),
-        (([], config()), {"overlong": "tail"}, ValueError, "overlong: expected"),
+        (([], config()), {"truncation": "tail"}, ValueError, "truncation: expected"),
         (([], config()), {"seed": 1.5}, TypeError, "seed: expected an int"),
     ],
 )

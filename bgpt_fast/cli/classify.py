@@ -121,7 +121,7 @@ def _classify(
 
     def documents() -> Iterator[PackedPatches]:
         for file in files:
-            document = read_file(file, model.config, skips, overlong="head")
+            document = read_file(file, model.config, skips, truncation="head")
             if document is not None:
                 readable.append(file)
                 yield document

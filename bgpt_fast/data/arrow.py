@@ -222,10 +222,10 @@ class ArrowSource(PackedSource[_Row, PackedPatches]):
                     found = _Row(index, row, extension, content)
                     yield found, self._length(found)
 
-    def _read(self, epoch: int, item: _Row, overlong: Literal["head", "window"]) -> PackedPatches | None:
+    def _read(self, epoch: int, item: _Row, truncation: Literal["head", "window"]) -> PackedPatches | None:
         key = [self.seed, epoch, item.file, item.row]
-        seed = int(np.random.SeedSequence(key).generate_state(1)[0]) if overlong == "window" else 0
-        return PackedPatches.from_bytes([(item.extension, item.content)], self.config, overlong=overlong, seed=seed)
+        seed = int(np.random.SeedSequence(key).generate_state(1)[0]) if truncation == "window" else 0
+        return PackedPatches.from_bytes([(item.extension, item.content)], self.config, truncation=truncation, seed=seed)
 
     def _assemble(self, documents: Sequence[tuple[_Row, PackedPatches]]) -> PackedPatches:
         return PackedPatches.concatenate([document for _, document in documents])

@@ -172,7 +172,7 @@ def read_file(
     config: BGPTConfig,
     skips: Skips,
     *,
-    overlong: Literal["head", "window", "error"],
+    truncation: Literal["head", "window", "error"],
     seed: int = 0,
     end_of_file: bool = True,
 ) -> PackedPatches | None:
@@ -181,14 +181,14 @@ def read_file(
     Args:
         file, config: what to read, and the patch size and context.
         skips: gets the reason if the file is gone, unreadable, or no longer a file.
-        overlong, seed, end_of_file: as `PackedPatches.from_files`.
+        truncation, seed, end_of_file: as `PackedPatches.from_files`.
     """
     arguments: dict[str, Any] = {"seed": seed, "end_of_file": end_of_file}
     try:
-        document = PackedPatches.from_files([file.path], config, overlong=overlong, **arguments)
+        document = PackedPatches.from_files([file.path], config, truncation=truncation, **arguments)
         if document.num_patches > file.num_patches(config) - (not end_of_file):
             # The file has grown, but its room was planned: what it was then.
-            grown = PackedPatches.from_files([file.path], config, overlong="head")
+            grown = PackedPatches.from_files([file.path], config, truncation="head")
             ((extension, content),) = grown.to_bytes()
             document = PackedPatches.from_bytes([(extension, content[: file.size])], config, **arguments)
         return document

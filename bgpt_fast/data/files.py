@@ -49,9 +49,9 @@ class WholeFileSource(EpochSource[Batch], Generic[Batch]):
     def _used(self) -> list[FileEntry]:
         return self._files
 
-    def _read(self, epoch: int, item: int, overlong: Literal["head", "window"]) -> PackedPatches | None:
-        seed = self._window_seed(epoch, item) if overlong == "window" else 0
-        return read_file(self._files[item], self.config, self._skips, overlong=overlong, seed=seed)
+    def _read(self, epoch: int, item: int, truncation: Literal["head", "window"]) -> PackedPatches | None:
+        seed = self._window_seed(epoch, item) if truncation == "window" else 0
+        return read_file(self._files[item], self.config, self._skips, truncation=truncation, seed=seed)
 
 
 class FileSource(WholeFileSource[PackedPatches]):

@@ -234,7 +234,7 @@ class PackedSource(ABC, Generic[Item, Batch]):
         """The next block."""
 
     @abstractmethod
-    def _read(self, epoch: int, item: Item, overlong: Literal["head", "window"]) -> PackedPatches | None:
+    def _read(self, epoch: int, item: Item, truncation: Literal["head", "window"]) -> PackedPatches | None:
         """An item's document, of no more patches than planned; None, and a note, if it cannot be read."""
 
     @abstractmethod
@@ -263,9 +263,9 @@ class PackedSource(ABC, Generic[Item, Batch]):
         return self._here
 
     def _read_all(
-        self, plan: Sequence[Planned[Item]], overlong: Literal["head", "window"]
+        self, plan: Sequence[Planned[Item]], truncation: Literal["head", "window"]
     ) -> list[tuple[Item, PackedPatches]]:
-        read = ((item, self._read(epoch, item, overlong)) for epoch, item, _ in plan)
+        read = ((item, self._read(epoch, item, truncation)) for epoch, item, _ in plan)
         return [(item, document) for item, document in read if document is not None]
 
     def _plan(self) -> list[Planned[Item]]:

@@ -12,6 +12,7 @@ from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data.epochs import EpochSource
 from bgpt_fast.data.file_index import FileEntry, Paths, Split, belongs, read_file
 from bgpt_fast.data.source import DataError
+from bgpt_fast.deprecation import renamed_arguments
 from bgpt_fast.documents import extension_of
 from bgpt_fast.patches import PackedPatches
 
@@ -38,12 +39,12 @@ class PairSource(EpochSource[PackedPatches]):
         seed: of the order.
         split: "train", "eval", or "all" for both together.
         eval_share: share of the pairs that is held out.
-        overlong: whether a pair over the context is left out ("skip") or raises ("error").
+        truncation: whether a pair over the context is left out ("skip") or raises ("error").
         rank, world_size: which of how many processes this is; see `PackedSource`.
         look_ahead: documents among which the best fit for a batch's last room is looked for.
 
     Raises:
-        DataError: no such path, no pair in the split, an over-long pair with overlong="error", or (but for "eval")
+        DataError: no such path, no pair in the split, an over-long pair with truncation="error", or (but for "eval")
             fewer patches than one batch.
         TypeError, ValueError: a wrong argument.
 
@@ -52,6 +53,7 @@ class PairSource(EpochSource[PackedPatches]):
 
     kind = "pairs"
 
+    @renamed_arguments(overlong="truncation")
     def __init__(
         self,
         paths: Paths,
@@ -62,16 +64,16 @@ class PairSource(EpochSource[PackedPatches]):
         seed: int = 0,
         split: Split = "train",
         eval_share: float = 0.02,
-        overlong: Literal["skip", "error"] = "skip",
+        truncation: Literal["skip", "error"] = "skip",
         rank: int = 0,
         world_size: int = 1,
         look_ahead: int = 64,
     ) -> None:
-        if overlong not in ("skip", "error"):
-            raise ValueError(f'{type(self).__name__}: overlong: expected "skip" or "error", got {overlong!r}')
+        if truncation not in ("skip", "error"):
+            raise ValueError(f'{type(self).__name__}: truncation: expected "skip" or "error", got {truncation!r}')
         self.directions = parse_conversion(conversion)
         self.conversion = conversion
-        self._overlong = overlong
+        self._truncation = truncation
         super().__init__(
             paths,
             config,
@@ -118,11 +120,11 @@ class PairSource(EpochSource[PackedPatches]):
         length = self._length(pair)
         if length <= self.config.patch_length:
             return True
-        if self._overlong == "error":
+        if self._truncation == "error":
             raise DataError(
                 f"{pair.source.path!r} and {pair.target.path!r}: expected a pair of at most "
                 f"{self.config.patch_length} patches, got {length}; use a longer context, take the pair away, or "
-                'give overlong="skip"'
+                'give truncation="skip"'
             )
         self._skips.note(f"{pair.source.path}, {pair.target.path}", "pair over the context")
         return False
@@ -139,10 +141,10 @@ class PairSource(EpochSource[PackedPatches]):
         # The files of one direction are those of both.
         return self._digest if len(self.directions) == 1 else f"{self._digest} both ways"
 
-    def _read(self, epoch: int, item: int, overlong: Literal["head", "window"]) -> PackedPatches | None:
+    def _read(self, epoch: int, item: int, truncation: Literal["head", "window"]) -> PackedPatches | None:
         pair = self._pairs[item]
-        source = read_file(pair.source, self.config, self._skips, overlong="error", end_of_file=False)
-        target = read_file(pair.target, self.config, self._skips, overlong="error")
+        source = read_file(pair.source, self.config, self._skips, truncation="error", end_of_file=False)
+        target = read_file(pair.target, self.config, self._skips, truncation="error")
         if source is None or target is None:
             return None
         patches = torch.cat([source.patches, target.patches])

@@ -321,7 +321,7 @@ class Generator:
         for prompt in prompts:
             documents += [] if prompt.source is None else [prompt.source]
             documents.append((prompt.extension, prompt.data[: len(prompt.data) // S * S]))
-        packed = PackedPatches.from_bytes(documents, config, overlong="error", end_of_file=False)
+        packed = PackedPatches.from_bytes(documents, config, truncation="error", end_of_file=False)
         sizes = [prompt.source_patches(S) + 1 + len(prompt.data) // S for prompt in prompts]
         patches = packed.patches.split(sizes) if prompts else ()
         return [

@@ -105,7 +105,7 @@ def _score(decoders: _Decoders, documents: Sequence[tuple[str, bytes]], max_batc
 @torch.inference_mode()
 def _batch_logits(decoders: _Decoders, documents: Sequence[tuple[str, bytes]]) -> tuple[Tensor, ...]:
     """[P · S, V] a document: of each byte behind its extension patch, and of a patch that may follow its last one."""
-    packed = PackedPatches.from_bytes(documents, decoders.config, end_of_file=False, overlong="error")
+    packed = PackedPatches.from_bytes(documents, decoders.config, end_of_file=False, truncation="error")
     counts = packed.cu_seqlens.diff()
     above = decoders.above(len(documents), int(counts.max()))
     patches, device = packed.patches.to(decoders.device), decoders.device

@@ -94,8 +94,8 @@ def _documents(pairs: list[tuple[str, str]], config: BGPTConfig, skips: Skips) -
     """Pairs as they are trained on, to be scored behind the target's extension."""
     for source, target in pairs:
         try:
-            first = PackedPatches.from_files([source], config, overlong="error", end_of_file=False)
-            second = PackedPatches.from_files([target], config, overlong="error")
+            first = PackedPatches.from_files([source], config, truncation="error", end_of_file=False)
+            second = PackedPatches.from_files([target], config, truncation="error")
         except (OSError, PatchError):
             skips.note(f"{source}, {target}", "unreadable, or changed since it was found")
             yield None

@@ -258,7 +258,7 @@ def evaluate_documents(
 
 
 def _document(file: FileEntry, config: BGPTConfig, skips: Skips) -> Document | None:
-    packed = read_file(file, config, skips, overlong="head")
+    packed = read_file(file, config, skips, truncation="head")
     return None if packed is None else Document(file.path, packed)
 
 

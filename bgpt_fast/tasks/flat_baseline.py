@@ -294,7 +294,7 @@ def evaluate_flat(model: FlatModel, paths: Paths, config: BGPTConfig) -> FlatRep
     skips = Skips()
     found: list[tuple[str, FlatDocument]] = []
     for file in find_files(as_roots(paths), skips):
-        batch = read_file(file, config, skips, overlong="head")
+        batch = read_file(file, config, skips, truncation="head")
         if batch is not None:
             found += [(file.path, document) for document in flat_documents(batch)]
     if not found:

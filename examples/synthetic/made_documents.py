@@ -104,7 +104,7 @@ class MadeDocuments:
         numbers = range(self.position, self.position + self.documents)
         self.position += self.documents
         made = [self.rule.document(self.seed, number) for number in numbers]
-        return PackedPatches.from_bytes(made, self.config, overlong="error")
+        return PackedPatches.from_bytes(made, self.config, truncation="error")
 
     def state_dict(self) -> dict[str, Any]:
         """The position."""

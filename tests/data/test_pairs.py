@@ -74,7 +74,7 @@ def test_over_long_pairs_are_skipped_and_named_or_an_error(folder: Path) -> None
     (folder / "long.abc").write_bytes(b"x" * 60)
     (folder / "long.mid").write_bytes(b"y" * 56)
     # 1 + 15 + 1 + 14 + 1 patches are just the context; a byte more is over it.
-    assert len(PairSource(folder, "abc&mid", CONFIG, 64, split="all", overlong="error")) == 62
+    assert len(PairSource(folder, "abc&mid", CONFIG, 64, split="all", truncation="error")) == 62
     (folder / "long.mid").write_bytes(b"y" * 57)
     source = PairSource(folder, "abc&mid", CONFIG, 64, split="all")
     assert len(source) == 60
@@ -82,7 +82,9 @@ def test_over_long_pairs_are_skipped_and_named_or_an_error(folder: Path) -> None
     assert description["skipped"] == {"pair over the context": 1}
     assert "long.mid" in description["warnings"][0]
     with pytest.raises(DataError, match=r"long.*at most 32 patches, got 33"):
-        PairSource(folder, "abc&mid", CONFIG, 64, split="all", overlong="error")
+        PairSource(folder, "abc&mid", CONFIG, 64, split="all", truncation="error")
+    with pytest.warns(DeprecationWarning, match="overlong is now called truncation"), pytest.raises(DataError):
+        PairSource(folder, "abc&mid", CONFIG, 64, split="all", overlong="error")  # type: ignore[call-arg]
 
 
 def test_files_without_a_partner_are_counted(folder: Path) -> None:

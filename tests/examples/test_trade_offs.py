@@ -174,7 +174,7 @@ def test_the_results_beside_the_scripts_hold(path: Path) -> None:
 def test_full_settings_fit_their_data(data_curve: ModuleType, trade_offs: ModuleType) -> None:
     full = data_curve.full()
     longest = generate(1, min_program=255, num_registers=10, memory_size=1024, max_program=255)
-    assert PackedPatches.from_bytes([("bin", longest[0].to_bytes())], full.model, overlong="error").num_patches > 300
+    assert PackedPatches.from_bytes([("bin", longest[0].to_bytes())], full.model, truncation="error").num_patches > 300
     models = trade_offs.contenders(trade_offs.FULL, [("txt", bytes(8000)), ("bin", bytes(300))])
     by_name = {one.name: one.config for one in models}
     assert by_name["S16 12+3"] == dataclasses.replace(BGPTConfig(), patch_length=502)
