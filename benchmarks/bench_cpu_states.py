@@ -33,10 +33,10 @@ def test_released_stream(bench: Bench) -> None:
 @pytest.mark.parametrize("threads", [1, 2])
 def test_parallel_stream(bench: Bench, threads: int) -> None:
     count = bench.scale.documents
-    size = len(b"".join(trace.to_bytes() for trace in generate(count, stream="parallel")))
+    size = len(b"".join(trace.to_bytes() for trace in generate(count, stream="philox")))
     starts = itertools.count(0, count)
     bench(
-        [lambda: generate(count, stream="parallel", start=next(starts), threads=threads)],
+        [lambda: generate(count, stream="philox", start=next(starts), threads=threads)],
         f"CPU states, parallel stream, {threads} {'thread' if threads == 1 else 'threads'}",
         work=Work(size),
         units=count,
@@ -66,7 +66,7 @@ def test_on_a_gpu(bench: Bench) -> None:
 
     options, device = StreamOptions(), bench.device
     data, _, _ = generate_on_gpu(1000, options=options, seed=1, device=device)
-    assert bytes(data.cpu().numpy()) == b"".join(t.to_bytes() for t in generate(1000, seed=1, stream="parallel"))
+    assert bytes(data.cpu().numpy()) == b"".join(t.to_bytes() for t in generate(1000, seed=1, stream="philox"))
     count = 100 * bench.scale.documents
     size = len(data) * count // 1000
     bench(

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import track
 
 from bgpt_fast.cli.common import as_json, console, new_folder, read_options
+from bgpt_fast.deprecation import renamed_value
 from bgpt_fast.files import write_json
 from bgpt_fast.tasks.cpu_states import (
     StreamOptions,
@@ -21,6 +22,7 @@ from bgpt_fast.tasks.cpu_states import (
     write_folder,
     write_parquet,
 )
+from bgpt_fast.tasks.cpu_states.streams import OLD_STREAMS
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,9 @@ class CPUStates:
         train: training instances.
         test: test instances.
         seed: of the random programs.
-        stream: "released" writes, byte for byte, what the released cpu-simulation.py writes with the same seed and
-            options, less the test programs that it also trains on; "parallel" is for bulk data: the same distribution,
-            made on all cores.
+        stream: "python" writes, byte for byte, what the released cpu-simulation.py writes with the same seed and
+            options, less the test programs that it also trains on; "philox" is for bulk data: the same distribution,
+            made on all cores. The old names "released" and "parallel" still work.
         format: "folder" of released-style .bin files named by the MD5 of their program, equal programs once; or one
             "parquet" file a set.
         machine: the machine and the length of its programs.
@@ -46,7 +48,7 @@ class CPUStates:
     train: int = 10_000
     test: int = 1_000
     seed: int = 0
-    stream: Literal["released", "parallel"] = "released"
+    stream: Literal["python", "philox", "released", "parallel"] = "python"
     format: Literal["folder", "parquet"] = "folder"
     machine: StreamOptions = field(default_factory=StreamOptions)
 
@@ -55,11 +57,12 @@ def run(words: Sequence[str]) -> int:
     options = read_options(CPUStates, "data cpu-states", words)
     new_folder(options.output, "the data")
     machine = asdict(options.machine)
-    if options.stream == "released":
+    stream = renamed_value("--stream", options.stream, OLD_STREAMS)
+    if stream == "python":
         train, test = generate_released_split(options.train, options.test, seed=options.seed, **machine)
     else:
-        train = generate(options.train, seed=options.seed, stream="parallel", split="train", **machine)
-        test = generate(options.test, seed=options.seed, stream="parallel", split="test", **machine)
+        train = generate(options.train, seed=options.seed, stream="philox", split="train", **machine)
+        test = generate(options.test, seed=options.seed, stream="philox", split="eval", **machine)
     written = {name: _write(options, name, traces) for name, traces in (("train", train), ("test", test))}
     report = {
         "options": as_json(options),

@@ -135,7 +135,7 @@ def _assessment(options: Evaluate) -> Assessment:
     if options.programs < 1:
         raise ValueError(f"--programs: expected at least 1, got {options.programs}")
     model = _model(options)
-    programs = generate(options.programs, seed=options.seed, stream="parallel", split="test", **asdict(options.machine))
+    programs = generate(options.programs, seed=options.seed, stream="philox", split="eval", **asdict(options.machine))
     with generation_progress("free running") as progress:
         return assess(model, programs, progress=progress)
 

@@ -127,8 +127,8 @@ class TrainData:
             programs = generate(
                 options.eval_programs,
                 seed=options.training.seed,
-                stream="parallel",
-                split="test",
+                stream="philox",
+                split="eval",
                 **asdict(options.machine),
             )
             return teacher_forced_evaluation(programs)

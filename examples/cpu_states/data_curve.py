@@ -111,7 +111,7 @@ def different_programs(count: int, seed: int, machine: dict[str, int]) -> Traces
     drawn = count
     while True:
         drawn += drawn // 8 + 16
-        traces = generate(drawn, seed=seed, stream="parallel", split="train", **machine)
+        traces = generate(drawn, seed=seed, stream="philox", split="train", **machine)
         _, first = np.unique(traces.program_hashes(), return_index=True)
         if len(first) >= count:
             return traces.select(np.sort(first)[:count])
@@ -185,7 +185,7 @@ def run(count: int, settings: Settings, held_out: Traces, folder: Path) -> dict[
     Args:
         count: different programs of the set.
         settings: of all runs.
-        held_out: programs of the test split.
+        held_out: programs of the evaluation split.
         folder: of the run, which goes on there if it was stopped.
 
     Returns:
@@ -266,7 +266,7 @@ def main() -> int:
     size = "full" if options.full else "cpu"
     scored = options.scored or settings.scored
     settings = dataclasses.replace(settings, scored=scored)
-    held_out = generate(scored, seed=settings.seed + 1, stream="parallel", split="test", **settings.machine)
+    held_out = generate(scored, seed=settings.seed + 1, stream="philox", split="eval", **settings.machine)
     found = []
     with tempfile.TemporaryDirectory(prefix="data-curve-") as temporary:
         for count in sorted(options.counts):

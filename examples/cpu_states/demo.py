@@ -72,7 +72,7 @@ def simulate(name: str, checkpoint: Path, recipe: Path, output: Path, programs: 
             console.print(f"{name}: done already, {percent(found['teacher_forced']['accuracy'])} of state bytes right")
             return found
         shutil.rmtree(folder)
-    held_out = generate(programs, seed=HELD_OUT_SEED, stream="parallel", split="test", **machine)
+    held_out = generate(programs, seed=HELD_OUT_SEED, stream="philox", split="eval", **machine)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = BGPT.from_pretrained(checkpoint, device=device, dtype=torch.float32)
     console.print(

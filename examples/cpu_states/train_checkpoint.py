@@ -43,7 +43,7 @@ def main() -> int:
     shutil.copyfile(recipe, folder / "options.json")
 
     machine = options_from_file(recipe).machine
-    held_out = generate(options.programs, seed=HELD_OUT_SEED, stream="parallel", split="test", **asdict(machine))
+    held_out = generate(options.programs, seed=HELD_OUT_SEED, stream="philox", split="eval", **asdict(machine))
     found = assess(BGPT.from_pretrained(folder, dtype=torch.float32), held_out)
     print_assessment(found)
     log = [json.loads(line) for line in (options.run / "log.jsonl").read_text().splitlines()]
@@ -56,7 +56,7 @@ def main() -> int:
         folder / "training.json",
         {
             "command": "make checkpoint",
-            "data": "programs of the parallel stream's training split, made as they are needed; seed in options.json",
+            "data": "programs of the Philox stream's training split, made as they are needed; seed in options.json",
             "steps": last["step"],
             "seconds": last["seconds"],
             "final_loss": last["loss"],

@@ -52,7 +52,7 @@ def main() -> int:
     torch.manual_seed(0)
     model = BGPT(config)
     source = CPUStateSource(config, seed=0, documents_per_batch=options.programs, long_share=0.3, **machine)
-    held_out = generate(options.held_out, seed=20240229, stream="parallel", split="test", **machine)
+    held_out = generate(options.held_out, seed=20240229, stream="philox", split="eval", **machine)
     training = TrainConfig(
         steps=options.steps,
         schedule="wsd",

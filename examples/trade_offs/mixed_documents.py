@@ -101,7 +101,7 @@ def _images(most: int, scored: int) -> tuple[list[tuple[str, bytes]], list[tuple
 
 def _traces(most: int, scored: int) -> tuple[list[tuple[str, bytes]], list[tuple[str, bytes]]]:
     def made(count: int, seed: int, split: str) -> list[tuple[str, bytes]]:
-        traces = generate(count, seed=seed, stream="parallel", split=split, **MACHINE)  # type: ignore[arg-type]
+        traces = generate(count, seed=seed, stream="philox", split=split, **MACHINE)  # type: ignore[arg-type]
         return [("bin", trace.to_bytes()) for trace in traces]
 
-    return made(most, 0, "train"), made(scored, 1, "test")
+    return made(most, 0, "train"), made(scored, 1, "eval")

@@ -76,9 +76,11 @@ def test_data_cpu_states_as_released(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "expected a new or empty folder for the data" in capsys.readouterr().err
 
 
-def test_data_cpu_states_in_bulk(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stream", ["philox", "parallel"])
+@pytest.mark.filterwarnings("ignore:--stream. the value 'parallel' is now called 'philox':DeprecationWarning")
+def test_data_cpu_states_in_bulk(stream: str, tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
-    words = ["data", "cpu-states", "--output", str(tmp_path / "data"), "--stream", "parallel", "--format", "parquet"]
+    words = ["data", "cpu-states", "--output", str(tmp_path / "data"), "--stream", stream, "--format", "parquet"]
     assert main([*words, "--train", "300", "--test", "7", *MACHINE]) == 0
     assert len(cpu_states.read_parquet(tmp_path / "data/train.parquet")) == 300
     assert len(cpu_states.read_parquet(tmp_path / "data/test.parquet")) == 7

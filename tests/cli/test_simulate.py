@@ -125,7 +125,7 @@ def test_every_kind_of_program_in_pieces_of_any_size(
 
 
 def test_random_programs_are_those_of_the_stream() -> None:
-    whole = cpu.generate(50, seed=3, num_registers=2, memory_size=16, max_program=4, stream="parallel", split="test")
+    whole = cpu.generate(50, seed=3, num_registers=2, memory_size=16, max_program=4, stream="philox", split="eval")
     pieces = list(random_pieces(50, OPTIONS, seed=3, piece=7))
     assert [len(piece) for piece in pieces] == [7] * 7 + [1]
     assert [trace for piece in pieces for trace in piece] == list(whole)

@@ -108,7 +108,7 @@ def test_damage_is_named_and_never_restored(tool: ModuleType, model: BGPT) -> No
 def test_a_cpu_state_trace_by_the_shipped_model(tool: ModuleType) -> None:
     shipped = BGPT.from_pretrained(EXAMPLES / "cpu_states/checkpoint", dtype=torch.float32)
     [trace] = generate(
-        1, seed=9, num_registers=2, memory_size=64, min_program=15, max_program=15, stream="parallel", split="test"
+        1, seed=9, num_registers=2, memory_size=64, min_program=15, max_program=15, stream="philox", split="eval"
     )
     content = trace.to_bytes()
     data = tool.compress(shipped, "bin", content)

@@ -40,9 +40,9 @@ def test_sets_are_different_programs_and_hold_smaller_sets(data_curve: ModuleTyp
     large, small = (data_curve.different_programs(count, 0, machine) for count in (400, 50))
     assert len(set(large.program_hashes().tolist())) == 400
     assert [trace.to_bytes() for trace in large[:50]] == [trace.to_bytes() for trace in small]
-    drawn = generate(400, seed=0, stream="parallel", split="train", **machine)
+    drawn = generate(400, seed=0, stream="philox", split="train", **machine)
     assert len(set(drawn.program_hashes().tolist())) < 400, "without repeats among them this tests nothing"
-    held_out = generate(400, seed=1, stream="parallel", split="test", **machine)
+    held_out = generate(400, seed=1, stream="philox", split="eval", **machine)
     assert not set(large.program_hashes().tolist()) & set(held_out.program_hashes().tolist())
 
 
@@ -69,7 +69,7 @@ def test_a_tiny_curve_is_measured_and_drawn(data_curve: ModuleType, tmp_path: Pa
     settings = data_curve.small(steps=2)
     training = dataclasses.replace(settings.training, eval_every=0, precision="fp32")
     settings = dataclasses.replace(settings, programs=4, training=training, scored=20)
-    held_out = generate(20, seed=1, stream="parallel", split="test", **settings.machine)
+    held_out = generate(20, seed=1, stream="philox", split="eval", **settings.machine)
     found = [data_curve.run(count, settings, held_out, tmp_path / str(count)) for count in (8, 16)]
     assert [figures["times_round"] for figures in found] == [1.0, 0.5]
     assert found[0]["own_set"] != found[0]["held_out"]

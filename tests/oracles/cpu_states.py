@@ -110,7 +110,7 @@ def philox(key: tuple[int, int], counter: tuple[int, int, int, int]) -> list[int
 
 
 def parallel(seed: int, index: int, num_registers: int, memory_size: int, least: int, most: int) -> bytes:
-    """One instance of the parallel stream."""
+    """One instance of the Philox stream."""
 
     def words(block: int) -> list[int]:
         return philox((seed & 0xFFFFFFFF, seed >> 32), (block, index & 0xFFFFFFFF, index >> 32, 0))

@@ -31,7 +31,7 @@ def test_it_is_small_and_made_by_the_committed_recipe(model: BGPT) -> None:
 
 def test_it_simulates_programs_that_nobody_has_seen(model: BGPT) -> None:
     machine = options_from_file(FOLDER / "options.json").machine
-    held_out = generate(150, seed=77, stream="parallel", split="test", **asdict(machine))
+    held_out = generate(150, seed=77, stream="philox", split="eval", **asdict(machine))
     found = assess(model, held_out)
     assert found.teacher_forced.accuracy >= 0.99
     assert found.teacher_forced.changed_accuracy is not None

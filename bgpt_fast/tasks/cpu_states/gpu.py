@@ -1,4 +1,4 @@
-"""The parallel stream made on a GPU (not yet run on one)."""
+"""The Philox stream made on a GPU (not yet run on one)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bgpt_fast.tasks.cpu_states.options import StreamOptions
 def generate_on_gpu(
     count: int, *, options: StreamOptions, seed: int = 0, start: int = 0, device: torch.device | str = "cuda"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Instances `start` … `start + count - 1` of the parallel stream, byte for byte as `generate` makes them.
+    """Instances `start` … `start + count - 1` of the Philox stream, byte for byte as `generate` makes them.
 
     Args:
         count: how many.
@@ -24,7 +24,7 @@ def generate_on_gpu(
 
     Returns:
         data: uint8, the traces end to end; offsets: int64 [count + 1], trace i is `data[offsets[i] : offsets[i + 1]]`;
-        in_test: bool [count], whether a program belongs to the test split. All on `device`.
+        in_eval: bool [count], whether a program is in the evaluation split. All on `device`.
 
     Raises:
         TypeError, ValueError: a wrong argument, or a device that is not CUDA.
@@ -44,7 +44,7 @@ def generate_on_gpu(
         _C.cpu_states_sizes_cuda(native, seed, start, count, offsets[1:].data_ptr(), stream)
         torch.cumsum(offsets[1:], 0, out=offsets[1:])
         data = torch.empty(int(offsets[-1]), dtype=torch.uint8, device=device)
-        in_test = torch.empty(count, dtype=torch.bool, device=device)
+        in_eval = torch.empty(count, dtype=torch.bool, device=device)
         _C.cpu_states_write_cuda(
             native,
             seed,
@@ -53,7 +53,7 @@ def generate_on_gpu(
             offsets.data_ptr(),
             data.data_ptr(),
             data.numel(),
-            in_test.data_ptr(),
+            in_eval.data_ptr(),
             stream,
         )
-    return data, offsets, in_test
+    return data, offsets, in_eval

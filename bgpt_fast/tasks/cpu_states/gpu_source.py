@@ -19,7 +19,7 @@ from bgpt_fast.tasks.cpu_states.options import StreamOptions
 from bgpt_fast.tasks.cpu_states.packing import EXTENSION
 from bgpt_fast.tasks.cpu_states.source import CPUStateSource
 
-_TEST_SHARE = 64  # one program in so many is for testing
+_EVAL_SHARE = 64  # one program in so many is for evaluation
 
 
 class DeviceTraces(NamedTuple):
@@ -68,14 +68,14 @@ class GPUStateSource(CPUStateSource):
         """The next `count` instances of the split, and where the stream goes on."""
         pieces = []
         while count:
-            wanted = {None: count, "train": count + count // _TEST_SHARE + 8, "test": count * _TEST_SHARE}[self.split]
-            data, offsets, in_test = generate_on_gpu(
+            wanted = {None: count, "train": count + count // _EVAL_SHARE + 8, "eval": count * _EVAL_SHARE}[self.split]
+            data, offsets, in_eval = generate_on_gpu(
                 wanted, options=options, seed=self.seed, start=start, device=self.device
             )
             if self.split is None:
                 kept = torch.arange(wanted, device=self.device)
             else:
-                kept = (in_test == (self.split == "test")).nonzero()[:, 0]
+                kept = (in_eval == (self.split == "eval")).nonzero()[:, 0]
             found = min(len(kept), count)
             kept = kept[:found]
             pieces.append(DeviceTraces(data, offsets[:-1][kept], offsets.diff()[kept]))

@@ -18,7 +18,7 @@ PIECE = 2048
 
 
 def random_pieces(count: int, machine: StreamOptions, *, seed: int = 0, piece: int = PIECE) -> Iterator[Traces]:
-    """Held-out programs of the parallel stream.
+    """Programs of the Philox stream's evaluation split.
 
     Args:
         count: how many.
@@ -32,7 +32,7 @@ def random_pieces(count: int, machine: StreamOptions, *, seed: int = 0, piece: i
     start = 0
     for done in range(0, count, piece):
         traces = generate(
-            min(piece, count - done), seed=seed, stream="parallel", split="test", start=start, **asdict(machine)
+            min(piece, count - done), seed=seed, stream="philox", split="eval", start=start, **asdict(machine)
         )
         assert traces.next_start is not None
         start = traces.next_start

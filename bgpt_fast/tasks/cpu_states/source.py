@@ -6,11 +6,12 @@ from typing import Any
 
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data.source import check_rank
+from bgpt_fast.deprecation import renamed_value
 from bgpt_fast.patches import PackedPatches
 from bgpt_fast.tasks.cpu_states.machine import check_int
 from bgpt_fast.tasks.cpu_states.options import StreamOptions
 from bgpt_fast.tasks.cpu_states.packing import check_context, pack_traces
-from bgpt_fast.tasks.cpu_states.streams import Split, generate
+from bgpt_fast.tasks.cpu_states.streams import OLD_SPLITS, Split, generate
 from bgpt_fast.tasks.cpu_states.traces import Traces
 
 _MAX_SEED = 2**64 - 1
@@ -18,7 +19,7 @@ _LONG_START = 2**61
 
 
 class CPUStateSource:
-    """Batches of programs of the parallel stream, in order, without end.
+    """Batches of programs of the Philox stream, in order, without end.
 
     Args:
         config: the model's patch size and context.
@@ -28,7 +29,7 @@ class CPUStateSource:
         long_share: share of a batch's programs that have max_program instructions; the others have any number from
             min_program on. A long program has more states to learn from for the same memory to read; short ones teach
             where in memory to look (examples/cpu_states/README.md).
-        split: "train" programs are never "test" programs, whatever the seeds; None takes all.
+        split: "train" programs are never "eval" programs, whatever the seeds; None gives all.
         states_only: leave memory and first state out of the loss: a random program cannot be predicted.
         rank, world_size: which of how many processes this is: of each `world_size` batches' worth of programs, rank r
             takes the r-th part, so that all together see the programs that one process would with batches of
@@ -64,7 +65,7 @@ class CPUStateSource:
         self.config = config
         self.seed = seed
         self.documents_per_batch = documents_per_batch
-        self.split = split
+        self.split = renamed_value("CPUStateSource: split", split, OLD_SPLITS)
         self.states_only = states_only
         self.rank = rank
         self.world_size = world_size
@@ -96,7 +97,7 @@ class CPUStateSource:
             memory_size=self.options.memory_size,
             min_program=min_program,
             max_program=self.options.max_program,
-            stream="parallel",
+            stream="philox",
             split=self.split,
             start=start,
             threads=1,
@@ -122,6 +123,7 @@ class CPUStateSource:
             # Batches may change with the number of ranks; the stream may not.
             del ours["documents_per_batch"], ours["long_documents"]
         theirs = {name: state.get(name) for name in ours}
+        theirs["split"] = OLD_SPLITS.get(theirs["split"], theirs["split"])  # of a checkpoint from before the new name
         if theirs != ours:
             raise ValueError(
                 f"CPUStateSource: expected a position of {ours}, got one of {theirs}; "

@@ -1,4 +1,4 @@
-"""Instances without end: the released generator's stream, byte for byte, and a parallel one for bulk data."""
+"""Endless random programs: the released generator's stream, byte for byte, and a counter-based one for bulk data."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from typing import Literal
 import numpy as np
 
 from bgpt_fast import _C
+from bgpt_fast.deprecation import renamed_value
 from bgpt_fast.tasks.cpu_states.machine import check_int, state_size
 from bgpt_fast.tasks.cpu_states.options import StreamOptions
 from bgpt_fast.tasks.cpu_states.traces import Traces, thread_count
 
-Stream = Literal["released", "parallel"]
-Split = Literal["train", "test"]
+Stream = Literal["python", "philox"]
+Split = Literal["train", "eval"]
 
-_SPLITS: dict[Split | None, int] = {None: 0, "train": 1, "test": 2}
+OLD_STREAMS: dict[object, Stream] = {"released": "python", "parallel": "philox"}
+OLD_SPLITS: dict[object, Split] = {"test": "eval"}
+_SPLITS: dict[Split | None, int] = {None: 0, "train": 1, "eval": 2}
 _MAX_INDEX = 2**62
 
 
@@ -28,7 +31,7 @@ def generate(
     memory_size: int = 1024,
     min_program: int = 1,
     max_program: int = 255,
-    stream: Stream = "released",
+    stream: Stream = "python",
     split: Split | None = None,
     start: int = 0,
     threads: int | None = None,
@@ -37,16 +40,16 @@ def generate(
 
     Args:
         count: how many.
-        seed: any int for the released stream (−n is n there, as in Python), 0…2⁶⁴ − 1 for the parallel one.
+        seed: any int for the Python stream (−n is n there, as in `random.seed`), 0…2⁶⁴ − 1 for the Philox one.
         num_registers, memory_size, min_program, max_program: as `StreamOptions`.
-        stream: "released" is what cpu-simulation.py of github.com/sanderwood/bgpt writes with the same seed and
-            options, one instance after the other. "parallel" has the same distribution from a counter-based generator
-            (Philox4x32-10): instance i depends on the seed, the options and i alone.
-        split: of the parallel stream: only instances whose program is for training or for testing. That is decided by a
-            hash of the program, so that no test program is ever a training program, whatever the seeds; one in 64 is
-            for testing. None takes all.
-        start: the first index of the stream to look at; the released stream has to draw all before it.
-        threads: of the parallel stream; None means one a core. They never change the result.
+        stream: "python" is what cpu-simulation.py of github.com/sanderwood/bgpt writes with the same seed and options:
+            Python's `random`, one instance after the other. "philox" has the same distribution from a counter-based
+            generator (Philox4x32-10): instance i depends on the seed, the options and i alone.
+        split: of the Philox stream: only instances whose program is for training or for evaluation. A hash of the
+            program decides, so that no evaluation program is ever a training program, whatever the seeds; one in 64 is
+            for evaluation. None gives all.
+        start: the first index of the stream to consider; the Python stream has to draw all before it.
+        threads: of the Philox stream; None means one a core. They never change the result.
 
     Returns:
         `count` traces; `.next_start` is where to go on.
@@ -57,16 +60,18 @@ def generate(
     """
     options = StreamOptions(num_registers, memory_size, min_program, max_program)
     check_int("generate: count", count, 0)
+    stream = renamed_value("generate: stream", stream, OLD_STREAMS)
+    split = renamed_value("generate: split", split, OLD_SPLITS)
     if split not in _SPLITS:
-        raise ValueError(f'generate: split: expected "train", "test" or None, got {split!r}')
-    if stream == "parallel":
-        return _parallel(count, seed, options, split, start, threads)
-    if stream != "released":
-        raise ValueError(f'generate: stream: expected "released" or "parallel", got {stream!r}')
+        raise ValueError(f'generate: split: expected "train", "eval" or None, got {split!r}')
+    if stream == "philox":
+        return _philox(count, seed, options, split, start, threads)
+    if stream != "python":
+        raise ValueError(f'generate: stream: expected "python" or "philox", got {stream!r}')
     if split is not None:
         raise ValueError(
-            f'generate: split: expected None with stream="released", got {split!r}; use stream="parallel", or '
-            "generate_released_split for the released stream's own split"
+            f'generate: split: expected None with stream="python", got {split!r}; use stream="philox", or '
+            "generate_released_split for the released command's own split"
         )
     released = ReleasedStream(options, seed=seed)
     released.skip(start)
@@ -165,7 +170,7 @@ class ReleasedStream:
         return int(count * self.options.memory_size + states * C) + self.options.max_trace_size
 
 
-def _parallel(
+def _philox(
     count: int, seed: int, options: StreamOptions, split: Split | None, start: int, threads: int | None
 ) -> Traces:
     check_int("generate: seed", seed, 0, 2**64 - 1)

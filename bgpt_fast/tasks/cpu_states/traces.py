@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import overload
+from typing import Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,7 +105,7 @@ class Traces(Sequence[Trace]):
             raise AssertionError(f"trace {invalid}: the two checks disagree")
 
     def program_hashes(self, threads: int | None = None) -> NDArray[np.uint64]:
-        """uint64 [n]: a hash of each program, which decides its split in the parallel stream (`split_of`)."""
+        """uint64 [n]: a hash of each program, which decides its split in the Philox stream (`split_of`)."""
         hashes = np.empty(len(self), np.uint64)
         _C.cpu_states_hash_programs(
             self.data.ctypes.data,
@@ -164,8 +164,10 @@ class Traces(Sequence[Trace]):
         )
 
 
-def split_of(program: Sequence[str] | bytes, num_registers: int = 10, memory_size: int = 1024) -> str:
-    """Which split of the parallel stream a program belongs to, "train" or "test": one program in 64 is for testing.
+def split_of(
+    program: Sequence[str] | bytes, num_registers: int = 10, memory_size: int = 1024
+) -> Literal["train", "eval"]:
+    """The split of the Philox stream that a program is in, "train" or "eval": one program in 64 is for evaluation.
 
     Raises:
         ProgramError: the machine cannot run the program.
@@ -173,7 +175,7 @@ def split_of(program: Sequence[str] | bytes, num_registers: int = 10, memory_siz
     trace = run(program, num_registers=num_registers, memory_size=memory_size)
     offsets = np.array([0, len(trace._data)], np.int64)
     [program_hash] = Traces(trace._data, offsets, num_registers, memory_size).program_hashes().tolist()
-    return "test" if _C.cpu_states_is_test(program_hash) else "train"
+    return "eval" if _C.cpu_states_is_test(program_hash) else "train"
 
 
 def thread_count(threads: int | None) -> int:

@@ -14,7 +14,7 @@ def teacher_forced_evaluation(held_out: Traces, *, batch_size: int = 64) -> Call
     """An `evaluate` for `Trainer`: shares of right state bytes on held-out programs, teacher-forced.
 
     Args:
-        held_out: programs of the test split.
+        held_out: programs of the evaluation split.
         batch_size: programs a forward pass.
 
     Returns:

@@ -30,8 +30,8 @@ def on_the_cpu(
     count: int, *, options: cpu.StreamOptions, seed: int, start: int, device: object
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`generate_on_gpu` by the machine in C++."""
-    traces = cpu.generate(count, seed=seed, start=start, stream="parallel", **asdict(options))
-    in_test = [cpu.split_of(trace.program_bytes, 2, 64) == "test" for trace in traces]
+    traces = cpu.generate(count, seed=seed, start=start, stream="philox", **asdict(options))
+    in_test = [cpu.split_of(trace.program_bytes, 2, 64) == "eval" for trace in traces]
     return torch.tensor(traces.data), torch.tensor(traces.offsets), torch.tensor(in_test)
 
 
@@ -50,7 +50,7 @@ def equal(left: PackedPatches, right: PackedPatches) -> bool:
         {"split": "train", "long_share": 0.85},
         {"split": None, "states_only": False},
         {"split": "train", "rank": 1, "world_size": 3},
-        {"split": "test", "documents_per_batch": 3},
+        {"split": "eval", "documents_per_batch": 3},
     ],
 )
 def test_the_batches_are_those_of_the_cpu(more: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,9 +93,13 @@ def test_the_source_goes_on_where_it_was_saved(long_share: float) -> None:
     assert not torch.equal(source(seed=4).next_batch().patches[:40], batches[0].patches[:40])
     assert all(batch.num_documents == 5 for batch in batches)
     json.dumps(first.describe(), allow_nan=False)
-    for changes in ({"seed": 4}, {"split": "test"}, {"max_program": 14}, {"documents_per_batch": 6}):
+    for changes in ({"seed": 4}, {"split": "eval"}, {"max_program": 14}, {"documents_per_batch": 6}):
         with pytest.raises(ValueError, match="expected a position of"):
             source(**changes).load_state_dict(state)
+    held_out = source(split="eval")
+    held_out.load_state_dict({**held_out.state_dict(), "split": "test"})  # the name in older checkpoints
+    with pytest.warns(DeprecationWarning, match="split: the value 'test' is now called 'eval'"):
+        assert source(split="test").split == "eval"
     with pytest.raises(TypeError, match="any_start"):
         second.load_state_dict({**state, "any_start": None})
 
@@ -135,11 +139,11 @@ def test_the_source_gives_its_split_alone() -> None:
     assert len({len(trace.program) for trace in traces[50:]}) == 15
     # The long programs are no longer versions of the others.
     assert not {trace.program_bytes[:16] for trace in traces[:50]} & {trace.program_bytes[:16] for trace in traces[50:]}
-    unmasked = cpu.CPUStateSource(CONFIG, **SMALL, documents_per_batch=3, split="test", states_only=False)
+    unmasked = cpu.CPUStateSource(CONFIG, **SMALL, documents_per_batch=3, split="eval", states_only=False)
     batch = unmasked.next_batch()
     assert batch.targets is None
     for _, content in batch.to_bytes():
-        assert cpu.split_of(cpu.Trace.from_bytes(content, 2, 64).program_bytes, num_registers=2) == "test"
+        assert cpu.split_of(cpu.Trace.from_bytes(content, 2, 64).program_bytes, num_registers=2) == "eval"
 
 
 class Machine:

@@ -1,4 +1,4 @@
-"""The released stream byte for byte, and the parallel stream against the Python oracle."""
+"""The released stream byte for byte, and the Philox stream against the Python oracle."""
 
 from __future__ import annotations
 
@@ -117,30 +117,30 @@ def test_philox_known_answers() -> None:
 @pytest.mark.parametrize("start", [0, 2**32 - 2, 2**40 + 1])
 @pytest.mark.parametrize("seed", [0, 2**64 - 1])
 @pytest.mark.parametrize(("R", "M", "least", "most"), [(10, 1024, 1, 255), (2, 64, 0, 16), (255, 18, 4, 4)])
-def test_parallel_stream_is_the_oracle(start: int, seed: int, R: int, M: int, least: int, most: int) -> None:
+def test_philox_stream_is_the_oracle(start: int, seed: int, R: int, M: int, least: int, most: int) -> None:
     sizes = {"num_registers": R, "memory_size": M, "min_program": least, "max_program": most}
-    traces = cpu.generate(4, seed=seed, start=start, stream="parallel", **sizes)
+    traces = cpu.generate(4, seed=seed, start=start, stream="philox", **sizes)
     assert [trace.to_bytes() for trace in traces] == [
         oracle.parallel(seed, start + i, R, M, least, most) for i in range(4)
     ]
     traces.check()
 
 
-def test_parallel_stream_depends_on_the_index_alone() -> None:
-    whole = cpu.generate(1000, seed=4, stream="parallel", threads=1, **SMALL)
+def test_philox_stream_depends_on_the_index_alone() -> None:
+    whole = cpu.generate(1000, seed=4, stream="philox", threads=1, **SMALL)
     for threads in (2, 3, 7):
-        again = cpu.generate(1000, seed=4, stream="parallel", threads=threads, **SMALL)
+        again = cpu.generate(1000, seed=4, stream="philox", threads=threads, **SMALL)
         assert again.data.tobytes() == whole.data.tobytes()
         assert again.offsets.tolist() == whole.offsets.tolist()
-    part = cpu.generate(13, seed=4, stream="parallel", start=500, **SMALL)
+    part = cpu.generate(13, seed=4, stream="philox", start=500, **SMALL)
     assert list(part) == list(whole[500:513])
     assert part.next_start == 513
-    assert list(cpu.generate(5, seed=5, stream="parallel", **SMALL)) != list(whole[:5])
-    assert len(cpu.generate(0, stream="parallel")) == len(cpu.generate(0)) == 0
+    assert list(cpu.generate(5, seed=5, stream="philox", **SMALL)) != list(whole[:5])
+    assert len(cpu.generate(0, stream="philox")) == len(cpu.generate(0)) == 0
 
 
-def test_parallel_stream_has_the_released_distribution() -> None:
-    for stream in ("released", "parallel"):
+def test_philox_stream_has_the_released_distribution() -> None:
+    for stream in ("python", "philox"):
         traces = cpu.generate(2000, seed=8, stream=stream)  # type: ignore[arg-type]
         states = np.concatenate([trace.states[1:-1] for trace in traces])
         opcodes = np.bincount(states[:, 2], minlength=21) / len(states)
@@ -164,36 +164,46 @@ def test_parallel_stream_has_the_released_distribution() -> None:
 def test_splits_share_no_program_whatever_the_seed() -> None:
     tiny = {"num_registers": 2, "memory_size": 16, "max_program": 4}
     programs = {}
-    for split in ("train", "test"):
+    for split in ("train", "eval"):
         found = [
-            cpu.generate(800, seed=seed, stream="parallel", split=split, **tiny)  # type: ignore[arg-type]
+            cpu.generate(800, seed=seed, stream="philox", split=split, **tiny)  # type: ignore[arg-type]
             for seed in (0, 1)
         ]
         programs[split] = {trace.program_bytes for traces in found for trace in traces}
         assert {cpu.split_of(code, num_registers=2) for code in list(programs[split])[:50]} == {split}
-    assert not programs["train"] & programs["test"]
+    assert not programs["train"] & programs["eval"]
     # Drawn alike but for the split, the two sets would share many such short programs.
-    mixed = [cpu.generate(800, seed=seed, stream="parallel", **tiny) for seed in (0, 1)]
+    mixed = [cpu.generate(800, seed=seed, stream="philox", **tiny) for seed in (0, 1)]
     assert {trace.program_bytes for trace in mixed[0]} & {trace.program_bytes for trace in mixed[1]}
 
 
 def test_a_split_is_the_stream_filtered() -> None:
-    whole = cpu.generate(4000, seed=6, stream="parallel", **SMALL)
+    whole = cpu.generate(4000, seed=6, stream="philox", **SMALL)
     kinds = [cpu.split_of(trace.program_bytes, num_registers=2) for trace in whole]
-    assert 20 < kinds.count("test") < 120
-    for split in ("train", "test"):
+    assert 20 < kinds.count("eval") < 120
+    for split in ("train", "eval"):
         expected = [i for i, kind in enumerate(kinds) if kind == split]
-        first = cpu.generate(10, seed=6, stream="parallel", split=split, threads=3, **SMALL)  # type: ignore[arg-type]
+        first = cpu.generate(10, seed=6, stream="philox", split=split, threads=3, **SMALL)  # type: ignore[arg-type]
         assert list(first) == [whole[i] for i in expected[:10]]
         assert first.next_start == expected[9] + 1
-        then = cpu.generate(5, seed=6, stream="parallel", split=split, start=first.next_start, **SMALL)  # type: ignore[arg-type]
+        then = cpu.generate(5, seed=6, stream="philox", split=split, start=first.next_start, **SMALL)  # type: ignore[arg-type]
         assert list(then) == [whole[i] for i in expected[10:15]]
 
 
 def test_a_split_that_is_empty_is_refused() -> None:
     assert cpu.split_of(["HLT"]) == "train"
     with pytest.raises(ValueError, match=r"split: fewer than one of 65536 such programs belongs to it; allow longer"):
-        cpu.generate(1, stream="parallel", split="test", max_program=1)
+        cpu.generate(1, stream="philox", split="eval", max_program=1)
+
+
+def test_old_names_of_streams_and_splits_still_work() -> None:
+    for old, new in (("released", "python"), ("parallel", "philox")):
+        with pytest.warns(DeprecationWarning, match=f"generate: stream: the value {old!r} is now called {new!r}"):
+            traces = cpu.generate(3, stream=old, **SMALL)  # type: ignore[arg-type]
+        assert list(traces) == list(cpu.generate(3, stream=new, **SMALL))  # type: ignore[arg-type]
+    with pytest.warns(DeprecationWarning, match="generate: split: the value 'test' is now called 'eval'"):
+        traces = cpu.generate(3, stream="philox", split="test", **SMALL)  # type: ignore[arg-type]
+    assert list(traces) == list(cpu.generate(3, stream="philox", split="eval", **SMALL))
 
 
 @pytest.mark.parametrize(
@@ -202,13 +212,13 @@ def test_a_split_that_is_empty_is_refused() -> None:
         ({"count": -1}, ValueError, "count: expected at least 0, got -1"),
         ({"count": 1.0}, TypeError, "count: expected an int, got float"),
         ({"seed": "0"}, TypeError, "seed: expected an int, got str"),
-        ({"seed": -1, "stream": "parallel"}, ValueError, r"seed: expected 0…18446744073709551615, got -1"),
-        ({"seed": 2**64, "stream": "parallel"}, ValueError, "seed"),
+        ({"seed": -1, "stream": "philox"}, ValueError, r"seed: expected 0…18446744073709551615, got -1"),
+        ({"seed": 2**64, "stream": "philox"}, ValueError, "seed"),
         ({"start": -1}, ValueError, "-1"),
-        ({"start": -1, "stream": "parallel"}, ValueError, "start"),
-        ({"threads": 0, "stream": "parallel"}, ValueError, "threads: expected at least 1, got 0"),
-        ({"stream": "fast"}, ValueError, 'stream: expected "released" or "parallel", got \'fast\''),
-        ({"split": "eval"}, ValueError, 'split: expected "train", "test" or None'),
+        ({"start": -1, "stream": "philox"}, ValueError, "start"),
+        ({"threads": 0, "stream": "philox"}, ValueError, "threads: expected at least 1, got 0"),
+        ({"stream": "fast"}, ValueError, 'stream: expected "python" or "philox", got \'fast\''),
+        ({"split": "all"}, ValueError, 'split: expected "train", "eval" or None'),
         ({"split": "train"}, ValueError, "generate_released_split"),
         ({"min_program": -1}, ValueError, "min_program: expected at least 0, got -1"),
         ({"min_program": 9, "max_program": 8}, ValueError, "max_program: expected at least min_program 9, got 8"),
@@ -238,12 +248,12 @@ def test_the_gpu_makes_the_same_bytes() -> None:
         pytest.skip("needs an NVIDIA GPU")
     for sizes in ({}, SMALL, {"num_registers": 255, "memory_size": 18, "max_program": 4}):
         options = cpu.StreamOptions(**sizes)
-        expected = cpu.generate(1001, seed=3, start=2**33, stream="parallel", **options.to_dict())
+        expected = cpu.generate(1001, seed=3, start=2**33, stream="philox", **options.to_dict())
         data, offsets, in_test = cpu.generate_on_gpu(1001, options=options, seed=3, start=2**33)
         assert data.cpu().numpy().tobytes() == expected.data.tobytes()
         assert offsets.tolist() == expected.offsets.tolist()
         kinds = [cpu.split_of(t.program_bytes, options.num_registers, options.memory_size) for t in expected]
-        assert in_test.tolist() == [kind == "test" for kind in kinds]
+        assert in_test.tolist() == [kind == "eval" for kind in kinds]
 
 
 def test_the_gpu_door_refuses_other_devices() -> None:
