@@ -6,8 +6,7 @@ from bgpt_fast.generation import Generation, Generator, Prompt
 from bgpt_fast.model import BGPT
 from bgpt_fast.patches import PackedPatches
 from bgpt_fast.reference import ReferenceBGPT
-
-__version__ = "0.1.0"
+from bgpt_fast.version import __version__
 
 __all__ = [
     "BGPT",
@@ -18,4 +17,5 @@ __all__ = [
     "PackedPatches",
     "Prompt",
     "ReferenceBGPT",
+    "__version__",
 ]

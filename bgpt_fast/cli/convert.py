@@ -13,8 +13,7 @@ from typing import Annotated, Literal
 import tyro
 
 from bgpt_fast.cli.common import as_json, load_model, read_options
-from bgpt_fast.cli.generate import check_extension
-from bgpt_fast.cli.outputs import JOURNAL, REPORT, OutputFolder, Wanted, fingerprint, make_files, tell
+from bgpt_fast.cli.outputs import JOURNAL, REPORT, OutputFolder, Wanted, check_extension, fingerprint, make_files, tell
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data.file_index import FileEntry, Skips, find_files
 from bgpt_fast.documents import extension_of

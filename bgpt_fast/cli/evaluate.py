@@ -13,6 +13,7 @@ import numpy as np
 import tyro
 from rich.table import Table
 
+from bgpt_fast.cli.assessment_tables import print_assessment
 from bgpt_fast.cli.common import (
     as_json,
     console,
@@ -23,7 +24,6 @@ from bgpt_fast.cli.common import (
     shown_name,
     table,
 )
-from bgpt_fast.cli.simulate import print_assessment
 from bgpt_fast.data import DataError
 from bgpt_fast.data.file_index import FileEntry, Skips, find_files
 from bgpt_fast.documents import extension_of

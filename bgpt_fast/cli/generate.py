@@ -11,7 +11,7 @@ from typing import Annotated
 import tyro
 
 from bgpt_fast.cli.common import as_json, load_model, read_options
-from bgpt_fast.cli.outputs import OutputFolder, Wanted, fingerprint, make_files, tell
+from bgpt_fast.cli.outputs import OutputFolder, Wanted, check_extension, fingerprint, make_files, tell
 from bgpt_fast.documents import extension_of
 from bgpt_fast.generation import Generator, Prompt
 from bgpt_fast.generation.scoring import context_bytes
@@ -88,12 +88,6 @@ def run(words: Sequence[str]) -> int:
         )
         tell(folder, wanted, made, seconds, {"options": told})
     return 0
-
-
-def check_extension(option: str, extension: str) -> None:
-    """Raises ValueError unless a file's name may end so."""
-    if "/" in extension or "\0" in extension:
-        raise ValueError(f"{option}: expected an extension such as txt, got {extension!r}")
 
 
 def _wanted(options: Generate, room: int) -> list[Wanted]:

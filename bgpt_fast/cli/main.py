@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(_USAGE.format(commands="\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())))
         return 0 if words else 2
     if words[0] == "--version":
-        from bgpt_fast import __version__
+        from bgpt_fast.version import __version__
 
         print(f"bgpt-fast {__version__}")
         return 0

@@ -244,6 +244,12 @@ def tell(
     )
 
 
+def check_extension(option: str, extension: str) -> None:
+    """Raises ValueError unless a file's name may end so."""
+    if "/" in extension or "\0" in extension:
+        raise ValueError(f"{option}: expected an extension such as txt, got {extension!r}")
+
+
 def digest(prompt: Prompt) -> str:
     """What tells one prompt from another."""
     found = hashlib.blake2b(digest_size=16)

@@ -6,13 +6,14 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
+from bgpt_fast.cli.assessment_tables import print_assessment, print_details
 from bgpt_fast.cli.common import (
     GenerationProgress,
     as_json,
@@ -20,15 +21,13 @@ from bgpt_fast.cli.common import (
     generation_progress,
     load_model,
     read_options,
-    table,
 )
 from bgpt_fast.cli.outputs import fingerprint
 from bgpt_fast.cli.simulate_folder import REPORT, SimulationFolder
 from bgpt_fast.model import BGPT
 from bgpt_fast.report.simulation_page import ProgramView, write_simulation_page
 from bgpt_fast.tasks.cpu_states import StreamOptions, Traces, column_names, format_difference
-from bgpt_fast.tasks.cpu_states.assessment import Assessment, Chunk, Evaluator
-from bgpt_fast.tasks.cpu_states.evaluation import InstructionScore, RegisterScore
+from bgpt_fast.tasks.cpu_states.assessment import Chunk, Evaluator
 from bgpt_fast.tasks.cpu_states.predictions import PredictionTable, predictions_to_parquet, write_predictions
 from bgpt_fast.tasks.cpu_states.programs import count_programs, random_pieces, read_pieces
 from bgpt_fast.tasks.cpu_states.saved_piece import SavedPiece, digest
@@ -153,7 +152,7 @@ def _simulate(options: Simulate, model: BGPT, folder: SimulationFolder, pieces: 
     found = assessor.assessment()
     figures = found.to_dict()
     print_assessment(found)
-    _print_details(found)
+    print_details(found)
     for example in examples.wrong_first()[: options.show]:
         console.print(f"\nprogram {example.name}, the truth and what the model wrote:")
         console.print(example.difference, markup=False, soft_wrap=True)
@@ -255,58 +254,6 @@ class _Examples:
 
     def wrong_first(self) -> list[_Example]:
         return self._wrong + self._right
-
-
-def print_assessment(found: Assessment) -> None:
-    """The scores as tables, teacher-forced beside free running."""
-    forced, free = found.teacher_forced, found.free_running
-
-    def row(name: str, left: float | None, right: float | None) -> list[str]:
-        return [name, *("–" if share is None else f"{100 * share:.3f} %" for share in (left, right))]
-
-    rows = [
-        row("state bytes right", forced.accuracy, free.accuracy),
-        row("  copying alone would score", forced.copy_baseline, free.copy_baseline),
-        row("PC and instruction", forced.instruction_accuracy, free.instruction_accuracy),
-        row("changed ACC and registers", forced.changed_accuracy, free.changed_accuracy),
-        row("copied ACC and registers", forced.copied_accuracy, free.copied_accuracy),
-        row("programs right to the last byte", forced.exact_programs, free.exact_programs),
-    ]
-    console.print(table(f"{forced.programs} programs", ["", "teacher-forced", "free running"], rows))
-    _print_scores("bytes that an instruction changed, right", forced.by_instruction, free.by_instruction)
-    console.print(
-        f"{found.states:,} states written in {found.seconds:.1f} s: {found.states_per_second:,.0f} states/s, "
-        f"{found.states_per_second * (len(forced.by_column)):,.0f} B/s"
-    )
-
-
-def _print_details(found: Assessment) -> None:
-    forced, free = found.teacher_forced, found.free_running
-    _print_scores("… by addressing mode", forced.by_addressing_mode, free.by_addressing_mode)
-    _print_scores("… by register", forced.by_register, free.by_register)
-    steps = sorted({*forced.first_divergence, *free.first_divergence})
-    if steps:
-        counts = [
-            [f"{step}", *(f"{report.first_divergence.get(step, 0)}" for report in (forced, free))]
-            for step in steps[:16]
-        ]
-        rest = f", the first 16 of {len(steps)} steps" if len(steps) > 16 else ""
-        title = f"programs by the step of their first wrong byte{rest}"
-        console.print(table(title, ["step", "teacher-forced", "free running"], counts))
-    console.print(f"teacher-forced: {found.teacher_forced_states_per_second:,.0f} states/s")
-
-
-def _print_scores(
-    title: str,
-    forced: Mapping[str, InstructionScore] | Mapping[str, RegisterScore],
-    free: Mapping[str, InstructionScore] | Mapping[str, RegisterScore],
-) -> None:
-    rows = []
-    what = title.split()[-1] if title.startswith("…") else "instruction"
-    for name, score in forced.items():
-        shares = (score.changed_accuracy, free[name].changed_accuracy if name in free else None)
-        rows.append([name, f"{score.count}", *("–" if share is None else f"{100 * share:.2f} %" for share in shares)])
-    console.print(table(title, [what, "times", "teacher-forced", "free running"], rows))
 
 
 def _chain(first: Traces, rest: Iterator[Traces]) -> Iterator[Traces]:

@@ -9,11 +9,12 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
 from bgpt_fast import _C
+from bgpt_fast.cli.train_options import Train
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data import ArrowSource, BatchSource, DataError, FileSource, LabelledSource, MixedSource, PairSource
 from bgpt_fast.data.arrow_files import is_arrow_file, is_remote
@@ -25,9 +26,6 @@ from bgpt_fast.tasks.cpu_states import CPUStateSource, generate
 from bgpt_fast.tasks.cpu_states.gpu_source import GPUStateSource
 from bgpt_fast.tasks.cpu_states.training import teacher_forced_evaluation
 from bgpt_fast.training import likelihood_evaluation, rank_and_world_size
-
-if TYPE_CHECKING:
-    from bgpt_fast.cli.train import Train
 
 Task = Literal["generation", "conversion", "classification", "cpu-states"]
 Evaluate = Callable[[Any], dict[str, float]]

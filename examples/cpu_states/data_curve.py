@@ -21,7 +21,7 @@ import torch
 from train_paper import MACHINE, PAPER
 
 from bgpt_fast import BGPT, BGPTConfig, PackedPatches
-from bgpt_fast.cli.env import describe
+from bgpt_fast.environment import describe_environment
 from bgpt_fast.files import write_json
 from bgpt_fast.report.plots import COLORS, new_figure, save_figure
 from bgpt_fast.tasks.cpu_states import CPUStateReport, Traces, evaluate_bytes, generate, pack_traces, teacher_forced
@@ -147,7 +147,7 @@ class FixedPrograms:
 
     def state_dict(self) -> dict[str, Any]:
         """The position."""
-        return {**self.describe(), "position": self.position}
+        return {**self.describe_environment(), "position": self.position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes to a position of the same set."""
@@ -291,7 +291,7 @@ def main() -> int:
         output,
         {
             "command": " ".join(words),
-            "environment": describe(),
+            "environment": describe_environment(),
             "machine": settings.machine,
             "model": settings.model.to_dict(),
             "parameters": BGPT(settings.model).num_parameters(),

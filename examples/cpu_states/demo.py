@@ -19,10 +19,10 @@ from typing import Any
 import torch
 
 from bgpt_fast import BGPT
+from bgpt_fast.cli.assessment_tables import print_assessment
 from bgpt_fast.cli.common import console, generation_progress
 from bgpt_fast.cli.main import main as bgpt_fast
-from bgpt_fast.cli.simulate import print_assessment
-from bgpt_fast.cli.train import options_from_file
+from bgpt_fast.cli.train_options import options_from_file
 from bgpt_fast.files import atomic_write, write_json
 from bgpt_fast.report.plots import accuracy_bars, difference_map, training_curve
 from bgpt_fast.tasks.cpu_states import Traces, column_names, format_difference, generate

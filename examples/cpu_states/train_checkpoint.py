@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 
 from bgpt_fast import BGPT
-from bgpt_fast.cli.env import describe
+from bgpt_fast.cli.assessment_tables import print_assessment
 from bgpt_fast.cli.main import main as bgpt_fast
-from bgpt_fast.cli.simulate import print_assessment
-from bgpt_fast.cli.train import options_from_file
+from bgpt_fast.cli.train_options import options_from_file
+from bgpt_fast.environment import describe_environment
 from bgpt_fast.files import write_json
 from bgpt_fast.tasks.cpu_states import generate
 from bgpt_fast.tasks.cpu_states.assessment import assess
@@ -61,7 +61,7 @@ def main() -> int:
             "seconds": last["seconds"],
             "final_loss": last["loss"],
             "processor": platform.processor() or platform.machine(),
-            "environment": describe(),
+            "environment": describe_environment(),
             "held_out_programs": options.programs,
             "held_out_seed": HELD_OUT_SEED,
             **scores,

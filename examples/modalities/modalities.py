@@ -26,8 +26,8 @@ from media_data import FULL, MODALITIES, Labelled, Media, MissingDataError, Size
 
 from bgpt_fast import BGPT, BGPTConfig
 from bgpt_fast.classifier import BGPTForClassification
-from bgpt_fast.cli.env import describe
 from bgpt_fast.data import FileSource, LabelledSource, MixedSource, Source
+from bgpt_fast.environment import describe_environment
 from bgpt_fast.files import write_json
 from bgpt_fast.tasks.baselines import classify_by_bytes, compression_scores
 from bgpt_fast.tasks.classification import ClassificationReport, evaluate
@@ -309,7 +309,7 @@ def main() -> int:
             return 2
     command = "python examples/modalities/modalities.py" + (" --full" if options.full else "")
     if output is not None:
-        write_json(output, {"command": command, "environment": describe(), **result})
+        write_json(output, {"command": command, "environment": describe_environment(), **result})
     for claim, holds in result["claims"].items():
         print(f"{'as claimed' if holds else 'NOT as claimed'}: {claim}")
     return 0 if all(result["claims"].values()) else 1

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from bgpt_fast import BGPT, BGPTConfig
-from bgpt_fast.cli.env import describe
+from bgpt_fast.environment import describe_environment
 from bgpt_fast.files import write_json
 from bgpt_fast.tasks.mos6502 import Mos6502Source, ProgramOptions, evaluate, generate
 from bgpt_fast.training import TrainConfig, Trainer
@@ -73,7 +73,7 @@ def main() -> int:
         options.output or HERE / f"mos6502.{'full' if options.full else 'cpu'}.json",
         {
             "command": "python examples/mos6502/train.py" + (" --full" if options.full else ""),
-            "environment": describe(),
+            "environment": describe_environment(),
             "programs": programs.to_dict(),
             "parameters": model.num_parameters(),
             "minutes": minutes,

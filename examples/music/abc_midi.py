@@ -25,8 +25,8 @@ import torch
 from excerpts import write_excerpts
 
 from bgpt_fast import BGPT, BGPTConfig
-from bgpt_fast.cli.env import describe
 from bgpt_fast.data import PairSource
+from bgpt_fast.environment import describe_environment
 from bgpt_fast.files import write_json
 from bgpt_fast.generation import Generator, Prompt
 from bgpt_fast.tasks.baselines import compression_scores
@@ -222,7 +222,7 @@ def main(words: Sequence[str] | None = None) -> int:
             "command": "python examples/music/abc_midi.py"
             + (" --full" if options.full else "")
             + (f" --minutes {options.minutes:g}" if options.minutes else ""),
-            "environment": describe(),
+            "environment": describe_environment(),
             "data": made,
             "model": size.model.to_dict(),
             "parameters": model.num_parameters(),

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from bgpt_fast import BGPT, BGPTConfig, PackedPatches
-from bgpt_fast.cli.env import describe
+from bgpt_fast.environment import describe_environment
 from bgpt_fast.files import atomic_write, write_json
 from bgpt_fast.metrics import bootstrap_interval
 from bgpt_fast.tasks.evaluation import FileReport, evaluate_files
@@ -214,7 +214,7 @@ def main(script: str, description: str, small: Mapping[str, Experiment], full: M
             )
     command = f"python examples/synthetic/{Path(script).name}" + (" --full" if options.full else "")
     if output is not None:
-        write_json(output, {"command": command, "environment": describe(), "experiments": found})
+        write_json(output, {"command": command, "environment": describe_environment(), "experiments": found})
     return 0 if all(figures["holds"] for figures in found.values()) else 1
 
 

@@ -29,7 +29,7 @@ from made_documents import MadeDocuments, Rule
 from mixed_documents import Documents, mixed_documents
 
 from bgpt_fast import BGPT, BGPTConfig, PackedPatches
-from bgpt_fast.cli.env import describe
+from bgpt_fast.environment import describe_environment
 from bgpt_fast.files import write_json
 from bgpt_fast.flops import forward_flops
 from bgpt_fast.generation import Generator, Prompt
@@ -459,8 +459,8 @@ def main() -> int:
         output,
         {
             "command": "python examples/trade_offs/trade_offs.py" + (" --full" if options.full else ""),
-            "environment": describe(),
-            "documents": documents.describe(),
+            "environment": describe_environment(),
+            "documents": documents.describe_environment(),
             "documents_a_step": settings.documents,
             "minutes": settings.minutes,
             "claims": held,

@@ -14,8 +14,8 @@ import yaml
 
 from bgpt_fast import BGPT, BGPTConfig, BGPTForClassification
 from bgpt_fast.cli.main import main
-from bgpt_fast.cli.train import Train, options_from_file
 from bgpt_fast.cli.train_data import TrainData
+from bgpt_fast.cli.train_options import Train, options_from_file
 from bgpt_fast.training.presets import PRESETS
 
 TINY: dict[str, Any] = {

@@ -10,7 +10,7 @@ import torch
 from support.paths import EXAMPLES
 
 from bgpt_fast import BGPT
-from bgpt_fast.cli.train import options_from_file
+from bgpt_fast.cli.train_options import options_from_file
 from bgpt_fast.tasks.cpu_states import generate
 from bgpt_fast.tasks.cpu_states.assessment import assess
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bgpt_fast import BGPT, BGPTConfig, PackedPatches
 from bgpt_fast.cli import train_data
-from bgpt_fast.cli.train import Train
+from bgpt_fast.cli.train_options import Train
 from bgpt_fast.tasks import cpu_states as cpu
 from bgpt_fast.tasks.cpu_states import gpu_source
 from bgpt_fast.tasks.cpu_states.gpu_source import GPUStateSource

@@ -1,0 +1,62 @@
+"""The scores of simulated CPU-state programs as tables on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from bgpt_fast.cli.common import console, table
+from bgpt_fast.tasks.cpu_states.assessment import Assessment
+from bgpt_fast.tasks.cpu_states.evaluation import InstructionScore, RegisterScore
+
+
+def print_assessment(found: Assessment) -> None:
+    """The scores as tables, teacher-forced beside free running."""
+    forced, free = found.teacher_forced, found.free_running
+
+    def row(name: str, left: float | None, right: float | None) -> list[str]:
+        return [name, *("–" if share is None else f"{100 * share:.3f} %" for share in (left, right))]
+
+    rows = [
+        row("state bytes right", forced.accuracy, free.accuracy),
+        row("  copying alone would score", forced.copy_baseline, free.copy_baseline),
+        row("PC and instruction", forced.instruction_accuracy, free.instruction_accuracy),
+        row("changed ACC and registers", forced.changed_accuracy, free.changed_accuracy),
+        row("copied ACC and registers", forced.copied_accuracy, free.copied_accuracy),
+        row("programs right to the last byte", forced.exact_programs, free.exact_programs),
+    ]
+    console.print(table(f"{forced.programs} programs", ["", "teacher-forced", "free running"], rows))
+    _print_scores("bytes that an instruction changed, right", forced.by_instruction, free.by_instruction)
+    console.print(
+        f"{found.states:,} states written in {found.seconds:.1f} s: {found.states_per_second:,.0f} states/s, "
+        f"{found.states_per_second * (len(forced.by_column)):,.0f} B/s"
+    )
+
+
+def print_details(found: Assessment) -> None:
+    """The scores by addressing mode, by register and by the step of the first wrong byte."""
+    forced, free = found.teacher_forced, found.free_running
+    _print_scores("… by addressing mode", forced.by_addressing_mode, free.by_addressing_mode)
+    _print_scores("… by register", forced.by_register, free.by_register)
+    steps = sorted({*forced.first_divergence, *free.first_divergence})
+    if steps:
+        counts = [
+            [f"{step}", *(f"{report.first_divergence.get(step, 0)}" for report in (forced, free))]
+            for step in steps[:16]
+        ]
+        rest = f", the first 16 of {len(steps)} steps" if len(steps) > 16 else ""
+        title = f"programs by the step of their first wrong byte{rest}"
+        console.print(table(title, ["step", "teacher-forced", "free running"], counts))
+    console.print(f"teacher-forced: {found.teacher_forced_states_per_second:,.0f} states/s")
+
+
+def _print_scores(
+    title: str,
+    forced: Mapping[str, InstructionScore] | Mapping[str, RegisterScore],
+    free: Mapping[str, InstructionScore] | Mapping[str, RegisterScore],
+) -> None:
+    rows = []
+    what = title.split()[-1] if title.startswith("…") else "instruction"
+    for name, score in forced.items():
+        shares = (score.changed_accuracy, free[name].changed_accuracy if name in free else None)
+        rows.append([name, f"{score.count}", *("–" if share is None else f"{100 * share:.2f} %" for share in shares)])
+    console.print(table(title, [what, "times", "teacher-forced", "free running"], rows))
