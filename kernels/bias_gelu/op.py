@@ -1,7 +1,7 @@
 """bias_gelu: the bias of a linear layer and the tanh GELU behind it, in one pass.
 
-Only x and bias are kept for the backward. On a CPU both ways are C++ in float32 (csrc/linear/bias_gelu.h) and torch in
-other dtypes; on an NVIDIA GPU they are Triton kernels (not yet run on a GPU).
+The backward needs x and bias only. On a CPU both directions are C++ in float32 (csrc/bias_gelu) and torch in other
+dtypes; on an NVIDIA GPU they are Triton kernels.
 
 Shape letters: N rows, F features.
 """
@@ -13,17 +13,11 @@ from torch import Tensor
 
 from bgpt_fast import _C
 from bgpt_fast.kernels.bias_gelu.reference import bias_gelu_backward_reference, bias_gelu_reference
-from bgpt_fast.kernels.common.autograd import refuse_second_derivative
-from bgpt_fast.kernels.common.checks import check_tensor
+from bgpt_fast.kernels.common.checks import FLOATS, check_tensor, or_float32
+from bgpt_fast.kernels.common.register import Op, Triton, register
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_HALVES = (torch.bfloat16, torch.float16)
-_BEST_ISA = 2  # at most: what the processor lacks is not used
-_CPU_ROWS = 64  # of a piece that is widened to float32 at a time, so that it stays in the cache
-
-_library = torch.library.Library("bgpt_fast", "FRAGMENT")
-_library.define("bias_gelu(Tensor x, Tensor bias) -> Tensor")
-_library.define("bias_gelu_backward(Tensor dy, Tensor x, Tensor bias) -> (Tensor, Tensor)")
+_BEST_ISA = 2  # the widest instruction set to use, where the processor has it
+_CPU_ROWS = 64  # half-precision rows that are widened to float32 at a time, few enough to stay in the cache
 
 
 def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
@@ -46,11 +40,11 @@ def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
 
 
 def bias_gelu_backward(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient of `bias_gelu`, for those who write their backward themselves.
+    """The gradient of `bias_gelu`, for callers that write their own backward.
 
     Args:
         dy: [N, F] in x's dtype, any strides: the gradient of the result.
-        x, bias: what `bias_gelu` was given.
+        x, bias: the arguments of `bias_gelu`.
 
     Returns:
         dx [N, F] in x's dtype, contiguous, and dbias [F] in bias's, summed in float32 in an order that depends on the
@@ -67,18 +61,8 @@ def bias_gelu_backward(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Ten
 
 
 def _check(op: str, x: Tensor, bias: Tensor) -> None:
-    check_tensor(op, "x", x, dtypes=_DTYPES, shape=("N", "F"))
-    allowed = (x.dtype, torch.float32) if x.dtype in _HALVES else (x.dtype,)
-    check_tensor(op, "bias", bias, dtypes=allowed, shape=(x.shape[1],), device=x.device)
-
-
-def _forward_reference(x: Tensor, bias: Tensor) -> Tensor:
-    return bias_gelu_reference(x, bias).contiguous()
-
-
-def _backward_reference(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    dx, dbias = bias_gelu_backward_reference(dy, x, bias)
-    return dx.contiguous(), dbias
+    check_tensor(op, "x", x, dtypes=FLOATS, shape=("N", "F"))
+    check_tensor(op, "bias", bias, dtypes=or_float32(x.dtype), shape=(x.shape[1],), device=x.device)
 
 
 def _forward_cpu(x: Tensor, bias: Tensor) -> Tensor:
@@ -115,22 +99,6 @@ def _backward_cpu(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     return dx, torch.stack(parts).sum(0).to(bias.dtype)
 
 
-def _forward_cuda(x: Tensor, bias: Tensor) -> Tensor:
-    if x.dtype == torch.float64:
-        return _forward_reference(x, bias)
-    from bgpt_fast.kernels.bias_gelu.triton_kernels import bias_gelu_forward
-
-    return bias_gelu_forward(x, bias)
-
-
-def _backward_cuda(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    if x.dtype == torch.float64:
-        return _backward_reference(dy, x, bias)
-    from bgpt_fast.kernels.bias_gelu.triton_kernels import bias_gelu_backward
-
-    return bias_gelu_backward(dy, x, bias)
-
-
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     ctx.save_for_backward(*inputs)
 
@@ -139,15 +107,22 @@ def _backward(ctx, dy: Tensor):  # type: ignore[no-untyped-def]
     return torch.ops.bgpt_fast.bias_gelu_backward(dy, *ctx.saved_tensors)
 
 
-_library.impl("bias_gelu", _forward_reference, "CompositeExplicitAutograd")
-_library.impl("bias_gelu", _forward_cpu, "CPU")
-_library.impl("bias_gelu", _forward_cuda, "CUDA")
-_library.impl("bias_gelu_backward", _backward_reference, "CompositeExplicitAutograd")
-_library.impl("bias_gelu_backward", _backward_cpu, "CPU")
-_library.impl("bias_gelu_backward", _backward_cuda, "CUDA")
-torch.library.register_fake("bgpt_fast::bias_gelu", lambda x, bias: x.new_empty(x.shape))
-torch.library.register_fake(
-    "bgpt_fast::bias_gelu_backward", lambda dy, x, bias: (x.new_empty(x.shape), bias.new_empty(bias.shape))
+OPS = (
+    Op(
+        "bias_gelu(Tensor x, Tensor bias) -> Tensor",
+        reference=bias_gelu_reference,
+        cpu=_forward_cpu,
+        cuda=Triton("bias_gelu", "bias_gelu_forward", bias_gelu_reference),
+        fake=lambda x, bias: x.new_empty(x.shape),
+        setup_context=_setup_context,
+        backward=_backward,
+    ),
+    Op(
+        "bias_gelu_backward(Tensor dy, Tensor x, Tensor bias) -> (Tensor, Tensor)",
+        reference=bias_gelu_backward_reference,
+        cpu=_backward_cpu,
+        cuda=Triton("bias_gelu", "bias_gelu_backward", bias_gelu_backward_reference),
+        fake=lambda dy, x, bias: (x.new_empty(x.shape), bias.new_empty(bias.shape)),
+    ),
 )
-torch.library.register_autograd("bgpt_fast::bias_gelu", _backward, setup_context=_setup_context)
-refuse_second_derivative("bgpt_fast::bias_gelu_backward")
+_library = register(*OPS)

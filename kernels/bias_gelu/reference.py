@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 def bias_gelu_reference(x: Tensor, bias: Tensor) -> Tensor:
     """GELU(x + bias) by its tanh formula, [N, F] in x's dtype, computed in float32 or float64."""
-    return F.gelu(_widened(x) + _widened(bias), approximate="tanh").to(x.dtype)
+    return F.gelu(_widened(x) + _widened(bias), approximate="tanh").to(x.dtype).contiguous()
 
 
 def bias_gelu_backward_reference(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -18,7 +18,7 @@ def bias_gelu_backward_reference(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[T
     slope = math.sqrt(2 / math.pi)
     tanh = torch.tanh(slope * (z + 0.044715 * z**3))
     dz = _widened(dy) * 0.5 * (1 + tanh + z * (1 - tanh**2) * slope * (1 + 3 * 0.044715 * z**2))
-    return dz.to(x.dtype), dz.sum(0).to(bias.dtype)
+    return dz.to(x.dtype).contiguous(), dz.sum(0).to(bias.dtype)
 
 
 def _widened(x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """byte_attention: causal attention within each patch, sequences of S ≈ 16 for which no library has tiles.
 
-byte_attention_projected has the projection to qkv in front of it, for where no gradient is wanted.
+byte_attention_projected computes qkv as well, for inference.
 
 Shape letters: T patches, S bytes a patch, H heads, d channels a head, D = H · d.
 """
@@ -12,18 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bgpt_fast import _C
-from bgpt_fast.kernels.byte_attention.reference import (
-    byte_attention_backward_reference,
-    byte_attention_reference,
-)
-from bgpt_fast.kernels.common.autograd import refuse_second_derivative
-from bgpt_fast.kernels.common.checks import check_tensor
+from bgpt_fast.kernels.byte_attention.reference import byte_attention_backward_reference, byte_attention_reference
+from bgpt_fast.kernels.common.checks import FLOATS, check_tensor
+from bgpt_fast.kernels.common.register import Op, Triton, has_no_float64, register
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_library = torch.library.Library("bgpt_fast", "FRAGMENT")
-_library.define("byte_attention(Tensor qkv) -> Tensor")
-_library.define("byte_attention_backward(Tensor dy, Tensor qkv) -> Tensor")
-_library.define("byte_attention_projected(Tensor x, Tensor weight, Tensor bias, int heads) -> Tensor")
+_MAX_GPU_LENGTH, _MAX_GPU_CHANNELS = 64, 128
+_MAX_GPU_PROJECTED_LENGTH, _MAX_GPU_PROJECTED_CHANNELS = 16, 64
 
 
 def byte_attention(qkv: Tensor) -> Tensor:
@@ -31,9 +25,8 @@ def byte_attention(qkv: Tensor) -> Tensor:
 
     On the CPU in float32 and bfloat16 it is one pass in C++ (bfloat16 is computed in float32 and rounded once), where a
     patch's result does not depend on the other patches or on the number of threads. On an NVIDIA GPU it is one Triton
-    kernel each way (not yet run on a GPU) for patches of up to 64 bytes and heads of up to 128 channels, in float32,
-    bfloat16 and float16. Elsewhere it is plain torch. What is not finite reaches no other patch, and in these kernels
-    no earlier byte.
+    kernel in each direction, for patches of up to 64 bytes and heads of up to 128 channels, in float32, bfloat16 and
+    float16. Otherwise it is plain torch. NaN and infinity reach no other patch, and in these kernels no earlier byte.
 
     Args:
         qkv: float [T, S, 3, H, d], as the fused projection writes it; any strides.
@@ -46,18 +39,15 @@ def byte_attention(qkv: Tensor) -> Tensor:
 
     Source: arXiv 2402.19155, section 3 (the byte-level decoder's attention).
     """
-    check_tensor("byte_attention", "qkv", qkv, dtypes=_DTYPES, shape=("T", "S", 3, "H", "d"))
-    if 0 in qkv.shape[1:]:
-        raise ValueError(f"byte_attention: qkv: expected S, H, d of at least 1, got {list(qkv.shape)}")
+    check_tensor("byte_attention", "qkv", qkv, dtypes=FLOATS, shape=("T", "S", 3, "H", "d"), nonempty="S, H, d")
     return torch.ops.bgpt_fast.byte_attention(qkv)
 
 
 def byte_attention_projected(x: Tensor, weight: Tensor, bias: Tensor, heads: int) -> Tensor:
-    """byte_attention of (x weight + bias) as qkv, which on a GPU never is in memory unless a gradient is wanted.
+    """`byte_attention` of qkv = x weight + bias, which on a GPU is not written to memory unless a gradient is needed.
 
-    On an NVIDIA GPU without gradients it is one Triton kernel (not yet run on a GPU) for patches of up to 16 bytes and
-    heads of up to 64 channels. Elsewhere, and where a gradient is wanted, it is a product and `byte_attention`. Either
-    way qkv is rounded to x's dtype.
+    On an NVIDIA GPU without gradients it is one Triton kernel, for patches of up to 16 bytes and heads of up to 64
+    channels. Otherwise it is a matrix product and `byte_attention`. Either way qkv is rounded to x's dtype.
 
     Args:
         x: float [T, S, D]; any strides.
@@ -74,10 +64,8 @@ def byte_attention_projected(x: Tensor, weight: Tensor, bias: Tensor, heads: int
     Source: arXiv 2402.19155, section 3 (the byte-level decoder's attention).
     """
     op = "byte_attention_projected"
-    check_tensor(op, "x", x, dtypes=_DTYPES, shape=("T", "S", "D"))
+    check_tensor(op, "x", x, dtypes=FLOATS, shape=("T", "S", "D"), nonempty="S and D")
     D = x.shape[2]
-    if 0 in x.shape[1:]:
-        raise ValueError(f"{op}: x: expected S and D of at least 1, got {list(x.shape)}")
     check_tensor(op, "weight", weight, dtypes=(x.dtype,), shape=(D, 3 * D), device=x.device)
     check_tensor(op, "bias", bias, dtypes=tuple({x.dtype: 0, torch.float32: 0}), shape=(3 * D,), device=x.device)
     if isinstance(heads, bool) or not isinstance(heads, int):
@@ -94,21 +82,13 @@ def _project(x: Tensor, weight: Tensor, bias: Tensor, heads: int) -> Tensor:
     return F.linear(x, weight.t(), bias.to(x.dtype)).unflatten(2, (3, heads, x.shape[2] // heads))
 
 
-def _forward_reference(qkv: Tensor) -> Tensor:
-    return byte_attention_reference(qkv).contiguous()
-
-
-def _backward_reference(dy: Tensor, qkv: Tensor) -> Tensor:
-    return byte_attention_backward_reference(dy, qkv)
-
-
-def _has_kernel(qkv: Tensor) -> bool:
+def _cpu_takes(qkv: Tensor) -> bool:
     return qkv.shape[1] <= _C.short_attention_max_length and qkv.dtype in (torch.float32, torch.bfloat16)
 
 
 def _forward_cpu(qkv: Tensor) -> Tensor:
-    if not _has_kernel(qkv):
-        return _forward_reference(qkv)
+    if not _cpu_takes(qkv):
+        return byte_attention_reference(qkv)
     qkv = qkv.contiguous()
     T, S, _, H, d = qkv.shape
     y = qkv.new_empty(T, S, H, d)
@@ -119,8 +99,8 @@ def _forward_cpu(qkv: Tensor) -> Tensor:
 
 
 def _backward_cpu(dy: Tensor, qkv: Tensor) -> Tensor:
-    if not _has_kernel(qkv):
-        return _backward_reference(dy, qkv)
+    if not _cpu_takes(qkv):
+        return byte_attention_backward_reference(dy, qkv)
     dy, qkv = dy.contiguous(), qkv.contiguous()
     T, S, _, H, d = qkv.shape
     dqkv = torch.empty_like(qkv)
@@ -131,36 +111,22 @@ def _backward_cpu(dy: Tensor, qkv: Tensor) -> Tensor:
     return dqkv
 
 
-def _forward_cuda(qkv: Tensor) -> Tensor:
-    from bgpt_fast.kernels.byte_attention.triton_kernels import byte_attention_forward, takes
-
-    if qkv.dtype == torch.float64 or not takes(qkv.shape[1], qkv.shape[4]):
-        return _forward_reference(qkv)
-    return byte_attention_forward(qkv)
-
-
-def _backward_cuda(dy: Tensor, qkv: Tensor) -> Tensor:
-    from bgpt_fast.kernels.byte_attention.triton_kernels import byte_attention_backward, takes
-
-    if qkv.dtype == torch.float64 or not takes(qkv.shape[1], qkv.shape[4]):
-        return _backward_reference(dy, qkv)
-    return byte_attention_backward(dy, qkv)
+def _gpu_takes(*tensors: Tensor) -> bool:
+    _, S, _, _, d = tensors[-1].shape
+    return has_no_float64(*tensors) and S <= _MAX_GPU_LENGTH and d <= _MAX_GPU_CHANNELS
 
 
 def _projected_composed(x: Tensor, weight: Tensor, bias: Tensor, heads: int) -> Tensor:
     return torch.ops.bgpt_fast.byte_attention(_project(x, weight, bias, heads))
 
 
-def _projected_cuda(x: Tensor, weight: Tensor, bias: Tensor, heads: int) -> Tensor:
-    from bgpt_fast.kernels.byte_attention.triton_kernels import byte_attention_projected_forward, takes_projected
-
-    if x.dtype == torch.float64 or not takes_projected(x.shape[1], x.shape[2] // heads):
-        return _projected_composed(x, weight, bias, heads)
-    return byte_attention_projected_forward(x, weight, bias, heads)
+def _gpu_takes_projected(x: Tensor, weight: Tensor, bias: Tensor, heads: int) -> bool:
+    _, S, D = x.shape
+    return has_no_float64(x) and S <= _MAX_GPU_PROJECTED_LENGTH and D // heads <= _MAX_GPU_PROJECTED_CHANNELS
 
 
 def _refuse_gradient(ctx, dy: Tensor) -> None:  # type: ignore[no-untyped-def]
-    raise RuntimeError("bgpt_fast::byte_attention_projected has no gradient: call the function of its name, which has")
+    raise RuntimeError("bgpt_fast::byte_attention_projected has no gradient: call the function of this name instead")
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
@@ -171,22 +137,29 @@ def _backward(ctx, dy: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
     return torch.ops.bgpt_fast.byte_attention_backward(dy, ctx.saved_tensors[0])
 
 
-_library.impl("byte_attention", _forward_reference, "CompositeExplicitAutograd")
-_library.impl("byte_attention", _forward_cpu, "CPU")
-_library.impl("byte_attention", _forward_cuda, "CUDA")
-_library.impl("byte_attention_backward", _backward_reference, "CompositeExplicitAutograd")
-_library.impl("byte_attention_backward", _backward_cpu, "CPU")
-_library.impl("byte_attention_backward", _backward_cuda, "CUDA")
-_library.impl("byte_attention_projected", _projected_composed, "CompositeExplicitAutograd")
-_library.impl("byte_attention_projected", _projected_cuda, "CUDA")
-torch.library.register_fake(
-    "bgpt_fast::byte_attention", lambda qkv: qkv.new_empty(qkv.shape[0], qkv.shape[1], qkv.shape[3], qkv.shape[4])
+OPS = (
+    Op(
+        "byte_attention(Tensor qkv) -> Tensor",
+        reference=byte_attention_reference,
+        cpu=_forward_cpu,
+        cuda=Triton("byte_attention", "byte_attention_forward", byte_attention_reference, _gpu_takes),
+        fake=lambda qkv: qkv.new_empty(qkv.shape[0], qkv.shape[1], qkv.shape[3], qkv.shape[4]),
+        setup_context=_setup_context,
+        backward=_backward,
+    ),
+    Op(
+        "byte_attention_backward(Tensor dy, Tensor qkv) -> Tensor",
+        reference=byte_attention_backward_reference,
+        cpu=_backward_cpu,
+        cuda=Triton("byte_attention", "byte_attention_backward", byte_attention_backward_reference, _gpu_takes),
+        fake=lambda dy, qkv: qkv.new_empty(qkv.shape),
+    ),
+    Op(
+        "byte_attention_projected(Tensor x, Tensor weight, Tensor bias, int heads) -> Tensor",
+        reference=_projected_composed,
+        cuda=Triton("byte_attention", "byte_attention_projected_forward", _projected_composed, _gpu_takes_projected),
+        fake=lambda x, weight, bias, heads: x.new_empty(x.shape[0], x.shape[1], heads, x.shape[2] // heads),
+        backward=_refuse_gradient,
+    ),
 )
-torch.library.register_fake("bgpt_fast::byte_attention_backward", lambda dy, qkv: qkv.new_empty(qkv.shape))
-torch.library.register_autograd("bgpt_fast::byte_attention", _backward, setup_context=_setup_context)
-torch.library.register_fake(
-    "bgpt_fast::byte_attention_projected",
-    lambda x, weight, bias, heads: x.new_empty(x.shape[0], x.shape[1], heads, x.shape[2] // heads),
-)
-refuse_second_derivative("bgpt_fast::byte_attention_backward")
-torch.library.register_autograd("bgpt_fast::byte_attention_projected", _refuse_gradient)
+_library = register(*OPS)

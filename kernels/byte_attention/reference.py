@@ -8,7 +8,7 @@ from torch import Tensor
 
 def byte_attention_reference(qkv: Tensor) -> Tensor:
     """Causal attention within each patch: [T, S, 3, H, d] → [T, S, H, d]."""
-    return torch.einsum("thij,tjhd->tihd", _weights(qkv), qkv[:, :, 2])
+    return torch.einsum("thij,tjhd->tihd", _weights(qkv), qkv[:, :, 2]).contiguous()
 
 
 def byte_attention_backward_reference(dy: Tensor, qkv: Tensor) -> Tensor:

@@ -228,8 +228,6 @@ def _byte_attention_projected_fwd_kernel(
     tl.store(y + y_row * (H * d) + y_column, _attend(qs, ks, vs, d).to(dtype), mask=y_real)
 
 
-_MAX_LENGTH, _MAX_CHANNELS = 64, 128
-_MAX_PROJECTED_LENGTH, _MAX_PROJECTED_CHANNELS = 16, 64
 _BLOCK = 32  # of D, that the projection multiplies at a time: 64 spill on sm_80
 
 
@@ -278,16 +276,6 @@ def _projected_tile(S: int, H: int, d: int, dtype: torch.dtype) -> _Tile:
 
 def _stages(dtype: torch.dtype) -> int:
     return 2 if dtype == torch.float32 else 4
-
-
-def takes(S: int, d: int) -> bool:
-    """Whether the kernels take patches of S bytes and heads of d channels."""
-    return S <= _MAX_LENGTH and d <= _MAX_CHANNELS
-
-
-def takes_projected(S: int, d: int) -> bool:
-    """Whether the kernel with the projection does."""
-    return S <= _MAX_PROJECTED_LENGTH and d <= _MAX_PROJECTED_CHANNELS
 
 
 def byte_attention_forward(qkv: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""byte_embed: the byte decoder's input, a patch's feature and the bytes after it, each with its position.
+"""byte_embed: the byte decoder's input, a patch's feature and then its bytes, each with its position added.
 
 Shape letters: T patches, S bytes a patch, D width, V = 257 tokens.
 """
@@ -11,22 +11,17 @@ from torch import Tensor
 from bgpt_fast import _C
 from bgpt_fast.config import VOCAB_SIZE
 from bgpt_fast.kernels.byte_embed.reference import byte_embed_backward_reference, byte_embed_reference
-from bgpt_fast.kernels.common.autograd import refuse_second_derivative
-from bgpt_fast.kernels.common.checks import check_tensor
-
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_library = torch.library.Library("bgpt_fast", "FRAGMENT")
-_library.define("byte_embed(Tensor features, Tensor patches, Tensor wte, Tensor wpe) -> Tensor")
-_library.define("byte_embed_backward(Tensor dx, Tensor patches, int positions) -> (Tensor, Tensor, Tensor)")
+from bgpt_fast.kernels.common.checks import FLOATS, check_tensor, or_float32
+from bgpt_fast.kernels.common.register import Op, Triton, register
 
 
 def byte_embed(features: Tensor, patches: Tensor, wte: Tensor, wpe: Tensor) -> Tensor:
-    """Embeds what the byte decoder reads: x[t, 0] = features[t] + wpe[0], x[t, s] = wte[patches[t, s − 1]] + wpe[s].
+    """The byte decoder's input: x[t, 0] = features[t] + wpe[0], x[t, s] = wte[patches[t, s − 1]] + wpe[s].
 
     Each sum is in fp32 and rounded once, and a patch's rows depend on that patch alone. Gradients are deterministic,
     summed in fp32; a table's comes in the table's dtype. On a GPU the tables' gradients are products with one-hot
-    tiles: a NaN or an infinity in column d of the incoming gradient makes column d of both whole tables' NaN (as in the
-    product with a one-hot matrix), where the CPU keeps it to the rows it belongs to.
+    tiles: a NaN or an infinity in column d of the incoming gradient makes column d of both tables' gradients NaN, as in
+    the product with a one-hot matrix; on the CPU only the rows of its token and position become NaN.
 
     Args:
         features: float [T, D], any strides.
@@ -43,22 +38,17 @@ def byte_embed(features: Tensor, patches: Tensor, wte: Tensor, wpe: Tensor) -> T
 
     Source: arXiv 2402.19155, section 3 (the byte-level decoder's input).
     """
-    check_tensor("byte_embed", "features", features, dtypes=_DTYPES, shape=("T", "D"))
+    check_tensor("byte_embed", "features", features, dtypes=FLOATS, shape=("T", "D"))
     (T, D), device = features.shape, features.device
     check_tensor("byte_embed", "patches", patches, dtypes=(torch.int16,), shape=(T, "S"), device=device)
     S = patches.shape[1]
     if S == 0:
         raise ValueError(f"byte_embed: patches: expected at least 1 byte a patch, got {list(patches.shape)}")
-    tables = (features.dtype,) if features.dtype in (torch.float32, torch.float64) else (features.dtype, torch.float32)
-    check_tensor("byte_embed", "wte", wte, dtypes=tables, shape=(VOCAB_SIZE, D), device=device)
+    check_tensor("byte_embed", "wte", wte, dtypes=or_float32(features.dtype), shape=(VOCAB_SIZE, D), device=device)
     check_tensor("byte_embed", "wpe", wpe, dtypes=(wte.dtype,), shape=("L", D), device=device)
     if len(wpe) < S:
         raise ValueError(f"byte_embed: wpe: expected at least {S} rows, one a byte of a patch, got {len(wpe)}")
     return torch.ops.bgpt_fast.byte_embed(features, patches, wte, wpe)
-
-
-def _forward_reference(features: Tensor, patches: Tensor, wte: Tensor, wpe: Tensor) -> Tensor:
-    return byte_embed_reference(features, patches, wte, wpe)
 
 
 def _forward_cpu(features: Tensor, patches: Tensor, wte: Tensor, wpe: Tensor) -> Tensor:
@@ -72,14 +62,6 @@ def _forward_cpu(features: Tensor, patches: Tensor, wte: Tensor, wpe: Tensor) ->
     return x
 
 
-def _forward_cuda(features: Tensor, patches: Tensor, wte: Tensor, wpe: Tensor) -> Tensor:
-    if features.dtype == torch.float64:
-        return byte_embed_reference(features, patches, wte, wpe)
-    from bgpt_fast.kernels.byte_embed.triton_kernels import byte_embed_forward
-
-    return byte_embed_forward(features, patches, wte, wpe)
-
-
 def _backward_cpu(dx: Tensor, patches: Tensor, positions: int) -> tuple[Tensor, Tensor, Tensor]:
     T, S, D = dx.shape
     exact = dx.to(torch.promote_types(dx.dtype, torch.float32))
@@ -90,14 +72,6 @@ def _backward_cpu(dx: Tensor, patches: Tensor, positions: int) -> tuple[Tensor, 
     dwpe = exact.new_zeros(positions, D)
     dwpe[:S] = exact.sum(0)
     return dx[:, 0].clone(memory_format=torch.contiguous_format), dwte, dwpe
-
-
-def _backward_cuda(dx: Tensor, patches: Tensor, positions: int) -> tuple[Tensor, Tensor, Tensor]:
-    if dx.dtype == torch.float64:
-        return byte_embed_backward_reference(dx, patches, positions)
-    from bgpt_fast.kernels.byte_embed.triton_kernels import byte_embed_backward
-
-    return byte_embed_backward(dx, patches, positions)
 
 
 def _backward_fake(dx: Tensor, patches: Tensor, positions: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -119,15 +93,22 @@ def _backward(ctx, dx: Tensor):  # type: ignore[no-untyped-def]
     return dfeatures, None, dwte.to(ctx.dtype), dwpe.to(ctx.dtype)
 
 
-_library.impl("byte_embed", _forward_reference, "CompositeExplicitAutograd")
-_library.impl("byte_embed", _forward_cpu, "CPU")
-_library.impl("byte_embed", _forward_cuda, "CUDA")
-_library.impl("byte_embed_backward", byte_embed_backward_reference, "CompositeExplicitAutograd")
-_library.impl("byte_embed_backward", _backward_cpu, "CPU")
-_library.impl("byte_embed_backward", _backward_cuda, "CUDA")
-torch.library.register_fake(
-    "bgpt_fast::byte_embed", lambda features, patches, wte, wpe: features.new_empty(*patches.shape, features.shape[1])
+OPS = (
+    Op(
+        "byte_embed(Tensor features, Tensor patches, Tensor wte, Tensor wpe) -> Tensor",
+        reference=byte_embed_reference,
+        cpu=_forward_cpu,
+        cuda=Triton("byte_embed", "byte_embed_forward", byte_embed_reference),
+        fake=lambda features, patches, wte, wpe: features.new_empty(*patches.shape, features.shape[1]),
+        setup_context=_setup_context,
+        backward=_backward,
+    ),
+    Op(
+        "byte_embed_backward(Tensor dx, Tensor patches, int positions) -> (Tensor, Tensor, Tensor)",
+        reference=byte_embed_backward_reference,
+        cpu=_backward_cpu,
+        cuda=Triton("byte_embed", "byte_embed_backward", byte_embed_backward_reference),
+        fake=_backward_fake,
+    ),
 )
-torch.library.register_fake("bgpt_fast::byte_embed_backward", _backward_fake)
-torch.library.register_autograd("bgpt_fast::byte_embed", _backward, setup_context=_setup_context)
-refuse_second_derivative("bgpt_fast::byte_embed_backward")
+_library = register(*OPS)

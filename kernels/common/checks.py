@@ -1,4 +1,4 @@
-"""Argument checks of the ops' Python doors: each names the argument, what was expected and what came."""
+"""Argument checks of the ops' public functions: each error names the argument, what was expected and what came."""
 
 from __future__ import annotations
 
@@ -6,6 +6,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def or_float32(dtype: torch.dtype) -> tuple[torch.dtype, ...]:
+    """The dtypes of parameters beside activations of `dtype`: the same one, or float32 beside half precision."""
+    return (dtype, torch.float32) if dtype in (torch.bfloat16, torch.float16) else (dtype,)
 
 
 def check_tensor(
@@ -16,8 +23,18 @@ def check_tensor(
     dtypes: Sequence[torch.dtype] | None = None,
     shape: Sequence[int | str] | None = None,
     device: torch.device | None = None,
+    nonempty: str = "",
 ) -> None:
-    """Checks a tensor argument; in `shape` an int must match and a letter stands for any size.
+    """Checks a tensor argument.
+
+    Args:
+        op: the function's name, for the error.
+        name: the argument's, likewise.
+        value: the argument.
+        dtypes: those allowed.
+        shape: each size as a number, or as a letter that stands for any size.
+        device: the one expected.
+        nonempty: the letters of the sizes after the first, where those must be at least 1.
 
     Raises:
         TypeError: not a tensor, or a dtype that is not among `dtypes`.
@@ -35,5 +52,7 @@ def check_tensor(
         if not fits:
             expected = "[" + ", ".join(str(size) for size in shape) + "]"
             raise ValueError(f"{op}: {name}: expected shape {expected}, got {list(value.shape)}")
+    if nonempty and 0 in value.shape[1:]:
+        raise ValueError(f"{op}: {name}: expected {nonempty} of at least 1, got {list(value.shape)}")
     if device is not None and value.device != device:
         raise ValueError(f"{op}: {name}: expected device {device} like the other arguments, got {value.device}")

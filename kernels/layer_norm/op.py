@@ -1,19 +1,24 @@
-"""layer_norm and add_layer_norm: LayerNorm alone, and behind dropout and a residual addition in the same pass.
+"""layer_norm and add_layer_norm: LayerNorm, and LayerNorm of a residual sum with dropout in the same pass.
 
-Computed in float32 whatever the dtype: in bfloat16 torch's CPU sums the gradients of weight and bias over all rows in
-bfloat16, and the last rows vanish. On an NVIDIA GPU both are Triton kernels (not yet run on a GPU).
+Computed in float32 whatever the dtype: torch's CPU sums bfloat16 gradients of weight and bias over all rows in
+bfloat16, in which the last rows are lost. On an NVIDIA GPU both are Triton kernels.
 
 Shape letters: N rows, D width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from bgpt_fast.kernels.common.autograd import refuse_second_derivative
-from bgpt_fast.kernels.common.checks import check_tensor
+from bgpt_fast.kernels.common.checks import FLOATS, check_tensor, or_float32
+from bgpt_fast.kernels.common.register import Op, Triton, has_no_float64, register
 from bgpt_fast.kernels.layer_norm.reference import (
+    add_layer_norm_backward_reference,
+    add_layer_norm_reference,
     add_reference,
     drop,
     layer_norm_backward_reference,
@@ -21,26 +26,8 @@ from bgpt_fast.kernels.layer_norm.reference import (
     widened,
 )
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_HALVES = (torch.bfloat16, torch.float16)
-_MAX_GPU_WIDTH = 8192  # wider rows do not fit the registers of a program
-_CPU_ROWS = 128  # of a piece that is widened to float32 at a time, so that it stays in the cache
-
-_library = torch.library.Library("bgpt_fast", "FRAGMENT")
-_library.define(
-    "layer_norm(Tensor x, Tensor weight, Tensor bias, float eps, ScalarType dtype) -> (Tensor, Tensor, Tensor)"
-)
-_library.define(
-    "layer_norm_backward(Tensor dy, Tensor x, Tensor weight, Tensor mean, Tensor rstd) -> (Tensor, Tensor, Tensor)"
-)
-_library.define(
-    "add_layer_norm(Tensor x, Tensor residual, Tensor weight, Tensor bias, float eps, float dropout, int seed)"
-    " -> (Tensor, Tensor, Tensor, Tensor)"
-)
-_library.define(
-    "add_layer_norm_backward(Tensor dy, Tensor? dtotal, Tensor total, Tensor weight, Tensor mean, Tensor rstd,"
-    " ScalarType dtype, float dropout, int seed) -> (Tensor, Tensor, Tensor, Tensor)"
-)
+_MAX_GPU_WIDTH = 8192  # wider rows do not fit the registers of a Triton program
+_CPU_ROWS = 128  # rows that are widened to float32 at a time, few enough to stay in the cache
 
 
 def layer_norm(
@@ -64,7 +51,7 @@ def layer_norm(
     """
     _check("layer_norm", x, weight, bias, eps)
     dtype = x.dtype if out_dtype is None else out_dtype
-    if dtype not in _DTYPES:
+    if dtype not in FLOATS:
         raise TypeError(f"layer_norm: out_dtype: expected a float dtype, got {out_dtype}")
     return torch.ops.bgpt_fast.layer_norm(x, weight, bias, eps, dtype)[0]
 
@@ -81,8 +68,8 @@ def add_layer_norm(
 ) -> tuple[Tensor, Tensor]:
     """total = residual + dropout(x) and the LayerNorm of its rows, in one pass.
 
-    What is dropped is a function of (seed, row, column) alone, the same on every device; nothing of it is stored, and
-    the backward draws it again.
+    Whether an element is dropped is a function of (seed, row, column) alone, the same on every device; no mask is
+    stored, the backward computes it again.
 
     Args:
         x: float [N, D], any strides.
@@ -90,7 +77,7 @@ def add_layer_norm(
         weight, bias: [D], of x's dtype or float32, both the same.
         eps: added to the variance.
         dropout: probability with which an element of x is made zero; the others are scaled by 1/(1 − dropout).
-        seed: of the dropout, 0 … 2⁶³ − 1; another one for each layer and step.
+        seed: of the dropout, 0 … 2⁶³ − 1; use a different one in each layer and step.
 
     Returns:
         y [N, D] in x's dtype, LayerNorm(total), and total [N, D] in residual's dtype; both contiguous.
@@ -101,8 +88,8 @@ def add_layer_norm(
     Source: arXiv 1607.06450; the random stream is Philox (Salmon et al., SC 2011).
     """
     _check("add_layer_norm", x, weight, bias, eps)
-    allowed = (x.dtype, torch.float32) if x.dtype in _HALVES else (x.dtype,)
-    check_tensor("add_layer_norm", "residual", residual, dtypes=allowed, shape=tuple(x.shape), device=x.device)
+    dtypes, shape = or_float32(x.dtype), tuple(x.shape)
+    check_tensor("add_layer_norm", "residual", residual, dtypes=dtypes, shape=shape, device=x.device)
     if not 0.0 <= dropout <= 1.0:
         raise ValueError(f"add_layer_norm: dropout: expected a probability, got {dropout}")
     if not 0 <= seed < 2**63:
@@ -112,64 +99,11 @@ def add_layer_norm(
 
 
 def _check(op: str, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> None:
-    check_tensor(op, "x", x, dtypes=_DTYPES, shape=("N", "D"))
-    if x.shape[1] == 0:
-        raise ValueError(f"{op}: x: expected D of at least 1, got {list(x.shape)}")
-    allowed = (x.dtype, torch.float32) if x.dtype in _HALVES else (x.dtype,)
-    check_tensor(op, "weight", weight, dtypes=allowed, shape=(x.shape[1],), device=x.device)
+    check_tensor(op, "x", x, dtypes=FLOATS, shape=("N", "D"), nonempty="D")
+    check_tensor(op, "weight", weight, dtypes=or_float32(x.dtype), shape=(x.shape[1],), device=x.device)
     check_tensor(op, "bias", bias, dtypes=(weight.dtype,), shape=(x.shape[1],), device=x.device)
     if not eps >= 0.0:
         raise ValueError(f"{op}: eps: expected at least 0, got {eps}")
-
-
-def _forward_reference(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
-    return layer_norm_reference(x, weight, bias, eps, dtype)
-
-
-def _backward_reference(
-    dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    dx, dweight, dbias = layer_norm_backward_reference(dy, x, weight, mean, rstd)
-    return dx.to(x.dtype), dweight.to(weight.dtype), dbias.to(weight.dtype)
-
-
-def _add_forward_reference(
-    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, dropout: float, seed: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    total = add_reference(x, residual, dropout, seed).contiguous()
-    y, mean, rstd = layer_norm_reference(total, weight, bias, eps, x.dtype)
-    return y, total, mean, rstd
-
-
-def _add_backward_reference(
-    dy: Tensor,
-    dtotal: Tensor | None,
-    total: Tensor,
-    weight: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    dtype: torch.dtype,
-    dropout: float,
-    seed: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dsum, dweight, dbias = layer_norm_backward_reference(dy, total, weight, mean, rstd)
-    dsum = dsum if dtotal is None else dsum + dtotal
-    return (
-        *_residual_gradients(dsum, total.dtype, dtype, dropout, seed),
-        dweight.to(weight.dtype),
-        dbias.to(weight.dtype),
-    )
-
-
-def _residual_gradients(
-    dsum: Tensor, residual_dtype: torch.dtype, dtype: torch.dtype, dropout: float, seed: int
-) -> tuple[Tensor, Tensor]:
-    """dx and dresidual; an empty dx where the two are the same numbers, for no output may be another one's memory."""
-    same = dropout == 0.0 and dtype == residual_dtype
-    dx = dsum.new_empty(0, dsum.shape[1], dtype=dtype) if same else drop(dsum, dropout, seed).to(dtype)
-    return dx, dsum.to(residual_dtype)
 
 
 def _forward_cpu(
@@ -190,7 +124,7 @@ def _backward_cpu(dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Ten
     if dy.dtype == x.dtype == mean.dtype:
         return _native_backward(dy, x, weight, mean, rstd)
     dx = torch.empty(x.shape, dtype=x.dtype)
-    return dx, *_backward_in_pieces(dy, None, x, weight, mean, rstd, None, dx, 0.0, 0)
+    return dx, *_backward_by_rows(dy, None, x, weight, mean, rstd, None, dx, 0.0, 0)
 
 
 def _native_backward(
@@ -203,7 +137,7 @@ def _native_backward(
     )
 
 
-def _backward_in_pieces(
+def _backward_by_rows(
     dy: Tensor,
     dtotal: Tensor | None,
     x: Tensor,
@@ -215,9 +149,9 @@ def _backward_in_pieces(
     dropout: float,
     seed: int,
 ) -> tuple[Tensor, Tensor]:
-    """Fills dx and dresidual, a few rows at a time, and gives dweight and dbias."""
+    """Writes dx (where it is a tensor) and dresidual, _CPU_ROWS rows at a time, and returns dweight and dbias."""
     sums = [mean.new_zeros(2, len(weight))]
-    for rows in _pieces(len(x)):
+    for rows in _row_slices(len(x)):
         dsum, *parts = _native_backward(dy[rows], x[rows], weight, mean[rows], rstd[rows])
         if dtotal is not None:
             dsum += dtotal[rows]
@@ -229,7 +163,7 @@ def _backward_in_pieces(
     return dweight.clone(), dbias.clone()
 
 
-def _pieces(N: int) -> list[slice]:
+def _row_slices(N: int) -> list[slice]:
     return [slice(first, min(first + _CPU_ROWS, N)) for first in range(0, N, _CPU_ROWS)]
 
 
@@ -238,9 +172,9 @@ def _add_forward_cpu(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     total = torch.empty(x.shape, dtype=residual.dtype)
     if dropout == 0.0:
-        torch.add(residual, x, out=total)  # torch, too, adds half-precision numbers in float32 and rounds once
+        torch.add(residual, x, out=total)  # adds half-precision numbers in float32 and rounds once
     else:
-        for rows in _pieces(len(x)):
+        for rows in _row_slices(len(x)):
             total[rows] = add_reference(x[rows], residual[rows], dropout, seed, rows.start)
     y, mean, rstd = _forward_cpu(total, weight, bias, eps, x.dtype)
     return y, total, mean, rstd
@@ -264,58 +198,13 @@ def _add_backward_cpu(
             dresidual += dtotal
         return dresidual.new_empty(0, total.shape[1]), dresidual, dweight, dbias
     dx, dresidual = (torch.empty(total.shape, dtype=kind) for kind in (dtype, total.dtype))
-    sums = _backward_in_pieces(dy, dtotal, total, weight, mean, rstd, None if same else dx, dresidual, dropout, seed)
+    sums = _backward_by_rows(dy, dtotal, total, weight, mean, rstd, None if same else dx, dresidual, dropout, seed)
     return dx[:0].clone() if same else dx, dresidual, *sums
 
 
-def _has_kernel(x: Tensor, *others: torch.dtype) -> bool:
-    return torch.float64 not in (x.dtype, *others) and x.shape[1] <= _MAX_GPU_WIDTH
-
-
-def _forward_cuda(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
-    if not _has_kernel(x, dtype):
-        return _forward_reference(x, weight, bias, eps, dtype)
-    from bgpt_fast.kernels.layer_norm.triton_kernels import layer_norm_forward
-
-    return layer_norm_forward(x, weight, bias, eps, dtype)
-
-
-def _backward_cuda(dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    if not _has_kernel(x, dy.dtype):
-        return _backward_reference(dy, x, weight, mean, rstd)
-    from bgpt_fast.kernels.layer_norm.triton_kernels import layer_norm_backward
-
-    return layer_norm_backward(dy, x, weight, mean, rstd)
-
-
-def _add_forward_cuda(
-    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, dropout: float, seed: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if not _has_kernel(x):
-        return _add_forward_reference(x, residual, weight, bias, eps, dropout, seed)
-    from bgpt_fast.kernels.layer_norm.triton_kernels import add_layer_norm_forward
-
-    return add_layer_norm_forward(x, residual, weight, bias, eps, dropout, seed)
-
-
-def _add_backward_cuda(
-    dy: Tensor,
-    dtotal: Tensor | None,
-    total: Tensor,
-    weight: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    dtype: torch.dtype,
-    dropout: float,
-    seed: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if not _has_kernel(total):
-        return _add_backward_reference(dy, dtotal, total, weight, mean, rstd, dtype, dropout, seed)
-    from bgpt_fast.kernels.layer_norm.triton_kernels import add_layer_norm_backward
-
-    return add_layer_norm_backward(dy, dtotal, total, weight, mean, rstd, dtype, dropout, seed)
+def _gpu_takes(*arguments: Any) -> bool:
+    width = next(argument.shape[1] for argument in arguments if isinstance(argument, Tensor))
+    return has_no_float64(*arguments) and width <= _MAX_GPU_WIDTH
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
@@ -333,7 +222,7 @@ def _add_setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-
     x, _, weight, _, _, ctx.dropout, ctx.seed = inputs
     _, total, mean, rstd = output
     ctx.dtype = x.dtype
-    ctx.set_materialize_grads(False)  # a total that nothing goes on from costs no pass over zeros
+    ctx.set_materialize_grads(False)  # an unused total has the gradient None, not a tensor of zeros
     ctx.mark_non_differentiable(mean, rstd)
     ctx.save_for_backward(total, weight, mean, rstd)
 
@@ -363,23 +252,44 @@ def _add_backward_fake(dy, dtotal, total, weight, mean, rstd, dtype, dropout, se
     return dx, total.new_empty(total.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape)
 
 
-for _name, _plain, _cpu, _cuda in (
-    ("layer_norm", _forward_reference, _forward_cpu, _forward_cuda),
-    ("layer_norm_backward", _backward_reference, _backward_cpu, _backward_cuda),
-    ("add_layer_norm", _add_forward_reference, _add_forward_cpu, _add_forward_cuda),
-    ("add_layer_norm_backward", _add_backward_reference, _add_backward_cpu, _add_backward_cuda),
-):
-    _library.impl(_name, _plain, "CompositeExplicitAutograd")
-    _library.impl(_name, _cpu, "CPU")
-    _library.impl(_name, _cuda, "CUDA")
-torch.library.register_fake("bgpt_fast::layer_norm", _fake)
-torch.library.register_fake(
-    "bgpt_fast::layer_norm_backward",
-    lambda dy, x, weight, mean, rstd: (x.new_empty(x.shape), *(weight.new_empty(weight.shape) for _ in range(2))),
+def _triton(launcher: str, reference: Callable[..., Any]) -> Triton:
+    return Triton("layer_norm", launcher, reference, _gpu_takes)
+
+
+OPS = (
+    Op(
+        "layer_norm(Tensor x, Tensor weight, Tensor bias, float eps, ScalarType dtype) -> (Tensor, Tensor, Tensor)",
+        reference=layer_norm_reference,
+        cpu=_forward_cpu,
+        cuda=_triton("layer_norm_forward", layer_norm_reference),
+        fake=_fake,
+        setup_context=_setup_context,
+        backward=_backward,
+    ),
+    Op(
+        "layer_norm_backward(Tensor dy, Tensor x, Tensor weight, Tensor mean, Tensor rstd) -> (Tensor, Tensor, Tensor)",
+        reference=layer_norm_backward_reference,
+        cpu=_backward_cpu,
+        cuda=_triton("layer_norm_backward", layer_norm_backward_reference),
+        fake=lambda dy, x, weight, mean, rstd: tuple(t.new_empty(t.shape) for t in (x, weight, weight)),
+    ),
+    Op(
+        "add_layer_norm(Tensor x, Tensor residual, Tensor weight, Tensor bias, float eps, float dropout, int seed)"
+        " -> (Tensor, Tensor, Tensor, Tensor)",
+        reference=add_layer_norm_reference,
+        cpu=_add_forward_cpu,
+        cuda=_triton("add_layer_norm_forward", add_layer_norm_reference),
+        fake=_add_fake,
+        setup_context=_add_setup_context,
+        backward=_add_backward,
+    ),
+    Op(
+        "add_layer_norm_backward(Tensor dy, Tensor? dtotal, Tensor total, Tensor weight, Tensor mean, Tensor rstd,"
+        " ScalarType dtype, float dropout, int seed) -> (Tensor, Tensor, Tensor, Tensor)",
+        reference=add_layer_norm_backward_reference,
+        cpu=_add_backward_cpu,
+        cuda=_triton("add_layer_norm_backward", add_layer_norm_backward_reference),
+        fake=_add_backward_fake,
+    ),
 )
-torch.library.register_fake("bgpt_fast::add_layer_norm", _add_fake)
-torch.library.register_fake("bgpt_fast::add_layer_norm_backward", _add_backward_fake)
-torch.library.register_autograd("bgpt_fast::layer_norm", _backward, setup_context=_setup_context)
-torch.library.register_autograd("bgpt_fast::add_layer_norm", _add_backward, setup_context=_add_setup_context)
-refuse_second_derivative("bgpt_fast::layer_norm_backward")
-refuse_second_derivative("bgpt_fast::add_layer_norm_backward")
+_library = register(*OPS)

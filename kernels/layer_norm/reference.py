@@ -1,4 +1,7 @@
-"""layer_norm and add_layer_norm in the plainest torch, with the stream of random words that dropout draws from."""
+"""layer_norm and add_layer_norm in the plainest torch, and the random words of the dropout.
+
+Shape letters: N rows, D width.
+"""
 
 import torch
 from torch import Tensor
@@ -9,7 +12,7 @@ _MASK = 0xFFFFFFFF
 def layer_norm_reference(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """LayerNorm of each row: y [N, D] in `dtype`, and the rows' mean and 1/deviation [N]."""
+    """LayerNorm of each row: y [N, D] in `dtype`, and each row's mean and 1/deviation [N] in float32 or float64."""
     rows = widened(x)
     mean = rows.mean(1)
     centred = rows - mean[:, None]
@@ -20,7 +23,42 @@ def layer_norm_reference(
 def layer_norm_backward_reference(
     dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Its gradient: dx [N, D], dweight and dbias [D], all in float32 or float64."""
+    """Its gradient: dx [N, D] in x's dtype, dweight and dbias [D] in weight's."""
+    dx, dweight, dbias = _wide_backward(dy, x, weight, mean, rstd)
+    return dx.to(x.dtype), dweight.to(weight.dtype), dbias.to(weight.dtype)
+
+
+def add_layer_norm_reference(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, dropout: float, seed: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y = LayerNorm(total) in x's dtype, total = residual + dropout(x) in residual's, and total's mean and rstd."""
+    total = add_reference(x, residual, dropout, seed).contiguous()
+    y, mean, rstd = layer_norm_reference(total, weight, bias, eps, x.dtype)
+    return y, total, mean, rstd
+
+
+def add_layer_norm_backward_reference(
+    dy: Tensor,
+    dtotal: Tensor | None,
+    total: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    dtype: torch.dtype,
+    dropout: float,
+    seed: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """dx in `dtype`, dresidual in total's, dweight and dbias [D]; dx is empty, [0, D], where it equals dresidual.
+
+    An op's outputs may not share memory, so equal gradients are returned once.
+    """
+    dsum, dweight, dbias = _wide_backward(dy, total, weight, mean, rstd)
+    dsum = dsum if dtotal is None else dsum + dtotal
+    dx = dsum[:0] if dropout == 0.0 and dtype == total.dtype else drop(dsum, dropout, seed)
+    return dx.to(dtype, copy=True), dsum.to(total.dtype), dweight.to(weight.dtype), dbias.to(weight.dtype)
+
+
+def _wide_backward(dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     dy, normal = widened(dy).to(mean.dtype), (widened(x) - mean[:, None]) * rstd[:, None]
     scaled = dy * weight
     dx = scaled - scaled.mean(1)[:, None] - normal * (scaled * normal).mean(1)[:, None]
@@ -33,7 +71,7 @@ def add_reference(x: Tensor, residual: Tensor, dropout: float, seed: int, first:
 
 
 def drop(x: Tensor, dropout: float, seed: int, first: int = 0) -> Tensor:
-    """x [N, D], which is rows `first` … of a tensor, with each element scaled by 1/(1 − dropout) or made zero."""
+    """Dropout of x [N, D], whose rows have the numbers `first` … in the tensor that the seed is for."""
     if dropout == 0.0:
         return x
     words = dropout_words(seed, x.shape[0], x.shape[1], x.device, first)
@@ -41,20 +79,20 @@ def drop(x: Tensor, dropout: float, seed: int, first: int = 0) -> Tensor:
 
 
 def dropout_threshold(dropout: float) -> int:
-    """The 32-bit words below it drop their element; 0 for no dropout."""
+    """Elements whose 32-bit word is below this are dropped; 0 drops none."""
     return min(round(dropout * 2**32), _MASK)
 
 
 def dropout_scale(dropout: float) -> float:
-    """What the kept elements are multiplied by."""
+    """The factor of the elements that are not dropped."""
     return 0.0 if dropout == 1.0 else 1.0 / (1.0 - dropout)
 
 
 def dropout_words(seed: int, rows: int, width: int, device: torch.device | None = None, first: int = 0) -> Tensor:
-    """Random 32-bit words of the rows from `first` on, as int64 [rows, width].
+    """Random 32-bit words for rows `first` …, as int64 [rows, width].
 
-    In column c it is word c % 4 of Philox-4x32-10 at counter (c // 4, 0, row, row >> 32): of the seed, row and column
-    alone, so that any part of the stream can be had again at any time.
+    Column c has word c % 4 of Philox-4x32-10 at counter (c // 4, 0, row, row >> 32), a function of seed, row and column
+    alone, so any part can be computed again at any time.
 
     Source: Salmon et al., Parallel random numbers: as easy as 1, 2, 3 (SC 2011).
     """
@@ -63,7 +101,7 @@ def dropout_words(seed: int, rows: int, width: int, device: torch.device | None 
     c0, c1, c2, c3 = column, torch.zeros_like(column), row & _MASK, row >> 32
     k0, k1 = seed & _MASK, seed >> 32
     for _ in range(10):
-        # The products wrap at 64 bits, which are the bits wanted.
+        # The products may wrap at 64 bits, as in Philox.
         even, odd = c0 * 0xD2511F53, c2 * 0xCD9E8D57
         c0, c2 = (odd >> 32 & _MASK) ^ c1 ^ k0, (even >> 32 & _MASK) ^ c3 ^ k1
         c1, c3 = odd & _MASK, even & _MASK
@@ -72,5 +110,5 @@ def dropout_words(seed: int, rows: int, width: int, device: torch.device | None 
 
 
 def widened(x: Tensor) -> Tensor:
-    """x in float32, or in float64 where it is that."""
+    """x in float32; float64 stays as it is."""
     return x if x.dtype == torch.float64 else x.float()

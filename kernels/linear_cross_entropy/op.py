@@ -11,22 +11,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bgpt_fast.kernels.common.autograd import refuse_second_derivative
-from bgpt_fast.kernels.common.checks import check_tensor
+from bgpt_fast.kernels.common.checks import FLOATS, check_tensor
+from bgpt_fast.kernels.common.register import Op, Triton, register
 from bgpt_fast.kernels.linear_cross_entropy.reference import (
     linear_cross_entropy_backward_reference,
     linear_cross_entropy_reference,
 )
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _MAX_TOKENS = 512
 _CPU_ROWS = 8192  # at a time: 8 MB of logits at V = 257
-_library = torch.library.Library("bgpt_fast", "FRAGMENT")
-_library.define("linear_cross_entropy(Tensor x, Tensor weight, Tensor targets) -> (Tensor nats, Tensor lse)")
-_library.define(
-    "linear_cross_entropy_backward(Tensor dnats, Tensor x, Tensor weight, Tensor targets, Tensor lse) "
-    "-> (Tensor dx, Tensor dweight)"
-)
 
 
 def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -52,24 +45,12 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     Source: arXiv 2402.19155, section 3.2 (the objective of the byte-level decoder).
     """
     op = "linear_cross_entropy"
-    check_tensor(op, "x", x, dtypes=_DTYPES, shape=("N", "D"))
+    check_tensor(op, "x", x, dtypes=FLOATS, shape=("N", "D"), nonempty="D")
     check_tensor(op, "weight", weight, dtypes=(x.dtype,), shape=("V", x.shape[1]), device=x.device)
     check_tensor(op, "targets", targets, dtypes=(torch.int64, torch.int16), shape=(x.shape[0],), device=x.device)
-    if x.shape[1] == 0:
-        raise ValueError(f"{op}: x: expected D of at least 1, got {list(x.shape)}")
     if not 1 <= weight.shape[0] <= _MAX_TOKENS:
         raise ValueError(f"{op}: weight: expected V from 1 to {_MAX_TOKENS}, got {list(weight.shape)}")
     return torch.ops.bgpt_fast.linear_cross_entropy(x, weight, targets)[0]
-
-
-def _forward_reference(x: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    return linear_cross_entropy_reference(x, weight, targets)
-
-
-def _backward_reference(
-    dnats: Tensor, x: Tensor, weight: Tensor, targets: Tensor, lse: Tensor
-) -> tuple[Tensor, Tensor]:
-    return linear_cross_entropy_backward_reference(dnats, x, weight, targets, lse)
 
 
 def _sums_dtype(x: Tensor) -> torch.dtype:
@@ -78,8 +59,8 @@ def _sums_dtype(x: Tensor) -> torch.dtype:
 
 def _forward_cpu(x: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     if len(x) and (targets.min() < 0 or targets.max() >= len(weight)):
-        found = f"{int(targets.min())}…{int(targets.max())}"
-        raise ValueError(f"linear_cross_entropy: targets: expected tokens 0…{len(weight) - 1}, got {found}")
+        tokens = f"{int(targets.min())}…{int(targets.max())}"
+        raise ValueError(f"linear_cross_entropy: targets: expected tokens 0…{len(weight) - 1}, got {tokens}")
     nats, lse = (torch.empty(len(x), dtype=_sums_dtype(x)) for _ in range(2))
     for at in range(0, len(x), _CPU_ROWS):
         rows = slice(at, at + _CPU_ROWS)
@@ -108,28 +89,8 @@ def _backward_cpu(dnats: Tensor, x: Tensor, weight: Tensor, targets: Tensor, lse
     return dx, dweight.to(weight.dtype)
 
 
-def _forward_cuda(x: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    if x.dtype == torch.float64:
-        return linear_cross_entropy_reference(x, weight, targets)
-    from bgpt_fast.kernels.linear_cross_entropy.triton_kernels import linear_cross_entropy_forward
-
-    return linear_cross_entropy_forward(x, weight, targets)
-
-
-def _backward_cuda(dnats: Tensor, x: Tensor, weight: Tensor, targets: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
-    if x.dtype == torch.float64:
-        return linear_cross_entropy_backward_reference(dnats, x, weight, targets, lse)
-    from bgpt_fast.kernels.linear_cross_entropy.triton_kernels import linear_cross_entropy_backward
-
-    return linear_cross_entropy_backward(dnats, x, weight, targets, lse)
-
-
 def _forward_fake(x: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return x.new_empty(len(x), dtype=_sums_dtype(x)), x.new_empty(len(x), dtype=_sums_dtype(x))
-
-
-def _backward_fake(dnats: Tensor, x: Tensor, weight: Tensor, targets: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), weight.new_empty(weight.shape)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
@@ -142,13 +103,23 @@ def _backward(ctx: Any, dnats: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]
     return dx, dweight, None
 
 
-_library.impl("linear_cross_entropy", _forward_reference, "CompositeExplicitAutograd")
-_library.impl("linear_cross_entropy", _forward_cpu, "CPU")
-_library.impl("linear_cross_entropy", _forward_cuda, "CUDA")
-_library.impl("linear_cross_entropy_backward", _backward_reference, "CompositeExplicitAutograd")
-_library.impl("linear_cross_entropy_backward", _backward_cpu, "CPU")
-_library.impl("linear_cross_entropy_backward", _backward_cuda, "CUDA")
-torch.library.register_fake("bgpt_fast::linear_cross_entropy", _forward_fake)
-torch.library.register_fake("bgpt_fast::linear_cross_entropy_backward", _backward_fake)
-torch.library.register_autograd("bgpt_fast::linear_cross_entropy", _backward, setup_context=_setup_context)
-refuse_second_derivative("bgpt_fast::linear_cross_entropy_backward")
+OPS = (
+    Op(
+        "linear_cross_entropy(Tensor x, Tensor weight, Tensor targets) -> (Tensor nats, Tensor lse)",
+        reference=linear_cross_entropy_reference,
+        cpu=_forward_cpu,
+        cuda=Triton("linear_cross_entropy", "linear_cross_entropy_forward", linear_cross_entropy_reference),
+        fake=_forward_fake,
+        setup_context=_setup_context,
+        backward=_backward,
+    ),
+    Op(
+        "linear_cross_entropy_backward(Tensor dnats, Tensor x, Tensor weight, Tensor targets, Tensor lse)"
+        " -> (Tensor dx, Tensor dweight)",
+        reference=linear_cross_entropy_backward_reference,
+        cpu=_backward_cpu,
+        cuda=Triton("linear_cross_entropy", "linear_cross_entropy_backward", linear_cross_entropy_backward_reference),
+        fake=lambda dnats, x, weight, targets, lse: (x.new_empty(x.shape), weight.new_empty(weight.shape)),
+    ),
+)
+_library = register(*OPS)

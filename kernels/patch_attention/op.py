@@ -1,10 +1,10 @@
-"""patch_attention: causal attention within each of the documents that lie end to end in one packed batch.
+"""patch_attention: causal attention within each document of a packed batch.
 
-The one seam between the engine and attention libraries. Half-precision tensors on an NVIDIA GPU go to FlashAttention
-for packed sequences: flash-attn 3, 4 or 2 where installed, else the one that torch brings (`varlen_attn`); not yet run
-on a GPU. On the CPU, batches of short documents go to the C++ kernel that the byte decoder uses too. Everything else
-goes to SDPA, over groups of documents of about equal length: with causal attention, padding at a document's end is
-never seen by its real patches. With caches of keys and values, as generation has them, it is `cached_attention`.
+All attention libraries are called from here. Half-precision tensors on an NVIDIA GPU go to FlashAttention for packed
+sequences: flash-attn 3, 4 or 2 where installed, else torch's own (`varlen_attn`). On the CPU, batches of short
+documents go to the C++ kernel of byte_attention. Everything else goes to SDPA, by groups of documents of similar
+length that are padded to equal length; attention is causal, so no patch of a document sees the padding at its end.
+Generation, which has a cache of keys and values, uses `cached_attention`.
 
 Shape letters: P patches, H heads, d channels a head, B documents.
 """
@@ -21,17 +21,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bgpt_fast import _C
-from bgpt_fast.kernels.common.autograd import refuse_second_derivative
-from bgpt_fast.kernels.common.checks import check_tensor
+from bgpt_fast.kernels.common.checks import FLOATS, check_tensor
+from bgpt_fast.kernels.common.register import Op, register
 
-_library = torch.library.Library("bgpt_fast", "FRAGMENT")
-_library.define("short_documents_attention(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, int max_seqlen) -> Tensor")
-_library.define(
-    "short_documents_attention_backward(Tensor dy, Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, int max_seqlen)"
-    " -> (Tensor, Tensor, Tensor)"
-)
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_PACKAGES = (  # flash-attn 3, 4 and 2: where to find them, and for which generations of GPUs they are made
+_PACKAGES = (  # flash-attn 3, 4 and 2: module, and the major compute capabilities that it supports
     ("flash_attn_interface", (9,)),
     ("flash_attn.cute", (9, 10, 11)),
     ("flash_attn", (8, 9, 10, 11, 12)),
@@ -45,8 +38,8 @@ def patch_attention(
     """Causal multi-head attention within each document, softmax(q kᵀ / √d) v.
 
     Args:
-        q, k, v: float [P, H, d] of one dtype and device; strides are free.
-        cu_seqlens: int32 [B+1], where each document starts, and P.
+        q, k, v: float [P, H, d] of one dtype and device; any strides.
+        cu_seqlens: int32 [B+1], the first patch of each document, and P.
         max_seqlen: patches of the longest document.
         dropout: probability with which an attention weight is dropped.
 
@@ -60,9 +53,7 @@ def patch_attention(
 
     Source: arXiv 2402.19155, section 3; the packed layout is FlashAttention's (arXiv 2205.14135).
     """
-    check_tensor("patch_attention", "q", q, dtypes=_DTYPES, shape=("P", "H", "d"))
-    if 0 in q.shape[1:]:
-        raise ValueError(f"patch_attention: q: expected H and d of at least 1, got {list(q.shape)}")
+    check_tensor("patch_attention", "q", q, dtypes=FLOATS, shape=("P", "H", "d"), nonempty="H and d")
     for name, tensor in (("k", k), ("v", v)):
         check_tensor("patch_attention", name, tensor, dtypes=(q.dtype,), shape=tuple(q.shape), device=q.device)
     check_tensor("patch_attention", "cu_seqlens", cu_seqlens, dtypes=(torch.int32,), shape=("B+1",), device=q.device)
@@ -78,7 +69,7 @@ def patch_attention(
 
 
 def _flash_takes(q: Tensor) -> bool:
-    """FlashAttention wants half precision, heads of a multiple of 8 channels, and an Ampere GPU or a later one."""
+    """FlashAttention needs half precision, a multiple of 8 channels a head, and compute capability 8.0."""
     is_half = q.dtype in (torch.float16, torch.bfloat16)
     return is_half and q.shape[2] % 8 == 0 and q.shape[2] <= 256 and torch.cuda.get_device_capability(q.device)[0] >= 8
 
@@ -92,7 +83,7 @@ def _varlen_flash(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqle
 
 @functools.cache
 def _flash_package(capability: int) -> Callable[..., object] | None:
-    """The `flash_attn_varlen_func` of the best package that is installed for GPUs of this generation (8, 9, 10, …)."""
+    """The `flash_attn_varlen_func` of the first installed package that supports this major compute capability."""
     for name, generations in _PACKAGES:
         if capability in generations:
             try:
@@ -105,7 +96,7 @@ def _flash_package(capability: int) -> Callable[..., object] | None:
 def _package_flash(
     package: Callable[..., object], q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int
 ) -> Tensor:
-    found = package(
+    result = package(
         q,
         k,
         v,
@@ -116,7 +107,7 @@ def _package_flash(
         causal=True,
         deterministic=True,
     )
-    y = found[0] if isinstance(found, tuple) else found  # flash-attn 4 gives the log-sum-exp too
+    y = result[0] if isinstance(result, tuple) else result  # flash-attn 4 returns the log-sum-exp too
     assert isinstance(y, Tensor)
     return y
 
@@ -124,7 +115,7 @@ def _package_flash(
 def _torch_flash(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    # torch 2.11 says is_causal, later ones a window that is open to the left.
+    # torch 2.11 has the argument is_causal, later versions a window: all earlier tokens, no later one.
     takes_window = "window_size" in inspect.signature(varlen_attn).parameters
     causal = {"window_size": (-1, 0)} if takes_window else {"is_causal": True}
     y = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, **causal)
@@ -144,7 +135,7 @@ def _grouped_sdpa(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, dropout: 
         shape = (len(lengths), int(by_length[0]), H, d)
         y = _causal(q.reshape(shape), k.reshape(shape), v.reshape(shape), dropout)
         return y.reshape(P, H, d)
-    outputs, places = [], []
+    outputs, indices = [], []
     sizes = by_length.tolist()
     first = 0
     while first < len(sizes):
@@ -154,18 +145,18 @@ def _grouped_sdpa(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, dropout: 
         longest = sizes[last - 1]
         steps = torch.arange(longest, device=q.device)
         group, group_lengths = order[first:last], by_length[first:last]
-        # Past a document's end the last patch stands in; causality keeps it from every real query.
+        # Padding repeats a document's last patch; attention is causal, so no real query sees it.
         rows = starts[group, None] + torch.minimum(steps[None], group_lengths[:, None] - 1)
         y = _causal(q[rows], k[rows], v[rows], dropout)
         real = steps[None] < group_lengths[:, None]
         outputs.append(y[real])
-        places.append(rows[real])
+        indices.append(rows[real])
         first = last
-    return torch.empty_like(q).index_copy(0, torch.cat(places), torch.cat(outputs))
+    return torch.empty_like(q).index_copy(0, torch.cat(indices), torch.cat(outputs))
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-    """SDPA on [B, L, H, d]. On the CPU in float32, which is faster there than bfloat16, and more exact."""
+    """SDPA on [B, L, H, d]; on the CPU in float32, which is both faster there than half precision and more exact."""
     dtype = q.dtype
     if not q.is_cuda and dtype in (torch.bfloat16, torch.float16):
         q, k, v = q.float(), k.float(), v.float()
@@ -176,14 +167,14 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
 
 
 def _rows(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k, v with one distance between rows and [H, d] contiguous in each, as views where they are so already."""
+    """q, k, v with equal row strides and contiguous rows [H, d]; copied only where they are not so already."""
     _, H, d = q.shape
     fit = all(t.stride(2) == 1 and t.stride(1) == d and t.stride(0) == q.stride(0) for t in (q, k, v))
     return (q, k, v) if fit and q.stride(0) >= H * d else (q.contiguous(), k.contiguous(), v.contiguous())
 
 
 def _check_lengths(cu_seqlens: Tensor, max_seqlen: int, P: int) -> None:
-    """What keeps the C++ within its memory."""
+    """Raises where the lengths would make the C++ kernel read beyond its tensors."""
     lengths = cu_seqlens.diff()
     ends_fit = len(cu_seqlens) > 0 and int(cu_seqlens[0]) == 0 and int(cu_seqlens[-1]) == P
     if not ends_fit or (len(lengths) and not 0 <= int(lengths.min()) <= int(lengths.max()) <= max_seqlen):
@@ -255,14 +246,19 @@ def _backward(ctx, dy: Tensor):  # type: ignore[no-untyped-def]
     return *backward(dy, *ctx.saved_tensors, ctx.max_seqlen), None, None
 
 
-_library.impl("short_documents_attention", _short_documents, "CPU")
-_library.impl("short_documents_attention_backward", _short_documents_backward, "CPU")
-torch.library.register_fake(
-    "bgpt_fast::short_documents_attention", lambda q, k, v, cu_seqlens, max_seqlen: q.new_empty(q.shape)
+OPS = (
+    Op(
+        "short_documents_attention(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, int max_seqlen) -> Tensor",
+        cpu=_short_documents,
+        fake=lambda q, k, v, cu_seqlens, max_seqlen: q.new_empty(q.shape),
+        setup_context=_setup_context,
+        backward=_backward,
+    ),
+    Op(
+        "short_documents_attention_backward(Tensor dy, Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, int max_seqlen)"
+        " -> (Tensor, Tensor, Tensor)",
+        cpu=_short_documents_backward,
+        fake=lambda dy, q, k, v, cu_seqlens, max_seqlen: tuple(q.new_empty(q.shape) for _ in range(3)),
+    ),
 )
-torch.library.register_fake(
-    "bgpt_fast::short_documents_attention_backward",
-    lambda dy, q, k, v, cu_seqlens, max_seqlen: tuple(q.new_empty(q.shape) for _ in range(3)),
-)
-torch.library.register_autograd("bgpt_fast::short_documents_attention", _backward, setup_context=_setup_context)
-refuse_second_derivative("bgpt_fast::short_documents_attention_backward")
+_library = register(*OPS)

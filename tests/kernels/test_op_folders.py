@@ -29,6 +29,9 @@ def missing_files(root: Path, room: str) -> list[str]:
 
 def schemas(room: str) -> list[str]:
     """The ops that a room registers."""
+    module = importlib.import_module(f"bgpt_fast.kernels.{room}.op")
+    if hasattr(module, "OPS"):
+        return [op.name for op in module.OPS]
     text = (ROOT / f"kernels/{room}/op.py").read_text()
     return re.findall(r"_library\.define\(\s*\"(\w+)\(", text)
 
