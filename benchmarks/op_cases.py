@@ -197,15 +197,14 @@ def _head_work(sizes: Sizes, element: int) -> tuple[Work, Work]:
 
 def _patch_embed_inputs(maker: Maker) -> tuple[object, ...]:
     sizes = maker.sizes
-    # Column by column in memory, as PatchEmbedding keeps it.
-    weight = maker.normal(sizes.S * VOCAB_SIZE, sizes.D, std=0.1).detach().t().requires_grad_()
+    weight = maker.normal(sizes.S * VOCAB_SIZE, sizes.D, std=0.1)
     positions = torch.arange(sizes.P, device=maker.device) % sizes.L
     return maker.tokens(sizes.P, sizes.S), weight, maker.normal(sizes.D), maker.normal(sizes.L, sizes.D), positions
 
 
 def _embedding_bag(patches: Tensor, weight: Tensor, bias: Tensor, position_weight: Tensor, positions: Tensor) -> Tensor:
     slots = VOCAB_SIZE * torch.arange(patches.shape[1], device=patches.device)
-    return F.embedding_bag(patches + slots, weight.t(), mode="sum") + bias + F.embedding(positions, position_weight)
+    return F.embedding_bag(patches + slots, weight, mode="sum") + bias + F.embedding(positions, position_weight)
 
 
 def _patch_embed_work(sizes: Sizes, element: int) -> tuple[Work, Work]:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from bgpt_fast.config import VOCAB_SIZE, BGPTConfig
 from bgpt_fast.kernels.bias_gelu.op import bias_gelu, bias_gelu_backward
@@ -136,7 +136,10 @@ class _MLP(torch.autograd.Function):
 
 
 class Block(nn.Module):
-    """A pre-LN GPT-2 layer on rows [N, D]; additions are one with the LayerNorm that follows them."""
+    """A pre-norm GPT-2 layer that hands the residual on, so that each addition is fused with the LayerNorm after it.
+
+    Source: `flash_attn.modules.block.Block` of Dao-AILab/flash-attention.
+    """
 
     def __init__(self, config: BGPTConfig, num_layers: int, heads: int) -> None:
         super().__init__()
@@ -146,11 +149,24 @@ class Block(nn.Module):
         self.ln_2 = LayerNorm(config.hidden_size)
         self.mlp = MLP(config, num_layers)
 
-    def forward(self, x: Tensor, total: Tensor, attend: Attend, following: LayerNorm) -> tuple[Tensor, Tensor]:
-        """From ln_1's output and the residual stream before it to those of the `following` LayerNorm."""
+    def forward(self, hidden: Tensor, residual: Tensor | None, attend: Attend) -> tuple[Tensor, Tensor]:
+        """One layer.
+
+        Args:
+            hidden: [N, D], the branch that is not yet added to the residual; for the first layer the embeddings.
+            residual: [N, D]; None for the first layer.
+            attend: see `Attend`.
+
+        Returns:
+            The MLP's output and the residual that it is to be added to, both [N, D].
+        """
         dropout = self.dropout if self.training else 0.0
-        x, total = self.ln_2.add(self.attn(x, attend), total, dropout)
-        return following.add(self.mlp(x), total, dropout)
+        if residual is None:
+            hidden, residual = self.ln_1(hidden), hidden
+        else:
+            hidden, residual = self.ln_1.add(hidden, residual, dropout)
+        hidden, residual = self.ln_2.add(self.attn(hidden, attend), residual, dropout)
+        return self.mlp(hidden), residual
 
 
 class Transformer(nn.Module):
@@ -160,11 +176,15 @@ class Transformer(nn.Module):
         vocab_size: rows of `wte`.
         positions: rows of `wpe`.
         num_layers, heads: of this decoder.
+
+    Attributes:
+        activation_checkpointing: whether layers keep only their inputs for the backward pass, and run again in it.
     """
 
     def __init__(self, config: BGPTConfig, vocab_size: int, positions: int, num_layers: int, heads: int) -> None:
         super().__init__()
         self.dropout = config.dropout
+        self.activation_checkpointing = False
         self.wte = nn.Embedding(vocab_size, config.hidden_size)
         self.wpe = nn.Embedding(positions, config.hidden_size)
         if vocab_size == VOCAB_SIZE:
@@ -177,12 +197,13 @@ class Transformer(nn.Module):
 
     def forward(self, embeddings: Tensor, attend: Attend) -> Tensor:
         """Embeddings [N, D], positions added already, → features [N, D], both in the dtype of computation."""
-        total = F.dropout(embeddings, self.dropout, self.training)
-        blocks = cast(list[Block], list(self.h))
-        x = blocks[0].ln_1(total)
-        for block, following in zip(blocks, [*(block.ln_1 for block in blocks[1:]), self.ln_f], strict=True):
-            x, total = block(x, total, attend, following)
-        return x
+        hidden, residual = F.dropout(embeddings, self.dropout, self.training), None
+        for block in self.h:
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                hidden, residual = checkpoint(block, hidden, residual, attend, use_reentrant=False)
+            else:
+                hidden, residual = block(hidden, residual, attend)
+        return self.ln_f.add(hidden, residual, self.dropout if self.training else 0.0)[0]
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

@@ -5,6 +5,8 @@ Shape letters: P patches, S bytes a patch, D width, B documents, V = 257 tokens.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -17,19 +19,27 @@ from bgpt_fast.layers import Conv1D, Transformer, byte_embeddings, compute_dtype
 class PatchEmbedding(nn.Module):
     """The one-hot patch projection, computed as a gather-sum.
 
-    `weight` has the released shape [D, S·V], but lies in memory column by column, so that the S rows that a patch needs
-    are contiguous.
+    `weight` is [S·V, D], so that the S rows that a patch needs are contiguous. The released checkpoints have it as
+    [D, S·V]; `state_dict` and `load_state_dict` convert.
     """
 
     def __init__(self, config: BGPTConfig) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.cat([byte_embeddings(config) for _ in range(config.patch_size)]).t())
+        self.weight = nn.Parameter(torch.cat([byte_embeddings(config) for _ in range(config.patch_size)]))
         self.bias = nn.Parameter(torch.zeros(config.hidden_size))
+        self.register_state_dict_post_hook(_transpose_weight)
+        self.register_load_state_dict_pre_hook(_transpose_weight)
 
     def forward(self, patches: Tensor, position_weight: Tensor, positions: Tensor) -> Tensor:
         dtype = compute_dtype(self.weight)
         tables = (self.weight.to(dtype), self.bias.to(dtype), position_weight.to(dtype))
         return patch_embed(patches, *tables, positions)
+
+
+def _transpose_weight(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    name = f"{prefix}weight"
+    if name in state_dict:
+        state_dict[name] = state_dict[name].t()
 
 
 class PatchLevelDecoder(nn.Module):

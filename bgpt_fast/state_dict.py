@@ -17,7 +17,7 @@ LM_HEAD = "byte_level_decoder.base.lm_head.weight"
 WTE = "byte_level_decoder.base.transformer.wte.weight"
 CLASSIFIER = "classifier"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_PATCH_EMBEDDING = "patch_level_decoder.patch_embedding.weight"
+PATCH_EMBEDDING = "patch_level_decoder.patch_embedding.weight"
 _PATCH_BASE = "patch_level_decoder.base."
 _BYTE_BASE = "byte_level_decoder.base.transformer."
 
@@ -73,7 +73,7 @@ def inferred_sizes(state_dict: Mapping[str, Tensor], source: str, *, is_classifi
         CheckpointError: a tensor that shows them is missing or of a wrong rank.
     """
     shapes = {}
-    tables = (_PATCH_EMBEDDING, f"{_PATCH_BASE}wpe.weight", *(() if is_classifier else (f"{_BYTE_BASE}wpe.weight",)))
+    tables = (PATCH_EMBEDDING, f"{_PATCH_BASE}wpe.weight", *(() if is_classifier else (f"{_BYTE_BASE}wpe.weight",)))
     for name in tables:
         tensor = state_dict.get(name)
         if tensor is None:
@@ -81,11 +81,9 @@ def inferred_sizes(state_dict: Mapping[str, Tensor], source: str, *, is_classifi
         if tensor.dim() != 2 or 0 in tensor.shape:
             raise CheckpointError(f"{source}: {name}: expected shape [·, ·], got {list(tensor.shape)}")
         shapes[name] = tensor.shape
-    width, inputs = shapes[_PATCH_EMBEDDING]
+    width, inputs = shapes[PATCH_EMBEDDING]
     if inputs % VOCAB_SIZE:
-        raise CheckpointError(
-            f"{source}: {_PATCH_EMBEDDING}: expected shape [D, S·{VOCAB_SIZE}], got {[width, inputs]}"
-        )
+        raise CheckpointError(f"{source}: {PATCH_EMBEDDING}: expected shape [D, S·{VOCAB_SIZE}], got {[width, inputs]}")
     sizes = {
         "patch_size": inputs // VOCAB_SIZE,
         "patch_length": shapes[f"{_PATCH_BASE}wpe.weight"][0],
@@ -125,7 +123,7 @@ def _expected_shapes(config: BGPTConfig, num_labels: int | None) -> dict[str, tu
     """Every stored tensor's shape by name: the state dict without the tied `lm_head`."""
     D, S = config.hidden_size, config.patch_size
     shapes: dict[str, tuple[int, ...]] = {
-        _PATCH_EMBEDDING: (D, S * VOCAB_SIZE),
+        PATCH_EMBEDDING: (D, S * VOCAB_SIZE),
         "patch_level_decoder.patch_embedding.bias": (D,),
     }
     shapes |= _transformer_shapes(_PATCH_BASE, 1, config.patch_length, config.patch_num_layers, D)

@@ -10,6 +10,7 @@ from conftest import TINY, random_documents
 from peers import HuggingFaceBGPT
 
 from bgpt_fast import BGPT, BGPTConfig, Generator, PackedPatches, Prompt, ReferenceBGPT
+from bgpt_fast.state_dict import PATCH_EMBEDDING
 
 SHAPES = {
     "several heads, patches of 4": (TINY, [9, 0, 33, 1, 16, 64]),
@@ -37,7 +38,10 @@ def randomised(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 def gradients(model: torch.nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     model.zero_grad()
     loss.backward()
-    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    if isinstance(model, BGPT):  # keeps it transposed
+        grads[PATCH_EMBEDDING] = grads[PATCH_EMBEDDING].t()
+    return grads
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float, what: str) -> None:
@@ -234,7 +238,7 @@ def test_numeric_bytes_start_near_their_like() -> None:
     config = BGPTConfig(hidden_size=256, patch_num_layers=1, byte_num_layers=1, byte_init="numeric", byte_init_std=0.1)
     model = BGPT(config)
     wte = model.byte_level_decoder.base.transformer.wte.weight.detach()
-    slots = model.patch_level_decoder.patch_embedding.weight.detach().t().view(16, 257, 256)
+    slots = model.patch_level_decoder.patch_embedding.weight.detach().view(16, 257, 256)
     for table in (wte, slots[3]):
         assert table[:256].std().item() == pytest.approx(0.1, rel=0.1)
         direction = torch.nn.functional.normalize(table, dim=1)
@@ -268,7 +272,10 @@ def test_saved_and_loaded_is_the_same(tmp_path, tiny_model: BGPT, tiny_batch: Pa
     assert loaded.config == tiny_model.config
     assert not loaded.training
     assert loaded.byte_level_decoder.base.lm_head.weight is loaded.byte_level_decoder.base.transformer.wte.weight
-    assert loaded.patch_level_decoder.patch_embedding.weight.t().is_contiguous()
+    table = loaded.patch_level_decoder.patch_embedding.weight
+    assert table.is_contiguous()
+    assert table.shape == (TINY.patch_size * 257, TINY.hidden_size)
+    assert torch.equal(loaded.state_dict()[PATCH_EMBEDDING], table.t())
     assert torch.equal(loaded(tiny_batch).nats, tiny_model(tiny_batch).nats)
     assert BGPT.from_pretrained(tmp_path / "model", dtype=torch.bfloat16)(tiny_batch).loss.isfinite()
 

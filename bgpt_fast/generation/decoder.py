@@ -100,8 +100,7 @@ class EagerDecoder:
                 raise
             raise MemoryError(str(error)) from error
         embedding = model.patch_level_decoder.patch_embedding
-        # Transposed twice: the rows that patch_embed gathers are laid out once, not at each call.
-        self.patch_embedding = embedding.weight.detach().float().t().contiguous().t(), _float32(embedding.bias)
+        self.patch_embedding = _float32(embedding.weight), _float32(embedding.bias)
         self.wte = _float32(model.byte_level_decoder.base.transformer.wte.weight)
         self.head = self.wte.t().contiguous()
 

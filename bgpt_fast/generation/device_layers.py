@@ -73,7 +73,7 @@ class PatchWeights(DecoderWeights):
     def __init__(self, model: BGPT, precision: str) -> None:
         decoder = model.patch_level_decoder
         super().__init__(decoder.base, model.config.patch_heads, DEVICE_PRECISIONS[precision])
-        self.embedding_rows = _copied(decoder.patch_embedding.weight.t(), torch.float32)
+        self.embedding_rows = _copied(decoder.patch_embedding.weight, torch.float32)
         self.embedding_bias = _copied(decoder.patch_embedding.bias, torch.float32)
 
     def tensors(self) -> list[Tensor]:

@@ -35,9 +35,9 @@ class PackedModel:
         self.byte_decoder = PackedByteDecoder(byte_decoder, byte_transformer.wte.weight, config.patch_size)
         self.nbytes = self.patch_decoder.nbytes + byte_decoder.nbytes
         embedding = model.patch_level_decoder.patch_embedding
-        # Transposed twice: the rows that patch_embed gathers are laid out once, not at each call.
-        weight = embedding.weight.detach().float().t().contiguous().t()
-        self.patch_embedding = weight, embedding.bias.detach().float().contiguous()
+        self.patch_embedding = tuple(
+            parameter.detach().float().contiguous() for parameter in (embedding.weight, embedding.bias)
+        )
 
 
 class CpuDecoder:
@@ -85,9 +85,7 @@ def state_of(parameters: Iterable[Tensor]) -> Iterator[object]:
     """
     for parameter in parameters:
         version = 0 if parameter.is_inference() else parameter._version
-        dense = parameter.detach()
-        dense = dense if dense.is_contiguous() else dense.t().contiguous()
-        content = dense.view(-1).view(torch.uint8).numpy()
+        content = parameter.detach().contiguous().view(-1).view(torch.uint8).numpy()
         whole = len(content) // 8 * 8
         total = int(content[:whole].view(np.uint64).sum()) + int.from_bytes(content[whole:].tobytes(), "little")
         yield id(parameter), parameter.data_ptr(), version, total

@@ -122,7 +122,7 @@ class CudaDecoder:
             attended = cached_attention(qkv.float(), self._keys[layer], self._values[layer], slots, positions)
             return attended.to(weights.dtype)
 
-        embeddings = patch_embed(patches, weights.embedding_rows.t(), weights.embedding_bias)
+        embeddings = patch_embed(patches, weights.embedding_rows, weights.embedding_bias)
         return self.model.patch_layers(embeddings + weights.wpe[positions], attend).float()
 
     def write(self, features: Tensor, writing: DecodeRequest, sampling: Sampling) -> DecodeResult:

@@ -29,8 +29,11 @@ from torch import Tensor
 from bgpt_fast.checkpoint import CheckpointError, load_weights, save_weights
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.files import atomic_write, fsync_folder, write_json
+from bgpt_fast.state_dict import PATCH_EMBEDDING
 
-FORMAT = 1
+FORMAT = 2
+"""1: AdamW's averages for the patch embedding are [D, S·V], as its weight in released checkpoints; 2: [S·V, D], as the
+parameter."""
 _FOLDER = re.compile(r"step-(\d{8,})")
 _FILES = ("config.json", "model.safetensors", "optimizer.safetensors", "rng.safetensors", "state.json")
 _MANIFEST = "manifest.json"
@@ -131,16 +134,17 @@ class CheckpointStore:
             CheckpointDamagedError: missing, incomplete or altered; says which file.
         """
         folder = self.path(step)
-        _verify(folder)
+        version = _verify(folder)
         try:
-            found = load_weights(folder)
+            weights = load_weights(folder)
+            optimizer = safetensors.torch.load_file(folder / "optimizer.safetensors") | _shards(folder / _SHARDS)
             return RunState(
-                found.config,
-                found.state_dict,
-                safetensors.torch.load_file(folder / "optimizer.safetensors") | _shards(folder / _SHARDS),
+                weights.config,
+                weights.state_dict,
+                _upgraded(optimizer) if version == 1 else optimizer,
                 safetensors.torch.load_file(folder / "rng.safetensors"),
                 json.loads((folder / "state.json").read_bytes()),
-                labels=found.labels,
+                labels=weights.labels,
             )
         except (OSError, ValueError, safetensors.SafetensorError) as error:
             raise CheckpointDamagedError(f"{folder}: {error}") from error
@@ -241,20 +245,27 @@ def _write_files(folder: Path, checkpoint: RunState) -> None:
     fsync_folder(folder)
 
 
-def _manifest(digests: dict[str, str]) -> bytes:
+def _manifest(digests: dict[str, str], version: int = FORMAT) -> bytes:
     """The manifest's only valid bytes: whatever differs from them is damage, the seal over itself included."""
-    body: dict[str, Any] = {"format": FORMAT, "sha256": digests}
+    body: dict[str, Any] = {"format": version, "sha256": digests}
     seal = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     return (json.dumps({**body, "seal": seal}, sort_keys=True, indent=1) + "\n").encode()
 
 
-def _verify(folder: Path) -> None:
+def _verify(folder: Path) -> int:
+    """The format of a checkpoint whose files are as they were written; raises CheckpointDamagedError otherwise."""
     try:
         stored = (folder / _MANIFEST).read_bytes()
-        digests = json.loads(stored)["sha256"]
+        manifest = json.loads(stored)
+        version, digests = manifest["format"], manifest["sha256"]
         shards = sorted(set(digests) - set(_FILES))
         whole = len(digests) == len(_FILES) + len(shards) and all(_SHARD_FILE.fullmatch(name) for name in shards)
-        if _manifest(digests) != stored or not whole or shards != _shard_names(folder):
+        if (
+            version not in (1, FORMAT)
+            or _manifest(digests, version) != stored
+            or not whole
+            or shards != _shard_names(folder)
+        ):
             raise ValueError("not as it was written")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointDamagedError(f"{folder / _MANIFEST}: {error}") from error
@@ -265,6 +276,13 @@ def _verify(folder: Path) -> None:
             raise CheckpointDamagedError(f"{folder / name}: {error}") from error
         if digest != digests[name]:
             raise CheckpointDamagedError(f"{folder / name}: SHA-256 expected {digests[name]}, got {digest}")
+    return int(version)
+
+
+def _upgraded(optimizer: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The optimiser state of a checkpoint of format 1 as one of format 2 has it."""
+    transposed = {f"{PATCH_EMBEDDING}/{average}" for average in ("exp_avg", "exp_avg_sq")}
+    return {name: value.t().contiguous() if name in transposed else value for name, value in optimizer.items()}
 
 
 def _shard_names(folder: Path) -> list[str]:

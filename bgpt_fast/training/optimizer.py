@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bgpt_fast.training.config import TrainConfig
-from bgpt_fast.training.parallel import is_dtensor, with_layout_of
+from bgpt_fast.training.parallel import with_layout_of
 
 
 def is_layer_matrix(name: str, parameter: Tensor) -> bool:
@@ -37,12 +37,7 @@ class Optimizers:
         rest = [(name, parameter) for name, parameter in named if name not in in_muon]
         decayed = [(name, parameter) for name, parameter in rest if is_decayed(name, parameter)]
         plain = [(name, parameter) for name, parameter in rest if not is_decayed(name, parameter)]
-        # Parameters in parts and whole ones do not go through one fused kernel.
-        groups = [
-            {"params": [pair for pair in pairs if is_dtensor(pair[1]) is split], "weight_decay": decay}
-            for pairs, decay in ((decayed, config.weight_decay), (plain, 0.0))
-            for split in (False, True)
-        ]
+        groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         self._adamw = torch.optim.AdamW(
             [group for group in groups if group["params"]],
             lr=config.learning_rate,
@@ -118,7 +113,6 @@ class Optimizers:
                 if values and len(values) != len(fields):
                     raise ValueError(f"optimizer state {name}: expected {list(fields)}, got {sorted(values)}")
                 if values:
-                    # The fused kernels walk memory, so the state must lie as the parameter does, strides included.
                     state[index] = {
                         field: value if field == "step" else with_layout_of(value, parameter)
                         for field, value in values.items()

@@ -10,9 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import checkpoint
 
-from bgpt_fast.layers import Block
 from bgpt_fast.training.distributed import Ranks
 from bgpt_fast.training.objectives import Model
 from bgpt_fast.training.profiling import phase
@@ -41,9 +39,7 @@ class DataParallel:
             return
         with torch.no_grad():
             for parameter in model.parameters():
-                whole = parameter.contiguous()
-                dist.broadcast(whole, src=0)
-                parameter.copy_(whole)
+                dist.broadcast(parameter, src=0)
         self._prepare()
 
     def _prepare(self) -> None:
@@ -109,27 +105,9 @@ def is_dtensor(tensor: Tensor) -> bool:
 
 
 def with_layout_of(whole: Tensor, target: Tensor) -> Tensor:
-    """A whole tensor laid out as `target`, on its device: strides included, and this rank's part where it has parts."""
+    """A whole tensor on the device of `target`; this rank's part of it as a DTensor, where `target` is one."""
     if is_dtensor(target):
-        from bgpt_fast.training.sharded import local_part_of
+        from bgpt_fast.training.sharded import shard_as
 
-        return local_part_of(whole, target)
-    return torch.empty_like(target).copy_(whole)
-
-
-def set_activation_checkpointing(model: Model, enabled: bool) -> None:
-    """Whether the patch decoder's layers keep only their inputs, and run again for their gradients."""
-    for block in cast(Iterable[Block], model.patch_level_decoder.base.h):
-        if enabled:
-            block.forward = _recomputing(block)  # type: ignore[method-assign]
-        else:
-            block.__dict__.pop("forward", None)
-
-
-def _recomputing(block: Block) -> Callable[..., Any]:
-    def forward(*args: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return Block.forward(block, *args)
-        return checkpoint(Block.forward, block, *args, use_reentrant=False)
-
-    return forward
+        return shard_as(whole, cast(Any, target))
+    return whole.to(target.device)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,9 +15,8 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
-from bgpt_fast.layers import Block
 from bgpt_fast.model import BGPT
 from bgpt_fast.training.distributed import Ranks
 from bgpt_fast.training.objectives import Model, same_kind
@@ -26,80 +24,51 @@ from bgpt_fast.training.parallel import DataParallel, with_layout_of
 
 
 class FullySharded(DataParallel):
-    """`DataParallel` with the model split in place: its parameters become DTensors, but for the patch embedding."""
+    """`DataParallel` with the model split in place: its parameters become DTensors."""
 
     def _prepare(self) -> None:
         mesh = dist.init_device_mesh(self.ranks.device.type, (self.ranks.world_size,))
-        self._embedding = self.model.patch_level_decoder.patch_embedding.weight
-        # Not whole layers: a layer uses the first LayerNorm of the next (`Block.forward`), not gathered by then.
-        for block in cast(Iterable[Block], self.model.patch_level_decoder.base.h):
-            fully_shard(block.attn, mesh=mesh)
-            fully_shard(block.mlp, mesh=mesh)
+        for block in self.model.patch_level_decoder.base.h:
+            fully_shard(block, mesh=mesh)
         if isinstance(self.model, BGPT):
             # As one: its loss runs forward and backward chunk by chunk on whole weights.
             fully_shard(self.model.byte_level_decoder, mesh=mesh)
-        # FSDP2 takes contiguous parameters alone, and this one lies column by column.
-        fully_shard(self.model, mesh=mesh, ignored_params={self._embedding})
+        fully_shard(self.model, mesh=mesh)
 
     @contextlib.contextmanager
     def _collecting(self, last: bool) -> Iterator[None]:
         cast(FSDPModule, self.model).set_requires_gradient_sync(last)
         yield
-        if last:
-            assert self._embedding.grad is not None
-            total = self._embedding.grad.contiguous()
-            dist.all_reduce(total)
-            self._embedding.grad.copy_(total / self.ranks.world_size)
 
     def clip(self, parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        parts = [gradient.to_local() for gradient in gradients if isinstance(gradient, DTensor)]
-        wholes = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
-        square = torch.stack([part.float().square().sum() for part in parts]).sum()
-        dist.all_reduce(square)
-        norm = (square + torch.stack([whole.float().square().sum() for whole in wholes]).sum()).sqrt()
-        if math.isfinite(limit):
-            scale = (limit / (norm + 1e-6)).clamp(max=1.0)
-            for gradient in (*parts, *wholes):
-                gradient.mul_(scale)
-        return norm
+        return cast(DTensor, super().clip(parameters, limit)).full_tensor()
 
     def weights(self) -> dict[str, Tensor]:
-        found = {}
-        for name, value in self.model.state_dict().items():
-            whole = _whole(value)
+        weights = {}
+        for name, shard in self.model.state_dict().items():
+            tensor = shard.full_tensor()
             if self.ranks.is_main:
-                found[name] = whole.cpu()
-        return found
+                weights[name] = tensor.cpu()
+        return weights
 
-    @torch.no_grad()
     def load_weights(self, weights: dict[str, Tensor]) -> None:
-        for name, value in self.model.state_dict().items():
-            value.copy_(with_layout_of(weights[name], value))
+        shards = self.model.state_dict()
+        self.model.load_state_dict({name: with_layout_of(weights[name], shards[name]) for name in shards})
 
     @contextlib.contextmanager
     def whole_model(self) -> Iterator[Model]:
         copy = same_kind(self.model).to(self.ranks.device)
-        parts = self.model.state_dict()
-        with torch.no_grad():
-            for name, value in copy.state_dict().items():
-                value.copy_(_whole(parts[name]))
+        copy.load_state_dict({name: shard.full_tensor() for name, shard in self.model.state_dict().items()})
         yield copy
 
     def writer(self, parts: dict[str, Tensor]) -> ShardWriter | None:
         return ShardWriter(parts, self.ranks)
 
 
-def local_part_of(whole: Tensor, target: Tensor) -> Tensor:
-    """This rank's part of a whole tensor, as a DTensor laid out as `target`."""
-    assert isinstance(target, DTensor)
-    mesh = target.device_mesh
-    local = target.to_local()
-    begin = sum(len(part) for part in whole.chunk(mesh.size())[: mesh.get_local_rank()])
-    part = torch.empty_like(local).copy_(whole[begin : begin + len(local)])
-    return DTensor.from_local(
-        part, mesh, target.placements, shape=target.shape, stride=target.stride(), run_check=False
-    )
+def shard_as(tensor: Tensor, target: DTensor) -> DTensor:
+    """This rank's part of a tensor that every rank has, as a DTensor with the mesh and placements of `target`."""
+    local = tensor.to(target.device)
+    return distribute_tensor(local, target.device_mesh, target.placements, src_data_rank=None)
 
 
 class ShardWriter:
@@ -159,7 +128,3 @@ def load_shards(folder: Path) -> dict[str, Tensor]:
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(str(folder)), no_dist=True)
     return tensors
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

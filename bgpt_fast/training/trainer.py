@@ -28,7 +28,7 @@ from bgpt_fast.training.interrupts import Interrupts, StopEvaluation
 from bgpt_fast.training.log import RunLog
 from bgpt_fast.training.objectives import Model, check_labels
 from bgpt_fast.training.optimizer import Optimizers
-from bgpt_fast.training.parallel import parallel_model, set_activation_checkpointing
+from bgpt_fast.training.parallel import parallel_model
 from bgpt_fast.training.profiling import StepProfiler, phase, profiled_run
 from bgpt_fast.training.progress import StepFigures, TrainProgress
 from bgpt_fast.training.resuming import Checkpointer
@@ -111,7 +111,7 @@ class Trainer:
         self.ranks = Ranks(config.device, config.timeout_seconds, Path(run_dir))
         self.device = self.ranks.device
         self.model = model.to(self.device)
-        set_activation_checkpointing(self.model, config.activation_checkpointing)
+        self.model.patch_level_decoder.base.activation_checkpointing = config.activation_checkpointing
         self._parallel = parallel_model(self.model, self.ranks, config.parallel)
         self.source = source
         self._feed: BatchSource[Any] = source

@@ -35,19 +35,18 @@ def patch_embed(
     position_weight: Tensor | None = None,
     positions: Tensor | None = None,
 ) -> Tensor:
-    """Embeds patches: y[p] = bias + Σ_s weight[:, 257·s + patches[p, s]] + position_weight[positions[p]].
+    """Embeds patches: y[p] = bias + Σ_s weight[257·s + patches[p, s]] + position_weight[positions[p]].
 
     A row of the result depends on that patch alone, whatever shares the call. It is summed in fp32 in the order
     written and rounded once; in float32 on the CPU that is bit for bit `patch_embed` without positions, plus the row.
-    Fastest when `weight.t()` is contiguous, as `PatchLevelDecoder` keeps it.
 
     Gradients are deterministic. On a GPU those of `weight` and `position_weight` are products with one-hot tiles: a NaN
-    or an infinity in column d of the incoming gradient makes that column of the whole table's NaN (as in the product
+    or an infinity in column d of the incoming gradient makes that column of the whole table NaN (as in the product
     with a one-hot matrix), where the CPU in float32 and bfloat16 keeps it to the rows it belongs to.
 
     Args:
         patches: int16 [P, S] tokens 0…256.
-        weight: float [D, S·257], any strides.
+        weight: float [S·257, D]: for each of the S bytes of a patch, a row for each token.
         bias: float [D], dtype and device of `weight`.
         position_weight: float [L, D], dtype and device of `weight`; None for no positions.
         positions: int64 [P], 0…L−1; given exactly when `position_weight` is.
@@ -63,8 +62,8 @@ def patch_embed(
     """
     check_tensor("patch_embed", "patches", patches, dtypes=(torch.int16,), shape=("P", "S"))
     check_tensor("patch_embed", "weight", weight, dtypes=_DTYPES, device=patches.device)
-    check_tensor("patch_embed", "weight", weight, shape=("D", patches.shape[1] * VOCAB_SIZE))
-    dtypes, (D, _), device = (weight.dtype,), weight.shape, patches.device
+    check_tensor("patch_embed", "weight", weight, shape=(patches.shape[1] * VOCAB_SIZE, "D"))
+    dtypes, (_, D), device = (weight.dtype,), weight.shape, patches.device
     check_tensor("patch_embed", "bias", bias, dtypes=dtypes, shape=(D,), device=device)
     if (position_weight is None) != (positions is None):
         given, missing = ("positions", "position_weight") if positions is not None else ("position_weight", "positions")
@@ -92,18 +91,18 @@ def _embed_cpu(
             raise ValueError(f"patch_embed: positions: expected 0…{L - 1}, rows of position_weight, got {found}")
     if weight.dtype not in (torch.float32, torch.bfloat16):
         return patch_embed_reference(patches, weight, bias, position_weight, positions)
-    rows, bias = weight.t().contiguous(), bias.contiguous()
-    y = weight.new_empty(len(patches), weight.shape[0])
+    weight, bias = weight.contiguous(), bias.contiguous()
+    y = weight.new_empty(len(patches), weight.shape[1])
     _C.patch_embed(
         patches.data_ptr(),
-        rows.data_ptr(),
+        weight.data_ptr(),
         bias.data_ptr(),
         _address(position_weight),
         _address(positions),
         y.data_ptr(),
         patches.shape[0],
         patches.shape[1],
-        weight.shape[0],
+        weight.shape[1],
         weight.dtype == torch.bfloat16,
         torch.get_num_threads(),
     )
@@ -119,21 +118,21 @@ def _embed_cuda(
 ) -> Tensor:
     if weight.dtype == torch.float64:
         return patch_embed_reference(patches, weight, bias, position_weight, positions)
-    patches, rows, bias = patches.contiguous(), weight.t().contiguous(), bias.contiguous()
+    patches, weight, bias = patches.contiguous(), weight.contiguous(), bias.contiguous()
     position_weight = None if position_weight is None else position_weight.contiguous()
     positions = None if positions is None else positions.contiguous()
-    y = weight.new_empty(len(patches), weight.shape[0])
+    y = weight.new_empty(len(patches), weight.shape[1])
     with torch.cuda.device(weight.device):
         _C.patch_embed_cuda(
             patches.data_ptr(),
-            rows.data_ptr(),
+            weight.data_ptr(),
             bias.data_ptr(),
             _address(position_weight),
             _address(positions),
             y.data_ptr(),
             patches.shape[0],
             patches.shape[1],
-            weight.shape[0],
+            weight.shape[1],
             0 if position_weight is None else len(position_weight),
             {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}[weight.dtype],
             torch.cuda.current_stream(weight.device).cuda_stream,
@@ -159,7 +158,7 @@ def _backward_cpu(dy: Tensor, patches: Tensor) -> Tensor:
         dy.shape[1],
         torch.get_num_threads(),
     )
-    return rows.to(dy.dtype).t()
+    return rows.to(dy.dtype)
 
 
 def _backward_cuda(dy: Tensor, patches: Tensor) -> Tensor:
@@ -214,12 +213,12 @@ _library.impl("patch_embed_position_backward", _position_backward_cuda, "CUDA")
 torch.library.register_fake(
     "bgpt_fast::patch_embed",
     lambda patches, weight, bias, position_weight=None, positions=None: weight.new_empty(
-        patches.shape[0], weight.shape[0]
+        patches.shape[0], weight.shape[1]
     ),
 )
 torch.library.register_fake(
     "bgpt_fast::patch_embed_backward",
-    lambda dy, patches: dy.new_empty(patches.shape[1] * VOCAB_SIZE, dy.shape[1]).t(),
+    lambda dy, patches: dy.new_empty(patches.shape[1] * VOCAB_SIZE, dy.shape[1]),
 )
 torch.library.register_fake(
     "bgpt_fast::patch_embed_position_backward", lambda dy, positions, length: dy.new_empty(length, dy.shape[1])

@@ -16,16 +16,16 @@ def patch_embed_reference(
     position_weight: Tensor | None = None,
     positions: Tensor | None = None,
 ) -> Tensor:
-    """One-hot of each byte, concatenated, through a linear layer: [P, S], [D, S·257], [D] → [P, D]; plus positions."""
+    """One-hot of each byte, concatenated, through a linear layer: [P, S], [S·257, D], [D] → [P, D]; plus positions."""
     one_hot = F.one_hot(patches.long(), VOCAB_SIZE).to(weight.dtype)
-    y = F.linear(one_hot.flatten(1), weight, bias)
+    y = F.linear(one_hot.flatten(1), weight.t(), bias)
     return y if position_weight is None else y + position_weight[positions]
 
 
 def patch_embed_backward_reference(dy: Tensor, patches: Tensor) -> Tensor:
     """Row sums of `dy` by token, a one-hot product a slot: deterministic, and P·257 of memory at a time."""
     slots = [F.one_hot(slot, VOCAB_SIZE).to(dy.dtype).t() @ dy for slot in patches.long().unbind(1)]
-    return torch.cat(slots).t()
+    return torch.cat(slots)
 
 
 def patch_embed_position_backward_reference(dy: Tensor, positions: Tensor, length: int) -> Tensor:

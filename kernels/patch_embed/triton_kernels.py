@@ -18,8 +18,8 @@ from bgpt_fast.kernels.common.one_hot import one_hot_compile_cases, one_hot_sums
 
 
 def patch_embed_backward(dy: Tensor, patches: Tensor) -> Tensor:
-    """The weight's gradient: dy float [P, D], patches int16 [P, S] → [D, S·257], dtype of dy, columns contiguous."""
-    return one_hot_sums(patches, dy, VOCAB_SIZE, dy.dtype).flatten(0, 1).t()
+    """The weight's gradient: dy float [P, D], patches int16 [P, S] → [S·257, D], dtype of dy."""
+    return one_hot_sums(patches, dy, VOCAB_SIZE, dy.dtype).flatten(0, 1)
 
 
 def patch_embed_position_backward(dy: Tensor, positions: Tensor, length: int) -> Tensor:

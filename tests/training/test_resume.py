@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -13,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from support.paths import TESTS
 from support.training import RandomSource, fingerprint, log_lines, losses, make_trainer
 
 from bgpt_fast.model import BGPT
-from bgpt_fast.training import TrainingInterrupted
+from bgpt_fast.state_dict import PATCH_EMBEDDING
+from bgpt_fast.training import TrainingInterrupted, checkpointing
 
 HARD: dict[str, Any] = {"steps": 12, "accumulation": 2, "targets_per_step": 9, "threads": 1}
 
@@ -45,6 +48,32 @@ def test_resumed_run_is_the_same_run(tmp_path: Path, optimizer: str, schedule: s
     assert fingerprint(resumed) == fingerprint(straight)
     assert losses(tmp_path / "resumed") == losses(tmp_path / "straight")
     assert [line["step"] for line in log_lines(tmp_path / "resumed")] == list(range(1, 13))
+
+
+@pytest.mark.parametrize("damage", [None, "not transposed"])
+def test_a_checkpoint_of_format_1_goes_on(tmp_path: Path, damage: str | None) -> None:
+    """There AdamW's averages for the patch embedding are [D, S·V], as in released checkpoints."""
+    straight = make_trainer(tmp_path / "straight", **HARD)
+    straight.train()
+    with pytest.raises(TrainingInterrupted):
+        make_trainer(tmp_path / "resumed", _send(signal.SIGTERM, 9), **HARD).train()
+    (folder,) = (tmp_path / "resumed" / "checkpoints").glob("step-*")
+    state = safetensors.torch.load_file(folder / "optimizer.safetensors")
+    averages = [name for name in state if name.startswith(PATCH_EMBEDDING) and not name.endswith("/step")]
+    assert len(averages) == 2
+    if damage is None:
+        state |= {name: state[name].t().contiguous() for name in averages}
+    safetensors.torch.save_file(state, folder / "optimizer.safetensors")
+    digests = json.loads((folder / "manifest.json").read_bytes())["sha256"]
+    digests["optimizer.safetensors"] = hashlib.sha256((folder / "optimizer.safetensors").read_bytes()).hexdigest()
+    (folder / "manifest.json").write_bytes(checkpointing._manifest(digests, version=1))
+    if damage is not None:
+        with pytest.raises(ValueError, match="expected shape"):
+            make_trainer(tmp_path / "resumed", **HARD)
+        return
+    resumed = make_trainer(tmp_path / "resumed", **HARD)
+    resumed.train()
+    assert fingerprint(resumed) == fingerprint(straight)
 
 
 @pytest.mark.parametrize("forgotten", ["optimizer", "rng", "source"])
@@ -145,7 +174,8 @@ CHILD = """
 import sys
 from pathlib import Path
 from support.training import make_trainer
-from bgpt_fast.training import TrainingInterrupted
+from bgpt_fast.state_dict import PATCH_EMBEDDING
+from bgpt_fast.training import TrainingInterrupted, checkpointing
 try:
     make_trainer(Path(sys.argv[1]), steps=10**6, save_every=int(sys.argv[2]), threads=1).train()
 except TrainingInterrupted as error:
