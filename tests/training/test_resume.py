@@ -174,8 +174,7 @@ CHILD = """
 import sys
 from pathlib import Path
 from support.training import make_trainer
-from bgpt_fast.state_dict import PATCH_EMBEDDING
-from bgpt_fast.training import TrainingInterrupted, checkpointing
+from bgpt_fast.training import TrainingInterrupted
 try:
     make_trainer(Path(sys.argv[1]), steps=10**6, save_every=int(sys.argv[2]), threads=1).train()
 except TrainingInterrupted as error:
