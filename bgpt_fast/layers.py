@@ -203,6 +203,7 @@ class Transformer(nn.Module):
                 hidden, residual = checkpoint(block, hidden, residual, attend, use_reentrant=False)
             else:
                 hidden, residual = block(hidden, residual, attend)
+        assert residual is not None, "a decoder has at least one layer"
         return self.ln_f.add(hidden, residual, self.dropout if self.training else 0.0)[0]
 
 
