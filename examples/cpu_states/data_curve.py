@@ -1,17 +1,15 @@
-"""How many programs it takes: the same training on fixed sets of 10³, 10⁴, 10⁵ and 10⁶ different programs.
+"""How many programs are needed: the same training on fixed sets of 10³, 10⁴, 10⁵ and 10⁶ different programs.
 
-Each run takes as many steps of as many programs, from the same initial weights; small sets come round again and again.
-All are scored on the same held-out programs, teacher-forced, and on programs of their own set: what is better on those
-was learned by heart. The figures go to data_curve.cpu.json beside this script, the curve to a PNG.
+Each run has the same number of steps and programs a step, from the same initial weights; small sets are repeated. All
+are scored on the same held-out programs, teacher-forced, and on programs of their own set: a lower loss on those is
+memorisation. The figures go to data_curve.cpu.json beside this script, the curve to a PNG.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import itertools
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +18,15 @@ import numpy as np
 import torch
 from train_paper import MACHINE, PAPER
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from training_runs import argument_parser, gpu_training, print_claims, runs_folder, write_results
+
 from bgpt_fast import BGPT, BGPTConfig, PackedPatches
-from bgpt_fast.environment import describe_environment
-from bgpt_fast.files import write_json
 from bgpt_fast.report.plots import COLORS, new_figure, save_figure
 from bgpt_fast.tasks.cpu_states import CPUStateReport, Traces, evaluate_bytes, generate, pack_traces, teacher_forced
 from bgpt_fast.training import TrainConfig, Trainer, likelihood_evaluation
 from bgpt_fast.training.presets import PRESETS
 
-HERE = Path(__file__).resolve().parent
 COUNTS = (1_000, 10_000, 100_000, 1_000_000)
 PUBLISHED = {
     "10000": "not learned",
@@ -41,15 +39,15 @@ _BATCH = 64
 
 @dataclass(frozen=True)
 class Settings:
-    """Of all runs.
+    """Settings of all runs.
 
     Args:
         model: sizes.
         machine: options of `generate`.
-        programs: of a batch.
+        programs: programs in a batch.
         training: see `TrainConfig`; the same number of steps for each set.
-        scored: programs of the final scores, held-out ones and of the set.
-        seed: of the stream that the sets are the beginnings of; held-out programs have the next one.
+        scored: programs of the final scores, both held-out ones and those of the set.
+        seed: of the programs; every set starts with the same ones. Held-out programs have the next seed.
     """
 
     model: BGPTConfig
@@ -61,7 +59,7 @@ class Settings:
 
 
 def small(steps: int = 2000) -> Settings:
-    """Of CPU size: 2 registers, room for 8 instructions, 0.4 M parameters, 128,000 programs in a few minutes."""
+    """Of CPU size: 2 registers, at most 8 instructions, 0.4 M parameters, 128,000 programs in a few minutes."""
     preset = PRESETS["cpu-states"]
     return Settings(
         model=dataclasses.replace(preset.model, patch_length=15, hidden_size=64, num_heads=2, byte_num_heads=8),
@@ -87,7 +85,7 @@ def full(steps: int = 20_000) -> Settings:
         model=PAPER,
         machine=MACHINE,
         programs=128,
-        training=TrainConfig(
+        training=gpu_training(
             steps=steps,
             learning_rate=1e-3,
             muon_learning_rate=0.02,
@@ -97,33 +95,31 @@ def full(steps: int = 20_000) -> Settings:
             decay_share=0.5,
             weight_decay=0.0,
             eps=1e-10,
-            precision="bf16",
             eval_every=max(1, steps // 40),
             save_every=max(1, steps // 40),
-            tensorboard=False,
         ),
         scored=1000,
     )
 
 
 def different_programs(count: int, seed: int, machine: dict[str, int]) -> Traces:
-    """The first `count` different programs of a seed's training split: larger sets hold smaller ones."""
-    drawn = count
+    """Returns the first `count` different programs of a seed's training split; larger sets contain smaller ones."""
+    candidates = count
     while True:
-        drawn += drawn // 8 + 16
-        traces = generate(drawn, seed=seed, stream="philox", split="train", **machine)
+        candidates += candidates // 8 + 16
+        traces = generate(candidates, seed=seed, stream="philox", split="train", **machine)
         _, first = np.unique(traces.program_hashes(), return_index=True)
         if len(first) >= count:
             return traces.select(np.sort(first)[:count])
 
 
 class FixedPrograms:
-    """A `Source` of a set of programs, in another order each time round.
+    """A `Source` of a set of programs, in another order each epoch.
 
     Args:
         traces: the set.
         config: patch size and context.
-        programs: of a batch.
+        programs: programs in a batch.
         seed: of the orders.
     """
 
@@ -133,24 +129,24 @@ class FixedPrograms:
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def next_batch(self) -> PackedPatches:
-        """The next programs; at the end of the set, the first ones of the next order follow."""
+        """Returns the next batch; it may continue from one epoch into the next."""
         chosen: list[int] = []
         while len(chosen) < self.programs:
             epoch, place = divmod(self.position, len(self.traces))
             if epoch != self._epoch:
                 self._epoch = epoch
                 self._order = np.random.default_rng([self.seed, epoch]).permutation(len(self.traces))
-            taken = self._order[place : place + self.programs - len(chosen)].tolist()
-            chosen += taken
-            self.position += len(taken)
+            indices = self._order[place : place + self.programs - len(chosen)].tolist()
+            chosen += indices
+            self.position += len(indices)
         return pack_traces(self.traces.select(chosen), self.config, threads=1)
 
     def state_dict(self) -> dict[str, Any]:
-        """The position."""
-        return {**self.describe_environment(), "position": self.position}
+        """Returns the position, JSON-ready."""
+        return {**self.describe(), "position": self.position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to a position of the same set."""
+        """Continues at a position of the same set."""
         ours = self.describe()
         theirs = {name: state.get(name) for name in ours}
         if theirs != ours:
@@ -158,19 +154,19 @@ class FixedPrograms:
         self.position = state["position"]
 
     def describe(self) -> dict[str, Any]:
-        """What the set is."""
+        """Returns what defines the stream, JSON-ready."""
         return {"source": "fixed programs", "set": len(self.traces), "programs": self.programs, "seed": self.seed}
 
 
 def scores(model: BGPT, traces: Traces) -> dict[str, float]:
-    """Teacher-forced: shares of right bytes, and the loss in bits a state byte, end-of-file patches included."""
+    """Returns teacher-forced accuracies, and the loss in bits a state byte, end-of-file patches included."""
     report = evaluate_bytes(teacher_forced(model, traces, batch_size=_BATCH), [trace.states for trace in traces])
     batches = [pack_traces(traces[start : start + _BATCH], model.config) for start in range(0, len(traces), _BATCH)]
     return {**shares(report), "bits_per_byte": likelihood_evaluation(batches)(model)["bits_per_byte"]}
 
 
 def shares(report: CPUStateReport) -> dict[str, float]:
-    """The shares that the curve shows."""
+    """Returns the accuracies that the curve shows."""
     return {
         "state_bytes_right": report.accuracy,
         "changed_bytes_right": report.changed_accuracy or 0.0,
@@ -180,13 +176,13 @@ def shares(report: CPUStateReport) -> dict[str, float]:
 
 
 def run(count: int, settings: Settings, held_out: Traces, folder: Path) -> dict[str, Any]:
-    """Trains on a set, and scores held-out programs and those of the set.
+    """Trains on a set, and scores held-out programs and programs of the set.
 
     Args:
-        count: different programs of the set.
+        count: number of different programs in the set.
         settings: of all runs.
         held_out: programs of the evaluation split.
-        folder: of the run, which goes on there if it was stopped.
+        folder: of the run, which is resumed if it was stopped.
 
     Returns:
         Figures, JSON-ready.
@@ -198,30 +194,29 @@ def run(count: int, settings: Settings, held_out: Traces, folder: Path) -> dict[
     few = {"held_out": held_out[:400], "own_set": traces[:400]}
 
     def evaluate(trained: BGPT) -> dict[str, float]:
-        found = {name: scores(trained, some) for name, some in few.items()}
-        return {f"{name}_{figure}": value for name, figures in found.items() for figure, value in figures.items()}
+        groups = {name: scores(trained, some) for name, some in few.items()}
+        return {f"{name}_{figure}": value for name, figures in groups.items() for figure, value in figures.items()}
 
-    done = Trainer(model, source, settings.training, folder, evaluate).train()
-    seen = done.steps * settings.programs
+    result = Trainer(model, source, settings.training, folder, evaluate).train()
     return {
         "programs": count,
-        "steps": done.steps,
-        "times_round": seen / count,
-        "training_loss": done.loss,
-        "training_seconds": round(done.seconds, 1),
+        "steps": result.steps,
+        "times_round": result.steps * settings.programs / count,
+        "training_loss": result.loss,
+        "training_seconds": round(result.seconds, 1),
         "held_out": scores(model, held_out),
         "own_set": scores(model, traces[: settings.scored]),
     }
 
 
-def claims(found: list[dict[str, Any]]) -> dict[str, bool]:
-    """What must come out: more programs, more that is true of all of them, and less learned by heart.
+def claims(sets: list[dict[str, Any]]) -> dict[str, bool]:
+    """Returns the claims, and whether each holds: more programs generalise better and are memorised less.
 
     Args:
-        found: what `run` gave, from the smallest set to the largest.
+        sets: the results of `run`, from the smallest set to the largest.
     """
-    changed = [figures["held_out"]["changed_bytes_right"] for figures in found]
-    gaps = [figures["held_out"]["bits_per_byte"] - figures["own_set"]["bits_per_byte"] for figures in found]
+    changed = [figures["held_out"]["changed_bytes_right"] for figures in sets]
+    gaps = [figures["held_out"]["bits_per_byte"] - figures["own_set"]["bits_per_byte"] for figures in sets]
     return {
         "the larger the set, the less is learned by heart: held-out programs come nearer to the set's own": all(
             less > more for less, more in itertools.pairwise(gaps)
@@ -232,47 +227,42 @@ def claims(found: list[dict[str, Any]]) -> dict[str, bool]:
     }
 
 
-def draw(found: list[dict[str, Any]], path: Path) -> None:
-    """Shares of right bytes, held-out and of the own set, against the number of programs, as a PNG."""
+def draw(sets: list[dict[str, Any]], path: Path) -> None:
+    """Plots the accuracy on held-out programs and on the set's own over the number of programs, as a PNG."""
     figure, axes = new_figure(7, 4.5)
-    counts = [figures["programs"] for figures in found]
+    counts = [figures["programs"] for figures in sets]
     for color, (name, label) in zip(
         COLORS, (("state_bytes_right", "state bytes"), ("changed_bytes_right", "changed bytes")), strict=False
     ):
         for group, style, whose in (("held_out", "o-", "held out"), ("own_set", "o:", "own set")):
-            values = [100 * figures[group][name] for figures in found]
+            values = [100 * figures[group][name] for figures in sets]
             axes.plot(counts, values, style, color=color, label=f"{label}, {whose}")
-    axes.axhline(100 * found[0]["held_out"]["copying"], color="grey", linewidth=0.8, label="state bytes by copying")
+    axes.axhline(100 * sets[0]["held_out"]["copying"], color="grey", linewidth=0.8, label="state bytes by copying")
     axes.set_xscale("log")
     axes.set_xlabel("different programs")
     axes.set_ylabel("right, teacher-forced, %")
     axes.set_ylim(0, 101)
-    axes.set_title(f"{found[0]['steps']} steps each")
+    axes.set_title(f"{sets[0]['steps']} steps each")
     figure.legend(frameon=False, loc="outside lower center", ncols=3)
     save_figure(figure, path)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="the paper's model and machine, for a GPU; not run yet")
+    parser = argument_parser(__doc__, full="the paper's model and machine, for a GPU; not run yet")
     parser.add_argument("--counts", type=int, nargs="+", default=list(COUNTS), help="programs of each set, rising")
     parser.add_argument("--steps", type=int, help="of each run; by default 2000, and 20000 for --full")
     parser.add_argument("--scored", type=int, help="programs for the final scores")
-    parser.add_argument("--runs", type=Path, help="where runs are kept, and gone on with; by default nowhere")
-    parser.add_argument("--output", type=Path, help="the JSON to write, and a PNG beside it; by default by this script")
     options = parser.parse_args()
     make = full if options.full else small
     settings = make(options.steps) if options.steps else make()
-    size = "full" if options.full else "cpu"
-    scored = options.scored or settings.scored
-    settings = dataclasses.replace(settings, scored=scored)
-    held_out = generate(scored, seed=settings.seed + 1, stream="philox", split="eval", **settings.machine)
-    found = []
-    with tempfile.TemporaryDirectory(prefix="data-curve-") as temporary:
+    settings = dataclasses.replace(settings, scored=options.scored or settings.scored)
+    held_out = generate(settings.scored, seed=settings.seed + 1, stream="philox", split="eval", **settings.machine)
+    sets = []
+    with runs_folder(options) as folder:
         for count in sorted(options.counts):
             print(f"{count:,} programs:", flush=True)
-            figures = run(count, settings, held_out, (options.runs or Path(temporary)) / f"{size}-{count}")
-            found.append(figures)
+            figures = run(count, settings, held_out, folder / str(count))
+            sets.append(figures)
             for group in ("held_out", "own_set"):
                 of = figures[group]
                 print(
@@ -280,30 +270,24 @@ def main() -> int:
                     f"the changed ones, {of['bits_per_byte']:.4f} bits a byte",
                     flush=True,
                 )
-    held = claims(found)
-    for claim, holds in held.items():
-        print(f"{'holds' if holds else 'DOES NOT HOLD'}: {claim}")
-    output = options.output or HERE / f"data_curve.{size}.json"
-    words = ["python examples/cpu_states/data_curve.py"] + ["--full"] * options.full
-    words += ["--counts", *map(str, options.counts)] * (options.counts != list(COUNTS))
-    words += ["--steps", str(options.steps)] * bool(options.steps)
-    write_json(
-        output,
+    held = claims(sets)
+    output = write_results(
+        __file__,
+        parser,
+        options,
         {
-            "command": " ".join(words),
-            "environment": describe_environment(),
             "machine": settings.machine,
             "model": settings.model.to_dict(),
             "parameters": BGPT(settings.model).num_parameters(),
             "programs_a_step": settings.programs,
-            "held_out_programs": scored,
+            "held_out_programs": settings.scored,
             "claims": held,
             "published": PUBLISHED,
-            "sets": found,
+            "sets": sets,
         },
     )
-    draw(found, output.with_suffix(".png"))
-    return 0 if all(held.values()) else 1
+    draw(sets, output.with_suffix(".png"))
+    return print_claims(held)
 
 
 if __name__ == "__main__":

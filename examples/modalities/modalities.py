@@ -9,12 +9,10 @@ A model that is pre-trained once serves all of it. The data is what packages bri
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import json
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,10 +22,21 @@ from typing import Any
 import torch
 from media_data import FULL, MODALITIES, Labelled, Media, MissingDataError, Sizes, prepare
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from training_runs import (
+    PAPER,
+    argument_parser,
+    cpu_model,
+    cpu_training,
+    gpu_training,
+    print_claims,
+    runs_folder,
+    write_results,
+)
+
 from bgpt_fast import BGPT, BGPTConfig
 from bgpt_fast.classifier import BGPTForClassification
 from bgpt_fast.data import FileSource, LabelledSource, MixedSource, Source
-from bgpt_fast.environment import describe_environment
 from bgpt_fast.files import write_json
 from bgpt_fast.tasks.baselines import classify_by_bytes, compression_scores
 from bgpt_fast.tasks.classification import ClassificationReport, evaluate
@@ -38,21 +47,21 @@ from bgpt_fast.training import TrainConfig, Trainer
 MIXED = "mixed"
 SCRATCH = "none"
 SPECTROGRAM_FROM = (SCRATCH, "image", "audio")
-"""What the paper's spectrogram test starts from."""
+"""The pre-training that the paper's spectrogram test starts from."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How large models are and how long they learn.
+    """Sizes of data and models, and how long they train.
 
     Args:
         sizes: of the data.
-        model: of all models.
+        model: sizes of all models.
         patches_per_batch: of pre-training and fine-tuning.
-        pre_training: of a single modality; the mixture takes as many steps for each of its own.
-        fine_tuning: of a classifier, whatever it starts from; `epochs` sets its steps.
-        epochs: of text, image, audio and spectrogram.
-        cnn_steps: of the CNN beside it.
+        pre_training: of a single modality; a mixture of n takes n times as many steps.
+        fine_tuning: of a classifier, whatever it starts from; `epochs` decides its steps.
+        epochs: of fine-tuning, by task.
+        cnn_steps: training steps of the CNN baseline.
     """
 
     sizes: Sizes
@@ -66,33 +75,28 @@ class Settings:
 
 def small() -> Settings:
     """Of CPU size: models of 0.9 M parameters, on one thread."""
-    fields: dict[str, Any] = {"device": "cpu", "threads": 1, "tensorboard": False}
     return Settings(
         sizes=Sizes(),
-        model=BGPTConfig(
+        model=cpu_model(
             patch_length=130,
             hidden_size=96,
             patch_num_layers=3,
-            byte_num_layers=1,
             num_heads=3,
             byte_num_heads=6,
             position_init_std=0.1,
         ),
         patches_per_batch=520,
-        pre_training=TrainConfig(
-            **fields,
+        pre_training=cpu_training(
             steps=260,
             learning_rate=3e-3,
-            optimizer="muon",
             muon_learning_rate=0.02,
-            schedule="wsd",
             decay_share=0.5,
             targets_per_step=160,
             save_every=50,
             keep_last=1,
         ),
-        fine_tuning=TrainConfig(
-            **fields, learning_rate=2e-3, optimizer="muon", muon_learning_rate=0.01, save_every=100, keep_last=1
+        fine_tuning=cpu_training(
+            learning_rate=2e-3, muon_learning_rate=0.01, schedule="cosine", save_every=100, keep_last=1
         ),
         epochs={"text": 6, "image": 5, "audio": 2, "spectrogram": 4},
     )
@@ -100,72 +104,72 @@ def small() -> Settings:
 
 def full() -> Settings:
     """The paper's model on standard files of the paper's sizes, for a GPU in bfloat16; not run yet."""
-    fields: dict[str, Any] = {"precision": "bf16", "tensorboard": False}
     return Settings(
         sizes=FULL,
-        model=BGPTConfig(),
+        model=PAPER,
         patches_per_batch=16_384,
-        pre_training=TrainConfig(**fields, steps=10_000, learning_rate=1e-4, warmup_share=0.1),
-        fine_tuning=TrainConfig(**fields, learning_rate=1e-5, warmup_share=0.1),
+        pre_training=gpu_training(steps=10_000, learning_rate=1e-4, warmup_share=0.1),
+        fine_tuning=gpu_training(learning_rate=1e-5, warmup_share=0.1),
         epochs=dict.fromkeys(("text", "image", "audio", "spectrogram"), 32),
     )
 
 
 def pre_train(name: str, media: Media, settings: Settings, folder: Path) -> tuple[BGPT, dict[str, Any]]:
-    """A model that has learned to predict the bytes of a modality, or of all; and how it went."""
+    """Trains a model on the bytes of one modality, or of all; returns it, its steps and seconds."""
     torch.manual_seed(0)
     model = BGPT(settings.model)
-    names = list(media.pre_training) if name == MIXED else [name]
+    modalities = list(media.pre_training) if name == MIXED else [name]
     sources: list[Source] = [
-        FileSource([media.pre_training[one]], settings.model, settings.patches_per_batch, split="all") for one in names
+        FileSource([media.pre_training[modality]], settings.model, settings.patches_per_batch, split="all")
+        for modality in modalities
     ]
     source = sources[0] if len(sources) == 1 else MixedSource(sources, [1.0] * len(sources))
     training = dataclasses.replace(settings.pre_training, steps=settings.pre_training.steps * len(sources))
-    done = Trainer(model, source, training, folder).train()
-    return model, {"steps": done.steps, "seconds": round(done.seconds, 1)}
+    result = Trainer(model, source, training, folder).train()
+    return model, {"steps": result.steps, "seconds": round(result.seconds, 1)}
 
 
 def bits(model: BGPT, media: Media) -> dict[str, Any]:
-    """Bits per byte of held-out files of each modality."""
-    found = {}
+    """Returns bits per byte and accuracy on the held-out files of each modality."""
+    figures = {}
     for modality, paths in media.scored.items():
         report = evaluate_files(model, paths, baselines=False)
-        found[modality] = {
+        figures[modality] = {
             "bits_per_byte": report.total.per_byte,
             "interval_95": list(report.intervals["bits_per_byte"] or ()),
             "bits_per_position": report.total.per_position,
             "accuracy": report.total.accuracy,
         }
-    return found
+    return figures
 
 
 def fine_tune(
     model: BGPT | None, task: str, labelled: Labelled, settings: Settings, folder: Path
 ) -> tuple[ClassificationReport, dict[str, Any]]:
-    """A classifier of a task that starts from a pre-trained model, or from random weights: how right it is."""
+    """Trains a classifier from a pre-trained model, or from random weights (None); returns its report and run."""
     torch.manual_seed(0)
     if model is None:
         classifier = BGPTForClassification(settings.model, labelled.labels)
     else:
         classifier = BGPTForClassification.from_generative(model, labelled.labels)
-    room, config = settings.patches_per_batch, settings.model
-    source = LabelledSource(labelled.train, config, room, labels=labelled.labels, split="all")
+    sizes = settings.model, settings.patches_per_batch
+    source = LabelledSource(labelled.train, *sizes, labels=labelled.labels, split="all")
     steps = max(1, round(source.epoch_batches * settings.epochs[task]))
-    done = Trainer(classifier, source, dataclasses.replace(settings.fine_tuning, steps=steps), folder).train()
-    test = LabelledSource(labelled.test, config, room, labels=labelled.labels, split="eval", eval_share=1.0)
+    result = Trainer(classifier, source, dataclasses.replace(settings.fine_tuning, steps=steps), folder).train()
+    test = LabelledSource(labelled.test, *sizes, labels=labelled.labels, split="eval", eval_share=1.0)
     report = evaluate(classifier, test.one_pass())
-    return report, {"steps": done.steps, "seconds": round(done.seconds, 1)}
+    return report, {"steps": result.steps, "seconds": round(result.seconds, 1)}
 
 
 def compressors(media: Media, modality: str) -> list[dict[str, Any]]:
-    """Bits per byte of the same held-out files under gzip, xz and zstd."""
+    """Returns the bits per byte of the same held-out files by gzip, xz and zstd."""
     training = [Path(path) for path in sorted(media.pre_training[modality].iterdir())]
     scores = compression_scores(_contents(media.scored[modality]), (path.read_bytes() for path in training))
     return [score.to_dict() for score in scores]
 
 
-def classified_by_others(labelled: Labelled, cnn_steps: int) -> dict[str, Any]:
-    """A small CNN, gradient boosting and nearest centroids of byte counts, on the same documents."""
+def baseline_classifiers(labelled: Labelled, cnn_steps: int) -> dict[str, Any]:
+    """Returns the accuracy of a small CNN, and of two classifiers of byte counts, on the same documents."""
     train, test = ([*zip(_labels(paths), _contents(paths), strict=True)] for paths in (labelled.train, labelled.test))
     reports = {
         "cnn": classify_by_cnn(train, test, steps=cnn_steps),
@@ -177,14 +181,14 @@ def classified_by_others(labelled: Labelled, cnn_steps: int) -> dict[str, Any]:
 
 
 def run(modalities: tuple[str, ...], settings: Settings, folder: Path) -> dict[str, Any]:
-    """Everything, in `folder`, where it goes on if it was stopped.
+    """Trains and measures everything in `folder`; a stopped run is resumed there.
 
     Raises:
-        MissingDataError: names the package that brings what is missing.
+        MissingDataError: names the package that brings the missing data.
         ValueError: the folder holds a run with other settings.
     """
     described = as_json({"modalities": modalities, **dataclasses.asdict(settings)})
-    if kept(folder / "settings.json", lambda: described) != described:
+    if cached(folder / "settings.json", lambda: described) != described:
         raise ValueError(f"{folder}: expected a run with the same settings, got one with others; choose another --runs")
     media = prepare(modalities, settings.sizes, folder / "media")
     results = folder / "results"
@@ -193,18 +197,19 @@ def run(modalities: tuple[str, ...], settings: Settings, folder: Path) -> dict[s
     for name in (SCRATCH, *modalities, *([MIXED] if len(modalities) > 1 else [])):
         stage = _Stage(name, media, settings, folder)
         if name != SCRATCH:
-            pre_trained[name] = kept(results / f"{name}.json", stage.measured)
-            _say(name, ((key, f"{found['bits_per_byte']:.4f}") for key, found in pre_trained[name]["held_out"].items()))
+            pre_trained[name] = cached(results / f"{name}.json", stage.measured)
+            scores = pre_trained[name]["held_out"].items()
+            _print_figures(name, ((key, f"{figures['bits_per_byte']:.4f}") for key, figures in scores))
         matrix[name] = {
-            task: kept(results / f"{task}-from-{name}.json", functools.partial(stage.fine_tuned, task))
+            task: cached(results / f"{task}-from-{name}.json", functools.partial(stage.fine_tuned, task))
             for task in media.tasks
             if task != "spectrogram" or name in SPECTROGRAM_FROM
         }
-        _say(name, ((task, f"{found['accuracy']:.2%}") for task, found in matrix[name].items()))
+        _print_figures(name, ((task, f"{figures['accuracy']:.2%}") for task, figures in matrix[name].items()))
     others = {}
     for task, labelled in media.tasks.items():
-        classify = functools.partial(classified_by_others, labelled, settings.cnn_steps)
-        others[task] = kept(results / f"{task}-by-others.json", classify)
+        classify = functools.partial(baseline_classifiers, labelled, settings.cnn_steps)
+        others[task] = cached(results / f"{task}-by-others.json", classify)
     result = {
         "settings": described,
         "data": media.described,
@@ -214,7 +219,7 @@ def run(modalities: tuple[str, ...], settings: Settings, folder: Path) -> dict[s
         },
         "pre_training": pre_trained,
         "compressors": {
-            modality: kept(results / f"{modality}-compressed.json", functools.partial(compressors, media, modality))
+            modality: cached(results / f"{modality}-compressed.json", functools.partial(compressors, media, modality))
             for modality in modalities
         },
         "classification": matrix,
@@ -224,7 +229,7 @@ def run(modalities: tuple[str, ...], settings: Settings, folder: Path) -> dict[s
 
 
 class _Stage:
-    """What starts from one pre-trained model, or from scratch; the model is there once it is asked for."""
+    """The measurements of one pre-trained model, or from scratch; the model is trained when it is first used."""
 
     def __init__(self, name: str, media: Media, settings: Settings, folder: Path) -> None:
         self.name, self.media, self.settings, self.folder = name, media, settings, folder
@@ -234,42 +239,41 @@ class _Stage:
         return pre_train(self.name, self.media, self.settings, self.folder / "pre_training" / self.name)
 
     def measured(self) -> dict[str, Any]:
-        """The model's bits per byte."""
-        model, how = self._pre_trained
-        return {**how, "parameters": model.num_parameters(), "held_out": bits(model, self.media)}
+        """Returns the model's bits per byte."""
+        model, run = self._pre_trained
+        return {**run, "parameters": model.num_parameters(), "held_out": bits(model, self.media)}
 
     def fine_tuned(self, task: str) -> dict[str, Any]:
-        """How right a classifier is."""
+        """Returns the accuracy of a classifier."""
         model = None if self.name == SCRATCH else self._pre_trained[0]
         folder = self.folder / "fine_tuning" / f"{task}-from-{self.name}"
-        report, how = fine_tune(model, task, self.media.tasks[task], self.settings, folder)
-        return {**how, **report.to_dict()}
+        report, run = fine_tune(model, task, self.media.tasks[task], self.settings, folder)
+        return {**run, **report.to_dict()}
 
 
-def kept(path: Path, make: Callable[[], Any]) -> Any:
-    """What stands in a JSON file, or, where there is none, what is made and then stands there."""
+def cached(path: Path, compute: Callable[[], Any]) -> Any:
+    """Returns the content of a JSON file, which is computed and written first if there is none."""
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, make())
+        write_json(path, compute())
     return json.loads(path.read_text())
 
 
 def as_json(value: Any) -> Any:
-    """A value as it comes back from JSON."""
+    """Returns a value as it would be read back from JSON."""
     return json.loads(json.dumps(value))
 
 
 def claims(result: dict[str, Any]) -> dict[str, bool]:
-    """What this recipe claims, and whether it holds; what it measures beyond that is in its figures alone."""
+    """Returns this recipe's claims, and whether each holds."""
     held: dict[str, bool] = {}
     for modality, scores in result["compressors"].items():
-        bits = {name: found["held_out"][modality]["bits_per_byte"] for name, found in result["pre_training"].items()}
+        bits = {name: run["held_out"][modality]["bits_per_byte"] for name, run in result["pre_training"].items()}
         [gzip] = [score["after_training"] for score in scores if score["compressor"].startswith("gzip")]
         held[f"{modality}: fewer bits than gzip behind the training files"] = bits[modality] < gzip
-        strangers = min((bits[name] for name in bits if name not in (modality, MIXED)), default=None)
-        if strangers is not None:
+        others = min((bits[name] for name in bits if name not in (modality, MIXED)), default=None)
+        if others is not None:
             held[f"{modality}: fewer bits by its own model, and by that of all, than by others"] = (
-                max(bits[modality], bits[MIXED]) < strangers
+                max(bits[modality], bits[MIXED]) < others
             )
     if "audio" in result["compressors"]:
         own, none = (result["classification"][name]["audio"]["accuracy_interval"] for name in ("audio", SCRATCH))
@@ -285,34 +289,23 @@ def _contents(paths: Sequence[str]) -> list[bytes]:
     return [Path(path).read_bytes() for path in paths]
 
 
-def _say(name: str, figures: Iterator[tuple[str, str]]) -> None:
+def _print_figures(name: str, figures: Iterator[tuple[str, str]]) -> None:
     print(f"from {name}: " + ", ".join(f"{key} {figure}" for key, figure in figures), flush=True)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="the paper's model, for a GPU, instead of CPU size")
+    parser = argument_parser(__doc__)
     parser.add_argument("--modalities", nargs="+", choices=MODALITIES, default=list(MODALITIES), help="some of them")
-    parser.add_argument("--output", type=Path, help="the JSON to write; by default beside the script, if of all three")
-    parser.add_argument("--runs", type=Path, help="where runs are kept, and gone on with; by default nowhere")
     options = parser.parse_args()
-    size = "full" if options.full else "cpu"
-    output = options.output
-    if output is None and set(options.modalities) == set(MODALITIES):
-        output = Path(__file__).with_name(f"modalities.{size}.json")
-    with tempfile.TemporaryDirectory(prefix="modalities-") as temporary:
-        folder = (options.runs or Path(temporary)) / size
+    with runs_folder(options) as folder:
         try:
             result = run(tuple(options.modalities), full() if options.full else small(), folder)
         except MissingDataError as error:
             print(f"nothing was run: {error}; or leave it out by --modalities", file=sys.stderr)
             return 2
-    command = "python examples/modalities/modalities.py" + (" --full" if options.full else "")
-    if output is not None:
-        write_json(output, {"command": command, "environment": describe_environment(), **result})
-    for claim, holds in result["claims"].items():
-        print(f"{'as claimed' if holds else 'NOT as claimed'}: {claim}")
-    return 0 if all(result["claims"].values()) else 1
+    if options.output is not None or set(options.modalities) == set(MODALITIES):
+        write_results(__file__, parser, options, result)
+    return print_claims(result["claims"])
 
 
 if __name__ == "__main__":

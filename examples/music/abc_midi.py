@@ -1,19 +1,17 @@
 """ABC to MIDI and back: one model learns both ways from pairs that abc2midi made, and is held against the true files.
 
 By default single bars of the Irish tunes that music21 brings (excerpts.py), with a model of CPU size; --full takes
-whole tunes and the paper's model. The results on held-out titles go to abc_midi.json beside this script. The exit code
-is 1 where the model, given the source, pays more for the target than the best compressor that has seen the training
-pairs, or has fewer notes right than the training pair whose source begins most alike.
+complete tunes and the paper's model. The results on held-out titles go to abc_midi.cpu.json beside this script. The
+exit code is 1 if the model needs more bits for a target file than the best compressor after the training pairs, or has
+fewer notes right than the training pair whose source shares the longest prefix.
 """
 
 from __future__ import annotations
 
-import argparse
 import bisect
 import json
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,9 +22,20 @@ from typing import Any
 import torch
 from excerpts import write_excerpts
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from training_runs import (
+    PAPER,
+    argument_parser,
+    cpu_model,
+    cpu_training,
+    gpu_training,
+    limited_to,
+    runs_folder,
+    write_results,
+)
+
 from bgpt_fast import BGPT, BGPTConfig
 from bgpt_fast.data import PairSource
-from bgpt_fast.environment import describe_environment
 from bgpt_fast.files import write_json
 from bgpt_fast.generation import Generator, Prompt
 from bgpt_fast.tasks.baselines import compression_scores
@@ -35,22 +44,19 @@ from bgpt_fast.tasks.conversion_likelihood import evaluate_pairs
 from bgpt_fast.tasks.music import irish_collections, make_pairs
 from bgpt_fast.training import TrainConfig, Trainer
 
-HERE = Path(__file__).resolve().parent
 DIRECTIONS = (("abc", "mid"), ("mid", "abc"))
 PUBLISHED = {"abc->mid": 0.0011}
 """Bits per byte on IrishMAN's whole tunes, of the published model of 110 M parameters (arXiv 2402.19155)."""
 NOTES = (4, 8)
 """Fewest and most notes of a bar."""
-SMALL = BGPTConfig(
+SMALL = cpu_model(
     patch_size=4,
     patch_length=64,
     hidden_size=96,
     patch_num_layers=4,
-    byte_num_layers=1,
     num_heads=4,
     byte_num_heads=8,
     position_init="sinusoidal",
-    position_init_std=0.3,
     byte_init="numeric",
     byte_init_std=0.05,
 )
@@ -58,13 +64,13 @@ SMALL = BGPTConfig(
 
 @dataclass(frozen=True)
 class Size:
-    """What a run is made of.
+    """Model, training and data of a run.
 
     Args:
         model: sizes.
-        training: how long, how fast.
-        patches_per_batch: of training.
-        excerpts: whether single bars take the place of whole tunes.
+        training: see `TrainConfig`.
+        patches_per_batch: most patches of a training batch.
+        excerpts: learn single bars instead of complete tunes.
         test_share: share of the titles that are held out.
     """
 
@@ -75,31 +81,27 @@ class Size:
     test_share: float
 
 
-def size_of(full: bool, minutes: float) -> Size:
-    """Of CPU size, or with the paper's model for a GPU."""
-    fields: dict[str, Any] = {"max_minutes": minutes, "steps": 0, "schedule_by": "time", "tensorboard": False}
+def size_of_run(full: bool, minutes: float) -> Size:
+    """Returns the run of CPU size, or that of the paper's model for a GPU."""
     if full:
-        training = TrainConfig(**fields, learning_rate=3e-4, warmup_share=0.1, precision="bf16")
-        return Size(BGPTConfig(), training, 8192, excerpts=False, test_share=0.1)
-    training = TrainConfig(
-        **fields, learning_rate=1e-2, optimizer="muon", schedule="wsd", decay_share=0.7, device="cpu", threads=1
-    )
-    return Size(SMALL, training, 512, excerpts=True, test_share=0.05)
+        training = gpu_training(**limited_to(minutes), warmup_share=0.1)
+        return Size(PAPER, training, 8192, excerpts=False, test_share=0.1)
+    return Size(SMALL, cpu_training(**limited_to(minutes), decay_share=0.7), 512, excerpts=True, test_share=0.05)
 
 
 def data(size: Size, collections: Sequence[str | os.PathLike[str]], folder: Path) -> dict[str, Any]:
-    """Makes FOLDER/pairs/train and FOLDER/pairs/test of ABC collections, or of the Irish tunes; returns the figures.
+    """Makes FOLDER/pairs/train and FOLDER/pairs/test from ABC collections, or from the Irish tunes; returns figures.
 
     Raises:
-        ValueError: the folder has those of other collections, which would be mixed with these.
+        ValueError: the folder holds pairs of other collections, which would be mixed with these.
     """
     inputs = [os.path.abspath(path) for path in collections] or irish_collections()
-    told = folder / "collections.json"
-    if told.exists() and json.loads(told.read_bytes()) != inputs:
+    record = folder / "collections.json"
+    if record.exists() and json.loads(record.read_bytes()) != inputs:
         raise ValueError(
             f"{folder}: expected a run with the same collections, got one with others; choose another --runs"
         )
-    write_json(told, inputs)
+    write_json(record, inputs)
     if size.excerpts:
         bars = folder / "bars.abc"
         folder.mkdir(parents=True, exist_ok=True)
@@ -111,74 +113,76 @@ def data(size: Size, collections: Sequence[str | os.PathLike[str]], folder: Path
 
 
 def convert(model: BGPT, pairs: Sequence[tuple[Path, Path]]) -> list[Conversion]:
-    """Converts the first file of each pair, greedily; a file that the model does not end is an empty one."""
-    prompts = [Prompt(there.suffix[1:], b"", None, (here.suffix[1:], here.read_bytes())) for here, there in pairs]
-    made = Generator(model).generate(prompts)
+    """Converts the source file of each pair, greedily; a file that the model does not end counts as empty."""
+    prompts = [
+        Prompt(target.suffix[1:], b"", None, (source.suffix[1:], source.read_bytes())) for source, target in pairs
+    ]
+    generations = Generator(model).generate(prompts)
     return [
-        Conversion(there.name, one.data if one.finished else b"", there.read_bytes())
-        for (_, there), one in zip(pairs, made, strict=True)
+        Conversion(target.name, generation.data if generation.finished else b"", target.read_bytes())
+        for (_, target), generation in zip(pairs, generations, strict=True)
     ]
 
 
-def beginning_alike(pairs: Sequence[tuple[Path, Path]], training: Sequence[tuple[Path, Path]]) -> list[Conversion]:
-    """The baseline: each source becomes the target of the training source with which it has the longest begin."""
-    known = sorted((here.read_bytes(), there) for here, there in training)
-    sources = [content for content, _ in known]
-    made = []
-    for here, there in pairs:
-        content = here.read_bytes()
-        at = bisect.bisect(sources, content)
-        # Of all that are sorted, one of both neighbours has the longest begin in common.
-        nearest = max(known[max(at - 1, 0) : at + 1], key=lambda one: _alike(one[0], content))
-        made.append(Conversion(there.name, nearest[1].read_bytes(), there.read_bytes()))
-    return made
+def nearest_prefix(pairs: Sequence[tuple[Path, Path]], training: Sequence[tuple[Path, Path]]) -> list[Conversion]:
+    """The baseline: each source becomes the target of the training source that shares the longest prefix with it."""
+    examples = sorted((source.read_bytes(), target) for source, target in training)
+    sources = [content for content, _ in examples]
+    conversions = []
+    for source, target in pairs:
+        content = source.read_bytes()
+        place = bisect.bisect(sources, content)
+        # In sorted order, one of the two neighbours shares the longest prefix.
+        neighbours = examples[max(place - 1, 0) : place + 1]
+        _, nearest = max(neighbours, key=lambda example: _shared_prefix(example[0], content))
+        conversions.append(Conversion(target.name, nearest.read_bytes(), target.read_bytes()))
+    return conversions
 
 
-def _alike(one: bytes, other: bytes) -> int:
-    same = takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
-    return sum(1 for _ in same)
+def _shared_prefix(first: bytes, second: bytes) -> int:
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
 
 
 def compressors(pairs: Sequence[tuple[Path, Path]], training: Sequence[tuple[Path, Path]]) -> dict[str, float]:
-    """Bits per byte of the targets that general compressors need, having seen the training pairs and the sources."""
-    before = [path.read_bytes() for pair in training for path in pair]
-    sources = [here.read_bytes() for here, _ in pairs]
+    """Bits per byte of the targets by general compressors, after they have seen the training pairs and the sources."""
+    training_files = [path.read_bytes() for pair in training for path in pair]
+    sources = [source.read_bytes() for source, _ in pairs]
     both = [path.read_bytes() for pair in pairs for path in pair]
-    targets = sum(there.stat().st_size for _, there in pairs)
+    target_bytes = sum(target.stat().st_size for _, target in pairs)
     bits = []
     for contents in (both, sources):
-        scores = compression_scores(contents, before)
-        bits.append({one.compressor: (one.after_training or 0.0) * one.num_bytes for one in scores})
-    return {name: (bits[0][name] - bits[1][name]) / targets for name in bits[0]}
+        scores = compression_scores(contents, training_files)
+        bits.append({score.compressor: (score.after_training or 0.0) * score.num_bytes for score in scores})
+    return {name: (bits[0][name] - bits[1][name]) / target_bytes for name in bits[0]}
 
 
 def figures(report: ConversionReport) -> dict[str, Any]:
-    """A report without its rows by file."""
+    """Returns a report without its rows by file, JSON-ready."""
     return {name: value for name, value in report.to_dict().items() if name != "by_file"}
 
 
 def assess(model: BGPT, folder: Path, held_out: int) -> dict[str, Any]:
-    """Figures of both directions on the test pairs; conversions and bits are of the same ones."""
+    """Returns the figures of both directions; bits per byte on all test pairs, conversions of some of them."""
     likelihood = evaluate_pairs(model, folder / "test", "abc&mid", baselines=False)
-    found: dict[str, Any] = {}
-    for here, there in DIRECTIONS:
-        name = f"{here}->{there}"
+    results: dict[str, Any] = {}
+    for source, target in DIRECTIONS:
+        name = f"{source}->{target}"
         report = likelihood[name]
         targets = [Path(file.path) for file in report.files]
-        pairs = [(path.with_suffix(f".{here}"), path) for path in targets]
-        training = [(path.with_suffix(f".{here}"), path) for path in sorted((folder / "train").glob(f"*.{there}"))]
+        pairs = [(path.with_suffix(f".{source}"), path) for path in targets]
+        training = [(path.with_suffix(f".{source}"), path) for path in sorted((folder / "train").glob(f"*.{target}"))]
         some = pairs[:: max(1, len(pairs) // held_out)][:held_out]
         converted = evaluate_conversion(convert(model, some))
-        alike = evaluate_conversion(beginning_alike(some, training))
+        nearest = evaluate_conversion(nearest_prefix(some, training))
         compressed = compressors(pairs, training)
-        notes, baseline = converted.notes, alike.notes
+        notes, baseline = converted.notes, nearest.notes
         assert notes is not None
         assert baseline is not None
         holds = (report.total.per_byte < min(compressed.values())) and (notes.f1 or 0.0) > (baseline.f1 or 0.0)
         print(f"{name}: {'as claimed' if holds else 'NOT as claimed'}")
         print(f"  {report.total.per_byte:.4f} bits per byte ({report.total.per_position:.4f} a position)")
         print("".join(f"  {what}: {value}\n" for what, value in converted.rows()), end="", flush=True)
-        found[name] = {
+        results[name] = {
             "holds": holds,
             "pairs": len(pairs),
             "bits_per_byte": report.total.per_byte,
@@ -189,52 +193,45 @@ def assess(model: BGPT, folder: Path, held_out: int) -> dict[str, Any]:
             "compressors_bits_per_byte": compressed,
             "published_bits_per_byte": PUBLISHED.get(name),
             "converted": figures(converted),
-            "training_pair_that_begins_alike": figures(alike),
+            "training_pair_that_begins_alike": figures(nearest),
         }
-    return found
+    return results
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="whole tunes and the paper's model, for a GPU")
+    parser = argument_parser(__doc__, full="complete tunes and the paper's model, for a GPU")
     parser.add_argument("--minutes", type=float, help="of training; by default 30, and 240 for --full")
     parser.add_argument("--held-out", type=int, default=300, help="test pairs that are converted each way")
     parser.add_argument("--collections", nargs="*", default=[], help="ABC files and folders, such as IrishMAN's")
-    parser.add_argument("--runs", type=Path, help="where data and run are kept, and gone on with; by default nowhere")
-    parser.add_argument("--output", type=Path, help="the JSON to write; by default beside the script")
     options = parser.parse_args(words)
-    name = "full" if options.full else "cpu"
     minutes = options.minutes or (240.0 if options.full else 30.0)
-    size = size_of(options.full, minutes)
+    size = size_of_run(options.full, minutes)
     torch.manual_seed(size.training.seed)
     model = BGPT(size.model)
-    with tempfile.TemporaryDirectory(prefix="music-") as temporary:
-        folder = (options.runs or Path(temporary)) / name
-        made = data(size, options.collections, folder)
+    with runs_folder(options) as folder:
+        data_figures = data(size, options.collections, folder)
         source = PairSource(folder / "pairs/train", "abc&mid", size.model, size.patches_per_batch, split="all")
-        began = time.process_time()
-        done = Trainer(model, source, size.training, folder / "run").train()
-        core_minutes = (time.process_time() - began) / 60
-        found = assess(model, folder / "pairs", options.held_out)
-    write_json(
-        options.output or HERE / f"abc_midi.{name}.json",
+        start = time.process_time()
+        training = Trainer(model, source, size.training, folder / "run").train()
+        core_minutes = (time.process_time() - start) / 60
+        directions = assess(model, folder / "pairs", options.held_out)
+    write_results(
+        __file__,
+        parser,
+        options,
         {
-            "command": "python examples/music/abc_midi.py"
-            + (" --full" if options.full else "")
-            + (f" --minutes {options.minutes:g}" if options.minutes else ""),
-            "environment": describe_environment(),
-            "data": made,
+            "data": data_figures,
             "model": size.model.to_dict(),
             "parameters": model.num_parameters(),
             "minutes": minutes,
             "core_minutes": round(core_minutes, 1),
-            "steps": done.steps,
-            "epochs": done.steps / source.epoch_batches,
-            "last_loss": done.loss,
-            "directions": found,
+            "steps": training.steps,
+            "epochs": training.steps / source.epoch_batches,
+            "last_loss": training.loss,
+            "directions": directions,
         },
     )
-    return 0 if all(one["holds"] for one in found.values()) else 1
+    return 0 if all(figures["holds"] for figures in directions.values()) else 1
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ import random
 import sys
 from collections.abc import Callable
 
-from made_documents import PAPER, SMALL, Experiment, Rule, full_training, main, training
+from synthetic_documents import SMALL, Experiment, Rule, main
+from training_runs import PAPER, cpu_training, gpu_training
 
 from bgpt_fast.tasks.evaluation import FileReport
 
@@ -84,7 +85,7 @@ def experiments() -> dict[str, Experiment]:
             delay_line(k, PATCH),
             dataclasses.replace(SMALL, patch_size=PATCH, patch_length=k + COPIED + 2),
             16,
-            training(steps),
+            cpu_training(steps=steps),
             most_excess=0.01,
             measure=recalled_behind(k, PATCH),
             least={"least_recalled_share": 0.99},
@@ -95,7 +96,7 @@ def experiments() -> dict[str, Experiment]:
         recall(PATCH),
         small,
         18,
-        training(400, learning_rate=5e-3),
+        cpu_training(steps=400, learning_rate=5e-3),
         most_excess=0.01,
         held_out=300,
         measure=recalled_at_each_distance,
@@ -112,7 +113,7 @@ def full_experiments() -> dict[str, Experiment]:
             delay_line(k, S),
             PAPER,
             64,
-            full_training(3000),
+            gpu_training(steps=3000),
             most_excess=0.001,
             measure=recalled_behind(k, S),
             least={"least_recalled_share": 0.99},
@@ -123,7 +124,7 @@ def full_experiments() -> dict[str, Experiment]:
         recall(S),
         PAPER,
         128,
-        full_training(2000),
+        gpu_training(steps=2000),
         most_excess=0.001,
         held_out=1000,
         measure=recalled_at_each_distance,

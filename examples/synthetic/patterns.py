@@ -11,7 +11,8 @@ import math
 import random
 import sys
 
-from made_documents import PAPER, SMALL, Experiment, Rule, full_training, main, training
+from synthetic_documents import SMALL, Experiment, Rule, main
+from training_runs import PAPER, cpu_training, gpu_training
 
 SIZE = 248
 FULL_SIZE = 8000
@@ -41,9 +42,13 @@ def repeats(size: int) -> Rule:
 def experiments() -> dict[str, Experiment]:
     """Of CPU size."""
     return {
-        "alternating": Experiment(alternating(SIZE), SMALL, 8, training(60), most_excess=0.002),
+        "alternating": Experiment(alternating(SIZE), SMALL, 8, cpu_training(steps=60), most_excess=0.002),
         "repeats": Experiment(
-            repeats(SIZE), dataclasses.replace(SMALL, byte_num_heads=8), 16, training(1500), most_excess=0.02
+            repeats(SIZE),
+            dataclasses.replace(SMALL, byte_num_heads=8),
+            16,
+            cpu_training(steps=1500),
+            most_excess=0.02,
         ),
     }
 
@@ -51,8 +56,8 @@ def experiments() -> dict[str, Experiment]:
 def full_experiments() -> dict[str, Experiment]:
     """With the paper's model."""
     return {
-        "alternating": Experiment(alternating(FULL_SIZE), PAPER, 32, full_training(500), most_excess=0.001),
-        "repeats": Experiment(repeats(FULL_SIZE), PAPER, 32, full_training(3000), most_excess=0.001),
+        "alternating": Experiment(alternating(FULL_SIZE), PAPER, 32, gpu_training(steps=500), most_excess=0.001),
+        "repeats": Experiment(repeats(FULL_SIZE), PAPER, 32, gpu_training(steps=3000), most_excess=0.001),
     }
 
 

@@ -1,21 +1,18 @@
-"""Patch sizes 4 to 32, layers below or above, and no patches at all: speed beside quality, at equal training time.
+"""Patch sizes 4 to 32, layers in the patch or the byte decoder, and no patches: speed and quality at equal time.
 
 Models of one width and depth learn text, images and traces (`mixed_documents.py`), in batches of the same documents in
-the same order, for as long each; a flat byte model of as many operations a byte is one of them, and once more for as
-many bytes instead of as long. Steps are measured first, side by side, so that other work on the machine favours none.
-Figures and a plot go beside this script.
+the same order, for the same time each. A byte model without patches, of as many operations a byte, is trained for the
+same time too, and once more for the same number of bytes. Results and a plot go beside this script.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import json
 import math
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,19 +21,8 @@ from typing import Any
 
 import torch
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "synthetic"))
-from made_documents import MadeDocuments, Rule
-from mixed_documents import Documents, mixed_documents
-
-from bgpt_fast import BGPT, BGPTConfig, PackedPatches
-from bgpt_fast.environment import describe_environment
-from bgpt_fast.files import write_json
-from bgpt_fast.flops import forward_flops
-from bgpt_fast.generation import Generator, Prompt
-from bgpt_fast.report.plots import COLORS, new_figure, save_figure
-from bgpt_fast.tasks.baselines import compression_scores, entropy_of_bytes
-from bgpt_fast.tasks.evaluation import evaluate_files
-from bgpt_fast.tasks.flat_baseline import (
+sys.path += [str(Path(__file__).resolve().parents[1] / name) for name in ("", "synthetic")]
+from flat_baseline import (
     FlatConfig,
     FlatModel,
     evaluate_flat,
@@ -46,10 +32,20 @@ from bgpt_fast.tasks.flat_baseline import (
     generate_flat,
     train_flat,
 )
+from mixed_documents import Documents, mixed_documents
+from synthetic_documents import Rule, SyntheticDocuments
+from training_runs import argument_parser, cpu_training, gpu_training, print_claims, runs_folder, write_results
+
+from bgpt_fast import BGPT, BGPTConfig, PackedPatches
+from bgpt_fast.files import write_json
+from bgpt_fast.flops import forward_flops
+from bgpt_fast.generation import Generator, Prompt
+from bgpt_fast.report.plots import COLORS, new_figure, save_figure
+from bgpt_fast.tasks.baselines import compression_scores, entropy_of_bytes
+from bgpt_fast.tasks.evaluation import evaluate_files
 from bgpt_fast.training import TrainConfig, Trainer
 from bgpt_fast.training.optimizer import Optimizers
 
-HERE = Path(__file__).resolve().parent
 PATCH_SIZES = (4, 8, 16, 32)
 REFERENCE = "S16 4+1"
 FLAT, FLAT_BYTES = "flat", "flat, as many bytes"
@@ -57,21 +53,21 @@ FLAT, FLAT_BYTES = "flat", "flat, as many bytes"
 
 @dataclass(frozen=True)
 class Settings:
-    """Of all models.
+    """Settings of all models.
 
     Args:
         hidden_size, num_heads, byte_num_heads, position_init_std: of each bGPT.
-        splits: layers of the patch decoder and of the byte decoder: the first for all patch sizes, every one for the
-            patch size `split_size`.
+        splits: numbers of layers of the patch decoder and of the byte decoder. The first pair is tried with all patch
+            sizes, the others with the patch size `split_size`.
         flat_layers, flat_heads: of the flat model; its width follows from the operations.
-        most: documents of each kind to train on.
+        most: training documents of each kind.
         scored: held-out documents of each kind.
-        text_bytes: of a piece of text, the longest document.
-        documents: of a batch.
-        minutes: of training, for each model, on a core (or GPU) of its own.
-        training: see `TrainConfig`; steps come from the measurement.
-        patch_sizes: which.
-        new_bytes: of each of 16 continuations, for the speed of generation.
+        text_bytes: length of a piece of text, the longest document.
+        documents: documents in a batch.
+        minutes: training time of each model on one core or GPU.
+        training: see `TrainConfig`; the number of steps follows from the measured time of a step.
+        patch_sizes: patch sizes to try.
+        new_bytes: length of each of 16 continuations, for the speed of generation.
     """
 
     hidden_size: int
@@ -105,17 +101,7 @@ SMALL = Settings(
     text_bytes=480,
     documents=16,
     minutes=1.0,
-    training=TrainConfig(
-        learning_rate=3e-3,
-        muon_learning_rate=0.02,
-        optimizer="muon",
-        schedule="wsd",
-        warmup_share=0.03,
-        decay_share=0.5,
-        tensorboard=False,
-        device="cpu",
-        threads=1,
-    ),
+    training=cpu_training(learning_rate=3e-3, muon_learning_rate=0.02, warmup_share=0.03, decay_share=0.5),
 )
 """Of CPU size: 0.3 to 0.8 M parameters."""
 FULL = Settings(
@@ -131,14 +117,21 @@ FULL = Settings(
     text_bytes=8000,
     documents=32,
     minutes=120.0,
-    training=TrainConfig(learning_rate=3e-4, precision="bf16", tensorboard=False),
+    training=gpu_training(),
 )
 """The paper's width, depth and context, for a GPU; not yet run."""
 
 
 @dataclass(frozen=True)
-class Contender:
-    """A model of the comparison: a bGPT, or where `flat` is given that flat model, on batches as of `config`."""
+class Variant:
+    """A model of the comparison: a bGPT, or with `flat` a flat model on the batches of `config`.
+
+    Args:
+        name: in the results.
+        config: the bGPT, or the one whose batches the flat model gets.
+        flat: the flat model's sizes.
+        steps_of: the variant whose number of steps it takes; "" means as many as fit its own time.
+    """
 
     name: str
     config: BGPTConfig
@@ -146,19 +139,19 @@ class Contender:
     steps_of: str = ""
 
     def make(self, seed: int) -> BGPT | FlatModel:
-        """The model as it starts."""
+        """Returns the model with its initial weights."""
         torch.manual_seed(seed)
         return BGPT(self.config) if self.flat is None else FlatModel(self.flat)
 
 
-def contenders(settings: Settings, sample: Sequence[tuple[str, bytes]]) -> list[Contender]:
-    """All models; every bGPT's context holds the longest document.
+def variants(settings: Settings, sample: Sequence[tuple[str, bytes]]) -> list[Variant]:
+    """Returns all models; every bGPT's context holds the longest document.
 
     Args:
-        settings: of all.
-        sample: documents from whose lengths the flat model's size follows.
+        settings: of all models.
+        sample: documents whose lengths decide the flat model's width.
     """
-    found = []
+    patched = []
     for S in settings.patch_sizes:
         for patch_layers, byte_layers in settings.splits if settings.split_size == S else settings.splits[:1]:
             config = BGPTConfig(
@@ -171,8 +164,8 @@ def contenders(settings: Settings, sample: Sequence[tuple[str, bytes]]) -> list[
                 byte_num_heads=settings.byte_num_heads,
                 position_init_std=settings.position_init_std,
             )
-            found.append(Contender(f"S{S} {patch_layers}+{byte_layers}", config))
-    reference = next((one for one in found if one.config.patch_size == settings.split_size), found[0])
+            patched.append(Variant(f"S{S} {patch_layers}+{byte_layers}", config))
+    reference = next((variant for variant in patched if variant.config.patch_size == settings.split_size), patched[0])
     flat = flat_of_equal_compute(
         reference.config,
         PackedPatches.from_bytes(sample, reference.config),
@@ -180,38 +173,37 @@ def contenders(settings: Settings, sample: Sequence[tuple[str, bytes]]) -> list[
         num_heads=settings.flat_heads,
     )
     return [
-        *found,
-        Contender(FLAT, reference.config, flat),
-        Contender(FLAT_BYTES, reference.config, flat, steps_of=reference.name),
+        *patched,
+        Variant(FLAT, reference.config, flat),
+        Variant(FLAT_BYTES, reference.config, flat, steps_of=reference.name),
     ]
 
 
-def source_of(one: Contender, documents: Documents, settings: Settings) -> MadeDocuments:
-    """The same documents in the same order for each model."""
+def source_of(variant: Variant, documents: Documents, settings: Settings) -> SyntheticDocuments:
+    """Returns a source of the same documents in the same order for each model."""
     rule = Rule(lambda stream: stream.choice(documents.training), lambda content: math.nan)
-    return MadeDocuments(rule, one.config, settings.documents)
+    return SyntheticDocuments(rule, variant.config, settings.documents)
 
 
 def step_seconds(
-    models: Sequence[Contender], documents: Documents, settings: Settings, rounds: int = 9
+    models: Sequence[Variant], documents: Documents, settings: Settings, rounds: int = 9
 ) -> dict[str, float]:
-    """Median seconds of a training step of each, in rounds of one step each: on a CPU of the process's own time.
+    """Returns the median seconds of a training step by model; on a CPU, of process time.
 
     Args:
-        models: which.
-        documents, settings: of all.
-        rounds: how often; one more goes first and does not count.
+        models: their steps are measured in turn, so that other work on the machine favours none.
+        documents, settings: of all models.
+        rounds: measured steps of each model, after one warm-up step.
     """
-    running = [_steps(one, documents, settings) for one in models]
-    measured = [[next(steps) for steps in running] for _ in range(rounds + 1)][1:]
-    return {
-        one.name: statistics.median(column) for one, column in zip(models, zip(*measured, strict=True), strict=True)
-    }
+    timers = [_step_seconds(variant, documents, settings) for variant in models]
+    rows = [[next(timer) for timer in timers] for _ in range(rounds + 1)][1:]
+    columns = zip(*rows, strict=True)
+    return {variant.name: statistics.median(column) for variant, column in zip(models, columns, strict=True)}
 
 
-def _steps(one: Contender, documents: Documents, settings: Settings) -> Iterator[float]:
-    """Seconds of one training step after another."""
-    model, source = one.make(0), source_of(one, documents, settings)
+def _step_seconds(variant: Variant, documents: Documents, settings: Settings) -> Iterator[float]:
+    """Yields the seconds of one training step after another."""
+    model, source = variant.make(0), source_of(variant, documents, settings)
     if isinstance(model, FlatModel):
         single = dataclasses.replace(settings.training, steps=1)
         while True:
@@ -233,7 +225,7 @@ def _steps(one: Contender, documents: Documents, settings: Settings) -> Iterator
 
 
 def _timed(work: Callable[[], object]) -> float:
-    """Seconds that the work takes: of this process on a CPU, of the clock where a GPU does it."""
+    """Returns the seconds that the work takes: process time on a CPU, wall-clock time on a GPU."""
     clock = time.perf_counter if torch.cuda.is_available() else time.process_time
     started = clock()
     work()
@@ -242,9 +234,9 @@ def _timed(work: Callable[[], object]) -> float:
     return clock() - started
 
 
-def train(one: Contender, steps: int, documents: Documents, settings: Settings, folder: Path) -> BGPT | FlatModel:
-    """Trains a model, or takes up what `folder` has of it: a bGPT's run goes on, a flat model is there or is not."""
-    model, source = one.make(0), source_of(one, documents, settings)
+def train(variant: Variant, steps: int, documents: Documents, settings: Settings, folder: Path) -> BGPT | FlatModel:
+    """Trains a model; a bGPT's run in `folder` is resumed, and a flat model that was saved there is loaded."""
+    model, source = variant.make(0), source_of(variant, documents, settings)
     config = dataclasses.replace(settings.training, steps=steps)
     if isinstance(model, BGPT):
         Trainer(model, source, config, folder / "run").train()
@@ -256,10 +248,10 @@ def train(one: Contender, steps: int, documents: Documents, settings: Settings, 
     return model.eval()
 
 
-def quality(model: BGPT | FlatModel, one: Contender, held_out: Path) -> dict[str, Any]:
-    """Bits per byte of the held-out files."""
+def quality(model: BGPT | FlatModel, variant: Variant, held_out: Path) -> dict[str, Any]:
+    """Returns bits per byte and accuracy on the held-out files."""
     if isinstance(model, FlatModel):
-        flat = evaluate_flat(model, held_out, one.config).to_dict()
+        flat = evaluate_flat(model, held_out, variant.config).to_dict()
         return {name: flat[name] for name in ("bits_per_byte", "interval_95", "accuracy", "by_extension")}
     report = evaluate_files(model, held_out, baselines=False)
     interval = report.intervals["bits_per_byte"]
@@ -276,35 +268,34 @@ def quality(model: BGPT | FlatModel, one: Contender, held_out: Path) -> dict[str
 def generation_speed(
     models: Sequence[BGPT | FlatModel], documents: Documents, settings: Settings, rounds: int = 3
 ) -> list[float]:
-    """Median new bytes a second of 16 drawn continuations of held-out text, in rounds of one turn each."""
+    """Returns the median new bytes a second of 16 sampled continuations of held-out text, models measured in turn."""
     texts = [content for extension, content in documents.held_out if extension == "txt"][:16]
-    begun = [("txt", content[: settings.text_bytes // 4]) for content in texts]
-    makers = [_maker(model, begun, settings.new_bytes) for model in models]
-    speeds: list[list[float]] = [[] for _ in makers]
+    prompts = [("txt", content[: settings.text_bytes // 4]) for content in texts]
+    functions = [_continue(model, prompts, settings.new_bytes) for model in models]
+    speeds: list[list[float]] = [[] for _ in functions]
     for _ in range(rounds + 1):
-        for place, make in enumerate(makers):
-            made: list[bytes] = []
-            seconds = _timed(lambda make=make, made=made: made.extend(make()))  # type: ignore[misc]
-            new = sum(map(len, made)) - sum(len(data) for _, data in begun)
-            speeds[place].append(new / seconds)
-    return [statistics.median(found[1:]) for found in speeds]
+        for generate, rates in zip(functions, speeds, strict=True):
+            contents: list[bytes] = []
+            seconds = _timed(lambda generate=generate, contents=contents: contents.extend(generate()))  # type: ignore[misc]
+            rates.append((sum(map(len, contents)) - sum(len(data) for _, data in prompts)) / seconds)
+    return [statistics.median(rates[1:]) for rates in speeds]
 
 
-def _maker(model: BGPT | FlatModel, begun: list[tuple[str, bytes]], new_bytes: int) -> Callable[[], list[bytes]]:
+def _continue(model: BGPT | FlatModel, prompts: list[tuple[str, bytes]], new_bytes: int) -> Callable[[], list[bytes]]:
     if isinstance(model, FlatModel):
-        return lambda: generate_flat(model, begun, max_new_bytes=new_bytes, temperature=1.0)
+        return lambda: generate_flat(model, prompts, max_new_bytes=new_bytes, temperature=1.0)
     generator = Generator(model)
-    prompts = [Prompt(extension, data) for extension, data in begun]
-    return lambda: [file.data for file in generator.generate(prompts, max_new_bytes=new_bytes, temperature=1.0)]
+    inputs = [Prompt(extension, data) for extension, data in prompts]
+    return lambda: [file.data for file in generator.generate(inputs, max_new_bytes=new_bytes, temperature=1.0)]
 
 
-def forward_flops_a_byte(one: Contender, sample: Sequence[tuple[str, bytes]]) -> float:
-    """Operations of a forward pass over some documents, by their bytes."""
-    batch = PackedPatches.from_bytes(sample, one.config)
-    if one.flat is not None:
-        flops = flat_flops(one.flat, flat_documents(batch))
+def forward_flops_a_byte(variant: Variant, sample: Sequence[tuple[str, bytes]]) -> float:
+    """Returns the floating-point operations of a forward pass over some documents, divided by their bytes."""
+    batch = PackedPatches.from_bytes(sample, variant.config)
+    if variant.flat is not None:
+        flops = flat_flops(variant.flat, flat_documents(batch))
     else:
-        flops = sum(forward_flops(one.config, batch.cu_seqlens.diff()).values())
+        flops = sum(forward_flops(variant.config, batch.cu_seqlens.diff()).values())
     return flops / sum(len(content) for _, content in sample)
 
 
@@ -314,63 +305,63 @@ def run(settings: Settings, documents: Documents, folder: Path) -> dict[str, Any
     Args:
         settings: of all.
         documents: to train on, and held out.
-        folder: of the runs; what is there is not done again.
+        folder: of the runs; a stopped comparison is resumed there.
 
     Returns:
-        Figures by name, JSON-ready.
+        Figures by the model's name, JSON-ready.
     """
     sample = documents.training[:: max(1, len(documents.training) // 200)]
     mean_bytes = sum(len(content) for _, content in documents.training) / len(documents.training)
-    models = contenders(settings, sample)
+    models = variants(settings, sample)
     plan = folder / "steps.json"
     if not plan.exists():
-        seconds = step_seconds([one for one in models if not one.steps_of], documents, settings)
+        seconds = step_seconds([variant for variant in models if not variant.steps_of], documents, settings)
         write_json(plan, seconds)
     seconds = json.loads(plan.read_text())
     steps = {name: max(1, round(60 * settings.minutes / each)) for name, each in seconds.items()}
     held_out = folder / "held_out"
     documents.write_held_out(held_out)
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     trained = []
-    for one in models:
-        count = steps[one.steps_of or one.name]
-        print(f"{one.name}: {count} steps", flush=True)
-        model = train(one, count, documents, settings, folder / one.name.replace(" ", "_"))
+    for variant in models:
+        count, flat = steps[variant.steps_of or variant.name], variant.flat
+        print(f"{variant.name}: {count} steps", flush=True)
+        model = train(variant, count, documents, settings, folder / variant.name.replace(" ", "_"))
         trained.append(model)
-        a_step = seconds[FLAT if one.flat else one.name]
-        patches = sum(2 + -(-len(content) // one.config.patch_size) for _, content in sample) / len(sample)
-        found[one.name] = {
-            "patch_size": 1 if one.flat else one.config.patch_size,
-            "layers": [one.flat.num_layers] if one.flat else [one.config.patch_num_layers, one.config.byte_num_layers],
-            "width": one.flat.hidden_size if one.flat else one.config.hidden_size,
+        a_step = seconds[FLAT if flat else variant.name]
+        patches = sum(2 + -(-len(content) // variant.config.patch_size) for _, content in sample) / len(sample)
+        results[variant.name] = {
+            "patch_size": 1 if flat else variant.config.patch_size,
+            "layers": [flat.num_layers] if flat else [variant.config.patch_num_layers, variant.config.byte_num_layers],
+            "width": flat.hidden_size if flat else variant.config.hidden_size,
             "parameters": model.num_parameters(),
-            "forward_flops_a_byte": forward_flops_a_byte(one, sample),
+            "forward_flops_a_byte": forward_flops_a_byte(variant, sample),
             "steps": count,
             "training_bytes": round(count * settings.documents * mean_bytes),
             "training_core_seconds": count * a_step,
             "training_bytes_a_second": settings.documents * mean_bytes / a_step,
-            "training_patches_a_second": None if one.flat else settings.documents * patches / a_step,
-            **quality(model, one, held_out),
+            "training_patches_a_second": None if flat else settings.documents * patches / a_step,
+            **quality(model, variant, held_out),
         }
-        print(f"  {found[one.name]['bits_per_byte']:.4f} bits per byte", flush=True)
-    for figures, speed in zip(found.values(), generation_speed(trained, documents, settings), strict=True):
+        print(f"  {results[variant.name]['bits_per_byte']:.4f} bits per byte", flush=True)
+    for figures, speed in zip(results.values(), generation_speed(trained, documents, settings), strict=True):
         figures["generated_bytes_a_second"] = speed
-    return found
+    return results
 
 
-def claims(found: dict[str, Any], entropy: float) -> dict[str, bool]:
-    """What must come out, whatever the sizes."""
-    bgpt = {name: figures for name, figures in found.items() if figures["patch_size"] > 1}
+def claims(results: dict[str, Any], entropy: float) -> dict[str, bool]:
+    """What this comparison claims, whatever the sizes, and whether each claim holds."""
+    bgpt = {name: figures for name, figures in results.items() if figures["patch_size"] > 1}
     sizes = sorted({figures["patch_size"] for figures in bgpt.values()})
     by_size = {
         S: max((figures for figures in bgpt.values() if figures["patch_size"] == S), key=lambda f: f["layers"])
         for S in (sizes[0], sizes[-1])
     }
-    reference = found.get(REFERENCE, next(iter(bgpt.values())))
-    flat = found[FLAT]
+    reference = results.get(REFERENCE, next(iter(bgpt.values())))
+    flat = results[FLAT]
     return {
         "every model learned more than how frequent bytes are": all(
-            figures["bits_per_byte"] < entropy for figures in found.values()
+            figures["bits_per_byte"] < entropy for figures in results.values()
         ),
         "with the most patch layers, the largest patches are trained and generated faster than the smallest": all(
             by_size[sizes[-1]][speed] > by_size[sizes[0]][speed]
@@ -383,11 +374,11 @@ def claims(found: dict[str, Any], entropy: float) -> dict[str, bool]:
     }
 
 
-def draw(found: dict[str, Any], path: Path) -> None:
-    """Held-out bits per byte against the bytes a second of training, as a PNG; equal splits are connected."""
+def draw(results: dict[str, Any], path: Path) -> None:
+    """Plots held-out bits per byte over the training speed as a PNG; models of equal layers are connected."""
     figure, axes = new_figure(7.5, 4.5)
     splits: dict[str, list[tuple[str, dict[str, Any]]]] = {}
-    for name, figures in found.items():
+    for name, figures in results.items():
         splits.setdefault("flat" if figures["patch_size"] == 1 else name.split()[1], []).append((name, figures))
     for color, (split, models) in zip(COLORS, splits.items(), strict=False):
         x = [figures["training_bytes_a_second"] for _, figures in models]
@@ -406,9 +397,9 @@ def draw(found: dict[str, Any], path: Path) -> None:
     save_figure(figure, path)
 
 
-def table(found: dict[str, Any]) -> str:
-    """The figures as Markdown; speeds as multiples of the reference's."""
-    reference = found.get(REFERENCE, next(iter(found.values())))
+def table(results: dict[str, Any]) -> str:
+    """Returns the results as a Markdown table, with speeds as multiples of the reference's."""
+    reference = results.get(REFERENCE, next(iter(results.values())))
     extensions = list(reference["by_extension"])
     lines = [
         "| model | parameters | FLOPs a byte | training bytes/s | generated bytes/s | bytes seen | bits per byte | "
@@ -416,7 +407,7 @@ def table(found: dict[str, Any]) -> str:
         + " |",
         "| --- " * (7 + len(extensions)) + "|",
     ]
-    for name, figures in found.items():
+    for name, figures in results.items():
         ratios = [
             f"{figures[speed] / reference[speed]:.2f}"
             for speed in ("training_bytes_a_second", "generated_bytes_a_second")
@@ -432,45 +423,38 @@ def table(found: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="the paper's width and depth, for a GPU; not run yet")
+    parser = argument_parser(__doc__, full="the paper's width and depth, for a GPU; not run yet")
     parser.add_argument("--minutes", type=float, help="of training for each model; by default 1, and 120 for --full")
-    parser.add_argument("--runs", type=Path, help="where runs are kept, and gone on with; by default nowhere")
-    parser.add_argument("--output", type=Path, help="the JSON to write, and a PNG beside it; by default by this script")
     options = parser.parse_args()
     settings = FULL if options.full else SMALL
     if options.minutes:
         settings = dataclasses.replace(settings, minutes=options.minutes)
-    size = "full" if options.full else "cpu"
     documents = mixed_documents(settings.most, settings.scored, settings.text_bytes)
     if settings.training.threads:
         torch.set_num_threads(settings.training.threads)
     contents = [content for _, content in documents.held_out]
     entropy = entropy_of_bytes(contents)
-    with tempfile.TemporaryDirectory(prefix="trade-offs-") as temporary:
-        found = run(settings, documents, (options.runs or Path(temporary)) / size)
-    held = claims(found, entropy)
-    print(table(found))
-    for claim, holds in held.items():
-        print(f"{'holds' if holds else 'DOES NOT HOLD'}: {claim}")
-    output = options.output or HERE / f"trade_offs.{size}.json"
+    with runs_folder(options) as folder:
+        results = run(settings, documents, folder)
+    print(table(results))
     compressors = compression_scores(contents, [content for _, content in documents.training])
-    write_json(
-        output,
+    held = claims(results, entropy)
+    output = write_results(
+        __file__,
+        parser,
+        options,
         {
-            "command": "python examples/trade_offs/trade_offs.py" + (" --full" if options.full else ""),
-            "environment": describe_environment(),
-            "documents": documents.describe_environment(),
+            "documents": documents.describe(),
             "documents_a_step": settings.documents,
             "minutes": settings.minutes,
             "claims": held,
             "entropy_of_bytes": entropy,
             "compressors": [score.to_dict() for score in compressors],
-            "models": found,
+            "models": results,
         },
     )
-    draw(found, output.with_suffix(".png"))
-    return 0 if all(held.values()) else 1
+    draw(results, output.with_suffix(".png"))
+    return print_claims(held)
 
 
 if __name__ == "__main__":

@@ -76,10 +76,10 @@ def test_the_baselines(recipe: ModuleType, tmp_path: Path) -> None:
         paths[1].write_bytes(target)
         training.append(paths)
     for source, number in (("GA", 0), ("GAcd", 1), ("A", 0), ("dzz", 2), ("zzz", 2)):
-        (tmp_path / "asked.abc").write_text(source)
-        (tmp_path / "asked.mid").write_bytes(b"truth")
-        (made,) = recipe.beginning_alike([(tmp_path / "asked.abc", tmp_path / "asked.mid")], training)
-        assert made == ("asked.mid", contents[number][1], b"truth"), source
+        (tmp_path / "source.abc").write_text(source)
+        (tmp_path / "source.mid").write_bytes(b"truth")
+        (made,) = recipe.nearest_prefix([(tmp_path / "source.abc", tmp_path / "source.mid")], training)
+        assert made == ("source.mid", contents[number][1], b"truth"), source
     for seen, least, most in ((training, -1, 3), (training[:2], 7.9, 12)):
         for bits in recipe.compressors(training[2:], seen).values():
             assert least < bits < most

@@ -84,12 +84,12 @@ def test_random_bits(recipe: ModuleType) -> None:
 
 @pytest.mark.parametrize("recipe", ["random_bits"], indirect=True)
 def test_held_out_documents_are_others(recipe: ModuleType) -> None:
-    made = importlib.import_module("made_documents")
+    documents = importlib.import_module("synthetic_documents")
     rule = recipe.coin(200)
     training = {rule.document(0, number) for number in range(50)}
     assert len(training) == 50
     assert not training & {rule.document(1, number) for number in range(50)}
-    source = made.MadeDocuments(rule, made.SMALL, 3)
+    source = documents.SyntheticDocuments(rule, documents.SMALL, 3)
     first, state = source.next_batch(), source.state_dict()
     second = source.next_batch()
     source.load_state_dict(state)
@@ -115,18 +115,18 @@ def test_all_run_by_default_and_some_replace_no_results(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    made = importlib.import_module("made_documents")
-    asked: list[str] = []
+    documents = importlib.import_module("synthetic_documents")
+    names: list[str] = []
 
     def run(experiment: object, folder: Path) -> dict[str, object]:
-        asked.append(folder.name)
+        names.append(folder.name)
         return {"bits_per_byte": 0.0, "floor_bits_per_byte": 0.0, "excess_bits_per_byte": 0.0, "holds": True}
 
-    monkeypatch.setattr(made, "run", run)
+    monkeypatch.setattr(documents, "run", run)
     monkeypatch.setattr("sys.argv", ["recipe.py", *words])
     script = str(tmp_path / "recipe.py")
-    assert made.main(script, "", recipe.experiments(), recipe.full_experiments()) == 0
-    assert asked == ran
+    assert documents.main(script, "", recipe.experiments(), recipe.full_experiments()) == 0
+    assert names == ran
     assert [path.name for path in tmp_path.iterdir()] == ([written] if written else [])
 
 
@@ -134,18 +134,18 @@ def test_all_run_by_default_and_some_replace_no_results(
 def test_what_takes_the_full_model_is_named(
     recipe: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = importlib.import_module("made_documents")
+    documents = importlib.import_module("synthetic_documents")
     monkeypatch.setattr("sys.argv", ["recipe.py", "--only", "delay_64"])
     with pytest.raises(SystemExit):
-        made.main("recipe.py", "", recipe.experiments(), recipe.full_experiments())
+        documents.main("recipe.py", "", recipe.experiments(), recipe.full_experiments())
     assert "got delay_64, which take --full" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.cpu.json")), ids=lambda path: path.name)
 def test_the_results_beside_the_scripts_hold(path: Path) -> None:
-    found = json.loads(path.read_text())
-    assert found["command"] == f"python examples/synthetic/{path.name.split('.')[0]}.py"
-    for experiment, figures in found["experiments"].items():
+    results = json.loads(path.read_text())
+    assert results["command"] == f"python examples/synthetic/{path.name.split('.')[0]}.py"
+    for experiment, figures in results["experiments"].items():
         assert figures["holds"], experiment
 
 

@@ -158,7 +158,7 @@ def test_a_tiny_comparison_is_measured_taken_up_and_drawn(trade_offs: ModuleType
 def test_all_models_see_the_same_documents(trade_offs: ModuleType) -> None:
     settings = tiny(trade_offs)
     documents = trade_offs.Documents([("txt", bytes([number]) * 40) for number in range(50)], [])
-    models = trade_offs.contenders(settings, documents.training)
+    models = trade_offs.variants(settings, documents.training)
     seen = [trade_offs.source_of(one, documents, settings).next_batch().to_bytes() for one in models]
     assert all(batch == seen[0] for batch in seen)
 
@@ -175,7 +175,7 @@ def test_full_settings_fit_their_data(data_curve: ModuleType, trade_offs: Module
     full = data_curve.full()
     longest = generate(1, min_program=255, num_registers=10, memory_size=1024, max_program=255)
     assert PackedPatches.from_bytes([("bin", longest[0].to_bytes())], full.model, truncation="error").num_patches > 300
-    models = trade_offs.contenders(trade_offs.FULL, [("txt", bytes(8000)), ("bin", bytes(300))])
+    models = trade_offs.variants(trade_offs.FULL, [("txt", bytes(8000)), ("bin", bytes(300))])
     by_name = {one.name: one.config for one in models}
     assert by_name["S16 12+3"] == dataclasses.replace(BGPTConfig(), patch_length=502)
     assert np.unique([config.patch_size for config in by_name.values()]).tolist() == [4, 8, 16, 32]

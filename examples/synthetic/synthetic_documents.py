@@ -1,15 +1,14 @@
-"""What the synthetic recipes share: an endless source of made documents, a run, and how far above the best it ends.
+"""What the synthetic recipes share: an endless source of generated documents, and the excess over their entropy.
 
-Of a made document the probability is known, so that no code can be shorter on average than its `bits`: the floor. A
-model's excess over it is what it has not learned; on held-out documents it is never below 0 but by chance.
+The probability of a generated document is known, so no code can be shorter on average than its `bits`, the floor. A
+model's excess over the floor is what it has not learned; on held-out documents it is below 0 only by chance.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import random
-import tempfile
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,60 +18,58 @@ from typing import Any
 import numpy as np
 import torch
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from training_runs import argument_parser, cpu_model, runs_folder, write_results
+
 from bgpt_fast import BGPT, BGPTConfig, PackedPatches
-from bgpt_fast.environment import describe_environment
-from bgpt_fast.files import atomic_write, write_json
+from bgpt_fast.files import atomic_write
 from bgpt_fast.metrics import bootstrap_interval
 from bgpt_fast.tasks.evaluation import FileReport, evaluate_files
 from bgpt_fast.training import TrainConfig, Trainer
 
-SMALL = BGPTConfig(
+SMALL = cpu_model(
     patch_size=8,
     patch_length=33,
     hidden_size=64,
     patch_num_layers=2,
-    byte_num_layers=1,
     num_heads=2,
     byte_num_heads=4,
-    position_init_std=0.3,
     byte_init_std=0.1,
 )
 """The model of the CPU-size runs, 0.3 M parameters: learns the recipes' rules in a minute or two on one core."""
-PAPER = BGPTConfig()
-"""The paper's sizes, 110 M parameters: for a GPU."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How documents are made.
+    """A random process that generates documents.
 
     Args:
-        make: makes a document from a random stream: its extension, which tells its size, so that where a file ends
-            costs nothing, and its content.
-        bits: −log₂ of a content's probability, given the rule and the extension.
+        make: generates a document from a random stream: its extension, which determines its size, so that the end of
+            the file has no entropy, and its content.
+        bits: −log₂ of the probability of a content under the rule, given the extension.
     """
 
     make: Callable[[random.Random], tuple[str, bytes]]
     bits: Callable[[bytes], float]
 
     def document(self, seed: int, number: int) -> tuple[str, bytes]:
-        """Document `number` of a seed, always the same: extension and content."""
+        """Returns the extension and content of document `number` of a seed; always the same."""
         return self.make(random.Random(f"{seed} {number}"))
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A model that learns a rule, and what is claimed of it.
+    """A model that learns a rule, and the claims about its result.
 
     Args:
-        rule: of the documents.
+        rule: generates the documents.
         model: sizes.
-        documents: of a batch.
+        documents: documents in a batch.
         training: see `TrainConfig`.
-        most_excess: the claim: bits per byte over the floor on held-out documents, at most.
-        held_out: how many held-out documents.
-        measure: further figures from the report.
-        least: the claim's other part: what these figures come to, at least.
+        most_excess: claimed upper bound of the bits per byte over the floor on held-out documents.
+        held_out: number of held-out documents.
+        measure: computes further figures from the report.
+        least: claimed lower bounds of these figures.
     """
 
     rule: Rule
@@ -85,14 +82,14 @@ class Experiment:
     least: Mapping[str, float] = field(default_factory=dict)
 
 
-class MadeDocuments:
+class SyntheticDocuments:
     """An endless `Source` of a rule's documents.
 
     Args:
-        rule: of the documents.
+        rule: generates the documents.
         config: patch size and context.
-        documents: of a batch.
-        seed: 0 is training's, 1 that of the held-out files.
+        documents: documents in a batch.
+        seed: 0 for training; held-out files have 1.
     """
 
     def __init__(self, rule: Rule, config: BGPTConfig, documents: int, seed: int = 0) -> None:
@@ -100,23 +97,23 @@ class MadeDocuments:
         self.position = 0
 
     def next_batch(self) -> PackedPatches:
-        """The next documents."""
+        """Returns the next batch."""
         numbers = range(self.position, self.position + self.documents)
         self.position += self.documents
-        made = [self.rule.document(self.seed, number) for number in numbers]
-        return PackedPatches.from_bytes(made, self.config, truncation="error")
+        documents = [self.rule.document(self.seed, number) for number in numbers]
+        return PackedPatches.from_bytes(documents, self.config, truncation="error")
 
     def state_dict(self) -> dict[str, Any]:
-        """The position."""
+        """Returns the position in the stream, JSON-ready."""
         return {"seed": self.seed, "position": self.position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to a position."""
+        """Continues at a position of `state_dict`."""
         self.seed, self.position = state["seed"], state["position"]
 
     def describe(self) -> dict[str, Any]:
-        """What there is."""
-        return {"kind": "made documents", **self.state_dict()}
+        """Returns what defines the stream, JSON-ready."""
+        return {"kind": "synthetic documents", **self.state_dict()}
 
 
 def write_held_out(rule: Rule, count: int, folder: Path) -> None:
@@ -128,21 +125,21 @@ def write_held_out(rule: Rule, count: int, folder: Path) -> None:
 
 
 def run(experiment: Experiment, folder: Path) -> dict[str, Any]:
-    """Trains on endless documents, scores held-out ones, and holds them against the floor.
+    """Trains on an endless stream of documents and scores held-out ones against the floor.
 
     Args:
-        experiment: what to do.
-        folder: of the run, which goes on there if it was stopped, and of the held-out files.
+        experiment: rule, model and claims.
+        folder: of the run, which is resumed if it was stopped, and of the held-out files.
 
     Returns:
-        Figures, JSON-ready; "holds" says whether the claim does: the excess is at most `most_excess`, its interval does
-        not lie below 0, and the figures of `least` are that high.
+        Figures, JSON-ready. "holds" is true if the excess is at most `most_excess`, its interval is not below 0, and
+        the further figures are at least those of `least`.
     """
     torch.manual_seed(experiment.training.seed)
     model = BGPT(experiment.model)
-    source = MadeDocuments(experiment.rule, experiment.model, experiment.documents)
+    source = SyntheticDocuments(experiment.rule, experiment.model, experiment.documents)
     started = time.monotonic()
-    done = Trainer(model, source, experiment.training, folder / "run").train()
+    result = Trainer(model, source, experiment.training, folder / "run").train()
     seconds = time.monotonic() - started
     write_held_out(experiment.rule, experiment.held_out, folder / "held_out")
     report = evaluate_files(model, folder / "held_out")
@@ -170,14 +167,14 @@ def run(experiment: Experiment, folder: Path) -> dict[str, Any]:
         "decoders": report.decoders.to_dict(),
         "held_out_files": experiment.held_out,
         "parameters": model.num_parameters(),
-        "steps": done.steps,
+        "steps": result.steps,
         "documents_a_step": experiment.documents,
         "training_seconds": round(seconds, 1),
     }
 
 
 def main(script: str, description: str, small: Mapping[str, Experiment], full: Mapping[str, Experiment]) -> int:
-    """The command line of a recipe; returns 1 where a claim does not hold.
+    """The command line of a recipe; returns 1 if a claim does not hold.
 
     Args:
         script: the recipe's `__file__`; results of all experiments go beside it, as JSON.
@@ -185,52 +182,24 @@ def main(script: str, description: str, small: Mapping[str, Experiment], full: M
         small: experiments by name, of CPU size, the smallest one first.
         full: the same, and some that the small model does not learn, with the paper's model.
     """
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--full", action="store_true", help="the paper's model, for a GPU, instead of CPU size")
+    parser = argument_parser(description)
     parser.add_argument("--only", nargs="+", choices=list(full), metavar="NAME", help=f"some of {', '.join(full)}")
-    parser.add_argument(
-        "--output", type=Path, help="the JSON to write; by default beside the script, if of all of them"
-    )
-    parser.add_argument("--runs", type=Path, help="where runs are kept, and gone on with; by default nowhere")
     options = parser.parse_args()
-    size, experiments = ("full", full) if options.full else ("cpu", small)
-    chosen = options.only or list(experiments)
-    if missing := set(chosen) - set(experiments):
+    experiments = full if options.full else small
+    names = options.only or list(experiments)
+    if missing := set(names) - set(experiments):
         parser.error(f"--only: expected some of {', '.join(experiments)}, got {', '.join(missing)}, which take --full")
-    output = options.output
-    if output is None and set(chosen) == set(experiments):
-        output = Path(script).with_name(f"{Path(script).stem}.{size}.json")
-    found: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(prefix="synthetic-") as temporary:
-        for name in chosen:
+    results: dict[str, Any] = {}
+    with runs_folder(options) as folder:
+        for name in names:
             print(f"{name}:", flush=True)
-            found[name] = run(experiments[name], (options.runs or Path(temporary)) / size / name)
-            figures = found[name]
+            results[name] = figures = run(experiments[name], folder / name)
             print(
                 f"  {figures['bits_per_byte']:.4f} bits per byte, floor {figures['floor_bits_per_byte']:.4f}, "
                 f"excess {figures['excess_bits_per_byte']:.4f}: "
                 f"{'as claimed' if figures['holds'] else 'NOT as claimed: ' + figures['claim']}",
                 flush=True,
             )
-    command = f"python examples/synthetic/{Path(script).name}" + (" --full" if options.full else "")
-    if output is not None:
-        write_json(output, {"command": command, "environment": describe_environment(), "experiments": found})
-    return 0 if all(figures["holds"] for figures in found.values()) else 1
-
-
-def training(steps: int, learning_rate: float = 1e-2) -> TrainConfig:
-    """Training of CPU size: Muon, on one thread."""
-    return TrainConfig(
-        steps=steps,
-        learning_rate=learning_rate,
-        optimizer="muon",
-        schedule="wsd",
-        device="cpu",
-        threads=1,
-        tensorboard=False,
-    )
-
-
-def full_training(steps: int) -> TrainConfig:
-    """Training of the paper's model, on a GPU in bfloat16."""
-    return TrainConfig(steps=steps, learning_rate=3e-4, precision="bf16", tensorboard=False)
+    if options.output is not None or set(names) == set(experiments):
+        write_results(script, parser, options, {"experiments": results})
+    return 0 if all(figures["holds"] for figures in results.values()) else 1

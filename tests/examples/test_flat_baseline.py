@@ -12,13 +12,17 @@ from typing import Any
 
 import pytest
 import torch
+from support.paths import EXAMPLES
 
 from bgpt_fast import BGPT, BGPTConfig, PackedPatches
 from bgpt_fast.config import EOP
 from bgpt_fast.data import DataError
 from bgpt_fast.flops import forward_flops
 from bgpt_fast.tasks.evaluation import evaluate_files
-from bgpt_fast.tasks.flat_baseline import (
+from bgpt_fast.training import TrainConfig
+
+sys.path.append(str(EXAMPLES / "trade_offs"))
+from flat_baseline import (
     FlatConfig,
     FlatDocument,
     FlatModel,
@@ -30,7 +34,6 @@ from bgpt_fast.tasks.flat_baseline import (
     generate_flat,
     train_flat,
 )
-from bgpt_fast.training import TrainConfig
 
 pytest.importorskip("transformers")
 CONFIG = BGPTConfig(
@@ -66,10 +69,10 @@ def test_documents_become_their_bytes_and_one_end() -> None:
     contents = [b"", b"a", b"abcd", bytes(range(9)), bytes(40)]
     batch = PackedPatches.from_bytes([("md", content) for content in contents], CONFIG)
     for (tokens, is_target), content in zip(flat_documents(batch), contents, strict=True):
-        kept = content[:28]  # seven patches beside the extension's
+        content_tokens = content[:28]  # seven patches beside the extension's
         ends = [EOP] if len(content) <= 24 else []
-        assert tokens.tolist() == [*b"md", EOP, *kept, *ends]
-        assert is_target.tolist() == [False] * 3 + [True] * (len(kept) + len(ends))
+        assert tokens.tolist() == [*b"md", EOP, *content_tokens, *ends]
+        assert is_target.tolist() == [False] * 3 + [True] * (len(content_tokens) + len(ends))
         assert len(tokens) <= flat_context(CONFIG)
 
 
@@ -130,12 +133,12 @@ def test_operations_are_counted_and_matched() -> None:
     )
     stream = random.Random(0)
     sample = PackedPatches.from_bytes([("txt", stream.randbytes(stream.randrange(500))) for _ in range(20)], config)
-    wanted = sum(forward_flops(config, sample.cu_seqlens.diff()).values())
+    target = sum(forward_flops(config, sample.cu_seqlens.diff()).values())
     for layers in (1, 4):
-        found = flat_of_equal_compute(config, sample, num_layers=layers, num_heads=2)
-        assert found.num_layers == layers
-        assert found.context >= max(len(document.tokens) for document in flat_documents(sample))
-        assert abs(flat_flops(found, flat_documents(sample)) / wanted - 1) < 0.1
+        matched = flat_of_equal_compute(config, sample, num_layers=layers, num_heads=2)
+        assert matched.num_layers == layers
+        assert matched.context >= max(len(document.tokens) for document in flat_documents(sample))
+        assert abs(flat_flops(matched, flat_documents(sample)) / target - 1) < 0.1
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -164,8 +167,8 @@ def test_training_ends_with_its_time_and_refuses_nan() -> None:
 def test_generation_is_that_of_single_steps() -> None:
     model = flat(position_init_std=1.0)
     prompts = [("txt", b""), ("x", b"abcde")]
-    made = generate_flat(model, prompts, max_new_bytes=6)
-    for (extension, data), content in zip(prompts, made, strict=True):
+    contents = generate_flat(model, prompts, max_new_bytes=6)
+    for (extension, data), content in zip(prompts, contents, strict=True):
         tokens = [*extension.encode(), EOP, *data]
         for _ in range(6):
             tokens.append(int(model(torch.tensor([tokens]))[0, -1].argmax()))

@@ -1,8 +1,8 @@
-"""A flat byte model to hold bGPT against: transformers' GPT-2 over single bytes, on the same documents.
+"""A byte model without patches as a baseline: transformers' GPT-2 over single bytes, on the same documents.
 
-A document is its extension, a token 256, its content, and a token 256 that ends it; the extension and the 256 behind it
-are given, as bGPT's extension patch is. Bits per byte are all bits of content and end over the content's bytes, which
-is what bGPT's are.
+A document is its extension, a token 256, its content, and a token 256 that ends it. The extension and the first 256
+are no targets, like bGPT's extension patch. Bits per byte are all bits of content and end over the content's bytes, as
+for bGPT.
 
 Shape letters: B documents, L tokens of a document, V = 257 tokens, D width.
 """
@@ -14,7 +14,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,11 +47,11 @@ class FlatConfig:
     """Sizes of a flat byte model.
 
     Args:
-        context: tokens, the extension and what ends it included; `flat_context` says how many a bGPT's context is.
+        context: most tokens of a document, extension and separators included; see `flat_context`.
         hidden_size: width.
         num_layers: layers.
         num_heads: a divisor of the width.
-        dropout: GPT-2's three.
+        dropout: of residuals, embeddings and attention.
         position_init_std: standard deviation of the initial position embeddings, as of `BGPTConfig`.
     """
 
@@ -90,72 +90,72 @@ class FlatModel(nn.Module):
         nn.init.normal_(self.gpt2.transformer.wpe.weight, std=config.position_init_std)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits [B, L, V] of the token behind each of `tokens`, int64 [B, L]."""
+        """Returns the logits [B, L, V] of the token that follows each of `tokens`, int64 [B, L]."""
         return self.gpt2(input_ids=tokens, use_cache=False).logits
 
     def num_parameters(self) -> int:
-        """Parameters, the tied ones once."""
+        """Returns the number of parameters; tied ones count once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the weights as safetensors, complete or absent."""
+        """Writes the weights as safetensors; the file is complete or absent."""
         with atomic_write(path) as file:
             file.write(safetensors.torch.save({name: tensor.detach() for name, tensor in self.named_parameters()}))
 
     @torch.no_grad()
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Reads weights of `save`.
+        """Reads weights that `save` wrote.
 
         Raises:
-            ValueError: they are of a model of other sizes.
+            ValueError: they belong to a model of other sizes.
         """
-        found = safetensors.torch.load_file(path)
+        weights = safetensors.torch.load_file(path)
         ours = {name: tuple(tensor.shape) for name, tensor in self.named_parameters()}
-        theirs = {name: tuple(tensor.shape) for name, tensor in found.items()}
+        theirs = {name: tuple(tensor.shape) for name, tensor in weights.items()}
         if theirs != ours:
             raise ValueError(f"{os.fspath(path)}: expected weights of {self.config}, got others: {len(theirs)} tensors")
         for name, tensor in self.named_parameters():
-            tensor.copy_(found[name])
+            tensor.copy_(weights[name])
 
 
 class FlatDocument(NamedTuple):
-    """tokens: int64 [L]; is_target: bool [L], what is to be predicted."""
+    """tokens: int64 [L]; is_target: bool [L], which of them the loss counts."""
 
     tokens: Tensor
     is_target: Tensor
 
 
 def flat_context(config: BGPTConfig) -> int:
-    """Tokens that hold whatever a bGPT's context does."""
+    """Returns the tokens that the largest document of a bGPT's context takes."""
     return config.patch_length * config.patch_size + 2
 
 
 def flat_documents(batch: PackedPatches) -> list[FlatDocument]:
-    """The documents of a batch as tokens; targets are the tokens of its target patches.
+    """Returns the documents of a batch as tokens; the tokens of target patches are targets.
 
-    `<eop>`s in a row become one: that of a file's end, or of a conversion pair's source where its last patch is short.
+    Consecutive `<eop>` tokens become one: the end of a file, or of a pair's source whose last patch is not full.
     """
     patches = batch.patches.cpu().long()
     mask = torch.zeros(len(patches), dtype=torch.bool)
     mask[batch.target_indices().cpu()] = True
     offsets = batch.cu_seqlens.tolist()
-    found = []
+    documents = []
     for start, stop in itertools.pairwise(offsets):
         extension = patches[start][patches[start] != EOP]
         body = patches[start + 1 : stop].flatten()
         targets = mask[start + 1 : stop].repeat_interleave(patches.shape[1])
         is_eop = body == EOP
-        kept = ~is_eop
-        kept[1:] |= is_eop[1:] & ~is_eop[:-1]
-        kept[:1] = True
-        given = torch.cat([extension, torch.tensor([EOP])])
-        is_target = torch.cat([torch.zeros(len(given), dtype=torch.bool), targets[kept]])
-        found.append(FlatDocument(torch.cat([given, body[kept]]), is_target))
-    return found
+        is_token = ~is_eop
+        is_token[1:] |= is_eop[1:] & ~is_eop[:-1]
+        is_token[:1] = True
+        prefix = torch.cat([extension, torch.tensor([EOP])])
+        is_target = torch.cat([torch.zeros(len(prefix), dtype=torch.bool), targets[is_token]])
+        documents.append(FlatDocument(torch.cat([prefix, body[is_token]]), is_target))
+    return documents
 
 
 def flat_flops(config: FlatConfig, documents: Sequence[FlatDocument]) -> int:
-    """Operations of a forward pass, counted as `forward_flops` does: a multiplication and an addition are two."""
+    """Returns the floating-point operations of a forward pass, counted as `forward_flops` counts them."""
     D, layers = config.hidden_size, config.num_layers
     L = np.array([len(document.tokens) - 1 for document in documents], np.int64)
     tokens, scores = int(L.sum()), int((L * (L + 1) // 2).sum())
@@ -165,47 +165,43 @@ def flat_flops(config: FlatConfig, documents: Sequence[FlatDocument]) -> int:
 def flat_of_equal_compute(
     config: BGPTConfig, sample: PackedPatches, *, num_layers: int, num_heads: int, dropout: float = 0.0
 ) -> FlatConfig:
-    """The flat model whose operations on some documents are nearest to a bGPT's.
+    """Returns the flat model whose forward operations on some documents are nearest to a bGPT's.
 
     Args:
         config: the bGPT.
-        sample: documents like those to come; from their lengths the operations follow.
-        num_layers, num_heads: of the flat model; its width is what is searched for.
+        sample: documents of typical lengths.
+        num_layers, num_heads: of the flat model; its width is the result.
         dropout: of the flat model.
     """
     documents = flat_documents(sample)
     lengths = sample.cu_seqlens.diff().cpu()
-    wanted = sum(forward_flops(config, lengths, len(sample.target_indices())).values())
+    target = sum(forward_flops(config, lengths, len(sample.target_indices())).values())
 
     def sized(width: int) -> FlatConfig:
         return FlatConfig(flat_context(config), width, num_layers, num_heads, dropout, config.position_init_std)
 
     step = 2 * num_heads
     widths = range(step, 16 * config.hidden_size + step, step)
-    return min(map(sized, widths), key=lambda flat: abs(flat_flops(flat, documents) - wanted))
+    return min(map(sized, widths), key=lambda flat: abs(flat_flops(flat, documents) - target))
 
 
 @dataclass(frozen=True)
 class FlatTraining:
-    """How a training ended: steps, seconds, content bytes seen, and the last step's loss in nats a token."""
+    """The result of a training: steps, seconds, content bytes seen, and the last step's loss in nats a token."""
 
     steps: int
     seconds: float
     num_bytes: int
     loss: float
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self)
-
 
 def train_flat(model: FlatModel, source: Source, config: TrainConfig) -> FlatTraining:
-    """Trains on a bGPT's source, with the same optimisers and schedule; in one go, without checkpoints.
+    """Trains on a bGPT's source with the same optimisers and schedule; saves no checkpoints.
 
     Args:
-        model: in place; moved to the config's device.
-        source: of bGPT's batches.
-        config: steps, minutes, rates, optimiser, precision, clipping, threads and device count.
+        model: trained in place, on the config's device.
+        source: bGPT's batches.
+        config: its steps, minutes, rates, optimiser, precision, clipping, threads and device apply.
 
     Raises:
         FloatingPointError: a loss is not finite.
@@ -249,14 +245,14 @@ def train_flat(model: FlatModel, source: Source, config: TrainConfig) -> FlatTra
 
 @dataclass(frozen=True)
 class FlatReport:
-    """What `evaluate_flat` found.
+    """The scores of `evaluate_flat`.
 
     Args:
         paths: the files.
-        total: of all of them; `per_position` is a mean over tokens, which bGPT's is not.
-        by_extension: of each extension.
-        interval: of bits per byte, by bootstrap over files.
-        skipped: files that were left out, for each reason.
+        total: scores of all files; `per_position` is a mean over tokens, unlike bGPT's.
+        by_extension: scores of each extension.
+        interval: 95 % interval of bits per byte, by bootstrap over files.
+        skipped: number of files left out, by reason.
     """
 
     paths: tuple[str, ...]
@@ -280,29 +276,29 @@ class FlatReport:
 
 @torch.no_grad()
 def evaluate_flat(model: FlatModel, paths: Paths, config: BGPTConfig) -> FlatReport:
-    """Bits per byte of files, each cut where a bGPT would cut it, as `evaluate_files` counts them.
+    """Scores files as `evaluate_files` does, each truncated to a bGPT's context.
 
     Args:
         model: on any device.
         paths: files and folders.
-        config: the bGPT that it is held against: its patch size and context say what is seen of a file.
+        config: the bGPT whose patch size and context apply.
 
     Raises:
         DataError: no such path, or no file that can be read.
     """
     device = next(model.parameters()).device
     skips = Skips()
-    found: list[tuple[str, FlatDocument]] = []
+    documents: list[tuple[str, FlatDocument]] = []
     for file in find_files(as_roots(paths), skips):
         batch = read_file(file, config, skips, truncation="head")
         if batch is not None:
-            found += [(file.path, document) for document in flat_documents(batch)]
-    if not found:
+            documents += [(file.path, document) for document in flat_documents(batch)]
+    if not documents:
         raise DataError(f"evaluate_flat: expected at least one file that can be read, got none: {skips.by_reason}")
-    rows = np.zeros((len(found), len(ByteScores.COUNTS)))
-    places = {id(document): place for place, (_, document) in enumerate(found)}
+    rows = np.zeros((len(documents), len(ByteScores.COUNTS)))
+    rows_of = {id(document): place for place, (_, document) in enumerate(documents)}
     with evaluation_mode(model):
-        for group in _groups([document for _, document in found]):
+        for group in _groups([document for _, document in documents]):
             tokens, is_target = _padded(group, device)
             logits = model(tokens[:, :-1])
             scored = is_target[:, 1:]
@@ -310,10 +306,10 @@ def evaluate_flat(model: FlatModel, paths: Paths, config: BGPTConfig) -> FlatRep
             right = scored & (logits.argmax(-1) == tokens[:, 1:])
             figures = [_nats(logits, tokens).double() * scored, scored, is_byte, right, right & is_byte]
             table = torch.stack([figure.double().sum(1) for figure in figures], 1).cpu().numpy()
-            rows[[places[id(document)] for document in group]] = table
-    extensions = np.array([extension_of(path) for path, _ in found])
+            rows[[rows_of[id(document)] for document in group]] = table
+    extensions = np.array([extension_of(path) for path, _ in documents])
     return FlatReport(
-        paths=tuple(path for path, _ in found),
+        paths=tuple(path for path, _ in documents),
         total=ByteScores.of(rows.sum(0)),
         by_extension={
             str(name): ByteScores.of(rows[extensions == name].sum(0)) for name in sorted(set(extensions.tolist()))
@@ -336,46 +332,50 @@ def generate_flat(
 
     Args:
         model: on any device.
-        prompts: extension and beginning of each.
-        max_new_bytes: bytes to add at most.
+        prompts: extension and prefix of each file.
+        max_new_bytes: most bytes to add.
         temperature: 0 takes the likeliest byte each time.
-        seed: of torch's global generator, which transformers draws from.
+        seed: of torch's global generator, which transformers uses.
 
     Returns:
-        The contents, beginnings included.
+        The contents, prefixes included.
 
     Raises:
         ValueError: a prompt and its new bytes do not fit the context.
     """
     device = next(model.parameters()).device
-    given = [torch.tensor([*extension.encode(), EOP, *data]) for extension, data in prompts]
-    longest = max(map(len, given))
+    prefixes = [torch.tensor([*extension.encode(), EOP, *data]) for extension, data in prompts]
+    longest = max(map(len, prefixes))
     if longest + max_new_bytes > model.config.context:
         raise ValueError(
             f"generate_flat: expected at most {model.config.context} tokens, the context, got {longest} of the longest "
             f"prompt and {max_new_bytes} new bytes"
         )
-    tokens = torch.full((len(given), longest), EOP)
+    tokens = torch.full((len(prefixes), longest), EOP)
     mask = torch.zeros_like(tokens)
-    for row, sequence in enumerate(given):
+    for row, sequence in enumerate(prefixes):
         tokens[row, longest - len(sequence) :] = sequence
         mask[row, longest - len(sequence) :] = 1
     ends = {"eos_token_id": EOP, "pad_token_id": EOP}
-    drawing = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), evaluation_mode(model):
         torch.manual_seed(seed)
-        made = model.gpt2.generate(
-            input_ids=tokens.to(device), attention_mask=mask.to(device), max_new_tokens=max_new_bytes, **ends, **drawing
+        sequences = model.gpt2.generate(
+            input_ids=tokens.to(device),
+            attention_mask=mask.to(device),
+            max_new_tokens=max_new_bytes,
+            **ends,
+            **sampling,
         )
     contents = []
-    for (_, data), row in zip(prompts, made[:, longest:].tolist(), strict=True):
+    for (_, data), row in zip(prompts, sequences[:, longest:].tolist(), strict=True):
         end = row.index(EOP) if EOP in row else len(row)
         contents.append(data + bytes(row[:end]))
     return contents
 
 
 def _groups(documents: Sequence[FlatDocument]) -> Iterator[list[FlatDocument]]:
-    """Documents of about one length together, so that little is padding, and no more tokens than memory is for."""
+    """Groups documents of similar length, so that little is padding, with at most _TOKENS_AT_ONCE tokens each."""
     group: list[FlatDocument] = []
     for document in sorted(documents, key=lambda document: -len(document.tokens)):
         if group:
@@ -389,7 +389,7 @@ def _groups(documents: Sequence[FlatDocument]) -> Iterator[list[FlatDocument]]:
 
 
 def _padded(group: Sequence[FlatDocument], device: torch.device) -> tuple[Tensor, Tensor]:
-    """int64 and bool [B, L] of the longest; causal attention never sees the padding behind a document."""
+    """Returns int64 and bool [B, L], padded at the end, where causal attention never reads it."""
     L = len(group[0].tokens)
     tokens = torch.full((len(group), L), EOP)
     is_target = torch.zeros(len(group), L, dtype=torch.bool)
@@ -400,6 +400,6 @@ def _padded(group: Sequence[FlatDocument], device: torch.device) -> tuple[Tensor
 
 
 def _nats(logits: Tensor, tokens: Tensor) -> Tensor:
-    """float [B, L − 1]: what each token but the first costs, given the logits [B, L − 1, V] before it."""
+    """Returns float [B, L − 1]: the loss of each token but the first, by the logits [B, L − 1, V] before it."""
     B, L = tokens.shape
     return F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(B, L - 1)

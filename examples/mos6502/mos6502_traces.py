@@ -1,8 +1,7 @@
-"""Random programs of the MOS 6502, and what py65's processor does with them, as states of 16 bytes.
+"""Random programs of the MOS 6502, and their traces by py65's processor, as states of 16 bytes.
 
-A trace is laid out as one of the toy machine with 10 registers: M bytes of memory, the start state, then the state
-after each fetch; so `Traces`, `pack_traces`, `simulate` and `teacher_forced` of `bgpt_fast.tasks.cpu_states` take it as
-it is.
+A trace has the layout of the toy machine with 10 registers: M bytes of memory, the start state, then the state after
+each fetch; so `Traces`, `pack_traces`, `simulate` and `teacher_forced` of `bgpt_fast.tasks.cpu_states` accept it.
 Letters: M bytes of memory, N executed instructions.
 """
 
@@ -11,7 +10,7 @@ from __future__ import annotations
 import functools
 import random
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -26,13 +25,14 @@ COLUMNS = (
     *("A", "X", "Y", "SP", "P", "PCL", "PCH", "opcode", "operand", "operand2"),
     *("address", "page", "value", "written_at", "written", "cycles"),
 )
-"""A state: the registers before the instruction that was fetched; it, the address that it touches and what is there
-(0 where it touches none); where the instruction before wrote (its low byte), what, and how many cycles it took."""
+"""The bytes of a state: the registers before the fetched instruction; the instruction, the address that it accesses and
+the value there (0 if it accesses none); of the previous instruction, the low byte of the address that it wrote to, the
+value that it wrote, and its number of cycles."""
 STATE_SIZE = len(COLUMNS)
 TOY_REGISTERS = STATE_SIZE - 6
 """The registers of the toy machine whose states have as many bytes."""
 VARIABLES = 16
-"""Bytes $00 … $0F are random data; the program stands behind them and ends with BRK."""
+"""Bytes $00 … $0F are random data; the program follows and ends with BRK."""
 EVAL_SHARE = 0.02
 
 _IMPLIED = ("INX", "INY", "DEX", "DEY", "TAX", "TAY", "TXA", "TYA", "CLC", "SEC", "PHA", "PLA", "NOP")
@@ -52,10 +52,10 @@ _SIZES = {"imp": 1, "acc": 1, "imm": 2, "zpg": 2, "rel": 2}
 
 @dataclass(frozen=True)
 class ProgramOptions:
-    """The programs that are drawn.
+    """Lengths and memory of random programs.
 
     Args:
-        memory_size: M, bytes of the zero page that are given: 16 of data, then the program.
+        memory_size: M, bytes of the zero page in a trace: 16 of data, then the program.
         min_program, max_program: least and most instructions, BRK included; two bytes each must fit the memory.
 
     Raises:
@@ -71,10 +71,10 @@ class ProgramOptions:
             check_int(f"ProgramOptions: {name}", getattr(self, name), least)
         if self.memory_size > 256:
             raise ValueError(f"ProgramOptions: memory_size: expected at most 256, got {self.memory_size}")
-        room = (self.memory_size - VARIABLES) // 2
-        if self.max_program > room:
+        capacity = (self.memory_size - VARIABLES) // 2
+        if self.max_program > capacity:
             raise ValueError(
-                f"ProgramOptions: max_program: expected at most {room}, what {self.memory_size} bytes of memory hold, "
+                f"ProgramOptions: max_program: expected at most {capacity}, the capacity of {self.memory_size} bytes, "
                 f"got {self.max_program}"
             )
 
@@ -89,19 +89,24 @@ class ProgramOptions:
 
 
 def generate(
-    count: int, *, seed: int = 0, split: str = "train", start: int = 0, options: ProgramOptions | None = None
+    count: int,
+    *,
+    seed: int = 0,
+    split: Literal["train", "eval"] = "train",
+    start: int = 0,
+    options: ProgramOptions | None = None,
 ) -> Traces:
     """Traces of random programs: instance i of a seed is always the same.
 
     Args:
         count: how many.
         seed: of the stream.
-        split: "train" programs are never "test" programs, whatever the seeds: a hash of memory and program decides.
-        start: the instance to begin with.
+        split: "train" or "eval". A hash of memory and program decides, so no program is in both, whatever the seeds.
+        start: the first instance.
         options: lengths and memory; None means the defaults.
 
     Returns:
-        The traces; their `next_start` is where the stream goes on.
+        The traces; `next_start` is the instance that follows them.
 
     Raises:
         ImportError: py65 is missing.
@@ -109,8 +114,8 @@ def generate(
     """
     check_int("generate: count", count, 0)
     check_int("generate: start", start, 0)
-    if split not in ("train", "test"):
-        raise ValueError(f'generate: split: expected "train" or "test", got {split!r}')
+    if split not in ("train", "eval"):
+        raise ValueError(f'generate: split: expected "train" or "eval", got {split!r}')
     options = options or ProgramOptions()
     parts: list[bytes] = []
     while len(parts) < count:
@@ -118,7 +123,7 @@ def generate(
         start += 1
         memory = random_memory(stream, options)
         registers = [stream.randrange(256) for _ in "AXY"]
-        if belongs(memory, "eval" if split == "test" else "train", EVAL_SHARE):
+        if belongs(memory, split, EVAL_SHARE):
             parts.append(trace(memory, *registers))
     offsets = np.zeros(count + 1, np.int64)
     np.cumsum([len(part) for part in parts], out=offsets[1:])
@@ -127,9 +132,9 @@ def generate(
 
 
 def random_memory(stream: random.Random, options: ProgramOptions) -> bytes:
-    """M bytes: 16 random ones, a program that ends in any case, zeros.
+    """Returns M bytes: 16 random ones, a program, zeros.
 
-    Branches go forward, over the next instruction, so that nothing runs for ever.
+    Branches skip the next instruction, so every program ends.
     """
     opcodes = _opcodes()
     data = stream.randbytes(VARIABLES)
@@ -166,7 +171,7 @@ def trace(memory: bytes, a: int = 0, x: int = 0, y: int = 0, *, max_steps: int =
     processor.reset()
     processor.a, processor.x, processor.y, processor.pc = a, x, y, VARIABLES
     states = bytearray(_registers(processor) + bytes(STATE_SIZE - 7))
-    written = bytes(3)
+    last_write = bytes(3)
     for _ in range(max_steps):
         opcode = processor.memory[processor.pc]
         name, mode = processor.disassemble[opcode]
@@ -174,17 +179,17 @@ def trace(memory: bytes, a: int = 0, x: int = 0, y: int = 0, *, max_steps: int =
             raise ValueError(f"trace: address {processor.pc}: expected an instruction of {__name__}, got ${opcode:02X}")
         size = 1 if name == "BRK" else _SIZES[mode]
         operands = [processor.memory[processor.pc + place] if place < size else 0 for place in (1, 2)]
-        address = _touched(processor, name, mode, operands[0])
+        address = _accessed_address(processor, name, mode, operands[0])
         value = 0 if address is None else processor.memory[address]
         low, page = divmod(address or 0, 256)[::-1]
-        states += _registers(processor) + bytes([opcode, *operands, low, page, value]) + written
+        states += _registers(processor) + bytes([opcode, *operands, low, page, value]) + last_write
         if name == "BRK":
             return memory + bytes(states)
         cycles = processor.processorCycles
         processor.step()
         writes = address is not None and (name in _STORES or name == "PHA")
-        kept = (low, processor.memory[address]) if writes else (0, 0)
-        written = bytes([*kept, processor.processorCycles - cycles])
+        address_and_value = (low, processor.memory[address]) if writes else (0, 0)
+        last_write = bytes([*address_and_value, processor.processorCycles - cycles])
     raise ValueError(f"trace: expected BRK within {max_steps} instructions, got none")
 
 
@@ -193,7 +198,7 @@ def _registers(processor: MPU) -> bytes:
     return bytes([processor.a, processor.x, processor.y, processor.sp, processor.p, *counter])
 
 
-def _touched(processor: MPU, name: str, mode: str, operand: int) -> int | None:
+def _accessed_address(processor: MPU, name: str, mode: str, operand: int) -> int | None:
     if mode == "zpg":
         return operand
     if name == "PHA":
@@ -205,9 +210,9 @@ def _touched(processor: MPU, name: str, mode: str, operand: int) -> int | None:
 
 @functools.cache
 def _opcodes() -> dict[tuple[str, str], int]:
-    """Opcodes by mnemonic and addressing mode, as py65 disassembles them: those drawn here, and BRK."""
-    wanted = {*_INSTRUCTIONS, ("BRK", "imp")}
-    return {pair: opcode for opcode, pair in enumerate(_processor().disassemble) if pair in wanted}
+    """Opcodes by mnemonic and addressing mode, as py65 disassembles them: those of random programs, and BRK."""
+    instructions = {*_INSTRUCTIONS, ("BRK", "imp")}
+    return {pair: opcode for opcode, pair in enumerate(_processor().disassemble) if pair in instructions}
 
 
 def _processor() -> type[MPU]:

@@ -1,25 +1,26 @@
-"""The 6502 as an endless source of training batches."""
+"""6502 programs as an endless source of training batches."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from mos6502_traces import ProgramOptions, generate
+
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data.source import check_int
 from bgpt_fast.patches import PackedPatches
 from bgpt_fast.tasks.cpu_states.packing import check_context, pack_traces
-from bgpt_fast.tasks.mos6502.tracing import ProgramOptions, generate
 
 
 class Mos6502Source:
-    """Batches of traced random programs of the training split, in order, without end.
+    """An endless stream of batches of random programs of the training split, with their traces.
 
     Args:
         config: the model's patch size and context.
-        documents_per_batch: programs of a batch.
-        seed: of the stream.
-        options: of the programs.
-        states_only: leave memory and first state out of the loss: a random program cannot be predicted.
+        documents_per_batch: programs in a batch.
+        seed: of the random programs.
+        options: lengths and memory of the programs.
+        states_only: leave memory and first state out of the loss, since a random program cannot be predicted.
 
     Raises:
         TypeError, ValueError: a wrong argument, or traces that the context cannot hold.
@@ -46,21 +47,21 @@ class Mos6502Source:
         self._start = 0
 
     def next_batch(self) -> PackedPatches:
-        """The next programs."""
+        """Returns the next batch."""
         traces = generate(self.documents_per_batch, seed=self.seed, start=self._start, options=self.options)
         assert traces.next_start is not None
         self._start = traces.next_start
         return pack_traces(traces, self.config, states_only=self.states_only, threads=1)
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, JSON-ready."""
+        """Returns the position in the stream, JSON-ready."""
         return {**self.describe(), "start": self._start}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to a position of `state_dict`.
+        """Continues at a position of `state_dict`.
 
         Raises:
-            ValueError: the position is one of another stream.
+            ValueError: the position belongs to another stream.
         """
         ours = self.describe()
         theirs = {name: state.get(name) for name in ours}
@@ -73,7 +74,7 @@ class Mos6502Source:
         self._start = state["start"]
 
     def describe(self) -> dict[str, Any]:
-        """What the stream is, JSON-ready."""
+        """Returns what defines the stream, JSON-ready."""
         return {
             "source": "mos6502",
             "seed": self.seed,

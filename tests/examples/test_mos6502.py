@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from support.paths import EXAMPLES
 
 pytest.importorskip("py65", reason="needs the extra `realcpu`")
 
 from bgpt_fast import BGPT, BGPTConfig
 from bgpt_fast.tasks.cpu_states.packing import pack_traces
-from bgpt_fast.tasks.mos6502 import COLUMNS, Mos6502Source, ProgramOptions, evaluate, generate, score, trace
-from bgpt_fast.tasks.mos6502.tracing import VARIABLES, random_memory
 from bgpt_fast.training import TrainConfig, Trainer
+
+sys.path.append(str(EXAMPLES / "mos6502"))
+from mos6502_scores import evaluate, score
+from mos6502_source import Mos6502Source
+from mos6502_traces import COLUMNS, VARIABLES, ProgramOptions, _processor, generate, random_memory, trace
 
 OPTIONS = ProgramOptions(memory_size=24, min_program=1, max_program=4)
 CONFIG = BGPTConfig(patch_size=16, patch_length=10, hidden_size=16, patch_num_layers=1, byte_num_layers=1, num_heads=2)
@@ -31,10 +36,10 @@ def states(code: bytes, **registers: int) -> list[dict[str, int]]:
 
 def test_a_program_by_hand() -> None:
     # CLC; LDA #$FF; ADC $03; STA $05; PHA; BEQ +1; INX; BRK
-    found = states(bytes([0x18, 0xA9, 0xFF, 0x65, 0x03, 0x85, 0x05, 0x48, 0xF0, 0x01, 0xE8, 0x00]), x=7, y=9)
-    assert found[0] == {**dict.fromkeys(COLUMNS, 0), "X": 7, "Y": 9, "SP": 255, "P": 0x30, "PCL": 16}
-    assert [row["opcode"] for row in found] == [0, 0x18, 0xA9, 0x65, 0x85, 0x48, 0xF0, 0xE8, 0x00]
-    adc, sta, pha, beq, inx, end = found[3:]
+    rows = states(bytes([0x18, 0xA9, 0xFF, 0x65, 0x03, 0x85, 0x05, 0x48, 0xF0, 0x01, 0xE8, 0x00]), x=7, y=9)
+    assert rows[0] == {**dict.fromkeys(COLUMNS, 0), "X": 7, "Y": 9, "SP": 255, "P": 0x30, "PCL": 16}
+    assert [row["opcode"] for row in rows] == [0, 0x18, 0xA9, 0x65, 0x85, 0x48, 0xF0, 0xE8, 0x00]
+    adc, sta, pha, beq, inx, end = rows[3:]
     assert [adc[name] for name in ("A", "PCL", "operand", "address", "page", "value")] == [255, 19, 3, 3, 0, 103]
     # 255 + 103 = 102 and a carry; bits of P: N V - B D I Z C.
     assert [sta["A"], sta["P"], sta["cycles"], sta["value"]] == [102, 0x31, 3, 105]
@@ -45,12 +50,12 @@ def test_a_program_by_hand() -> None:
 
 
 def test_a_branch_that_is_taken_skips_and_costs_a_cycle() -> None:
-    found = states(bytes([0xA9, 0x00, 0xF0, 0x01, 0xE8, 0x00]), a=3, x=7)
-    assert [row["opcode"] for row in found] == [0, 0xA9, 0xF0, 0x00]
-    assert [found[-1]["X"], found[-1]["cycles"]] == [7, 3]
+    rows = states(bytes([0xA9, 0x00, 0xF0, 0x01, 0xE8, 0x00]), a=3, x=7)
+    assert [row["opcode"] for row in rows] == [0, 0xA9, 0xF0, 0x00]
+    assert [rows[-1]["X"], rows[-1]["cycles"]] == [7, 3]
 
 
-def test_what_it_refuses() -> None:
+def test_wrong_programs_and_options_are_refused() -> None:
     with pytest.raises(ValueError, match=r"address 16: expected an instruction of .*, got \$02"):
         trace(DATA + bytes([0x02, 0]))
     with pytest.raises(ValueError, match="expected BRK within 50 instructions"):
@@ -62,21 +67,17 @@ def test_what_it_refuses() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             ProgramOptions(**fields)
-    with pytest.raises(ValueError, match='split: expected "train" or "test"'):
-        generate(1, split="all")
+    with pytest.raises(ValueError, match='split: expected "train" or "eval"'):
+        generate(1, split="test")
 
 
 def test_without_py65_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bgpt_fast.tasks.mos6502 import tracing
-
     monkeypatch.setitem(sys.modules, "py65.devices.mpu6502", None)
     with pytest.raises(ImportError, match=r"pip install 'bgpt-fast\[realcpu\]'"):
-        tracing._processor()
+        _processor()
 
 
 def test_random_programs_end_and_the_splits_share_none() -> None:
-    import random
-
     stream = random.Random(0)
     for _ in range(200):
         content = trace(random_memory(stream, OPTIONS))
@@ -84,7 +85,7 @@ def test_random_programs_end_and_the_splits_share_none() -> None:
         assert (len(content) - OPTIONS.memory_size) % 16 == 0
         assert len(content) <= OPTIONS.max_trace_size
     train = generate(150, seed=3, options=OPTIONS)
-    test = generate(5, seed=3, split="test", options=OPTIONS)
+    test = generate(5, seed=3, split="eval", options=OPTIONS)
     assert train.next_start is not None
     assert not {one.memory for one in train} & {one.memory for one in test}
     first = generate(100, seed=3, options=OPTIONS)
@@ -119,10 +120,10 @@ def test_scores_of_known_errors() -> None:
     assert copied.changed_accuracy == 0.0
     total = whole.state_bytes
     short = [truth[0].reshape(-1)[:-3], np.append(truth[1], [1, 2, 3, 4]), *truth[2:]]
-    found = score(short, traces)
-    assert found.state_bytes == total + 4
-    assert found.accuracy == pytest.approx((total - 3) / (total + 4))
-    assert found.exact_programs == pytest.approx(4 / 6)
+    rows = score(short, traces)
+    assert rows.state_bytes == total + 4
+    assert rows.accuracy == pytest.approx((total - 3) / (total + 4))
+    assert rows.exact_programs == pytest.approx(4 / 6)
     wrong = [one.copy() for one in truth]
     wrong[0][0, 1] = 256
     assert score(wrong, traces).by_column["X"] == pytest.approx(1 - 16 / total)
@@ -136,9 +137,9 @@ def test_a_model_trains_and_is_put_to_the_test(tmp_path: Path) -> None:
     source = Mos6502Source(CONFIG, documents_per_batch=2, options=OPTIONS)
     config = TrainConfig(steps=2, device="cpu", tensorboard=False, prefetch=0)
     Trainer(model, source, config, tmp_path / "run", show_progress=False).train()
-    held_out = generate(3, split="test", options=OPTIONS)
+    held_out = generate(3, split="eval", options=OPTIONS)
     batch = pack_traces(held_out, CONFIG)
     assert batch.to_bytes() == [("bin", one.to_bytes()) for one in held_out]
-    found = evaluate(model, held_out)
-    assert found["teacher_forced"].programs == found["free_running"].programs == 3
-    assert 0 <= found["teacher_forced"].to_dict()["accuracy"] <= 1
+    rows = evaluate(model, held_out)
+    assert rows["teacher_forced"].programs == rows["free_running"].programs == 3
+    assert 0 <= rows["teacher_forced"].to_dict()["accuracy"] <= 1
