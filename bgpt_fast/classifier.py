@@ -12,14 +12,14 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from bgpt_fast.checkpoint import load_weights, save_weights
+from bgpt_fast.checkpoint.load import load_weights
+from bgpt_fast.checkpoint.save import save_weights
+from bgpt_fast.checkpoint.schema import CLASSIFIER, CheckpointError, checked_labels
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.layers import INIT_STD
 from bgpt_fast.model import BGPT, check_batch, restored, stored_dtype
 from bgpt_fast.patch_decoder import PatchLevelDecoder
 from bgpt_fast.patches import PackedPatches
-from bgpt_fast.pth import CheckpointError
-from bgpt_fast.state_dict import CLASSIFIER, checked_labels
 
 
 class BGPTForClassification(nn.Module):

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from bgpt_fast.byte_decoder import ByteLevelDecoder
-from bgpt_fast.checkpoint import load_weights, save_weights
+from bgpt_fast.checkpoint.load import load_weights
+from bgpt_fast.checkpoint.save import save_weights
+from bgpt_fast.checkpoint.schema import CheckpointError
 from bgpt_fast.config import EOP, BGPTConfig
 from bgpt_fast.patch_decoder import PatchLevelDecoder
 from bgpt_fast.patches import PackedPatches
-from bgpt_fast.pth import CheckpointError
 
 Model = TypeVar("Model", bound=nn.Module)
 

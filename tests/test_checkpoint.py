@@ -25,16 +25,9 @@ from support.write_faults import DiskFull, dies_in_step, step_fails
 from torch import Tensor
 
 from bgpt_fast import BGPT, BGPTConfig, BGPTForClassification, PackedPatches
-from bgpt_fast.checkpoint import (
-    LM_HEAD,
-    WTE,
-    CheckpointError,
-    load_weights,
-    save_released,
-    save_weights,
-    to_released,
-    validate_state_dict,
-)
+from bgpt_fast.checkpoint.load import load_weights
+from bgpt_fast.checkpoint.save import save_released, save_weights, to_released
+from bgpt_fast.checkpoint.schema import LM_HEAD, WTE, CheckpointError, validate_state_dict
 
 Weights = dict[str, Tensor]
 SMALL = BGPTConfig(patch_size=2, patch_length=5, hidden_size=8, patch_num_layers=2, byte_num_layers=1, num_heads=2)

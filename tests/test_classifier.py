@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bgpt_fast import BGPT, BGPTConfig, BGPTForClassification, PackedPatches, ReferenceBGPT
 from bgpt_fast.checkpoint import CheckpointError, load_weights, save_released
-from bgpt_fast.training.checkpointing import CheckpointStore, RunState
+from bgpt_fast.training.checkpoint_store import CheckpointStore, RunState
 
 LABELS = {"cat.bmp": 0, "dog.bmp": 1, "bird.bmp": 2}
 

@@ -14,8 +14,7 @@ from bgpt_fast.cli.main import COMMANDS
 
 LAYERS = [
     {"config", "device", "files", "folder_lock", "deprecation", "version", "_C"},
-    {"reference", "documents", "pth", "flops", "environment"},
-    {"state_dict"},
+    {"reference", "documents", "flops", "environment"},
     {"patches", "checkpoint", "metrics"},
     {"kernels"},
     {"layers"},
@@ -100,8 +99,6 @@ def test_imports_follow_the_rules() -> None:
     assert len(sources) > 100
     assert sources.keys() >= COMMAND_MODULES
     graph = import_graph(sources)
-    # The only cycle that is left; goes as soon as parallel.py no longer imports sharded.py.
-    graph["training.parallel"].discard("training.sharded")
     assert not violations(graph)
 
 

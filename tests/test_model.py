@@ -10,7 +10,7 @@ from conftest import TINY, random_documents
 from peers import HuggingFaceBGPT
 
 from bgpt_fast import BGPT, BGPTConfig, Generator, PackedPatches, Prompt, ReferenceBGPT
-from bgpt_fast.state_dict import PATCH_EMBEDDING
+from bgpt_fast.checkpoint.schema import PATCH_EMBEDDING
 
 SHAPES = {
     "several heads, patches of 4": (TINY, [9, 0, 33, 1, 16, 64]),

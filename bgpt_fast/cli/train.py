@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from bgpt_fast.checkpoint import load_weights
+from bgpt_fast.checkpoint.load import load_weights
 from bgpt_fast.classifier import BGPTForClassification
 from bgpt_fast.cli.common import as_json, console, read_options
 from bgpt_fast.cli.train_data import TrainData, task_of

@@ -1,6 +1,6 @@
 """Training: the step loop, its optimisers and schedules, checkpoints that resume bit for bit."""
 
-from bgpt_fast.training.checkpointing import CheckpointDamagedError, CheckpointWriteError
+from bgpt_fast.training.checkpoint_store import CheckpointDamagedError, CheckpointWriteError
 from bgpt_fast.training.config import TrainConfig
 from bgpt_fast.training.distributed import rank_and_world_size
 from bgpt_fast.training.errors import NonFiniteLossError, RankFailedError, TrainingInterrupted

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bgpt_fast.training.config import TrainConfig
-from bgpt_fast.training.parallel import with_layout_of
+from bgpt_fast.training.parallel.dtensor import with_layout_of
 
 
 def is_layer_matrix(name: str, parameter: Tensor) -> bool:

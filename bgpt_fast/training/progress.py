@@ -1,16 +1,57 @@
-"""What a run shows while it runs: a bar on a terminal, plain lines elsewhere."""
+"""How far a run is, and how that is shown: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+from rich import progress as rich_progress
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+
+
+@dataclass
+class Progress:
+    """How far a run is.
+
+    Args:
+        step: steps done.
+        seconds: training time, earlier sessions included.
+        last_step_seconds: the last step's.
+        loss: the last step's, in nats a position; NaN before the first.
+        evaluated_step: the step of the last evaluation.
+        evaluation: its figures.
+        best: the best one's figure, where one is looked for.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    last_step_seconds: float = 0.0
+    loss: float = math.nan
+    evaluated_step: int = 0
+    evaluation: dict[str, float] = field(default_factory=dict)
+    best: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The place, JSON-ready: what is not finite is left out."""
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "last_step_seconds": self.last_step_seconds,
+            "loss": self.loss if math.isfinite(self.loss) else None,
+            "evaluated_step": self.evaluated_step,
+            "evaluation": {name: value for name, value in self.evaluation.items() if math.isfinite(value)},
+            "best": self.best,
+        }
+
+    @classmethod
+    def from_dict(cls, state: dict[str, Any]) -> Progress:
+        """A place of `to_dict`."""
+        loss = math.nan if state["loss"] is None else state["loss"]
+        return cls(**{name: state[name] for name in cls.__dataclass_fields__} | {"loss": loss})
 
 
 @dataclass(frozen=True)
@@ -47,7 +88,7 @@ class StepFigures:
     seconds: float
 
 
-class TrainProgress:
+class ProgressBar:
     """Shows a run's figures; use as a context manager.
 
     Args:
@@ -74,13 +115,13 @@ class TrainProgress:
         self._last_line = float("-inf")
         self._of = f"/{steps}" if steps else ""
         self._shown: dict[str, float] = {}
-        self._bar: Progress | None = None
+        self._bar: rich_progress.Progress | None = None
         if enabled and self._console.is_terminal:
-            self._bar = Progress(
-                TextColumn("training"),
-                BarColumn(bar_width=24),
-                TextColumn("{task.percentage:3.0f}%"),
-                TextColumn("{task.description}"),
+            self._bar = rich_progress.Progress(
+                rich_progress.TextColumn("training"),
+                rich_progress.BarColumn(bar_width=24),
+                rich_progress.TextColumn("{task.percentage:3.0f}%"),
+                rich_progress.TextColumn("{task.description}"),
                 console=self._console,
                 transient=False,
             )

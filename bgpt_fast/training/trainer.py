@@ -19,21 +19,21 @@ from bgpt_fast.data.source import BatchSource, DataError
 from bgpt_fast.files import write_json
 from bgpt_fast.flops import peak_flops
 from bgpt_fast.folder_lock import FolderInUseError, FolderLock
-from bgpt_fast.training.checkpointing import CheckpointStore, CheckpointWriteError
+from bgpt_fast.training.checkpoint_store import CheckpointStore, CheckpointWriteError
+from bgpt_fast.training.checkpointer import Checkpointer
 from bgpt_fast.training.config import TrainConfig
 from bgpt_fast.training.dashboards import Dashboards
 from bgpt_fast.training.distributed import Ranks
 from bgpt_fast.training.errors import NonFiniteLossError, RankFailedError, TrainingInterrupted
 from bgpt_fast.training.interrupts import Interrupts, StopEvaluation
-from bgpt_fast.training.log import RunLog
+from bgpt_fast.training.logs import RunLog
 from bgpt_fast.training.objectives import Model, check_labels
 from bgpt_fast.training.optimizer import Optimizers
-from bgpt_fast.training.parallel import parallel_model
+from bgpt_fast.training.parallel.parallelize import parallelize
 from bgpt_fast.training.profiling import StepProfiler, phase, profiled_run
-from bgpt_fast.training.progress import StepFigures, TrainProgress
-from bgpt_fast.training.resuming import Checkpointer
+from bgpt_fast.training.progress import ProgressBar, StepFigures
 from bgpt_fast.training.schedule import schedule_factor, step_progress, time_progress
-from bgpt_fast.training.update import TrainStep
+from bgpt_fast.training.step import TrainStep
 
 Evaluate = Callable[[Any], dict[str, float]]
 
@@ -112,7 +112,7 @@ class Trainer:
         self.device = self.ranks.device
         self.model = model.to(self.device)
         self.model.patch_level_decoder.base.activation_checkpointing = config.activation_checkpointing
-        self._parallel = parallel_model(self.model, self.ranks, config.parallel)
+        self._parallel = parallelize(self.model, self.ranks, config.parallel)
         self.source = source
         self._feed: BatchSource[Any] = source
         precision = torch.bfloat16 if config.precision == "bf16" else torch.float32
@@ -202,7 +202,7 @@ class Trainer:
             stack.callback(boards.close)
             profiler = self._open_profiler(stack)
             interrupts = stack.enter_context(Interrupts())
-            progress = stack.enter_context(TrainProgress(self.config.steps, enabled=self._show_progress))
+            progress = stack.enter_context(ProgressBar(self.config.steps, enabled=self._show_progress))
             self._at_boundary(interrupts, progress, boards)
             while not self._stopped_by():
                 figures = self._saving_on_data_errors(self._train_step)
@@ -360,7 +360,7 @@ class Trainer:
             return str(failure)
         return f"saved in {self.store.path(self.step)}: start the same run again to go on"
 
-    def _at_boundary(self, interrupts: Interrupts, progress: TrainProgress, boards: Dashboards) -> None:
+    def _at_boundary(self, interrupts: Interrupts, progress: ProgressBar, boards: Dashboards) -> None:
         """Between steps: evaluates and saves when due, and stops if a signal came."""
         received = self._agree(interrupts)
         is_best = False
@@ -379,7 +379,7 @@ class Trainer:
         if received:
             raise TrainingInterrupted(received, self.step, self.store.path(self.step))
 
-    def _run_evaluation(self, interrupts: Interrupts, progress: TrainProgress) -> bool:
+    def _run_evaluation(self, interrupts: Interrupts, progress: ProgressBar) -> bool:
         """Evaluates, logs, and says whether this is the best so far; not if a signal cuts it short."""
         assert self._evaluate is not None
         devices = [self.device] if self.device.type == "cuda" else []

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from bgpt_fast import BGPT, BGPTConfig, BGPTForClassification
-from bgpt_fast.checkpoint import load_weights
+from bgpt_fast.checkpoint.load import load_weights
 from bgpt_fast.cli.main import COMMANDS, main
 from bgpt_fast.tasks import cpu_states
 from bgpt_fast.tasks.classification import predict

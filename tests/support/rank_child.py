@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 
 import bgpt_fast.byte_decoder
-import bgpt_fast.training.resuming
-import bgpt_fast.training.update
+import bgpt_fast.training.checkpointer
+import bgpt_fast.training.step
 from bgpt_fast.data import DataError
 from bgpt_fast.patches import PackedPatches
 from bgpt_fast.training import NonFiniteLossError, TrainConfig, Trainer, TrainingInterrupted, rank_and_world_size
@@ -77,8 +77,8 @@ def _no_group_left() -> None:
 def main(jobs: list[dict[str, Any]]) -> None:
     atexit.register(_no_group_left)
     rank, world_size = rank_and_world_size()
-    resuming = bgpt_fast.training.resuming
-    update = bgpt_fast.training.update
+    resuming = bgpt_fast.training.checkpointer
+    update = bgpt_fast.training.step
     weighted = update.accumulate_gradients
     own_states = resuming.states_of
     chunk = bgpt_fast.byte_decoder.CHUNK

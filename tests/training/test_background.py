@@ -15,10 +15,10 @@ import torch
 from support.training import RandomSource, fingerprint, log_lines, losses, make_trainer
 from torch import Tensor
 
-import bgpt_fast.training.resuming
+import bgpt_fast.training.checkpointer
 from bgpt_fast.training import CheckpointWriteError
-from bgpt_fast.training.checkpointing import CheckpointStore
-from bgpt_fast.training.saves import AsyncSaver, snapshot
+from bgpt_fast.training.checkpoint_store import CheckpointStore
+from bgpt_fast.training.checkpointer import AsyncSaver, snapshot
 
 SaveStep = Callable[..., Path]
 
@@ -81,7 +81,7 @@ def test_a_checkpoint_is_of_its_step_though_training_goes_on(tmp_path: Path, slo
 def test_negative_control_without_copies_a_checkpoint_is_of_a_later_step(
     tmp_path: Path, slow_saves: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bgpt_fast.training.resuming, "snapshot", dict)
+    monkeypatch.setattr(bgpt_fast.training.checkpointer, "snapshot", dict)
     expected, got = _resumed_from_step_3(tmp_path)
     assert got != expected
 

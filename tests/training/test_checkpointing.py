@@ -17,7 +17,7 @@ import torch
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.model import BGPT
 from bgpt_fast.training import CheckpointDamagedError, CheckpointWriteError
-from bgpt_fast.training.checkpointing import CheckpointStore, RunState
+from bgpt_fast.training.checkpoint_store import CheckpointStore, RunState
 
 SMALL = BGPTConfig(patch_size=2, patch_length=4, hidden_size=4, patch_num_layers=1, byte_num_layers=1, num_heads=1)
 

@@ -18,7 +18,7 @@ from bgpt_fast import BGPTForClassification
 from bgpt_fast.data import LabelledBatch
 from bgpt_fast.patches import PackedPatches
 from bgpt_fast.training import NonFiniteLossError, TrainConfig, Trainer, TrainingInterrupted
-from bgpt_fast.training.checkpointing import CheckpointStore
+from bgpt_fast.training.checkpoint_store import CheckpointStore
 
 CONFIG = dataclasses.replace(DROPPING, dropout=0.0)
 LABELS = {"low.bin": 0, "high.bin": 1, "mixed.bin": 2}

@@ -23,7 +23,7 @@ from support.training import fingerprint, log_lines, losses, make_trainer
 
 from bgpt_fast.model import BGPT
 from bgpt_fast.training import CheckpointDamagedError, TrainConfig
-from bgpt_fast.training.checkpointing import CheckpointStore
+from bgpt_fast.training.checkpoint_store import CheckpointStore
 
 
 class Launch:

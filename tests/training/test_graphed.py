@@ -107,7 +107,7 @@ def train(run: Path, **fields: Any) -> Trainer:
 def test_a_run_is_the_same_with_and_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if DEVICE == "cpu":
         monkeypatch.setattr("bgpt_fast.training.graphed.cuda_graph", recorded)
-        monkeypatch.setattr("bgpt_fast.training.update.CAN_GRAPH", ("cpu", "cuda"))
+        monkeypatch.setattr("bgpt_fast.training.step.CAN_GRAPH", ("cpu", "cuda"))
     train(tmp_path / "plain").train()
     graphed = train(tmp_path / "graphed", cuda_graph=True)
     graphed.train()
@@ -122,7 +122,7 @@ def test_what_cannot_be_recorded_is_refused(tmp_path: Path, monkeypatch: pytest.
     if DEVICE == "cpu":
         with pytest.raises(ValueError, match="cuda_graph: expected a CUDA device, got cpu"):
             train(tmp_path, cuda_graph=True)
-        monkeypatch.setattr("bgpt_fast.training.update.CAN_GRAPH", ("cpu", "cuda"))
+        monkeypatch.setattr("bgpt_fast.training.step.CAN_GRAPH", ("cpu", "cuda"))
     config = TrainConfig(cuda_graph=True, targets_per_step=9, device=DEVICE)
     with pytest.raises(ValueError, match="cuda_graph: expected no dropout"):
         Trainer(make_model(DROPPING), RoomySource(), config, tmp_path, show_progress=False)

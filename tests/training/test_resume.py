@@ -19,9 +19,9 @@ import torch
 from support.paths import TESTS
 from support.training import RandomSource, fingerprint, log_lines, losses, make_trainer
 
+from bgpt_fast.checkpoint.schema import PATCH_EMBEDDING
 from bgpt_fast.model import BGPT
-from bgpt_fast.state_dict import PATCH_EMBEDDING
-from bgpt_fast.training import TrainingInterrupted, checkpointing
+from bgpt_fast.training import TrainingInterrupted, checkpoint_store
 
 HARD: dict[str, Any] = {"steps": 12, "accumulation": 2, "targets_per_step": 9, "threads": 1}
 
@@ -66,7 +66,7 @@ def test_a_checkpoint_of_format_1_goes_on(tmp_path: Path, damage: str | None) ->
     safetensors.torch.save_file(state, folder / "optimizer.safetensors")
     digests = json.loads((folder / "manifest.json").read_bytes())["sha256"]
     digests["optimizer.safetensors"] = hashlib.sha256((folder / "optimizer.safetensors").read_bytes()).hexdigest()
-    (folder / "manifest.json").write_bytes(checkpointing._manifest(digests, version=1))
+    (folder / "manifest.json").write_bytes(checkpoint_store._manifest(digests, version=1))
     if damage is not None:
         with pytest.raises(ValueError, match="expected shape"):
             make_trainer(tmp_path / "resumed", **HARD)

@@ -19,7 +19,7 @@ from support.training import CONFIG, RandomSource, fingerprint, losses, make_mod
 from bgpt_fast.data import DataError
 from bgpt_fast.folder_lock import FolderInUseError, FolderLock
 from bgpt_fast.training import Trainer
-from bgpt_fast.training.checkpointing import CheckpointStore, CheckpointWriteError
+from bgpt_fast.training.checkpoint_store import CheckpointStore, CheckpointWriteError
 
 HARD: dict[str, Any] = {"steps": 6, "accumulation": 2, "targets_per_step": 7}
 

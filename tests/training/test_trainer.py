@@ -18,7 +18,7 @@ from bgpt_fast.data import DataError
 from bgpt_fast.model import BGPT
 from bgpt_fast.patches import PackedPatches
 from bgpt_fast.training import NonFiniteLossError, TrainConfig, Trainer, likelihood_evaluation
-from bgpt_fast.training.progress import StepFigures, TrainProgress, clock_text
+from bgpt_fast.training.progress import ProgressBar, StepFigures, clock_text
 
 
 class _Joined(RandomSource):
@@ -271,7 +271,7 @@ def test_progress_shows_every_figure(terminal: bool) -> None:
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=terminal, width=160)
     ticks = iter(range(1000))
-    with TrainProgress(20, console=console, line_seconds=10, clock=lambda: float(next(ticks))) as progress:
+    with ProgressBar(20, console=console, line_seconds=10, clock=lambda: float(next(ticks))) as progress:
         for step in range(1, 21):
             progress.update(
                 StepFigures(step, 1.25, 1.8, 0.75, 1e-3, 0.5, 90, 9, 0.98, 5000.0, 0.1, 0.4, 9.0), step / 20, 75.0

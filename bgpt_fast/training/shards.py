@@ -1,74 +1,20 @@
-"""FSDP2: a model, its gradients and its optimiser state in parts, one on each rank."""
+"""Tensors that are split over ranks, in a folder: torch's distributed checkpoints, as safetensors."""
 
 from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
-from bgpt_fast.model import BGPT
 from bgpt_fast.training.distributed import Ranks
-from bgpt_fast.training.objectives import Model, same_kind
-from bgpt_fast.training.parallel import DataParallel, with_layout_of
-
-
-class FullySharded(DataParallel):
-    """`DataParallel` with the model split in place: its parameters become DTensors."""
-
-    def _prepare(self) -> None:
-        mesh = dist.init_device_mesh(self.ranks.device.type, (self.ranks.world_size,))
-        for block in self.model.patch_level_decoder.base.h:
-            fully_shard(block, mesh=mesh)
-        if isinstance(self.model, BGPT):
-            # As one: its loss runs forward and backward chunk by chunk on whole weights.
-            fully_shard(self.model.byte_level_decoder, mesh=mesh)
-        fully_shard(self.model, mesh=mesh)
-
-    @contextlib.contextmanager
-    def _collecting(self, last: bool) -> Iterator[None]:
-        cast(FSDPModule, self.model).set_requires_gradient_sync(last)
-        yield
-
-    def clip(self, parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
-        return cast(DTensor, super().clip(parameters, limit)).full_tensor()
-
-    def weights(self) -> dict[str, Tensor]:
-        weights = {}
-        for name, shard in self.model.state_dict().items():
-            tensor = shard.full_tensor()
-            if self.ranks.is_main:
-                weights[name] = tensor.cpu()
-        return weights
-
-    def load_weights(self, weights: dict[str, Tensor]) -> None:
-        shards = self.model.state_dict()
-        self.model.load_state_dict({name: with_layout_of(weights[name], shards[name]) for name in shards})
-
-    @contextlib.contextmanager
-    def whole_model(self) -> Iterator[Model]:
-        copy = same_kind(self.model).to(self.ranks.device)
-        copy.load_state_dict({name: shard.full_tensor() for name, shard in self.model.state_dict().items()})
-        yield copy
-
-    def writer(self, parts: dict[str, Tensor]) -> ShardWriter | None:
-        return ShardWriter(parts, self.ranks)
-
-
-def shard_as(tensor: Tensor, target: DTensor) -> DTensor:
-    """This rank's part of a tensor that every rank has, as a DTensor with the mesh and placements of `target`."""
-    local = tensor.to(target.device)
-    return distribute_tensor(local, target.device_mesh, target.placements, src_data_rank=None)
 
 
 class ShardWriter:

@@ -5,21 +5,30 @@ Shape letters: S bytes a patch, D width, n classes.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bgpt_fast.config import VOCAB_SIZE, BGPTConfig
-from bgpt_fast.pth import CheckpointError
 
 LM_HEAD = "byte_level_decoder.base.lm_head.weight"
 WTE = "byte_level_decoder.base.transformer.wte.weight"
 CLASSIFIER = "classifier"
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 PATCH_EMBEDDING = "patch_level_decoder.patch_embedding.weight"
 _PATCH_BASE = "patch_level_decoder.base."
 _BYTE_BASE = "byte_level_decoder.base.transformer."
+_MAX_CONFIG_BYTES = 1 << 20
+
+
+class CheckpointError(ValueError):
+    """Weights that are missing, damaged, unsafe or of another shape."""
 
 
 def validate_state_dict(
@@ -117,6 +126,53 @@ def some(names: list[str]) -> str:
     """How many names there are, with the first few of them."""
     shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
     return f"{len(names)} ({shown})" if names else "none"
+
+
+def parse_config(fields: object, source: str) -> BGPTConfig:
+    if not isinstance(fields, dict):
+        raise CheckpointError(f"{source}: config: expected the fields of BGPTConfig, got {type(fields).__name__}")
+    try:
+        return BGPTConfig.from_dict(fields)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{source}: config: {error}") from error
+
+
+def parse_labels(labels: object, source: str) -> dict[str, int]:
+    try:
+        return checked_labels(labels, source)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def read_entries(folder: Path) -> list[dict[str, Any]]:
+    """The weights that a folder's config.json vouches for: [{"config", "sha256"}], the newest first.
+
+    The entry of a classifier has "labels" beside them.
+    """
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{path}: expected a file as save_pretrained writes it, got none")
+    if path.stat().st_size > _MAX_CONFIG_BYTES:
+        raise CheckpointError(f"{path}: expected at most {_MAX_CONFIG_BYTES} bytes, got {path.stat().st_size}")
+    try:
+        manifest = json.loads(path.read_bytes().decode())
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: expected JSON in UTF-8, got damage: {error}") from error
+    keys = {"format", "version", "config", "sha256", "previous"}
+    if not isinstance(manifest, dict) or set(manifest) - {"labels"} != keys or manifest["format"] != "bgpt_fast":
+        raise CheckpointError(
+            f"{path}: expected the fields {sorted(keys)} of a bgpt_fast checkpoint, got something else; to load "
+            "weights without their config.json, move the .safetensors file elsewhere"
+        )
+    if manifest["version"] != 1:
+        raise CheckpointError(f"{path}: version: expected 1, got {manifest['version']!r}; update bgpt_fast")
+    entries = [{key: manifest[key] for key in ("config", "labels", "sha256") if key in manifest}]
+    previous = manifest["previous"]
+    if previous is not None:
+        if not isinstance(previous, dict) or set(previous) - {"labels"} != {"config", "sha256"}:
+            raise CheckpointError(f"{path}: previous: expected null or a config and a sha256, got {previous!r:.80}")
+        entries.append(previous)
+    return entries
 
 
 def _expected_shapes(config: BGPTConfig, num_labels: int | None) -> dict[str, tuple[int, ...]]:

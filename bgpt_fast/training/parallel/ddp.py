@@ -1,10 +1,9 @@
-"""One model on several ranks: whole on each (DDP), or in parts (FSDP2, `sharded.py`); or on one, as it is."""
+"""A model on several ranks, whole on each: torch's DistributedDataParallel; or on a single process, as it is."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
@@ -14,9 +13,6 @@ from torch.nn.parallel import DistributedDataParallel
 from bgpt_fast.training.distributed import Ranks
 from bgpt_fast.training.objectives import Model
 from bgpt_fast.training.profiling import phase
-
-if TYPE_CHECKING:
-    from bgpt_fast.training.sharded import ShardWriter
 
 _UNUSED = "patch_level_decoder.base.wte.weight"
 
@@ -83,31 +79,3 @@ class DataParallel:
     def whole_model(self) -> Iterator[Model]:
         """A model for an evaluation, which may use it in any way: a copy where the model is in parts."""
         yield self.model
-
-    def writer(self, parts: dict[str, Tensor]) -> ShardWriter | None:
-        """What writes tensors that are in parts, if there are any."""
-        return None
-
-
-def parallel_model(model: Model, ranks: Ranks, kind: str) -> DataParallel:
-    """A model on ranks as `TrainConfig.parallel` says; on a single one as it is."""
-    if ranks.world_size > 1 and kind == "fsdp":
-        # FSDP's imports take a second that most runs need not wait.
-        from bgpt_fast.training.sharded import FullySharded
-
-        return FullySharded(model, ranks)
-    return DataParallel(model, ranks)
-
-
-def is_dtensor(tensor: Tensor) -> bool:
-    """Whether a tensor is a DTensor; asks without the import, as above."""
-    return hasattr(tensor, "full_tensor")
-
-
-def with_layout_of(whole: Tensor, target: Tensor) -> Tensor:
-    """A whole tensor on the device of `target`; this rank's part of it as a DTensor, where `target` is one."""
-    if is_dtensor(target):
-        from bgpt_fast.training.sharded import shard_as
-
-        return shard_as(whole, cast(Any, target))
-    return whole.to(target.device)

@@ -15,16 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bgpt_fast.checkpoint.schema import CheckpointError
+
 _MAX_PICKLE_BYTES = 1 << 24
 _STRAY_BUFFER = re.compile(r"\.h\.\d+\.attn\.(bias|masked_bias)$")
 _PLAIN_GLOBAL = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch(\.storage)? \w+Storage"
     r"|torch (device|Size|b?float\d+|u?int\d+|bool)"
 )
-
-
-class CheckpointError(ValueError):
-    """Weights that are missing, damaged, unsafe or of another shape."""
 
 
 def read_pth(path: Path) -> tuple[dict[str, Tensor], Any]:

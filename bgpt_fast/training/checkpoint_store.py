@@ -26,10 +26,11 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from bgpt_fast.checkpoint import CheckpointError, load_weights, save_weights
+from bgpt_fast.checkpoint.load import load_weights
+from bgpt_fast.checkpoint.save import save_weights
+from bgpt_fast.checkpoint.schema import PATCH_EMBEDDING, CheckpointError
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.files import atomic_write, fsync_folder, write_json
-from bgpt_fast.state_dict import PATCH_EMBEDDING
 
 FORMAT = 2
 """1: AdamW's averages for the patch embedding are [D, S·V], as its weight in released checkpoints; 2: [S·V, D], as the
@@ -293,7 +294,7 @@ def _shards(folder: Path) -> dict[str, Tensor]:
     if not folder.is_dir():
         return {}
     # torch's distributed checkpoints take a second to import, and few runs have any.
-    from bgpt_fast.training.sharded import load_shards
+    from bgpt_fast.training.shards import load_shards
 
     return load_shards(folder)
 

@@ -3,66 +3,28 @@
 from __future__ import annotations
 
 import functools
-import math
 import warnings
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from bgpt_fast.data.source import BatchSource
-from bgpt_fast.training.checkpointing import CheckpointStore, CheckpointWriteError, RunState
+from bgpt_fast.training.checkpoint_store import CheckpointStore, CheckpointWriteError, RunState
 from bgpt_fast.training.config import TrainConfig
+from bgpt_fast.training.distributed import Ranks
 from bgpt_fast.training.objectives import labels_of
 from bgpt_fast.training.optimizer import Optimizers
-from bgpt_fast.training.parallel import DataParallel, is_dtensor
+from bgpt_fast.training.parallel.ddp import DataParallel
+from bgpt_fast.training.parallel.dtensor import is_dtensor
 from bgpt_fast.training.profiling import phase
+from bgpt_fast.training.progress import Progress
 from bgpt_fast.training.random_state import join_ranks, random_state, restore_random_state, seed_rank, states_of
-from bgpt_fast.training.saves import AsyncSaver, snapshot
 
 if TYPE_CHECKING:
-    from bgpt_fast.training.sharded import ShardWriter
-
-
-@dataclass
-class Progress:
-    """How far a run is.
-
-    Args:
-        step: steps done.
-        seconds: training time, earlier sessions included.
-        last_step_seconds: the last step's.
-        loss: the last step's, in nats a position; NaN before the first.
-        evaluated_step: the step of the last evaluation.
-        evaluation: its figures.
-        best: the best one's figure, where one is looked for.
-    """
-
-    step: int = 0
-    seconds: float = 0.0
-    last_step_seconds: float = 0.0
-    loss: float = math.nan
-    evaluated_step: int = 0
-    evaluation: dict[str, float] = field(default_factory=dict)
-    best: float | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The place, JSON-ready: what is not finite is left out."""
-        return {
-            "step": self.step,
-            "seconds": self.seconds,
-            "last_step_seconds": self.last_step_seconds,
-            "loss": self.loss if math.isfinite(self.loss) else None,
-            "evaluated_step": self.evaluated_step,
-            "evaluation": {name: value for name, value in self.evaluation.items() if math.isfinite(value)},
-            "best": self.best,
-        }
-
-    @classmethod
-    def from_dict(cls, state: dict[str, Any]) -> Progress:
-        """A place of `to_dict`."""
-        loss = math.nan if state["loss"] is None else state["loss"]
-        return cls(**{name: state[name] for name in cls.__dataclass_fields__} | {"loss": loss})
+    from bgpt_fast.training.shards import ShardWriter
 
 
 class Checkpointer:
@@ -197,7 +159,7 @@ class Checkpointer:
             state["sources"] = [own for _, own in ranks]
         weights, optimizer = self._parallel.weights(), snapshot(self._optimizers.state_tensors())
         parts = {name: optimizer.pop(name) for name in list(optimizer) if is_dtensor(optimizer[name])}
-        writer = self._parallel.writer(parts)
+        writer = _shard_writer(parts, self._ranks) if parts else None
         if self._ranks.is_main:
             run = RunState(
                 self._model.config,
@@ -234,3 +196,66 @@ class Checkpointer:
                 "states of dropout start anew",
                 stacklevel=4,
             )
+
+
+def _shard_writer(parts: dict[str, Tensor], ranks: Ranks) -> ShardWriter:
+    # torch's distributed checkpoints take a second to import, and few runs have any.
+    from bgpt_fast.training.shards import ShardWriter
+
+    return ShardWriter(parts, ranks)
+
+
+class AsyncSaver:
+    """Runs one save at a time in a thread of its own; what fails there is kept for whoever waits."""
+
+    def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+        self._last: Future[None] | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether the last save failed; False while it runs."""
+        return self._last is not None and self._last.done() and self._last.exception() is not None
+
+    def start(self, save: Callable[[], None]) -> None:
+        """Waits for the save before, then starts this one.
+
+        Raises:
+            BaseException: what the save before raised.
+        """
+        self.wait()
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, "bgpt-save")
+        self._last = self._pool.submit(save)
+
+    def wait(self) -> None:
+        """Waits until no save runs.
+
+        Raises:
+            BaseException: what it raised, once.
+        """
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+
+    def close(self) -> None:
+        """Waits until no save runs, and ends the thread."""
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+
+
+@torch.no_grad()
+def snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU that no update changes; tied tensors stay tied, and a rank's parts where they are."""
+    copies: dict[object, Tensor] = {}
+    found = {}
+    for name, tensor in tensors.items():
+        if is_dtensor(tensor):
+            found[name] = tensor.clone()
+            continue
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.device) if tensor.numel() else name
+        if key not in copies:
+            copies[key] = tensor.detach().to("cpu", copy=True)
+        found[name] = copies[key]
+    return found

@@ -1,0 +1,15 @@
+"""Checkpoints of models: `load_weights`, `save_weights`, `save_released`, and what they must hold."""
+
+from bgpt_fast.checkpoint.load import Checkpoint, load_weights
+from bgpt_fast.checkpoint.save import save_released, save_weights, to_released
+from bgpt_fast.checkpoint.schema import CheckpointError, validate_state_dict
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "load_weights",
+    "save_released",
+    "save_weights",
+    "to_released",
+    "validate_state_dict",
+]

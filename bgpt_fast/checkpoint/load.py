@@ -1,0 +1,219 @@
+"""Weights read from disk: safetensors folders, bare safetensors files, the released `.pth` layout, and hub ids.
+
+A folder holds `model.safetensors`, whose metadata carry the config (and a classifier's label map), and `config.json`
+with the same and the SHA-256 of the weights, so that damage to either file is found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from bgpt_fast.checkpoint.pth import read_pth
+from bgpt_fast.checkpoint.schema import (
+    CLASSIFIER,
+    CONFIG_FILE,
+    LM_HEAD,
+    WEIGHTS_FILE,
+    WTE,
+    CheckpointError,
+    inferred_sizes,
+    parse_config,
+    parse_labels,
+    read_entries,
+    some,
+    validate_state_dict,
+)
+from bgpt_fast.config import BGPTConfig
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(?<!\.pth)(?<!\.safetensors)(/[^/].*\.(pth|safetensors))?")
+
+
+class Checkpoint(NamedTuple):
+    """A model's sizes, its weights by their released names, `lm_head` included, and a classifier's label map.
+
+    `labels` is class name → index 0…n − 1, in the order of the indices; None says that the model is a generative one.
+    """
+
+    config: BGPTConfig
+    state_dict: dict[str, Tensor]
+    labels: dict[str, int] | None
+
+
+def load_weights(source: str | os.PathLike[str], *, labels: Mapping[str, int] | None = None) -> Checkpoint:
+    """Reads a checkpoint onto the CPU, in the dtype it is stored in; nothing in it is ever executed.
+
+    Sizes that a file does not state are inferred from its tensors, attention heads as one per 64 channels. A folder's
+    weights are held against their SHA-256, a `.pth` file's against its checksums, a bare `.safetensors` file's values
+    against nothing.
+
+    Args:
+        source: a folder of `save_weights`; a training run's folder, of which the latest checkpoint is taken, or its
+            `checkpoints/latest` or `checkpoints/best`; a `.safetensors` file; a released-style `.pth` file
+            ({'model': weights, …} or the weights alone); or, if no such path exists, a Hugging Face hub id
+            "owner/name" or "owner/name/file.pth".
+        labels: the label map of a classifier whose file has none, as the released `.pth` files; where the file has
+            one, the two must be equal.
+
+    Returns:
+        `Checkpoint`: the config, the complete state dict, and the label map of a classifier.
+
+    Raises:
+        CheckpointError: missing, damaged or unsafe files, tensors that are no bGPT model, or a label map that is
+            missing or does not fit; names the file, the tensor, what was expected and what came.
+        OSError: a file cannot be read.
+    """
+    path = _followed(Path(source))
+    if path.is_dir():
+        return _load_folder(path, labels)
+    if path.is_file() and path.suffix == ".safetensors":
+        is_of_folder = path.name == WEIGHTS_FILE and (path.parent / CONFIG_FILE).is_file()
+        if is_of_folder:
+            return _load_folder(path.parent, labels)
+        return _load_safetensors(path, path.read_bytes(), labels)
+    if path.is_file() and path.suffix == ".pth":
+        state_dict, fields = read_pth(path)
+        return _complete(state_dict, fields, None, labels, str(path))
+    if not path.exists() and isinstance(source, str) and _HUB_ID.fullmatch(source):
+        return _load_hub(source, labels)
+    found = "a file of another kind" if path.exists() else "nothing there"
+    raise CheckpointError(
+        f"{path}: expected a checkpoint folder, a .safetensors or .pth file, or a hub id 'owner/name', got {found}"
+    )
+
+
+def _followed(path: Path) -> Path:
+    """The checkpoint folder that a training run, or one of its pointers, names; any other path as it is."""
+    if not (path / CONFIG_FILE).exists() and (path / "checkpoints" / "latest").is_file():
+        path = path / "checkpoints" / "latest"
+    if path.name not in ("latest", "best") or not path.is_file():
+        return path
+    named = path.read_text("utf-8", "replace").strip()
+    if not named or Path(named).name != named or not (path.parent / named).is_dir():
+        raise CheckpointError(f"{path}: expected the name of a checkpoint folder beside it, got {named!r}")
+    return path.parent / named
+
+
+def _complete(
+    state_dict: Mapping[str, Any], fields: object, stored: object, labels: Mapping[str, int] | None, source: str
+) -> Checkpoint:
+    """Checks tensors against the config and labels stored with them, and adds the tied `lm_head`.
+
+    Args:
+        state_dict: the tensors of a file.
+        fields: the stored config's; None infers it from the tensors.
+        stored: the stored label map, or None.
+        labels: the caller's label map, or None.
+        source: what errors begin with.
+    """
+    own = None if stored is None else parse_labels(stored, source)
+    if labels is not None:
+        labels = parse_labels(labels, source)
+        if f"{CLASSIFIER}.weight" not in state_dict:
+            raise CheckpointError(f"{source}: labels: expected none for a generative model, got {len(labels)}")
+        if own is not None and own != labels:
+            raise CheckpointError(
+                f"{source}: labels: expected those it was saved with, {own!r:.200}, got {labels!r:.200}"
+            )
+    labels = own if labels is None else labels
+    if labels is None and f"{CLASSIFIER}.weight" in state_dict:
+        raise CheckpointError(
+            f"{source}: labels: expected a label map beside the weights of a classifier, got none, as in released "
+            "files; load it by BGPTForClassification.from_pretrained(…, labels={class name: index}), or on the command "
+            "line with --labels"
+        )
+    sizes = inferred_sizes(state_dict, source, is_classifier=labels is not None)
+    config = parse_config(sizes if fields is None else fields, source)
+    for name, size in sizes.items():
+        if getattr(config, name) != size:
+            raise CheckpointError(
+                f"{source}: {name}: expected {getattr(config, name)} as its config says, got tensors of {size}"
+            )
+    validate_state_dict(config, state_dict, labels=labels, source=source)
+    tied = {} if labels is not None else {LM_HEAD: state_dict[WTE]}
+    return Checkpoint(config, {**state_dict, **tied}, labels)
+
+
+def _load_folder(folder: Path, labels: Mapping[str, int] | None) -> Checkpoint:
+    weights = folder / WEIGHTS_FILE
+    entries = read_entries(folder)
+    if not weights.is_file():
+        raise CheckpointError(f"{weights}: expected the weights that {CONFIG_FILE} names, got no such file")
+    content = weights.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    for entry in entries:
+        if entry["sha256"] == digest:
+            checkpoint = _load_safetensors(weights, content, labels)
+            source = str(folder / CONFIG_FILE)
+            if checkpoint.config != parse_config(entry["config"], source):
+                raise CheckpointError(
+                    f"{source}: config: expected {checkpoint.config.to_dict()} as in {WEIGHTS_FILE}, got "
+                    f"{entry['config']}; the file was changed after it was saved: restore it"
+                )
+            stored = parse_labels(entry["labels"], source) if "labels" in entry else None
+            if checkpoint.labels != stored:
+                raise CheckpointError(
+                    f"{source}: labels: expected {checkpoint.labels!r:.200} as in {WEIGHTS_FILE}, got "
+                    f"{stored!r:.200}; the file was changed after it was saved: restore it"
+                )
+            return checkpoint
+    raise CheckpointError(
+        f"{weights}: expected SHA-256 {entries[0]['sha256']} as {CONFIG_FILE} says, got {digest}; one of the two is "
+        "damaged or of another checkpoint: restore both from a copy"
+    )
+
+
+def _load_safetensors(path: Path, content: bytes, labels: Mapping[str, int] | None) -> Checkpoint:
+    try:
+        state_dict = safetensors.torch.load(content)
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: expected a safetensors file, got damage: {error}; restore the file") from error
+    # The library has just parsed this header: its first 8 bytes are the header's length.
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    text = header.get("__metadata__", {}).get("bgpt_config")
+    try:
+        fields = None if text is None else json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: metadata bgpt_config: expected JSON, got damage: {error}") from error
+    stored = fields.pop("labels", None) if isinstance(fields, dict) else None
+    return _complete(state_dict, fields, stored, labels, str(path))
+
+
+def _load_hub(source: str, labels: Mapping[str, int] | None) -> Checkpoint:
+    from huggingface_hub import hf_hub_download, list_repo_files
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    owner, name, *rest = source.split("/", 2)
+    repository = f"{owner}/{name}"
+    try:
+        if rest:
+            return load_weights(Path(hf_hub_download(repository, rest[0])), labels=labels)
+        try:
+            hf_hub_download(repository, CONFIG_FILE)
+            return load_weights(Path(hf_hub_download(repository, WEIGHTS_FILE)).parent, labels=labels)
+        except LocalEntryNotFoundError:
+            raise
+        except EntryNotFoundError:
+            files = [file for file in list_repo_files(repository) if file.endswith((".pth", ".safetensors"))]
+            if len(files) != 1:
+                raise CheckpointError(
+                    f"{source}: expected {CONFIG_FILE} and {WEIGHTS_FILE} or one file of weights, got {some(files)}; "
+                    f"name one, as {source}/FILE"
+                ) from None
+            return load_weights(Path(hf_hub_download(repository, files[0])), labels=labels)
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, EntryNotFoundError) as error:
+        raise CheckpointError(
+            f"{source}: expected a path that exists or a hub id, got neither: there is no such path, and the hub says: "
+            f"{error}"
+        ) from error

@@ -1,0 +1,141 @@
+"""Weights written to disk: safetensors folders, and the released `.pth` layout."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from bgpt_fast.checkpoint.schema import (
+    CONFIG_FILE,
+    DTYPES,
+    LM_HEAD,
+    WEIGHTS_FILE,
+    WTE,
+    CheckpointError,
+    parse_labels,
+    read_entries,
+    validate_state_dict,
+)
+from bgpt_fast.config import BGPTConfig
+from bgpt_fast.files import atomic_write, write_json
+
+
+def save_weights(
+    directory: str | os.PathLike[str],
+    config: BGPTConfig,
+    state_dict: Mapping[str, Tensor],
+    *,
+    dtype: torch.dtype | None = None,
+    labels: Mapping[str, int] | None = None,
+) -> None:
+    """Writes `model.safetensors` and `config.json` so that at any moment, crashes included, the folder loads as before
+    or as after.
+
+    Args:
+        directory: made if missing. A checkpoint that stands there is replaced.
+        config: the model's sizes.
+        state_dict: the weights by their released names, on any device; the tied `lm_head` may be absent.
+        dtype: float32, bfloat16, float16 or float64 to store in; None keeps each tensor's own.
+        labels: of a classifier, class name → index 0…n − 1; None for a generative model.
+
+    Raises:
+        CheckpointError: the weights do not fit the config and labels, or overflow in `dtype`. Nothing was written.
+        OSError: the disk is full or refuses; the error names the folder, and what stood there loads as before.
+    """
+    folder = Path(directory)
+    entry: dict[str, Any] = {"config": config.to_dict()}
+    if labels is not None:
+        entry["labels"] = parse_labels(labels, "save")
+    tensors = _storable(config, state_dict, dtype, entry.get("labels"))
+    # One entry, not two: safetensors writes them in an order that changes, and the same weights make the same file.
+    fields = {**entry["config"], **({} if labels is None else {"labels": entry["labels"]})}
+    content = safetensors.torch.save(tensors, metadata={"bgpt_config": json.dumps(fields)})
+    entry["sha256"] = hashlib.sha256(content).hexdigest()
+    manifest = {"format": "bgpt_fast", "version": 1, **entry, "previous": None}
+    try:
+        previous = _intact_entry(folder)
+        with atomic_write(folder / WEIGHTS_FILE) as file:
+            file.write(content)
+            # Until the weights are renamed, the folder's config.json vouches for the old ones as well.
+            write_json(folder / CONFIG_FILE, {**manifest, "previous": previous})
+    except OSError as error:
+        raise OSError(
+            error.errno, f"{error.strerror}; the checkpoint was not saved, an older one there is whole", str(folder)
+        ) from error
+    if previous is not None:
+        # The new checkpoint is whole already; vouching for the old weights a while longer does no harm.
+        with contextlib.suppress(OSError):
+            write_json(folder / CONFIG_FILE, manifest)
+
+
+def to_released(config: BGPTConfig, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights as a strict load of the paper's model takes them: every released name, on the CPU, contiguous.
+
+    The paper's model is the authors' code on today's transformers, which keeps no `attn.bias` buffers.
+
+    Raises:
+        CheckpointError: the weights do not fit the config.
+    """
+    tensors = _storable(config, state_dict, None)
+    return {**tensors, LM_HEAD: tensors[WTE]}
+
+
+def save_released(path: str | os.PathLike[str], config: BGPTConfig, state_dict: Mapping[str, Tensor]) -> None:
+    """Writes a released-style `.pth` file {'model': `to_released(…)`, 'config': sizes}, atomically.
+
+    Raises:
+        CheckpointError: the weights do not fit the config. Nothing was written.
+        OSError: the file cannot be written; what stood there is untouched.
+    """
+    buffer = io.BytesIO()
+    torch.save({"model": to_released(config, state_dict), "config": config.to_dict()}, buffer)
+    try:
+        with atomic_write(path) as file:
+            file.write(buffer.getbuffer())
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}; the file was not saved", os.fspath(path)) from error
+
+
+def _storable(
+    config: BGPTConfig,
+    state_dict: Mapping[str, Tensor],
+    dtype: torch.dtype | None,
+    labels: Mapping[str, int] | None = None,
+) -> dict[str, Tensor]:
+    if dtype is not None and dtype not in DTYPES:
+        raise CheckpointError(f"save: dtype: expected float32, bfloat16, float16, float64 or None, got {dtype}")
+    validate_state_dict(config, state_dict, labels=labels)
+    tensors = {}
+    for name, tensor in state_dict.items():
+        if name == LM_HEAD:
+            continue
+        stored = tensor.detach().to("cpu", dtype or tensor.dtype).contiguous()
+        if stored.dtype != tensor.dtype and not torch.equal(stored.isfinite(), tensor.detach().cpu().isfinite()):
+            raise CheckpointError(
+                f"save: {name}: expected values that {dtype} holds, got up to {float(tensor.abs().max()):g}; use "
+                "bfloat16 or float32"
+            )
+        tensors[name] = stored
+    return tensors
+
+
+def _intact_entry(folder: Path) -> dict[str, Any] | None:
+    """The config.json entry of the weights that stand in `folder`, or None if they cannot be loaded anyway."""
+    try:
+        entries = read_entries(folder)
+        with open(folder / WEIGHTS_FILE, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except (CheckpointError, FileNotFoundError):
+        return None
+    return next((entry for entry in entries if entry["sha256"] == digest), None)

@@ -1,0 +1,28 @@
+"""Tensors of which each rank holds a part.
+
+`torch.distributed.tensor` takes a second to import and most runs need none of it, so it is imported on first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeGuard
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+
+def is_dtensor(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Whether a tensor is a DTensor."""
+    return hasattr(tensor, "full_tensor")
+
+
+def with_layout_of(tensor: Tensor, target: Tensor) -> Tensor:
+    """A tensor, of which every rank has the whole, on the device of `target` and split over ranks as `target` is."""
+    local = tensor.to(target.device)
+    if not is_dtensor(target):
+        return local
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(local, target.device_mesh, target.placements, src_data_rank=None)

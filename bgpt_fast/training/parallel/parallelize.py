@@ -1,0 +1,17 @@
+"""Chooses how a model is spread over the ranks of a run."""
+
+from __future__ import annotations
+
+from bgpt_fast.training.distributed import Ranks
+from bgpt_fast.training.objectives import Model
+from bgpt_fast.training.parallel.ddp import DataParallel
+
+
+def parallelize(model: Model, ranks: Ranks, kind: str) -> DataParallel:
+    """A model on its ranks as `TrainConfig.parallel` says, "ddp" or "fsdp"; on a single process as it is."""
+    if ranks.world_size > 1 and kind == "fsdp":
+        # FSDP's imports take a second, and most runs need none of them.
+        from bgpt_fast.training.parallel.fsdp import FullySharded
+
+        return FullySharded(model, ranks)
+    return DataParallel(model, ranks)
