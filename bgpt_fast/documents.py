@@ -1,6 +1,8 @@
-"""Documents before they are packed: extensions, contents from memory or files, and what is kept of over-long ones.
+"""Documents before they are packed: their layout in patches, their files' contents, and truncation.
 
-Shape letters: S bytes a patch.
+A document is one file or more, end to end: `[extension patch][data patches, the last padded with 256]` each, and
+`[end-of-file patch of S 256s]` behind the last (arXiv 2402.19155, section 3.1). A conversion pair has two files.
+Shape letters: B documents, F files a document, P patches, S bytes a patch.
 """
 
 from __future__ import annotations
@@ -9,20 +11,93 @@ import os
 import random
 import stat
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
+
+import torch
+from torch import Tensor
 
 from bgpt_fast.config import BGPTConfig
 
 TruncationMode = Literal["head", "window", "error"]
 PathLike = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+MAX_PATCHES = 2**31 - 1
+"""Patches of a batch: offsets are int32."""
 
 
 class PatchError(ValueError):
     """A document or file that cannot become patches, or patches that are no document."""
 
 
+@overload
+def count_patches(size: int, patch_size: int, end_of_file: bool = True) -> int: ...
+@overload
+def count_patches(size: Tensor, patch_size: int, end_of_file: bool | Tensor = True) -> Tensor: ...
+def count_patches(size: Any, patch_size: int, end_of_file: Any = True) -> Any:
+    """Patches of a file of `size` bytes: its extension patch, its data patches, and perhaps its end-of-file patch."""
+    return 1 + -(-size // patch_size) + end_of_file
+
+
+class Layout(NamedTuple):
+    """Where the patches of a batch's documents are, and which of them are in the loss.
+
+    Args:
+        cu_seqlens: int32 [B + 1]: document b has the patches `cu_seqlens[b]` … `cu_seqlens[b + 1] - 1`.
+        max_seqlen: patches of the longest document.
+        targets: bool [P], the patches in the loss; None means all but each document's first.
+    """
+
+    cu_seqlens: Tensor
+    max_seqlen: int
+    targets: Tensor | None
+
+    @property
+    def num_patches(self) -> int:
+        """P; waits for a GPU."""
+        return int(self.cu_seqlens[-1])
+
+
+def document_layout(
+    sizes: Tensor, patch_size: int, *, end_of_file: bool | Tensor = True, first_target: int | Tensor = 1
+) -> Layout:
+    """The layout of documents end to end; every batch has its own from here.
+
+    Args:
+        sizes: int64 [B] or [B, F], bytes of each document or of each of its files; on any device.
+        patch_size: S.
+        end_of_file: whether an end-of-file patch follows; of all, or bool of the shape of `sizes`.
+        first_target: the first patch of a document that is in the loss, as all behind it are; the extension patch is
+            number 0. Of all, or int64 [B].
+
+    Returns:
+        The layout, on the device of `sizes`, which is waited for.
+
+    Raises:
+        ValueError: more than 2³¹ − 1 patches.
+    """
+    lengths = count_patches(sizes, patch_size, end_of_file)
+    if lengths.dim() == 2:
+        lengths = lengths.sum(1)
+    ends = lengths.cumsum(0)
+    P = int(ends[-1]) if len(ends) else 0
+    check_patch_count(P)
+    cu_seqlens = torch.zeros(len(sizes) + 1, dtype=torch.int32, device=sizes.device)
+    cu_seqlens[1:] = ends
+    targets = None
+    if isinstance(first_target, Tensor) or first_target != 1:
+        document, position = patch_positions(cu_seqlens, P)
+        targets = position >= (first_target[document] if isinstance(first_target, Tensor) else first_target)
+    return Layout(cu_seqlens, int(lengths.max()) if len(lengths) else 0, targets)
+
+
+def patch_positions(cu_seqlens: Tensor, P: int) -> tuple[Tensor, Tensor]:
+    """int64 [P] each: the document that a patch is in, and its number in that document, 0 for the extension patch."""
+    documents = torch.arange(len(cu_seqlens) - 1, device=cu_seqlens.device)
+    document = documents.repeat_interleave(cu_seqlens.diff(), output_size=P)
+    return document, torch.arange(P, device=cu_seqlens.device) - cu_seqlens[document]
+
+
 def extension_of(path: PathLike) -> str:
-    """A path's extension without its dot, as `os.path.splitext` sees it.
+    """A path's extension without its dot, as `os.path.splitext` splits it.
 
     "" for names without a dot, for dotfiles (".bashrc") and for a dot in a folder's name alone ("a.b/file"). Bytes of
     the name that are not valid in the file system's encoding come as surrogate escapes.
@@ -31,105 +106,153 @@ def extension_of(path: PathLike) -> str:
 
 
 class ByteRange(NamedTuple):
-    """The bytes [start, stop) of a content that are kept, and whether the end-of-file patch follows them."""
+    """The bytes [start, stop) of a content, and whether the end-of-file patch follows them."""
 
     start: int
     stop: int
-    ends: bool
+    has_end: bool
+    is_cut: bool
 
 
 class Part(NamedTuple):
-    """A document as it will be packed; `size` is the content's size before it was cut."""
+    """A file in a document, as it will be packed.
+
+    Args:
+        extension: at most S bytes.
+        content: the bytes, or those that truncation leaves.
+        has_end: whether the end-of-file patch follows.
+        is_cut: whether truncation removed bytes or the end-of-file patch.
+        cut_bytes: how many bytes it removed.
+    """
 
     extension: bytes
     content: bytes | memoryview
-    size: int
-    ends: bool
+    has_end: bool
+    is_cut: bool = False
+    cut_bytes: int = 0
 
 
 class Truncation(NamedTuple):
-    """What is kept of over-long documents, and how documents end."""
+    """What becomes of documents over the context, and whether documents end with the end-of-file patch."""
 
     config: BGPTConfig
-    mode: TruncationMode
-    seed: int
-    end_of_file: bool
+    mode: TruncationMode = "head"
+    seed: int = 0
+    end_of_file: bool = True
 
-    def fit(self, size: int, index: int, label: str) -> ByteRange:
-        """The part that is kept of the `index`-th document, whose content has `size` bytes."""
-        S, room = self.config.patch_size, self.config.patch_length - 1
-        patches = -(-size // S) + self.end_of_file
-        if patches <= room:
-            return ByteRange(0, size, self.end_of_file)
+    def fit(self, size: int, index: int, name: str) -> ByteRange:
+        """The bytes that fit the context, of the `index`-th document, whose content has `size`; `name` is for errors.
+
+        Raises:
+            PatchError: the mode is "error" and the document is over the context.
+        """
+        S, L = self.config.patch_size, self.config.patch_length
+        patches = count_patches(size, S, self.end_of_file)
+        if patches <= L:
+            return ByteRange(0, size, self.end_of_file, False)
         if self.mode == "error":
             raise PatchError(
-                f"{label}: expected at most {room + 1} patches of {S} bytes, got {patches + 1} ({size} bytes); use "
+                f"{name}: expected at most {L} patches of {S} bytes, got {patches} ({size} bytes); use "
                 'truncation="head" or "window", or a longer context'
             )
         first = 0
         if self.mode == "window":
-            last = patches - room
-            draw = random.Random(f"{self.seed} {index}")
-            choice = draw.randrange(3 if last > 1 else 2)
-            first = (0, last, draw.randrange(1, max(last, 2)))[choice]
-        stop = first + room
-        return ByteRange(first * S, min(stop * S, size), self.end_of_file and stop == patches)
+            last = patches - L
+            random_numbers = random.Random(f"{self.seed} {index}")
+            choice = random_numbers.randrange(3 if last > 1 else 2)
+            first = (0, last, random_numbers.randrange(1, max(last, 2)))[choice]
+        stop = first + L - 1
+        return ByteRange(first * S, min(stop * S, size), self.end_of_file and stop == patches - 1, True)
+
+    def part(self, name: str, extension: object, content: object, index: int = 0) -> Part:
+        """A file in memory as what truncation leaves of it; arguments as those of `fit`.
+
+        Raises:
+            TypeError, ValueError: the extension is no text or the content no contiguous bytes.
+            PatchError: as `fit`.
+        """
+        encoded = encode_extension(name, extension, self.config)
+        view = byte_view(name, content)
+        start, stop, has_end, is_cut = self.fit(len(view), index, name)
+        return Part(encoded, view[start:stop], has_end, is_cut, len(view) - (stop - start))
 
 
-def read_part(path: PathLike, index: int, rule: Truncation) -> Part:
-    """Reads what `rule` keeps of a regular file, and never waits for a FIFO's or a device's other side."""
-    label = f"from_files: {os.fsdecode(path)!r}"
-    extension = encode_extension(label, extension_of(path), rule.config)
-    _check_regular(label, os.stat(path))
-    # What was checked may be swapped for a FIFO before it is opened: hence O_NONBLOCK, and the check again.
+def read_part(path: PathLike, truncation: Truncation, index: int = 0, max_size: int | None = None) -> Part:
+    """Reads what truncation leaves of a regular file; never waits for the other side of a FIFO or of a device.
+
+    Args:
+        path: the file.
+        truncation: what to read of it.
+        index: of the document, for truncation's windows.
+        max_size: the size of a file that was listed before as a regular one: if it has grown since by patches, only
+            so many bytes of it are read. None checks the file's kind before it is opened.
+
+    Raises:
+        OSError: the file is missing or cannot be read.
+        PatchError: no regular file, one that shrank while it was read, or one over the context in the mode "error".
+    """
+    text = os.fsdecode(path)
+    name = f"from_files: {text!r}"
+    if max_size is None:
+        _check_regular(name, os.stat(path))
+    # The file may be replaced by a FIFO before it is opened: hence O_NONBLOCK, and the check of what was opened.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         status = os.fstat(descriptor)
-        _check_regular(label, status)
-        kept = rule.fit(status.st_size, index, label)
-        content = b""
-        while len(content) < kept.stop - kept.start:
-            start = kept.start + len(content)
-            more = os.pread(descriptor, kept.stop - start, start)
+        _check_regular(name, status)
+        size = status.st_size
+        start, stop, has_end, is_cut = truncation.fit(size, index, name)
+        if max_size is not None and size > max_size:
+            S, L = truncation.config.patch_size, truncation.config.patch_length
+            max_patches = min(count_patches(max_size, S), L) - (not truncation.end_of_file)
+            if count_patches(stop - start, S, has_end) > max_patches:
+                size = max_size
+                start, stop, has_end, is_cut = truncation.fit(size, index, name)
+        content = os.pread(descriptor, stop - start, start)
+        while len(content) < stop - start:
+            more = os.pread(descriptor, stop - start - len(content), start + len(content))
             if not more:
                 raise PatchError(
-                    f"{label}: expected {status.st_size} bytes, got at most {start}: the file shrank while it was read"
-                    "; read files that nobody writes"
+                    f"{name}: expected {size} bytes, got at most {start + len(content)}: the file shrank while "
+                    "it was read; read files that nobody writes"
                 )
             content += more
         if not status.st_size and os.pread(descriptor, 1, 0):
-            raise PatchError(f"{label}: expected a file that knows its size, got 0 bytes of one that has more; copy it")
-        return Part(extension, content, status.st_size, kept.ends)
+            raise PatchError(f"{name}: expected a file that knows its size, got 0 bytes of one that has more; copy it")
     finally:
         os.close(descriptor)
+    extension = encode_extension(name, extension_of(text), truncation.config)
+    return Part(extension, content, has_end, is_cut, size - len(content))
 
 
-def _check_regular(label: str, status: os.stat_result) -> None:
+def _check_regular(name: str, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a FIFO, socket or device"
-        raise PatchError(f"{label}: expected a regular file, got {kind}; list regular files only")
+        raise PatchError(f"{name}: expected a regular file, got {kind}; list regular files only")
 
 
-def encode_extension(label: str, extension: object, config: BGPTConfig) -> bytes:
+def encode_extension(name: str, extension: object, config: BGPTConfig) -> bytes:
+    """An extension's first S bytes in UTF-8; surrogate escapes become the bytes that they stand for."""
     if not isinstance(extension, str):
-        raise TypeError(f"{label}: extension: expected a str, got {type(extension).__name__}")
+        raise TypeError(f"{name}: extension: expected a str, got {type(extension).__name__}")
     try:
         return extension.encode("utf-8", "surrogateescape")[: config.patch_size]
     except UnicodeEncodeError:
-        raise ValueError(f"{label}: extension: expected text that UTF-8 can encode, got {extension!r:.80}") from None
+        raise ValueError(f"{name}: extension: expected text that UTF-8 can encode, got {extension!r:.80}") from None
 
 
-def byte_view(label: str, content: object) -> memoryview:
+def byte_view(name: str, content: object) -> memoryview:
+    """A contiguous view of bytes, a bytearray or a memoryview."""
     if not isinstance(content, bytes | bytearray | memoryview):
-        raise TypeError(f"{label}: content: expected bytes, a bytearray or a memoryview, got {type(content).__name__}")
+        raise TypeError(f"{name}: content: expected bytes, a bytearray or a memoryview, got {type(content).__name__}")
     view = memoryview(content)
     if not view.c_contiguous:
-        raise ValueError(f"{label}: content: expected a contiguous memoryview, got strides {view.strides}")
+        raise ValueError(f"{name}: content: expected a contiguous memoryview, got strides {view.strides}")
     return view.cast("B") if view.nbytes else memoryview(b"")
 
 
 def check_truncation(
-    name: str, items: object, config: BGPTConfig, truncation: TruncationMode, seed: int, end_of_file: bool
+    name: str, items: object, config: BGPTConfig, mode: TruncationMode, seed: int, end_of_file: bool
 ) -> Truncation:
     """Checks the arguments that `from_bytes` and `from_files` share."""
     function = name.split(":")[0]
@@ -137,15 +260,14 @@ def check_truncation(
         raise TypeError(f"{name}: expected a sequence such as a list, got {type(items).__name__}")
     if not isinstance(config, BGPTConfig):
         raise TypeError(f"{function}: config: expected a BGPTConfig, got {type(config).__name__}")
-    if truncation not in ("head", "window", "error"):
-        raise ValueError(f'{function}: truncation: expected "head", "window" or "error", got {truncation!r}')
+    if mode not in ("head", "window", "error"):
+        raise ValueError(f'{function}: truncation: expected "head", "window" or "error", got {mode!r}')
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise TypeError(f"{function}: seed: expected an int, got {type(seed).__name__}")
-    return Truncation(config, truncation, seed, bool(end_of_file))
+    return Truncation(config, mode, seed, bool(end_of_file))
 
 
-def check_int(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"PackedPatches: {name}: expected an int, got {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"PackedPatches: {name}: expected at least {least}, got {value}")
+def check_patch_count(P: int) -> None:
+    """Raises ValueError for more patches than a batch can have."""
+    if P > MAX_PATCHES:
+        raise ValueError(f"PackedPatches: expected at most {MAX_PATCHES} patches in one batch, got {P}; split it")

@@ -1,7 +1,7 @@
 """Files and bytes ⇄ PackedPatches: documents as int16 patches, end to end (arXiv 2402.19155, section 3.1).
 
-A document is `[extension patch][data patches, the last padded with 256][end-of-file patch of S 256s]`.
-Shape letters: B documents, P patches, S bytes a patch, T target patches.
+`bgpt_fast.documents` says how a document is laid out. Shape letters: B documents, P patches, S bytes a patch, T target
+patches.
 """
 
 from __future__ import annotations
@@ -23,16 +23,12 @@ from bgpt_fast.documents import (
     Part,
     PatchError,
     PathLike,
-    Truncation,
     TruncationMode,
-    byte_view,
-    check_int,
+    check_patch_count,
     check_truncation,
-    encode_extension,
+    document_layout,
     read_part,
 )
-
-_INT32_MAX = 2**31 - 1
 
 
 @dataclass(frozen=True, init=False, eq=False, repr=False)
@@ -79,7 +75,7 @@ class PackedPatches:
                 f"PackedPatches: patches: expected tokens 0…{EOP}, got {int(patches.min())}…{int(patches.max())}"
             )
         longest = _longest(cu_seqlens, len(patches))
-        check_int("max_seqlen", longest if max_seqlen is None else max_seqlen, longest)
+        _check_int("max_seqlen", longest if max_seqlen is None else max_seqlen, longest)
         if targets is not None:
             _check_tensor("targets", targets, torch.bool, 1, patches.device)
             if len(targets) != len(patches):
@@ -88,8 +84,8 @@ class PackedPatches:
                 )
             if bool(targets[cu_seqlens[:-1].long()].any()):
                 raise ValueError("PackedPatches: targets: expected False at each document's first patch, got True")
-        check_int("truncated", truncated, 0)
-        check_int("truncated_bytes", truncated_bytes, 0)
+        _check_int("truncated", truncated, 0)
+        _check_int("truncated_bytes", truncated_bytes, 0)
         self._assign(
             patches=patches.contiguous(),
             cu_seqlens=cu_seqlens.contiguous(),
@@ -110,13 +106,69 @@ class PackedPatches:
         return packed
 
     @classmethod
-    def unchecked(cls, patches: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> PackedPatches:
+    def unchecked(
+        cls,
+        patches: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        targets: Tensor | None = None,
+        truncated: int = 0,
+        truncated_bytes: int = 0,
+    ) -> PackedPatches:
         """Tensors that are known to be right, as a CUDA graph's; documents may have no patches. Reads no value."""
         packed = cls.__new__(cls)
         packed._assign(
-            patches=patches, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen, targets=None, truncated=0, truncated_bytes=0
+            patches=patches,
+            cu_seqlens=cu_seqlens,
+            max_seqlen=max_seqlen,
+            targets=targets,
+            truncated=truncated,
+            truncated_bytes=truncated_bytes,
         )
         return packed
+
+    @classmethod
+    def from_parts(
+        cls, documents: Sequence[Sequence[Part]], patch_size: int, first_target: int | Tensor = 1
+    ) -> PackedPatches:
+        """Packs files that are in memory, by one call of the C++ packer, on `torch.get_num_threads()` threads.
+
+        Args:
+            documents: the files of each document, as many of each.
+            patch_size: S.
+            first_target: as `document_layout`.
+
+        Returns:
+            PackedPatches on the CPU; an empty one of no documents.
+
+        Raises:
+            ValueError: documents of different numbers of files, or more than 2³¹ − 1 patches.
+        """
+        parts = list(itertools.chain.from_iterable(documents))
+        ends = [part.has_end for part in parts]
+        shape = (len(documents), len(documents[0]) if documents else 1)
+        sizes = torch.tensor([len(part.content) for part in parts], dtype=torch.int64)
+        layout = document_layout(
+            sizes.view(shape),
+            patch_size,
+            end_of_file=torch.tensor(ends, dtype=torch.bool).view(shape),
+            first_target=first_target,
+        )
+        P = layout.num_patches
+        patches = torch.empty(P, patch_size, dtype=torch.int16)
+        part_offsets = torch.empty(len(parts) + 1, dtype=torch.int32)  # the packer fills these of the files
+        _C.pack_patches(
+            [part.extension for part in parts],
+            [part.content for part in parts],
+            ends,
+            patch_size,
+            patches.data_ptr(),
+            P,
+            part_offsets.data_ptr(),
+            torch.get_num_threads(),
+        )
+        truncated = sum(part.is_cut for part in parts)
+        return cls.unchecked(patches, *layout, truncated, sum(part.cut_bytes for part in parts))
 
     @classmethod
     @renamed_arguments(overlong="truncation")
@@ -151,16 +203,13 @@ class PackedPatches:
             PatchError: an over-long document with `truncation="error"`.
         """
         rule = check_truncation("from_bytes: documents", documents, config, truncation, seed, end_of_file)
-        parts = []
+        files = []
         for index, document in enumerate(documents):
-            label = f"from_bytes: documents[{index}]"
+            name = f"from_bytes: documents[{index}]"
             if not isinstance(document, tuple | list) or len(document) != 2:
-                raise TypeError(f"{label}: expected a pair (extension, bytes), got {document!r:.80}")
-            extension = encode_extension(label, document[0], config)
-            view = byte_view(label, document[1])
-            kept = rule.fit(len(view), index, label)
-            parts.append(Part(extension, view[kept.start : kept.stop], len(view), kept.ends))
-        return _pack(parts, rule)
+                raise TypeError(f"{name}: expected a pair (extension, bytes), got {document!r:.80}")
+            files.append((rule.part(name, *document, index),))
+        return cls.from_parts(files, config.patch_size)
 
     @classmethod
     @renamed_arguments(overlong="truncation")
@@ -173,10 +222,10 @@ class PackedPatches:
         seed: int = 0,
         end_of_file: bool = True,
     ) -> PackedPatches:
-        """Reads and packs files; of an over-long file only the part that is kept is read.
+        """Reads and packs files; of a file over the context only the bytes that truncation leaves are read.
 
-        A file that grows meanwhile is taken at the size it had when it was opened. Arguments not named here are those
-        of `from_bytes`.
+        A file that grows meanwhile has the size that it had when it was opened. Arguments not named here are those of
+        `from_bytes`.
 
         Args:
             paths: regular files, or links to such. The extension is `extension_of(path)`.
@@ -188,14 +237,14 @@ class PackedPatches:
             TypeError, ValueError: a wrong argument, or more than 2³¹ − 1 patches.
         """
         rule = check_truncation("from_files: paths", paths, config, truncation, seed, end_of_file)
-        parts = []
+        files = []
         for index, path in enumerate(paths):
             try:
-                parts.append(read_part(path, index, rule))
+                files.append((read_part(path, rule, index),))
             except OSError as error:
                 advice = "give paths of files that exist and that this user may read"
                 raise OSError(error.errno, f"{error.strerror}; {advice}", os.fsdecode(path)) from error
-        return _pack(parts, rule)
+        return cls.from_parts(files, config.patch_size)
 
     @staticmethod
     def concatenate(batches: Sequence[PackedPatches]) -> PackedPatches:
@@ -215,7 +264,7 @@ class PackedPatches:
                     f"concatenate: expected patches of {first.patches.shape[1]} bytes on {first.patches.device} like "
                     f"the first batch, got {batch.patches.shape[1]} bytes on {batch.patches.device}"
                 )
-        _check_patch_count(sum(batch.num_patches for batch in batches))
+        check_patch_count(sum(batch.num_patches for batch in batches))
         offsets = [first.cu_seqlens[:1]]
         before = 0
         for batch in batches:
@@ -304,33 +353,6 @@ class PackedPatches:
         )
 
 
-def _pack(parts: list[Part], rule: Truncation) -> PackedPatches:
-    S = rule.config.patch_size
-    lengths = [1 + (len(part.content) + S - 1) // S + part.ends for part in parts]
-    P = sum(lengths)
-    _check_patch_count(P)
-    packed = PackedPatches.__new__(PackedPatches)
-    packed._assign(
-        patches=torch.empty(P, S, dtype=torch.int16, device="cpu"),
-        cu_seqlens=torch.empty(len(parts) + 1, dtype=torch.int32, device="cpu"),
-        max_seqlen=max(lengths, default=0),
-        targets=None,
-        truncated=sum(len(part.content) < part.size or part.ends != rule.end_of_file for part in parts),
-        truncated_bytes=sum(part.size - len(part.content) for part in parts),
-    )
-    _C.pack_patches(
-        [part.extension for part in parts],
-        [part.content for part in parts],
-        [part.ends for part in parts],
-        S,
-        packed.patches.data_ptr(),
-        P,
-        packed.cu_seqlens.data_ptr(),
-        torch.get_num_threads(),
-    )
-    return packed
-
-
 def _restore(index: int, document: np.ndarray) -> tuple[str, bytes]:
     is_eop = document == EOP
     S = document.shape[1]
@@ -349,9 +371,11 @@ def _restore(index: int, document: np.ndarray) -> tuple[str, bytes]:
     return content[:extension_size].decode("utf-8", "surrogateescape"), content[S : S + content_size]
 
 
-def _check_patch_count(P: int) -> None:
-    if P > _INT32_MAX:
-        raise ValueError(f"PackedPatches: expected at most {_INT32_MAX} patches in one batch, got {P}; split it")
+def _check_int(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"PackedPatches: {name}: expected an int, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"PackedPatches: {name}: expected at least {least}, got {value}")
 
 
 def _check_tensor(name: str, value: object, dtype: torch.dtype, rank: int, device: torch.device | None = None) -> None:

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from support.paths import ROOT
 
 from bgpt_fast import BGPTConfig, PackedPatches
-from bgpt_fast import patches as patches_module
-from bgpt_fast.documents import PatchError, extension_of
+from bgpt_fast import documents as documents_module
+from bgpt_fast.documents import Part, PatchError, document_layout, extension_of
 
 Documents = list[tuple[str, bytes]]
 
@@ -76,6 +76,26 @@ def test_layout_of_three_documents() -> None:
     assert (batch.max_seqlen, batch.num_documents, batch.num_patches) == (4, 3, 9)
     assert (batch.targets, batch.truncated, batch.truncated_bytes) == (None, 0, 0)
     assert batch.target_indices().tolist() == [1, 2, 3, 5, 7, 8]
+
+
+def test_layout_of_documents_of_two_files() -> None:
+    sizes = torch.tensor([[5, 0], [4, 9]])
+    ends = torch.tensor([[False, True], [False, True]])
+    layout = document_layout(sizes, 4, end_of_file=ends, first_target=torch.tensor([4, 3]))
+    assert layout.cu_seqlens.tolist() == [0, 5, 12]
+    assert (layout.max_seqlen, layout.num_patches) == (7, 12)
+    assert layout.targets is not None
+    assert layout.targets.tolist() == [False] * 4 + [True] + [False] * 3 + [True] * 4
+    parts = [
+        (Part(b"a", b"hello", False), Part(b"b", b"", True)),
+        (Part(b"c", b"1234", False), Part(b"d", b"9" * 9, True)),
+    ]
+    batch = PackedPatches.from_parts(parts, 4, first_target=2)
+    assert torch.equal(batch.cu_seqlens, layout.cu_seqlens)
+    E = 256
+    assert batch.patches[:5].tolist() == [[97, E, E, E], [*b"hell"], [*b"o", E, E, E], [98, E, E, E], [E] * 4]
+    assert batch.target_indices().tolist() == [2, 3, 4, 7, 8, 9, 10, 11]
+    PackedPatches(batch.patches, batch.cu_seqlens, batch.max_seqlen, batch.targets)
 
 
 def test_no_documents_make_an_empty_batch() -> None:
@@ -377,7 +397,7 @@ def test_a_single_path_is_no_list_of_paths() -> None:
 
 def test_more_patches_than_int32_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = PackedPatches.from_bytes([("a", bytes(8))], config())
-    monkeypatch.setattr(patches_module, "_INT32_MAX", 7)
+    monkeypatch.setattr(documents_module, "MAX_PATCHES", 7)
     with pytest.raises(ValueError, match="at most 7 patches in one batch, got 8"):
         PackedPatches.from_bytes([("a", bytes(8))] * 2, config())
     with pytest.raises(ValueError, match="at most 7 patches in one batch, got 8"):

@@ -23,7 +23,7 @@ from bgpt_fast.cli.common import (
     table,
 )
 from bgpt_fast.data import DataError, label_of
-from bgpt_fast.data.file_index import FileEntry, Skips, find_files, read_file
+from bgpt_fast.data.file_index import FileEntry, SkipReport, find_files, read_document
 from bgpt_fast.device import resolve_device
 from bgpt_fast.files import write_json
 from bgpt_fast.patches import PackedPatches
@@ -71,7 +71,7 @@ def run(words: Sequence[str]) -> int:
         raise DataError("expected files or folders after the checkpoint, got none")
     if options.plots is not None:
         plots_folder(options.plots)
-    skips = Skips()
+    skips = SkipReport()
     files = find_files([str(path) for path in options.data], skips)
     model = BGPTForClassification.from_pretrained(
         str(options.checkpoint),
@@ -98,7 +98,7 @@ def run(words: Sequence[str]) -> int:
         "labels": list(model.labels),
         "cut_to_fit": sum(prediction.is_cut for _, prediction in found),
         "skipped": skips.by_reason,
-        "first_skipped": skips.named,
+        "first_skipped": skips.examples,
         "report": None if report is None else report.to_dict(),
         "files": [
             {"path": file.path, "true_label": _true_label(file, model.labels), **asdict(one)} for file, one in found
@@ -114,14 +114,14 @@ def run(words: Sequence[str]) -> int:
 
 
 def _classify(
-    model: BGPTForClassification, files: Sequence[FileEntry], patches_per_batch: int, skips: Skips
+    model: BGPTForClassification, files: Sequence[FileEntry], patches_per_batch: int, skips: SkipReport
 ) -> list[tuple[FileEntry, Prediction]]:
     """Predictions of the files that can be read; the others go to `skips`."""
     readable: list[FileEntry] = []
 
     def documents() -> Iterator[PackedPatches]:
         for file in files:
-            document = read_file(file, model.config, skips, truncation="head")
+            document = read_document(file, model.config, skips)
             if document is not None:
                 readable.append(file)
                 yield document
@@ -163,9 +163,9 @@ def _scored(labels: Mapping[str, int], found: Sequence[tuple[FileEntry, Predicti
     return score(labels, truth, predicted) if truth else None
 
 
-def _told(skips: Skips) -> str:
+def _told(skips: SkipReport) -> str:
     reasons = ", ".join(f"{count} {reason}" for reason, count in skips.by_reason.items())
-    return f"left out: {reasons or 'none'}" + "".join(f"\n  {name}" for name in skips.named)
+    return f"left out: {reasons or 'none'}" + "".join(f"\n  {name}" for name in skips.examples)
 
 
 def _show(found: Sequence[tuple[FileEntry, Prediction]], report: ClassificationReport | None) -> None:

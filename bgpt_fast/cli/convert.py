@@ -15,7 +15,7 @@ import tyro
 from bgpt_fast.cli.common import as_json, load_model, read_options
 from bgpt_fast.cli.outputs import JOURNAL, REPORT, OutputFolder, Wanted, check_extension, fingerprint, make_files, tell
 from bgpt_fast.config import BGPTConfig
-from bgpt_fast.data.file_index import FileEntry, Skips, find_files
+from bgpt_fast.data.file_index import FileEntry, SkipReport, find_files
 from bgpt_fast.documents import extension_of
 from bgpt_fast.generation import Generator, Prompt
 
@@ -113,7 +113,7 @@ def run(words: Sequence[str]) -> int:
 
 def _wanted(options: Convert, config: BGPTConfig) -> tuple[list[Wanted], list[dict[str, str]]]:
     """The files to make, and the sources that make none, with the reason."""
-    skips = Skips()
+    skips = SkipReport()
     named = {os.fspath(path) for path in options.sources}
     wanted: dict[str, Wanted] = {}
     skipped: list[dict[str, str]] = []
@@ -146,7 +146,7 @@ def _wanted(options: Convert, config: BGPTConfig) -> tuple[list[Wanted], list[di
         # By its name, not its place in the list: more sources beside it change nothing.
         index = int.from_bytes(hashlib.blake2b(os.fsencode(name), digest_size=8).digest())
         wanted[name] = Wanted(name, Prompt(options.to, b"", index, (extension, content)), file.path)
-    skipped += [{"source": name, "reason": reason} for name, reason in skips.noted.items()]
+    skipped += [{"source": name, "reason": reason} for name, reason in skips.reasons.items()]
     if not wanted:
         reasons = sorted({item["reason"] for item in skipped})
         raise ValueError(f"convert: expected at least one file to convert, got none; skipped: {reasons or 'none'}")

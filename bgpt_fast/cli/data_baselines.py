@@ -12,7 +12,7 @@ import tyro
 
 from bgpt_fast.cli.common import as_json, console, read_options, table
 from bgpt_fast.cli.data_shown import print_skipped
-from bgpt_fast.data.file_index import Skips, as_roots, find_files
+from bgpt_fast.data.file_index import SkipReport, as_roots, find_files
 from bgpt_fast.data.labelled import label_of
 from bgpt_fast.files import write_json
 from bgpt_fast.tasks.baselines import ByteClassifier, classify_by_bytes, compression_scores, entropy_of_bytes
@@ -42,7 +42,7 @@ class Baselines:
 
 def run(words: Sequence[str]) -> int:
     options = read_options(Baselines, "data baselines", words)
-    skips = Skips()
+    skips = SkipReport()
     files, train = _read(options.files, skips), _read(options.train, skips)
     labelled, learned = _labelled(files), _labelled(train)
     classes = {label for label, _ in learned}
@@ -86,18 +86,18 @@ def run(words: Sequence[str]) -> int:
         return 0
     for one in tables:
         console.print(one)
-    print_skipped(skips.by_reason, skips.named)
+    print_skipped(skips.by_reason, skips.examples)
     return 0
 
 
-def _read(paths: tuple[Path, ...], skips: Skips) -> list[tuple[str, bytes]]:
+def _read(paths: tuple[Path, ...], skips: SkipReport) -> list[tuple[str, bytes]]:
     found = []
     for file in find_files(as_roots(paths), skips):
         try:
             with open(file.path, "rb") as stream:
                 found.append((file.path, stream.read()))
         except OSError:
-            skips.note(file.path, "unreadable")
+            skips.add(file.path, "unreadable")
     return found
 
 

@@ -25,7 +25,7 @@ from bgpt_fast.cli.common import (
     table,
 )
 from bgpt_fast.data import DataError
-from bgpt_fast.data.file_index import FileEntry, Skips, find_files
+from bgpt_fast.data.file_index import FileEntry, SkipReport, find_files
 from bgpt_fast.documents import extension_of
 from bgpt_fast.files import write_json
 from bgpt_fast.metrics import ByteScores
@@ -171,7 +171,7 @@ def _reports(options: Evaluate) -> dict[str, FileReport]:
 
 
 def _generated(options: Evaluate, folder: Path) -> dict[str, Any]:
-    skips = Skips()
+    skips = SkipReport()
     generated = _found((folder,), skips)
     real = None
     if options.data:
@@ -188,7 +188,7 @@ def _generated(options: Evaluate, folder: Path) -> dict[str, Any]:
     }
 
 
-def _found(paths: Sequence[Path], skips: Skips) -> list[FileEntry]:
+def _found(paths: Sequence[Path], skips: SkipReport) -> list[FileEntry]:
     every = find_files([str(path) for path in paths], skips)
     found = [file for file in every if os.fsdecode(file.relative) not in OUR_REPORTS]
     if not found:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from bgpt_fast.data.file_index import FileEntry, Skips
+from bgpt_fast.data.file_index import FileEntry, SkipReport
 from bgpt_fast.data.source import DataError
 
 _ENDINGS = (".parquet", ".arrow", ".feather", ".ipc")
@@ -87,8 +87,8 @@ def arrow_schema_error(path: str, columns: Columns) -> str:
     return ""
 
 
-def read_rows(path: str, columns: Columns, first_row: int, skips: Skips) -> Iterator[tuple[int, str, bytes]]:
-    """(row, extension, content) from `first_row` on; null and empty ones are counted in `skips`, as is damage."""
+def read_rows(path: str, columns: Columns, first_row: int, skipped: SkipReport) -> Iterator[tuple[int, str, bytes]]:
+    """(row, extension, content) from `first_row` on; null and empty ones are counted in `skipped`, as is damage."""
     import pyarrow as pa
 
     try:
@@ -103,20 +103,20 @@ def read_rows(path: str, columns: Columns, first_row: int, skips: Skips) -> Iter
                 if row < first_row:
                     continue
                 if content is None or extension is None:
-                    skips.count(f"{path}, row {row}", "null")
+                    skipped.count(f"{path}, row {row}", "null")
                 elif not content:
-                    skips.count(f"{path}, row {row}", "empty")
+                    skipped.count(f"{path}, row {row}", "empty")
                 else:
                     yield row, extension.decode("utf-8", "surrogateescape").removeprefix("."), content
     except FileNotFoundError:
-        skips.note(path, "vanished")
+        skipped.add(path, "vanished")
     except OSError as error:
         if is_remote(path):
             # No damage to be lived with: a run that goes on later loses nothing.
             raise DataError(f"{path!r}: {error}; the connection is gone: start the run again to go on") from error
-        skips.note(path, "unreadable, or damaged in the middle")
+        skipped.add(path, "unreadable, or damaged in the middle")
     except pa.ArrowException:
-        skips.note(path, "damaged in the middle")
+        skipped.add(path, "damaged in the middle")
 
 
 def _schema(path: str) -> Any:

@@ -1,7 +1,8 @@
-"""Files below folders: found once, sorted, split, fingerprinted and read, with what cannot be read noted."""
+"""Files below folders: listed, sorted, split and fingerprinted, with a report of what cannot be read."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -9,22 +10,21 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data.source import DataError
-from bgpt_fast.documents import PatchError
+from bgpt_fast.documents import Part, PatchError, Truncation, count_patches, read_part
 from bgpt_fast.patches import PackedPatches
 
 Split = Literal["train", "eval", "all"]
 Paths = Sequence[str | os.PathLike[str]] | str | os.PathLike[str]
-_NAMED_SKIPS = 20
+_MAX_EXAMPLES = 20
 
 
 @dataclass(frozen=True)
 class FileEntry:
-    """A regular file: where it is, its path below its root (what the split and the order go by), and its bytes."""
+    """A regular file: its path, its path below its root (which decides split and order), and its size in bytes."""
 
     path: str
     relative: bytes
@@ -32,48 +32,48 @@ class FileEntry:
 
     def num_patches(self, config: BGPTConfig) -> int:
         """Patches of its document: extension, data, end of file; at most the context."""
-        return min(2 - -self.size // config.patch_size, config.patch_length)
+        return min(count_patches(self.size, config.patch_size), config.patch_length)
 
 
-class Skips:
-    """What was left out, by reason, with the first few named."""
+class SkipReport:
+    """What was left out, counted by reason, with the first few named."""
 
     def __init__(self) -> None:
-        self._by_name: dict[str, str] = {}
-        self._counted: Counter[str] = Counter()
+        self._reasons: dict[str, str] = {}
+        self._counts: Counter[str] = Counter()
         self._first_names: defaultdict[str, list[str]] = defaultdict(list)
 
-    def note(self, name: str, reason: str) -> None:
-        """Something with a name; noted again, it counts once."""
-        self._by_name[name] = reason
+    def add(self, name: str, reason: str) -> None:
+        """Adds a thing with a name; added again, it counts once."""
+        self._reasons[name] = reason
 
     def count(self, name: str, reason: str) -> None:
-        """One of any number of things: counted each time, and kept by name only among the first of its reason."""
-        self._counted[reason] += 1
-        if len(self._first_names[reason]) < _NAMED_SKIPS:
+        """Adds one of any number of things: each counts, and only the first names of a reason are stored."""
+        self._counts[reason] += 1
+        if len(self._first_names[reason]) < _MAX_EXAMPLES:
             self._first_names[reason].append(name)
 
     @property
     def by_reason(self) -> dict[str, int]:
         """How many were skipped for each reason."""
-        return dict(Counter(self._by_name.values()) + self._counted)
+        return dict(Counter(self._reasons.values()) + self._counts)
 
     @property
-    def noted(self) -> dict[str, str]:
-        """The reason of each thing that has a name."""
-        return dict(self._by_name)
+    def reasons(self) -> dict[str, str]:
+        """The reason of each thing that was added by name."""
+        return dict(self._reasons)
 
     @property
-    def named(self) -> list[str]:
+    def examples(self) -> list[str]:
         """The first few, as "reason: name": one of each reason before a second of any."""
         first: defaultdict[str, list[str]] = defaultdict(list)
-        for name, reason in self._by_name.items():
-            if len(first[reason]) < _NAMED_SKIPS:
+        for name, reason in self._reasons.items():
+            if len(first[reason]) < _MAX_EXAMPLES:
                 first[reason].append(name)
         for reason, names in self._first_names.items():
             first[reason] += names
-        rounds = zip_longest(*([f"{reason}: {name!r}" for name in names] for reason, names in first.items()))
-        return [line for line in chain(*rounds) if line is not None][:_NAMED_SKIPS]
+        in_turn = zip_longest(*([f"{reason}: {name!r}" for name in names] for reason, names in first.items()))
+        return [line for line in chain(*in_turn) if line is not None][:_MAX_EXAMPLES]
 
 
 def as_roots(paths: Paths) -> list[str]:
@@ -81,124 +81,110 @@ def as_roots(paths: Paths) -> list[str]:
     return [os.fspath(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
 
 
-def find_files(roots: Sequence[str], skips: Skips) -> list[FileEntry]:
-    """All regular files with something in them, sorted by relative path; one that is reached twice counts once.
+def find_files(roots: Sequence[str], skipped: SkipReport) -> list[FileEntry]:
+    """All regular files that are not empty, sorted by relative path; one that is reached twice counts once.
 
     Args:
         roots: files and folders; folders are walked, links to folders inside them are not followed.
-        skips: gets what is no such file.
+        skipped: the report for all that is no such file.
 
     Raises:
         DataError: no such path.
     """
-    found: dict[tuple[int, int], FileEntry] = {}
+    entries: dict[tuple[int, int], FileEntry] = {}
     for root in roots:
         try:
             mode = os.stat(root).st_mode
         except OSError as error:
             raise DataError(f"{root!r}: {error.strerror}; give files and folders that exist") from error
-        pairs = _walk(root, skips) if stat.S_ISDIR(mode) else [(root, os.path.basename(root))]
+        pairs = _walk(root, skipped) if stat.S_ISDIR(mode) else [(root, os.path.basename(root))]
         for path, relative in pairs:
-            status = _usable(path, skips)
-            if status is not None:
-                file = FileEntry(path, os.fsencode(Path(relative).as_posix()), status.st_size)
-                found.setdefault((status.st_dev, status.st_ino), file)
-    return sorted(found.values(), key=lambda file: (file.relative, file.path))
+            try:
+                status = os.stat(path)
+            except OSError:
+                skipped.add(path, "vanished")
+                continue
+            if not stat.S_ISREG(status.st_mode):
+                skipped.add(path, "not a regular file")
+            elif status.st_size == 0:
+                skipped.add(path, "empty")
+            elif (status.st_dev, status.st_ino) not in entries:
+                entry = FileEntry(path, os.fsencode(relative), status.st_size)
+                entries[status.st_dev, status.st_ino] = entry
+    return sorted(entries.values(), key=lambda entry: (entry.relative, entry.path))
 
 
-def _walk(root: str, skips: Skips) -> Iterator[tuple[str, str]]:
-    def note(error: OSError) -> None:
-        skips.note(str(error.filename), "unreadable folder")
+def _walk(root: str, skipped: SkipReport) -> Iterator[tuple[str, str]]:
+    """(path, path below the root) of all that is no folder."""
 
-    for folder, folders, names in os.walk(root, onerror=note):
+    def report(error: OSError) -> None:
+        skipped.add(str(error.filename), "unreadable folder")
+
+    for folder, folders, names in os.walk(root, onerror=report):
         folders.sort()
+        prefix = os.path.join(folder, "")
+        relative_prefix = "" if folder == root else os.path.join(os.path.relpath(folder, root), "")
         for name in sorted(names):
-            path = os.path.join(folder, name)
-            yield path, os.path.relpath(path, root)
+            yield prefix + name, relative_prefix + name
 
 
-def _usable(path: str, skips: Skips) -> os.stat_result | None:
-    try:
-        status = os.stat(path)
-    except OSError:
-        skips.note(path, "vanished")
-        return None
-    if not stat.S_ISREG(status.st_mode):
-        skips.note(path, "not a regular file")
-    elif status.st_size == 0:
-        skips.note(path, "empty")
-    else:
-        return status
-    return None
+def is_in_split(key: bytes, split: Split, eval_share: float) -> bool:
+    """Whether the document with this key is in the split: the key alone decides, on every machine and rank."""
+    return split == "all" or digest_is_in_split(hashlib.blake2b(key).digest(), split, eval_share)
 
 
-def belongs(key: bytes, split: Split, eval_share: float) -> bool:
-    """Whether what `key` stands for is in the split: a matter of the key alone, on every machine and rank."""
-    if split == "all":
-        return True
-    return digest_belongs(hashlib.blake2b(key).digest(), split, eval_share)
-
-
-def content_belongs(file: FileEntry, split: Split, eval_share: float, skips: Skips) -> bool:
-    """Whether a file with this content is in the split; the file is read."""
+def content_is_in_split(entry: FileEntry, split: Split, eval_share: float, skipped: SkipReport) -> bool:
+    """Whether a file with this content is in the split; reads the file."""
     if split == "all":
         return True
     try:
-        with open(file.path, "rb") as stream:
+        with open(entry.path, "rb") as stream:
             digest = hashlib.file_digest(stream, "blake2b").digest()
     except OSError:
-        skips.note(file.path, "unreadable")
+        skipped.add(entry.path, "unreadable")
         return False
-    return digest_belongs(digest, split, eval_share)
+    return digest_is_in_split(digest, split, eval_share)
 
 
-def digest_belongs(digest: bytes, split: Split, eval_share: float) -> bool:
+def digest_is_in_split(digest: bytes, split: Split, eval_share: float) -> bool:
+    """Whether the document with this blake2b digest is in the split."""
     is_eval = int.from_bytes(digest[:8], "big") < eval_share * 2.0**64
     return is_eval == (split == "eval")
 
 
-def fingerprint(files: Sequence[FileEntry], *settings: object) -> str:
+def fingerprint(entries: Sequence[FileEntry], *settings: object) -> str:
     """A digest of the files' relative paths and sizes, in order, and of what decides on the documents in them."""
     digest = hashlib.blake2b(digest_size=16)
-    for file in files:
-        digest.update(b"%d %d " % (len(file.relative), file.size) + file.relative)
+    for entry in entries:
+        digest.update(b"%d %d " % (len(entry.relative), entry.size) + entry.relative)
     if settings:
         digest.update(repr(settings).encode())
     return digest.hexdigest()
 
 
-def read_file(
-    file: FileEntry,
-    config: BGPTConfig,
-    skips: Skips,
-    *,
-    truncation: Literal["head", "window", "error"],
-    seed: int = 0,
-    end_of_file: bool = True,
-) -> PackedPatches | None:
-    """The file's document, of no more patches than the file had when it was found; None, and a note, if it cannot be.
+def read_entry(entry: FileEntry, truncation: Truncation, skipped: SkipReport) -> Part | None:
+    """What truncation leaves of a file, of no more patches than it had when it was listed; None if it is unreadable.
 
     Args:
-        file, config: what to read, and the patch size and context.
-        skips: gets the reason if the file is gone, unreadable, or no longer a file.
-        truncation, seed, end_of_file: as `PackedPatches.from_files`.
+        entry: the file.
+        truncation: what to read of it.
+        skipped: the report for a file that is gone, unreadable, or no longer a file.
     """
-    arguments: dict[str, Any] = {"seed": seed, "end_of_file": end_of_file}
     try:
-        document = PackedPatches.from_files([file.path], config, truncation=truncation, **arguments)
-        if document.num_patches > file.num_patches(config) - (not end_of_file):
-            # The file has grown, but its room was planned: what it was then.
-            grown = PackedPatches.from_files([file.path], config, truncation="head")
-            ((extension, content),) = grown.to_bytes()
-            document = PackedPatches.from_bytes([(extension, content[: file.size])], config, **arguments)
-        return document
+        return read_part(entry.path, truncation, max_size=entry.size)
     except FileNotFoundError:
-        skips.note(file.path, "vanished")
-    except OSError:
-        skips.note(file.path, "unreadable")
-    except PatchError:
-        skips.note(file.path, "changed while read, or no longer a file")
+        skipped.add(entry.path, "vanished")
+    except (OSError, PatchError) as error:
+        # A socket cannot be opened: ENXIO.
+        is_unreadable = isinstance(error, OSError) and error.errno != errno.ENXIO
+        skipped.add(entry.path, "unreadable" if is_unreadable else "changed while read, or no longer a file")
     return None
+
+
+def read_document(entry: FileEntry, config: BGPTConfig, skipped: SkipReport) -> PackedPatches | None:
+    """A file packed alone, cut to its head if it is over the context; None, and reported, if it is unreadable."""
+    part = read_entry(entry, Truncation(config), skipped)
+    return None if part is None else PackedPatches.from_parts([[part]], config.patch_size)
 
 
 def check_split(name: str, split: object, eval_share: float) -> None:

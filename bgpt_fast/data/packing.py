@@ -1,15 +1,20 @@
-"""Documents of known lengths into batches with almost no room left over, the same way on every rank."""
+"""Documents of known lengths packed into batches that are almost full, the same way on every rank."""
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from itertools import chain
+from typing import Any, Generic, Literal, NamedTuple, TypedDict, TypeVar
+
+import numpy as np
 
 from bgpt_fast.config import BGPTConfig
-from bgpt_fast.data.file_index import Skips
+from bgpt_fast.data.file_index import Paths, SkipReport, Split, as_roots, check_split
 from bgpt_fast.data.source import DataError, check_int, check_rank
+from bgpt_fast.documents import Part, Truncation
 from bgpt_fast.patches import PackedPatches
 
 Item = TypeVar("Item")
@@ -18,22 +23,22 @@ _SMALLEST_DOCUMENT = 2
 _TAIL_DOCUMENTS = 4
 
 
-def best_fit(lengths: Sequence[int], room: int) -> list[int]:
-    """The documents that together fill `room` best: exactly the largest sum that fits, made of early ones.
+def best_fit(lengths: Sequence[int], capacity: int) -> list[int]:
+    """The documents that together fill `capacity` best: the largest sum that fits, made of early documents.
 
     Args:
         lengths: patches of each document, at least 1.
-        room: patches, at least 0.
+        capacity: patches, at least 0.
 
     Returns:
         Indices into `lengths`, rising; empty if none fits.
 
     Source: the subset-sum dynamic programme (Bellman 1957), its reachable sums as the bits of one integer.
     """
-    mask = (1 << room + 1) - 1
+    mask = (1 << capacity + 1) - 1
     reachable = [1]
     for length in lengths:
-        if reachable[-1] >> room:
+        if reachable[-1] >> capacity:
             break
         reachable.append((reachable[-1] | reachable[-1] << int(length)) & mask)
     total = reachable[-1].bit_length() - 1
@@ -47,54 +52,85 @@ def best_fit(lengths: Sequence[int], room: int) -> list[int]:
 
 @dataclass
 class Block(Generic[Item]):
-    """Documents in the order in which they are packed; how long each is was known before any was read.
+    """Documents in the order in which they are packed; their lengths are known before any is read.
 
     Args:
-        place: where the block is, JSON-ready, with its "epoch".
+        start: the position of the block, JSON-ready, with its "epoch".
         items: what the source reads each document by.
-        lengths: patches of each.
-        offset: how many have been looked at.
-        window: offsets of those that have been looked at and are in no batch yet, rising.
+        lengths: patches of each document.
+        offset: how many documents have entered the window so far.
+        window: the documents of the window, by their offset in the block, rising: the next ones, in no batch yet.
     """
 
-    place: dict[str, Any]
+    start: dict[str, Any]
     items: Sequence[Item]
     lengths: Sequence[int]
     offset: int = 0
     window: list[int] = field(default_factory=list)
 
 
-class Planned(NamedTuple, Generic[Item]):
-    """A document's place in a batch, before it is read."""
+class PlannedDocument(NamedTuple, Generic[Item]):
+    """A document of a batch, before it is read."""
 
     epoch: int
     item: Item
     length: int
 
 
+class SourceOptions(TypedDict, total=False):
+    """The keyword arguments that all sources of documents share; `PackedSource` describes them."""
+
+    seed: int
+    split: Split
+    eval_share: float
+    rank: int
+    world_size: int
+    look_ahead: int
+
+
 class PackedSource(ABC, Generic[Item, Batch]):
-    """What all sources share that pack documents: batches, ranks, the position, and figures.
+    """What sources of documents share: batches, ranks, the position, and statistics.
 
-    Documents come in the order of their block. The oldest one is in every batch, and the last room of a batch is filled
-    from a window of the next documents so that as little as possible stays empty. No document is cut for it, and a
-    block is packed to its end before the next one is begun, so that an epoch has every document once.
+    Documents come in the order of their block. The oldest document of the window is in every batch; the last patches
+    of a batch are filled from the window so that as few as possible stay empty. No document is cut for it, and a block
+    is packed to its end before the next one begins, so that an epoch has every document once.
 
-    All ranks plan the same batches; of each round of `world_size` batches, rank r reads the r-th. So W ranks get in one
-    round what one process gets in W batches, the position is the same on all ranks, and it holds for any number of
-    ranks. (Where a rank cannot read a single document of its batch, it alone goes on to its next.)
+    All ranks plan the same batches; of each group of `world_size` batches, rank r reads the r-th. So W ranks get with
+    one batch each what one process gets in W batches, the position is the same on all ranks, and it is valid for any
+    number of ranks. (Where a rank cannot read any document of its batch, it alone goes on to its next.)
 
     Args:
+        paths: files and folders; folders are walked, links to folders inside them are not followed. A file that is
+            reached twice counts once.
         config: patch size and context.
         patches_per_batch: most patches of a batch; at least the context.
-        seed: of order and windows.
+        seed: of the order and of the windows of documents over the context.
+        split: "train", "eval", or "all" for both together.
+        eval_share: share of the documents in the evaluation split.
         rank, world_size: which of how many processes this is.
         look_ahead: documents in the window.
+
+    Raises:
+        DataError: no such path, no document that can be used, or (but for "eval") fewer patches than one batch.
+        TypeError, ValueError: a wrong argument.
     """
 
     kind = "packed"
+    _digest: str
+    """A digest of the files and of what decides on the documents in them."""
 
     def __init__(
-        self, config: BGPTConfig, patches_per_batch: int, seed: int, rank: int, world_size: int, look_ahead: int
+        self,
+        paths: Paths,
+        config: BGPTConfig,
+        patches_per_batch: int,
+        *,
+        seed: int = 0,
+        split: Split = "train",
+        eval_share: float = 0.02,
+        rank: int = 0,
+        world_size: int = 1,
+        look_ahead: int = 64,
     ) -> None:
         name = type(self).__name__
         if not isinstance(config, BGPTConfig):
@@ -108,70 +144,76 @@ class PackedSource(ABC, Generic[Item, Batch]):
         check_int(f"{name}: seed", seed, 0)
         check_int(f"{name}: look_ahead", look_ahead, 1)
         check_rank(name, rank, world_size)
+        check_split(name, split, eval_share)
+        self.roots = as_roots(paths)
         self.config = config
         self.patches_per_batch = patches_per_batch
         self.seed = seed
+        self.split = split
+        self.eval_share = eval_share
         self.rank = rank
         self.world_size = world_size
         self.look_ahead = look_ahead
         self.truncated = 0
-        self._skips = Skips()
+        self._skipped = SkipReport()
         self._batches = 0
         self._patches = 0
-        self._here: Block[Item] | None = None
+        self._current: Block[Item] | None = None
 
     @property
     def fill(self) -> float:
-        """Share of the room of the batches handed out so far that holds patches; 0 before the first."""
+        """Share of `patches_per_batch` that the batches so far have used; 0 before the first."""
         return self._patches / max(self._batches * self.patches_per_batch, 1)
 
     def next_batch(self) -> Batch:
-        """This rank's next batch, which goes on into the next epoch where one ends.
+        """This rank's next batch; goes on into the next epoch where one ends.
 
         Raises:
             DataError: not one document of a whole epoch could be read.
         """
-        start = self._block().place["epoch"]
+        start = self._block().start["epoch"]
         while True:
-            documents: list[tuple[Item, PackedPatches]] = []
+            items: list[Item] = []
+            documents: list[Sequence[Part]] = []
             for rank in range(self.world_size):
                 plan = self._plan()
                 if rank == self.rank:
-                    documents = self._read_all(plan, "window")
-            if documents:
+                    items, documents = self._read_all(plan, "window")
+            if items:
+                packed = PackedPatches.from_parts(documents, self.config.patch_size)
                 self._batches += 1
-                self._patches += sum(document.num_patches for _, document in documents)
-                self.truncated += sum(document.truncated for _, document in documents)
-                return self._assemble(documents)
-            if self._block().place["epoch"] > start + 1:
+                self._patches += packed.num_patches
+                self.truncated += packed.truncated
+                return self._batch(items, packed)
+            if self._block().start["epoch"] > start + 1:
                 raise self._nothing_readable()
 
     def skip_batch(self) -> None:
-        """Goes past a batch without reading it: what `next_batch` does to the position."""
+        """Passes over a batch without reading it: the position changes as `next_batch` changes it."""
         for _ in range(self.world_size):
             self._plan()
 
     def one_pass(self) -> Iterator[Batch]:
-        """This rank's share of every document once, in order, over-long ones cut to their head; moves no position.
+        """This rank's share of every document once, in order, cut to their head; does not change the position.
 
         Of the batches, rank r gets every `world_size`-th from the r-th on: nothing is left out, and a rank may get one
         batch less than another.
         """
         for number, plan in enumerate(self._pass_plans()):
             if number % self.world_size == self.rank:
-                documents = self._read_all(plan, "head")
-                if documents:
-                    yield self._assemble(documents)
+                items, documents = self._read_all(plan, "head")
+                if items:
+                    yield self._batch(items, PackedPatches.from_parts(documents, self.config.patch_size))
 
     def state_dict(self) -> dict[str, Any]:
-        """The position: epoch, offset of the next document to look at, those in the window, and what was read from."""
+        """The position: epoch, offset and window in its block, and a digest of the files."""
         block = self._block()
         return {
             "source": self.kind,
-            **block.place,
+            **block.start,
             "offset": block.offset,
             "window": list(block.window),
-            "files": self._fingerprint(),
+            "files": self._digest,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -187,9 +229,14 @@ class PackedSource(ABC, Generic[Item, Batch]):
                 f"{state.get('source', 'another source')!r}; train on what the run was started with, or use another "
                 "run folder"
             )
-        if state["files"] != self._fingerprint():
-            self._warn_changed(int(state["epoch"]) + 1)
-            self._here = self._open(self._start(int(state["epoch"]) + 1))
+        if state["files"] != self._digest:
+            epoch = int(state["epoch"]) + 1
+            warnings.warn(
+                f"the files below {self.roots}, or what is read of them, changed since the position was saved: going "
+                f"on at the start of epoch {epoch}, not bit for bit",
+                stacklevel=2,
+            )
+            self._current = self._open(self._start(epoch))
             return
         block = self._open({name: int(state[name]) for name in self._start(0)})
         block.offset = int(state["offset"])
@@ -197,121 +244,132 @@ class PackedSource(ABC, Generic[Item, Batch]):
         if not all(0 <= offset < block.offset <= len(block.items) for offset in block.window):
             raise DataError(
                 f"{type(self).__name__}: expected a position among the {len(block.items)} documents of "
-                f"{block.place}, got offset {block.offset} and window {block.window}; the checkpoint is damaged"
+                f"{block.start}, got offset {block.offset} and window {block.window}; the checkpoint is damaged"
             )
-        self._here = block
+        self._current = block
 
     def describe(self) -> dict[str, Any]:
-        """What there is, what was skipped by reason (with the first few named), what was cut, the position, the fill.
+        """The files, what was skipped by reason (the first few by name) or cut, the position, and how full batches are.
 
-        The figures are those of this rank since it was started.
+        The statistics are those of this rank since it was started.
         """
         block = self._block()
         return {
             "kind": self.kind,
             "documents_cut": self.truncated,
-            "skipped": self._skips.by_reason,
-            "warnings": self._skips.named,
-            "epoch": block.place["epoch"],
+            "skipped": self._skipped.by_reason,
+            "warnings": self._skipped.examples,
+            "epoch": block.start["epoch"],
             "offset": block.offset,
             "rank": self.rank,
             "world_size": self.world_size,
             "batches": self._batches,
             "patches": self._patches,
             "fill": self.fill,
+            "roots": self.roots,
+            "split": self.split,
         }
 
     @abstractmethod
     def _start(self, epoch: int) -> dict[str, Any]:
-        """The place of an epoch's first block, all values ints."""
+        """The position of an epoch's first block, all values ints."""
 
     @abstractmethod
-    def _open(self, place: dict[str, Any]) -> Block[Item]:
-        """The block at a place."""
+    def _open(self, start: dict[str, Any]) -> Block[Item]:
+        """The block at a position."""
 
     @abstractmethod
     def _after(self, block: Block[Item]) -> Block[Item]:
         """The next block."""
 
     @abstractmethod
-    def _read(self, epoch: int, item: Item, truncation: Literal["head", "window"]) -> PackedPatches | None:
-        """An item's document, of no more patches than planned; None, and a note, if it cannot be read."""
+    def _read(self, item: Item, truncation: Truncation) -> Sequence[Part] | None:
+        """The files of an item's document, of no more patches than planned; None, and reported, if it is unreadable."""
 
     @abstractmethod
-    def _assemble(self, documents: Sequence[tuple[Item, PackedPatches]]) -> Batch:
-        """A batch of one document or more."""
+    def _window_key(self, item: Item) -> list[int]:
+        """What the window of an item over the context is drawn by, beside seed and epoch; empty if it is not over."""
 
     @abstractmethod
     def _in_order(self) -> Iterator[tuple[Item, int]]:
         """All items with their lengths in the order of a pass."""
 
     @abstractmethod
-    def _fingerprint(self) -> str:
-        """A digest of what is read from."""
-
-    @abstractmethod
-    def _warn_changed(self, epoch: int) -> None:
-        """Says that what is read from has changed, and that the source goes on at the start of `epoch`."""
-
-    @abstractmethod
     def _nothing_readable(self) -> DataError:
         """The error for an epoch of which nothing could be read."""
 
+    def _batch(self, items: Sequence[Item], packed: PackedPatches) -> Batch:
+        """A batch of the documents of `items`, at least one; a subclass may add to it."""
+        return packed  # type: ignore[return-value]
+
     def _block(self) -> Block[Item]:
-        if self._here is None:
-            self._here = self._open(self._start(0))
-        return self._here
+        if self._current is None:
+            self._current = self._open(self._start(0))
+        return self._current
 
     def _read_all(
-        self, plan: Sequence[Planned[Item]], truncation: Literal["head", "window"]
-    ) -> list[tuple[Item, PackedPatches]]:
-        read = ((item, self._read(epoch, item, truncation)) for epoch, item, _ in plan)
-        return [(item, document) for item, document in read if document is not None]
+        self, plan: Sequence[PlannedDocument[Item]], mode: Literal["head", "window"]
+    ) -> tuple[list[Item], list[Sequence[Part]]]:
+        """The planned items that can be read, and the files of their documents."""
+        items: list[Item] = []
+        documents: list[Sequence[Part]] = []
+        head = Truncation(self.config)
+        for epoch, item, _ in plan:
+            truncation = head
+            if mode == "window" and (key := self._window_key(item)):
+                seed = int(np.random.SeedSequence([self.seed, epoch, *key]).generate_state(1)[0])
+                truncation = Truncation(self.config, "window", seed)
+            files = self._read(item, truncation)
+            if files is not None:
+                items.append(item)
+                documents.append(files)
+        return items, documents
 
-    def _plan(self) -> list[Planned[Item]]:
-        """Takes the next batch's documents off the order."""
-        planned: list[Planned[Item]] = []
-        room = self.patches_per_batch
-        # Far from full, any document will do; the best fit is looked for among the last few.
+    def _plan(self) -> list[PlannedDocument[Item]]:
+        """Removes the next batch's documents from the order."""
+        plan: list[PlannedDocument[Item]] = []
+        remaining = self.patches_per_batch
+        # Far from full, any document will do; the best fit is searched among the last few.
         tail = _TAIL_DOCUMENTS * self.config.patch_length
-        while room >= _SMALLEST_DOCUMENT:
+        while remaining >= _SMALLEST_DOCUMENT:
             block = self._block()
             self._fill_window(block)
             if not block.window:
-                self._here = self._after(block)
+                self._current = self._after(block)
                 continue
-            while block.window and (not planned or room - int(block.lengths[block.window[0]]) >= tail):
-                room -= self._take(block, [0], planned)
-                self._fill_window(block)
-            room -= self._take(block, best_fit([int(block.lengths[i]) for i in block.window], room), planned)
+            chosen: list[int] = []
+            for offset in chain(block.window, range(block.offset, len(block.items))):
+                length = block.lengths[offset]
+                if (plan or chosen) and remaining - length < tail:
+                    break
+                chosen.append(offset)
+                remaining -= length
+            block.offset += max(len(chosen) - len(block.window), 0)
+            del block.window[: len(chosen)]
+            self._fill_window(block)
+            last = best_fit([block.lengths[offset] for offset in block.window], remaining)
+            chosen += [block.window[index] for index in last]
+            for index in reversed(last):
+                remaining -= block.lengths[block.window.pop(index)]
+            epoch, items, lengths = block.start["epoch"], block.items, block.lengths
+            plan += [PlannedDocument(epoch, items[offset], lengths[offset]) for offset in chosen]
             if block.window:
                 break
-        return planned
+        return plan
 
     def _fill_window(self, block: Block[Item]) -> None:
-        more = min(self.look_ahead - len(block.window), len(block.items) - block.offset)
-        block.window += range(block.offset, block.offset + more)
-        block.offset += more
+        count = min(self.look_ahead - len(block.window), len(block.items) - block.offset)
+        block.window += range(block.offset, block.offset + count)
+        block.offset += count
 
-    def _take(self, block: Block[Item], chosen: Sequence[int], planned: list[Planned[Item]]) -> int:
-        """Moves documents from the window into the plan; returns their patches."""
-        taken = [
-            Planned(block.place["epoch"], block.items[i], int(block.lengths[i]))
-            for i in (block.window[place] for place in chosen)
-        ]
-        for place in reversed(chosen):
-            del block.window[place]
-        planned += taken
-        return sum(document.length for document in taken)
-
-    def _pass_plans(self) -> Iterator[list[Planned[Item]]]:
-        planned: list[Planned[Item]] = []
-        room = self.patches_per_batch
+    def _pass_plans(self) -> Iterator[list[PlannedDocument[Item]]]:
+        plan: list[PlannedDocument[Item]] = []
+        remaining = self.patches_per_batch
         for item, length in self._in_order():
-            if length > room:
-                yield planned
-                planned, room = [], self.patches_per_batch
-            planned.append(Planned(0, item, length))
-            room -= length
-        if planned:
-            yield planned
+            if length > remaining:
+                yield plan
+                plan, remaining = [], self.patches_per_batch
+            plan.append(PlannedDocument(0, item, length))
+            remaining -= length
+        if plan:
+            yield plan

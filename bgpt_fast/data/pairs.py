@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
-
-import torch
+from typing import Literal, NamedTuple, Unpack
 
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data.epochs import EpochSource
-from bgpt_fast.data.file_index import FileEntry, Paths, Split, belongs, read_file
+from bgpt_fast.data.file_index import FileEntry, Paths, is_in_split, read_entry
+from bgpt_fast.data.packing import SourceOptions
 from bgpt_fast.data.source import DataError
 from bgpt_fast.deprecation import renamed_arguments
-from bgpt_fast.documents import extension_of
+from bgpt_fast.documents import Part, Truncation, count_patches, extension_of
 from bgpt_fast.patches import PackedPatches
 
 
@@ -28,20 +27,13 @@ class PairSource(EpochSource[PackedPatches]):
     A pair is one document: `[source ext][source data][target ext][target data][end of file]`. The target's extension
     patch separates the two; like all but the first patch it is in the loss. A pair over the context is never cut: it is
     skipped, counted and named in `describe()`, or an error. A file without a partner is counted. Both directions of a
-    pair are on the same side of the split, which goes by a hash of the pair's relative path.
+    pair are in the same split, which a hash of the pair's relative path decides.
 
     Args:
-        paths: files and folders; folders are walked, links to folders inside them are not followed. Partners have the
-            same path below the folder that was given, but for the extension.
+        paths: as `PackedSource`. Partners have the same path, but for the extension.
         conversion: "abc->mid" for one direction; "abc&mid" for both, as two documents of each epoch.
-        config: patch size and context.
-        patches_per_batch: most patches of a batch; at least the context.
-        seed: of the order.
-        split: "train", "eval", or "all" for both together.
-        eval_share: share of the pairs that is held out.
+        config, patches_per_batch, options: as `PackedSource`.
         truncation: whether a pair over the context is left out ("skip") or raises ("error").
-        rank, world_size: which of how many processes this is; see `PackedSource`.
-        look_ahead: documents among which the best fit for a batch's last room is looked for.
 
     Raises:
         DataError: no such path, no pair in the split, an over-long pair with truncation="error", or (but for "eval")
@@ -61,30 +53,18 @@ class PairSource(EpochSource[PackedPatches]):
         config: BGPTConfig,
         patches_per_batch: int,
         *,
-        seed: int = 0,
-        split: Split = "train",
-        eval_share: float = 0.02,
         truncation: Literal["skip", "error"] = "skip",
-        rank: int = 0,
-        world_size: int = 1,
-        look_ahead: int = 64,
+        **options: Unpack[SourceOptions],
     ) -> None:
         if truncation not in ("skip", "error"):
             raise ValueError(f'{type(self).__name__}: truncation: expected "skip" or "error", got {truncation!r}')
         self.directions = parse_conversion(conversion)
         self.conversion = conversion
         self._truncation = truncation
-        super().__init__(
-            paths,
-            config,
-            patches_per_batch,
-            seed=seed,
-            split=split,
-            eval_share=eval_share,
-            rank=rank,
-            world_size=world_size,
-            look_ahead=look_ahead,
-        )
+        super().__init__(paths, config, patches_per_batch, **options)
+        if len(self.directions) == 2:
+            # The files are those of one direction.
+            self._digest += " both ways"
 
     @property
     def paths(self) -> list[tuple[str, str]]:
@@ -93,24 +73,24 @@ class PairSource(EpochSource[PackedPatches]):
 
     @property
     def skipped(self) -> dict[str, str]:
-        """What was left out so far: the reason of each file or pair."""
-        return self._skips.noted
+        """The reason of each file or pair that was left out so far."""
+        return self._skipped.reasons
 
-    def _choose(self, found: list[FileEntry]) -> list[int]:
+    def _choose(self, entries: list[FileEntry]) -> list[int]:
         extensions = self.directions[0]
-        # By their whole path: folders given side by side may hold the same names.
+        # By their whole path: two roots may have files of the same name.
         partners: dict[str, dict[str, FileEntry]] = {}
-        for file in found:
-            if (extension := extension_of(file.path)) in extensions:
-                partners.setdefault(os.path.splitext(file.path)[0], {})[extension] = file
+        for entry in entries:
+            if (extension := extension_of(entry.path)) in extensions:
+                partners.setdefault(os.path.splitext(entry.path)[0], {})[extension] = entry
             else:
-                self._skips.note(file.path, "extension of no pair")
+                self._skipped.add(entry.path, "extension of no pair")
         self._pairs: list[_Pair] = []
         for files in partners.values():
             one = next(iter(files.values()))
             if len(files) == 1:
-                self._skips.note(one.path, "no partner")
-            elif belongs(os.path.splitext(one.relative)[0], self.split, self.eval_share):
+                self._skipped.add(one.path, "no partner")
+            elif is_in_split(os.path.splitext(one.relative)[0], self.split, self.eval_share):
                 pairs = [_Pair(files[source], files[target]) for source, target in self.directions]
                 if self._fits(pairs[0]):
                     self._pairs += pairs
@@ -123,35 +103,29 @@ class PairSource(EpochSource[PackedPatches]):
         if self._truncation == "error":
             raise DataError(
                 f"{pair.source.path!r} and {pair.target.path!r}: expected a pair of at most "
-                f"{self.config.patch_length} patches, got {length}; use a longer context, take the pair away, or "
+                f"{self.config.patch_length} patches, got {length}; use a longer context, remove the pair, or "
                 'give truncation="skip"'
             )
-        self._skips.note(f"{pair.source.path}, {pair.target.path}", "pair over the context")
+        self._skipped.add(f"{pair.source.path}, {pair.target.path}", "pair over the context")
         return False
 
     def _length(self, pair: _Pair) -> int:
         S = self.config.patch_size
-        return 1 - -pair.source.size // S + 2 - -pair.target.size // S
+        return count_patches(pair.source.size, S, False) + count_patches(pair.target.size, S)
 
-    def _used(self) -> list[FileEntry]:
+    def _entries(self) -> list[FileEntry]:
         # Where both directions are learned, each file of a pair is the source of one.
         return [file for pair in self._pairs for file in (pair if len(self.directions) == 1 else pair[:1])]
 
-    def _fingerprint(self) -> str:
-        # The files of one direction are those of both.
-        return self._digest if len(self.directions) == 1 else f"{self._digest} both ways"
+    def _window_key(self, item: int) -> list[int]:
+        return []  # no pair is over the context
 
-    def _read(self, epoch: int, item: int, truncation: Literal["head", "window"]) -> PackedPatches | None:
-        pair = self._pairs[item]
-        source = read_file(pair.source, self.config, self._skips, truncation="error", end_of_file=False)
-        target = read_file(pair.target, self.config, self._skips, truncation="error")
-        if source is None or target is None:
-            return None
-        patches = torch.cat([source.patches, target.patches])
-        return PackedPatches(patches, torch.tensor([0, len(patches)], dtype=torch.int32))
-
-    def _assemble(self, documents: Sequence[tuple[int, PackedPatches]]) -> PackedPatches:
-        return PackedPatches.concatenate([document for _, document in documents])
+    def _read(self, item: int, truncation: Truncation) -> Sequence[Part] | None:
+        files = (
+            read_entry(self._pairs[item].source, Truncation(self.config, "error", end_of_file=False), self._skipped),
+            read_entry(self._pairs[item].target, Truncation(self.config, "error"), self._skipped),
+        )
+        return None if None in files else files  # type: ignore[return-value]
 
 
 def parse_conversion(conversion: str) -> list[tuple[str, str]]:

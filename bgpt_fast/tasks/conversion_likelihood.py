@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
-
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data import PairSource
-from bgpt_fast.data.file_index import Paths, Skips, as_roots
+from bgpt_fast.data.file_index import Paths, SkipReport, as_roots
 from bgpt_fast.data.pairs import parse_conversion
 from bgpt_fast.data.source import DataError, check_int
-from bgpt_fast.documents import PatchError, extension_of
+from bgpt_fast.documents import PatchError, Truncation, count_patches, extension_of, read_part
 from bgpt_fast.model import BGPT
 from bgpt_fast.patches import PackedPatches
 from bgpt_fast.tasks.evaluation import Document, FileReport, Progress, evaluate_documents
@@ -66,9 +64,9 @@ def evaluate_pairs(
     left_out = source.skipped
     reports = {}
     for direction in directions:
-        skips = Skips()
+        skips = SkipReport()
         for name, reason in left_out.items():
-            skips.note(name, reason)
+            skips.add(name, reason)
         pairs = [pair for pair in source.paths if extension_of(pair[0]) == direction[0]]
         report = evaluate_documents(
             model,
@@ -90,17 +88,18 @@ def evaluate_pairs(
     return reports
 
 
-def _documents(pairs: list[tuple[str, str]], config: BGPTConfig, skips: Skips) -> Iterator[Document | None]:
+def _documents(pairs: list[tuple[str, str]], config: BGPTConfig, skips: SkipReport) -> Iterator[Document | None]:
     """Pairs as they are trained on, to be scored behind the target's extension."""
     for source, target in pairs:
         try:
-            first = PackedPatches.from_files([source], config, truncation="error", end_of_file=False)
-            second = PackedPatches.from_files([target], config, truncation="error")
+            parts = (
+                read_part(source, Truncation(config, "error", end_of_file=False)),
+                read_part(target, Truncation(config, "error")),
+            )
         except (OSError, PatchError):
-            skips.note(f"{source}, {target}", "unreadable, or changed since it was found")
+            skips.add(f"{source}, {target}", "unreadable, or changed since it was found")
             yield None
             continue
-        patches = torch.cat([first.patches, second.patches])
-        scored = torch.arange(len(patches)) > first.num_patches
-        offsets = torch.tensor([0, len(patches)], dtype=torch.int32)
-        yield Document(target, PackedPatches(patches, offsets, targets=scored), first.num_patches)
+        source_patches = count_patches(len(parts[0].content), config.patch_size, False)
+        packed = PackedPatches.from_parts([parts], config.patch_size, first_target=source_patches + 1)
+        yield Document(target, packed, source_patches)

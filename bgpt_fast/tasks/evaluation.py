@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from bgpt_fast.config import BGPTConfig
-from bgpt_fast.data.file_index import FileEntry, Paths, Skips, as_roots, find_files, read_file
+from bgpt_fast.data.file_index import FileEntry, Paths, SkipReport, as_roots, find_files, read_document
 from bgpt_fast.data.source import DataError, check_int
 from bgpt_fast.documents import extension_of
 from bgpt_fast.metrics import ByteScores, Interval, bootstrap_interval
@@ -146,7 +146,7 @@ def evaluate_files(
     if not isinstance(model, BGPT):
         raise TypeError(f"evaluate_files: model: expected a BGPT, got {type(model).__name__}")
     check_int("evaluate_files: patches_per_batch", patches_per_batch, 1)
-    skips = Skips()
+    skips = SkipReport()
     found = find_files(as_roots(paths), skips)
     report = evaluate_documents(
         model,
@@ -192,7 +192,7 @@ def evaluate_documents(
     model: BGPT,
     documents: Iterable[Document | None],
     count: int,
-    skips: Skips,
+    skips: SkipReport,
     *,
     patches_per_batch: int,
     baselines: bool,
@@ -251,14 +251,14 @@ def evaluate_documents(
         baselines={} if compressors is None else compressors.bits_per_byte(),
         documents_cut=cut,
         skipped=skips.by_reason,
-        warnings=skips.named,
+        warnings=skips.examples,
         seconds=seconds,
         patches_per_second=patches / seconds if seconds else 0.0,
     )
 
 
-def _document(file: FileEntry, config: BGPTConfig, skips: Skips) -> Document | None:
-    packed = read_file(file, config, skips, truncation="head")
+def _document(file: FileEntry, config: BGPTConfig, skips: SkipReport) -> Document | None:
+    packed = read_document(file, config, skips)
     return None if packed is None else Document(file.path, packed)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bgpt_fast.data import DataError
-from bgpt_fast.data.file_index import Paths, Skips, as_roots, find_files
+from bgpt_fast.data.file_index import Paths, SkipReport, as_roots, find_files
 from bgpt_fast.documents import extension_of
 from bgpt_fast.folder_lock import LOCK
 from bgpt_fast.tasks.media.audio import check_audio
@@ -119,7 +119,7 @@ def check_files(paths: Paths) -> list[Checked]:
         DataError: no such path, or no file.
         ImportError: a decoder is missing.
     """
-    skips = Skips()
+    skips = SkipReport()
     checked = []
     for file in find_files(as_roots(paths), skips):
         if os.fsdecode(file.relative) in OUR_REPORTS:
@@ -128,10 +128,10 @@ def check_files(paths: Paths) -> list[Checked]:
             with open(file.path, "rb") as stream:
                 content = stream.read()
         except OSError:
-            skips.note(file.path, "unreadable")
+            skips.add(file.path, "unreadable")
             continue
         checked.append(check(file.path, content))
-    checked += [Checked(name, medium_of(name), False, reason) for name, reason in skips.noted.items()]
+    checked += [Checked(name, medium_of(name), False, reason) for name, reason in skips.reasons.items()]
     if not checked:
         raise DataError(f"{as_roots(paths)}: expected files, got none")
     return checked

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from bgpt_fast.data.file_index import belongs
+from bgpt_fast.data.file_index import is_in_split
 from bgpt_fast.data.source import check_int
 from bgpt_fast.tasks.cpu_states import Traces
 
@@ -123,7 +123,7 @@ def generate(
         start += 1
         memory = random_memory(stream, options)
         registers = [stream.randrange(256) for _ in "AXY"]
-        if belongs(memory, split, EVAL_SHARE):
+        if is_in_split(memory, split, EVAL_SHARE):
             parts.append(trace(memory, *registers))
     offsets = np.zeros(count + 1, np.int64)
     np.cumsum([len(part) for part in parts], out=offsets[1:])

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bgpt_fast.config import EOP, VOCAB_SIZE, BGPTConfig
-from bgpt_fast.data.file_index import Paths, Skips, as_roots, find_files, read_file
+from bgpt_fast.data.file_index import Paths, SkipReport, as_roots, find_files, read_document
 from bgpt_fast.data.source import DataError, Source
 from bgpt_fast.device import resolve_device
 from bgpt_fast.documents import extension_of
@@ -287,10 +287,10 @@ def evaluate_flat(model: FlatModel, paths: Paths, config: BGPTConfig) -> FlatRep
         DataError: no such path, or no file that can be read.
     """
     device = next(model.parameters()).device
-    skips = Skips()
+    skips = SkipReport()
     documents: list[tuple[str, FlatDocument]] = []
     for file in find_files(as_roots(paths), skips):
-        batch = read_file(file, config, skips, truncation="head")
+        batch = read_document(file, config, skips)
         if batch is not None:
             documents += [(file.path, document) for document in flat_documents(batch)]
     if not documents:

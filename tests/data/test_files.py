@@ -16,7 +16,7 @@ import torch
 
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data import DataError, FileSource, Source
-from bgpt_fast.data.file_index import Skips
+from bgpt_fast.data.file_index import SkipReport
 from bgpt_fast.patches import PackedPatches
 
 CONFIG = BGPTConfig(patch_size=4, patch_length=16, hidden_size=8, patch_num_layers=1, byte_num_layers=1)
@@ -183,14 +183,14 @@ def test_what_cannot_be_read_is_counted_and_skipped(folder: Path) -> None:
 
 def test_unreadable_files_are_skipped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = FileSource(folder, CONFIG, 50, split="all")
-    original = PackedPatches.from_files
+    original = os.open
 
-    def deny(paths: list[str], *args: Any, **kwargs: Any) -> PackedPatches:
-        if "/d1/" in paths[0]:
-            raise PermissionError(13, "Permission denied", paths[0])
-        return original(paths, *args, **kwargs)
+    def deny(path: str, flags: int) -> int:
+        if "/d1/" in path:
+            raise PermissionError(13, "Permission denied", path)
+        return original(path, flags)
 
-    monkeypatch.setattr(PackedPatches, "from_files", deny)
+    monkeypatch.setattr(os, "open", deny)
     assert len(_documents(list(source.one_pass()))) == 27
     assert source.describe()["skipped"] == {"unreadable": 13}
 
@@ -265,18 +265,18 @@ def test_wrong_arguments_are_named(folder: Path, fields: dict[str, Any], error: 
 
 
 def test_of_each_reason_one_is_named_before_a_second() -> None:
-    skips = Skips()
+    skips = SkipReport()
     for number in range(30):
         skips.count(f"copy {number}", "copy")
-        skips.note(f"cut {number}", "cut short")
-    skips.note("last", "rejected")
+        skips.add(f"cut {number}", "cut short")
+    skips.add("last", "rejected")
     skips.count("other", "rejected")
     assert skips.by_reason == {"copy": 30, "cut short": 30, "rejected": 2}
-    assert skips.named[:5] == [
+    assert skips.examples[:5] == [
         "cut short: 'cut 0'",
         "rejected: 'last'",
         "copy: 'copy 0'",
         "cut short: 'cut 1'",
         "rejected: 'other'",
     ]
-    assert len(skips.named) == 20
+    assert len(skips.examples) == 20

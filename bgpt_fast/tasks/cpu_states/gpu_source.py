@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from bgpt_fast.config import EOP, BGPTConfig
+from bgpt_fast.documents import patch_positions
 from bgpt_fast.patches import PackedPatches
 from bgpt_fast.tasks.cpu_states.gpu import generate_on_gpu
-from bgpt_fast.tasks.cpu_states.machine import state_size
 from bgpt_fast.tasks.cpu_states.options import StreamOptions
-from bgpt_fast.tasks.cpu_states.packing import EXTENSION
+from bgpt_fast.tasks.cpu_states.packing import EXTENSION, trace_layout
 from bgpt_fast.tasks.cpu_states.source import CPUStateSource
 
 _EVAL_SHARE = 64  # one program in so many is for evaluation
@@ -101,21 +101,17 @@ def pack_on_device(
         states_only: as `pack_traces`.
     """
     S, device = config.patch_size, traces.data.device
-    lengths = 2 + (traces.sizes + S - 1) // S
-    ends = lengths.cumsum(0)
-    document = torch.arange(len(lengths), device=device).repeat_interleave(lengths)
-    # Which patch of its document each one is, 0 being the extension's.
-    place = torch.arange(len(document), device=device) - (ends - lengths)[document]
-    byte = (place[:, None] - 1) * S + torch.arange(S, device=device)
+    layout = trace_layout(traces.sizes, config, num_registers, memory_size, states_only)
+    document, position = patch_positions(layout.cu_seqlens, layout.num_patches)
+    byte = (position[:, None] - 1) * S + torch.arange(S, device=device)
     is_data = (byte >= 0) & (byte < traces.sizes[document][:, None])
     index = traces.starts[document][:, None] + byte
     patches = torch.where(is_data, traces.data[index.clamp(0, len(traces.data) - 1)].to(torch.int16), EOP)
     extension = EXTENSION.encode()[:S]
-    patches[ends - lengths, : len(extension)] = torch.tensor(list(extension), dtype=torch.int16, device=device)
-    cu_seqlens = torch.zeros(len(lengths) + 1, dtype=torch.int32, device=device)
-    cu_seqlens[1:] = ends
-    first_target = 1 + (memory_size + state_size(num_registers)) // S
-    return PackedPatches(patches, cu_seqlens, int(lengths.max()), place >= first_target if states_only else None)
+    patches[layout.cu_seqlens[:-1].long(), : len(extension)] = torch.tensor(
+        list(extension), dtype=torch.int16, device=device
+    )
+    return PackedPatches.unchecked(patches, *layout)
 
 
 def _slice(pieces: list[DeviceTraces], start: int, count: int) -> list[DeviceTraces]:

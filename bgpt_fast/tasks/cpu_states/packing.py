@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from bgpt_fast import _C
 from bgpt_fast.config import BGPTConfig
+from bgpt_fast.documents import Layout, document_layout
 from bgpt_fast.patches import PackedPatches
 from bgpt_fast.tasks.cpu_states.machine import state_size
 from bgpt_fast.tasks.cpu_states.traces import Traces, thread_count
@@ -36,13 +38,12 @@ def pack_traces(
         ValueError: a trace is longer than the context.
     """
     S = config.patch_size
-    sizes = np.diff(traces.offsets)
-    lengths = 2 + -(-sizes // S)
-    check_context(int(lengths.max(initial=0)), config)
+    layout = trace_layout(
+        torch.from_numpy(np.diff(traces.offsets)), config, traces.num_registers, traces.memory_size, states_only
+    )
+    check_context(layout.max_seqlen, config)
     extension = EXTENSION.encode()[:S]
-    P = int(lengths.sum())
-    patches = torch.empty(P, S, dtype=torch.int16, device="cpu")
-    cu_seqlens = torch.empty(len(traces) + 1, dtype=torch.int32, device="cpu")
+    patches = torch.empty(layout.num_patches, S, dtype=torch.int16)
     _C.cpu_states_pack(
         traces.data.ctypes.data,
         traces.offsets.ctypes.data,
@@ -50,20 +51,22 @@ def pack_traces(
         extension,
         S,
         patches.data_ptr(),
-        P,
-        cu_seqlens.data_ptr(),
+        len(patches),
+        layout.cu_seqlens.data_ptr(),
         thread_count(threads),
     )
-    targets = None
-    if states_only:
-        starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
-        targets = torch.from_numpy(np.arange(P) - starts >= first_target(traces, config))
-    return PackedPatches(patches, cu_seqlens, int(lengths.max(initial=0)), targets)
+    return PackedPatches.unchecked(patches, *layout)
 
 
-def first_target(traces: Traces, config: BGPTConfig) -> int:
+def trace_layout(sizes: Tensor, config: BGPTConfig, num_registers: int, memory_size: int, states_only: bool) -> Layout:
+    """The layout of traces of `sizes` bytes, int64 [B]; targets as `pack_traces` describes them."""
+    first = first_target(config, num_registers, memory_size) if states_only else 1
+    return document_layout(sizes, config.patch_size, first_target=first)
+
+
+def first_target(config: BGPTConfig, num_registers: int, memory_size: int) -> int:
     """Which patch of a document, the extension patch being 0, holds the first byte behind memory and first state."""
-    return 1 + (traces.memory_size + state_size(traces.num_registers)) // config.patch_size
+    return 1 + (memory_size + state_size(num_registers)) // config.patch_size
 
 
 def check_context(patches: int, config: BGPTConfig) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bgpt_fast.documents import count_patches
 from bgpt_fast.generation import Generator, Prompt
 from bgpt_fast.generation.drafting import KnownDrafter
 from bgpt_fast.model import BGPT, evaluation_mode
@@ -66,7 +67,7 @@ def simulate_iter(
     R, M = programs.num_registers, programs.memory_size
     C = state_size(R)
     sizes = np.diff(programs.offsets).tolist()
-    check_context(2 + -(-max(sizes) // config.patch_size), config)
+    check_context(count_patches(max(sizes), config.patch_size), config)
     beyond = max(C, config.patch_size)
     most = max(sizes) - M - C + beyond if max_new_bytes is None else max_new_bytes
     prompts = [Prompt(EXTENSION, trace.to_bytes()[: M + C]) for trace in programs]
@@ -97,7 +98,8 @@ def teacher_forced(model: BGPT, traces: Traces | Sequence[Trace], *, batch_size:
     """
     check_int("teacher_forced: batch_size", batch_size, 1)
     programs = _as_traces(traces)
-    S, C = model.config.patch_size, state_size(programs.num_registers) if len(programs) else 0
+    S, C = model.config.patch_size, state_size(programs.num_registers)
+    first = first_target(model.config, programs.num_registers, programs.memory_size)
     device = next(model.parameters()).device
     predicted = []
     with evaluation_mode(model):
@@ -106,12 +108,12 @@ def teacher_forced(model: BGPT, traces: Traces | Sequence[Trace], *, batch_size:
             logits = model.logits(pack_traces(part, model.config).to(device))
             tokens = logits.argmax(-1).to(torch.int16).cpu().numpy().reshape(-1)
             # Targets begin at a patch's start, which may be before the first byte to predict, and end with end of file.
-            skipped = programs.memory_size + C - (first_target(programs, model.config) - 1) * S
+            skipped = programs.memory_size + C - (first - 1) * S
             at = 0
             for size in np.diff(part.offsets).tolist():
                 count = size - programs.memory_size - C
                 predicted.append(tokens[at + skipped : at + skipped + count].reshape(-1, C))
-                at += (-(-size // S) + 2 - first_target(programs, model.config)) * S
+                at += (count_patches(size, S) - first) * S
     return predicted
 
 

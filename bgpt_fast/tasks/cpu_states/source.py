@@ -7,6 +7,7 @@ from typing import Any
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data.source import check_rank
 from bgpt_fast.deprecation import renamed_value
+from bgpt_fast.documents import count_patches
 from bgpt_fast.patches import PackedPatches
 from bgpt_fast.tasks.cpu_states.machine import check_int
 from bgpt_fast.tasks.cpu_states.options import StreamOptions
@@ -61,7 +62,7 @@ class CPUStateSource:
         if not 0.0 <= long_share <= 1.0:
             raise ValueError(f"CPUStateSource: long_share: expected a share from 0 to 1, got {long_share}")
         self.options = StreamOptions(num_registers, memory_size, min_program, max_program)
-        check_context(2 + -(-self.options.max_trace_size // config.patch_size), config)
+        check_context(count_patches(self.options.max_trace_size, config.patch_size), config)
         self.config = config
         self.seed = seed
         self.documents_per_batch = documents_per_batch

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from bgpt_fast.data.file_index import FileEntry, belongs, digest_belongs
+from bgpt_fast.data.file_index import FileEntry, digest_is_in_split, is_in_split
 
 Labels = Literal["name", "folder", "none"]
 Side = Literal["train", "test"]
@@ -68,10 +68,10 @@ class Plan:
         """Where all that is made of the file goes: a matter of its content, or group, alone."""
         match = re.search(self.group, os.fsdecode(file.relative)) if self.group else None
         if match is None:
-            is_test = digest_belongs(bytes.fromhex(digest), "eval", self.test_share)
+            is_test = digest_is_in_split(bytes.fromhex(digest), "eval", self.test_share)
         else:
             key = match[1] if match.re.groups else match[0]
-            is_test = belongs(os.fsencode(key or ""), "eval", self.test_share)
+            is_test = is_in_split(os.fsencode(key or ""), "eval", self.test_share)
         return "test" if is_test else "train"
 
 

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from bgpt_fast.data import DataError
-from bgpt_fast.data.file_index import FileEntry, Paths, Skips, as_roots, find_files
+from bgpt_fast.data.file_index import FileEntry, Paths, SkipReport, as_roots, find_files
 from bgpt_fast.files import fsync_folder
 
 JOURNAL = "sources.jsonl"
@@ -23,7 +23,7 @@ _SECONDS_BETWEEN_SAVES = 5.0
 Record = dict[str, Any]
 
 
-def find_outside(paths: Paths, output: Path, skips: Skips) -> list[FileEntry]:
+def find_outside(paths: Paths, output: Path, skips: SkipReport) -> list[FileEntry]:
     """As `find_files`, without what lies in the output folder, which may be below a folder that is searched.
 
     Raises:

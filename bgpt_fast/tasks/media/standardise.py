@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bgpt_fast.data import DataError
-from bgpt_fast.data.file_index import FileEntry, Paths, Skips, as_roots
+from bgpt_fast.data.file_index import FileEntry, Paths, SkipReport, as_roots
 from bgpt_fast.files import write_json
 from bgpt_fast.tasks.media.names import Plan, Side, check_labels, digest_of
 from bgpt_fast.tasks.media.output import OutputFolder, Record, find_outside
@@ -81,7 +81,7 @@ def standardise(
         ValueError: two labels that become one.
     """
     options, plan = options or MediaOptions(), plan or Plan()
-    skips = Skips()
+    skips = SkipReport()
     sources = _sources(inputs, test_inputs, Path(output), skips)
     files = [file for file, _ in sources]
     check_labels(plan, files)
@@ -106,7 +106,7 @@ def standardise(
 class _Run:
     """What is known of all sources so far."""
 
-    def __init__(self, plan: Plan, skips: Skips) -> None:
+    def __init__(self, plan: Plan, skips: SkipReport) -> None:
         self._plan = plan
         self._skips = skips
         self._first_path: dict[str, str] = {}
@@ -118,12 +118,12 @@ class _Run:
 
     def add(self, folder: OutputFolder, file: FileEntry, forced: Side | None, made: Made) -> None:
         if not made.digest:
-            self._skips.note(_told(file.path, made.detail), made.reason)
+            self._skips.add(_told(file.path, made.detail), made.reason)
             return
         label = self._plan.label(file)
         if (first := self._first_path.setdefault(made.digest, file.path)) != file.path:
             other = folder.records[made.digest]["label"] != label
-            self._skips.note(_told(file.path, f"of {first}"), "copy with another label" if other else "copy")
+            self._skips.add(_told(file.path, f"of {first}"), "copy with another label" if other else "copy")
             return
         record = folder.records.get(made.digest)
         if record is None:
@@ -134,7 +134,7 @@ class _Run:
                 f"earlier run put into {record['forced'] or 'the side of its content'}; choose another output"
             )
         if record["reason"]:
-            self._skips.note(_told(file.path, record["detail"]), record["reason"])
+            self._skips.add(_told(file.path, record["detail"]), record["reason"])
         for _ in range(record["equal"]):
             self._skips.count(file.path, "same bytes as an earlier output")
         self._records.append(record)
@@ -181,11 +181,11 @@ class _Run:
             files=dict(sorted(files.items())),
             labels={label: dict(sorted(counts.items())) for label, counts in sorted(labels.items())},
             skipped=dict(sorted(self._skips.by_reason.items())),
-            first_skipped=self._skips.named,
+            first_skipped=self._skips.examples,
         )
 
 
-def _sources(inputs: Paths, test_inputs: Paths, output: Path, skips: Skips) -> list[tuple[FileEntry, Side | None]]:
+def _sources(inputs: Paths, test_inputs: Paths, output: Path, skips: SkipReport) -> list[tuple[FileEntry, Side | None]]:
     """Files with the side that the user said, None for the plan's; what lies in the output is no source."""
 
     test: list[tuple[FileEntry, Side | None]] = [(file, "test") for file in find_outside(test_inputs, output, skips)]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data import DataError
-from bgpt_fast.data.file_index import FileEntry, Paths, Skips, as_roots, belongs
+from bgpt_fast.data.file_index import FileEntry, Paths, SkipReport, as_roots, is_in_split
 from bgpt_fast.documents import extension_of
 from bgpt_fast.files import write_json
 from bgpt_fast.tasks.media.errors import MediaError
@@ -116,7 +116,7 @@ def make_pairs(
     if fields not in ("musical", "all"):
         raise ValueError(f'fields: expected "musical" or "all", got {fields!r}')
     program = find_abc2midi()
-    skips = Skips()
+    skips = SkipReport()
     files = [file for file in find_outside(inputs, Path(output), skips) if _is_collection(file, skips)]
     if not files:
         raise DataError(f"{as_roots(inputs)}: expected .abc files, got none")
@@ -145,7 +145,7 @@ def make_pairs(
 class _Run:
     """What is known of all tunes so far."""
 
-    def __init__(self, test_share: float, skips: Skips) -> None:
+    def __init__(self, test_share: float, skips: SkipReport) -> None:
         self._test_share = test_share
         self._skips = skips
         self._music: dict[str, str] = {}
@@ -181,7 +181,7 @@ class _Run:
         else:
             self._music[made.music] = work.told
             title = title_key(work.tune.title)
-            side = "test" if belongs((title or made.music).encode(), "eval", self._test_share) else "train"
+            side = "test" if is_in_split((title or made.music).encode(), "eval", self._test_share) else "train"
             name = clean(title.replace(" ", "-").replace("_", "-") or "tune", 64)
             stem = f"{side}/{name}-{key[:12]}"
             contents = [(f"{stem}.abc", work.abc), (f"{stem}.mid", made.midi)]
@@ -203,7 +203,7 @@ class _Run:
             mean_midi_bytes=midi / count,
             in_context=sum(_patches(*record["bytes"]) <= BGPTConfig().patch_length for record in self._records) / count,
             skipped=dict(sorted(self._skips.by_reason.items())),
-            first_skipped=self._skips.named,
+            first_skipped=self._skips.examples,
         )
 
 
@@ -213,26 +213,26 @@ def _patches(abc: int, midi: int) -> int:
     return 3 - -abc // S - -midi // S
 
 
-def _is_collection(file: FileEntry, skips: Skips) -> bool:
+def _is_collection(file: FileEntry, skips: SkipReport) -> bool:
     if extension_of(file.path).lower() == "abc":
         return True
-    skips.note(file.path, "no .abc file")
+    skips.add(file.path, "no .abc file")
     return False
 
 
-def _tunes(files: list[FileEntry], fields: Fields, skips: Skips) -> Iterator[_Work]:
+def _tunes(files: list[FileEntry], fields: Fields, skips: SkipReport) -> Iterator[_Work]:
     for file in files:
         if file.size > _MOST_BYTES:
-            skips.note(file.path, "too large")
+            skips.add(file.path, "too large")
             continue
         try:
             with open(file.path, "rb") as stream:
                 tunes = split_collection(stream.read())
         except MediaError as error:
-            skips.note(file.path, error.reason)
+            skips.add(file.path, error.reason)
             continue
         except OSError:
-            skips.note(file.path, "unreadable")
+            skips.add(file.path, "unreadable")
             continue
         for tune in tunes:
             work = _Work(file.path, tune, tidy(tune, fields))
