@@ -6,18 +6,21 @@ On a CPU the graphs' functions run one by one, and the persistent kernel, which 
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from timing import measure
 
 from bgpt_fast import BGPT, BGPTConfig
-from bgpt_fast.generation.fused import CpuDecoder, PackedModel
-from bgpt_fast.generation.graphed import GraphedByteDecoder
-from bgpt_fast.generation.on_device import PERSISTENT_ROWS, DeviceModel
-from bgpt_fast.generation.persistent import MOST_ROWS
-from bgpt_fast.generation.sampling import Sampling
-from bgpt_fast.generation.writing import DecodeRequest
+from bgpt_fast.generation.decoders.cpu import CpuDecoder, CpuWeights
+from bgpt_fast.generation.decoders.cuda import PERSISTENT_ROWS, CudaWeights, GraphedByteDecoder, write_persistent
+from bgpt_fast.generation.decoders.request import DecodeRequest, DecodeResult
+from bgpt_fast.kernels.byte_decode.op import PERSISTENT_MAX_ROWS
+from bgpt_fast.kernels.byte_decode.sampling import Sampling
+
+Write = Callable[[DecodeRequest], DecodeResult]
 
 SAMPLINGS = {"greedy": Sampling(), "sampled": Sampling(temperature=0.9, top_k=40, top_p=0.95, seed=7)}
 SMALL = BGPTConfig(patch_length=8, hidden_size=64, patch_num_layers=1, byte_num_layers=2, num_heads=1, byte_num_heads=4)
@@ -27,34 +30,38 @@ class OtherBytesError(RuntimeError):
     """An engine wrote other bytes than the CPU's, or than itself in another batch."""
 
 
-def engines_of(model: DeviceModel) -> dict[str, Any]:
-    """The engines, by name."""
-    found: dict[str, Any] = {"graphed": model.graphed, "invariant": invariant_engine(model)}
-    if model.persistent is not None:
-        found["persistent"] = model.persistent
-    return found
+def engines_of(weights: CudaWeights) -> dict[str, Write]:
+    """The engines of the byte decoder, by name."""
+    invariant = GraphedByteDecoder(weights.byte, weights.record, batch_invariant=True)
+    engines: dict[str, Write] = {"graphed": weights.graphed.write, "invariant": invariant.write}
+    if weights.has_persistent_kernel:
+        engines["persistent"] = functools.partial(write_persistent, weights.byte)
+    return engines
 
 
-def engines_for(engines: dict[str, Any], count: int) -> dict[str, Any]:
-    """Those that can write so many patches at once."""
-    return {name: engine for name, engine in engines.items() if name != "persistent" or count <= MOST_ROWS}
+def engines_for(engines: dict[str, Write], count: int) -> dict[str, Write]:
+    """The engines that decode so many patches at once."""
+    return {name: write for name, write in engines.items() if name != "persistent" or count <= PERSISTENT_MAX_ROWS}
 
 
-def invariant_engine(model: DeviceModel) -> GraphedByteDecoder:
-    """The batch-invariant engine over the same weights."""
-    return GraphedByteDecoder(model.bytes, model.record, batch_invariant=True)
-
-
-def patches_to_write(config: BGPTConfig, count: int, seed: int) -> tuple[torch.Tensor, DecodeRequest]:
-    """Features float32 [N, D] on the CPU, and patches of which some bytes are given and some rows are cut."""
+def random_request(
+    config: BGPTConfig, count: int, seed: int, sampling: Sampling = SAMPLINGS["greedy"]
+) -> DecodeRequest:
+    """Patches with prefixes and limits of several lengths, and features on the CPU."""
     stream = torch.Generator().manual_seed(seed)
     S = config.patch_size
-    room = torch.randint(1, S + 1, (count,), generator=stream)
-    given = torch.randint(0, 256, (count, S), generator=stream, dtype=torch.int16)
-    known = torch.randint(0, S // 2 + 1, (count, 1), generator=stream)
-    given = given.masked_fill(torch.arange(S) >= known, -1)
-    features = torch.randn(count, config.hidden_size, generator=stream)
-    return features, DecodeRequest(given, room, None, None, list(range(count)), [16 * n for n in range(count)])
+    max_tokens = torch.randint(1, S + 1, (count,), generator=stream)
+    tokens = torch.randint(0, 256, (count, S), generator=stream, dtype=torch.int16)
+    prefix = torch.randint(0, S // 2 + 1, (count, 1), generator=stream)
+    streams = torch.arange(count)
+    return DecodeRequest(
+        prefix_tokens=tokens.masked_fill(torch.arange(S) >= prefix, -1),
+        max_tokens=max_tokens,
+        features=torch.randn(count, config.hidden_size, generator=stream),
+        rng_streams=streams.to(torch.uint64),
+        byte_offsets=(16 * streams).to(torch.uint64),
+        sampling=sampling,
+    )
 
 
 def check_bytes(device: torch.device, record: Any = None) -> dict[str, Any]:
@@ -65,17 +72,17 @@ def check_bytes(device: torch.device, record: Any = None) -> dict[str, Any]:
         OtherBytesError: they differ. With other seeds a near tie may fall within rounding; with these none does.
     """
     model = decided_model()
-    cpu = CpuDecoder(PackedModel(model, "float32"), 1, 8)
-    on_device = DeviceModel(model.to(device), "float32", record)
-    engines = engines_of(on_device)
+    cpu = CpuDecoder(CpuWeights(model, "float32"), 1, 8)
+    engines = engines_of(CudaWeights(model.to(device), "float32", record))
     checked = 0
     with torch.inference_mode():
         for count in (1, 2, 3, 9, 33, 70):
-            features, writing = patches_to_write(SMALL, count, count)
             for how, sampling in SAMPLINGS.items():
-                expected = cpu.write(features, writing, sampling)
-                for name, engine in engines_for(engines, count).items():
-                    if engine.write(features.to(device), writing, sampling) != expected:
+                request = random_request(SMALL, count, count, sampling)
+                expected = cpu.write(request)
+                request = request._replace(features=request.features.to(device))
+                for name, write in engines_for(engines, count).items():
+                    if write(request) != expected:
                         raise OtherBytesError(f"{name}, {how}, {count} patches: other bytes than the CPU's")
                     checked += count
     return {"engines": sorted(engines), "patches": checked}
@@ -105,41 +112,29 @@ def check_alone(device: torch.device, precision: str, record: Any = None, *, bat
     Raises:
         OtherBytesError: a patch's are not the same in all of them.
     """
-    engine = GraphedByteDecoder(
-        DeviceModel(decided_model().to(device), precision).bytes, record, batch_invariant=batch_invariant
-    )
-    features, writing = patches_to_write(SMALL, 128, 5)
-    features = features.to(device)
-    tokens = writing.given.clamp(min=0).to(device)
-    together = engine.write(features, writing, SAMPLINGS["sampled"]), logits_of(engine, features, tokens)
+    weights = CudaWeights(decided_model().to(device), precision, record).byte
+    engine = GraphedByteDecoder(weights, record, batch_invariant=batch_invariant)
+    request = random_request(SMALL, 128, 5, SAMPLINGS["sampled"])
+    request = request._replace(features=request.features.to(device))
+    tokens = request.prefix_tokens.clamp(min=0).to(device)
+    together = engine.write(request), engine.logits(request.features, tokens, SMALL.patch_size)
     compared = 0
     for size in (1, 2, 3, 7, 64):
         for first in range(0, min(3 * size, 128), size):
             part = slice(first, first + size)
             compared += size
-            written = engine.write(features[part], part_of(writing, part), SAMPLINGS["sampled"])
-            if written.tokens != together[0].tokens[part] or written.counts != together[0].counts[part]:
+            result = engine.write(part_of(request, part))
+            if result.tokens != together[0].tokens[part] or result.counts != together[0].counts[part]:
                 raise OtherBytesError(f"{precision}, patches {first}…: other bytes in a batch of {size} than of 128")
-            if not torch.equal(logits_of(engine, features[part], tokens[part]), together[1][part]):
+            logits = engine.logits(request.features[part], tokens[part], SMALL.patch_size)
+            if not torch.equal(logits, together[1][part]):
                 raise OtherBytesError(f"{precision}, patches {first}…: other bits in a batch of {size} than of 128")
     return compared
 
 
-def part_of(writing: DecodeRequest, part: slice) -> DecodeRequest:
-    """Some of the patches to write."""
-    return DecodeRequest(
-        writing.given[part], writing.room[part], None, None, list(writing.indices)[part], list(writing.starts)[part]
-    )
-
-
-def logits_of(engine: GraphedByteDecoder, features: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """[N, S, V]: of all bytes of the patches, each given those before it."""
-    cache, weights = engine.new_cache(len(features)), engine.weights
-    found = []
-    for s in range(weights.patch_size):
-        inputs = features if s == 0 else weights.wte[tokens[:, s - 1].long()]
-        found.append(engine.logits(inputs + weights.wpe[s], *cache, s))
-    return torch.stack(found, 1)
+def part_of(request: DecodeRequest, part: slice) -> DecodeRequest:
+    """Some of a request's patches."""
+    return DecodeRequest(*(value[part] if isinstance(value, torch.Tensor) else value for value in request))
 
 
 def measure_engines(
@@ -150,28 +145,24 @@ def measure_engines(
     `batch_invariant_cost` is how many times as long the batch-invariant engine takes as the one that `Generator` would.
     """
     torch.manual_seed(0)
-    model = DeviceModel(BGPT(config).eval().to(device), precision, record)
-    features = torch.randn(count, config.hidden_size, device=device)
-    # Nothing given and the model's end refused by no one: random weights end one patch in 16 or so, which costs nothing
-    # either engine waits for.
-    writing = DecodeRequest(
-        torch.full((count, config.patch_size), -1, dtype=torch.int16),
-        torch.full((count,), config.patch_size),
-        None,
-        None,
-        list(range(count)),
-        [0] * count,
+    weights = CudaWeights(BGPT(config).eval().to(device), precision, record)
+    # No prefix. Random weights end one patch in 16 or so, which makes no engine faster or slower.
+    request = DecodeRequest(
+        features=torch.randn(count, config.hidden_size, device=device),
+        prefix_tokens=torch.full((count, config.patch_size), -1, dtype=torch.int16),
+        max_tokens=torch.full((count,), config.patch_size),
+        rng_streams=torch.arange(count).to(torch.uint64),
+        byte_offsets=torch.zeros(count, dtype=torch.uint64),
+        sampling=SAMPLINGS["sampled"],
     )
-    engines = engines_for(engines_of(model), count)
+    engines = engines_for(engines_of(weights), count)
     with torch.inference_mode():
-        for engine in engines.values():
-            engine.write(features, writing, SAMPLINGS["sampled"])
-        found: dict[str, Any] = {"persistent_rows": PERSISTENT_ROWS, "precision": precision}
-        for name, engine in engines.items():
-            timing = measure(
-                [lambda engine=engine: engine.write(features, writing, SAMPLINGS["sampled"])], device, seconds=seconds
-            )
-            found[name] = {**timing._asdict(), "bytes_per_s": count * config.patch_size / timing.median}
-    usual = "persistent" if count <= PERSISTENT_ROWS and "persistent" in found else "graphed"
-    found["batch_invariant_cost"] = found["invariant"]["median"] / found[usual]["median"]
-    return found
+        for write in engines.values():
+            write(request)
+        results: dict[str, Any] = {"persistent_rows": PERSISTENT_ROWS, "precision": precision}
+        for name, write in engines.items():
+            timing = measure([functools.partial(write, request)], device, seconds=seconds)
+            results[name] = {**timing._asdict(), "bytes_per_s": count * config.patch_size / timing.median}
+    usual = "persistent" if count <= PERSISTENT_ROWS and "persistent" in results else "graphed"
+    results["batch_invariant_cost"] = results["invariant"]["median"] / results[usual]["median"]
+    return results

@@ -27,9 +27,9 @@ from scales import Scale, scale_of
 from suite_results import duration
 
 from bgpt_fast import Generator, PackedPatches
-from bgpt_fast.generation.decoder import EagerDecoder
-from bgpt_fast.generation.fused import CpuDecoder
-from bgpt_fast.generation.on_device import CudaDecoder
+from bgpt_fast.generation.decoders.cpu import CpuDecoder
+from bgpt_fast.generation.decoders.cuda import CudaDecoder
+from bgpt_fast.generation.decoders.eager import EagerDecoder
 from bgpt_fast.training.profiling import StepProfiler, phase
 
 _WARM, _STEPS = 3, 4
@@ -71,7 +71,7 @@ def _named_decoders() -> Iterator[None]:
     """Both decoders' calls as phases: the engine itself has no names in it, which would cost time at every byte."""
     with contextlib.ExitStack() as stack:
         for decoder in (EagerDecoder, CudaDecoder, CpuDecoder):
-            for method, name in (("features", "patch decoder"), ("write", "byte decoder")):
+            for method, name in (("prefill", "patch decoder"), ("write", "byte decoder")):
                 named = _in_phase(name, getattr(decoder, method))
                 stack.enter_context(mock.patch.object(decoder, method, named))
         yield

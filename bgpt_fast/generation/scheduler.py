@@ -1,6 +1,6 @@
-"""A call of the engine: a patch of each file under way a round, in slots that refill as files end.
+"""The batches of one call of a Generator: a patch of each active sequence a step, in slots that refill as files end.
 
-Shape letters: T tokens, D width.
+Shape letters: T patches, D width.
 """
 
 from __future__ import annotations
@@ -12,39 +12,36 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from bgpt_fast.generation.decoder import EagerDecoder
+from bgpt_fast.generation.decoders.base import Decoder
+from bgpt_fast.generation.decoders.request import DecodeRequest
 from bgpt_fast.generation.drafting import Drafter
-from bgpt_fast.generation.fused import CpuDecoder
-from bgpt_fast.generation.on_device import CudaDecoder
 from bgpt_fast.generation.prompt import Generation
-from bgpt_fast.generation.sampling import Sampling
-from bgpt_fast.generation.sequence import Row
+from bgpt_fast.generation.sequence import DecodeStep
 from bgpt_fast.generation.sequence import Sequence as FileSequence
-from bgpt_fast.generation.writing import DecodeRequest
+from bgpt_fast.kernels.byte_decode.sampling import Sampling
 
-PATCHES_AT_ONCE = 512  # bounds the activations of a prefill; enough to keep the products at full speed
-
-Decoder = EagerDecoder | CudaDecoder | CpuDecoder
+PREFILL_PATCHES = 512
+"""Patches of a prefill at once: enough for products at full speed, and a bound on the memory of activations."""
 
 Progress = Callable[[int, int, int], None]
-"""Called after each round with (files done, files in all, new bytes so far)."""
+"""Called after each step with (files finished, all files, new bytes so far)."""
 
 
 class Scheduler:
-    """One call of a Generator: its sequences, its caches and who holds which slot.
+    """Runs sequences to their ends.
 
     Args:
-        decoder: makes the caches of so many slots of such a length, where the call begins.
-        slots: sequences under way at once.
+        make_decoder: makes a decoder with the caches of (slots, patches a slot); called when the run begins.
+        slots: sequences decoded at the same time.
         length: patches a slot.
-        sequences: to write; those over `slots` wait.
+        sequences: to decode; those beyond `slots` wait.
         sampling: how bytes are chosen.
-        drafter: guesses what comes next, or None.
+        drafter: proposes the next bytes, or None.
     """
 
     def __init__(
         self,
-        decoder: Callable[[int, int], Decoder],
+        make_decoder: Callable[[int, int], Decoder],
         slots: int,
         length: int,
         sequences: list[FileSequence],
@@ -52,89 +49,97 @@ class Scheduler:
         drafter: Drafter | None,
     ) -> None:
         self.drafter = drafter
-        self.make_decoder, self.slots, self.length = decoder, slots, length
+        self.make_decoder, self.slots, self.length = make_decoder, slots, length
         self.sequences, self.sampling = sequences, sampling
-        self.total = len(sequences)
 
     def files(self, progress: Progress | None) -> Iterator[tuple[int, Generation]]:
-        """Runs all sequences; inference mode is left at each yield, so that it never leaks to the caller."""
+        """Yields (prompt's index, file) as each sequence ends; inference mode is off while the caller has control."""
         with torch.inference_mode():
             self.decoder = self.make_decoder(self.slots, self.length)
-        waiting, free = deque(self.sequences), list(range(self.slots))
+        waiting, free_slots = deque(self.sequences), list(range(self.slots))
         active: list[FileSequence] = []
-        done = new_bytes = 0
+        num_finished = new_bytes = 0
         while waiting or active:
-            while waiting and free:
+            while waiting and free_slots:
                 sequence = waiting.popleft()
-                sequence.slot = free.pop()
+                sequence.slot = free_slots.pop()
                 active.append(sequence)
-            before = sum(len(sequence.data) for sequence in active)
+            bytes_before = sum(len(sequence.data) for sequence in active)
+            # A sequence without a byte to generate ends without a step.
             running = [sequence for sequence in active if not sequence.done]
             if running:
-                self._round(running)
-            new_bytes += sum(len(sequence.data) for sequence in active) - before
+                self._step(running)
+            new_bytes += sum(len(sequence.data) for sequence in active) - bytes_before
             ended = [sequence for sequence in active if sequence.done]
             active = [sequence for sequence in active if not sequence.done]
-            done += len(ended)
-            free.extend(sequence.slot for sequence in ended)
+            num_finished += len(ended)
+            free_slots.extend(sequence.slot for sequence in ended)
             if progress is not None:
-                progress(done, self.total, new_bytes)
+                progress(num_finished, len(self.sequences), new_bytes)
             for sequence in ended:
-                yield sequence.place, sequence.result()
+                yield sequence.prompt_index, sequence.result()
 
     @torch.inference_mode()
-    def _round(self, running: list[FileSequence]) -> None:
-        """Writes the patch that each running sequence is at."""
-        asked = [self._ask(sequence) for sequence in running]
-        rows = [row for _, rows in asked for row in rows]
-        drafting = self.drafter is not None
-        writing = DecodeRequest(
-            _cpu([row.given for row in rows], torch.int16),
-            _cpu([row.room for row in rows], torch.int64),
-            _cpu([row.guesses for row in rows], torch.int16) if drafting else None,
-            _cpu([row.verify for row in rows], torch.bool) if drafting else None,
-            [sequence.index for sequence, (_, rows) in zip(running, asked, strict=True) for _ in rows],
-            [row.start for row in rows],
+    def _step(self, running: list[FileSequence]) -> None:
+        """Decodes the next patch of each sequence; with drafts, also the drafted patches that follow it."""
+        steps = [self._prepare(sequence) for sequence in running]
+        rows = [row for step in steps for row in step.rows]
+        streams = [sequence.rng_stream for sequence, step in zip(running, steps, strict=True) for _ in step.rows]
+        has_drafts = self.drafter is not None
+        request = DecodeRequest(
+            features=self._prefill(running, steps),
+            prefix_tokens=_on_cpu([row.prefix_tokens for row in rows], torch.int16),
+            max_tokens=_on_cpu([row.max_tokens for row in rows], torch.int64),
+            rng_streams=_on_cpu(streams, torch.uint64),
+            byte_offsets=_on_cpu([row.byte_offset for row in rows], torch.uint64),
+            sampling=self.sampling,
+            drafts=_on_cpu([row.drafts for row in rows], torch.int16) if has_drafts else None,
+            verify=_on_cpu([row.verify for row in rows], torch.bool) if has_drafts else None,
         )
-        tokens, counts = self.decoder.write(self._features(running, asked), writing, self.sampling)
-        answers, at = [], 0
-        for sequence, (_, rows) in zip(running, asked, strict=True):
-            answers.append((sequence, tokens[at : at + len(rows)], counts[at : at + len(rows)]))
-            at += len(rows)
-        bad = [sequence.place for sequence, patches, own in answers if sequence.is_damaged(patches, own)]
-        if bad:
+        result = self.decoder.write(request)
+        results, first = [], 0
+        for sequence, step in zip(running, steps, strict=True):
+            part = slice(first, first + len(step.rows))
+            results.append((sequence, result.tokens[part], result.counts[part]))
+            first = part.stop
+        damaged = [
+            sequence.prompt_index for sequence, patches, counts in results if sequence.is_damaged(patches, counts)
+        ]
+        if damaged:
             raise FloatingPointError(
-                f"Generator: NaN or infinite logits for prompts {bad[:8]}; the model's weights are damaged or too large"
+                f"Generator: NaN or infinite logits for prompts {damaged[:8]}; the model's weights are damaged or too "
+                "large"
             )
-        for sequence, patches, own in answers:
-            sequence.take(patches, own)
+        for sequence, patches, counts in results:
+            sequence.update(patches, counts)
 
-    def _ask(self, sequence: FileSequence) -> tuple[Tensor, list[Row]]:
-        return sequence.ask(self.drafter(sequence.place, bytes(sequence.data)) if self.drafter else b"")
+    def _prepare(self, sequence: FileSequence) -> DecodeStep:
+        draft = self.drafter(sequence.prompt_index, bytes(sequence.data)) if self.drafter else b""
+        return sequence.prepare(draft)
 
-    def _features(self, running: list[FileSequence], asked: list[tuple[Tensor, list[Row]]]) -> Tensor:
-        """The feature [D] before each row, all its sequence's patches being put into the cache."""
+    def _prefill(self, running: list[FileSequence], steps: list[DecodeStep]) -> Tensor:
+        """Adds the steps' patches to the cache and returns the feature before each row: [rows, D]."""
         slots: list[int] = []
         positions: list[int] = []
-        wanted: list[int] = []
-        for sequence, (patches, rows) in zip(running, asked, strict=True):
-            slots += [sequence.slot] * len(patches)
-            positions += range(sequence.cached, sequence.cached + len(patches))
-            wanted += range(len(slots) - len(rows), len(slots))
-        every = torch.cat([patches for patches, _ in asked])
+        selected: list[int] = []  # the patches whose features the rows need
+        for sequence, step in zip(running, steps, strict=True):
+            slots += [sequence.slot] * len(step.patches)
+            positions += range(sequence.cached_patches, sequence.cached_patches + len(step.patches))
+            selected += range(len(slots) - len(step.rows), len(slots))
+        patches = torch.cat([step.patches for step in steps])
         features, last = [], 0
-        for start in range(0, len(every), PATCHES_AT_ONCE):
-            part = slice(start, start + PATCHES_AT_ONCE)
-            found = self.decoder.features(
-                every[part].to(self.decoder.device), self._int64(slots[part]), self._int64(positions[part])
+        for start in range(0, len(patches), PREFILL_PATCHES):
+            part = slice(start, start + PREFILL_PATCHES)
+            chunk = self.decoder.prefill(
+                patches[part].to(self.decoder.device), self._int64(slots[part]), self._int64(positions[part])
             )
-            first, last = last, bisect.bisect_left(wanted, start + len(found))
-            features.append(found[self._int64([place - start for place in wanted[first:last]])])
+            first, last = last, bisect.bisect_left(selected, start + len(chunk))
+            features.append(chunk[self._int64([i - start for i in selected[first:last]])])
         return torch.cat(features)
 
     def _int64(self, values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self.decoder.device)
 
 
-def _cpu(values: list[list[int]] | list[int] | list[bool], dtype: torch.dtype) -> Tensor:
+def _on_cpu(values: list[list[int]] | list[int] | list[bool], dtype: torch.dtype) -> Tensor:
     return torch.tensor(values, dtype=dtype, device="cpu")

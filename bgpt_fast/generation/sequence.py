@@ -1,4 +1,4 @@
-"""A file under way: what has been written of it, what is asked of the decoder next, and what becomes of the answer.
+"""A file that is being generated: its bytes so far, the next step of decoding, and what the step's result changes.
 
 Shape letters: T patches, S bytes a patch.
 """
@@ -13,123 +13,147 @@ from torch import Tensor
 from bgpt_fast.config import EOP
 from bgpt_fast.generation.prompt import Generation
 
-_NONE = -1
-LEAST, MOST = 4, 1024  # bytes to guess at: the most, then twice what was right the last time, in these bounds
+MIN_DRAFT_BYTES, MAX_DRAFT_BYTES = 4, 1024
+"""Limits of how many drafted bytes a step verifies. The first step takes the upper limit; each later one twice as many
+as were right in the step before, within these limits."""
 
 
 class Row(NamedTuple):
-    """A patch to write: S tokens that are given and S guesses, -1 from where there are none; the tokens that there is
-    room for; the bytes of the file before it; and whether to stop behind the first wrong guess."""
+    """A patch to decode.
 
-    given: list[int]
-    guesses: list[int]
-    room: int
-    start: int
+    Args:
+        prefix_tokens: S tokens, -1 from the first that the model chooses.
+        drafts: S guesses at the patch's tokens, -1 where there is none.
+        max_tokens: tokens that still fit into the file.
+        byte_offset: the patch's first byte in the file.
+        verify: whether to stop after the first wrong draft.
+    """
+
+    prefix_tokens: list[int]
+    drafts: list[int]
+    max_tokens: int
+    byte_offset: int
     verify: bool
 
 
-class Sequence:
-    """A file under way.
+class DecodeStep(NamedTuple):
+    """What a sequence needs next from the decoder.
 
     Args:
-        place: of its prompt in the list.
-        index: its random stream.
-        data: the prompt's bytes.
-        limit: the bytes that it may have.
-        patches: int16 [T, S], the whole patches of the prompt, that of the extension and `before` ones of a source
-            included.
-        before: patches of the source.
+        patches: int16 [T, S] for the prefill, at the sequence's positions from `cached_patches` on.
+        rows: patches to decode, one behind each of the last patches of the prefill.
     """
 
-    def __init__(self, place: int, index: int, data: bytes, limit: int, patches: Tensor, before: int) -> None:
-        self.place, self.index, self.limit = place, index, limit
+    patches: Tensor
+    rows: list[Row]
+
+
+class Sequence:
+    """A file that is being generated.
+
+    Args:
+        prompt_index: of its prompt in the list.
+        rng_stream: its random stream.
+        data: the prompt's bytes.
+        limit: bytes of the file at most.
+        patches: int16 [T, S], the complete patches of the prompt, behind those of the source and the extension patch.
+        source_patches: number of patches of the source.
+    """
+
+    def __init__(
+        self, prompt_index: int, rng_stream: int, data: bytes, limit: int, patches: Tensor, source_patches: int
+    ) -> None:
+        self.prompt_index, self.rng_stream, self.limit = prompt_index, rng_stream, limit
         self.data = bytearray(data)
         self.prompt_bytes = len(data)
-        self.before = before
-        self.size = patches.shape[1]
-        self.start = (len(patches) - before - 1) * self.size  # of the patch to write next
-        self.pending = patches  # what the patch decoder has not seen yet, after `cached` patches that it has
-        self.cached = 0
+        self.source_patches = source_patches
+        self.patch_size = patches.shape[1]
+        self.byte_offset = (len(patches) - source_patches - 1) * self.patch_size  # of the next patch to decode
+        self.pending = patches  # patches that are not in the decoder's cache yet
+        self.cached_patches = 0
         self.slot = -1
         self.finished = False
-        self.window = MOST
-        self.drafted = self.accepted = 0
-        self._known = b""
+        self.draft_limit = MAX_DRAFT_BYTES
+        self.num_drafted = self.num_accepted = 0
+        self._expected = b""  # the bytes from `byte_offset` on, drafted ones included
         self._rows: list[Row] = []
 
     @property
     def done(self) -> bool:
+        """Whether there is nothing more to generate."""
         return self.finished or len(self.data) >= self.limit
 
-    def ask(self, draft: bytes = b"") -> tuple[Tensor, list[Row]]:
-        """What to do next.
+    def prepare(self, draft: bytes = b"") -> DecodeStep:
+        """The next step of decoding.
 
         Args:
-            draft: guesses at the bytes behind `data`.
-
-        Returns:
-            The patches [T, S] for the patch decoder, at positions `cached` and on, of which the last ones lead to a row
-            each; and the rows, more than one where whole patches are guessed.
+            draft: guesses at the bytes that follow `data`. Each patch that they fill adds a row.
         """
-        S = self.size
-        given = self.data[self.start :]
-        self._known = bytes(given + draft[: self.window])[: self.limit - self.start]
-        count = max(1, -(-len(self._known) // S))
-        self._rows = []
-        for k in range(count):
-            own = list(given) if k == 0 else []
-            guesses = list(self._known[k * S : (k + 1) * S])
-            self._rows.append(
-                Row(
-                    own + [_NONE] * (S - len(own)),
-                    guesses + [_NONE] * (S - len(guesses)),
-                    min(S, self.limit - self.start - k * S),
-                    self.start + k * S,
-                    verify=k > 0,
-                )
+        S = self.patch_size
+        prefix = self.data[self.byte_offset :]
+        self._expected = bytes(prefix + draft[: self.draft_limit])[: self.limit - self.byte_offset]
+        self._rows = [
+            Row(
+                _padded(prefix if k == 0 else b"", S),
+                _padded(self._expected[k * S : (k + 1) * S], S),
+                max_tokens=min(S, self.limit - self.byte_offset - k * S),
+                byte_offset=self.byte_offset + k * S,
+                verify=k > 0,
             )
+            for k in range(max(1, -(-len(self._expected) // S)))
+        ]
         patches = self.pending
-        if count > 1:
-            guessed = torch.tensor([row.guesses for row in self._rows[:-1]], dtype=torch.int16, device="cpu")
-            patches = torch.cat([patches, guessed])
-        return patches, self._rows
+        if len(self._rows) > 1:
+            drafted = torch.tensor([row.drafts for row in self._rows[:-1]], dtype=torch.int16, device="cpu")
+            patches = torch.cat([patches, drafted])
+        return DecodeStep(patches, self._rows)
 
     def is_damaged(self, patches: list[list[int]], counts: list[int]) -> bool:
-        """Whether a row has NaN or infinite logits that is not behind a wrong guess."""
+        """Whether a row has NaN or infinite logits, apart from rows after a wrong draft, which are discarded."""
         for row, patch, count in zip(self._rows, patches, counts, strict=True):
-            if count < 0 or patch != row.guesses:
+            if count < 0 or patch != row.drafts:
                 return count < 0
         return False
 
-    def take(self, patches: list[list[int]], counts: list[int]) -> None:
-        """Accepts the rows that were asked for, of which `counts` tokens were written, up to the first wrong guess."""
-        before, S = len(self.data), self.size
-        feature = self.cached + len(self.pending) - 1  # position of the patch whose feature the first row came from
+    def update(self, patches: list[list[int]], counts: list[int]) -> None:
+        """Appends the tokens of the step's rows up to the first wrong draft.
+
+        Args:
+            patches: S tokens for each row.
+            counts: tokens of each row that were decoded.
+        """
+        size_before, S = len(self.data), self.patch_size
+        position = self.cached_patches + len(self.pending) - 1  # of the patch before the first row
         for k, (row, patch, count) in enumerate(zip(self._rows, patches, counts, strict=True)):
             self.finished = patch[count - 1] == EOP
-            self.data[row.start :] = bytes(patch[: count - self.finished])
-            if k + 1 < len(self._rows) and patch == row.guesses:
+            self.data[row.byte_offset :] = bytes(patch[: count - self.finished])
+            if k + 1 < len(self._rows) and patch == row.drafts:
                 continue
             if count == S:
-                self.start, self.cached = row.start + S, feature + k + 1
+                self.byte_offset, self.cached_patches = row.byte_offset + S, position + k + 1
                 self.pending = torch.tensor([patch], dtype=torch.int16, device="cpu")
             elif not self.done:
-                # Amid a patch: its feature is computed again, from the patch before it.
-                self.start, self.cached = row.start, feature + k
+                # A wrong draft within the patch: the patch before it is computed again, for its feature.
+                self.byte_offset, self.cached_patches = row.byte_offset, position + k
                 self.pending = torch.tensor([patches[k - 1]], dtype=torch.int16, device="cpu")
             break
-        self._count(before)
+        self._count_drafts(size_before)
 
-    def _count(self, before: int) -> None:
-        guesses = self._known[before - self._rows[0].start :]
-        written = self.data[before:]
+    def _count_drafts(self, size_before: int) -> None:
+        drafts = self._expected[size_before - self._rows[0].byte_offset :]
+        new = self.data[size_before:]
         right = 0
-        while right < min(len(guesses), len(written)) and guesses[right] == written[right]:
+        while right < min(len(drafts), len(new)) and drafts[right] == new[right]:
             right += 1
-        self.drafted += len(guesses)
-        self.accepted += right
-        if guesses:
-            self.window = min(max(2 * right, LEAST), MOST)
+        self.num_drafted += len(drafts)
+        self.num_accepted += right
+        if drafts:
+            self.draft_limit = min(max(2 * right, MIN_DRAFT_BYTES), MAX_DRAFT_BYTES)
 
     def result(self) -> Generation:
-        return Generation(bytes(self.data), self.finished, self.prompt_bytes, self.drafted, self.accepted)
+        """The file."""
+        return Generation(bytes(self.data), self.finished, self.prompt_bytes, self.num_drafted, self.num_accepted)
+
+
+def _padded(data: bytes | bytearray, size: int) -> list[int]:
+    return [*data, *[-1] * (size - len(data))]

@@ -1,5 +1,5 @@
 // Choosing a token from logits, each sequence from a counter-based random stream of its own: the numbers and the order
-// of filters are those of bgpt_fast/generation/sampling.py.
+// of filters are those of kernels/byte_decode/sampling.py.
 #pragma once
 
 #include <cstdint>

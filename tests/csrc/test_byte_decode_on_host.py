@@ -11,14 +11,15 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from generation.test_cpu_decoder import random_model, rows
+from support.byte_decode import random_model, rows
 from support.paths import ROOT
 from torch import Tensor
 
 from bgpt_fast import BGPT, BGPTConfig
-from bgpt_fast.generation.device_layers import ByteWeights
-from bgpt_fast.generation.fused import PackedModel
-from bgpt_fast.generation.sampling import Sampling, choose
+from bgpt_fast.generation.decoders.cpu import CpuWeights
+from bgpt_fast.generation.decoders.cuda_layers import ByteWeights
+from bgpt_fast.kernels.byte_decode.op import byte_decode
+from bgpt_fast.kernels.byte_decode.sampling import Sampling, choose
 
 GREEDY, SAMPLED = Sampling(), Sampling(temperature=0.9, top_k=40, top_p=0.95, seed=7)
 
@@ -104,13 +105,15 @@ def on_host(
     fault: str = "",
 ) -> tuple[Decoded, str]:
     weights = ByteWeights(model, precision)
-    N, S = call["given"].shape
+    N, S = call["prefix_tokens"].shape
     sizes = (weights.width, weights.heads, weights.hidden, S, len(weights.layers))
     content = struct.pack("<i5if3i", precision == "bfloat16", *sizes, weights.eps, N, shape.blocks, shape.warps)
     content += struct.pack("<dqdQ", sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed)
     tensors = [tensor[:S] if tensor is weights.wpe else tensor for tensor in weights.tensors()]
     content += b"".join(map(raw, tensors))
-    content += b"".join(raw(call[name]) for name in ("features", "given", "room", "indices", "starts"))
+    content += b"".join(
+        raw(call[name]) for name in ("features", "prefix_tokens", "max_tokens", "rng_streams", "byte_offsets")
+    )
     found, complaints = run(program, "decode", content, fault)
     ends = (2 * N * S, 2 * N * S + 8 * N)
     parts = (found[: ends[0]], found[ends[0] : ends[1]], found[ends[1] :])
@@ -156,13 +159,13 @@ def test_logits_are_right_and_tokens_follow_from_them(program: Path) -> None:
 
 def check_tokens(call: dict[str, Tensor], found: Decoded, sampling: Sampling) -> None:
     """Each token is what is given, or what the CPU's sampling takes from the same logits; rows end where they must."""
-    for n, (given, room) in enumerate(zip(call["given"].tolist(), call["room"].tolist(), strict=True)):
+    for n, (given, room) in enumerate(zip(call["prefix_tokens"].tolist(), call["max_tokens"].tolist(), strict=True)):
         count = int(found.counts[n])
         ended = False
         for s in range(count):
             assert not ended
-            position = int(call["starts"].view(torch.int64)[n]) + s
-            index = int(call["indices"].view(torch.int64)[n])
+            position = int(call["byte_offsets"].view(torch.int64)[n]) + s
+            index = int(call["rng_streams"].view(torch.int64)[n])
             (own,) = choose(found.logits[n, s : s + 1], sampling, [index], [position])
             token = given[s] if given[s] >= 0 else own
             assert int(found.tokens[n, s]) == token
@@ -178,7 +181,7 @@ def test_it_writes_what_the_engine_of_the_cpu_writes(program: Path) -> None:
     for seed, sampling in enumerate((GREEDY, SAMPLED)):
         call = rows(shape.config, 4, seed)
         found, _ = on_host(program, model, shape, call, sampling)
-        expected = PackedModel(model, "float32").byte_decoder.decode(**call, **vars(sampling))
+        expected = byte_decode(CpuWeights(model, "float32").byte_decoder, **call, sampling=sampling)
         assert torch.equal(found.tokens, expected.tokens)
         assert torch.equal(found.counts, expected.counts)
 
@@ -211,7 +214,7 @@ def test_a_damaged_row_harms_no_other(program: Path) -> None:
     model, call = random_model(shape.config), rows(shape.config, 4)
     right, _ = on_host(program, model, shape, call)
     call["features"][1] = torch.nan
-    call["given"][1] = -1
+    call["prefix_tokens"][1] = -1
     found, complaints = on_host(program, model, shape, call)
     assert not complaints
     assert right.counts.max() > 1

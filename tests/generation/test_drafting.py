@@ -1,18 +1,23 @@
-"""Drafted generation writes what plain generation writes, and takes fewer rounds where guesses are right."""
+"""Generation with drafts gives the same bytes as without, in fewer steps where drafts are right."""
 
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
 
 from bgpt_fast import BGPT, BGPTConfig, Generation, Generator, Prompt
-from bgpt_fast.generation import packed
+from bgpt_fast.generation import generator
+from bgpt_fast.generation.decoders import cpu
+from bgpt_fast.generation.decoders.base import Decoder, make_decoder
 from bgpt_fast.generation.drafting import Drafter, KnownDrafter, LookupDrafter, RepeatDrafter
+from bgpt_fast.kernels.byte_decode.op import Decoded, byte_decode
+from bgpt_fast.kernels.byte_decode.packed import PackedByteDecoder
 
 CONFIG = BGPTConfig(patch_size=4, patch_length=12, hidden_size=32, patch_num_layers=2, byte_num_layers=2, num_heads=4)
-ROOM = 44
+CAPACITY = 44
 OPTIONS = {"greedy": {}, "sampled": {"temperature": 0.9, "top_k": 200, "top_p": 0.98, "seed": 3}}
 
 
@@ -30,25 +35,25 @@ def model() -> BGPT:
 
 def prompts_of(count: int, seed: int = 0) -> list[Prompt]:
     stream = random.Random(seed)
-    sizes = [0, 1, 4, 7, *(stream.randrange(ROOM - 8) for _ in range(count))][:count]
+    sizes = [0, 1, 4, 7, *(stream.randrange(CAPACITY - 8) for _ in range(count))][:count]
     return [Prompt("bin", stream.randbytes(size), i) for i, size in enumerate(sizes)]
 
 
 def spoiled(files: list[Generation], rate: float, seed: int) -> list[bytes]:
-    """The files with some bytes wrong, some bytes more or none at all."""
+    """The files with some bytes wrong, and up to 8 more bytes."""
     stream = random.Random(seed)
-    found = []
+    files_with_errors = []
     for file in files:
         data = bytearray(file.data)
         for i in range(file.prompt_bytes, len(data)):
             if stream.random() < rate:
                 data[i] = stream.randrange(256)
-        found.append(bytes(data) + stream.randbytes(stream.randrange(9)))
-    return found
+        files_with_errors.append(bytes(data) + stream.randbytes(stream.randrange(9)))
+    return files_with_errors
 
 
-class Healing:
-    """A drafter that knows a file of the same length better than its bytes so far: guesses go on after a wrong one."""
+class SameOffsetDrafter:
+    """Drafts from another file at the same offset, also after a wrong draft."""
 
     def __init__(self, files: list[bytes]) -> None:
         self.files = files
@@ -69,29 +74,28 @@ def test_drafts_change_no_byte(
     assert {file.finished for file in plain} == {True, False}
     assert all(file.drafted == file.accepted == 0 for file in plain)
     drafters: list[Drafter] = [RepeatDrafter(4), RepeatDrafter(1), LookupDrafter(3, 1, 9)]
-    drafters += [Healing(spoiled(plain, rate, seed)) for seed, rate in enumerate((0.0, 0.03, 0.1, 0.5, 1.0))]
+    drafters += [SameOffsetDrafter(spoiled(plain, rate, seed)) for seed, rate in enumerate((0.0, 0.03, 0.1, 0.5, 1.0))]
     for drafter in drafters:
         drafted = engine.generate(prompts, max_new_bytes=max_new_bytes, drafter=drafter, **options)
         assert drafted == plain
         assert all(0 <= file.accepted <= file.drafted for file in drafted)
 
 
-def test_a_guess_that_is_believed_is_noticed(model: BGPT, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The negative control: a decoder that takes guesses for given bytes."""
+def test_unverified_drafts_are_noticed(model: BGPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The negative control: a decoder that takes drafts for a prefix."""
     prompts = prompts_of(8)
     plain = Generator(model).generate(prompts)
-    decode = packed.PackedByteDecoder.decode
 
-    def believing(self: packed.PackedByteDecoder, features: torch.Tensor, given: torch.Tensor, *rest, **named):  # type: ignore[no-untyped-def]
-        drafts = named.pop("drafts")
-        return decode(self, features, torch.where(given < 0, drafts, given), *rest, **named)
+    def unverified(weights: PackedByteDecoder, *request: Any) -> Decoded:
+        features, prefix, *others, drafts, _ = request
+        return byte_decode(weights, features, torch.where(prefix < 0, drafts, prefix), *others)
 
-    monkeypatch.setattr(packed.PackedByteDecoder, "decode", believing)
-    assert Generator(model).generate(prompts, drafter=Healing(spoiled(plain, 0.3, 1))) != plain
+    monkeypatch.setattr(cpu, "byte_decode", unverified)
+    assert Generator(model).generate(prompts, drafter=SameOffsetDrafter(spoiled(plain, 0.3, 1))) != plain
 
 
-def test_only_what_a_file_says_can_be_damaged(model: BGPT) -> None:
-    """NaN behind a wrong guess is of no file; NaN in a file is told, guesses or not."""
+def test_nan_counts_only_in_a_file_s_own_bytes(model: BGPT) -> None:
+    """NaN after a wrong draft is ignored; NaN in a file is an error, with drafts or without."""
     prompts = prompts_of(5)
     plain = Generator(model).generate(prompts)
     absent = next(byte for byte in range(256) if all(byte not in file.data for file in plain))
@@ -107,60 +111,59 @@ def test_only_what_a_file_says_can_be_damaged(model: BGPT) -> None:
         engine.generate([prompts[0], hurt], drafter=RepeatDrafter(4))
 
 
-def test_right_guesses_are_accepted_and_save_rounds(model: BGPT) -> None:
+def test_right_drafts_are_accepted_and_save_steps(model: BGPT) -> None:
     prompts = [prompt for prompt in prompts_of(14) if len(prompt.data) < 12]
     plain = Generator(model).generate(prompts)
 
-    def rounds(drafter: Drafter | None) -> tuple[int, list[Generation]]:
+    def steps(drafter: Drafter | None) -> tuple[int, list[Generation]]:
         calls: list[int] = []
         files = Generator(model).generate(prompts, drafter=drafter, progress=lambda *_: calls.append(1))
         return len(calls), files
 
-    slow, _ = rounds(None)
-    fast, files = rounds(KnownDrafter([file.data for file in plain]))
+    slow, _ = steps(None)
+    fast, files = steps(KnownDrafter([file.data for file in plain]))
     assert fast < slow / 2
     assert files == plain
-    # A byte right behind what one pass has confirmed comes for nothing, and is not guessed.
+    # The byte after the verified ones is decoded in the same step, and is not drafted.
     assert all(file.drafted == file.accepted >= 0.6 * (len(file.new_bytes) - 1) for file in files)
-    _, wrong = rounds(KnownDrafter([bytes(byte ^ 255 for byte in file.data) for file in plain]))
+    _, wrong = steps(KnownDrafter([bytes(byte ^ 255 for byte in file.data) for file in plain]))
     assert sum(file.accepted for file in wrong) <= sum(file.drafted for file in wrong) / 10
 
 
-def test_guesses_stay_within_the_memory_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The features of what is guessed at once weigh as much as the caches where layers are few."""
+def test_drafts_stay_within_the_memory_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where layers are few, the drafted patches' features take as much memory as the caches."""
     config = BGPTConfig(patch_length=70, hidden_size=16, patch_num_layers=1, byte_num_layers=1, num_heads=1)
     torch.manual_seed(0)
     engine = Generator(BGPT(config))
-    each, activations = engine.sequence_bytes(69), engine._activations(drafting=True)
+    each, activations = engine.sequence_bytes(69), engine._activation_bytes(has_drafts=True)
     engine.max_memory = activations + 10 * each
-    taken: list[int] = []
-    decode, make = packed.PackedByteDecoder.decode, Generator._decoder
+    sizes: list[int] = []
     slots: list[int] = []
 
-    def made(engine: Generator, count: int, length: int) -> object:
+    def recording_make(model: BGPT, count: int, length: int, **options: Any) -> Decoder:
         slots.append(count)
-        return make(engine, count, length)
+        return make_decoder(model, count, length, **options)
 
-    def decoding(self: packed.PackedByteDecoder, features: torch.Tensor, *rest, **named):  # type: ignore[no-untyped-def]
-        taken.append(slots[-1] * each + 2 * features.nbytes)  # in parts, and put together
-        return decode(self, features, *rest, **named)
+    def recording_decode(weights: PackedByteDecoder, features: torch.Tensor, *request: Any) -> Decoded:
+        sizes.append(slots[-1] * each + 2 * features.nbytes)  # in parts, and concatenated
+        return byte_decode(weights, features, *request)
 
-    monkeypatch.setattr(Generator, "_decoder", made)
-    monkeypatch.setattr(packed.PackedByteDecoder, "decode", decoding)
+    monkeypatch.setattr(generator, "make_decoder", recording_make)
+    monkeypatch.setattr(cpu, "byte_decode", recording_decode)
     prompts = [Prompt("bin")] * 20
     assert len(engine.generate(prompts, max_new_bytes=1100, drafter=lambda *_: bytes(1024))) == 20
-    assert activations + max(taken) <= engine.max_memory < activations + 2 * max(taken)
+    assert activations + max(sizes) <= engine.max_memory < activations + 2 * max(sizes)
     assert 1 < slots[0] < 10
 
 
-def test_drafters_guess_what_they_say() -> None:
+def test_what_drafters_return() -> None:
     assert RepeatDrafter(3)(0, b"abcdef") == b"def"
     assert RepeatDrafter(3)(0, b"ab") == b""
     lookup = LookupDrafter(longest=3, shortest=2, length=4)
     assert lookup(0, b"xxabcdefgh1abc") == b"defg"
-    assert lookup(0, b"bc1abc2bc") == b"2bc"  # of two runs as long, the later one
+    assert lookup(0, b"bc1abc2bc") == b"2bc"  # the later of two equally long matches
     assert lookup(0, b"abcdef") == lookup(0, b"") == lookup(0, b"a") == b""
-    assert lookup(0, b"aaaa") == b"a"  # the run may overlap what it is found by
+    assert lookup(0, b"aaaa") == b"a"  # the match may overlap the last bytes
     assert KnownDrafter([b"abc", b"xyz"])(1, b"x") == b"yz"
     assert KnownDrafter([b"abc"])(0, b"b") == KnownDrafter([b"abc"])(1, b"") == b""
     with pytest.raises(ValueError, match="RepeatDrafter: period: expected at least 1, got 0"):

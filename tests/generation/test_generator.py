@@ -1,4 +1,4 @@
-"""Generation: right against the model itself, and the same bytes whatever shares the batch, cached or not."""
+"""Generation: equal to the model itself, and the same bytes in any batch, cached or not."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import pickle
 import random
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 import torch
@@ -14,21 +15,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bgpt_fast import BGPT, BGPTConfig, Generation, Generator, PackedPatches, Prompt, ReferenceBGPT
-from bgpt_fast.generation import decoder, generator
-from bgpt_fast.generation.decoder import EagerDecoder
-from bgpt_fast.generation.sampling import Sampling, choose
+from bgpt_fast.generation import generator
+from bgpt_fast.generation.decoders import base, eager
+from bgpt_fast.generation.decoders.base import Decoder, make_decoder
+from bgpt_fast.generation.decoders.cpu import CpuWeights
+from bgpt_fast.generation.decoders.eager import EagerDecoder
 from bgpt_fast.generation.scoring import score
+from bgpt_fast.kernels.byte_decode.sampling import Sampling, choose
 from bgpt_fast.kernels.cached_attention.reference import cached_attention_reference
 from bgpt_fast.kernels.invariant_linear.reference import invariant_linear_reference
 
 CONFIG = BGPTConfig(patch_size=4, patch_length=10, hidden_size=32, patch_num_layers=2, byte_num_layers=2, num_heads=4)
-ROOM = 36  # bytes of content that the context holds
+CAPACITY = 36  # bytes of content that the context holds
 GREEDY: dict[str, float] = {}
 SAMPLED: dict[str, float] = {"temperature": 0.9, "top_k": 200, "top_p": 0.98, "seed": 3}
 
 
 def decided(config: BGPTConfig, seed: int = 0, end: float = 7.5) -> BGPT:
-    """A random model with large weights: its choices depend on all that it sees.
+    """A random model with large weights: its choices depend on all of its context.
 
     `end` is added to the logits of `<eop>`, so that some files end before the context does.
     """
@@ -47,7 +51,7 @@ def model() -> BGPT:
     return decided(CONFIG)
 
 
-def random_prompts(count: int, room: int = ROOM, seed: int = 0) -> list[Prompt]:
+def random_prompts(count: int, room: int = CAPACITY, seed: int = 0) -> list[Prompt]:
     stream = random.Random(seed)
     sizes = [0, 1, 4, 7, room - 1, *(stream.randrange(room) for _ in range(count))][:count]
     return [
@@ -66,37 +70,39 @@ def test_every_byte_is_what_the_model_says(model: BGPT, options: dict[str, float
     for index, (prompt, file) in enumerate(zip(prompts, Generator(model).generate(prompts, **options), strict=True)):
         assert file.data.startswith(prompt.data)
         assert file.prompt_bytes == len(prompt.data)
-        packed = PackedPatches.from_bytes([(prompt.extension, file.data)], CONFIG, end_of_file=len(file.data) < ROOM)
+        packed = PackedPatches.from_bytes(
+            [(prompt.extension, file.data)], CONFIG, end_of_file=len(file.data) < CAPACITY
+        )
         expected = [*file.new_bytes, 256] if file.finished else [*file.new_bytes]
         places = range(len(prompt.data), len(prompt.data) + len(expected))
         for oracle in (model.eval(), reference.eval()):
             with torch.no_grad():
                 logits = oracle.logits(packed).flatten(0, 1)[places.start : places.stop]
             assert choose(logits, Sampling(**options), [index] * len(places), places) == expected
-        assert file.finished or len(file.data) == ROOM
+        assert file.finished or len(file.data) == CAPACITY
         ends += file.finished
     assert 0 < ends < len(prompts)
 
 
 @pytest.mark.parametrize("options", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_cached_equals_recomputed(model: BGPT, options: dict[str, float]) -> None:
-    """Each byte again, by a fresh Generator that has seen nothing but the bytes before it."""
+    """Each byte again, by a new Generator that gets the bytes before it as its prompt."""
     for prompt in random_prompts(5, seed=1):
         (cached,) = Generator(model).generate([prompt], **options)
         data, finished = prompt.data, False
-        while len(data) < ROOM and not finished:
+        while len(data) < CAPACITY and not finished:
             step = Generator(model).generate([Prompt(prompt.extension, data, prompt.index)], max_new_bytes=1, **options)
             data, finished = step[0].data, step[0].finished
         assert cached == Generation(data, finished, len(prompt.data))
 
 
-def in_torch(engine: Generator, slots: int, length: int) -> EagerDecoder:
-    """The decoder of a Generator where there is none of our own."""
-    return EagerDecoder(engine.model, slots, length)
+def make_eager_decoder(model: BGPT, slots: int, length: int, **options: object) -> EagerDecoder:
+    """`make_decoder` as on a device without an engine."""
+    return EagerDecoder(model, slots, length)
 
 
 def files_are_alone(model: BGPT, prompts: list[Prompt], sizes: Iterable[int], options: dict[str, float]) -> bool:
-    """Is each file the same in batches of all sizes, in any slot, shuffled, and with places that are refilled?"""
+    """Whether each file is the same in batches of all sizes, in any slot, in any order, and in slots used again."""
     alone = [Generator(model).generate([prompt], **options)[0] for prompt in prompts]
     same = True
     for size in sizes:
@@ -117,34 +123,36 @@ def test_files_do_not_see_each_other(model: BGPT, options: dict[str, float]) -> 
 def test_a_shared_random_stream_is_noticed(model: BGPT, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = random.Random(0)
 
-    def shared(seed: int, indices: list[int], positions: list[int]) -> object:
-        return torch.tensor([stream.random() for _ in indices], dtype=torch.float64).numpy()
+    def shared(seed: int, rng_streams: list[int], positions: list[int]) -> object:
+        return torch.tensor([stream.random() for _ in rng_streams], dtype=torch.float64).numpy()
 
-    monkeypatch.setattr("bgpt_fast.generation.sampling.uniform", shared)
-    monkeypatch.setattr(Generator, "_decoder", in_torch)
+    monkeypatch.setattr("bgpt_fast.kernels.byte_decode.sampling.uniform", shared)
+    monkeypatch.setattr(generator, "make_decoder", make_eager_decoder)
     assert not files_are_alone(model, random_prompts(6, seed=2), (2, 3), SAMPLED)
 
 
 @pytest.mark.parametrize("options", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-def test_fused_writes_what_torch_writes(
+def test_the_cpu_decoder_gives_what_the_eager_one_gives(
     model: BGPT, options: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In float32; no near tie of these seeds falls within rounding."""
     prompts = random_prompts(30, seed=12)
-    fused = Generator(model, max_batch=7).generate(prompts, **options)
-    monkeypatch.setattr(Generator, "_decoder", in_torch)
-    assert Generator(model).generate(prompts, **options) == fused
-    assert Generator(decided(CONFIG, seed=1)).generate(prompts, **options) != fused
+    files = Generator(model, max_batch=7).generate(prompts, **options)
+    monkeypatch.setattr(generator, "make_decoder", make_eager_decoder)
+    assert Generator(model).generate(prompts, **options) == files
+    assert Generator(decided(CONFIG, seed=1)).generate(prompts, **options) != files
 
 
-def test_fused_writes_what_torch_writes_with_the_shipped_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cpu_decoder_gives_what_the_eager_one_gives_with_the_shipped_checkpoint(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     checkpoint = EXAMPLES / "cpu_states" / "checkpoint"
     trained = BGPT.from_pretrained(checkpoint, dtype=torch.float32)
     prompts = [Prompt("bin", random.Random(i).randbytes(5 * i)) for i in range(6)]
-    fused = Generator(trained).generate(prompts, max_new_bytes=40)
-    assert sum(len(file.new_bytes) for file in fused) > 40
-    monkeypatch.setattr(Generator, "_decoder", in_torch)
-    assert Generator(trained).generate(prompts, max_new_bytes=40) == fused
+    files = Generator(trained).generate(prompts, max_new_bytes=40)
+    assert sum(len(file.new_bytes) for file in files) > 40
+    monkeypatch.setattr(generator, "make_decoder", make_eager_decoder)
+    assert Generator(trained).generate(prompts, max_new_bytes=40) == files
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])
@@ -156,20 +164,19 @@ def test_files_do_not_see_each_other_in_fewer_bits(model: BGPT, precision: str) 
     assert Generator(model).generate(prompts, **SAMPLED) != alone  # the precision is used
 
 
-def test_a_memory_budget_decides_how_many_are_under_way(model: BGPT, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_memory_budget_decides_the_batch_size(model: BGPT, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = random_prompts(9, seed=5)
     expected = Generator(model).generate(prompts)
     activations, each = 24 * 1024 * CONFIG.hidden_size, Generator(model).sequence_bytes(10)
     assert each == 8 * 32 * (2 * 16 + 2 * 4)
     slots: list[int] = []
-    plain = Generator._decoder
 
-    def counted(engine: Generator, count: int, length: int) -> object:
+    def recording(model: BGPT, count: int, length: int, **options: Any) -> Decoder:
         slots.append(count)
-        assert activations + count * engine.sequence_bytes(length) <= (engine.max_memory or 2**62)
-        return plain(engine, count, length)
+        assert activations + count * Generator(model).sequence_bytes(length) <= (budget or 2**62)
+        return make_decoder(model, count, length, **options)
 
-    monkeypatch.setattr(Generator, "_decoder", counted)
+    monkeypatch.setattr(generator, "make_decoder", recording)
     for budget, batch, count in (
         (activations + each, None, 1),
         (activations + 4 * each - 1, None, 3),
@@ -195,12 +202,12 @@ def test_a_memory_budget_decides_how_many_are_under_way(model: BGPT, monkeypatch
 def test_weights_are_packed_once_until_they_change(model: BGPT, monkeypatch: pytest.MonkeyPatch) -> None:
     packed: list[str] = []
 
-    class Counted(generator.PackedModel):
+    class Counted(CpuWeights):
         def __init__(self, model: BGPT, precision: str) -> None:
             packed.append(precision)
             super().__init__(model, precision)
 
-    monkeypatch.setattr(generator, "PackedModel", Counted)
+    monkeypatch.setattr(base, "CpuWeights", Counted)
     own, prompts = decided(CONFIG), random_prompts(3, seed=7)
     engine = Generator(own)
     first = engine.generate(prompts)
@@ -227,18 +234,14 @@ def logits_are_alone(model: BGPT) -> bool:
 
     def run(part: Tensor, by_patch: bool) -> Tensor:
         B = len(part)
-        engine = EagerDecoder(model, B, 16)
-        slots, places = torch.arange(B).repeat_interleave(T), torch.arange(T).repeat(B)
+        decoder = EagerDecoder(model, B, 16)
+        slots, positions = torch.arange(B).repeat_interleave(T), torch.arange(T).repeat(B)
         if by_patch:
             for t in range(T):
-                features = engine.features(part[:, t].contiguous(), torch.arange(B), torch.full((B,), t))
+                features = decoder.prefill(part[:, t].contiguous(), torch.arange(B), torch.full((B,), t))
         else:
-            features = engine.features(part.flatten(0, 1), slots, places)[T - 1 :: T]
-        inputs, logits = features, []
-        for s in range(S):
-            logits.append(engine.logits(inputs, torch.arange(B), torch.full((B,), s)))
-            inputs = engine.wte[part[:, 0, s].long()]
-        return torch.cat([features, *logits], 1)
+            features = decoder.prefill(part.flatten(0, 1), slots, positions)[T - 1 :: T]
+        return torch.cat([features, decoder.logits(features, part[:, 0], S).flatten(1)], 1)
 
     with torch.inference_mode():
         whole = run(patches, by_patch=False)
@@ -253,7 +256,7 @@ def test_logits_do_not_see_each_other(model: BGPT) -> None:
 
 
 def test_rounding_that_depends_on_the_batch_is_noticed(model: BGPT, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = decoder.invariant_linear
+    plain = eager.invariant_linear
 
     def split_where_rows_are_few(
         x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False
@@ -265,12 +268,12 @@ def test_rounding_that_depends_on_the_batch_is_noticed(model: BGPT, monkeypatch:
         y = plain(x[:, :half], weight[:half], bias) + plain(x[:, half:], weight[half:])
         return F.gelu(y, approximate="tanh") if gelu else y
 
-    monkeypatch.setattr(decoder, "invariant_linear", split_where_rows_are_few)
+    monkeypatch.setattr(eager, "invariant_linear", split_where_rows_are_few)
     assert not logits_are_alone(model)
 
 
 def test_the_reference_operations_write_the_same_files(model: BGPT, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What runs where there is no kernel of our own; no near tie of these seeds falls within rounding."""
+    """As on devices without kernels of their own; no near tie of these seeds falls within rounding."""
     prompts = random_prompts(8, seed=11)
     expected = Generator(model).generate(prompts)
     calls = []
@@ -279,9 +282,9 @@ def test_the_reference_operations_write_the_same_files(model: BGPT, monkeypatch:
         calls.append(len(x))
         return invariant_linear_reference(x, weight, bias, gelu)
 
-    monkeypatch.setattr(Generator, "_decoder", in_torch)
-    monkeypatch.setattr(decoder, "invariant_linear", linear)
-    monkeypatch.setattr(decoder, "cached_attention", cached_attention_reference)
+    monkeypatch.setattr(generator, "make_decoder", make_eager_decoder)
+    monkeypatch.setattr(eager, "invariant_linear", linear)
+    monkeypatch.setattr(eager, "cached_attention", cached_attention_reference)
     assert Generator(model).generate(prompts) == expected
     assert calls
 
@@ -394,16 +397,16 @@ def test_changes_that_torch_does_not_count_are_seen(model: BGPT) -> None:
     """A fused optimizer's steps, as the Trainer takes them, and changes through `.data`."""
     own, prompts = decided(CONFIG), random_prompts(4, seed=7)
     engine = Generator(own)
-    found = [engine.generate(prompts)]
+    files = [engine.generate(prompts)]
     optimizer = torch.optim.AdamW(own.parameters(), lr=0.05, fused=True)
     for parameter in own.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    found.append(engine.generate(prompts))
-    assert found[1] == Generator(own).generate(prompts) != found[0]
+    files.append(engine.generate(prompts))
+    assert files[1] == Generator(own).generate(prompts) != files[0]
     for parameter, other in zip(own.parameters(), model.parameters(), strict=True):
         parameter.data.copy_(other)
-    assert engine.generate(prompts) == Generator(model).generate(prompts) != found[1]
+    assert engine.generate(prompts) == Generator(model).generate(prompts) != files[1]
     own.byte_level_decoder.base.transformer.h[0].mlp.c_fc.weight.data.neg_()
     assert engine.generate(prompts) == Generator(own).generate(prompts) != Generator(model).generate(prompts)
 
@@ -420,8 +423,8 @@ def test_defaults_of_torch_change_nothing(model: BGPT, dtype: torch.dtype) -> No
             again = list(score(model, [("bin", file.data) for file in expected]))
     finally:
         torch.set_default_dtype(torch.float32)
-    for found, before in zip(again, scores, strict=True):
-        torch.testing.assert_close(found, before, rtol=0, atol=0)
+    for logits, before in zip(again, scores, strict=True):
+        torch.testing.assert_close(logits, before, rtol=0, atol=0)
 
 
 def test_a_copy_does_the_same(model: BGPT) -> None:
@@ -455,9 +458,9 @@ def test_errors_come_before_anything_runs(model: BGPT, monkeypatch: pytest.Monke
     def never(*_: object) -> None:
         raise AssertionError("something ran")
 
-    monkeypatch.setattr(generator, "CpuDecoder", never)
+    monkeypatch.setattr(base, "CpuDecoder", never)
     engine, good = Generator(model), Prompt("bin", b"1")
-    for size in (ROOM, ROOM + 1, 1000):
+    for size in (CAPACITY, CAPACITY + 1, 1000):
         with pytest.raises(ValueError, match=rf"prompts\[1\].data: expected fewer than 36 bytes, .*, got {size}; cut"):
             engine.generate_iter([good, Prompt("bin", bytes(size))])
     with pytest.raises(TypeError, match=r"prompts\[0\]: expected a Prompt, got bytes"):
@@ -509,11 +512,11 @@ def test_no_memory_for_the_caches_is_a_named_error(model: BGPT, monkeypatch: pyt
 
     message = r"caches of 3 sequences of 16 patches, 0.0 GiB; lower max_batch"
     with monkeypatch.context() as patched:
-        patched.setattr(Generator, "_decoder", in_torch)
-        patched.setattr(decoder, "_CachedTransformer", full)
-        with pytest.raises(MemoryError, match="allocate memory"):
+        patched.setattr(generator, "make_decoder", make_eager_decoder)
+        patched.setattr(eager, "_Transformer", full)
+        with pytest.raises(MemoryError, match=message):
             Generator(model).generate([Prompt("bin")] * 3)
-    monkeypatch.setattr(generator, "CpuDecoder", out_of_memory)
+    monkeypatch.setattr(base, "CpuDecoder", out_of_memory)
     with pytest.raises(MemoryError, match=message):
         Generator(model).generate([Prompt("bin")] * 3)
 
@@ -533,9 +536,9 @@ def test_cached_equals_recomputed_many(options: dict[str, float]) -> None:
     model, prompts = decided(CONFIG), random_prompts(1000, seed=10)
     cached = Generator(model).generate(prompts, **options)
     files = [Generation(prompt.data, False, len(prompt.data)) for prompt in prompts]
-    for _ in range(ROOM + 1):
-        open_ = [i for i, file in enumerate(files) if not file.finished and len(file.data) < ROOM]
-        again = [Prompt(prompts[i].extension, files[i].data, i) for i in open_]
-        for i, file in zip(open_, Generator(model).generate(again, max_new_bytes=1, **options), strict=True):
+    for _ in range(CAPACITY + 1):
+        unfinished = [i for i, file in enumerate(files) if not file.finished and len(file.data) < CAPACITY]
+        again = [Prompt(prompts[i].extension, files[i].data, i) for i in unfinished]
+        for i, file in zip(unfinished, Generator(model).generate(again, max_new_bytes=1, **options), strict=True):
             files[i] = Generation(file.data, file.finished, len(prompts[i].data))
     assert files == cached

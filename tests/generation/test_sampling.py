@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bgpt_fast.generation.sampling import Sampling, choose, philox, probabilities, uniform
+from bgpt_fast.kernels.byte_decode.sampling import Sampling, choose, philox, probabilities, uniform
 
 LOGITS = torch.tensor([[0.3, 2.0, -1.0, 1.2, 0.9, -3.0]])
 
@@ -141,7 +141,8 @@ def test_the_last_token_can_be_drawn_and_an_impossible_one_cannot(monkeypatch: p
     logits[1, 1:3] = torch.tensor([0.3, 0.1])
     for draw, expected in ((0.0, [0, 1]), (1 - 2.0**-53, [1, 2])):
         monkeypatch.setattr(
-            "bgpt_fast.generation.sampling.uniform", lambda seed, indices, positions, draw=draw: np.full(2, draw)
+            "bgpt_fast.kernels.byte_decode.sampling.uniform",
+            lambda seed, indices, positions, draw=draw: np.full(2, draw),
         )
         assert choose(logits, Sampling(1.0), [0, 1], [0, 0]) == expected
 

@@ -1,7 +1,8 @@
-"""Scores have the bits of generation: at once or byte by byte, alone or in company."""
+"""Scores have the bits of generation: at once or byte by byte, alone or in a batch."""
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -12,53 +13,56 @@ from torch import Tensor
 
 from bgpt_fast import BGPT, BGPTConfig, Generator, PackedPatches, Prompt
 from bgpt_fast.generation import scoring
-from bgpt_fast.generation.packed import Decoded, PackedByteDecoder
-from bgpt_fast.generation.sampling import Sampling, choose
+from bgpt_fast.generation.decoders import cpu
+from bgpt_fast.generation.decoders.eager import EagerDecoder
 from bgpt_fast.generation.scoring import ByteStreams, context_bytes, score, score_files
+from bgpt_fast.kernels.byte_decode.op import Decoded, byte_decode
+from bgpt_fast.kernels.byte_decode.packed import PackedByteDecoder
+from bgpt_fast.kernels.byte_decode.sampling import Sampling, choose
 
 CONFIG = BGPTConfig(patch_size=4, patch_length=10, hidden_size=32, patch_num_layers=2, byte_num_layers=2, num_heads=4)
-ROOM = 36
+CAPACITY = 36
 Documents = list[tuple[str, bytes]]
 
 
 @pytest.fixture(scope="module")
 def model() -> BGPT:
-    """Large weights: its probabilities depend on all that it sees."""
+    """A model with large weights: its probabilities depend on all of its context."""
     torch.manual_seed(0)
-    made = BGPT(CONFIG).eval()
+    model = BGPT(CONFIG).eval()
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in model.parameters():
             parameter.mul_(5)
-    return made
+    return model
 
 
 def random_documents(count: int, seed: int = 0) -> Documents:
     stream = random.Random(seed)
-    sizes = [0, 1, 3, 4, 5, ROOM - 1, ROOM, *(stream.randrange(ROOM + 1) for _ in range(count))][:count]
+    sizes = [0, 1, 3, 4, 5, CAPACITY - 1, CAPACITY, *(stream.randrange(CAPACITY + 1) for _ in range(count))][:count]
     return [(stream.choice(["bin", "txt", "", "a_long_one"]), stream.randbytes(size)) for size in sizes]
 
 
 def byte_by_byte(model: BGPT, documents: Documents) -> list[Tensor]:
     streams = ByteStreams(model, [extension for extension, _ in documents])
-    found: list[list[Tensor]] = [[] for _ in documents]
-    for place in range(ROOM):
-        rows = [row for row, (_, content) in enumerate(documents) if place <= len(content)]
+    logits_of: list[list[Tensor]] = [[] for _ in documents]
+    for i in range(CAPACITY):
+        rows = [row for row, (_, content) in enumerate(documents) if i <= len(content)]
         for row, logits in zip(rows, streams.logits(rows) if rows else (), strict=True):
-            found[row].append(logits)
-        going = [row for row in rows if place < len(documents[row][1])]
-        streams.append(going, [documents[row][1][place] for row in going])
+            logits_of[row].append(logits)
+        unfinished = [row for row in rows if i < len(documents[row][1])]
+        streams.append(unfinished, [documents[row][1][i] for row in unfinished])
     assert [streams.content(row) for row in range(len(streams))] == [content for _, content in documents]
-    return [torch.stack(rows) for rows in found]
+    return [torch.stack(rows) for rows in logits_of]
 
 
 def equal(left: list[Tensor], right: list[Tensor]) -> bool:
     return len(left) == len(right) and all(torch.equal(one, two) for one, two in zip(left, right, strict=True))
 
 
-def test_at_once_and_byte_by_byte_alone_and_in_company_have_the_same_bits(model: BGPT) -> None:
+def test_the_same_bits_at_once_and_byte_by_byte_alone_and_in_a_batch(model: BGPT) -> None:
     documents = random_documents(24)
     together = list(score(model, documents, max_batch=24))
-    assert [len(rows) for rows in together] == [min(len(content) + 1, ROOM) for _, content in documents]
+    assert [len(rows) for rows in together] == [min(len(content) + 1, CAPACITY) for _, content in documents]
     for batch in (1, 2, 7):
         assert equal(together, list(score(model, documents, max_batch=batch)))
     assert equal(together, byte_by_byte(model, documents))
@@ -66,8 +70,8 @@ def test_at_once_and_byte_by_byte_alone_and_in_company_have_the_same_bits(model:
     assert not equal(together, [rows.nextafter(rows.new_tensor(9.0)) for rows in together]), "the last bit counts"
 
 
-def test_sampled_generation_draws_from_these_very_numbers(model: BGPT) -> None:
-    """Whatever path the engine takes, its draws are those that the scores of its own output give."""
+def test_generation_samples_from_these_logits(model: BGPT) -> None:
+    """The bytes that the generator samples are those that the scores of its own output give."""
     prompts = [
         Prompt(extension, content[:9], index) for index, (extension, content) in enumerate(random_documents(20, 1))
     ]
@@ -83,29 +87,29 @@ def test_sampled_generation_draws_from_these_very_numbers(model: BGPT) -> None:
 
 
 def test_the_bits_are_those_that_generation_computed(model: BGPT, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[tuple[int, int], Tensor] = {}
-    decode = PackedByteDecoder.decode
+    generated: dict[tuple[int, int], Tensor] = {}
 
-    def recording(self: PackedByteDecoder, *tensors: Tensor, **options: Any) -> Decoded:
-        decoded = decode(self, *tensors, **options, return_logits=True)
+    def recording(weights: PackedByteDecoder, *request: Any) -> Decoded:
+        decoded = byte_decode(weights, *request, return_logits=True)
         assert decoded.logits is not None
-        for index, start, logits in zip(tensors[3].tolist(), tensors[4].tolist(), decoded.logits, strict=True):
-            for place, row in enumerate(logits):
+        _, _, _, rng_streams, byte_offsets, *_ = request
+        for stream, offset, logits in zip(rng_streams.tolist(), byte_offsets.tolist(), decoded.logits, strict=True):
+            for s, row in enumerate(logits):
                 if not bool(row.isnan().any()):
-                    seen[index, start + place] = row
+                    generated[stream, offset + s] = row
         return decoded
 
     prompts = [Prompt(extension, content[:9], index) for index, (extension, content) in enumerate(random_documents(9))]
     with monkeypatch.context() as patch:
-        patch.setattr(PackedByteDecoder, "decode", recording)
+        patch.setattr(cpu, "byte_decode", recording)
         files = Generator(model, max_batch=4).generate(prompts, temperature=1.0)
     documents = [(prompt.extension, file.data) for prompt, file in zip(prompts, files, strict=True)]
     scored = list(score(model, documents))
-    assert len(seen) >= sum(len(file.new_bytes) for file in files) > 100
-    for (index, place), row in seen.items():
-        if place < len(scored[index]):
-            assert torch.equal(scored[index][place], row)
-    assert any(not torch.equal(scored[index][place - 1], row) for (index, place), row in seen.items() if place)
+    assert len(generated) >= sum(len(file.new_bytes) for file in files) > 100
+    for (index, i), row in generated.items():
+        if i < len(scored[index]):
+            assert torch.equal(scored[index][i], row)
+    assert any(not torch.equal(scored[index][i - 1], row) for (index, i), row in generated.items() if i)
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])
@@ -117,11 +121,10 @@ def test_every_precision_has_its_own_bits(model: BGPT, precision: str) -> None:
     assert not equal(rough, list(score(model, documents)))
 
 
-def test_the_way_of_other_devices_agrees(model: BGPT) -> None:
+def test_the_eager_decoder_agrees(model: BGPT) -> None:
     documents = random_documents(9, 4)
-    decoders = scoring._Decoders(model, None)
-    decoders._packed = None
-    for rows, expected in zip(scoring._score(decoders, documents, 4), score(model, documents), strict=True):
+    decoder = EagerDecoder(model, 4, 16)
+    for rows, expected in zip(scoring._score(decoder, CONFIG, documents, 4), score(model, documents), strict=True):
         torch.testing.assert_close(rows, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -129,31 +132,33 @@ def test_against_the_model_itself(model: BGPT) -> None:
     documents = random_documents(12, 2)
     for document, rows in zip(documents, score(model, documents), strict=True):
         with torch.no_grad():
-            packed = PackedPatches.from_bytes([document], CONFIG, end_of_file=len(document[1]) < ROOM)
+            packed = PackedPatches.from_bytes([document], CONFIG, end_of_file=len(document[1]) < CAPACITY)
             expected = model.logits(packed).flatten(0, 1)[: len(rows)]
         torch.testing.assert_close(rows, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_files(model: BGPT, tmp_path: Path) -> None:
-    contents = {"a.txt": b"hello there", "b.bin": b"", "c": bytes(ROOM), "d.bin": bytes(range(100))}
+    contents = {"a.txt": b"hello there", "b.bin": b"", "c": bytes(CAPACITY), "d.bin": bytes(range(100))}
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
     paths = [tmp_path / name for name in contents]
     with pytest.raises(ValueError, match=r"d\.bin': expected at most 36 bytes.* got 100"):
         score_files(model, paths)
-    found = score_files(model, paths, overlong="head", max_batch=3)
-    assert [file.num_bytes for file in found] == [11, 0, 36, 36]
-    assert [file.is_cut for file in found] == [False, False, False, True]
-    assert found[1].bits_per_byte != found[1].bits_per_byte
+    scores = score_files(model, paths, truncation="head", max_batch=3)
+    with pytest.warns(DeprecationWarning, match="overlong is now called truncation"):
+        assert score_files(model, paths, overlong="head") == scores  # type: ignore[call-arg]
+    assert [file.num_bytes for file in scores] == [11, 0, 36, 36]
+    assert [file.is_cut for file in scores] == [False, False, False, True]
+    assert math.isnan(scores[1].bits_per_byte)
     packed = PackedPatches.from_bytes([("txt", b"hello there")], CONFIG)
     with torch.no_grad():
         nats = -model.logits(packed).flatten(0, 1)[:12].double().log_softmax(1)
-    assert found[0].nats == pytest.approx(float(nats[range(12), [*b"hello there", 256]].sum()), rel=1e-5)
-    assert found == [score_files(model, [path], overlong="head")[0] for path in paths]
+    assert scores[0].nats == pytest.approx(float(nats[range(12), [*b"hello there", 256]].sum()), rel=1e-5)
+    assert scores == [score_files(model, [path], truncation="head")[0] for path in paths]
 
 
 def test_wrong_arguments_are_named(model: BGPT) -> None:
-    assert context_bytes(CONFIG) == ROOM
+    assert context_bytes(CONFIG) == CAPACITY
     with pytest.raises(ValueError, match=r"documents\[1\]: expected at most 36 bytes"):
         score(model, [("", b""), ("", bytes(37))])
     with pytest.raises(TypeError, match="model: expected a BGPT"):

@@ -1,11 +1,12 @@
-"""Choosing bytes from logits, each sequence from a random stream of its own.
+"""Choosing a byte from logits, each file with a random stream of its own.
 
-Shape letters: N sequences, V = 257 tokens.
+Shape letters: N rows, V = 257 tokens.
 """
 
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,18 +14,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bgpt_fast.config import VOCAB_SIZE
+
+_STRUCT = "<dqdQ"
 _LOW = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How bytes are chosen: top-k, then top-p among what is left, then temperature (as in the released code).
+    """How a byte is chosen: top-k, then top-p over the remaining tokens, then temperature (as in the released code).
 
     Args:
-        temperature: 0 takes the likeliest byte; T > 0 draws in proportion to p^(1/T).
+        temperature: 0 takes the likeliest byte; T > 0 samples in proportion to p^(1/T).
         top_k: keeps the k likeliest tokens; 0 means off.
-        top_p: keeps the likeliest tokens up to and with the one that takes their sum over p; 1 or more means off.
+        top_p: keeps the fewest likeliest tokens whose probabilities sum to more than p; 1 or more means off.
         seed: 0 … 2⁶⁴-1.
 
     Of equally likely tokens the lower one counts as likelier.
@@ -56,36 +60,47 @@ class Sampling:
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed: expected 0 ≤ seed < 2⁶⁴, got {self.seed}")
 
+    def to_tensor(self) -> Tensor:
+        """The four fields, 8 bytes each, as the C++ and CUDA struct `Sampling` stores them: int64 [4] on the CPU."""
+        top_k = min(self.top_k, VOCAB_SIZE)
+        content = struct.pack(_STRUCT, self.temperature, top_k, self.top_p, self.seed)
+        return torch.frombuffer(bytearray(content), dtype=torch.int64)
 
-def choose(logits: Tensor, sampling: Sampling, indices: Sequence[int], positions: Sequence[int]) -> list[int]:
-    """One token for each row of logits.
+    @classmethod
+    def from_tensor(cls, fields: Tensor) -> Sampling:
+        """The inverse of `to_tensor`, from any device."""
+        return cls(*struct.unpack(_STRUCT, fields.cpu().numpy().tobytes()))
+
+
+def choose(logits: Tensor, sampling: Sampling, rng_streams: Sequence[int], positions: Sequence[int]) -> list[int]:
+    """Chooses one token for each row of logits.
 
     Args:
         logits: float [N, V], finite.
-        sampling: how.
-        indices: N; the random stream of each row.
-        positions: N; how many bytes of the row's file stand before this one: the place in its stream.
+        sampling: how to choose.
+        rng_streams: N; each row's random stream.
+        positions: N; the byte's position in its file, which is also its position in the random stream.
 
     Returns:
-        N tokens, each a function of its row of logits, the seed, its index and its position alone.
+        N tokens; each depends only on its row of logits, the sampling, its random stream and its position.
     """
     if sampling.temperature == 0:
         return logits.argmax(1).tolist()
     cumulative = probabilities(logits, sampling).cumsum(1)
     total = cumulative[:, -1:]
-    draw = torch.from_numpy(uniform(sampling.seed, indices, positions))[:, None] * total
-    # The second condition counts only where rounding has put the draw at the total.
+    draw = torch.from_numpy(uniform(sampling.seed, rng_streams, positions))[:, None] * total
+    # The second condition matters only where rounding makes the draw equal to the total.
     return ((cumulative <= draw) & (cumulative < total)).sum(1).tolist()
 
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
-    """float64 [N, V] on the CPU: from what `choose` draws at a temperature over 0."""
+    """The distribution that `choose` samples from at a temperature over 0: float64 [N, V] on the CPU."""
     scores = _filtered(logits.double().cpu(), sampling)
     return ((scores - scores.amax(1, keepdim=True)) / sampling.temperature).softmax(1)
 
 
 def _filtered(scores: Tensor, sampling: Sampling) -> Tensor:
-    """`scores` with -inf where top-k and top-p drop a token."""
+    """Replaces the scores that top-k and top-p exclude by -inf."""
     use_top_k = 0 < sampling.top_k < scores.shape[1]
     if not use_top_k and sampling.top_p >= 1:
         return scores
@@ -94,20 +109,20 @@ def _filtered(scores: Tensor, sampling: Sampling) -> Tensor:
     if use_top_k:
         drop[:, sampling.top_k :] = True
     if sampling.top_p < 1:
-        kept = ranked.masked_fill(drop, -torch.inf).softmax(1)
-        drop[:, 1:] |= kept.cumsum(1)[:, :-1] > sampling.top_p
+        remaining = ranked.masked_fill(drop, -torch.inf).softmax(1)
+        drop[:, 1:] |= remaining.cumsum(1)[:, :-1] > sampling.top_p
     return scores.masked_fill(torch.empty_like(drop).scatter_(1, order, drop), -torch.inf)
 
 
-def uniform(seed: int, indices: Sequence[int], positions: Sequence[int]) -> np.ndarray:
-    """A number in [0, 1) for each (seed, index, position): float64 [N], 53 random bits each.
+def uniform(seed: int, rng_streams: Sequence[int], positions: Sequence[int]) -> np.ndarray:
+    """A number in [0, 1) for each (seed, stream, position): float64 [N], 53 random bits each.
 
-    Philox4x32-10 with the seed as its key and (position, index) as its counter, so that each number stands on its own.
+    Philox4x32-10 with the seed as its key and (position, stream) as its counter: no number depends on another one.
 
     Source: Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, SC 2011.
     """
-    position, index = np.array(positions, dtype=np.uint64), np.array(indices, dtype=np.uint64)
-    counter = (position & _LOW, position >> _SHIFT, index & _LOW, index >> _SHIFT)
+    position, stream = np.array(positions, dtype=np.uint64), np.array(rng_streams, dtype=np.uint64)
+    counter = (position & _LOW, position >> _SHIFT, stream & _LOW, stream >> _SHIFT)
     words = philox(counter, (np.uint64(seed) & _LOW, np.uint64(seed) >> _SHIFT))
     return ((words[0] << _SHIFT | words[1]) >> np.uint64(11)) * 2.0**-53
 
@@ -115,7 +130,7 @@ def uniform(seed: int, indices: Sequence[int], positions: Sequence[int]) -> np.n
 def philox(
     counter: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], key: tuple[np.uint64, np.uint64]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Philox4x32-10: 32-bit words in uint64 arrays to four random 32-bit words."""
+    """Philox4x32-10: maps a counter and a key of 32-bit words (in uint64 arrays) to four random 32-bit words."""
     c0, c1, c2, c3 = counter
     k0, k1 = int(key[0]), int(key[1])
     for _ in range(10):

@@ -1,0 +1,170 @@
+"""The interface of all decoders, and the one place that chooses which of them serves a device.
+
+Shape letters: T patches of prefill, N patches to decode, S bytes a patch, D width, V = 257.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from bgpt_fast.device import Record, Replay
+from bgpt_fast.generation.decoders.cpu import CpuDecoder, CpuWeights, fingerprint
+from bgpt_fast.generation.decoders.cuda import CudaDecoder, CudaWeights, has_cuda_decoder
+from bgpt_fast.generation.decoders.cuda_layers import CUDA_PRECISIONS
+from bgpt_fast.generation.decoders.eager import EagerDecoder
+from bgpt_fast.generation.decoders.request import DecodeRequest, DecodeResult
+from bgpt_fast.kernels.byte_decode.packed import PRECISIONS
+from bgpt_fast.model import BGPT
+
+
+class Decoder(Protocol):
+    """A model's patch decoder with a key-value cache, and its byte decoder."""
+
+    device: torch.device
+
+    def prefill(self, patches: Tensor, slots: Tensor, positions: Tensor) -> Tensor:
+        """Adds patches to the cache and returns the patch decoder's features of them.
+
+        Args:
+            patches: int16 [T, S] on the device.
+            slots: int64 [T], the sequence of each.
+            positions: int64 [T], the position of each in its sequence. All positions before it must be in the cache
+                already, or in this call in ascending order.
+
+        Returns:
+            float32 [T, D].
+        """
+
+    def write(self, request: DecodeRequest) -> DecodeResult:
+        """Decodes a patch behind each of the request's features."""
+
+    def logits(self, features: Tensor, tokens: Tensor, count: int) -> Tensor:
+        """Logits of the first `count` bytes of patches, teacher-forced.
+
+        Args:
+            features: float32 [N, D], of the patch before each.
+            tokens: int16 [N, S]; the last one of the `count` is not read.
+            count: 1 … S.
+
+        Returns:
+            float32 [N, S, V]; NaN from `count` on.
+
+        Raises:
+            FloatingPointError: the CPU and CUDA decoders find NaN or infinite logits.
+        """
+
+
+class WeightCache:
+    """Weights that one call of `make_decoder` prepared, for the next call to use again.
+
+    A copy of it, or a pickle, is empty.
+    """
+
+    def __init__(self) -> None:
+        self._cpu: tuple[tuple[object, ...], list[nn.Parameter], CpuWeights] | None = None
+        self._cuda: CudaWeights | None = None
+
+    def __reduce__(self) -> tuple[type[WeightCache], tuple[()]]:
+        return WeightCache, ()
+
+    def for_cpu(self, model: BGPT, precision: str) -> CpuWeights:
+        """The model's weights as they are now, packed again only if they have changed."""
+        parameters = [*model.parameters()]
+        key = precision, *fingerprint(parameters)
+        if self._cpu is None or self._cpu[0] != key:
+            self._cpu = None  # frees the old weights before the new ones are allocated
+            # The parameters are referenced too, so that no new tensor can get the address of one of them.
+            self._cpu = key, parameters, CpuWeights(model, precision)
+        return self._cpu[2]
+
+    def for_cuda(self, model: BGPT, precision: str, batch_invariant: bool, record: Record | None) -> CudaWeights:
+        """The model's weights as they are now, copied over the last call's, so that its graphs can be replayed."""
+        last, key = self._cuda, (precision, batch_invariant, device_of(model))
+        if last is not None and (last.precision, last.batch_invariant, last.device) == key:
+            last.reload(model)
+            return last
+        self._cuda = last = None
+        self._cuda = CudaWeights(model, precision, record, batch_invariant=batch_invariant)
+        return self._cuda
+
+
+def make_decoder(
+    model: BGPT,
+    slots: int,
+    length: int,
+    *,
+    precision: str | None = None,
+    batch_invariant: bool = False,
+    use_graphs: bool = True,
+    cache: WeightCache | None = None,
+) -> Decoder:
+    """Makes the decoder of the model's device, with the model's weights as they are now.
+
+    Args:
+        model: on the device to decode on.
+        slots: sequences in the key-value cache.
+        length: patches a sequence; rounded up by `cache_length`.
+        precision: what linear layers compute in; None means `default_precision`.
+        batch_invariant: a file's bits depend on that file alone. Always so on the CPU.
+        use_graphs: record CUDA graphs, which pays where many calls follow.
+        cache: the prepared weights are left here, and are used again by the next call: on the CPU if the model's
+            weights have not changed, on a GPU by copying the new ones over them.
+
+    Raises:
+        ValueError: the device does not offer the precision, or no batch invariance.
+        MemoryError: the key-value cache does not fit.
+    """
+    device, length = device_of(model), cache_length(length)
+    offered: tuple[str, ...] = ("float32",)
+    if has_engine(device):
+        offered = PRECISIONS if device.type == "cpu" else tuple(CUDA_PRECISIONS)
+    precision = precision or default_precision(model)
+    where = f"on {device}"
+    if device.type == "cuda" and not has_engine(device):
+        where += " with an extension built without nvcc"
+    if precision not in offered:
+        raise ValueError(f"precision: expected None or one of {offered} {where}, got {precision!r}")
+    if batch_invariant and not has_engine(device):
+        raise ValueError(f"batch_invariant: expected None or False {where}, got True")
+    cache = WeightCache() if cache is None else cache
+    if device.type == "cpu":
+        return CpuDecoder(cache.for_cpu(model, precision), slots, length)
+    if has_engine(device):
+        record = None if use_graphs else _run_directly
+        return CudaDecoder(cache.for_cuda(model, precision, batch_invariant, record), slots, length)
+    return EagerDecoder(model, slots, length)
+
+
+def has_engine(device: torch.device) -> bool:
+    """Whether the device has a decoder of its own, with batch invariance and precisions below float32."""
+    return device.type == "cpu" or has_cuda_decoder(device)
+
+
+def device_of(model: BGPT) -> torch.device:
+    """The device of the model's weights."""
+    return model.byte_level_decoder.base.lm_head.weight.device
+
+
+def default_precision(model: BGPT) -> str:
+    """bfloat16 for a bfloat16 model where the device's decoder has it, otherwise float32."""
+    is_bfloat16 = model.byte_level_decoder.base.lm_head.weight.dtype == torch.bfloat16
+    return "bfloat16" if is_bfloat16 and has_engine(device_of(model)) else "float32"
+
+
+def cache_length(patches: int) -> int:
+    """Positions of a cache for so many patches: a multiple of 16 aligns its rows to cache lines."""
+    return max(1, -(-patches // 16)) * 16
+
+
+def memory_overhead(device: torch.device) -> tuple[int, int]:
+    """What the device's decoder takes beside the caches of its sequences: slots, and bytes for each sequence and unit
+    of the width."""
+    return (CudaDecoder.EXTRA_SLOTS, CudaDecoder.GRAPH_BYTES) if has_cuda_decoder(device) else (0, 0)
+
+
+def _run_directly(step: Replay) -> Replay:
+    """A `Record` that records nothing."""
+    return step

@@ -1,0 +1,323 @@
+"""The decoder of NVIDIA GPUs. Not yet run on a GPU; its functions run one by one on the CPU, where they are tested.
+
+The patch decoder runs its layers over a key-value cache; a call of no more patches than sequences, as each step of
+generation is, replays a CUDA graph. The byte decoder has two engines:
+
+- for few patches the persistent kernel of the op `byte_decode`, one launch for all bytes;
+- for many patches `GraphedByteDecoder`: all bytes of a patch in one CUDA graph, with the library's products and
+  attention. Bytes are chosen on the GPU, so nothing waits for it between them; rows that have ended are computed along.
+
+With `batch_invariant` the graphs serve every number of patches, with products and attention in which a row's bits
+depend on that row alone.
+
+Graphs are recorded for numbers of rows that are powers of two, and read and write the same memory at each replay
+(GraphBuffers, PatchBuffers). They stay valid from call to call because new weights are copied to where the old ones
+are.
+
+Shape letters: T tokens, N patches, S bytes a patch, D width, H heads, d = D / H, L positions a slot, V = 257.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bgpt_fast import _C
+from bgpt_fast.config import EOP, VOCAB_SIZE
+from bgpt_fast.device import Record, Replay, cuda_graph
+from bgpt_fast.generation.decoders.cuda_layers import Attend, ByteWeights, CudaLayers, PatchWeights
+from bgpt_fast.generation.decoders.request import DecodeRequest, DecodeResult
+from bgpt_fast.kernels.byte_decode.op import byte_decode, byte_decode_accept, persistent_takes
+from bgpt_fast.kernels.cached_attention.op import cached_attention
+from bgpt_fast.kernels.common.launch import on_device
+from bgpt_fast.kernels.patch_embed.op import patch_embed
+from bgpt_fast.model import BGPT
+
+PERSISTENT_ROWS = 24
+"""Patches up to which the persistent kernel is predicted to be faster than the graphs (not yet measured on a GPU):
+docs/kernels.md has the arithmetic, `make gpu-check` measures the point."""
+
+MIN_GRAPH_ROWS, MAX_GRAPH_ROWS = 8, 4096
+"""Rows of the smallest and the largest graph; the others are powers of two between them."""
+
+
+def graph_rows(count: int) -> int:
+    """Rows of the graph that decodes `count` patches."""
+    return min(MAX_GRAPH_ROWS, max(MIN_GRAPH_ROWS, 1 << (count - 1).bit_length()))
+
+
+def has_cuda_decoder(device: torch.device) -> bool:
+    """Whether the device is a GPU and the extension was built with nvcc."""
+    return device.type == "cuda" and _C.with_cuda
+
+
+class CudaDecoder:
+    """A model on a GPU with a cache for `slots` sequences of up to `length` patches, in the layers' dtype.
+
+    Implements `Decoder`.
+
+    Raises:
+        MemoryError: the cache does not fit.
+    """
+
+    EXTRA_SLOTS = 1
+    """Slots of the cache that no sequence has: the rows of a graph beyond the sequences write there."""
+    GRAPH_BYTES = 160
+    """Bytes that the graphs' buffers take for each sequence and unit of the width, at up to twice as many rows."""
+
+    def __init__(self, weights: CudaWeights, slots: int, length: int) -> None:
+        self.weights, self.device, self.slots = weights, weights.device, slots
+        patch = weights.patch
+        layers, heads, channels = len(patch.layers), patch.heads, patch.width // patch.heads
+        shape, dtype = (layers, slots + self.EXTRA_SLOTS, heads), patch.dtype
+        try:
+            self._keys = torch.empty(*shape, channels, length, dtype=dtype, device=self.device)
+            self._values = torch.empty(*shape, length, channels, dtype=dtype, device=self.device)
+        except RuntimeError as error:
+            if "memory" not in str(error):
+                raise
+            raise MemoryError(str(error)) from error
+        self._graphs: dict[int, tuple[PatchBuffers, Replay]] = {}
+
+    def prefill(self, patches: Tensor, slots: Tensor, positions: Tensor) -> Tensor:
+        """As `Decoder.prefill`."""
+        T = len(patches)
+        if min(self.slots, MAX_GRAPH_ROWS) < T:
+            return self._features(patches, slots, positions)
+        rows = graph_rows(T)
+        if rows not in self._graphs:
+            buffers = PatchBuffers(rows, patches.shape[1], self.weights.patch.width, self.device)
+            buffers.slots.fill_(self.slots)
+            with on_device(buffers.features):
+                self._graphs[rows] = buffers, self.weights.record(lambda: self._prefill(buffers))
+        buffers, replay = self._graphs[rows]
+        buffers.patches[:T], buffers.slots[:T], buffers.positions[:T] = patches, slots, positions
+        buffers.slots[T:], buffers.positions[T:] = self.slots, 0
+        with on_device(buffers.features):
+            replay()
+        return buffers.features[:T].clone()
+
+    def write(self, request: DecodeRequest) -> DecodeResult:
+        """As `Decoder.write`, without drafts."""
+        assert request.drafts is None
+        N = len(request.features)
+        if not self.weights.has_persistent_kernel or N > PERSISTENT_ROWS:
+            return self.weights.graphed.write(request)
+        return write_persistent(self.weights.byte, request)
+
+    def logits(self, features: Tensor, tokens: Tensor, count: int) -> Tensor:
+        """As `Decoder.logits`."""
+        logits = self.weights.graphed.logits(features, tokens, count)
+        if not bool(logits[:, :count].isfinite().all()):
+            raise FloatingPointError("NaN or infinite logits; the model's weights are damaged or too large")
+        return logits
+
+    def _prefill(self, buffers: PatchBuffers) -> None:
+        buffers.features.copy_(self._features(buffers.patches, buffers.slots, buffers.positions))
+
+    def _features(self, patches: Tensor, slots: Tensor, positions: Tensor) -> Tensor:
+        weights = self.weights.patch
+
+        def attend(layer: int, qkv: Tensor) -> Tensor:
+            attended = cached_attention(qkv.float(), self._keys[layer], self._values[layer], slots, positions)
+            return attended.to(weights.dtype)
+
+        embeddings = patch_embed(patches, weights.embedding_rows, weights.embedding_bias)
+        return self.weights.patch_layers(embeddings + weights.wpe[positions], attend).float()
+
+
+class CudaWeights:
+    """A copy of a model's weights for the CUDA decoder, and the graphs that read it.
+
+    Args:
+        model: on a GPU, or in tests on the CPU, where there is no persistent kernel.
+        precision: one of CUDA_PRECISIONS.
+        record: how graphs are made; None means as CUDA graphs.
+        batch_invariant: a file's bits depend on that file alone.
+    """
+
+    def __init__(
+        self, model: BGPT, precision: str, record: Record | None = None, *, batch_invariant: bool = False
+    ) -> None:
+        self.precision, self.batch_invariant = precision, batch_invariant
+        self.patch, self.byte = PatchWeights(model, precision), ByteWeights(model, precision)
+        self.device = self.byte.device
+        self.patch_layers = CudaLayers(self.patch, batch_invariant)
+        self.record = record or cuda_graph
+        self.graphed = GraphedByteDecoder(self.byte, self.record, batch_invariant=batch_invariant)
+        self.has_persistent_kernel = (
+            has_cuda_decoder(self.device) and not batch_invariant and persistent_takes(self.byte)
+        )
+
+    def reload(self, model: BGPT) -> None:
+        """Copies the model's weights to where the old ones are, so that recorded graphs read the new ones."""
+        for weights, kind in ((self.patch, PatchWeights), (self.byte, ByteWeights)):
+            for target, tensor in zip(weights.tensors(), kind(model, self.precision).tensors(), strict=True):
+                target.copy_(tensor)
+        self.patch_layers.reload()
+        self.graphed.layers.reload()
+
+
+def write_persistent(weights: ByteWeights, request: DecodeRequest) -> DecodeResult:
+    """As `Decoder.write`, by the persistent kernel; waits once, for the result."""
+    device = weights.device
+    # uint64 tensors go to the GPU as int64: torch has few operations for them.
+    streams, offsets = (
+        numbers.view(torch.int64).to(device).view(torch.uint64)
+        for numbers in (request.rng_streams, request.byte_offsets)
+    )
+    prefix, max_tokens = request.prefix_tokens.to(device), request.max_tokens.to(device)
+    tokens, counts, _ = byte_decode(weights, request.features, prefix, max_tokens, streams, offsets, request.sampling)
+    return DecodeResult(tokens.tolist(), counts.tolist())
+
+
+class PatchBuffers:
+    """The memory that a graph of the patch decoder reads and writes: one patch for each row."""
+
+    def __init__(self, rows: int, patch_size: int, width: int, device: torch.device) -> None:
+        self.patches = torch.zeros(rows, patch_size, dtype=torch.int16, device=device)
+        self.slots, self.positions = (torch.zeros(rows, dtype=torch.int64, device=device) for _ in range(2))
+        self.features = torch.zeros(rows, width, device=device)
+
+
+class GraphBuffers:
+    """The memory that a graph of the byte decoder reads and writes."""
+
+    def __init__(self, weights: ByteWeights, rows: int, cache: Tensor) -> None:
+        device, S = weights.device, weights.patch_size
+
+        def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        self.features = torch.zeros(rows, weights.width, device=device)
+        self.prefix_tokens, self.tokens = zeros(rows, S, dtype=torch.int16), zeros(rows, S, dtype=torch.int16)
+        # rng_streams and byte_offsets are the bits of unsigned numbers.
+        self.max_tokens, self.rng_streams, self.byte_offsets, self.sampling = (*(zeros(rows) for _ in "abc"), zeros(4))
+        self.counts, self.next_tokens = zeros(rows), zeros(rows)
+        self.active = zeros(rows, dtype=torch.uint8)
+        self.keys, self.values = cache.view(_cache_shape(weights, rows)).unbind(0)
+
+    def fill(self, request: DecodeRequest, rows: slice) -> None:
+        """Copies some rows of a request in; the graph's other rows are inactive."""
+        for target, values in (
+            (self.features, request.features),
+            (self.prefix_tokens, request.prefix_tokens),
+            (self.max_tokens, request.max_tokens),
+            (self.rng_streams, request.rng_streams.view(torch.int64)),
+            (self.byte_offsets, request.byte_offsets.view(torch.int64)),
+        ):
+            target[: rows.stop - rows.start].copy_(values[rows])
+        self.sampling.copy_(request.sampling.to_tensor())
+        self.tokens.fill_(EOP)
+        self.active.zero_()
+        self.active[: rows.stop - rows.start].fill_(1)
+
+
+def _cache_shape(weights: ByteWeights, rows: int) -> tuple[int, ...]:
+    """[keys and values, layers, N, H, S, d]."""
+    heads = weights.heads
+    return 2, len(weights.layers), rows, heads, weights.patch_size, weights.width // heads
+
+
+class GraphedByteDecoder:
+    """The byte decoder as CUDA graphs, up to MAX_GRAPH_ROWS patches each.
+
+    Args:
+        weights: on a GPU, or in tests on the CPU.
+        record: how a graph is made; None means as a CUDA graph.
+        batch_invariant: a patch's bits depend on that patch alone, not on how many are decoded with it.
+    """
+
+    def __init__(self, weights: ByteWeights, record: Record | None = None, *, batch_invariant: bool = False) -> None:
+        self.weights = weights
+        self._record = record or cuda_graph
+        self.layers = CudaLayers(weights, batch_invariant)
+        self._cache = torch.empty(0, dtype=weights.dtype, device=weights.device)
+        self._graphs: dict[int, tuple[GraphBuffers, Replay]] = {}
+
+    def write(self, request: DecodeRequest) -> DecodeResult:
+        """As `Decoder.write`, without drafts; waits once for each graph's result."""
+        tokens: list[list[int]] = []
+        counts: list[int] = []
+        for first in range(0, len(request.features), MAX_GRAPH_ROWS):
+            rows = slice(first, min(first + MAX_GRAPH_ROWS, len(request.features)))
+            count = rows.stop - rows.start
+            buffers, replay = self._graph(graph_rows(count))
+            buffers.fill(request, rows)
+            with on_device(buffers.features):
+                replay()
+            tokens += buffers.tokens[:count].tolist()
+            counts += buffers.counts[:count].tolist()
+        return DecodeResult(tokens, counts)
+
+    def logits(self, features: Tensor, tokens: Tensor, count: int) -> Tensor:
+        """As `Decoder.logits`, with NaN and infinite values as they are."""
+        weights, (N, S) = self.weights, tokens.shape
+        logits = features.new_full((N, S, VOCAB_SIZE), torch.nan)
+        # As in the graphs, a multiple of 8 rows aligns each layer to 16 bytes: Triton compiles another kernel for
+        # another alignment, whose sums might have another order.
+        shape = _cache_shape(weights, -(-N // MIN_GRAPH_ROWS) * MIN_GRAPH_ROWS)
+        keys, values = torch.empty(shape, dtype=weights.dtype, device=weights.device)[:, :, :N]
+        for s in range(count):
+            inputs = features if s == 0 else F.embedding(tokens[:, s - 1].long(), weights.wte)
+            logits[:, s] = self.step(inputs + weights.wpe[s], keys, values, s)
+        return logits
+
+    def step(self, residual: Tensor, keys: Tensor, values: Tensor, s: int) -> Tensor:
+        """Logits float32 [N, V] at position s.
+
+        Args:
+            residual: float32 [N, D], embeddings with positions.
+            keys, values: [layers, N, H, S, d]; written at s, read up to it.
+            s: the position.
+        """
+        attention = self._invariant_attention if self.layers.batch_invariant else self._attention
+        return self.layers.linear(self.layers(residual, attention(keys, values, s)), self.weights.head).float()
+
+    def _graph(self, rows: int) -> tuple[GraphBuffers, Replay]:
+        if rows not in self._graphs:
+            weights = self.weights
+            size = math.prod(_cache_shape(weights, rows))
+            if len(self._cache) < size:
+                self._cache = torch.empty(size, dtype=weights.dtype, device=weights.device)
+            # All graphs share one cache: its content is used within one patch only.
+            buffers = GraphBuffers(weights, rows, self._cache[:size])
+            with on_device(buffers.features):
+                self._graphs[rows] = buffers, self._record(lambda: self._decode(buffers))
+        return self._graphs[rows]
+
+    def _decode(self, buffers: GraphBuffers) -> None:
+        """All S bytes of the buffers' patches."""
+        for s in range(self.weights.patch_size):
+            inputs = buffers.features if s == 0 else F.embedding(buffers.next_tokens, self.weights.wte)
+            self._accept(self.step(inputs + self.weights.wpe[s], buffers.keys, buffers.values, s), buffers, s)
+
+    def _accept(self, logits: Tensor, buffers: GraphBuffers, s: int) -> None:
+        """Chooses the bytes at s."""
+        b = buffers
+        inputs = b.prefix_tokens, b.max_tokens, b.rng_streams, b.byte_offsets, b.sampling
+        byte_decode_accept(logits, *inputs, b.tokens, b.counts, b.next_tokens, b.active, s)
+
+    def _attention(self, keys: Tensor, values: Tensor, s: int) -> Attend:
+        def attend(layer: int, qkv: Tensor) -> Tensor:
+            q, k, v = qkv.view(len(qkv), 3, self.weights.heads, -1).unbind(1)
+            keys[layer, :, :, s], values[layer, :, :, s] = k, v
+            cached = keys[layer, :, :, : s + 1], values[layer, :, :, : s + 1]
+            return F.scaled_dot_product_attention(q[:, :, None], *cached).reshape(len(qkv), -1)
+
+        return attend
+
+    def _invariant_attention(self, keys: Tensor, values: Tensor, s: int) -> Attend:
+        # Only this function reads the keys, so they can have the layout of cached_attention, [.., d, S].
+        layers, N, heads, S, channels = keys.shape
+        keys = keys.view(layers, N, heads, channels, S)
+        slots = torch.arange(N, device=keys.device)
+        positions = torch.full_like(slots, s)
+
+        def attend(layer: int, qkv: Tensor) -> Tensor:
+            return cached_attention(qkv.float(), keys[layer], values[layer], slots, positions).to(qkv.dtype)
+
+        return attend

@@ -1,0 +1,344 @@
+"""byte_decode: the bytes of a batch of patches, one after the other, each chosen from the byte decoder's logits.
+
+Shape letters: N patches, S bytes a patch, D width, V = 257 tokens, of which 256 ends the file.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from bgpt_fast import _C
+from bgpt_fast.config import EOP, VOCAB_SIZE
+from bgpt_fast.kernels.byte_decode.packed import PackedByteDecoder
+from bgpt_fast.kernels.byte_decode.reference import byte_decode_accept_reference, byte_decode_reference
+from bgpt_fast.kernels.byte_decode.sampling import Sampling
+from bgpt_fast.kernels.common.checks import check_tensor
+from bgpt_fast.kernels.common.launch import on_device
+from bgpt_fast.kernels.common.register import Op, register
+
+PERSISTENT_MAX_ROWS: int = _C.persistent_rows
+"""Patches that one launch of the CUDA kernel decodes at most."""
+
+
+class ByteDecoderWeights(Protocol):
+    """Weights of the byte decoder as plain tensors on one device."""
+
+    @property
+    def width(self) -> int:
+        """D."""
+
+    @property
+    def patch_size(self) -> int:
+        """S."""
+
+    heads: int
+    eps: float
+
+    def tensors(self) -> list[Tensor]:
+        """12 of each layer in the order of `Layer`, linear weights [outputs, inputs]; the final norm's weight and bias;
+        wpe [positions, D]; wte [V, D]; the head [V, D]. Linear weights and the head are float32 or bfloat16, the others
+        float32; all are contiguous and aligned to 16 bytes."""
+
+
+class Decoded(NamedTuple):
+    """What `byte_decode` returns.
+
+    tokens: int16 [N, S]; 256 from the end of the file, or of the row, on.
+    counts: int64 [N], tokens up to the end, an `<eop>` included; -1 where logits were NaN or infinite.
+    logits: float32 [N, S, V], NaN where nothing was computed; None unless they were requested.
+    """
+
+    tokens: Tensor
+    counts: Tensor
+    logits: Tensor | None
+
+
+def byte_decode(
+    weights: PackedByteDecoder | ByteDecoderWeights,
+    features: Tensor,
+    prefix_tokens: Tensor,
+    max_tokens: Tensor,
+    rng_streams: Tensor,
+    byte_offsets: Tensor,
+    sampling: Sampling | None = None,
+    drafts: Tensor | None = None,
+    verify: Tensor | None = None,
+    *,
+    return_logits: bool = False,
+) -> Decoded:
+    """Decodes one patch a row, until the model ends the file, `max_tokens` is reached or the patch is full.
+
+    On the CPU everything runs in one call of C++ from packed weights, and a row's bits depend on that row alone: not on
+    the other rows, the number of threads or the instruction set. On an NVIDIA GPU a persistent kernel (not yet run on a
+    GPU) decodes up to PERSISTENT_MAX_ROWS rows a launch, and a row's bits depend on that row alone there too. Plain
+    weights on other devices use the reference.
+
+    Args:
+        weights: packed on the CPU; plain tensors on any device.
+        features: float32 [N, D], the patch decoder's feature of the patch before each.
+        prefix_tokens: int16 [N, S]: tokens that are known, then -1 from the first position to decode.
+        max_tokens: int64 [N], 1 … S: tokens after which a row ends.
+        rng_streams: uint64 [N], each row's random stream.
+        byte_offsets: uint64 [N], bytes of the row's file before this patch: the position in its stream.
+        sampling: how bytes are chosen; None means the likeliest.
+        drafts: int16 [N, S], guesses at the tokens after the prefix, then -1; with packed weights they are verified in
+            one pass. They change no token.
+        verify: bool [N], rows that end after their first wrong draft, or after the token that follows the last draft.
+        return_logits: also return the logits.
+
+    Raises:
+        TypeError, ValueError: a wrong dtype, shape, device or value, or an option that the device does not have.
+    """
+    device, N, S = features.device, len(features), weights.patch_size
+    check_tensor("byte_decode", "features", features, dtypes=(torch.float32,), shape=("N", weights.width))
+    arguments: dict[str, tuple[Tensor, torch.dtype, tuple[int, ...]]]
+    arguments = {"prefix_tokens": (prefix_tokens, torch.int16, (N, S)), "max_tokens": (max_tokens, torch.int64, (N,))}
+    arguments |= {"rng_streams": (rng_streams, torch.uint64, (N,)), "byte_offsets": (byte_offsets, torch.uint64, (N,))}
+    if drafts is not None:
+        arguments["drafts"] = drafts, torch.int16, (N, S)
+    if verify is not None:
+        arguments["verify"] = verify, torch.bool, (N,)
+    for name, (value, dtype, shape) in arguments.items():
+        check_tensor("byte_decode", name, value, dtypes=(dtype,), shape=shape, device=device)
+    if device.type == "cpu" and N:
+        # Elsewhere reading the values would wait for the device.
+        ranges: tuple[tuple[str, Tensor | None, int, int], ...]
+        ranges = (
+            ("prefix_tokens", prefix_tokens, -1, EOP),
+            ("drafts", drafts, -1, EOP),
+            ("max_tokens", max_tokens, 1, S),
+        )
+        for name, tensor, low, high in ranges:
+            if tensor is not None and not low <= int(tensor.min()) <= int(tensor.max()) <= high:
+                raise ValueError(
+                    f"byte_decode: {name}: expected {low} to {high}, got {int(tensor.min())} to {int(tensor.max())}"
+                )
+    handle, tensors, eps = 0, [], 0.0
+    if isinstance(weights, PackedByteDecoder):
+        if device.type != "cpu":
+            raise ValueError(f"byte_decode: features: expected the CPU, where the packed weights are, got {device}")
+        handle = weights.handle
+    else:
+        tensors, eps = weights.tensors(), weights.eps
+        if device.type == "cuda" and not (drafts is None and verify is None and not return_logits):
+            raise ValueError("byte_decode: drafts, verify, return_logits: expected none of them on a GPU")
+        if device.type == "cuda" and not persistent_takes(weights):
+            raise ValueError(f"byte_decode: weights: expected a shape that the GPU kernel takes, got {_shape(weights)}")
+    tokens, counts, logits = torch.ops.bgpt_fast.byte_decode(
+        features,
+        prefix_tokens,
+        max_tokens,
+        rng_streams.view(torch.int64),
+        byte_offsets.view(torch.int64),
+        (sampling or Sampling()).to_tensor(),
+        drafts,
+        verify,
+        tensors,
+        handle,
+        weights.heads,
+        eps,
+        return_logits,
+    )
+    return Decoded(tokens, counts, logits if return_logits else None)
+
+
+def persistent_takes(weights: ByteDecoderWeights) -> bool:
+    """Whether the CUDA kernel takes a model of this shape: widths are multiples of 8, and layers, positions and widths
+    within the limits of `csrc/byte_decode/persistent.h`. It takes the paper's model."""
+    return _C.persistent_takes(_shape(weights))
+
+
+def byte_decode_accept(
+    logits: Tensor,
+    prefix_tokens: Tensor,
+    max_tokens: Tensor,
+    rng_streams: Tensor,
+    byte_offsets: Tensor,
+    sampling: Tensor,
+    tokens: Tensor,
+    counts: Tensor,
+    next_tokens: Tensor,
+    active: Tensor,
+    position: int,
+) -> None:
+    """Chooses the tokens at one position of all active rows from their logits: one step of `byte_decode`.
+
+    It waits for nothing, so that a CUDA graph can record it. Not yet run on a GPU.
+
+    Args:
+        logits: float32 [N, V], contiguous.
+        prefix_tokens: int16 [N, S], as `byte_decode` has it.
+        max_tokens: int64 [N].
+        rng_streams: int64 [N], the bits of the unsigned numbers that `byte_decode` takes.
+        byte_offsets: int64 [N], as rng_streams.
+        sampling: int64 [4], from `Sampling.to_tensor`.
+        tokens: int16 [N, S]; the position's token is written.
+        counts: int64 [N]; set to position + 1, or to -1 where logits are NaN or infinite.
+        next_tokens: int64 [N]; the token, for the embedding of the next input.
+        active: uint8 [N]; set to 0 where a row ends. Rows with 0 are left unchanged.
+        position: 0 … S-1.
+
+    Raises:
+        TypeError, ValueError: a wrong dtype, shape or device.
+    """
+    device, (N, S) = logits.device, prefix_tokens.shape
+    check_tensor("byte_decode_accept", "logits", logits, dtypes=(torch.float32,), shape=(N, VOCAB_SIZE))
+    for name, value in (("prefix_tokens", prefix_tokens), ("tokens", tokens)):
+        check_tensor("byte_decode_accept", name, value, dtypes=(torch.int16,), shape=(N, S), device=device)
+    numbers = {"max_tokens": max_tokens, "rng_streams": rng_streams, "byte_offsets": byte_offsets}
+    for name, value in {**numbers, "counts": counts, "next_tokens": next_tokens}.items():
+        check_tensor("byte_decode_accept", name, value, dtypes=(torch.int64,), shape=(N,), device=device)
+    check_tensor("byte_decode_accept", "sampling", sampling, dtypes=(torch.int64,), shape=(4,), device=device)
+    check_tensor("byte_decode_accept", "active", active, dtypes=(torch.uint8,), shape=(N,), device=device)
+    if not 0 <= position < S:
+        raise ValueError(f"byte_decode_accept: position: expected 0 to {S - 1}, got {position}")
+    tensors = (
+        logits,
+        prefix_tokens,
+        max_tokens,
+        rng_streams,
+        byte_offsets,
+        sampling,
+        tokens,
+        counts,
+        next_tokens,
+        active,
+    )
+    if not all(tensor.is_contiguous() for tensor in tensors):
+        raise ValueError("byte_decode_accept: expected contiguous tensors, got one with other strides")
+    torch.ops.bgpt_fast.byte_decode_accept(*tensors, position)
+
+
+class _Call(NamedTuple):
+    """The op's arguments."""
+
+    features: Tensor
+    prefix_tokens: Tensor
+    max_tokens: Tensor
+    rng_streams: Tensor
+    byte_offsets: Tensor
+    sampling: Tensor
+    drafts: Tensor | None
+    verify: Tensor | None
+    weights: list[Tensor]
+    packed: int
+    heads: int
+    eps: float
+    return_logits: bool
+
+    def new_results(self) -> tuple[Tensor, Tensor, Tensor]:
+        N, S = self.prefix_tokens.shape
+        logits_shape = (N if self.return_logits else 0, S, VOCAB_SIZE)
+        return (
+            self.prefix_tokens.new_full((N, S), EOP),
+            self.max_tokens.new_empty(N),
+            self.features.new_full(logits_shape, torch.nan),
+        )
+
+
+def _reference(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    call = _Call(*arguments)
+    tokens, counts, logits = byte_decode_reference(*call[:9], call.heads, call.eps)
+    return tokens, counts, logits if call.return_logits else logits[:0].clone()
+
+
+def _cpu(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    call = _Call(*arguments)
+    if not call.packed:
+        return _reference(*arguments)
+    decoder, sampling = PackedByteDecoder.of(call.packed), Sampling.from_tensor(call.sampling)
+    tokens, counts, logits = call.new_results()
+    drafts = call.prefix_tokens if call.drafts is None else call.drafts
+    inputs = call.features, call.prefix_tokens, drafts, call.verify, *call[2:5]
+    contiguous = [None if tensor is None else tensor.contiguous() for tensor in inputs]
+    features, *others = (0 if tensor is None else tensor.data_ptr() for tensor in contiguous)
+    decoder.packed.decode(
+        features,
+        len(call.features),
+        *others,
+        sampling.temperature,
+        sampling.top_k,
+        sampling.top_p,
+        sampling.seed,
+        tokens.data_ptr(),
+        counts.data_ptr(),
+        logits.data_ptr() if call.return_logits else 0,
+        torch.get_num_threads(),
+        decoder.transformer.isa,
+    )
+    return tokens, counts, logits
+
+
+def _cuda(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    call = _Call(*arguments)
+    weights, sampling = call.weights, Sampling.from_tensor(call.sampling)
+    tokens, counts, logits = call.new_results()
+    inputs = [tensor.contiguous() for tensor in call[:5]]
+    (N, D), S = call.features.shape, call.prefix_tokens.shape[1]
+    shape = D, call.heads, weights[9].numel(), S, len(weights) // 12
+    workspace = call.features.new_empty(_C.persistent_room(shape, min(N, PERSISTENT_MAX_ROWS)))
+    arrived = call.max_tokens.new_empty(1, dtype=torch.int32)
+    for first in range(0, N, PERSISTENT_MAX_ROWS):
+        rows = slice(first, first + PERSISTENT_MAX_ROWS)
+        features, *others = (tensor[rows].data_ptr() for tensor in inputs)
+        with on_device(call.features):
+            _C.byte_decode_cuda(
+                shape,
+                call.eps,
+                int(weights[-1].dtype == torch.bfloat16),
+                [tensor.data_ptr() for tensor in weights],
+                [features, len(counts[rows]), *others],
+                (sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed),
+                [tokens[rows].data_ptr(), counts[rows].data_ptr(), workspace.data_ptr(), arrived.data_ptr()],
+                torch.cuda.current_stream(call.features.device).cuda_stream,
+            )
+    return tokens, counts, logits
+
+
+def _accept_cpu(*arguments: Any) -> None:
+    _C.byte_accept(*_accept_arguments(*arguments))
+
+
+def _accept_cuda(*arguments: Any) -> None:
+    logits = arguments[0]
+    with on_device(logits):
+        stream = torch.cuda.current_stream(logits.device).cuda_stream
+        _C.byte_accept_cuda(*_accept_arguments(*arguments), stream)
+
+
+def _accept_arguments(*arguments: Any) -> tuple[tuple[int, int, int], list[int]]:
+    *tensors, position = arguments
+    N, S = tensors[1].shape
+    return (N, S, position), [tensor.data_ptr() for tensor in tensors]
+
+
+def _shape(weights: ByteDecoderWeights) -> tuple[int, int, int, int, int]:
+    """D, H, hidden width, S and layers, as the CUDA kernel has them."""
+    tensors = weights.tensors()
+    return weights.width, weights.heads, tensors[9].numel(), weights.patch_size, len(tensors) // 12
+
+
+OPS = (
+    Op(
+        "byte_decode(Tensor features, Tensor prefix_tokens, Tensor max_tokens, Tensor rng_streams, Tensor byte_offsets,"
+        " Tensor sampling, Tensor? drafts, Tensor? verify, Tensor[] weights, int packed, int heads, float eps,"
+        " bool return_logits) -> (Tensor, Tensor, Tensor)",
+        reference=_reference,
+        cpu=_cpu,
+        cuda=_cuda,
+        fake=lambda *arguments: _Call(*arguments).new_results(),
+    ),
+    Op(
+        "byte_decode_accept(Tensor logits, Tensor prefix_tokens, Tensor max_tokens, Tensor rng_streams,"
+        " Tensor byte_offsets, Tensor sampling, Tensor(a!) tokens, Tensor(b!) counts, Tensor(c!) next_tokens,"
+        " Tensor(d!) active, int position) -> ()",
+        reference=byte_decode_accept_reference,
+        cpu=_accept_cpu,
+        cuda=_accept_cuda,
+        fake=lambda *arguments: None,
+    ),
+)
+_library = register(*OPS)

@@ -1,0 +1,52 @@
+"""Models and arguments for the tests of `byte_decode` and of the decoders."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bgpt_fast import BGPT, BGPTConfig
+
+SHAPES = {
+    "plain": BGPTConfig(patch_length=20, hidden_size=64, patch_num_layers=2, byte_num_layers=2),
+    "odd": BGPTConfig(
+        patch_size=5,
+        patch_length=20,
+        hidden_size=33,
+        patch_num_layers=1,
+        byte_num_layers=2,
+        num_heads=3,
+        byte_num_heads=1,
+    ),
+    "one head a channel": BGPTConfig(
+        patch_size=1, patch_length=20, hidden_size=8, patch_num_layers=1, byte_num_layers=1, num_heads=8
+    ),
+    "over a block of links": BGPTConfig(
+        patch_size=3, patch_length=20, hidden_size=272, patch_num_layers=1, byte_num_layers=1, num_heads=4
+    ),
+}
+
+
+def random_model(config: BGPTConfig, seed: int = 0) -> BGPT:
+    torch.manual_seed(seed)
+    model = BGPT(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3).add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def rows(config: BGPTConfig, count: int, seed: int = 0) -> dict[str, Tensor]:
+    """Arguments of `byte_decode` for random patches: prefixes and limits of all lengths."""
+    stream = torch.Generator().manual_seed(seed)
+    S = config.patch_size
+    max_tokens = torch.randint(1, S + 1, (count,), generator=stream)
+    tokens = torch.randint(0, 257, (count, S), generator=stream, dtype=torch.int16)
+    is_decoded = torch.arange(S) >= (max_tokens * torch.rand(count, generator=stream)).long()[:, None]
+    return {
+        "features": torch.randn(count, config.hidden_size, generator=stream),
+        "prefix_tokens": tokens.masked_fill(is_decoded, -1),
+        "max_tokens": max_tokens,
+        "rng_streams": torch.randint(0, 2**62, (count,), generator=stream).to(torch.uint64),
+        "byte_offsets": torch.randint(0, 2**40, (count,), generator=stream).to(torch.uint64),
+    }
