@@ -2,23 +2,24 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-RESULT ?= gpu_check.json
+RECEIPT ?= gpu_check.json
 # OpenMP threads that spin while others want the core turn microseconds into milliseconds.
 export OMP_WAIT_POLICY := passive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 
-.PHONY: help demo test test-all lint format build checkpoint static gpu-check clean
+.PHONY: help demo test test-all lint format build stubs checkpoint static gpu-check clean
 help:
 	@echo 'make demo        simulate a CPU with the shipped model, then train one from scratch; results in demo/'
 	@echo 'make test        the tests (under 15 minutes on two cores)'
 	@echo 'make test-all    the slow ones as well'
 	@echo 'make lint        ruff, mypy and clang-format as checks; make format applies them'
 	@echo 'make build       the virtual environment and the extension; then $(BIN)/bgpt-fast --help'
+	@echo 'make stubs       the types of the extension, bgpt_fast/_C.pyi, from the built extension'
 	@echo 'make checkpoint  train the shipped model again (an hour); see examples/cpu_states/README.md'
 	@echo 'make static      compile every GPU kernel without a GPU (20 minutes); refreshes docs/kernels.md'
-	@echo 'make gpu-check   everything that only a GPU can prove, in 9 minutes; the result is $(RESULT)'
+	@echo 'make gpu-check   everything that only a GPU can prove, in 9 minutes; the receipt is $(RECEIPT)'
 
 demo: $(VENV)/.built
 	$(BIN)/python examples/cpu_states/demo.py
@@ -42,15 +43,18 @@ format: $(VENV)/.tools
 
 build: $(VENV)/.built
 
+stubs: $(VENV)/.tools $(VENV)/.built
+	PYTHONPATH=. $(BIN)/python tools/stubs.py
+
 checkpoint: $(VENV)/.built
 	$(BIN)/python examples/cpu_states/train_checkpoint.py
 
 static: $(VENV)/.tools $(VENV)/.built
-	$(BIN)/python -m tools.static_check
+	$(BIN)/python benchmarks/static_check.py
 
 # Without a virtual environment and without network: PYTHON is one that has torch, triton, pytest and transformers.
 gpu-check:
-	$(PYTHON) -m tools.gpu_check --output $(RESULT)
+	$(PYTHON) benchmarks/gpu_check.py --output $(RECEIPT)
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -9,13 +9,13 @@
 #include <utility>
 #include <vector>
 
-#include "attention/cached_attention.h"
+#include "cached_attention/cached_attention.h"
 #include "cpu_states/parallel_stream.h"
 #include "cpu_states/released_stream.h"
-#include "linear/invariant_linear.h"
+#include "invariant_linear/invariant_linear.h"
 #include "patch_embed/patch_embed.h"
 #include "patches/patches.h"
-#include "short_attention/short_attention.h"
+#include "patch_attention/short_attention.h"
 
 namespace {
 

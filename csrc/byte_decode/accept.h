@@ -40,9 +40,7 @@ struct Accept {
 
 void byte_accept(const Accept& call);
 
-#ifdef BGPT_FAST_WITH_CUDA
 // All of it on the device, `sampling` too. Throws std::runtime_error when the launch fails.
 void byte_accept_cuda(const Accept& call, void* stream);
-#endif
 
 }  // namespace bgpt

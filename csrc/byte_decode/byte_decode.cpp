@@ -86,7 +86,7 @@ class Chunk {
                 std::copy_n(x, D, workspace.x.get() + t * D);
             }
             run_layers(a.transformer, cache, workspace, slots.data() + at, positions.data() + at, T, team, isa);
-            linear({&a.head, workspace.inputs.get(), workspace.input_row, T, logits.get(), V, Finish::store}, team,
+            linear({&a.head, workspace.inputs.get(), workspace.input_row, T, logits.get(), V, Epilogue::store}, team,
                    isa);
             team.for_each(T, call.sampling.temperature == 0 ? 64 : 2, [&](int64_t begin, int64_t end) {
                 Scratch scratch;

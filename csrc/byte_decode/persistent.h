@@ -79,12 +79,10 @@ struct PersistentCall {
     float* logits;  // or null; what is not computed is left as it is
 };
 
-#ifdef BGPT_FAST_WITH_CUDA
 // One cooperative launch on `stream`. `arrived` is one uint32_t of the device. Throws std::runtime_error when the
 // launch fails, std::invalid_argument for a shape or N that the kernel does not take. dtype 0 float, 1 bf16;
 // `addresses`: the pointers of PersistentWeights in their order, 12 for each of shape.layers layers and then five.
 void byte_decode_cuda(const PersistentShape& shape, int dtype, const uint64_t* addresses, const PersistentCall& call,
                       float* room, uint32_t* arrived, void* stream);
-#endif
 
 }  // namespace bgpt

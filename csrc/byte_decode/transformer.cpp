@@ -5,7 +5,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "attention/cached_attention.h"
+#include "cached_attention/cached_attention.h"
 #include "common/bf16.h"
 
 namespace bgpt {
@@ -37,8 +37,8 @@ void norm_rows(const Transformer& a, const Norm& norm, const float* from, unsign
                Team& team, Isa isa) {
     team.for_each(T, grain(T, 4 * a.D, team), [&](int64_t begin, int64_t end) {
         for (int64_t t = begin; t < end; ++t) {
-            norm_row({from + t * a.D, norm.weight.data(), norm.bias.data(), a.D, a.eps}, a.precision,
-                     to + t * to_row * input_size(a.precision), isa);
+            layer_norm_row({from + t * a.D, norm.weight.data(), norm.bias.data(), a.D, a.eps}, a.precision,
+                           to + t * to_row * input_size(a.precision), isa);
         }
     });
 }
@@ -71,12 +71,13 @@ void attention(const Transformer& a, const CachedAttention& call, unsigned char*
     // come from memory once.
     const bool apart = are_apart(call);
     if (!apart) {
-        over_heads(call, 2 * d, team, [&](int64_t h, int64_t first, int64_t last) { put_head(call, h, first, last); });
+        over_heads(call, 2 * d, team,
+                   [&](int64_t h, int64_t first, int64_t last) { store_keys_values(call, h, first, last); });
     }
     int64_t seen = 0;
     for (int64_t t = 0; t < call.T; ++t) seen += call.positions[t] + 1;
     over_heads(call, 4 * d * seen / call.T, team, [&](int64_t h, int64_t first, int64_t last) {
-        if (apart) put_head(call, h, first, last);
+        if (apart) store_keys_values(call, h, first, last);
         attend(call, h, first, last, isa);
         for (int64_t t = first; t < last; ++t) {
             to_inputs(call.y + t * a.D + h * d, d, a.precision, inputs + (t * row + h * d) * size);
@@ -130,7 +131,7 @@ Workspace::Workspace(const Transformer& transformer, int64_t count)
     std::memset(hidden.get(), 0, rows * hidden_row * 4);
 }
 
-void linear(const PackedCall& call, Team& team, Isa isa) {
+void linear(const PackedLinearCall& call, Team& team, Isa isa) {
     const int64_t panels = call.linear->panels;
     team.for_each(panels, grain(panels, call.M * call.linear->K * kPanel, team),
                   [&](int64_t begin, int64_t end) { packed_linear(call, begin, end, isa); });
@@ -147,15 +148,15 @@ void run_layers(const Transformer& a, Cache& cache, Workspace& w, const int64_t*
     for (size_t i = 0; i < a.layers.size(); ++i) {
         const Layer& layer = *a.layers[i];
         norm_rows(a, layer.ln_1, w.x.get(), w.inputs.get(), w.input_row, T, team, isa);
-        linear({&layer.attn, w.inputs.get(), w.input_row, T, w.qkv.get(), 3 * a.D, Finish::store}, team, isa);
+        linear({&layer.attn, w.inputs.get(), w.input_row, T, w.qkv.get(), 3 * a.D, Epilogue::store}, team, isa);
         attention(a,
                   {w.qkv.get(), cache.keys[i].get(), cache.values[i].get(), slots, positions, w.attended.get(), T, a.H,
                    a.D / a.H, cache.L, cache.B, a.precision != Precision::float32},
                   w.inputs.get(), w.input_row, team, isa);
-        linear({&layer.attn_proj, w.inputs.get(), w.input_row, T, w.x.get(), a.D, Finish::add}, team, isa);
+        linear({&layer.attn_proj, w.inputs.get(), w.input_row, T, w.x.get(), a.D, Epilogue::add}, team, isa);
         norm_rows(a, layer.ln_2, w.x.get(), w.inputs.get(), w.input_row, T, team, isa);
-        linear({&layer.fc, w.inputs.get(), w.input_row, T, w.hidden.get(), w.hidden_row, Finish::gelu}, team, isa);
-        linear({&layer.mlp_proj, w.hidden.get(), w.hidden_row, T, w.x.get(), a.D, Finish::add}, team, isa);
+        linear({&layer.fc, w.inputs.get(), w.input_row, T, w.hidden.get(), w.hidden_row, Epilogue::gelu}, team, isa);
+        linear({&layer.mlp_proj, w.hidden.get(), w.hidden_row, T, w.x.get(), a.D, Epilogue::add}, team, isa);
     }
     norm_rows(a, *a.ln_f, w.x.get(), w.inputs.get(), w.input_row, T, team, isa);
 }
@@ -167,8 +168,8 @@ void features(const Transformer& a, Cache& cache, Workspace& w, const float* x, 
         std::copy_n(x + t * a.D, count * a.D, w.x.get());
         run_layers(a, cache, w, slots + t, positions + t, count, team, isa);
         for (int64_t i = 0; i < count; ++i) {
-            norm_row({w.x.get() + i * a.D, a.ln_f->weight.data(), a.ln_f->bias.data(), a.D, a.eps}, Precision::float32,
-                     y + (t + i) * a.D, isa);
+            layer_norm_row({w.x.get() + i * a.D, a.ln_f->weight.data(), a.ln_f->bias.data(), a.D, a.eps},
+                           Precision::float32, y + (t + i) * a.D, isa);
         }
     }
 }

@@ -8,7 +8,7 @@
 
 #include "common/cpu.h"
 #include "common/team.h"
-#include "linear/packed_linear.h"
+#include "packed_linear/packed_linear.h"
 
 namespace bgpt {
 
@@ -76,6 +76,6 @@ void features(const Transformer& transformer, Cache& cache, Workspace& workspace
               const int64_t* positions, int64_t T, float* y, Team& team, Isa isa);
 
 // All panels of a linear layer, on the team.
-void linear(const PackedCall& call, Team& team, Isa isa);
+void linear(const PackedLinearCall& call, Team& team, Isa isa);
 
 }  // namespace bgpt

@@ -122,7 +122,6 @@ int64_t select(const Options& options, uint64_t seed, int64_t start, int64_t cou
 void write_selected(const Options& options, uint64_t seed, const int64_t* indices, const int64_t* offsets,
                     int64_t count, uint8_t* out, int64_t threads);
 
-#ifdef BGPT_FAST_WITH_CUDA
 // sizes[i] = bytes of instance start + i. Device memory; throws std::runtime_error when the launch fails.
 void sizes_cuda(const Options& options, uint64_t seed, int64_t start, int64_t count, int64_t* sizes, void* stream);
 
@@ -130,6 +129,5 @@ void sizes_cuda(const Options& options, uint64_t seed, int64_t start, int64_t co
 // instance that would end past `capacity` is left out.
 void write_cuda(const Options& options, uint64_t seed, int64_t start, int64_t count, const int64_t* offsets,
                 uint8_t* out, int64_t capacity, bool* in_test, void* stream);
-#endif
 
 }  // namespace bgpt::cpu_states

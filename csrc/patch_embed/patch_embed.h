@@ -25,12 +25,10 @@ void patch_embed(const int16_t* patches, const T* rows, const T* bias, const T* 
 void patch_embed_backward(const float* dy, const int16_t* patches, float* rows, int64_t P, int64_t S, int64_t D,
                           int64_t threads);
 
-#ifdef BGPT_FAST_WITH_CUDA
 // The same on a GPU; dtype 0 float, 1 bf16, 2 fp16. A token outside 0..256 or a position outside 0..L-1 adds nothing.
 // Throws std::runtime_error when the launch fails.
 void patch_embed_cuda(const int16_t* patches, const void* rows, const void* bias, const void* position_rows,
                       const int64_t* positions, void* y, int64_t P, int64_t S, int64_t D, int64_t L, int dtype,
                       void* stream);
-#endif
 
 }  // namespace bgpt

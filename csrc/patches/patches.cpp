@@ -48,18 +48,26 @@ std::vector<int32_t> patch_offsets(const std::vector<Document>& documents, int64
     return offsets;
 }
 
-void pack_patches(const std::vector<Document>& documents, const std::vector<int32_t>& offsets, int64_t S, int16_t* out,
-                  int64_t threads) {
-    // Pieces are cut by patches, not by documents, so that one large file is shared too.
-    const int64_t least = std::max<int64_t>(1, (1 << 18) / S);
-    parallel_for(offsets.back(), threads, least, [&, S, out](int64_t begin, int64_t end) {
+void pack_patches(const std::vector<Document>& documents, const std::vector<int32_t>& offsets, int64_t S,
+                  int16_t* patches, int64_t threads) {
+    // Threads share patches, not documents, so that several work on one large file.
+    const int64_t grain = std::max<int64_t>(1, (1 << 18) / S);
+    parallel_for(offsets.back(), threads, grain, [&, S, patches](int64_t begin, int64_t end) {
         auto next = std::upper_bound(offsets.begin(), offsets.end(), begin);
         for (int64_t b = next - offsets.begin() - 1; begin < end; ++b) {
             const int64_t stop = std::min<int64_t>(end, offsets[b + 1]);
-            pack_document(documents[b], begin - offsets[b], stop - offsets[b], S, out + begin * S);
+            pack_document(documents[b], begin - offsets[b], stop - offsets[b], S, patches + begin * S);
             begin = stop;
         }
     });
+}
+
+void pack_patches(const std::vector<Document>& documents, int64_t S, int16_t* patches, int64_t P, int32_t* cu_seqlens,
+                  int64_t threads) {
+    const std::vector<int32_t> offsets = patch_offsets(documents, S);
+    if (offsets.back() != P) throw std::invalid_argument("pack_patches: P is not the documents' number of patches");
+    std::copy(offsets.begin(), offsets.end(), cu_seqlens);
+    pack_patches(documents, offsets, S, patches, threads);
 }
 
 }  // namespace bgpt

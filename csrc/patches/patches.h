@@ -19,8 +19,13 @@ struct Document {
 // extension over S bytes and std::overflow_error past 2^31 - 1 patches.
 std::vector<int32_t> patch_offsets(const std::vector<Document>& documents, int64_t S);
 
-// Fills out[P * S]: bytes as they are, 256 wherever a patch has none. `offsets` is what patch_offsets returned.
-void pack_patches(const std::vector<Document>& documents, const std::vector<int32_t>& offsets, int64_t S, int16_t* out,
+// Fills patches[P * S]: bytes as they are, 256 wherever a patch has none. `offsets` is what patch_offsets returned.
+void pack_patches(const std::vector<Document>& documents, const std::vector<int32_t>& offsets, int64_t S,
+                  int16_t* patches, int64_t threads);
+
+// The same with cu_seqlens [B + 1], the offsets, as a second result. Throws std::invalid_argument unless the documents
+// have P patches.
+void pack_patches(const std::vector<Document>& documents, int64_t S, int16_t* patches, int64_t P, int32_t* cu_seqlens,
                   int64_t threads);
 
 }  // namespace bgpt

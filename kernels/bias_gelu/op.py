@@ -70,7 +70,7 @@ def _forward_cpu(x: Tensor, bias: Tensor) -> Tensor:
     if x.dtype == torch.float32:
         x, bias = x.contiguous(), bias.contiguous()
         threads = torch.get_num_threads()
-        _C.bias_gelu(x.data_ptr(), bias.data_ptr(), y.data_ptr(), *x.shape, threads, _BEST_ISA)
+        _C.bias_gelu(x.data_ptr(), bias.data_ptr(), y.data_ptr(), x.shape[0], x.shape[1], threads, _BEST_ISA)
         return y
     if x.dtype == torch.float64:
         return torch.ops.aten.gelu_(torch.add(x, bias, out=y), approximate="tanh")
@@ -85,7 +85,7 @@ def _backward_cpu(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         dy, x, bias = dy.contiguous(), x.contiguous(), bias.contiguous()
         dx, dbias = x.new_empty(x.shape), bias.new_empty(bias.shape)
         inputs, outputs = (dy.data_ptr(), x.data_ptr(), bias.data_ptr()), (dx.data_ptr(), dbias.data_ptr())
-        _C.bias_gelu_backward(*inputs, *outputs, *x.shape, torch.get_num_threads(), _BEST_ISA)
+        _C.bias_gelu_backward(*inputs, *outputs, x.shape[0], x.shape[1], torch.get_num_threads(), _BEST_ISA)
         return dx, dbias
     if x.dtype == torch.float64:
         dx = torch.ops.aten.gelu_backward(dy, x + bias, approximate="tanh").contiguous()

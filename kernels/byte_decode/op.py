@@ -254,11 +254,18 @@ def _cpu(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     drafts = call.prefix_tokens if call.drafts is None else call.drafts
     inputs = call.features, call.prefix_tokens, drafts, call.verify, *call[2:5]
     contiguous = [None if tensor is None else tensor.contiguous() for tensor in inputs]
-    features, *others = (0 if tensor is None else tensor.data_ptr() for tensor in contiguous)
+    features, prefix_tokens, drafted, verify, max_tokens, rng_streams, byte_offsets = (
+        0 if tensor is None else tensor.data_ptr() for tensor in contiguous
+    )
     decoder.packed.decode(
         features,
         len(call.features),
-        *others,
+        prefix_tokens,
+        drafted,
+        verify,
+        max_tokens,
+        rng_streams,
+        byte_offsets,
         sampling.temperature,
         sampling.top_k,
         sampling.top_p,

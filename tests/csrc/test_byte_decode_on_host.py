@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import struct
 import subprocess
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from support.byte_decode import random_model, rows
+from support.cpp import compile_driver
 from support.paths import ROOT
 from torch import Tensor
 
@@ -64,16 +64,8 @@ SHAPES = {
 
 
 def built(folder: Path, sanitizers: str) -> Path:
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("needs g++")
-    target = folder / "driver"
-    sources = [ROOT / "tests/csrc/byte_decode_on_host_driver.cpp", ROOT / "csrc/byte_decode/persistent.cpp"]
-    flags = ["-std=c++20", "-O0", "-g1", "-pthread", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'csrc'}"]
-    flags += [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
-    done = subprocess.run([compiler, *flags, *sources, "-o", target], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return target
+    sources = [ROOT / "csrc" / "byte_decode" / "persistent.cpp"]
+    return compile_driver(folder, "byte_decode_on_host_driver", sources, "-O0", sanitizers=sanitizers)
 
 
 @pytest.fixture(scope="module")

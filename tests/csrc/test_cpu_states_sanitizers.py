@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 import random
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-from support.paths import ROOT
+from support.cpp import compile_driver, op_sources
 
 
-def build(tmp_path: Path, *flags: str) -> Path:
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("needs g++")
-    program = tmp_path / "driver"
-    sources = [ROOT / "tests" / "csrc" / "cpu_states_driver.cpp", *(ROOT / "csrc" / "cpu_states").glob("*.cpp")]
-    options = ["-std=c++20", "-pthread", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'csrc'}"]
-    subprocess.run([compiler, *options, *flags, *sources, "-o", program], check=True)
-    return program
-
-
-def sanitized(tmp_path: Path, sanitizers: str) -> Path:
-    return build(tmp_path, "-O1", "-g", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all")
+def build(tmp_path: Path, sanitizers: str = "") -> Path:
+    return compile_driver(tmp_path, "cpu_states_driver", op_sources("cpu_states"), sanitizers=sanitizers)
 
 
 def test_sanitizers_find_nothing(tmp_path: Path) -> None:
-    program = sanitized(tmp_path, "address,undefined")
+    program = build(tmp_path, "address,undefined")
     done = subprocess.run([program, "check", "20000", "0"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "20000 memories\n"
@@ -39,14 +27,14 @@ def test_sanitizers_find_nothing(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("sanitizers", "memories"), [("address,undefined", 1_000_000), ("thread", 100_000)])
 def test_sanitizers_find_nothing_in_many_memories(tmp_path: Path, sanitizers: str, memories: int) -> None:
-    program = sanitized(tmp_path, sanitizers)
+    program = build(tmp_path, sanitizers)
     done = subprocess.run([program, "check", str(memories), "1"], capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{memories} memories\n"
 
 
 def test_the_twister_is_pythons(tmp_path: Path) -> None:
-    program = build(tmp_path, "-O2")
+    program = build(tmp_path)
     for seed in (0, 1, 12345, 2**31, 2**32 - 1, 2**32, 2**64 - 1, 2**64, 3**500):
         words = [str(seed >> shift & 0xFFFFFFFF) for shift in range(0, max(1, seed.bit_length()), 32)]
         done = subprocess.run([program, "twister", "2000", *words], capture_output=True, text=True, check=True)

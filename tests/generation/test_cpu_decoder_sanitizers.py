@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-from support.paths import ROOT
+from support.cpp import compile_driver, op_sources
 
 
 def sanitized(tmp_path: Path, sanitizers: str) -> Path:
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("needs g++")
-    program = tmp_path / "driver"
-    sources = [ROOT / "tests" / "csrc" / "byte_decode_driver.cpp", ROOT / "csrc" / "attention" / "cached_attention.cpp"]
-    for folder in ("byte_decode", "linear", "attention"):
-        sources += (ROOT / "csrc" / folder).glob("*.cpp")
-    flags = ["-std=c++20", "-O1", "-g", "-pthread", "-ffp-contract=off", "-Wall", "-Wextra", f"-I{ROOT / 'csrc'}"]
-    flags += [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
-    subprocess.run([compiler, *flags, *sorted(set(sources)), "-o", program], check=True)
-    return program
+    sources = op_sources("byte_decode", "packed_linear", "cached_attention")
+    return compile_driver(tmp_path, "byte_decode_driver", sources, sanitizers=sanitizers)
 
 
 @pytest.mark.slow

@@ -1,1 +1,0 @@
-"""The benchmark suite: `bgpt-fast bench`, or `pytest benchmarks/`."""

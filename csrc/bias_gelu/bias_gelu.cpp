@@ -1,0 +1,43 @@
+#include "bias_gelu/bias_gelu.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "common/threads.h"
+
+#define BGPT_KERNELS "bias_gelu/kernels.h"
+#include "common/each_isa.h"
+
+namespace bgpt {
+namespace {
+
+constexpr int64_t kGrain = int64_t{1} << 16;  // elements that are worth a thread: some 50 us of work
+
+}  // namespace
+
+void bias_gelu(const float* x, const float* bias, float* y, int64_t N, int64_t F, int64_t threads, Isa isa) {
+    const auto row = BGPT_DISPATCH(isa, gelu_row);
+    parallel_for(N, threads, kGrain / std::max<int64_t>(F, 1) + 1, [&](int64_t begin, int64_t end) {
+        for (int64_t n = begin; n < end; ++n) row(x + n * F, bias, y + n * F, F);
+    });
+}
+
+void bias_gelu_backward(const float* dy, const float* x, const float* bias, float* dx, float* dbias, int64_t N,
+                        int64_t F, int64_t threads, Isa isa) {
+    const auto row = BGPT_DISPATCH(isa, gelu_backward_row);
+    const int64_t blocks = (N + kBiasGeluRows - 1) / kBiasGeluRows;
+    std::vector<float> sums(blocks * F);
+    parallel_for(blocks, threads, kGrain / std::max<int64_t>(F * kBiasGeluRows, 1) + 1,
+                 [&](int64_t begin, int64_t end) {
+                     for (int64_t n = begin * kBiasGeluRows; n < std::min(end * kBiasGeluRows, N); ++n) {
+                         row(dy + n * F, x + n * F, bias, dx + n * F, sums.data() + n / kBiasGeluRows * F, F);
+                     }
+                 });
+    std::vector<double> total(F);
+    for (int64_t block = 0; block < blocks; ++block) {
+        for (int64_t f = 0; f < F; ++f) total[f] += sums[block * F + f];
+    }
+    std::copy(total.begin(), total.end(), dbias);
+}
+
+}  // namespace bgpt

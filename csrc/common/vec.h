@@ -1,0 +1,109 @@
+// One vector of floats for the instruction set BGPT_VEC (0 portable, 1 AVX2 + FMA, 2 AVX-512), in namespace BGPT_ISA;
+// common/each_isa.h sets both and includes this once for each. Every operation rounds once per lane, as IEEE 754 says,
+// and lanes never meet, so a kernel that is written in these operations gives the same bits on each instruction set.
+// Everything is local to its translation unit: the linker cannot merge AVX code into a function that other processors
+// call.
+#undef BGPT_TARGET
+#undef BGPT_INLINE
+#if BGPT_VEC == 2
+#define BGPT_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq" BGPT_MORE_FEATURES)))
+#elif BGPT_VEC == 1
+#define BGPT_TARGET __attribute__((target("avx2,fma")))
+#else
+#define BGPT_TARGET
+#endif
+#define BGPT_INLINE BGPT_TARGET __attribute__((always_inline)) inline
+
+namespace bgpt::BGPT_ISA {
+namespace {
+
+struct Vec {
+    static constexpr int64_t width = BGPT_VEC == 2 ? 16 : BGPT_VEC == 1 ? 8 : 4;
+    typedef float Floats __attribute__((vector_size(width * sizeof(float))));
+    typedef uint32_t Words __attribute__((vector_size(width * sizeof(uint32_t))));
+    typedef uint16_t Halves __attribute__((vector_size(width * sizeof(uint16_t))));
+    Floats v;
+};
+
+BGPT_INLINE Vec load(const float* p) {
+    Vec x;
+    std::memcpy(&x.v, p, sizeof x.v);
+    return x;
+}
+BGPT_INLINE void store(float* p, Vec x) { std::memcpy(p, &x.v, sizeof x.v); }
+// The floats that the words of `bits` are.
+BGPT_INLINE Vec as_floats(Vec::Words bits) { return {reinterpret_cast<Vec::Floats>(bits)}; }
+
+// The first `count` floats at p, zeros after them; only these are read or written.
+#if BGPT_VEC == 2
+BGPT_INLINE __mmask16 first_lanes(int64_t count) { return static_cast<__mmask16>((1u << count) - 1u); }
+BGPT_INLINE Vec load(const float* p, int64_t count) { return {_mm512_maskz_loadu_ps(first_lanes(count), p)}; }
+BGPT_INLINE void store(float* p, Vec x, int64_t count) { _mm512_mask_storeu_ps(p, first_lanes(count), x.v); }
+BGPT_INLINE Vec broadcast(float x) { return {_mm512_set1_ps(x)}; }
+BGPT_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+#elif BGPT_VEC == 1
+BGPT_INLINE __m256i first_lanes(int64_t count) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+BGPT_INLINE Vec load(const float* p, int64_t count) { return {_mm256_maskload_ps(p, first_lanes(count))}; }
+BGPT_INLINE void store(float* p, Vec x, int64_t count) { _mm256_maskstore_ps(p, first_lanes(count), x.v); }
+BGPT_INLINE Vec broadcast(float x) { return {_mm256_set1_ps(x)}; }
+BGPT_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+#else
+BGPT_INLINE Vec load(const float* p, int64_t count) {
+    Vec x = {};
+    std::memcpy(&x.v, p, static_cast<size_t>(count) * sizeof *p);
+    return x;
+}
+BGPT_INLINE void store(float* p, Vec x, int64_t count) { std::memcpy(p, &x.v, static_cast<size_t>(count) * sizeof *p); }
+BGPT_INLINE Vec broadcast(float x) { return {Vec::Floats{x, x, x, x}}; }
+BGPT_INLINE Vec fma(Vec a, Vec b, Vec c) {
+    for (int64_t i = 0; i < Vec::width; ++i) c.v[i] = std::fma(a.v[i], b.v[i], c.v[i]);
+    return c;
+}
+#endif
+
+BGPT_INLINE Vec operator+(Vec a, Vec b) { return {a.v + b.v}; }
+BGPT_INLINE Vec operator-(Vec a, Vec b) { return {a.v - b.v}; }
+BGPT_INLINE Vec operator*(Vec a, Vec b) { return {a.v * b.v}; }
+BGPT_INLINE Vec operator/(Vec a, Vec b) { return {a.v / b.v}; }
+// a > b ? x : y; false where a or b is NaN.
+BGPT_INLINE Vec where_greater(Vec a, Vec b, Vec x, Vec y) { return {a.v > b.v ? x.v : y.v}; }
+
+BGPT_INLINE Vec load_bf16(const uint16_t* p) {
+    Vec::Halves bits;
+    std::memcpy(&bits, p, sizeof bits);
+    return as_floats(__builtin_convertvector(bits, Vec::Words) << 16);
+}
+
+// e^x to 1 ulp or so for -87 <= x <= 88; 0 below, infinity above, NaN for NaN.
+// e^x = 2^n e^r with n = round(x / ln 2), |r| <= ln 2 / 2, and the Taylor polynomial of degree 7 for e^r.
+BGPT_INLINE Vec vexp(Vec x) {
+    // Adding 1.5 * 2^23 rounds to an integer and leaves it, as two's complement, in the low bits of the sum.
+    const Vec shift = broadcast(12582912.0f);
+    const Vec low = broadcast(-87.0f), high = broadcast(88.0f);
+    // Where a comparison with NaN is false, the operand that may be NaN is the one that is taken.
+    const Vec clamped = where_greater(low, x, low, where_greater(x, high, high, x));
+    const Vec shifted = fma(clamped, broadcast(1.44269504088896341f), shift);
+    const Vec n = shifted - shift;
+    Vec r = fma(n, broadcast(-0.693145751953125f), clamped);
+    r = fma(n, broadcast(-1.42860682030941723212e-6f), r);
+    Vec p = broadcast(1.0f / 5040.0f);
+    for (const float coefficient : {1.0f / 720.0f, 1.0f / 120.0f, 1.0f / 24.0f, 1.0f / 6.0f, 0.5f, 1.0f, 1.0f}) {
+        p = fma(p, r, broadcast(coefficient));
+    }
+    // p times 2^n: n is added to the exponent.
+    const auto power = reinterpret_cast<Vec::Words>(shifted.v) << 23;
+    const Vec y = as_floats(reinterpret_cast<Vec::Words>(p.v) + power);
+    const Vec bounded = where_greater(x, high, broadcast(INFINITY), y);
+    return where_greater(low, x, broadcast(0.0f), bounded);
+}
+
+// The tanh GELU: 0.5 x (1 + tanh u) = x / (1 + e^(-2u)) with u = sqrt(2 / pi) (x + 0.044715 x^3).
+BGPT_INLINE Vec gelu(Vec x) {
+    const Vec cubic = fma(broadcast(0.044715f) * x * x, x, x);
+    return x / (broadcast(1.0f) + vexp(broadcast(-1.5957691216057308f) * cubic));
+}
+
+}  // namespace
+}  // namespace bgpt::BGPT_ISA

@@ -1,0 +1,34 @@
+"""Compiles the C++ drivers of tests/csrc/, mostly with the sanitizers of the compiler."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from support.paths import ROOT
+
+
+def op_sources(*folders: str) -> list[Path]:
+    """The C++ files of these folders of csrc/, without the bindings, which need Python."""
+    return [
+        path for folder in folders for path in sorted((ROOT / "csrc" / folder).glob("*.cpp")) if path.stem != "bind"
+    ]
+
+
+def compile_driver(output: Path, driver: str, sources: list[Path], *flags: str, sanitizers: str = "") -> Path:
+    """Compiles tests/csrc/<driver>.cpp with `sources` into the folder `output`; skips the test where g++ is missing."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("needs g++")
+    program = output / "driver"
+    options = ["-std=c++20", "-O1", "-pthread", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror"]
+    options.append(f"-I{ROOT / 'csrc'}")
+    if sanitizers:
+        options += ["-g1", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
+    command = [compiler, *options, *flags, ROOT / "tests" / "csrc" / f"{driver}.cpp", *sources, "-o", program]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return program

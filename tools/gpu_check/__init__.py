@@ -1,1 +1,0 @@
-"""Everything that only a GPU can prove, in one command."""

@@ -1,1 +1,0 @@
-"""Compiles every GPU kernel without a GPU."""
