@@ -5,27 +5,22 @@ Shape letters: P patches, S bytes a patch, D width, L positions, V = 257 tokens.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from bgpt_fast import _C
 from bgpt_fast.config import VOCAB_SIZE
-from bgpt_fast.kernels.common.autograd import refuse_second_derivative
-from bgpt_fast.kernels.common.checks import check_tensor
+from bgpt_fast.kernels.common.checks import FLOATS, check_tensor
+from bgpt_fast.kernels.common.register import Op, Triton, register
 from bgpt_fast.kernels.patch_embed.reference import (
     patch_embed_backward_reference,
     patch_embed_position_backward_reference,
     patch_embed_reference,
 )
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_library = torch.library.Library("bgpt_fast", "FRAGMENT")
-_library.define(
-    "patch_embed(Tensor patches, Tensor weight, Tensor bias, Tensor? position_weight=None, Tensor? positions=None)"
-    " -> Tensor"
-)
-_library.define("patch_embed_backward(Tensor dy, Tensor patches) -> Tensor")
-_library.define("patch_embed_position_backward(Tensor dy, Tensor positions, int length) -> Tensor")
+_CPU_KERNELS = (torch.float32, torch.bfloat16)
 
 
 def patch_embed(
@@ -49,7 +44,7 @@ def patch_embed(
         weight: float [S·257, D]: for each of the S bytes of a patch, a row for each token.
         bias: float [D], dtype and device of `weight`.
         position_weight: float [L, D], dtype and device of `weight`; None for no positions.
-        positions: int64 [P], 0…L−1; given exactly when `position_weight` is.
+        positions: int64 [P], 0…L−1; a tensor exactly when `position_weight` is one.
 
     Returns:
         float [P, D], dtype and device of `weight`.
@@ -61,20 +56,22 @@ def patch_embed(
     Source: arXiv 2402.19155, section 3.1.
     """
     check_tensor("patch_embed", "patches", patches, dtypes=(torch.int16,), shape=("P", "S"))
-    check_tensor("patch_embed", "weight", weight, dtypes=_DTYPES, device=patches.device)
+    check_tensor("patch_embed", "weight", weight, dtypes=FLOATS, device=patches.device)
     check_tensor("patch_embed", "weight", weight, shape=(patches.shape[1] * VOCAB_SIZE, "D"))
     dtypes, (_, D), device = (weight.dtype,), weight.shape, patches.device
     check_tensor("patch_embed", "bias", bias, dtypes=dtypes, shape=(D,), device=device)
     if (position_weight is None) != (positions is None):
-        given, missing = ("positions", "position_weight") if positions is not None else ("position_weight", "positions")
-        raise ValueError(f"patch_embed: {missing}: expected a tensor because {given} was given, got None")
+        present, missing = "position_weight", "positions"
+        if position_weight is None:
+            present, missing = missing, present
+        raise ValueError(f"patch_embed: {missing}: expected a tensor because {present} is one, got None")
     if position_weight is not None:
         check_tensor("patch_embed", "position_weight", position_weight, dtypes=dtypes, shape=("L", D), device=device)
         check_tensor("patch_embed", "positions", positions, dtypes=(torch.int64,), shape=(len(patches),), device=device)
     return torch.ops.bgpt_fast.patch_embed(patches, weight, bias, position_weight, positions)
 
 
-def _embed_cpu(
+def _forward_cpu(
     patches: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -85,31 +82,21 @@ def _embed_cpu(
     if not _C.patches_in_range(patches.data_ptr(), patches.numel()):
         raise ValueError(f"patch_embed: patches: expected tokens 0…256, got {int(patches.min())}…{int(patches.max())}")
     if position_weight is not None and positions is not None:
-        position_weight, positions, L = position_weight.contiguous(), positions.contiguous(), len(position_weight)
+        positions, L = positions.contiguous(), len(position_weight)
         if not _C.positions_in_range(positions.data_ptr(), positions.numel(), L):
-            found = f"{int(positions.min())}…{int(positions.max())}"
-            raise ValueError(f"patch_embed: positions: expected 0…{L - 1}, rows of position_weight, got {found}")
-    if weight.dtype not in (torch.float32, torch.bfloat16):
+            limits = f"{int(positions.min())}…{int(positions.max())}"
+            raise ValueError(f"patch_embed: positions: expected 0…{L - 1}, rows of position_weight, got {limits}")
+    if weight.dtype not in _CPU_KERNELS:
         return patch_embed_reference(patches, weight, bias, position_weight, positions)
-    weight, bias = weight.contiguous(), bias.contiguous()
-    y = weight.new_empty(len(patches), weight.shape[1])
-    _C.patch_embed(
-        patches.data_ptr(),
-        weight.data_ptr(),
-        bias.data_ptr(),
-        _address(position_weight),
-        _address(positions),
-        y.data_ptr(),
-        patches.shape[0],
-        patches.shape[1],
-        weight.shape[1],
+    return _call(
+        _C.patch_embed,
+        (patches, weight, bias, position_weight, positions),
         weight.dtype == torch.bfloat16,
         torch.get_num_threads(),
     )
-    return y
 
 
-def _embed_cuda(
+def _forward_cuda(
     patches: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -118,69 +105,42 @@ def _embed_cuda(
 ) -> Tensor:
     if weight.dtype == torch.float64:
         return patch_embed_reference(patches, weight, bias, position_weight, positions)
-    patches, weight, bias = patches.contiguous(), weight.contiguous(), bias.contiguous()
-    position_weight = None if position_weight is None else position_weight.contiguous()
-    positions = None if positions is None else positions.contiguous()
-    y = weight.new_empty(len(patches), weight.shape[1])
     with torch.cuda.device(weight.device):
-        _C.patch_embed_cuda(
-            patches.data_ptr(),
-            weight.data_ptr(),
-            bias.data_ptr(),
-            _address(position_weight),
-            _address(positions),
-            y.data_ptr(),
-            patches.shape[0],
-            patches.shape[1],
-            weight.shape[1],
+        return _call(
+            _C.patch_embed_cuda,
+            (patches, weight, bias, position_weight, positions),
             0 if position_weight is None else len(position_weight),
             {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}[weight.dtype],
             torch.cuda.current_stream(weight.device).cuda_stream,
         )
+
+
+def _call(kernel: Callable[..., None], tensors: tuple[Tensor | None, ...], *arguments: int) -> Tensor:
+    """Runs a kernel of the extension on the addresses of contiguous tensors; None has the address 0."""
+    patches, weight, *rest = (None if tensor is None else tensor.contiguous() for tensor in tensors)
+    assert patches is not None
+    assert weight is not None
+    (P, S), D = patches.shape, weight.shape[1]
+    y = weight.new_empty(P, D)
+    addresses = [0 if tensor is None else tensor.data_ptr() for tensor in (patches, weight, *rest, y)]
+    kernel(*addresses, P, S, D, *arguments)
     return y
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
 def _backward_cpu(dy: Tensor, patches: Tensor) -> Tensor:
-    if dy.dtype not in (torch.float32, torch.bfloat16):
+    if dy.dtype not in _CPU_KERNELS:
         return patch_embed_backward_reference(dy, patches)
     dy32, patches = dy.float().contiguous(), patches.contiguous()
-    rows = dy32.new_zeros(patches.shape[1] * VOCAB_SIZE, dy.shape[1])
-    _C.patch_embed_backward(
-        dy32.data_ptr(),
-        patches.data_ptr(),
-        rows.data_ptr(),
-        patches.shape[0],
-        patches.shape[1],
-        dy.shape[1],
-        torch.get_num_threads(),
-    )
-    return rows.to(dy.dtype)
-
-
-def _backward_cuda(dy: Tensor, patches: Tensor) -> Tensor:
-    if dy.dtype == torch.float64:
-        return patch_embed_backward_reference(dy, patches)
-    from bgpt_fast.kernels.patch_embed.triton_kernels import patch_embed_backward
-
-    return patch_embed_backward(dy, patches)
+    (P, S), D = patches.shape, dy.shape[1]
+    dweight = dy32.new_zeros(S * VOCAB_SIZE, D)
+    _C.patch_embed_backward(dy32.data_ptr(), patches.data_ptr(), dweight.data_ptr(), P, S, D, torch.get_num_threads())
+    return dweight.to(dy.dtype)
 
 
 def _position_backward_cpu(dy: Tensor, positions: Tensor, length: int) -> Tensor:
     # On the CPU index_add adds to a row in the order of p, with any number of threads.
     exact = dy.to(torch.promote_types(dy.dtype, torch.float32))
     return exact.new_zeros(length, dy.shape[1]).index_add_(0, positions, exact).to(dy.dtype)
-
-
-def _position_backward_cuda(dy: Tensor, positions: Tensor, length: int) -> Tensor:
-    if dy.dtype == torch.float64:
-        return patch_embed_position_backward_reference(dy, positions, length)
-    from bgpt_fast.kernels.patch_embed.triton_kernels import patch_embed_position_backward
-
-    return patch_embed_position_backward(dy, positions, length)
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
@@ -200,29 +160,30 @@ def _backward(ctx, dy: Tensor):  # type: ignore[no-untyped-def]
     return None, dweight, dbias, dposition, None
 
 
-_library.impl("patch_embed", patch_embed_reference, "CompositeExplicitAutograd")
-_library.impl("patch_embed", _embed_cpu, "CPU")
-if _C.with_cuda:
-    _library.impl("patch_embed", _embed_cuda, "CUDA")
-_library.impl("patch_embed_backward", patch_embed_backward_reference, "CompositeExplicitAutograd")
-_library.impl("patch_embed_backward", _backward_cpu, "CPU")
-_library.impl("patch_embed_backward", _backward_cuda, "CUDA")
-_library.impl("patch_embed_position_backward", patch_embed_position_backward_reference, "CompositeExplicitAutograd")
-_library.impl("patch_embed_position_backward", _position_backward_cpu, "CPU")
-_library.impl("patch_embed_position_backward", _position_backward_cuda, "CUDA")
-torch.library.register_fake(
-    "bgpt_fast::patch_embed",
-    lambda patches, weight, bias, position_weight=None, positions=None: weight.new_empty(
-        patches.shape[0], weight.shape[1]
+OPS = (
+    Op(
+        "patch_embed(Tensor patches, Tensor weight, Tensor bias, Tensor? position_weight=None, Tensor? positions=None)"
+        " -> Tensor",
+        reference=patch_embed_reference,
+        cpu=_forward_cpu,
+        cuda=_forward_cuda if _C.with_cuda else None,
+        fake=lambda patches, weight, *_: weight.new_empty(len(patches), weight.shape[1]),
+        setup_context=_setup_context,
+        backward=_backward,
+    ),
+    Op(
+        "patch_embed_backward(Tensor dy, Tensor patches) -> Tensor",
+        reference=patch_embed_backward_reference,
+        cpu=_backward_cpu,
+        cuda=Triton("patch_embed", "patch_embed_backward", patch_embed_backward_reference),
+        fake=lambda dy, patches: dy.new_empty(patches.shape[1] * VOCAB_SIZE, dy.shape[1]),
+    ),
+    Op(
+        "patch_embed_position_backward(Tensor dy, Tensor positions, int length) -> Tensor",
+        reference=patch_embed_position_backward_reference,
+        cpu=_position_backward_cpu,
+        cuda=Triton("patch_embed", "patch_embed_position_backward", patch_embed_position_backward_reference),
+        fake=lambda dy, positions, length: dy.new_empty(length, dy.shape[1]),
     ),
 )
-torch.library.register_fake(
-    "bgpt_fast::patch_embed_backward",
-    lambda dy, patches: dy.new_empty(patches.shape[1] * VOCAB_SIZE, dy.shape[1]),
-)
-torch.library.register_fake(
-    "bgpt_fast::patch_embed_position_backward", lambda dy, positions, length: dy.new_empty(length, dy.shape[1])
-)
-torch.library.register_autograd("bgpt_fast::patch_embed", _backward, setup_context=_setup_context)
-refuse_second_derivative("bgpt_fast::patch_embed_backward")
-refuse_second_derivative("bgpt_fast::patch_embed_position_backward")
+_library = register(*OPS)

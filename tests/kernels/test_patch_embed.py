@@ -254,8 +254,8 @@ def test_wrong_positions_are_named() -> None:
     patches, weight, bias = sample(3, 4, 8)
     table, positions = sample_positions(3, 8)
     bad = {
-        "position_weight: expected a tensor because positions was given, got None": (None, positions),
-        "positions: expected a tensor because position_weight was given, got None": (table, None),
+        "position_weight: expected a tensor because positions is one, got None": (None, positions),
+        "positions: expected a tensor because position_weight is one, got None": (table, None),
         "position_weight: expected dtype float32, got bfloat16": (table.bfloat16(), positions),
         r"position_weight: expected shape \[L, 8\], got \[13, 7\]": (table[:, :7], positions),
         "position_weight: expected device cpu": (table.to("meta"), positions),
