@@ -1,4 +1,4 @@
-"""Devices by name, and work recorded for one."""
+"""Devices by name, and CUDA graphs."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 
 Replay = Callable[[], None]
 Record = Callable[[Replay], Replay]
-"""Makes of a function one that repeats what it did: a CUDA graph, or in tests the function itself."""
+"""Turns a function into one that repeats its work: a CUDA graph, or in tests the function itself."""
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device that a user names; "auto" is the current GPU where there is one, else the CPU.
+    """The device of a name; "auto" is the current GPU where there is one, else the CPU.
 
     Raises:
         ValueError: there is no such device here.
@@ -30,7 +30,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def cuda_graph(step: Replay) -> Replay:
-    """Runs `step` three times beside the current stream, as recording wants it, then records it."""
+    """Runs `step` three times on a side stream, as CUDA graphs need it, then records it; returns the replay."""
     side = _side_stream(torch.cuda.current_device())
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -38,7 +38,7 @@ def cuda_graph(step: Replay) -> Replay:
             step()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    # Other threads, as those that prepare batches, may allocate meanwhile.
+    # Other threads, such as those that prepare batches, may allocate meanwhile.
     with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
         step()
     return graph.replay
@@ -46,6 +46,6 @@ def cuda_graph(step: Replay) -> Replay:
 
 @functools.cache
 def _side_stream(device: int) -> torch.cuda.Stream:
-    """One for each GPU: torch's own stream for recording is of the first GPU alone, and every stream on which the
-    library multiplies keeps a workspace."""
+    """One stream for each GPU: torch's own recording stream belongs to the first GPU, and cuBLAS keeps a workspace for
+    every stream that it has run on."""
     return torch.cuda.Stream(device)

@@ -1,4 +1,4 @@
-"""A run's place, saved beside training and found again: how far it is, weights, optimiser, random states, data."""
+"""Saves a run in the background and resumes it: progress, weights, optimiser, random states, position in the data."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Checkpointer:
         config: as the run's.
 
     Attributes:
-        step: of the last checkpoint that was written or found; None where there is none.
+        step: of the last checkpoint, written or loaded; None where there is none.
     """
 
     def __init__(
@@ -66,16 +66,16 @@ class Checkpointer:
             CheckpointDamagedError: there are checkpoints, and none is intact.
         """
         run_dir = self._store.folder.parent
-        found = self._store.load_latest()
-        steps = [int(step) for (step,) in self._ranks.table([found[0] if found else -1])]
+        latest = self._store.load_latest()
+        steps = [int(step) for (step,) in self._ranks.all_gather_floats([latest[0] if latest else -1])]
         if len(set(steps)) > 1:
             raise ValueError(
                 f"{run_dir}: expected one folder that all ranks share, got latest checkpoints of steps {steps} on "
                 "ranks 0, 1, …; put run_dir on a file system that all machines mount"
             )
-        if found is None:
+        if latest is None:
             return Progress()
-        step, checkpoint = found
+        step, checkpoint = latest
         if checkpoint.labels != labels_of(self._model):
             raise ValueError(
                 f"{run_dir}: holds a run with other classes: expected {labels_of(self._model)}, got "
@@ -87,7 +87,7 @@ class Checkpointer:
                 f"got {checkpoint.model_config}; use another run folder or the run's own model config"
             )
         state = checkpoint.state
-        # A checkpoint from before a setting was there was written with what is its default now.
+        # A setting that is newer than the checkpoint had what is its default now.
         before = TrainConfig().to_dict() | state["config"]
         changed = {k: (before[k], v) for k, v in self._config.to_dict().items() if before[k] != v}
         if changed:
@@ -97,41 +97,42 @@ class Checkpointer:
         self._optimizers.load_state_tensors(checkpoint.optimizer)
         self._resume_rank(source, state.get("sources", [state["source"]]), checkpoint.rng)
         self.step = step
-        place = Progress.from_dict(state)
+        progress = Progress.from_dict(state)
         if {"best_metric", "best_is"} & changed.keys():
-            place.best = None  # another metric's best is no measure
-        return place
+            progress.best = None  # figures of another metric do not compare
+        return progress
 
     def restore_random_state(self, step: int) -> None:
-        """Goes back to the random states of the checkpoint, or seeds a run that starts at `step`.
+        """Restores the random states of the checkpoint, or seeds a run that starts at `step`.
 
-        At the start of training, not before: whatever was drawn since, such as another model's weights, is no matter.
+        Called when training starts, so that random numbers used since `resume`, such as for another model's initial
+        weights, change nothing.
         """
         if self._rng:
             restore_random_state(self._rng, self._ranks.device)
         else:
             seed_rank(self._config.seed, self._ranks.rank, step)
 
-    def save(self, place: Progress, position: dict[str, Any], *, best: bool, wait: bool) -> None:
-        """Saves in the background, from copies, unless this step is saved.
+    def save(self, progress: Progress, position: dict[str, Any], *, best: bool, wait: bool) -> None:
+        """Saves in the background, from copies, unless this step has been saved.
 
         Args:
-            place: how far the run is.
+            progress: how far the run is.
             position: the source's.
             best: whether it is the best so far.
-            wait: whether to return when the checkpoint is there, on all ranks.
+            wait: whether to return only when the checkpoint is complete, on all ranks.
 
         Raises:
             CheckpointWriteError: this save or the one before it failed, on any rank.
         """
-        if self.step != place.step or best:
+        if self.step != progress.step or best:
             with phase("save"):
-                self._start(place, position, best)
+                self._start(progress, position, best)
         if wait or not self._config.async_saves:
             self.finish()
 
     def finish(self) -> None:
-        """Waits for what is being saved, on all ranks: none goes on, or ends, before the checkpoint is there.
+        """Waits on all ranks until the running save is complete.
 
         Raises:
             CheckpointWriteError: it failed, on any rank.
@@ -141,20 +142,20 @@ class Checkpointer:
             self._background.wait()
         except (CheckpointWriteError, RuntimeError) as error:
             failure = error
-        problems = [text for text in self._ranks.gather(failure and str(failure)) if text]
+        problems = [text for text in self._ranks.all_gather(failure and str(failure)) if text]
         if problems:
             self.step = None
             raise failure or CheckpointWriteError(problems[0])
 
     def close(self) -> None:
-        """Waits until no save runs, and ends the thread."""
+        """Waits for the running save, and ends the thread."""
         self._background.close()
 
-    def _start(self, place: Progress, position: dict[str, Any], best: bool) -> None:
+    def _start(self, progress: Progress, position: dict[str, Any], best: bool) -> None:
         self.finish()
         self._rng = random_state(self._ranks.device)
-        ranks = self._ranks.gather((self._rng, position))
-        state = {**place.to_dict(), "source": ranks[0][1], "config": self._config.to_dict()}
+        ranks = self._ranks.all_gather((self._rng, position))
+        state = {**progress.to_dict(), "source": ranks[0][1], "config": self._config.to_dict()}
         if len(ranks) > 1:
             state["sources"] = [own for _, own in ranks]
         weights, optimizer = self._parallel.weights(), snapshot(self._optimizers.state_tensors())
@@ -170,10 +171,10 @@ class Checkpointer:
                 writer,
                 labels_of(self._model),
             )
-            self._background.start(functools.partial(self._write, place.step, run, best, writer))
+            self._background.start(functools.partial(self._write, progress.step, run, best, writer))
         elif writer is not None:
             self._background.start(writer.follow)
-        self.step = place.step
+        self.step = progress.step
 
     def _write(self, step: int, run: RunState, best: bool, writer: ShardWriter | None) -> None:
         try:
@@ -183,7 +184,7 @@ class Checkpointer:
                 writer.abandon()
 
     def _resume_rank(self, source: BatchSource[Any], positions: list[dict[str, Any]], rng: dict[str, Tensor]) -> None:
-        """This rank's own position and random state; with another number of ranks, rank 0's position and a new seed."""
+        """This rank's position and random state; with another number of ranks, rank 0's position and a new seed."""
         if len(positions) == self._ranks.world_size:
             source.load_state_dict(positions[self._ranks.rank])
             self._rng = states_of(rng, self._ranks.rank)
@@ -192,7 +193,7 @@ class Checkpointer:
         if self._ranks.is_main:
             warnings.warn(
                 f"{self._store.folder.parent}: the run had {len(positions)} ranks and goes on with "
-                f"{self._ranks.world_size}: weights, optimiser state and the place in the data go on; the random "
+                f"{self._ranks.world_size}: weights, optimiser state and the position in the data go on; the random "
                 "states of dropout start anew",
                 stacklevel=4,
             )
@@ -206,7 +207,7 @@ def _shard_writer(parts: dict[str, Tensor], ranks: Ranks) -> ShardWriter:
 
 
 class AsyncSaver:
-    """Runs one save at a time in a thread of its own; what fails there is kept for whoever waits."""
+    """Runs one save at a time in a thread; `wait` raises what failed there."""
 
     def __init__(self) -> None:
         self._pool: ThreadPoolExecutor | None = None
@@ -218,10 +219,10 @@ class AsyncSaver:
         return self._last is not None and self._last.done() and self._last.exception() is not None
 
     def start(self, save: Callable[[], None]) -> None:
-        """Waits for the save before, then starts this one.
+        """Waits for the running save, then starts this one.
 
         Raises:
-            BaseException: what the save before raised.
+            BaseException: what the earlier save raised.
         """
         self.wait()
         if self._pool is None:
@@ -229,7 +230,7 @@ class AsyncSaver:
         self._last = self._pool.submit(save)
 
     def wait(self) -> None:
-        """Waits until no save runs.
+        """Waits for the running save.
 
         Raises:
             BaseException: what it raised, once.
@@ -239,7 +240,7 @@ class AsyncSaver:
             last.result()
 
     def close(self) -> None:
-        """Waits until no save runs, and ends the thread."""
+        """Waits for the running save, and ends the thread."""
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
@@ -247,15 +248,15 @@ class AsyncSaver:
 
 @torch.no_grad()
 def snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies on the CPU that no update changes; tied tensors stay tied, and a rank's parts where they are."""
+    """Copies on the CPU, which no later step changes; tied tensors stay tied, and DTensors stay on their device."""
     copies: dict[object, Tensor] = {}
-    found = {}
+    snapshots = {}
     for name, tensor in tensors.items():
         if is_dtensor(tensor):
-            found[name] = tensor.clone()
+            snapshots[name] = tensor.clone()
             continue
         key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.device) if tensor.numel() else name
         if key not in copies:
             copies[key] = tensor.detach().to("cpu", copy=True)
-        found[name] = copies[key]
-    return found
+        snapshots[name] = copies[key]
+    return snapshots

@@ -1,4 +1,4 @@
-"""The processes of one run: who they are, what they tell each other, and who is missing when one of them is lost."""
+"""The ranks of one run: their numbers, collectives between them, and which of them failed when one is lost."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from bgpt_fast.device import resolve_device
 from bgpt_fast.files import atomic_write
 from bgpt_fast.training.errors import RankFailedError
 
-_ROLL_CALL_SECONDS = 5.0
+_REPORT_SECONDS = 5.0
 _COLLECTIVE = re.compile(r"gloo|nccl|connection (closed|reset|refused)|timed out|broken pipe", re.IGNORECASE)
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """This process's number and how many there are: torch.distributed's, or else what `torchrun` says, or else (0, 1).
+    """This process's rank and the number of ranks: torch.distributed's, else those that `torchrun` sets, else (0, 1).
 
     Sources take them as `rank` and `world_size`.
     """
@@ -39,13 +39,13 @@ def rank_and_world_size() -> tuple[int, int]:
 class Ranks:
     """The processes of one run, or the only one.
 
-    With several, joins torch's default process group, made here if there is none: NCCL for GPUs, gloo for CPUs. What
-    ranks tell each other besides gradients goes over a gloo group of its own, which waits for no GPU.
+    With several, joins torch's default process group, and creates it if there is none: NCCL for GPUs, gloo for CPUs.
+    Everything but gradients goes over a separate gloo group, which waits for no GPU.
 
     Args:
-        device: a name for `resolve_device`; "auto" and "cuda" mean the GPU of this process's own number.
+        device: a name for `resolve_device`; "auto" and "cuda" mean the GPU with the number of LOCAL_RANK.
         timeout_seconds: how long a collective waits for the other ranks.
-        folder: the run's, shared by all ranks; what ranks leave when they fail lies there.
+        folder: the run's, shared by all ranks; ranks that fail report there.
     """
 
     def __init__(self, device: str, timeout_seconds: float, folder: Path) -> None:
@@ -55,21 +55,21 @@ class Ranks:
             torch.cuda.set_device(torch.device(device))
         self.device = resolve_device(device)
         self._folder = folder
-        self._notes = folder / ".ranks"
+        self._reports = folder / ".ranks"
         self._control: dist.ProcessGroup | None = None
         self._saving: dist.ProcessGroup | None = None
         if self.world_size > 1:
             timeout = timedelta(seconds=timeout_seconds)
-            atexit.register(self._leave, not dist.is_initialized())
+            atexit.register(self._shut_down, not dist.is_initialized())
             if not dist.is_initialized():
                 dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=timeout)
             self._control = dist.new_group(backend="gloo", timeout=timeout)
             self._saving = dist.new_group(backend="gloo", timeout=timeout)
-            self._notes = folder / f".ranks-{self.broadcast(secrets.token_hex(8))}"
+            self._reports = folder / f".ranks-{self.broadcast(secrets.token_hex(8))}"
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the one that logs and writes."""
+        """Whether this process is the one that logs and saves."""
         return self.rank == 0
 
     @property
@@ -77,8 +77,8 @@ class Ranks:
         """A gloo group for the threads that save beside training; None for a single process."""
         return self._saving
 
-    def table(self, values: Sequence[float]) -> list[list[float]]:
-        """Every rank's `values`, the same on all; numbers are exact up to 2⁵³."""
+    def all_gather_floats(self, values: Sequence[float]) -> list[list[float]]:
+        """Every rank's `values`, on all ranks; integers are exact up to 2⁵³."""
         if self._control is None:
             return [[float(value) for value in values]]
         mine = torch.tensor(values, dtype=torch.float64)
@@ -86,50 +86,46 @@ class Ranks:
         dist.all_gather(rows, mine, group=self._control)
         return [row.tolist() for row in rows]
 
-    def gather(self, value: Any) -> list[Any]:
-        """Every rank's `value`, on all of them."""
+    def all_gather(self, value: Any) -> list[Any]:
+        """Every rank's `value`, pickled, on all ranks."""
         if self._control is None:
             return [value]
-        found: list[Any] = [None] * self.world_size
-        dist.all_gather_object(found, value, group=self._control)
-        return found
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self._control)
+        return values
 
     def broadcast(self, value: Any, *, saving: bool = False) -> Any:
-        """Rank 0's `value`; with `saving`, among the threads that save."""
+        """Rank 0's `value`, pickled; with `saving`, over the group of the threads that save."""
         if self._control is None:
             return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0, group=self._saving if saving else self._control)
-        return box[0]
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self._saving if saving else self._control)
+        return values[0]
 
-    def barrier(self) -> None:
-        """Waits until all ranks are here."""
-        self.table([])
+    def remove_old_reports(self) -> None:
+        """Removes what failed ranks of earlier runs wrote; the caller must hold the lock of the run's folder."""
+        for folder in self._folder.glob(".ranks-*"):
+            if folder != self._reports:
+                shutil.rmtree(folder, ignore_errors=True)
 
-    def remove_old_notes(self) -> None:
-        """Removes what ranks of earlier runs left in the folder; only for one who holds its lock."""
-        for left in self._folder.glob(".ranks-*"):
-            if left != self._notes:
-                shutil.rmtree(left, ignore_errors=True)
+    def _shut_down(self, owns_default_group: bool) -> None:
+        """Ends the groups' threads, and the default group if it was created here, while Python still runs.
 
-    def _leave(self, made: bool) -> None:
-        """Ends the groups' threads, and the default group if it was made here, while Python still runs.
-
-        A thread of gloo that lets go of its last tensor takes the interpreter's lock for it: in an interpreter that
-        is going away, that ends the process with SIGABRT instead of its own exit code.
+        A gloo thread that frees its last tensor takes the interpreter's lock; while the interpreter shuts down, that
+        ends the process with SIGABRT instead of its own exit code.
         """
         self._control = self._saving = None
-        # A group's threads end with its last reference, and trainers, which hold them, are in cycles.
+        # A group's threads end with its last reference, and trainers hold references in cycles.
         gc.collect()
-        if made and dist.is_initialized():
+        if owns_default_group and dist.is_initialized():
             dist.destroy_process_group()
 
     @contextlib.contextmanager
-    def watched(self, agreed: tuple[type[BaseException], ...]) -> Iterator[None]:
-        """A block in which a rank that fails tells the others why, and a rank that lost others says which.
+    def watched(self, raised_by_all: tuple[type[BaseException], ...]) -> Iterator[None]:
+        """A block in which a rank that fails reports why, and a rank whose collective fails says which ranks are lost.
 
         Args:
-            agreed: exceptions that all ranks raise together, which pass as they are.
+            raised_by_all: exceptions that all ranks raise together, which pass as they are.
 
         Raises:
             RankFailedError: a collective failed; names the ranks that failed, were killed or do not answer.
@@ -139,38 +135,38 @@ class Ranks:
             return
         try:
             yield
-        except agreed:
+        except raised_by_all:
             raise
         except BaseException as error:
             if not _is_collective(error):
-                self._leave_note(f"{type(error).__name__}: {error}")
+                self._report(f"{type(error).__name__}: {error}")
                 raise
-            self._leave_note("")
-            raise RankFailedError(self.rank, self._missing(), str(error)) from error
+            self._report("")
+            raise RankFailedError(self.rank, self._failed_ranks(), str(error)) from error
 
-    def _leave_note(self, text: str) -> None:
+    def _report(self, text: str) -> None:
         # On a full disk the error that ended this rank matters, not this one.
-        with contextlib.suppress(OSError), atomic_write(self._notes / str(self.rank)) as file:
+        with contextlib.suppress(OSError), atomic_write(self._reports / str(self.rank)) as file:
             file.write(text.encode("utf-8", "backslashreplace"))
 
-    def _missing(self) -> dict[int, str]:
-        """Ranks that failed by themselves or left no note, and what is known of each."""
-        deadline = time.monotonic() + _ROLL_CALL_SECONDS
+    def _failed_ranks(self) -> dict[int, str]:
+        """The ranks that reported an error of their own or nothing at all, and what is known of each."""
+        deadline = time.monotonic() + _REPORT_SECONDS
         while True:
-            notes: dict[int, str] = {}
+            reports: dict[int, str] = {}
             for rank in range(self.world_size):
                 with contextlib.suppress(OSError):
-                    notes[rank] = (self._notes / str(rank)).read_text("utf-8", "replace")
-            # The ranks that only lost another come here too, sooner or later.
-            if len(notes) == self.world_size or time.monotonic() > deadline:
+                    reports[rank] = (self._reports / str(rank)).read_text("utf-8", "replace")
+            # Ranks that only lost another one report too, sooner or later.
+            if len(reports) == self.world_size or time.monotonic() > deadline:
                 break
             time.sleep(0.1)
-        silent = {rank: "killed or stopped" for rank in range(self.world_size) if rank not in notes}
-        return silent | {rank: text for rank, text in notes.items() if text}
+        silent = {rank: "killed or stopped" for rank in range(self.world_size) if rank not in reports}
+        return silent | {rank: text for rank, text in reports.items() if text}
 
 
 def _is_collective(error: BaseException) -> bool:
-    """Whether an exception comes from talking to another rank: torch has no class of its own for gloo's."""
+    """Whether an exception comes from a collective; gloo's are plain RuntimeErrors."""
     if isinstance(error, dist.DistError):
         return True
     return type(error) is RuntimeError and _COLLECTIVE.search(str(error)) is not None

@@ -1,4 +1,4 @@
-"""A step's forward and backward pass as a CUDA graph: recorded once, replayed without a launch of its own for each op.
+"""A step's forward and backward pass as a CUDA graph: recorded once, then replayed with a single launch.
 
 Not yet run on a GPU.
 """
@@ -15,17 +15,17 @@ from bgpt_fast.patches import PackedPatches
 
 
 class GraphedGradients:
-    """Adds the gradients of batches of one shape: so many patches, documents at most, and targets.
+    """Adds up the gradients of batches of one shape: number of patches, of targets, and most documents.
 
-    A smaller batch is filled up with a document of padding that is no target, and with documents of no patches, so that
-    its loss and gradients are its own. Gradients lie in tensors of their own that are added to and never replaced.
+    A smaller batch is filled up with a document of padding without targets and with empty documents, which change
+    neither loss nor gradients. The tensors of the gradients are allocated once and added to.
 
     Args:
         model: on its device, in training mode, without dropout (a graph would repeat its masks).
         patches: patches of every batch.
         targets: target patches of every batch.
-        autocast: whether to compute in bfloat16.
-        record: makes of a function one that repeats what it did; a CUDA graph, or in tests the function itself.
+        autocast: whether to compute in bfloat16 under autocast.
+        record: turns a function into one that repeats its work: a CUDA graph, or in tests the function itself.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class GraphedGradients:
         return len(targets) == len(self._targets) and batch.num_patches <= len(self._patches)
 
     def add(self, batch: PackedPatches, targets: Tensor, weight: float) -> Tensor:
-        """Adds a batch's gradients times `weight`; arguments on the CPU, as `fits` has them.
+        """Adds a batch's gradients times `weight`; arguments on the CPU, such that `fits` is true.
 
         Returns:
             The sum of nats, a float64 scalar on the device.
@@ -62,9 +62,9 @@ class GraphedGradients:
         return self._nats.clone()
 
     def _fill(self, batch: PackedPatches, targets: Tensor, weight: float) -> None:
-        count, room, context = batch.num_patches, len(self._patches), self._model.config.patch_length
-        padding = torch.arange(count + context, room + context, context, dtype=torch.int32).clamp(max=room)
-        offsets = torch.full((len(self._offsets),), room, dtype=torch.int32)
+        count, capacity, context = batch.num_patches, len(self._patches), self._model.config.patch_length
+        padding = torch.arange(count + context, capacity + context, context, dtype=torch.int32).clamp(max=capacity)
+        offsets = torch.full((len(self._offsets),), capacity, dtype=torch.int32)
         offsets[: len(batch.cu_seqlens)] = batch.cu_seqlens
         offsets[len(batch.cu_seqlens) : len(batch.cu_seqlens) + len(padding)] = padding
         self._patches[:count].copy_(batch.patches, non_blocking=True)
@@ -75,10 +75,10 @@ class GraphedGradients:
 
     def _recorded(self) -> Replay:
         parameters = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
-        kept = [None if parameter.grad is None else parameter.grad.clone() for parameter in parameters]
+        previous = [None if parameter.grad is None else parameter.grad.clone() for parameter in parameters]
         replay = self._record(self._step)
-        # What recording computed is not part of any step.
-        for parameter, gradient in zip(parameters, kept, strict=True):
+        # The recording itself ran the step a few times; its gradients are dropped.
+        for parameter, gradient in zip(parameters, previous, strict=True):
             if parameter.grad is not None:
                 parameter.grad.zero_() if gradient is None else parameter.grad.copy_(gradient)
         return replay

@@ -1,4 +1,4 @@
-"""What a step minimises: the negative log-likelihood of the next bytes, or of a document's class."""
+"""What training minimises: the negative log-likelihood of the next bytes, or of a document's class."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Model: TypeAlias = BGPT | BGPTForClassification
 
 
 class BatchStats(NamedTuple):
-    """What a batch holds: units of the mean, positions they have, real bytes to predict, patches, documents, FLOPs."""
+    """Counts of a batch: units of the mean, their positions, their real bytes, patches, documents, FLOPs."""
 
     units: int
     positions: int
@@ -37,22 +37,22 @@ class Objective(ABC, Generic[Batch]):
     """How batches become a loss; the mean of a step runs over all units of all batches and ranks."""
 
     @abstractmethod
-    def sample_targets(self, batch: Batch, config: TrainConfig, step: int, place: int) -> Tensor:
-        """The units that count: int64, rising.
+    def sample_targets(self, batch: Batch, config: TrainConfig, step: int, index: int) -> Tensor:
+        """The units of a batch that the loss is computed for, int64, rising.
 
         Args:
-            batch: where its source makes it: on the CPU, or on the GPU.
-            config: `targets_per_step` and `seed` count.
+            batch: on the device where its source makes it.
+            config: `targets_per_step` and `seed` are used.
             step: from 0.
-            place: the batch's number among those of the step, on all ranks.
+            index: the batch's number among those of the step on all ranks, from 0.
         """
 
     @abstractmethod
-    def work(self, batch: Batch, drawn: Tensor, config: BGPTConfig) -> BatchStats:
-        """What the units of a batch come to."""
+    def stats(self, batch: Batch, targets: Tensor, config: BGPTConfig) -> BatchStats:
+        """Counts of a batch and its targets."""
 
     @abstractmethod
-    def loss(self, model: nn.Module, batch: Batch, drawn: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    def loss(self, model: nn.Module, batch: Batch, targets: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """The mean loss over a batch's units, and float64 [2] without a gradient: the sum of nats, units right."""
 
     @abstractmethod
@@ -60,60 +60,60 @@ class Objective(ABC, Generic[Batch]):
         """A batch of one empty document, for a rank that has none."""
 
     @abstractmethod
-    def tensors(self, batch: Batch, drawn: Tensor) -> dict[str, Tensor]:
-        """A batch as named tensors, to be written out."""
+    def tensors(self, batch: Batch, targets: Tensor) -> dict[str, Tensor]:
+        """A batch as named tensors, for a file."""
 
 
 class NextBytes(Objective[PackedPatches]):
-    """The bytes of patches from what is before them; a unit is a target patch. For `BGPT`."""
+    """Predicts the bytes of patches from the patches before them; a unit is a target patch. For `BGPT`."""
 
-    def sample_targets(self, batch: PackedPatches, config: TrainConfig, step: int, place: int) -> Tensor:
+    def sample_targets(self, batch: PackedPatches, config: TrainConfig, step: int, index: int) -> Tensor:
         indices = batch.target_indices()
-        wanted = config.targets_per_step
-        if wanted == 0 or len(indices) <= wanted:
+        count = config.targets_per_step
+        if count == 0 or len(indices) <= count:
             return indices
-        # A stream of its own for each batch: nothing to save, and the same draw after a resume.
-        generator = np.random.default_rng([config.seed, step, place])
-        chosen = generator.choice(len(indices), wanted, replace=False, shuffle=False)
+        # Each batch has a random stream of its own: no state to save, and the same sample after a resume.
+        generator = np.random.default_rng([config.seed, step, index])
+        chosen = generator.choice(len(indices), count, replace=False, shuffle=False)
         return indices[torch.from_numpy(np.sort(chosen))]
 
-    def work(self, batch: PackedPatches, drawn: Tensor, config: BGPTConfig) -> BatchStats:
+    def stats(self, batch: PackedPatches, targets: Tensor, config: BGPTConfig) -> BatchStats:
         lengths = batch.cu_seqlens.diff().cpu()
         return BatchStats(
-            units=len(drawn),
-            positions=len(drawn) * config.patch_size,
-            num_bytes=int((batch.patches[drawn] != EOP).sum()),
+            units=len(targets),
+            positions=len(targets) * config.patch_size,
+            num_bytes=int((batch.patches[targets] != EOP).sum()),
             patches=batch.num_patches,
             documents=len(lengths),
-            flops=training_flops(config, lengths, targets=len(drawn)),
+            flops=training_flops(config, lengths, targets=len(targets)),
         )
 
     def loss(
-        self, model: nn.Module, batch: PackedPatches, drawn: Tensor, device: torch.device
+        self, model: nn.Module, batch: PackedPatches, targets: Tensor, device: torch.device
     ) -> tuple[Tensor, Tensor]:
-        output = model(batch.to(device), drawn.to(device))
+        output = model(batch.to(device), targets.to(device))
         nats = output.nats.detach().sum(dtype=torch.float64)
         return output.loss, torch.stack([nats, torch.zeros_like(nats)])
 
     def dummy_batch(self, config: BGPTConfig) -> PackedPatches:
         return PackedPatches.from_bytes([("", b"")], config)
 
-    def tensors(self, batch: PackedPatches, drawn: Tensor) -> dict[str, Tensor]:
-        return {"patches": batch.patches, "cu_seqlens": batch.cu_seqlens, "targets": drawn}
+    def tensors(self, batch: PackedPatches, targets: Tensor) -> dict[str, Tensor]:
+        return {"patches": batch.patches, "cu_seqlens": batch.cu_seqlens, "targets": targets}
 
 
 class DocumentClass(Objective[LabelledBatch]):
-    """The class of a document from all of its patches; a unit is a document. For `BGPTForClassification`."""
+    """Predicts the class of a document from all its patches; a unit is a document. For `BGPTForClassification`."""
 
-    def sample_targets(self, batch: LabelledBatch, config: TrainConfig, step: int, place: int) -> Tensor:
+    def sample_targets(self, batch: LabelledBatch, config: TrainConfig, step: int, index: int) -> Tensor:
         return torch.arange(batch.batch.num_documents)
 
-    def work(self, batch: LabelledBatch, drawn: Tensor, config: BGPTConfig) -> BatchStats:
+    def stats(self, batch: LabelledBatch, targets: Tensor, config: BGPTConfig) -> BatchStats:
         lengths = batch.batch.cu_seqlens.diff()
         # A class takes the patch decoder alone.
         return BatchStats(
-            units=len(drawn),
-            positions=len(drawn),
+            units=len(targets),
+            positions=len(targets),
             num_bytes=0,
             patches=batch.batch.num_patches,
             documents=len(lengths),
@@ -121,7 +121,7 @@ class DocumentClass(Objective[LabelledBatch]):
         )
 
     def loss(
-        self, model: nn.Module, batch: LabelledBatch, drawn: Tensor, device: torch.device
+        self, model: nn.Module, batch: LabelledBatch, targets: Tensor, device: torch.device
     ) -> tuple[Tensor, Tensor]:
         there = batch.to(device)
         logits = model(there.batch).float()
@@ -133,12 +133,12 @@ class DocumentClass(Objective[LabelledBatch]):
         batch = PackedPatches.from_bytes([("", b"")], config)
         return LabelledBatch(batch, torch.zeros(1, dtype=torch.int64))
 
-    def tensors(self, batch: LabelledBatch, drawn: Tensor) -> dict[str, Tensor]:
+    def tensors(self, batch: LabelledBatch, targets: Tensor) -> dict[str, Tensor]:
         return {"patches": batch.batch.patches, "cu_seqlens": batch.batch.cu_seqlens, "labels": batch.labels}
 
 
 def objective_of(model: Model) -> Objective[Any]:
-    """What a model is trained for."""
+    """The objective of a model by its class."""
     return DocumentClass() if isinstance(model, BGPTForClassification) else NextBytes()
 
 
@@ -156,8 +156,8 @@ def check_labels(model: Model, source: object) -> None:
         )
 
 
-def same_kind(model: Model) -> Model:
-    """A new model of the same class, sizes and labels, with weights of its own."""
+def new_model_like(model: Model) -> Model:
+    """A new model of the same class, sizes and labels, with initial weights."""
     if isinstance(model, BGPTForClassification):
         return BGPTForClassification(model.config, model.labels)
     return BGPT(model.config)

@@ -23,8 +23,8 @@ class Progress:
         last_step_seconds: the last step's.
         loss: the last step's, in nats a position; NaN before the first.
         evaluated_step: the step of the last evaluation.
-        evaluation: its figures.
-        best: the best one's figure, where one is looked for.
+        evaluation: its figures by name.
+        best: `best_metric` of the best evaluation so far; None without one.
     """
 
     step: int = 0
@@ -36,7 +36,7 @@ class Progress:
     best: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The place, JSON-ready: what is not finite is left out."""
+        """JSON-ready; figures that are not finite are left out."""
         return {
             "step": self.step,
             "seconds": self.seconds,
@@ -49,7 +49,7 @@ class Progress:
 
     @classmethod
     def from_dict(cls, state: dict[str, Any]) -> Progress:
-        """A place of `to_dict`."""
+        """The inverse of `to_dict`."""
         loss = math.nan if state["loss"] is None else state["loss"]
         return cls(**{name: state[name] for name in cls.__dataclass_fields__} | {"loss": loss})
 
@@ -66,10 +66,10 @@ class StepFigures:
         learning_rate: of AdamW.
         grad_norm: before clipping.
         patches, documents: in the step's batches.
-        fill: patches as a share of the room of the batches, where that is known; the rest stayed empty.
+        fill: patches as a share of what the batches can hold; None where the source does not say.
         patches_per_second: through the model.
-        tflops: 10¹² operations a second that the model must do (`bgpt_fast.flops`).
-        mfu: these as a share of the datasheet peak of all devices, where that is known.
+        tflops: 10¹² operations a second, counted by `bgpt_fast.flops`.
+        mfu: these as a share of the datasheet peak of all devices; None where that is unknown.
         seconds: of training so far.
     """
 

@@ -18,13 +18,13 @@ from bgpt_fast.training.distributed import Ranks
 
 
 class ShardWriter:
-    """Writes tensors that are in parts, all ranks together: torch's distributed checkpoint, as safetensors.
+    """Writes DTensors, all ranks together.
 
     Rank 0 calls it with the folder, and `abandon` at the end; the others call `follow`. All may do so in threads.
 
     Args:
         tensors: DTensors by name.
-        ranks: who has the parts.
+        ranks: the ranks that hold their parts.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], ranks: Ranks) -> None:
@@ -42,14 +42,14 @@ class ShardWriter:
         self._write(self._ranks.broadcast(str(folder), saving=True))
 
     def follow(self) -> None:
-        """Takes part; what fails is for rank 0 to tell."""
+        """Writes this rank's parts; rank 0 raises what failed."""
         folder = self._ranks.broadcast(None, saving=True)
         if folder is not None:
             with contextlib.suppress(OSError):
                 self._write(folder)
 
     def abandon(self) -> None:
-        """Lets the other ranks go if they wait for a folder still."""
+        """Releases the other ranks, which wait for a folder name, if it was never called."""
         if not self._called:
             self._ranks.broadcast(None, saving=True)
 
@@ -62,15 +62,15 @@ class ShardWriter:
 
 
 def load_shards(folder: Path) -> dict[str, Tensor]:
-    """What `ShardWriter` wrote, whole and on the CPU, whatever the number of ranks was."""
-    described = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    """The tensors that a `ShardWriter` of any number of ranks wrote, whole and on the CPU."""
+    metadata = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     tensors: dict[str, Any] = {
         name: torch.empty(part.size, dtype=part.properties.dtype)
-        for name, part in described.items()
+        for name, part in metadata.items()
         if isinstance(part, TensorStorageMetadata)
     }
     with warnings.catch_warnings():
-        # It is the intent to load in a single process.
+        # Each rank loads by itself.
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(str(folder)), no_dist=True)
     return tensors

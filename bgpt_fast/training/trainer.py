@@ -1,4 +1,4 @@
-"""The step loop: batches in, updates out, and everything needed to go on after a stop."""
+"""The training loop: steps, evaluations, checkpoints, and the end of a run by its budget, a signal or an error."""
 
 from __future__ import annotations
 
@@ -124,13 +124,13 @@ class Trainer:
         self._show_progress = show_progress and self.ranks.is_main
         self._log = RunLog(self.run_dir / "log.jsonl", enabled=self.ranks.is_main)
         self._optimizers = Optimizers(model.named_parameters(), config)
-        room = getattr(source, "patches_per_batch", None)
-        self._update = TrainStep(self._parallel, self._optimizers, config, self.run_dir, room)
-        self._saves = Checkpointer(self.store, self._parallel, self._optimizers, config)
+        self._max_patches: int | None = getattr(source, "patches_per_batch", None)
+        self._train_step = TrainStep(self._parallel, self._optimizers, config, self.run_dir, self._max_patches)
+        self._checkpointer = Checkpointer(self.store, self._parallel, self._optimizers, config)
         self._lock: FolderLock | None = None
         self._lock_folder()
         try:
-            self._place = self._saves.resume(source)
+            self._progress = self._checkpointer.resume(source)
         except BaseException:
             self._unlock_folder()
             raise
@@ -138,17 +138,17 @@ class Trainer:
     @property
     def step(self) -> int:
         """Steps done."""
-        return self._place.step
+        return self._progress.step
 
     @property
     def seconds(self) -> float:
         """Training time, earlier sessions included."""
-        return self._place.seconds
+        return self._progress.seconds
 
     @property
     def resumed(self) -> bool:
         """Whether the run goes on from a checkpoint."""
-        return self._saves.step is not None
+        return self._checkpointer.step is not None
 
     def train(self) -> TrainResult:
         """Trains to the end of the budget, evaluates, saves.
@@ -163,8 +163,8 @@ class Trainer:
                 step, and goes on there when it is started again.
             FolderInUseError: another process trains in `run_dir`.
         """
-        agreed = (TrainingInterrupted, NonFiniteLossError, CheckpointWriteError, FolderInUseError)
-        with self.ranks.watched(agreed):
+        raised_by_all = (TrainingInterrupted, NonFiniteLossError, CheckpointWriteError, FolderInUseError)
+        with self.ranks.watched(raised_by_all):
             self._lock_folder()
             try:
                 return self._train()
@@ -172,12 +172,12 @@ class Trainer:
                 self._unlock_folder()
 
     def _lock_folder(self) -> None:
-        """Keeps other runs out of the folder, on all ranks or on none."""
+        """Locks the folder against other runs, on all ranks or on none."""
         problem: OSError | None = None
         if self.ranks.is_main and (self._lock is None or not self._lock.held):
             try:
                 self._lock = FolderLock(self.run_dir, "a training run")
-                self.ranks.remove_old_notes()
+                self.ranks.remove_old_reports()
             except OSError as error:
                 problem = error
         text = self.ranks.broadcast(problem and str(problem))
@@ -190,57 +190,56 @@ class Trainer:
 
     def _train(self) -> TrainResult:
         self._started = time.monotonic() - self.seconds
-        self._saves.restore_random_state(self.step)
+        self._checkpointer.restore_random_state(self.step)
         self._describe()
-        self._log.open_at(self.step, self._place.evaluated_step)
+        self._log.open_at(self.step, self._progress.evaluated_step)
         patches = 0
         training_seconds = 0.0
         with contextlib.ExitStack() as stack:
             stack.callback(self._close)
-            self._open_feed()
+            if self.config.prefetch:
+                self._feed = Prefetcher(self.source, self.config.prefetch, process=self.config.prefetch_process)
             boards = self._open_dashboards()
             stack.callback(boards.close)
             profiler = self._open_profiler(stack)
             interrupts = stack.enter_context(Interrupts())
-            progress = stack.enter_context(ProgressBar(self.config.steps, enabled=self._show_progress))
-            self._at_boundary(interrupts, progress, boards)
+            bar = stack.enter_context(ProgressBar(self.config.steps, enabled=self._show_progress))
+            self._at_boundary(interrupts, bar, boards)
             while not self._stopped_by():
-                figures = self._saving_on_data_errors(self._train_step)
+                figures = self._step_or_save()
                 patches += figures.patches
-                training_seconds += self._place.last_step_seconds
-                done, left = self._done_and_left()
-                progress.update(figures, done, left)
+                training_seconds += self._progress.last_step_seconds
+                done, seconds_left = self._done_and_left()
+                bar.update(figures, done, seconds_left)
                 if self.step % self.config.log_every == 0 or self._stopped_by():
                     known = {k: v for k, v in dataclasses.asdict(figures).items() if v is not None}
                     self._log.write({"kind": "train", **known})
                     boards.write(self.step, {k: v for k, v in known.items() if k != "step"}, "train")
-                self._at_boundary(interrupts, progress, boards)
+                self._at_boundary(interrupts, bar, boards)
                 if profiler is not None:
                     profiler.step()
-        assert self._saves.step is not None
+        assert self._checkpointer.step is not None
         return TrainResult(
             steps=self.step,
             seconds=self.seconds,
-            loss=self._place.loss,
+            loss=self._progress.loss,
             patches_per_second=patches / training_seconds if training_seconds else 0.0,
             stopped_by=self._stopped_by(),
-            evaluation=dict(self._place.evaluation),
+            evaluation=dict(self._progress.evaluation),
             log_path=self._log.path,
-            checkpoint_path=self.store.path(self._saves.step),
+            checkpoint_path=self.store.path(self._checkpointer.step),
         )
 
-    def _open_feed(self) -> None:
-        if self.config.prefetch:
-            self._feed = Prefetcher(self.source, self.config.prefetch, process=self.config.prefetch_process)
+    def _settings(self) -> dict[str, Any]:
+        return {"model": self.model.config.to_dict(), "training": self.config.to_dict()}
 
     def _open_dashboards(self) -> Dashboards:
-        settings = {"model": self.model.config.to_dict(), "training": self.config.to_dict()}
         return Dashboards(
             self.run_dir,
             tensorboard=self.config.tensorboard and self.ranks.is_main,
             wandb=self.config.wandb and self.ranks.is_main,
             project=self.config.wandb_project,
-            config=settings,
+            config=self._settings(),
             step=self.step,
         )
 
@@ -250,10 +249,10 @@ class Trainer:
         return stack.enter_context(profiled_run(self.run_dir, self.config.profile_after, self.config.profile_steps))
 
     def _close(self) -> None:
-        """Ends what a session started; the source then stands after the last batch that was used."""
-        self._saves.close()
+        """Ends threads and files of a session; the source is then at the position after the last trained batch."""
+        self._checkpointer.close()
         self._log.close()
-        # On a full disk the error that ended the run matters, not this one.
+        # On a full disk the error that ended the run must not be hidden by this one.
         with contextlib.suppress(OSError):
             self._describe()
         if isinstance(self._feed, Prefetcher):
@@ -263,18 +262,16 @@ class Trainer:
             self.source.load_state_dict(position)
 
     def _describe(self) -> None:
-        """Writes run.json: the settings, and what the source holds and had to skip so far."""
-        if not self.ranks.is_main:
-            return
-        settings = {"model": self.model.config.to_dict(), "training": self.config.to_dict()}
-        write_json(self.run_dir / "run.json", {**settings, "source": self._feed.describe()})
+        """Writes run.json: the settings, and what the source describes, such as files that it skipped."""
+        if self.ranks.is_main:
+            write_json(self.run_dir / "run.json", {**self._settings(), "source": self._feed.describe()})
 
     def _stopped_by(self) -> str:
         if self.config.steps and self.step >= self.config.steps:
             return "steps"
         if self.config.max_minutes and self.seconds >= 60.0 * self.config.max_minutes:
             return "time"
-        value = self._place.evaluation.get(self.config.best_metric, math.nan)
+        value = self._progress.evaluation.get(self.config.best_metric, math.nan)
         target = self.config.stop_at
         if target is not None and (value >= target if self.config.best_is == "highest" else value <= target):
             return "target"
@@ -289,59 +286,61 @@ class Trainer:
         done = min(max(shares), 1.0)
         return done, self.seconds * (1.0 - done) / done if done else 0.0
 
-    def _train_step(self) -> StepFigures:
-        """One update; returns its figures."""
+    def _step(self) -> StepFigures:
+        """One step; returns its figures."""
         start = time.monotonic()
         with phase("data"):
             batches = [self._feed.next_batch() for _ in range(self.config.accumulation)]
         if self.config.schedule_by == "time":
-            progress = time_progress(self.config, self.step, self.seconds, self._place.last_step_seconds)
+            done = time_progress(self.config, self.step, self.seconds, self._progress.last_step_seconds)
         else:
-            progress = step_progress(self.config, self.step)
-        rate = self._optimizers.set_factor(schedule_factor(self.config, progress))
-        done = self._update(batches, self.step)
+            done = step_progress(self.config, self.step)
+        rate = self._optimizers.set_factor(schedule_factor(self.config, done))
+        result = self._train_step(batches, self.step)
+        stats = result.stats
         now = time.monotonic()
-        place = self._place
-        place.step += 1
-        place.loss = done.loss
-        place.seconds = now - self._started
-        place.last_step_seconds = now - start
-        room = getattr(self.source, "patches_per_batch", None)
+        progress = self._progress
+        progress.step += 1
+        progress.loss = result.loss
+        progress.seconds = now - self._started
+        progress.last_step_seconds = now - start
         batches_a_step = self.config.accumulation * self.ranks.world_size
         return StepFigures(
             step=self.step,
-            loss=done.loss,
-            bits_per_byte=done.bits_per_byte,
-            accuracy=done.accuracy,
+            loss=result.loss,
+            bits_per_byte=result.bits_per_byte,
+            accuracy=result.accuracy,
             learning_rate=rate,
-            grad_norm=done.grad_norm,
-            patches=done.work.patches,
-            documents=done.work.documents,
-            fill=done.work.patches / (room * batches_a_step) if room else None,
-            patches_per_second=done.work.patches / place.last_step_seconds,
-            tflops=done.work.flops / place.last_step_seconds / 1e12,
-            mfu=done.work.flops / place.last_step_seconds / self._peak if self._peak else None,
+            grad_norm=result.grad_norm,
+            patches=stats.patches,
+            documents=stats.documents,
+            fill=stats.patches / (self._max_patches * batches_a_step) if self._max_patches else None,
+            patches_per_second=stats.patches / progress.last_step_seconds,
+            tflops=stats.flops / progress.last_step_seconds / 1e12,
+            mfu=stats.flops / progress.last_step_seconds / self._peak if self._peak else None,
             seconds=self.seconds,
         )
 
     def _agree(self, interrupts: Interrupts) -> int:
-        """The signal that any rank received, or 0; the time is rank 0's from here on, so that all end together.
+        """The signal that any rank received, or 0; sets the time to rank 0's, so that all ranks end together.
 
         Raises:
             CheckpointWriteError: a save in the background failed, on any rank.
         """
-        place = self._place
-        table = self.ranks.table([place.seconds, place.last_step_seconds, interrupts.received, self._saves.failed])
-        place.seconds, place.last_step_seconds, _, _ = table[0]
+        progress = self._progress
+        table = self.ranks.all_gather_floats(
+            [progress.seconds, progress.last_step_seconds, interrupts.received, self._checkpointer.failed]
+        )
+        progress.seconds, progress.last_step_seconds, _, _ = table[0]
         if any(row[3] for row in table):
-            self._saves.finish()
+            self._checkpointer.finish()
         return int(max(row[2] for row in table))
 
-    def _saving_on_data_errors(self, train_step: Callable[[], StepFigures]) -> StepFigures:
-        """A step; where its data fails, what was trained is saved first, with the place in the data before the step."""
+    def _step_or_save(self) -> StepFigures:
+        """A step; if its data fails, the run is saved first, at the position in the data before the step."""
         position = self._feed.state_dict()
         try:
-            return train_step()
+            return self._step()
         except (DataError, WorkerError) as error:
             # With several ranks the others are in the step already, and a checkpoint takes all of them.
             if self.ranks.world_size == 1 and self.step:
@@ -350,26 +349,28 @@ class Trainer:
             raise
 
     def _saved_at(self, position: dict[str, Any]) -> str:
-        """Saves the last step, waits for it where it is being saved, and says what came of it."""
-        if self._saves.step != self.step and not all(bool(one.isfinite().all()) for one in self.model.parameters()):
+        """Saves the last step, waits for the checkpoint, and returns the outcome in words."""
+        if self._checkpointer.step != self.step and not all(
+            bool(one.isfinite().all()) for one in self.model.parameters()
+        ):
             return "the weights are no longer finite and were not saved"
         self._log.sync()
         try:
-            self._saves.save(self._place, position, best=False, wait=True)
+            self._checkpointer.save(self._progress, position, best=False, wait=True)
         except CheckpointWriteError as failure:
             return str(failure)
         return f"saved in {self.store.path(self.step)}: start the same run again to go on"
 
-    def _at_boundary(self, interrupts: Interrupts, progress: ProgressBar, boards: Dashboards) -> None:
-        """Between steps: evaluates and saves when due, and stops if a signal came."""
+    def _at_boundary(self, interrupts: Interrupts, bar: ProgressBar, boards: Dashboards) -> None:
+        """Between steps: evaluates and saves when due, and raises if a signal came."""
         received = self._agree(interrupts)
         is_best = False
         every = self.config.eval_every
         due = self._stopped_by() or (every and self.step and self.step % every == 0)
-        if self._evaluate is not None and due and self._place.evaluated_step != self.step and not received:
-            is_best = self._run_evaluation(interrupts, progress)
-            if self._place.evaluated_step == self.step:
-                boards.write(self.step, self._place.evaluation, "eval")
+        if self._evaluate is not None and due and self._progress.evaluated_step != self.step and not received:
+            is_best = self._run_evaluation(interrupts, bar)
+            if self._progress.evaluated_step == self.step:
+                boards.write(self.step, self._progress.evaluation, "eval")
             received = self._agree(interrupts)
         every = self.config.save_every
         ends = bool(self._stopped_by() or received)
@@ -379,8 +380,8 @@ class Trainer:
         if received:
             raise TrainingInterrupted(received, self.step, self.store.path(self.step))
 
-    def _run_evaluation(self, interrupts: Interrupts, progress: ProgressBar) -> bool:
-        """Evaluates, logs, and says whether this is the best so far; not if a signal cuts it short."""
+    def _run_evaluation(self, interrupts: Interrupts, bar: ProgressBar) -> bool:
+        """Evaluates and logs; returns whether this is the best so far, False if a signal cuts it short."""
         assert self._evaluate is not None
         devices = [self.device] if self.device.type == "cuda" else []
         figures: dict[str, float] = {}
@@ -395,21 +396,21 @@ class Trainer:
                 stopped = True
             except Exception as error:
                 failure = error
-        outcomes = self.ranks.gather((stopped, failure and f"{type(failure).__name__}: {failure}", figures))
+        outcomes = self.ranks.all_gather((stopped, failure and f"{type(failure).__name__}: {failure}", figures))
         failures = {rank: text for rank, (_, text, _) in enumerate(outcomes) if text}
         if failures:
-            # What was trained is not lost with it.
+            # The training so far is not lost.
             self._save(is_best=False, wait=True)
             raise failure or RankFailedError(self.ranks.rank, failures, "evaluation")
         if any(stopped for stopped, _, _ in outcomes):
-            progress.message("evaluation cut short by a signal; it will be made again on resume")
+            bar.message("evaluation cut short by a signal; it is repeated on resume")
             return False
         figures = outcomes[0][2]
-        self._place.seconds = time.monotonic() - self._started
-        self._place.evaluation = figures
-        self._place.evaluated_step = self.step
+        self._progress.seconds = time.monotonic() - self._started
+        self._progress.evaluation = figures
+        self._progress.evaluated_step = self.step
         self._log.write({"kind": "eval", "step": self.step, "seconds": self.seconds, **figures})
-        progress.message(f"step {self.step}: " + " · ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+        bar.message(f"step {self.step}: " + " · ".join(f"{name} {value:.4f}" for name, value in figures.items()))
         return self._is_best(figures)
 
     def _is_best(self, figures: dict[str, float]) -> bool:
@@ -423,12 +424,12 @@ class Trainer:
             )
         value = figures[name]
         sign = 1.0 if self.config.best_is == "highest" else -1.0
-        best = self._place.best
+        best = self._progress.best
         if not math.isfinite(value) or (best is not None and sign * value <= sign * best):
             return False
-        self._place.best = value
+        self._progress.best = value
         return True
 
     def _save(self, is_best: bool, *, wait: bool) -> None:
         self._log.sync()
-        self._saves.save(self._place, self._feed.state_dict(), best=is_best, wait=wait)
+        self._checkpointer.save(self._progress, self._feed.state_dict(), best=is_best, wait=wait)

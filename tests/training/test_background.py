@@ -102,7 +102,7 @@ def test_a_save_that_fails_behind_stops_training_at_the_next_step(
 
     def wait(position: int) -> None:
         deadline = time.monotonic() + 60
-        while position == 2 and not trainer._saves.failed and time.monotonic() < deadline:
+        while position == 2 and not trainer._checkpointer.failed and time.monotonic() < deadline:
             time.sleep(0.01)
 
     monkeypatch.setattr(CheckpointStore, "save", fail)

@@ -111,7 +111,7 @@ def test_a_run_is_the_same_with_and_without(tmp_path: Path, monkeypatch: pytest.
     train(tmp_path / "plain").train()
     graphed = train(tmp_path / "graphed", cuda_graph=True)
     graphed.train()
-    assert graphed._update.graphed_batches > 6
+    assert graphed._train_step.graphed_batches > 6
     for got, expected in zip(losses(tmp_path / "graphed"), losses(tmp_path / "plain"), strict=True):
         assert got == pytest.approx(expected, rel=1e-5)
 

@@ -87,7 +87,7 @@ def test_each_part_of_the_state_counts(tmp_path: Path, forgotten: str) -> None:
         for optimizer in resumed._optimizers._all():
             optimizer.state.clear()
     elif forgotten == "rng":
-        resumed._saves._rng = {}
+        resumed._checkpointer._rng = {}
     else:
         resumed.source.load_state_dict({"position": 0})
     resumed.train()
@@ -294,7 +294,7 @@ def test_gpu_runs_train_and_resume(tmp_path: Path, optimizer: str) -> None:
         make_trainer(tmp_path, _send(signal.SIGTERM, 9), **fields).train()
     stopped = torch.cuda.get_rng_state()
     resumed = make_trainer(tmp_path, **fields)
-    assert torch.equal(resumed._rng["cuda"], stopped)
+    assert torch.equal(resumed._checkpointer._rng["cuda"], stopped)
     result = resumed.train()
     assert result.steps == 12
     assert result.loss < losses(tmp_path)[0][1]

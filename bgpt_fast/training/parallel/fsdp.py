@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from bgpt_fast.model import BGPT
-from bgpt_fast.training.objectives import Model, same_kind
+from bgpt_fast.training.objectives import Model, new_model_like
 from bgpt_fast.training.parallel.ddp import DataParallel
 from bgpt_fast.training.parallel.dtensor import with_layout_of
 
@@ -51,6 +51,6 @@ class FullySharded(DataParallel):
 
     @contextlib.contextmanager
     def whole_model(self) -> Iterator[Model]:
-        copy = same_kind(self.model).to(self.ranks.device)
+        copy = new_model_like(self.model).to(self.ranks.device)
         copy.load_state_dict({name: shard.full_tensor() for name, shard in self.model.state_dict().items()})
         yield copy
