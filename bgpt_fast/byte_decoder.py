@@ -18,7 +18,7 @@ from bgpt_fast.kernels.linear_cross_entropy.op import linear_cross_entropy
 from bgpt_fast.layers import Conv1D, Transformer
 
 CHUNK = 2048
-"""Patches at a time: what a chunk needs is freed before the next begins, so that memory does not grow with a batch."""
+"""Patches a chunk: a chunk's activations are freed before the next one, so that memory does not grow with a batch."""
 
 
 class LMHead(nn.Module):
@@ -33,7 +33,7 @@ class LMHead(nn.Module):
 
 
 class ByteLevelDecoder(nn.Module):
-    """S positions a patch. The released code runs S + 1 and throws the last away; the extra row of `wpe` is kept."""
+    """GPT-2 over S positions a patch. The released code runs S + 1 and discards the last; `wpe` has a row for it."""
 
     def __init__(self, config: BGPTConfig) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class ByteLevelDecoder(nn.Module):
         """The loss of each byte of each patch.
 
         Args:
-            features: float [T, D] of the patches before.
+            features: float [T, D], each of the patch before.
             patches: int16 [T, S], the true bytes; byte s is predicted from the bytes before it.
 
         Returns:
@@ -84,10 +84,10 @@ class ByteLevelDecoder(nn.Module):
 
 
 class _InChunks(torch.autograd.Function):
-    """The mean loss of more patches than fit at once, whose gradient is computed on the way.
+    """The mean loss of more patches than fit into memory at once, computed together with its gradient.
 
-    Given their features, patches do not see each other: each chunk goes forward and backward before the next begins,
-    and gradients of weights add up in float32. Backward only scales, so nothing is computed twice.
+    The byte decoder's patches are independent of each other: each chunk runs forward and backward before the next one,
+    and weight gradients are summed in float32. `backward` only scales them, so nothing is computed twice.
     """
 
     @staticmethod
@@ -100,17 +100,17 @@ class _InChunks(torch.autograd.Function):
             chunk = slice(begin, begin + CHUNK)
             with torch.enable_grad():
                 part = features[chunk].detach().requires_grad_()
-                found = decoder.nats(part, patches[chunk])
-                dpart, *gradients = torch.autograd.grad(found.sum(), [part, *weights])
+                chunk_nats = decoder.nats(part, patches[chunk])
+                dpart, *gradients = torch.autograd.grad(chunk_nats.sum(), [part, *weights])
             dfeatures[chunk] = dpart
             for total, gradient in zip(sums, gradients, strict=True):
                 total += gradient
-            nats.append(found.detach())
+            nats.append(chunk_nats.detach())
         ctx.save_for_backward(dfeatures, *(total.to(weight.dtype) for total, weight in zip(sums, weights, strict=True)))
         ctx.positions = patches.numel()
-        every = torch.cat(nats)
-        ctx.mark_non_differentiable(every)
-        return every.mean(), every
+        all_nats = torch.cat(nats)
+        ctx.mark_non_differentiable(all_nats)
+        return all_nats.mean(), all_nats
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -17,7 +17,7 @@ from bgpt_fast.checkpoint.save import save_weights
 from bgpt_fast.checkpoint.schema import CLASSIFIER, CheckpointError, checked_labels
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.layers import INIT_STD
-from bgpt_fast.model import BGPT, check_batch, restored, stored_dtype
+from bgpt_fast.model import BGPT, check_batch, load_generative, restored, stored_dtype
 from bgpt_fast.patch_decoder import PatchLevelDecoder
 from bgpt_fast.patches import PackedPatches
 
@@ -28,8 +28,8 @@ class BGPTForClassification(nn.Module):
     `state_dict` names are those of the released classifiers: `patch_level_decoder.*`, `classifier.{weight,bias}`.
 
     Args:
-        config: the patch decoder's sizes; those of the byte decoder are kept and mean nothing here.
-        labels: class name → index 0…n − 1, as `LabelledSource.labels` has it. It is saved with the weights, so that
+        config: sizes of the patch-level decoder; those of the byte decoder are stored and not used.
+        labels: class name → index 0…n − 1, as in `LabelledSource.labels`. It is saved with the weights, so that
             training, evaluation and prediction share one map.
 
     Raises:
@@ -57,7 +57,7 @@ class BGPTForClassification(nn.Module):
         check_batch(batch, self.config, self.classifier.weight.device)
         features = self.patch_level_decoder(batch.patches, batch.cu_seqlens, batch.max_seqlen)
         features = features.to(torch.promote_types(features.dtype, torch.float32))
-        # One program a document on a GPU: a fixed order of addition, where index_add's is not.
+        # On a GPU one program sums each document, in a fixed order; index_add's order is not fixed.
         means = torch.segment_reduce(features, "mean", lengths=batch.cu_seqlens.diff().long())
         return self.classifier(means.to(self.classifier.weight.dtype))
 
@@ -80,16 +80,16 @@ class BGPTForClassification(nn.Module):
 
         Raises:
             CheckpointError: missing, damaged or of another shape; a label map is missing, or is not the stored one; or
-                a generative model.
+                the model is a generative one.
         """
-        found = load_weights(source, labels=labels)
-        if found.labels is None:
+        checkpoint = load_weights(source, labels=labels)
+        if checkpoint.labels is None:
             raise CheckpointError(
                 f"{os.fspath(source)}: expected a classifier, got a generative model; load it by BGPT.from_pretrained, "
                 "or begin a classifier with it by BGPTForClassification.from_generative(…, labels)"
             )
-        stored = found.labels
-        return restored(lambda: cls(found.config, stored), found.state_dict, device=device, dtype=dtype)
+        stored = checkpoint.labels
+        return restored(lambda: cls(checkpoint.config, stored), checkpoint.state_dict, device=device, dtype=dtype)
 
     @classmethod
     def from_generative(
@@ -120,13 +120,7 @@ class BGPTForClassification(nn.Module):
         if isinstance(source, BGPT):
             config, weights = source.config, source.state_dict()
         else:
-            found = load_weights(source)
-            if found.labels is not None:
-                raise CheckpointError(
-                    f"{os.fspath(source)}: expected a generative model, got a classifier of {len(found.labels)} "
-                    "classes; load it by BGPTForClassification.from_pretrained"
-                )
-            config, weights = found.config, found.state_dict
+            config, weights, _ = load_generative(source)
         decoder = {name: tensor for name, tensor in weights.items() if name.startswith("patch_level_decoder.")}
         head = _new_head(config, checked_labels(labels, "BGPTForClassification"))
         of_head = {f"{CLASSIFIER}.{name}": tensor for name, tensor in head.state_dict().items()}
@@ -139,12 +133,12 @@ class BGPTForClassification(nn.Module):
         """Writes `config.json` and `model.safetensors`, complete or absent, the label map in both.
 
         Args:
-            directory: made if missing. A checkpoint that stands there is replaced.
+            directory: created if missing; a checkpoint in it is replaced.
             dtype: float32, bfloat16, float16 or float64 to store in; None keeps the weights' own.
 
         Raises:
-            CheckpointError: values overflow in `dtype`. Nothing was written.
-            OSError: the disk is full or refuses; what stood there loads as before.
+            CheckpointError: values overflow in `dtype`; nothing changes on the disk.
+            OSError: the disk is full or fails; an earlier checkpoint there still loads.
         """
         save_weights(directory, self.config, self.state_dict(), dtype=dtype, labels=self.labels)
 

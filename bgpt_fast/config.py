@@ -26,10 +26,10 @@ class BGPTConfig:
         dropout: probability of the three GPT-2 dropouts while training (the released training used 0.1).
         num_heads: attention heads of the patch-level decoder; None means one per 64 channels, as released.
         byte_num_heads: attention heads of the byte-level decoder; None means as many, as released. Small models want
-            many narrow ones there (a byte's place in its patch can have a head of its own) and few wide ones above.
+            many narrow ones there (each position in a patch can have a head of its own) and few wide ones above.
         position_init: how position embeddings start. "normal": independent rows, as released. "sinusoidal": sines and
-            cosines of the position with eight periods an octave, from 2 on, so that places that a rule connects are
-            connected by one rotation, and reading memory by address is learned for all addresses at once.
+            cosines of the position with eight periods an octave, from 2 on, so that positions at a fixed distance are
+            related by one rotation, and reading memory by address is learned for all addresses at once.
         position_init_std: standard deviation of the initial position embeddings (0.02 as released); small models learn
             to tell a patch's bytes apart far sooner with more.
         byte_init: how byte embeddings (`wte`, each slot of the patch projection) start. "normal": independent

@@ -1,4 +1,4 @@
-"""The floating-point operations that bGPT must do, by counting, and what a GPU can do by its datasheet: the two of MFU.
+"""The floating-point operations of bGPT, and the datasheet peak of a GPU: numerator and denominator of MFU.
 
 Shape letters: L patches of a document, S bytes a patch, D width, V = 257 tokens.
 """
@@ -35,18 +35,18 @@ def forward_flops(
 ) -> dict[str, int]:
     """Operations of one forward pass, a multiplication and an addition being two.
 
-    The patch embedding counts as nothing: it is a sum of S rows a patch, and no product. Vector work (norms, GELU,
-    softmax) is not counted either.
+    The patch embedding counts as 0, as it is a sum of S rows a patch. Vector operations (norms, GELU, softmax) are not
+    counted either.
 
     Args:
         config: the model.
         lengths: patches of each document, any order; on the CPU.
         targets: patches that the byte decoder sees, 0 for a classifier; None means all but the first of each document.
-        causal: count only the scores that causal attention needs; False counts whole squares, as a library's plain
+        causal: count only the scores that causal attention needs; False counts full squares, as plain matrix
             products compute them.
 
     Returns:
-        FLOPs by part; their sum is the whole.
+        FLOPs by part of the model.
     """
     S, D = config.patch_size, config.hidden_size
     L = np.asarray(lengths, dtype=np.int64)
@@ -71,18 +71,18 @@ def training_flops(
 ) -> int:
     """Operations of a training step: the forward pass and twice as many in the backward pass.
 
-    What activation checkpointing computes a second time does not count: MFU is about the model, not the hardware.
+    Recomputation by activation checkpointing does not count: MFU is about the model, not the hardware.
 
     Args:
         config: the model.
         lengths: patches of each document of all batches of the step; on the CPU.
-        targets: as in `forward_flops`; fewer where a step draws some of the targets.
+        targets: as in `forward_flops`; fewer where a step samples some of the targets.
     """
     return 3 * sum(forward_flops(config, lengths, targets).values())
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """FLOP/s that a device can do at most, by its datasheet: matrix products without sparsity.
+    """Peak FLOP/s of a device by its datasheet: matrix products without sparsity.
 
     Args:
         device: where the model computes.
@@ -91,8 +91,8 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     Returns:
         None for a CPU, a GPU that is not in the table (a slice of one by MIG included), or another dtype.
 
-    Source: NVIDIA's datasheets of H100, H200, GH200, A100, L40S and HGX B200 (tensor-core figures halved where they are
-    given with sparsity), and the Ada architecture whitepaper for the RTX 4090 (float32 accumulation).
+    Source: NVIDIA's datasheets of H100, H200, GH200, A100, L40S and HGX B200 (tensor-core figures halved where they
+    include sparsity), and the Ada architecture whitepaper for the RTX 4090 (float32 accumulation).
     """
     return peak_flops_of(torch.cuda.get_device_name(device), dtype) if device.type == "cuda" else None
 

@@ -20,7 +20,7 @@ from bgpt_fast.kernels.layer_norm.op import add_layer_norm, layer_norm
 INIT_STD = 0.02
 
 Attend = Callable[[Tensor, "Conv1D", float], Tensor]
-"""Attention over rows: (x [N, D], its projection to q, k, v, dropout) → [N, D]; knows which rows see which."""
+"""Attention over rows: (x [N, D], projection to q, k, v, dropout) → [N, D]; defines which rows attend to which."""
 
 
 def byte_embeddings(config: BGPTConfig) -> Tensor:
@@ -29,7 +29,7 @@ def byte_embeddings(config: BGPTConfig) -> Tensor:
     if config.byte_init == "numeric":
         features = _numeric_features()
         projection = torch.empty(features.shape[1], config.hidden_size).normal_(std=config.byte_init_std)
-        # 0.3² + 0.95² ≈ 1: the standard deviation stays, and each byte keeps a part of its own.
+        # 0.3² + 0.95² ≈ 1 keeps the standard deviation; the first term makes equal features differ.
         table[:256] = 0.3 * table[:256] + 0.95 * features @ projection
     return table
 
@@ -47,7 +47,7 @@ def position_embeddings(config: BGPTConfig, positions: int) -> Tensor:
 
 
 def _numeric_features() -> Tensor:
-    """What a byte is as a number, float32 [256, 31]: bits, phases of seven periods, magnitude, soft thresholds."""
+    """A byte's value as features, float32 [256, 31]: bits, phases of seven periods, magnitude, soft thresholds."""
     value = torch.arange(256.0)[:, None]
     bits = ((value.int() >> torch.arange(8)) & 1) * 2.0 - 1.0
     phases = 2 * math.pi * value * 2.0 ** torch.arange(7) / 256
@@ -66,8 +66,8 @@ class LayerNorm(nn.LayerNorm):
         return layer_norm(x, self.weight, self.bias, eps=self.eps)
 
     def add(self, branch: Tensor, residual: Tensor, dropout: float) -> tuple[Tensor, Tensor]:
-        """(LayerNorm of the total, the total residual + dropout(branch)), both [N, D]."""
-        # The counter-based stream's seed comes from the CPU's generator: nothing waits for a GPU.
+        """residual + dropout(branch), after and before the LayerNorm: two tensors [N, D]."""
+        # The seed of the counter-based random stream comes from the CPU's generator: no GPU synchronisation.
         seed = int(torch.randint(2**62, ())) if dropout else 0
         return add_layer_norm(branch, residual, self.weight, self.bias, eps=self.eps, dropout=dropout, seed=seed)
 
@@ -85,7 +85,7 @@ class Conv1D(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; which rows see which is the caller's `attend`."""
+    """Multi-head self-attention; the caller's `attend` defines which rows attend to which."""
 
     def __init__(self, config: BGPTConfig, num_layers: int, heads: int) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class MLP(nn.Module):
 
 
 class _MLP(torch.autograd.Function):
-    """gelu(x W + b) V + c, which keeps x and x W for its gradient: GELU is cheaper to compute again than to keep."""
+    """gelu(x W + b) V + c; saves x and x W and recomputes the GELU for the gradient, which is cheaper than storing it."""
 
     @staticmethod
     def forward(x, weight, bias, out_weight, out_bias):  # type: ignore[no-untyped-def]
@@ -208,6 +208,6 @@ class Transformer(nn.Module):
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """What autocast says for x's device, or x's own dtype without it."""
+    """The dtype of autocast on x's device, or x's own dtype without autocast."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype

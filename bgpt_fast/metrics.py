@@ -1,4 +1,4 @@
-"""Bits per byte, in the two forms that are in use; shares of right bytes; how sure such figures are."""
+"""Bits per byte in both common forms, accuracy of bytes, and confidence intervals."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class BitsPerByte:
         self.add(float(nats.detach().sum(dtype=torch.float64)), nats.numel(), int((patches != EOP).sum()))
 
     def add(self, nats: float, positions: int, num_bytes: int) -> None:
-        """Adds sums that are known already: nats, positions they are of, real bytes among these."""
+        """Adds sums: nats, number of positions, number of real bytes among them."""
         self.nats += nats
         self.positions += positions
         self.bytes += num_bytes
@@ -130,13 +130,13 @@ def bootstrap_interval(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Interval | None:
-    """The percentile bootstrap of a ratio of sums, such as all bits over all bytes, when other files had been drawn.
+    """The percentile bootstrap of a ratio of sums, such as all bits over all bytes, as if other files had been sampled.
 
     Args:
         numerators, denominators: float [N], of each file.
-        resamples: how often N files are drawn with replacement.
+        resamples: how often N files are sampled with replacement.
         confidence: share of the resamples inside.
-        seed: of the draws.
+        seed: of the samples.
 
     Returns:
         The interval; None of fewer than two files, or where all denominators are 0.
@@ -159,13 +159,13 @@ def bootstrap_interval(
     if N < 2:
         return None
     stream = np.random.default_rng(seed)
-    found = []
+    ratios = []
     for _ in range(resamples):
-        drawn = stream.integers(0, N, N)
-        below = float(denominators[drawn].sum())
-        if below:
-            found.append(float(numerators[drawn].sum()) / below)
-    if not found:
+        sample = stream.integers(0, N, N)
+        total = float(denominators[sample].sum())
+        if total:
+            ratios.append(float(numerators[sample].sum()) / total)
+    if not ratios:
         return None
-    low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2]).tolist()
+    low, high = np.quantile(ratios, [(1 - confidence) / 2, (1 + confidence) / 2]).tolist()
     return Interval(low, high)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bgpt_fast.byte_decoder import ByteLevelDecoder
-from bgpt_fast.checkpoint.load import load_weights
+from bgpt_fast.checkpoint.load import Checkpoint, load_weights
 from bgpt_fast.checkpoint.save import save_weights
 from bgpt_fast.checkpoint.schema import CheckpointError
 from bgpt_fast.config import EOP, BGPTConfig
@@ -26,8 +26,8 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class BGPTOutput(NamedTuple):
-    """loss: the mean nats a position; nats: float32 [T, S], without a gradient; indices: int64 [T], where the targets
-    lie in the batch."""
+    """loss: the mean nats a position; nats: float32 [T, S], without a gradient; indices: int64 [T], indices of the targets
+    in the batch."""
 
     loss: Tensor
     nats: Tensor
@@ -84,7 +84,7 @@ class BGPT(nn.Module):
         return indices
 
     def _inputs(self, batch: PackedPatches, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """What the byte decoder takes: the feature before each target patch, and its bytes."""
+        """The byte decoder's inputs: the feature before each target patch, and the patch's bytes."""
         features = self.patch_level_decoder(batch.patches, batch.cu_seqlens, batch.max_seqlen)
         return features[indices - 1], batch.patches[indices]
 
@@ -127,13 +127,8 @@ class BGPT(nn.Module):
             CheckpointError: missing, damaged, of another shape, or a classifier; says which tensor, what was expected
                 and what came.
         """
-        found = load_weights(source)
-        if found.labels is not None:
-            raise CheckpointError(
-                f"{os.fspath(source)}: expected a generative model, got a classifier of {len(found.labels)} classes; "
-                "load it by BGPTForClassification.from_pretrained"
-            )
-        return restored(lambda: cls(found.config), found.state_dict, device=device, dtype=dtype)
+        checkpoint = load_generative(source)
+        return restored(lambda: cls(checkpoint.config), checkpoint.state_dict, device=device, dtype=dtype)
 
     def save_pretrained(self, directory: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> None:
         """Writes `config.json` and `model.safetensors`, complete or absent; `dtype` None keeps the weights' own."""
@@ -144,6 +139,17 @@ class BGPT(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
 
+def load_generative(source: str | os.PathLike[str]) -> Checkpoint:
+    """`load_weights` of a generative model; raises CheckpointError for a classifier."""
+    checkpoint = load_weights(source)
+    if checkpoint.labels is not None:
+        raise CheckpointError(
+            f"{os.fspath(source)}: expected a generative model, got a classifier of {len(checkpoint.labels)} classes; "
+            "load it by BGPTForClassification.from_pretrained"
+        )
+    return checkpoint
+
+
 def restored(
     make: Callable[[], Model],
     weights: Mapping[str, Tensor],
@@ -151,9 +157,9 @@ def restored(
     device: torch.device | str | None,
     dtype: torch.dtype | None,
 ) -> Model:
-    """The model that `make` makes, with `weights` in the place of its initial values, in evaluation mode.
+    """The model that `make` returns, with `weights` instead of its initial values, in evaluation mode.
 
-    `device` None means the CPU, `dtype` None the weights' own. torch's global generator stays where it was.
+    `device` None means the CPU, `dtype` None the weights' own. The state of torch's global generator does not change.
     """
     with torch.random.fork_rng(devices=[]):
         model = make()
@@ -169,7 +175,7 @@ def stored_dtype(weights: Mapping[str, Tensor]) -> torch.dtype:
 
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """No dropout inside the block; afterwards each sub-module is in the mode it was in."""
+    """Evaluation mode inside the block; afterwards each sub-module has its earlier mode."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -182,14 +188,14 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 def _checked_targets(batch: PackedPatches, targets: object) -> Tensor:
     if not isinstance(targets, Tensor) or targets.dtype != torch.int64 or targets.dim() != 1:
         got = f"{targets.dtype} {list(targets.shape)}" if isinstance(targets, Tensor) else type(targets).__name__
-        raise TypeError(f"BGPT: targets: expected an int64 tensor [T] of places in the batch, got {got}")
+        raise TypeError(f"BGPT: targets: expected an int64 tensor [T] of patch indices, got {got}")
     if targets.device != batch.patches.device:
         raise ValueError(f"BGPT: targets: expected device {batch.patches.device}, the batch's, got {targets.device}")
-    # On a GPU a check of values would wait for it at every step; torch's own indexing stops there on a place outside.
+    # On a GPU a check of values would synchronise at every step; there torch's indexing asserts the range.
     if len(targets) and not targets.is_cuda:
         least, most = int(targets.min()), int(targets.max())
         if not 0 <= least <= most < batch.num_patches:
-            raise ValueError(f"BGPT: targets: expected places 0…{batch.num_patches - 1}, got {least}…{most}")
+            raise ValueError(f"BGPT: targets: expected indices 0…{batch.num_patches - 1}, got {least}…{most}")
         if bool(torch.isin(targets, batch.cu_seqlens[:-1]).any()):
             raise ValueError("BGPT: targets: expected no document's first patch, which nothing predicts, got one")
     return targets

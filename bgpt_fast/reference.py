@@ -1,4 +1,4 @@
-"""bGPT in the plainest torch: the oracle that every fast path is held against (arXiv 2402.19155, section 3).
+"""bGPT in the plainest torch: the oracle that every fast path is compared with (arXiv 2402.19155, section 3).
 
 One document at a time, one-hot patches, explicit attention masks, no packing, no kernels. Never optimised.
 Shape letters: P patches of a document, S bytes a patch, D width, H heads, V = 257 tokens, L tokens of a sequence.
@@ -18,7 +18,7 @@ from bgpt_fast.config import VOCAB_SIZE, BGPTConfig
 
 
 class Documents(Protocol):
-    """What the reference reads of a batch: `PackedPatches` has it."""
+    """The part of a batch that the reference reads; `PackedPatches` has it."""
 
     patches: Tensor
     cu_seqlens: Tensor

@@ -151,7 +151,7 @@ def test_targets_that_nothing_predicts_are_named(tiny_model: BGPT, tiny_batch: P
         with pytest.raises(ValueError, match="no document's first patch"):
             tiny_model(tiny_batch, torch.tensor(places))
     for places in ([-1], [tiny_batch.num_patches]):
-        with pytest.raises(ValueError, match="expected places 0…"):
+        with pytest.raises(ValueError, match="expected indices 0…"):
             tiny_model(tiny_batch, torch.tensor(places))
     for wrong in ([1], torch.tensor([[1]]), torch.ones(tiny_batch.num_patches, dtype=torch.bool)):
         with pytest.raises(TypeError, match="expected an int64 tensor"):

@@ -1,7 +1,8 @@
-"""Models and settings by name: where a run starts from, to be changed at will."""
+"""Model sizes and training settings by name, as starting points."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 from bgpt_fast.config import BGPTConfig
@@ -9,69 +10,53 @@ from bgpt_fast.training.config import TrainConfig
 
 
 class Preset(NamedTuple):
-    """Sizes, settings, and patches of a batch of files."""
+    """A model, its training settings, and the patches of a batch of files."""
 
     model: BGPTConfig
     training: TrainConfig
     patches_per_batch: int
 
 
+_TINY = Preset(
+    BGPTConfig(
+        patch_length=128,
+        hidden_size=128,
+        patch_num_layers=4,
+        byte_num_layers=1,
+        num_heads=4,
+        byte_num_heads=8,
+        position_init_std=0.1,
+    ),
+    TrainConfig(
+        steps=0,
+        max_minutes=5.0,
+        schedule_by="time",
+        schedule="wsd",
+        warmup_share=0.03,
+        decay_share=0.5,
+        optimizer="muon",
+        muon_learning_rate=0.02,
+        learning_rate=3e-3,
+        precision="bf16",
+        eval_every=200,
+    ),
+    patches_per_batch=512,
+)
 PRESETS: dict[str, Preset] = {
     "cpu-states": Preset(
-        BGPTConfig(
+        dataclasses.replace(
+            _TINY.model,
             patch_size=8,
             patch_length=32,
-            hidden_size=128,
-            patch_num_layers=4,
-            byte_num_layers=1,
-            num_heads=4,
             byte_num_heads=16,
             position_init_std=0.3,
             byte_init="numeric",
             byte_init_std=0.05,
         ),
-        TrainConfig(
-            steps=0,
-            max_minutes=5.0,
-            schedule_by="time",
-            schedule="wsd",
-            warmup_share=0.03,
-            decay_share=0.97,
-            optimizer="muon",
-            muon_learning_rate=0.02,
-            learning_rate=3e-3,
-            weight_decay=0.0,
-            eps=1e-10,
-            precision="bf16",
-            eval_every=200,
-        ),
+        dataclasses.replace(_TINY.training, decay_share=0.97, weight_decay=0.0, eps=1e-10),
         patches_per_batch=2048,
     ),
-    "tiny": Preset(
-        BGPTConfig(
-            patch_length=128,
-            hidden_size=128,
-            patch_num_layers=4,
-            byte_num_layers=1,
-            num_heads=4,
-            byte_num_heads=8,
-            position_init_std=0.1,
-        ),
-        TrainConfig(
-            steps=0,
-            max_minutes=5.0,
-            schedule_by="time",
-            schedule="wsd",
-            warmup_share=0.03,
-            decay_share=0.5,
-            optimizer="muon",
-            muon_learning_rate=0.02,
-            learning_rate=3e-3,
-            precision="bf16",
-            eval_every=200,
-        ),
-        patches_per_batch=512,
-    ),
+    "tiny": _TINY,
     "small": Preset(
         BGPTConfig(patch_length=256, hidden_size=384, patch_num_layers=6, byte_num_layers=2),
         TrainConfig(
