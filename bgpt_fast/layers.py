@@ -113,7 +113,7 @@ class MLP(nn.Module):
 
 
 class _MLP(torch.autograd.Function):
-    """gelu(x W + b) V + c; saves x and x W and recomputes the GELU for the gradient, which is cheaper than storing it."""
+    """gelu(x W + b) V + c; saves x and x W, and recomputes the GELU in backward, which is cheaper than storing it."""
 
     @staticmethod
     def forward(x, weight, bias, out_weight, out_bias):  # type: ignore[no-untyped-def]

@@ -26,8 +26,8 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class BGPTOutput(NamedTuple):
-    """loss: the mean nats a position; nats: float32 [T, S], without a gradient; indices: int64 [T], indices of the targets
-    in the batch."""
+    """loss: the mean nats a position; nats: float32 [T, S], without a gradient; indices: int64 [T], indices of the
+    targets in the batch."""
 
     loss: Tensor
     nats: Tensor
