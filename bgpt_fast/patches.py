@@ -147,16 +147,16 @@ class PackedPatches:
         parts = list(itertools.chain.from_iterable(documents))
         ends = [part.has_end for part in parts]
         shape = (len(documents), len(documents[0]) if documents else 1)
-        sizes = torch.tensor([len(part.content) for part in parts], dtype=torch.int64)
+        sizes = torch.tensor([len(part.content) for part in parts], dtype=torch.int64, device="cpu")
         layout = document_layout(
             sizes.view(shape),
             patch_size,
-            end_of_file=torch.tensor(ends, dtype=torch.bool).view(shape),
+            end_of_file=torch.tensor(ends, dtype=torch.bool, device="cpu").view(shape),
             first_target=first_target,
         )
         P = layout.num_patches
-        patches = torch.empty(P, patch_size, dtype=torch.int16)
-        part_offsets = torch.empty(len(parts) + 1, dtype=torch.int32)  # the packer fills these of the files
+        patches = torch.empty(P, patch_size, dtype=torch.int16, device="cpu")
+        part_offsets = torch.empty(len(parts) + 1, dtype=torch.int32, device="cpu")  # filled by the packer
         _C.pack_patches(
             [part.extension for part in parts],
             [part.content for part in parts],
