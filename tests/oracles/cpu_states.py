@@ -88,15 +88,15 @@ def random_program(draw: random.Random, num_registers: int, length: int) -> Prog
     return [*program, ("HLT", [])]
 
 
-def released(seed: int, count: int, num_registers: int, memory_size: int, least: int, most: int) -> list[bytes]:
+def released_files(seed: int, count: int, num_registers: int, memory_size: int, least: int, most: int) -> list[bytes]:
     """The released generator's first files."""
     draw = random.Random(seed)
-    found = []
+    result = []
     for _ in range(count):
         acc, *registers = [draw.randint(0, 255) for _ in range(num_registers + 1)]
         program = random_program(draw, num_registers, draw.randint(least, most))
-        found.append(trace(program, acc, registers, memory_size))
-    return found
+        result.append(trace(program, acc, registers, memory_size))
+    return result
 
 
 def philox(key: tuple[int, int], counter: tuple[int, int, int, int]) -> list[int]:
@@ -109,18 +109,18 @@ def philox(key: tuple[int, int], counter: tuple[int, int, int, int]) -> list[int
     return x
 
 
-def parallel(seed: int, index: int, num_registers: int, memory_size: int, least: int, most: int) -> bytes:
+def philox_instance(seed: int, index: int, num_registers: int, memory_size: int, least: int, most: int) -> bytes:
     """One instance of the Philox stream."""
 
     def words(block: int) -> list[int]:
         return philox((seed & 0xFFFFFFFF, seed >> 32), (block, index & 0xFFFFFFFF, index >> 32, 0))
 
     def digits(word: int, *sizes: int) -> list[int]:
-        found = []
+        result = []
         for size in sizes:
-            found.append(word * size >> 32)
+            result.append(word * size >> 32)
             word = word * size & 0xFFFFFFFF
-        return found
+        return result
 
     length = max(1, least + digits(words(0)[0], most - least + 1)[0])
     program: Program = []
@@ -133,5 +133,5 @@ def parallel(seed: int, index: int, num_registers: int, memory_size: int, least:
         _, choice, third = digits(first, 20, len(COUNTS[name]), num_registers)
         operands = [*digits(second, num_registers, num_registers), third][: COUNTS[name][choice]]
         program.append((name, [1 + x for x in operands]))
-    drawn = b"".join(word.to_bytes(4, "little") for block in range(1, 17) for word in words(block))
-    return trace([*program, ("HLT", [])], drawn[0], list(drawn[1 : num_registers + 1]), memory_size)
+    start_values = b"".join(word.to_bytes(4, "little") for block in range(1, 17) for word in words(block))
+    return trace([*program, ("HLT", [])], start_values[0], list(start_values[1 : num_registers + 1]), memory_size)

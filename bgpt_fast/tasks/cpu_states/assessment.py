@@ -1,4 +1,4 @@
-"""A model put to the whole test on programs: teacher-forced, and free running."""
+"""How well a model simulates programs: teacher-forced, and free running."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Assessment:
 
     Args:
         teacher_forced: scores when each byte is predicted from the true bytes before it.
-        free_running: scores when the model writes every state itself, from memory and first state alone.
-        predicted: what it wrote, a trace a program; of an `Evaluator`, none.
-        seconds: the free run's time.
-        states: states that it wrote.
-        teacher_forced_seconds: the time of the teacher-forced passes.
+        free_running: scores when the model generates every state, from memory and first state alone.
+        predicted: the traces that it generated free running; empty for an `Evaluator`.
+        seconds: time of the free run.
+        states: number of generated states.
+        teacher_forced_seconds: time of the teacher-forced passes.
     """
 
     teacher_forced: CPUStateReport
@@ -45,7 +45,7 @@ class Assessment:
 
     @property
     def states_per_second(self) -> float:
-        """States written a second, free running."""
+        """States generated a second, free running."""
         return self.states / self.seconds
 
     @property
@@ -68,12 +68,12 @@ class Assessment:
 
 @dataclass(frozen=True)
 class Chunk:
-    """What a model made of some programs.
+    """A model's predictions for some programs.
 
     Args:
-        traces: the truths.
-        forced: int16 [N, C] a program, teacher-forced, as `teacher_forced` gives it.
-        predicted: what the model wrote free running, a trace a program.
+        traces: the true traces.
+        forced: int16 [N, C] for each program, teacher-forced, as `teacher_forced` returns it.
+        predicted: the traces that the model generated free running.
     """
 
     traces: Traces
@@ -82,12 +82,12 @@ class Chunk:
 
 
 class Evaluator:
-    """Scores a model on programs that come in pieces: any number of them in the memory of one piece.
+    """Scores a model on programs in chunks: any number of programs in the memory of one chunk.
 
     Args:
         model: trained on traces of the same machine.
         num_registers: R of that machine.
-        max_batch: programs under way at once.
+        max_batch: programs that are generated at the same time.
         draft: as `simulate`.
         batch_invariant: as `Generator`.
 
@@ -115,9 +115,9 @@ class Evaluator:
         """Runs and scores more programs.
 
         Args:
-            traces: the truths, at least one.
+            traces: the true traces, at least one.
             progress: of the free run, as `Generator.generate` calls it.
-            saved: the piece's file: what it holds is not made again, and the rest is written there as it is made.
+            saved: the chunk's file: predictions in it are not made again, and new ones are written to it.
 
         Raises:
             TypeError, ValueError: a wrong argument, or a trace that the context cannot hold.
@@ -147,25 +147,25 @@ class Evaluator:
     def _free_running(
         self, traces: Traces, progress: Progress | None, saved: SavedPiece | None
     ) -> list[PredictedTrace]:
-        found = {} if saved is None else dict(saved.predicted)
+        predicted = {} if saved is None else dict(saved.predicted)
         before = 0.0 if saved is None else saved.seconds
-        missing = [place for place in range(len(traces)) if place not in found]
-        there = len(found)
+        missing = [index for index in range(len(traces)) if index not in predicted]
+        num_saved = len(predicted)
 
-        def told(done: int, _: int, new_bytes: int) -> None:
+        def report(done: int, _: int, new_bytes: int) -> None:
             if progress is not None:
-                progress(there + done, len(traces), new_bytes)
+                progress(num_saved + done, len(traces), new_bytes)
 
         started = time.perf_counter()
-        part = traces.select(missing) if there else traces
-        for index, one in simulate_iter(self._generator, part, draft=self._draft, progress=told):
-            found[missing[index]] = one
+        part = traces.select(missing) if num_saved else traces
+        for index, one in simulate_iter(self._generator, part, draft=self._draft, progress=report):
+            predicted[missing[index]] = one
             if saved is not None:
                 saved.add(missing[index], one, before + time.perf_counter() - started)
         if saved is not None and missing:
             saved.sync()
         self._seconds += before + (time.perf_counter() - started if missing else 0.0)
-        return [found[place] for place in range(len(traces))]
+        return [predicted[index] for index in range(len(traces))]
 
     def assessment(self, predicted: list[PredictedTrace] | None = None) -> Assessment:
         """The scores of all programs so far; raises ValueError if there is none."""
@@ -179,23 +179,17 @@ class Evaluator:
         )
 
 
-def assess(
-    model: BGPT,
-    traces: Traces,
-    *,
-    max_batch: int = 256,
-    progress: Progress | None = None,
-) -> Assessment:
+def assess(model: BGPT, traces: Traces, *, max_batch: int = 256, progress: Progress | None = None) -> Assessment:
     """Scores a model on programs, teacher-forced and free running.
 
     Args:
         model: trained on traces of the same machine.
-        traces: the truths, at least one.
-        max_batch: programs under way at once.
+        traces: the true traces, at least one.
+        max_batch: programs that are generated at the same time.
         progress: of the free run, as `Generator.generate` calls it.
 
     Raises:
         TypeError, ValueError: a wrong argument, or a trace that the context cannot hold.
     """
-    assessor = Evaluator(model, traces.num_registers, max_batch=max_batch)
-    return assessor.assessment(assessor.add(traces, progress=progress).predicted)
+    evaluator = Evaluator(model, traces.num_registers, max_batch=max_batch)
+    return evaluator.assessment(evaluator.add(traces, progress=progress).predicted)

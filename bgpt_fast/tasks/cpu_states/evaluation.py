@@ -1,8 +1,8 @@
-"""How right predicted traces are: state bytes only, the changed ones apart, beside the trivial baseline.
+"""Accuracy of predicted traces: of state bytes, those that change apart, beside the trivial baseline.
 
-A program is random and cannot be predicted, so memory and first state are given and never scored. Copying every
-register and fetching right already scores 94.7 % with 10 registers, 90.8 % with 2 (programs of 1 to 15 instructions):
-hence the changed bytes and the whole programs beside the total.
+A program is random and cannot be predicted, so memory and first state are never scored. Copying every register and
+fetching correctly already scores 94.7 % with 10 registers, 90.8 % with 2 (programs of 1 to 15 instructions): hence the
+scores of the changed bytes and of programs without an error beside the total.
 
 Letters: n programs, N executed instructions of one, C = 6 + R bytes a state.
 """
@@ -23,7 +23,7 @@ from bgpt_fast.tasks.cpu_states.trace import PredictedTrace, Trace, column_names
 
 _VALUE_COLUMN = 1  # ACC; the registers begin at STATE_HEADER
 ADDRESSING_MODES = ("ACC alone", "immediate", "1 register", "2 registers", "3 registers")
-"""What an instruction names: nothing, so that it works on ACC; a number (LOADI); or so many registers."""
+"""The operands of an instruction: none, so that it uses ACC alone; a number (LOADI); or so many registers."""
 _LOADI = next(operation.opcode for operation in OPERATIONS if operation.name == "LOADI")
 
 
@@ -63,11 +63,11 @@ class RegisterScore:
 
 @dataclass(frozen=True)
 class CPUStateReport:
-    """Scores of predicted traces; shares are of bytes in 0…1, None where there was no such byte.
+    """Scores of predicted traces; accuracies are shares of bytes, None where there is no such byte.
 
     Args:
         programs: n.
-        programs_right: programs whose every predicted byte is right, with none missing and none too many.
+        programs_right: programs whose every byte was predicted right, with none missing and no surplus.
         state_bytes: bytes scored: the true ones, and those predicted behind the last true one, which are wrong.
         right_bytes: those that are right.
         missing_bytes: true bytes that were not predicted; wrong.
@@ -79,8 +79,8 @@ class CPUStateReport:
         changed_bytes, copied_bytes: how many of each there are.
         copy_baseline: accuracy, on these traces, of PC and IR right and all else copied from the true state before.
         exact_programs: programs_right / programs.
-        by_instruction: scores of the results of each instruction, by mnemonic; those that never ran are left out.
-        by_addressing_mode: the same by what the instructions name, as ADDRESSING_MODES.
+        by_instruction: scores of the results of each instruction that ran, by mnemonic.
+        by_addressing_mode: the same by the instructions' operands, as ADDRESSING_MODES.
         by_register: scores of ACC and each register, by name.
         by_column: accuracy of each byte of a state, by its name: PC, ACC, IR0 … IR3, A, B, …
         first_divergence: number of programs by the step of their first wrong byte; a surplus counts for step N + 1.
@@ -119,7 +119,7 @@ class CPUStateReport:
         return fields | {"wrong": self.wrong.tolist(), "states": self.states.tolist()}
 
     def summary(self) -> str:
-        """The scores that matter, a line each."""
+        """The main scores, a line each."""
         lines = [
             ("state bytes right", self.accuracy, f"{self.right_bytes} of {self.state_bytes}"),
             ("… by copying alone", self.copy_baseline, "PC and IR right, ACC and registers as they were"),
@@ -165,7 +165,7 @@ def evaluate_bytes(predicted: Sequence[NDArray[Any]], true_states: Sequence[NDAr
     Args:
         predicted: n integer arrays [N, C] or flat: the bytes from step 1 on; anything outside 0…255, such as an
             `<eop>`, is a wrong byte. They may be shorter or longer than the truth.
-        true_states: n arrays uint8 [N + 1, C]: the true states, the given one first.
+        true_states: n arrays uint8 [N + 1, C]: the true states, from the first state on.
 
     Returns:
         The report.
@@ -180,7 +180,7 @@ def evaluate_bytes(predicted: Sequence[NDArray[Any]], true_states: Sequence[NDAr
 
 
 class StateCounts:
-    """What a report is made of, as counts that grow: the scores of any number of programs in bounded memory.
+    """Counts from which a report is computed: the scores of any number of programs in bounded memory.
 
     Args:
         state_bytes: C.
@@ -209,14 +209,14 @@ class StateCounts:
         sizes = np.array([one.size for one in predicted])
         total = int(ends[-1])
 
-        # −1 is no byte: what was not predicted stays so, and differs from every true byte.
-        given = np.full(total * C, -1, np.int64)
+        # −1 is no byte: a missing prediction differs from every true byte.
+        values = np.full(total * C, -1, np.int64)
         for end, length, one in zip(ends.tolist(), lengths.tolist(), predicted, strict=True):
             flat = one.reshape(-1)[: length * C]
-            given[(end - length) * C : (end - length) * C + len(flat)] = flat
+            values[(end - length) * C : (end - length) * C + len(flat)] = flat
         truth = np.concatenate([states[1:] for states in true_states])
         before = np.concatenate([states[:-1] for states in true_states])
-        right = given.reshape(-1, C) == truth
+        right = values.reshape(-1, C) == truth
         changed = truth != before
         steps = np.arange(total) - np.repeat(ends - lengths, lengths)
         surplus = np.maximum(sizes - lengths * C, 0)
@@ -240,7 +240,7 @@ class StateCounts:
         right: NDArray[np.bool_],
         changed: NDArray[np.bool_],
     ) -> None:
-        """ACC and registers by the instruction of the state before; the first state fetches and shows no result."""
+        """ACC and registers by the instruction of the state before; the first state has none before it."""
         values = self._value_columns()
         right, changed, instructions = right[has_run][:, values], changed[has_run][:, values], instructions[has_run]
         rows = np.stack(
@@ -264,7 +264,7 @@ class StateCounts:
         """The scores of all programs so far.
 
         Raises:
-            ValueError: there is none.
+            ValueError: there are no programs.
         """
         if self._programs == 0:
             raise ValueError("StateCounts.report: expected at least one program, got none")
@@ -328,13 +328,13 @@ def _first_divergence(
     lengths: NDArray[np.int64],
     surplus: NDArray[np.int64],
 ) -> dict[int, int]:
-    """Programs by the step (1 first) of their first wrong byte, rising; programs without one are in none."""
+    """Number of programs by the step (from 1) of their first wrong byte, rising."""
     never = int(lengths.max()) + 1
     # Surplus bytes come a step behind the last true one.
     behind = np.where(surplus > 0, lengths, never)
     first = np.minimum.reduceat(np.where(rows_right, never, steps), ends - lengths)
-    found, counts = np.unique(np.minimum(first, behind), return_counts=True)
-    return {step + 1: count for step, count in zip(found.tolist(), counts.tolist(), strict=True) if step != never}
+    divergences, counts = np.unique(np.minimum(first, behind), return_counts=True)
+    return {step + 1: count for step, count in zip(divergences.tolist(), counts.tolist(), strict=True) if step != never}
 
 
 def _ratio(right: int, count: int) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -23,20 +24,20 @@ _Path = str | os.PathLike[str]
 
 
 def write_folder(traces: Iterable[Trace], directory: _Path) -> int:
-    """Writes a new folder of released-style files, each named by the MD5 of its program.
+    """Writes a new folder of files as the released code does, each named by the MD5 of its program.
 
-    Of equal programs the last one stays, as released. The folder appears complete or not at all.
+    Of equal programs the last overwrites the others, as released. The folder appears complete or not at all.
 
     Args:
-        traces: a `Traces`, or any iterable of traces, which may be made as they are written.
-        directory: must not exist, or be empty. Missing parents are made.
+        traces: a `Traces` or any iterable of traces.
+        directory: must not exist, or be empty. Missing parents are created.
 
     Returns:
         The number of files.
 
     Raises:
-        FileExistsError: something is in `directory`.
-        OSError: a file could not be written; nothing is left behind.
+        FileExistsError: `directory` is not empty.
+        OSError: a file could not be written; there is no folder then.
     """
     target = Path(directory)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -44,20 +45,20 @@ def write_folder(traces: Iterable[Trace], directory: _Path) -> int:
             f"write_folder: expected no folder or an empty one, got {target}; choose another or remove it"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.parent / f".{target.name[:64]}.{secrets.token_hex(8)}.part"
-    beside.mkdir()
+    temporary = target.parent / f".{target.name[:64]}.{secrets.token_hex(8)}.part"
+    temporary.mkdir()
     try:
         names = set()
         for trace in traces:
             name = trace.name
             names.add(name)
-            with open(beside / name, "wb") as file:
+            with open(temporary / name, "wb") as file:
                 file.write(trace.to_bytes())
-        os.sync()  # once for all of them: an fsync a file would take minutes for a large set
-        fsync_folder(beside)
-        os.rename(beside, target)
+        os.sync()  # one call: an fsync for each file would take minutes
+        fsync_folder(temporary)
+        os.rename(temporary, target)
     except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
     fsync_folder(target.parent)
     return len(names)
@@ -68,7 +69,7 @@ def read_folder(directory: _Path, num_registers: int = 10, memory_size: int = 10
 
     Raises:
         FileNotFoundError: no such folder, or no `.bin` file in it.
-        ProgramError, TraceError: a file is no trace of this machine; a note names it.
+        ProgramError, TraceError: a file is not a trace of this machine; a note names it.
         OSError: a file could not be read.
     """
     return Traces.from_list(
@@ -96,7 +97,7 @@ def read_folder_pieces(
 
 
 def count_folder(directory: _Path) -> int:
-    """How many traces `read_folder` reads."""
+    """The number of traces in a folder."""
     return len(_trace_files(directory))
 
 
@@ -105,11 +106,11 @@ def _trace_files(directory: _Path) -> list[Path]:
 
 
 def write_parquet(traces: Traces, path: _Path) -> None:
-    """Writes one Parquet file, complete or not at all: a row a trace, with `name`, `program` (assembly) and `data`.
+    """Writes a Parquet file, complete or not at all: a row a trace, with `name`, `program` (assembly) and `data`.
 
     Args:
-        traces: any number of traces, `data` being each file's content; the machine's sizes go into the metadata.
-        path: the file; one that is there is replaced.
+        traces: any number; `data` is the content of a trace's file, and the machine's sizes are in the metadata.
+        path: the file; it is replaced if it exists.
 
     Raises:
         ImportError: pyarrow is missing.
@@ -136,47 +137,44 @@ def read_parquet(path: _Path) -> Traces:
 
     Raises:
         ImportError: pyarrow is missing.
-        TraceError, ProgramError: the file is no Parquet file of traces, or holds one that the machine did not write.
+        TraceError, ProgramError: the file is no Parquet file of traces, or a trace is not the machine's.
         OSError: the file could not be read.
     """
-    pyarrow, parquet = import_pyarrow()
-    with open(path, "rb") as file:
-        try:
-            table = parquet.read_table(file)
-        except (pyarrow.ArrowException, OSError) as error:
-            raise TraceError(f"{path}: expected a Parquet file, got one that cannot be read: {error}") from error
-    machine = _machine(path, table.schema)
-    return _checked(path, table.column("data"), machine, pyarrow)
+    with _open_parquet(path) as file:
+        machine = _machine(path, file.schema_arrow)
+        return _checked_traces(path, file.read(columns=["data"]), machine)
 
 
 def read_parquet_pieces(path: _Path, *, rows: int = _ROWS_A_GROUP) -> Iterator[Traces]:
     """As `read_parquet`, at most `rows` traces at a time, so that the file may be larger than memory."""
-    pyarrow, parquet = import_pyarrow()
-    with open(path, "rb") as file:
-        try:
-            reader = parquet.ParquetFile(file)
-            machine = _machine(path, reader.schema_arrow)
-            for batch in reader.iter_batches(rows, columns=["data"]):
-                yield _checked(path, batch.column(0), machine, pyarrow)
-        except (pyarrow.ArrowException, OSError) as error:
-            raise TraceError(f"{path}: expected a Parquet file, got one that cannot be read: {error}") from error
+    with _open_parquet(path) as file:
+        machine = _machine(path, file.schema_arrow)
+        for batch in file.iter_batches(rows, columns=["data"]):
+            yield _checked_traces(path, batch, machine)
 
 
 def count_parquet(path: _Path) -> int:
-    """How many traces `read_parquet` reads, by the file's end alone; raises as it does."""
+    """The number of traces in a Parquet file, read from its metadata alone; raises as `read_parquet`."""
+    with _open_parquet(path) as file:
+        return file.metadata.num_rows
+
+
+@contextlib.contextmanager
+def _open_parquet(path: _Path) -> Iterator[Any]:
     pyarrow, parquet = import_pyarrow()
     with open(path, "rb") as file:
         try:
-            return parquet.ParquetFile(file).metadata.num_rows
+            yield parquet.ParquetFile(file)
         except (pyarrow.ArrowException, OSError) as error:
             raise TraceError(f"{path}: expected a Parquet file, got one that cannot be read: {error}") from error
 
 
-def _checked(path: _Path, column: Any, machine: tuple[int, int], pyarrow: ModuleType) -> Traces:
-    """A column of traces, copied nowhere if it is one array, each trace checked against the machine."""
-    if isinstance(column, pyarrow.ChunkedArray):
+def _checked_traces(path: _Path, table: Any, machine: tuple[int, int]) -> Traces:
+    """The column `data` of a table or record batch as traces, each checked; one array is not copied."""
+    column = table.column("data")
+    if hasattr(column, "combine_chunks"):
         column = column.combine_chunks()
-        column = column.chunk(0) if isinstance(column, pyarrow.ChunkedArray) else column
+        column = column.chunk(0) if hasattr(column, "chunk") else column
     if column.null_count:
         raise TraceError(f"{path}: expected a trace in every row, got {column.null_count} nulls")
     _, offsets, data = column.buffers()

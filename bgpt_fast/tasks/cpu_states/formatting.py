@@ -1,4 +1,4 @@
-"""Traces as tables that people read."""
+"""Traces as text tables."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _ABSENT = "—"
 def format_trace(trace: Trace | PredictedTrace) -> str:
     """A trace as a table, a line a state: PC, ACC, the instruction fetched, the registers.
 
-    `*` marks an ACC or register that differs from the state before. A state holds the results of the instruction on the
-    line above, since it is saved between fetch and execution.
+    `*` marks an ACC or register that differs from the state before. A state shows the results of the instruction on the
+    line above, since it is recorded between fetch and execution.
     """
     rows = []
     before: NDArray[np.uint8] | None = None
@@ -34,11 +34,11 @@ def format_difference(predicted: PredictedTrace | Trace | bytes, truth: Trace) -
     """A prediction beside the truth, a line a state: `!` marks what differs, `≠` the lines that do.
 
     Args:
-        predicted: what a model wrote; its memory and first state must be the truth's.
+        predicted: a model's prediction, with the memory and first state of the truth.
         truth: the machine's trace.
 
     Returns:
-        The table, and a last line that says how many bytes of how many are wrong and where the first is.
+        The table, and a last line with the number of wrong bytes and the step of the first.
 
     Raises:
         ValueError: `predicted` does not begin with the truth's memory and first state.
@@ -51,15 +51,15 @@ def format_difference(predicted: PredictedTrace | Trace | bytes, truth: Trace) -
     absent = [_ABSENT] * len(headings)
     rows = []
     for step in range(max(len(states), len(true_states))):
-        left = true_states[step] if step < len(true_states) else None
-        right = states[step] if step < len(states) else None
-        differs = np.ones(C, bool) if left is None or right is None else left != right
+        expected = true_states[step] if step < len(true_states) else None
+        actual = states[step] if step < len(states) else None
+        differs = np.ones(C, bool) if expected is None or actual is None else expected != actual
         rows.append(
             [
                 str(step),
-                *(absent if left is None else _cells(left, R, np.zeros(C, bool), step == 0)),
+                *(absent if expected is None else _cells(expected, R, np.zeros(C, bool), step == 0)),
                 "≠" if differs.any() else "│",
-                *(absent if right is None else _cells(right, R, differs, step == 0, _DIFFERENT)),
+                *(absent if actual is None else _cells(actual, R, differs, step == 0, _DIFFERENT)),
             ]
         )
     table = _table(
@@ -74,7 +74,7 @@ def _verdict(tail: NDArray[np.uint8], truth: NDArray[np.uint8], C: int) -> str:
     wrong = np.flatnonzero(np.append(tail[:both] != truth[:both], np.ones(total - both, bool)))
     where = f"the first difference is at step {wrong[0] // C + 1}" if len(wrong) else "every state is right"
     leftover = len(tail) % C
-    rest = f"; {leftover} bytes at the end are no whole state" if leftover else ""
+    rest = f"; {leftover} bytes at the end are no full state" if leftover else ""
     return f"{len(wrong)} of {total} predicted bytes are wrong: {where}{rest}"
 
 
@@ -91,13 +91,13 @@ def predicted_bytes(predicted: PredictedTrace | Trace | bytes, truth: Trace) -> 
         content = bytes(predicted)
     else:
         raise TypeError(f"predicted: expected a Trace, a PredictedTrace or bytes, got {type(predicted).__name__}")
-    given = truth.to_bytes()[: truth.memory_size + state_size(truth.num_registers)]
-    if not content.startswith(given):
+    prompt = truth.to_bytes()[: truth.memory_size + state_size(truth.num_registers)]
+    if not content.startswith(prompt):
         raise ValueError(
-            f"predicted: expected the truth's memory and first state, {len(given)} bytes, then the predicted ones; got "
-            f"{len(content)} bytes that begin otherwise; compare each prediction with its own truth"
+            f"predicted: expected the truth's memory and first state, {len(prompt)} bytes, then the predicted ones, "
+            f"got {len(content)} bytes that begin otherwise; compare each prediction with its own truth"
         )
-    return content[len(given) :]
+    return content[len(prompt) :]
 
 
 def _headings(num_registers: int) -> list[str]:
@@ -107,7 +107,7 @@ def _headings(num_registers: int) -> list[str]:
 def _cells(
     state: NDArray[np.uint8], num_registers: int, marked: NDArray[np.bool_], is_start: bool, mark: str = _CHANGED
 ) -> list[str]:
-    """PC, ACC, IR as assembly, registers; `mark` behind those that `marked` says (PC and IR in predictions alone)."""
+    """PC, ACC, IR as assembly, registers; `mark` behind the marked ones (of PC and IR in predictions alone)."""
     strict = mark == _DIFFERENT
     code = state[2:6].tobytes()
     text = "(start)" if is_start and not any(code) else describe_instruction(code, num_registers)
@@ -120,7 +120,7 @@ def _cells(
 
 
 def _table(headings: Sequence[Sequence[str]], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as the last heading line and the rows need; instructions to the left, numbers to the right."""
+    """Columns as wide as the last heading line and the rows; instructions left-aligned, numbers right-aligned."""
     last = headings[-1]
     padded = [[cell + " " if cell not in ("step", "│") else cell for cell in last], *rows]
     widths = [max(len(row[column]) for row in padded) for column in range(len(last))]

@@ -1,4 +1,4 @@
-"""The Philox stream made on a GPU (not yet run on one)."""
+"""The Philox stream on a GPU (not yet run on one)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bgpt_fast.tasks.cpu_states.options import StreamOptions
 def generate_on_gpu(
     count: int, *, options: StreamOptions, seed: int = 0, start: int = 0, device: torch.device | str = "cuda"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Instances `start` … `start + count - 1` of the Philox stream, byte for byte as `generate` makes them.
+    """Instances `start` … `start + count - 1` of the Philox stream, byte for byte as of `generate`.
 
     Args:
         count: how many.

@@ -1,4 +1,4 @@
-"""The machine as an endless source of training batches that are made where they are used, on the GPU.
+"""The machine as an endless source of training batches on the GPU.
 
 Not yet run on a GPU. Everything but the two kernels behind `generate_on_gpu` is torch, and tested on the CPU against
 `CPUStateSource`. Letters: n traces, P patches, S bytes a patch, M bytes of memory, C bytes a state.
@@ -31,12 +31,12 @@ class DeviceTraces(NamedTuple):
 
 
 class GPUStateSource(CPUStateSource):
-    """`CPUStateSource` on a GPU: the same batches, made there, without a byte from the host.
+    """`CPUStateSource` on a GPU: the same batches, generated and packed there, without a copy from the host.
 
     Args:
         config: the model's patch size and context.
         device: a CUDA device.
-        options: as `CPUStateSource` takes them by name.
+        options: the other arguments of `CPUStateSource`.
 
     Raises:
         TypeError, ValueError: a wrong argument, or traces that the context cannot hold.
@@ -49,44 +49,42 @@ class GPUStateSource(CPUStateSource):
 
     def next_batch(self) -> PackedPatches:
         """This rank's next programs, the long ones first, on the device."""
+        R, M = self.options.num_registers, self.options.memory_size
         long = self._long_documents * self.world_size
         rest = self.documents_per_batch * self.world_size - long
-        parts = []
+        batches = []
         for count, min_program, name in (
             (long, self.options.max_program, "_long_start"),
             (rest, self.options.min_program, "_any_start"),
         ):
             options = StreamOptions(**{**self.options.to_dict(), "min_program": min_program})
-            pieces, start = self._select(count, options, getattr(self, name))
+            chunks, start = self._select(count, options, getattr(self, name))
             setattr(self, name, start)
             own = count // self.world_size
-            chosen = _slice(pieces, own * self.rank, own)
-            parts += [self._pack(piece) for piece in chosen]
-        return PackedPatches.concatenate(parts)
+            for chunk in _slice(chunks, own * self.rank, own):
+                batches.append(pack_on_device(chunk, self.config, R, M, states_only=self.states_only))
+        return PackedPatches.concatenate(batches)
 
     def _select(self, count: int, options: StreamOptions, start: int) -> tuple[list[DeviceTraces], int]:
-        """The next `count` instances of the split, and where the stream goes on."""
-        pieces = []
+        """The next `count` instances of the split, in chunks, and the index at which the stream continues."""
+        chunks = []
         while count:
-            wanted = {None: count, "train": count + count // _EVAL_SHARE + 8, "eval": count * _EVAL_SHARE}[self.split]
+            generated = {None: count, "train": count + count // _EVAL_SHARE + 8, "eval": count * _EVAL_SHARE}[
+                self.split
+            ]
             data, offsets, in_eval = generate_on_gpu(
-                wanted, options=options, seed=self.seed, start=start, device=self.device
+                generated, options=options, seed=self.seed, start=start, device=self.device
             )
             if self.split is None:
-                kept = torch.arange(wanted, device=self.device)
+                indices = torch.arange(generated, device=self.device)
             else:
-                kept = (in_eval == (self.split == "eval")).nonzero()[:, 0]
-            found = min(len(kept), count)
-            kept = kept[:found]
-            pieces.append(DeviceTraces(data, offsets[:-1][kept], offsets.diff()[kept]))
-            count -= found
-            # Behind the last one that was taken: the same place whatever the size of the pieces.
-            start += wanted if count else int(kept[-1]) + 1
-        return pieces, start
-
-    def _pack(self, traces: DeviceTraces) -> PackedPatches:
-        R, M = self.options.num_registers, self.options.memory_size
-        return pack_on_device(traces, self.config, R, M, states_only=self.states_only)
+                indices = (in_eval == (self.split == "eval")).nonzero()[:, 0]
+            indices = indices[:count]
+            chunks.append(DeviceTraces(data, offsets[:-1][indices], offsets.diff()[indices]))
+            count -= len(indices)
+            # Behind the last instance of the batch: the same index whatever the size of the chunks.
+            start += generated if count else int(indices[-1]) + 1
+        return chunks, start
 
 
 def pack_on_device(
@@ -114,12 +112,12 @@ def pack_on_device(
     return PackedPatches.unchecked(patches, *layout)
 
 
-def _slice(pieces: list[DeviceTraces], start: int, count: int) -> list[DeviceTraces]:
-    """Traces start … start + count - 1 of all the pieces'."""
+def _slice(chunks: list[DeviceTraces], start: int, count: int) -> list[DeviceTraces]:
+    """Traces start … start + count - 1 of all the chunks."""
     chosen = []
-    for piece in pieces:
+    for chunk in chunks:
         part = slice(max(start, 0), max(start + count, 0))
-        if len(piece.starts[part]):
-            chosen.append(DeviceTraces(piece.data, piece.starts[part], piece.sizes[part]))
-        start -= len(piece.starts)
+        if len(chunk.starts[part]):
+            chosen.append(DeviceTraces(chunk.data, chunk.starts[part], chunk.sizes[part]))
+        start -= len(chunk.starts)
     return chosen

@@ -41,8 +41,8 @@ class ProgramError(ValueError):
 
     Args:
         message: what was expected, what came and what to do.
-        line: the line of the assembly, or the instruction of the machine code, counted from 1; None where it is no line
-            of its own (no HLT).
+        line: the line of the assembly, or the instruction of the machine code, counted from 1; None where no line is
+            wrong (no HLT).
     """
 
     def __init__(self, message: str, line: int | None = None) -> None:
@@ -79,7 +79,7 @@ def assemble(lines: Iterable[str], *, num_registers: int = 10, memory_size: int 
     """Assembly → machine code.
 
     Args:
-        lines: an instruction each, such as "LOADI 7", "ADD A", "SUB A B C", "HLT"; words apart by spaces or tabs.
+        lines: an instruction each, such as "LOADI 7", "ADD A", "SUB A B C", "HLT"; words separated by spaces or tabs.
             Lines after the first HLT are assembled too, though nothing can reach them.
         num_registers: R, the machine's registers A, B, …
         memory_size: M, bytes of the machine's memory.
@@ -121,7 +121,7 @@ def disassemble(program: bytes | bytearray | memoryview, *, num_registers: int =
         num_registers: R.
 
     Returns:
-        A line an instruction; `assemble` gives the same bytes back.
+        A line for each instruction; `assemble` returns the same bytes.
 
     Raises:
         ProgramError: an opcode over 20, a missing, surplus or unknown register, or no HLT; it names the instruction.
@@ -155,22 +155,22 @@ def check_program(code: bytes, num_registers: int, memory_size: int) -> int:
 
 
 def describe_instruction(code: bytes, num_registers: int) -> str:
-    """One instruction as assembly, or its four numbers in brackets where it is none."""
-    padded = code + bytes(INSTRUCTION_SIZE)  # a HLT behind it makes it a program
+    """One instruction as assembly, or its four numbers in brackets if it is invalid."""
+    padded = code + bytes(INSTRUCTION_SIZE)  # with a HLT behind it, it is a program
     if _C.cpu_states_check_program(padded, num_registers, len(padded))[1] != 0:
         return "<" + " ".join(str(byte) for byte in code) + ">"
     return _C.cpu_states_disassemble(padded, num_registers, "\n").split("\n")[0]
 
 
 def as_bytes(name: str, value: object) -> bytes:
-    """`value` as bytes; raises TypeError for anything that is no bytes-like object."""
+    """`value` as bytes; raises TypeError for anything else than a bytes-like object."""
     if not isinstance(value, bytes | bytearray | memoryview):
         raise TypeError(f"{name}: expected bytes, got {type(value).__name__}")
     return bytes(value)
 
 
 def _assemble_line(line: str, number: int, num_registers: int) -> bytes:
-    # Not str.split(): registers past Z have names that Unicode counts as white space.
+    # Not str.split(): some names of registers past Z are white space in Unicode.
     name, *operands = re.split(r"[ \t]+", line.strip(" \t\r\n"))
     if not name:
         raise ProgramError("expected an instruction, got an empty line", number)

@@ -1,4 +1,4 @@
-"""What a generator is asked for, checked."""
+"""The machine and the lengths of its random programs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class StreamOptions:
     Args:
         num_registers: R, 1…255.
         memory_size: M in bytes.
-        min_program: least instructions of a program, its HLT included; 0 gives HLT alone, as 1 does.
+        min_program: least instructions of a program, with its HLT; 0 means HLT alone, as 1 does.
         max_program: most instructions; the memory must hold them.
 
     Raises:

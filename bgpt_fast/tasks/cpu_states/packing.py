@@ -1,4 +1,4 @@
-"""Traces as packed patches, without a Python object a document.
+"""Traces as packed patches, without a Python object for each document.
 
 Letters: B documents, P patches, S bytes a patch, C bytes a state.
 """
@@ -22,12 +22,12 @@ EXTENSION = "bin"
 def pack_traces(
     traces: Traces, config: BGPTConfig, *, states_only: bool = True, threads: int | None = None
 ) -> PackedPatches:
-    """The traces as documents with the extension "bin", as `PackedPatches.from_bytes` makes them.
+    """The traces as documents with the extension "bin", as by `PackedPatches.from_bytes`.
 
     Args:
         traces: any number of traces.
         config: patch size and context.
-        states_only: targets are the patches that hold a byte behind the memory and the first state, and the end-of-file
+        states_only: targets are the patches with a byte behind the memory and the first state, and the end-of-file
             patch; False: all but the extension patch.
         threads: C++ threads; None means one a core.
 

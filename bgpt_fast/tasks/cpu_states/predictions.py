@@ -1,4 +1,4 @@
-"""What a model wrote as files: released-style `.bin` files, and a Parquet table."""
+"""Predicted traces as files: `.bin` files as the released code writes them, and a Parquet table."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ from bgpt_fast.tasks.cpu_states.traces import Traces
 def write_predictions(
     directory: Path, names: Sequence[str], predicted: Sequence[PredictedTrace], *, keep: bool = False
 ) -> None:
-    """Writes predicted traces as released-style files, each complete or absent.
+    """Writes predicted traces as files, each complete or absent.
 
     Args:
-        directory: where; it is made if it is missing, and files with these names are replaced.
-        names: one for each.
+        directory: created if it is missing; files with these names are replaced.
+        names: of the files, one for each trace.
         predicted: the traces.
-        keep: leave those alone that are there with the right size: they were written before.
+        keep: do not replace files of the right size, which an earlier run wrote.
 
     Raises:
         OSError: a file could not be written.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    wanted = [
+    missing = [
         (name, one)
         for name, one in zip(names, predicted, strict=True)
         if not (keep and _has_size(directory / name, len(one.data)))
     ]
-    if not wanted:
+    if not missing:
         return
-    names = [name for name, _ in wanted]
+    names = [name for name, _ in missing]
     parts = [directory / f".{name}.part" for name in names]
     try:
-        for part, (_, one) in zip(parts, wanted, strict=True):
+        for part, (_, one) in zip(parts, missing, strict=True):
             part.write_bytes(one.to_bytes())
-        os.sync()  # once for all of them: an fsync a file would take minutes for a large set
+        os.sync()  # one call: an fsync for each file would take minutes
         for part, name in zip(parts, names, strict=True):
             os.replace(part, directory / name)
     except BaseException:
@@ -63,7 +63,7 @@ def _has_size(path: Path, size: int) -> bool:
 
 
 def first_wrong_step(predicted: PredictedTrace, truth: Trace) -> tuple[int, int | None]:
-    """How many bytes are wrong, missing and surplus ones among them, and the step of the first; None if none is."""
+    """The number of wrong bytes, with missing and surplus ones, and the step of the first; None if there is none."""
     tail = np.frombuffer(predicted_bytes(predicted, truth), np.uint8)
     true = truth.states[1:].reshape(-1)
     both = min(len(tail), len(true))
@@ -71,12 +71,12 @@ def first_wrong_step(predicted: PredictedTrace, truth: Trace) -> tuple[int, int 
     count = len(wrong) + abs(len(tail) - len(true))
     if count == 0:
         return 0, None
-    place = int(wrong[0]) if len(wrong) else both
-    return count, place // state_size(truth.num_registers) + 1
+    first = int(wrong[0]) if len(wrong) else both
+    return count, first // state_size(truth.num_registers) + 1
 
 
 class PredictionTable:
-    """A Parquet file that grows by pieces, a row group each; `predictions_to_parquet` opens one."""
+    """A Parquet file that is written in chunks, a row group each; `predictions_to_parquet` opens one."""
 
     def __init__(self, file: Any, num_registers: int, memory_size: int) -> None:
         pyarrow, parquet = import_pyarrow()
@@ -95,11 +95,11 @@ class PredictionTable:
         self._writer = parquet.ParquetWriter(file, self._schema)
 
     def add(self, names: Sequence[str], predicted: Sequence[PredictedTrace], truths: Traces) -> None:
-        """Writes a row a program.
+        """Writes a row for each program.
 
         Args:
             names: of the predicted `.bin` files.
-            predicted: what the model wrote; the column data has the whole file.
+            predicted: the predictions; the column data has the complete file.
             truths: the machine's traces of the same programs.
         """
         scores = [first_wrong_step(one, truth) for one, truth in zip(predicted, truths, strict=True)]
@@ -122,10 +122,10 @@ class PredictionTable:
 
 @contextlib.contextmanager
 def predictions_to_parquet(path: Path, num_registers: int, memory_size: int) -> Iterator[PredictionTable]:
-    """Opens a table of predictions; the file is there when the block ends without an exception.
+    """Opens a table of predictions; the file exists when the block ends without an exception.
 
     Args:
-        path: the file; one that is there is replaced.
+        path: the file; it is replaced if it exists.
         num_registers, memory_size: the machine's, for the metadata.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Programs of any kind and number as pieces of traces: assembly, machine code, traces, folders, Parquet files."""
+"""Programs as chunks of traces, from assembly, machine code, traces, folders, or Parquet files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bgpt_fast.tasks.cpu_states.trace import Trace, run
 from bgpt_fast.tasks.cpu_states.traces import Traces
 
 PIECE = 2048
-"""Programs a piece: enough to keep a batch full, a few MB of the released machine's traces."""
+"""Programs of a chunk: enough for full batches, a few MB of the released machine's traces."""
 
 
 def random_pieces(count: int, machine: StreamOptions, *, seed: int = 0, piece: int = PIECE) -> Iterator[Traces]:
@@ -24,7 +24,7 @@ def random_pieces(count: int, machine: StreamOptions, *, seed: int = 0, piece: i
         count: how many.
         machine: the machine and its programs.
         seed: 0…2⁶⁴ − 1.
-        piece: most programs of a piece; changes none of them.
+        piece: most programs of a chunk; does not change the programs.
 
     Raises:
         TypeError, ValueError: a wrong argument.
@@ -50,15 +50,15 @@ def read_pieces(
     """Programs from files, in the order of the paths.
 
     Args:
-        paths: assembly (an instruction a line; any ending but the following), `.bin` files (a released-style trace, or
-            machine code alone, which is no larger than the memory), folders of traces, `.parquet` files of traces.
-        machine: its sizes; of traces, those that they must have.
+        paths: assembly (an instruction a line; any ending but the following), `.bin` files (a trace, or machine code
+            alone, which is no larger than the memory), folders of traces, `.parquet` files of traces.
+        machine: the machine's sizes; traces must have them.
         acc: ACC at the start of assembly and machine code.
-        registers: the registers at their start; none means zeros.
-        piece: most programs of a piece.
+        registers: the registers at the start; empty means zeros.
+        piece: most programs of a chunk.
 
     Raises:
-        ProgramError, TraceError: what a file is wrong with; a note names it.
+        ProgramError, TraceError: what is wrong with a file; a note names it.
         ValueError: traces of another machine.
         OSError: a file could not be read.
     """
@@ -99,10 +99,10 @@ def read_pieces(
 
 
 def count_programs(paths: Sequence[Path]) -> int:
-    """How many programs `read_pieces` finds in files, without reading them all.
+    """The number of programs in files, without reading them all.
 
     Raises:
-        TraceError: what a file is wrong with.
+        TraceError: what is wrong with a file.
         OSError: a file or folder could not be read.
     """
     return sum(
@@ -120,7 +120,7 @@ def _check_machine(traces: Traces, R: int, M: int) -> None:
 
 
 def _run_assembly(text: str, acc: int, registers: Sequence[int], R: int, M: int) -> Trace:
-    """Runs a program whose text may have empty lines; errors name the line of the text."""
+    """Runs a program; its text may have empty lines, and errors name the line of the text."""
     lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     try:
         return run([line for _, line in lines], acc, registers, num_registers=R, memory_size=M)

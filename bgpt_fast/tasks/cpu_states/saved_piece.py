@@ -1,7 +1,7 @@
-"""A piece of a simulation on disk while it is made: what is there need not be made again after a kill.
+"""A journal of a chunk of a simulation: after a kill, the predictions in it need not be made again.
 
 Records end to end, each `kind, number, seconds, size` of its content, the content, and a CRC-32 of all that: "T" a
-digest of the programs, "F" the teacher-forced tokens, "P" what the model wrote free running for one program.
+digest of the programs, "F" the teacher-forced tokens, "P" the free-running prediction of one program.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ class _Record(NamedTuple):
 
 
 class SavedPiece:
-    """The file of one piece, read and then grown record by record; a context manager.
+    """The journal of one chunk, read and then extended record by record; a context manager.
 
-    A record that a kill has cut, or that has changed since, goes with all that follow it.
+    An incomplete or damaged record is removed, with all that follow it.
 
     Args:
-        path: the file; made if it is missing.
+        path: the file; created if it is missing.
         traces: the programs.
 
     Attributes:
-        predicted: what the model wrote, by the program's place in the piece.
+        predicted: the free-running predictions, by the program's index in the chunk.
         seconds: the time that these took.
-        forced: int16 [N, C] a program, as `teacher_forced` gives it; None while it is not there.
+        forced: int16 [N, C] for each program, as `teacher_forced` returns it; None before it is added.
         forced_seconds: the time that these took.
 
     Raises:
-        ValueError: the file is of other programs.
+        ValueError: the file is a journal of other programs.
         OSError: it cannot be read or written.
     """
 
@@ -75,7 +75,7 @@ class SavedPiece:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing of the piece is left to make."""
+        """Whether the file has all predictions of the chunk."""
         return self.forced is not None and len(self.predicted) == len(self._traces)
 
     def add_forced(self, forced: list[NDArray[np.int16]], seconds: float) -> None:
@@ -83,10 +83,10 @@ class SavedPiece:
         self.forced, self.forced_seconds = forced, seconds
         self._write(b"F", 0, seconds, b"".join(one.astype("<i2").tobytes() for one in forced))
 
-    def add(self, place: int, predicted: PredictedTrace, seconds: float) -> None:
-        """Writes one program's prediction, and the time that all of the piece's have taken so far."""
-        self.predicted[place], self.seconds = predicted, seconds
-        self._write(b"P", 2 * place + predicted.finished, seconds, predicted.data)
+    def add(self, index: int, predicted: PredictedTrace, seconds: float) -> None:
+        """Writes one program's prediction, and the time of all predictions of the chunk so far."""
+        self.predicted[index], self.seconds = predicted, seconds
+        self._write(b"P", 2 * index + predicted.finished, seconds, predicted.data)
 
     def sync(self) -> None:
         """Makes the records durable."""
@@ -100,7 +100,7 @@ class SavedPiece:
 
     def _read(self) -> None:
         content = self._path.read_bytes()
-        whole = 0
+        valid_size = 0
         programs = digest(self._traces)
         for record, end in _records(content):
             if record.kind == b"T" and record.content != programs:
@@ -114,10 +114,10 @@ class SavedPiece:
                 R, M = self._traces.num_registers, self._traces.memory_size
                 self.predicted[record.number // 2] = PredictedTrace(record.content, bool(record.number % 2), R, M)
                 self.seconds = record.seconds
-            whole = end
-        os.ftruncate(self._descriptor, whole)
-        os.lseek(self._descriptor, whole, os.SEEK_SET)
-        if whole == 0:
+            valid_size = end
+        os.ftruncate(self._descriptor, valid_size)
+        os.lseek(self._descriptor, valid_size, os.SEEK_SET)
+        if valid_size == 0:
             self._write(b"T", 0, 0.0, programs)
 
     def _split(self, content: bytes) -> list[NDArray[np.int16]]:
@@ -128,13 +128,13 @@ class SavedPiece:
 
     def _write(self, kind: bytes, number: int, seconds: float, content: bytes) -> None:
         record = _HEAD.pack(kind, number, seconds, len(content)) + content
-        left = memoryview(record + _CHECKSUM.pack(zlib.crc32(record)))
-        while left:
-            left = left[os.write(self._descriptor, left) :]
+        remaining = memoryview(record + _CHECKSUM.pack(zlib.crc32(record)))
+        while remaining:
+            remaining = remaining[os.write(self._descriptor, remaining) :]
 
 
 def _records(content: bytes) -> Iterator[tuple[_Record, int]]:
-    """The whole records from the start, each with the place behind it."""
+    """The valid records from the start, each with the offset of its end."""
     at = 0
     while at + _HEAD.size <= len(content):
         kind, number, seconds, size = _HEAD.unpack_from(content, at)
@@ -149,9 +149,9 @@ def _records(content: bytes) -> Iterator[tuple[_Record, int]]:
 
 
 def digest(traces: Traces) -> bytes:
-    """What tells these programs from others."""
+    """A digest of the programs and their traces."""
     first, last = traces.offsets[[0, -1]].tolist()
-    found = hashlib.sha256(f"{traces.num_registers} {traces.memory_size}".encode())
-    found.update((traces.offsets - first).tobytes())
-    found.update(traces.data[first:last].tobytes())
-    return found.digest()
+    digest = hashlib.sha256(f"{traces.num_registers} {traces.memory_size}".encode())
+    digest.update((traces.offsets - first).tobytes())
+    digest.update(traces.data[first:last].tobytes())
+    return digest.digest()

@@ -1,4 +1,4 @@
-"""A model as the machine: free running, and teacher-forced.
+"""Predictions of a model for the machine: free running, and teacher-forced.
 
 Letters: N executed instructions, C bytes a state, S bytes a patch, T target patches.
 """
@@ -29,26 +29,26 @@ def simulate(
     draft: bool = False,
     progress: Callable[[int, int, int], None] | None = None,
 ) -> list[PredictedTrace]:
-    """Lets the model run programs: from memory and first state alone it writes every further byte, greedily.
+    """The model runs programs: from memory and first state alone it generates every further byte, greedily.
 
     Args:
-        generator: the model behind it must have been trained on traces of the same machine.
-        traces: the programs; of each, only memory and first state are shown to the model.
-        max_new_bytes: most bytes for each program; None means all of its own states, which can be counted in its
-            memory, and one patch or state more, so that running on shows.
-        draft: lets the machine guess what the model will write, and the model check many bytes at once (on the CPU). It
-            changes no byte: a rollout up to its first wrong byte takes little more than a teacher-forced pass.
+        generator: of a model that was trained on traces of the same machine.
+        traces: the programs; the model sees only memory and first state of each.
+        max_new_bytes: most bytes for each program; None means as many as its own states have, and one patch or state
+            more, so that it shows if the model does not end the file.
+        draft: the true trace is the draft of speculative decoding, so that the model checks many bytes at once (on the
+            CPU). It changes no byte: a rollout up to its first wrong byte takes little more than a teacher-forced pass.
         progress: called with (programs done, programs in all, new bytes so far), as `Generator.generate` does.
 
     Returns:
-        A prediction for each program, whatever the model wrote; `evaluate` scores them.
+        A prediction for each program, valid or not; `evaluate` scores them.
 
     Raises:
         TypeError, ValueError: a wrong argument, or a trace that the context cannot hold.
     """
     programs = _as_traces(traces)
-    found = dict(simulate_iter(generator, programs, max_new_bytes=max_new_bytes, draft=draft, progress=progress))
-    return [found[place] for place in range(len(programs))]
+    predicted = dict(simulate_iter(generator, programs, max_new_bytes=max_new_bytes, draft=draft, progress=progress))
+    return [predicted[index] for index in range(len(programs))]
 
 
 def simulate_iter(
@@ -59,7 +59,7 @@ def simulate_iter(
     draft: bool = False,
     progress: Callable[[int, int, int], None] | None = None,
 ) -> Iterator[tuple[int, PredictedTrace]]:
-    """As `simulate`, but gives each program as soon as it ends, with its place among the traces."""
+    """As `simulate`, but yields each prediction as soon as it is complete, with its index among the traces."""
     programs = _as_traces(traces)
     if len(programs) == 0:
         return
@@ -72,13 +72,13 @@ def simulate_iter(
     most = max(sizes) - M - C + beyond if max_new_bytes is None else max_new_bytes
     prompts = [Prompt(EXTENSION, trace.to_bytes()[: M + C]) for trace in programs]
     drafter = KnownDrafter([trace.to_bytes() for trace in programs]) if draft else None
-    for place, file in generator.generate_iter(prompts, max_new_bytes=most, drafter=drafter, progress=progress):
+    for index, file in generator.generate_iter(prompts, max_new_bytes=most, drafter=drafter, progress=progress):
         if max_new_bytes is not None:
-            yield place, PredictedTrace(file.data, file.finished, R, M)
+            yield index, PredictedTrace(file.data, file.finished, R, M)
             continue
-        # Each by its own length: a longer program beside it changes nothing.
-        own = sizes[place] + beyond
-        yield place, PredictedTrace(file.data[:own], file.finished and len(file.data) < own, R, M)
+        # The limit of each is its own length, independent of longer programs in the batch.
+        own = sizes[index] + beyond
+        yield index, PredictedTrace(file.data[:own], file.finished and len(file.data) < own, R, M)
 
 
 @torch.no_grad()
@@ -86,12 +86,12 @@ def teacher_forced(model: BGPT, traces: Traces | Sequence[Trace], *, batch_size:
     """The model's likeliest token for every state byte, given all true bytes before it.
 
     Args:
-        model: runs as in evaluation, without dropout, on the device where it is.
-        traces: the truths.
-        batch_size: traces a forward pass; 257 logits for each of their state bytes are in memory at once.
+        model: on any device; runs in evaluation mode.
+        traces: the true traces.
+        batch_size: traces of a forward pass; 257 logits for each of their state bytes are in memory at once.
 
     Returns:
-        An int16 array [N, C] a trace, for `evaluate_bytes`: the predicted bytes from step 1 on; 256, `<eop>`, is none.
+        int16 [N, C] for each trace, for `evaluate_bytes`: the predicted bytes from step 1 on; 256, `<eop>`, is no byte.
 
     Raises:
         TypeError, ValueError: a wrong argument, or a trace that the context cannot hold.
@@ -107,7 +107,7 @@ def teacher_forced(model: BGPT, traces: Traces | Sequence[Trace], *, batch_size:
             part = programs[start : start + batch_size]
             logits = model.logits(pack_traces(part, model.config).to(device))
             tokens = logits.argmax(-1).to(torch.int16).cpu().numpy().reshape(-1)
-            # Targets begin at a patch's start, which may be before the first byte to predict, and end with end of file.
+            # The targets are complete patches: from the one with the first byte to predict to the end-of-file patch.
             skipped = programs.memory_size + C - (first - 1) * S
             at = 0
             for size in np.diff(part.offsets).tolist():

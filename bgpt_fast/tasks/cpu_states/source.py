@@ -1,4 +1,4 @@
-"""The machine as an endless source of training batches that never touches the disk."""
+"""The machine as an endless source of training batches, without files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LONG_START = 2**61
 
 
 class CPUStateSource:
-    """Batches of programs of the Philox stream, in order, without end.
+    """Endless batches of programs of the Philox stream, in order.
 
     Args:
         config: the model's patch size and context.
@@ -28,13 +28,13 @@ class CPUStateSource:
         num_registers, memory_size, min_program, max_program: as `StreamOptions`.
         documents_per_batch: programs of a batch.
         long_share: share of a batch's programs that have max_program instructions; the others have any number from
-            min_program on. A long program has more states to learn from for the same memory to read; short ones teach
-            where in memory to look (examples/cpu_states/README.md).
+            min_program on. A long program has more states to learn from for the same memory; from short ones the model
+            learns where in memory the instruction is (examples/cpu_states/README.md).
         split: "train" programs are never "eval" programs, whatever the seeds; None gives all.
         states_only: leave memory and first state out of the loss: a random program cannot be predicted.
-        rank, world_size: which of how many processes this is: of each `world_size` batches' worth of programs, rank r
-            takes the r-th part, so that all together see the programs that one process would with batches of
-            `world_size` times the documents. The position is the same for all, and can be gone on from by any number.
+        rank, world_size: which of how many processes this is: of the programs of `world_size` batches, rank r has the
+            r-th part, so that all ranks together have the programs of one process with batches of `world_size` times
+            the documents. The position is the same on all ranks, and is valid for any number of ranks.
 
     Raises:
         TypeError, ValueError: a wrong argument, or traces that the context cannot hold.
@@ -71,13 +71,15 @@ class CPUStateSource:
         self.rank = rank
         self.world_size = world_size
         self._long_documents = round(long_share * documents_per_batch)
-        # Instances of one index begin alike whatever their lengths, so long programs come from far along the stream.
+        # Instances of one index begin alike whatever their lengths, so long programs have indices of their own.
         self._long_start, self._any_start = _LONG_START, 0
 
     def next_batch(self) -> PackedPatches:
         """This rank's next programs, the long ones first."""
-        long = self._draw(self._long_documents, self.options.max_program, self._long_start)
-        rest = self._draw(self.documents_per_batch - self._long_documents, self.options.min_program, self._any_start)
+        long = self._generate(self._long_documents, self.options.max_program, self._long_start)
+        rest = self._generate(
+            self.documents_per_batch - self._long_documents, self.options.min_program, self._any_start
+        )
         assert long.next_start is not None
         assert rest.next_start is not None
         self._long_start, self._any_start = long.next_start, rest.next_start
@@ -88,9 +90,9 @@ class CPUStateSource:
             [pack_traces(part, self.config, states_only=self.states_only, threads=1) for part in own if part]
         )
 
-    def _draw(self, count: int, min_program: int, start: int) -> Traces:
-        # Where a rank's programs begin is known only by making those before them: some fall into the other split.
-        # A batch is too little work for more threads than one.
+    def _generate(self, count: int, min_program: int, start: int) -> Traces:
+        # The programs of the ranks before this one must be generated to find its own: some are in the other split.
+        # A batch is too little work for several threads.
         return generate(
             count * self.world_size,
             seed=self.seed,

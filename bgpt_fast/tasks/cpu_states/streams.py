@@ -52,10 +52,10 @@ def generate(
         threads: of the Philox stream; None means one a core. They never change the result.
 
     Returns:
-        `count` traces; `.next_start` is where to go on.
+        `count` traces; `.next_start` is the `start` of the next ones.
 
     Raises:
-        TypeError, ValueError: a wrong argument, or a split that holds next to none of these programs.
+        TypeError, ValueError: a wrong argument, or a split that has next to none of these programs.
         MemoryError: no memory for the traces.
     """
     options = StreamOptions(num_registers, memory_size, min_program, max_program)
@@ -89,9 +89,9 @@ def generate_released_split(
     max_program: int = 255,
     drop_shared: bool = True,
 ) -> tuple[Traces, Traces]:
-    """Training and test data as the released command draws them: first the one, then the other, from one stream.
+    """Training and test data as the released command draws them: one after the other, from one stream.
 
-    Equal programs of a set overwrite each other when it is written to a folder (`write_folder`), as released.
+    When a set is written to a folder (`write_folder`), equal programs overwrite each other, as released.
 
     Args:
         num_train: training instances.
@@ -110,18 +110,17 @@ def generate_released_split(
     train = released.take(num_train)
     test = released.take(num_test)
     if drop_shared:
-        kept = np.flatnonzero(~np.isin(test.program_hashes(), train.program_hashes()))
-        dropped = len(test) - len(kept)
-        test = test.select(kept)
-        test.dropped = dropped
+        is_shared = np.isin(test.program_hashes(), train.program_hashes())
+        test = test.select(np.flatnonzero(~is_shared))
+        test.dropped = int(is_shared.sum())
     return train, test
 
 
 class ReleasedStream:
-    """The released generator's instances in pieces, where `generate` would need memory for all at once.
+    """The released generator's instances in chunks, where `generate` would need memory for all at once.
 
-    Pieces of a few thousand are also the fastest way through many: each takes the memory that the last one gave back,
-    where one large buffer is new memory, which some virtual machines hand out more slowly than this fills it.
+    Chunks of a few thousand are also the fastest way to generate many: each reuses the memory that the last one freed,
+    while one large buffer is new memory, which some virtual machines provide more slowly than this fills it.
 
     Args:
         options: the machine and its programs.
@@ -133,10 +132,10 @@ class ReleasedStream:
         self.options = options
         self.position = 0
         self._stream = _C.CpuStatesReleasedStream(_words(seed), options.to_native())
-        self._lock = threading.Lock()  # the native calls run without the interpreter's
+        self._lock = threading.Lock()  # the native calls release the interpreter's lock
 
     def skip(self, count: int) -> None:
-        """Passes over the next `count` instances."""
+        """Skips the next `count` instances."""
         check_int("ReleasedStream.skip: count", count, 0, _MAX_INDEX)
         with self._lock:
             self._stream.skip(count)
@@ -162,7 +161,7 @@ class ReleasedStream:
         return Traces(data[: int(offsets[-1])], offsets, R, M, next_start=next_start)
 
     def _likely_size(self, count: int) -> int:
-        """Bytes that hold `count` traces but for a chance of 10⁻¹⁵; pages that stay untouched cost nothing."""
+        """Bytes that are enough for `count` traces, except with probability 10⁻¹⁵; untouched pages cost nothing."""
         least, most = max(self.options.min_program, 1), max(self.options.max_program, 1)
         deviation = 8 * (most - least + 1) / math.sqrt(12) * math.sqrt(count)
         states = count * ((least + most) / 2 + 1) + deviation

@@ -42,7 +42,7 @@ class Trace:
     __slots__ = ("_data", "memory_size", "num_registers")
 
     def __init__(self, data: NDArray[np.uint8], num_registers: int, memory_size: int) -> None:
-        """`data` [M + (N + 1)·C] is taken as it is; `from_bytes` checks."""
+        """`data`: uint8 [M + (N + 1)·C], not checked, unlike by `from_bytes`."""
         self._data = data
         self.num_registers = num_registers
         self.memory_size = memory_size
@@ -51,7 +51,7 @@ class Trace:
     def from_bytes(
         cls, data: bytes | bytearray | memoryview, num_registers: int = 10, memory_size: int = 1024
     ) -> Trace:
-        """A trace from a released-style file's content, checked against the machine step by step.
+        """A trace from the content of a file as the released code writes it, checked against the machine.
 
         Raises:
             ProgramError: the memory holds no program that the machine can run.
@@ -67,15 +67,17 @@ class Trace:
                 f"{len(content)}; check num_registers and memory_size"
             )
         memory = content[:memory_size]
-        given = content[memory_size : memory_size + C]
+        first_state = content[memory_size : memory_size + C]
         N = check_program(memory, num_registers, memory_size)
         expected = memory_size + (N + 1) * C
         if len(content) != expected:
             raise TraceError(f"expected {expected} bytes for a program of {N} instructions, got {len(content)}")
-        if given[0] or any(given[2:6]):
-            raise TraceError(f"expected a start state with PC 0 and IR 0 0 0 0, got {' '.join(map(str, given[:6]))}")
+        if first_state[0] or any(first_state[2:6]):
+            raise TraceError(
+                f"expected a start state with PC 0 and IR 0 0 0 0, got {' '.join(map(str, first_state[:6]))}"
+            )
         trace = cls(np.frombuffer(content, np.uint8), num_registers, memory_size)
-        truth = _C.cpu_states_run(memory, given[1:2] + given[6:])
+        truth = _C.cpu_states_run(memory, first_state[1:2] + first_state[6:])
         if truth != content[memory_size:]:
             true_states = np.frombuffer(truth, np.uint8).reshape(-1, C)
             step, column = np.argwhere(trace.states != true_states)[0].tolist()
@@ -136,11 +138,11 @@ class Trace:
 
 @dataclass(frozen=True)
 class PredictedTrace:
-    """What a model wrote as a trace: any bytes behind the memory and the first state that it was given.
+    """A model's prediction of a trace: any bytes behind the memory and the first state of its prompt.
 
     Args:
-        data: the whole file: memory, the given state, the predicted bytes.
-        finished: whether the model ended the file itself.
+        data: the complete file: memory, first state, predicted bytes.
+        finished: whether the model ended the file.
         num_registers: R.
         memory_size: M.
     """
@@ -157,13 +159,13 @@ class PredictedTrace:
 
     @property
     def states(self) -> NDArray[np.uint8]:
-        """uint8 [n, C]: the given state and the whole states among the predicted bytes."""
+        """uint8 [n, C]: the first state and the complete states among the predicted bytes."""
         C = state_size(self.num_registers)
-        whole = (len(self.data) - self.memory_size) // C
-        return np.frombuffer(self.data, np.uint8, whole * C, self.memory_size).reshape(whole, C)
+        count = (len(self.data) - self.memory_size) // C
+        return np.frombuffer(self.data, np.uint8, count * C, self.memory_size).reshape(count, C)
 
     def to_bytes(self) -> bytes:
-        """The whole file."""
+        """The complete file."""
         return self.data
 
 
@@ -177,9 +179,9 @@ def run(
     """Runs a program to its HLT.
 
     Args:
-        program: assembly lines, or machine code, of which what stands behind the first HLT is kept and never reached.
+        program: assembly lines, or machine code; what follows the first HLT is in the memory and never runs.
         acc: ACC at the start, 0…255.
-        registers: the registers at the start, 0…255 each, all R of them; none means all 0.
+        registers: the R registers at the start, 0…255 each; empty means all 0.
         num_registers: R, 1…255.
         memory_size: M in bytes.
 

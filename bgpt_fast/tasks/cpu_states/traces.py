@@ -21,12 +21,12 @@ class Traces(Sequence[Trace]):
     """Traces of one machine in one buffer; slices share it.
 
     Args:
-        data: uint8, the traces' bytes, taken as they are; `Traces.from_bytes` checks.
+        data: uint8, the traces' bytes; not checked, unlike by `Traces.from_bytes`.
         offsets: int64 [n + 1]: trace i is `data[offsets[i] : offsets[i + 1]]`.
         num_registers: R.
         memory_size: M.
-        next_start: where the stream that made them goes on; None where there is no such stream.
-        dropped: traces that were left out because another split has their program.
+        next_start: the index at which the stream that they are from continues; None if they are from no stream.
+        dropped: traces that were left out because their program is in another split.
     """
 
     def __init__(
@@ -56,14 +56,13 @@ class Traces(Sequence[Trace]):
 
     @classmethod
     def from_bytes(cls, contents: Iterable[bytes], num_registers: int = 10, memory_size: int = 1024) -> Traces:
-        """Traces from released-style files' contents, each checked as `Trace.from_bytes` does.
+        """Traces from the contents of files as the released code writes them, each checked as by `Trace.from_bytes`.
 
         Raises:
-            ProgramError, TraceError: as `Trace.from_bytes`, with `trace i` and what is wrong as the exception's note.
+            ProgramError, TraceError: as `Trace.from_bytes`; a note names the trace.
         """
         parts = [as_bytes(f"Traces.from_bytes: contents[{i}]", content) for i, content in enumerate(contents)]
-        offsets = np.zeros(len(parts) + 1, np.int64)
-        np.cumsum([len(part) for part in parts], out=offsets[1:])
+        offsets = offsets_of([len(part) for part in parts])
         traces = cls(np.frombuffer(b"".join(parts), np.uint8), offsets, num_registers, memory_size)
         traces.check()
         return traces
@@ -78,22 +77,17 @@ class Traces(Sequence[Trace]):
         machines = {(trace.num_registers, trace.memory_size) for trace in traces}
         if len(machines) != 1:
             raise ValueError(f"Traces.from_list: expected traces of one machine, got {sorted(machines)}")
-        offsets = np.zeros(len(traces) + 1, np.int64)
-        np.cumsum([len(trace._data) for trace in traces], out=offsets[1:])
-        return cls(np.concatenate([trace._data for trace in traces]), offsets, *machines.pop())
+        parts = [trace._data for trace in traces]
+        return cls(np.concatenate(parts), offsets_of([len(part) for part in parts]), *machines.pop())
 
     def check(self, threads: int | None = None) -> None:
         """Runs every program again and compares all states.
 
         Raises:
-            ProgramError, TraceError: what the first bad trace is wrong with; a note says which one it is.
+            ProgramError, TraceError: what is wrong with the first bad trace; a note names it.
         """
         invalid = _C.cpu_states_find_invalid(
-            self.data.ctypes.data,
-            self.offsets.ctypes.data,
-            len(self),
-            self.num_registers,
-            self.memory_size,
+            *self._native(),
             thread_count(threads),
         )
         if invalid >= 0:
@@ -108,15 +102,15 @@ class Traces(Sequence[Trace]):
         """uint64 [n]: a hash of each program, which decides its split in the Philox stream (`split_of`)."""
         hashes = np.empty(len(self), np.uint64)
         _C.cpu_states_hash_programs(
-            self.data.ctypes.data,
-            self.offsets.ctypes.data,
-            len(self),
-            self.num_registers,
-            self.memory_size,
+            *self._native(),
             hashes.ctypes.data,
             thread_count(threads),
         )
         return hashes
+
+    def _native(self) -> tuple[int, int, int, int, int]:
+        """The traces as the C++ functions' first arguments."""
+        return self.data.ctypes.data, self.offsets.ctypes.data, len(self), self.num_registers, self.memory_size
 
     @property
     def nbytes(self) -> int:
@@ -127,8 +121,7 @@ class Traces(Sequence[Trace]):
         """The traces at `indices`, in their order, copied."""
         chosen = np.asarray(indices, np.int64)
         sizes = np.diff(self.offsets)[chosen]
-        offsets = np.zeros(len(chosen) + 1, np.int64)
-        np.cumsum(sizes, out=offsets[1:])
+        offsets = offsets_of(sizes)
         data = np.empty(int(offsets[-1]), np.uint8)
         for i, source in enumerate(self.offsets[:-1][chosen].tolist()):
             data[offsets[i] : offsets[i + 1]] = self.data[source : source + sizes[i]]
@@ -176,6 +169,13 @@ def split_of(
     offsets = np.array([0, len(trace._data)], np.int64)
     [program_hash] = Traces(trace._data, offsets, num_registers, memory_size).program_hashes().tolist()
     return "eval" if _C.cpu_states_is_test(program_hash) else "train"
+
+
+def offsets_of(sizes: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+    """int64 [n + 1]: where traces of these sizes begin and end in one buffer."""
+    offsets = np.zeros(len(sizes) + 1, np.int64)
+    np.cumsum(sizes, out=offsets[1:])
+    return offsets
 
 
 def thread_count(threads: int | None) -> int:

@@ -1,4 +1,4 @@
-"""What `Trainer` measures while it learns CPU states."""
+"""The evaluation of `Trainer` on CPU states."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def teacher_forced_evaluation(held_out: Traces, *, batch_size: int = 64) -> Call
 
     Args:
         held_out: programs of the evaluation split.
-        batch_size: programs a forward pass.
+        batch_size: programs of a forward pass.
 
     Returns:
-        A function of the model that gives "state_byte_accuracy", and the accuracy of the bytes of PC and IR
+        A function of the model that returns "state_byte_accuracy", and the accuracy of the bytes of PC and IR
         ("instruction_accuracy"), of those of ACC and registers that changed, and of those that did not.
     """
     truth = [trace.states for trace in held_out]

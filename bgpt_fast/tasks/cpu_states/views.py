@@ -1,4 +1,4 @@
-"""Programs beside what a model wrote, for the page that shows them."""
+"""Programs with a model's predictions, for the page that shows them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def program_view(name: str, truth: Trace, predicted: PredictedTrace, forced: NDA
     Args:
         name: of the predicted file.
         truth: the machine's trace.
-        predicted: what the model wrote free running.
-        forced: int16 [N, C], what it said teacher-forced.
+        predicted: the free-running prediction.
+        forced: int16 [N, C], the teacher-forced prediction.
     """
     R = truth.num_registers
     true_rows: list[Row] = truth.states.tolist()
@@ -38,7 +38,7 @@ def program_view(name: str, truth: Trace, predicted: PredictedTrace, forced: NDA
 
 
 def _rows(values: NDArray[Any], C: int) -> list[Row]:
-    """Rows of C; the last may be filled with None, which also stands for an `<eop>`."""
+    """Rows of C; None stands for an `<eop>`, and fills the last row."""
     flat: Row = [value if 0 <= value < 256 else None for value in values.tolist()]
     flat += [None] * (-len(flat) % C)
     return [flat[start : start + C] for start in range(0, len(flat), C)]

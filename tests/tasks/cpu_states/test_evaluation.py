@@ -19,10 +19,10 @@ def adder() -> cpu.Trace:
     return cpu.run(["LOADI 7", "ADD A", "POP A", "HLT"], 3, [1, 2], **MACHINE)
 
 
-def changed_at(content: bytes, *places: int) -> bytes:
+def changed_at(content: bytes, *offsets: int) -> bytes:
     damaged = bytearray(content)
-    for place in places:
-        damaged[place] ^= 1
+    for offset in offsets:
+        damaged[offset] ^= 1
     return bytes(damaged)
 
 
@@ -138,11 +138,11 @@ def test_the_report_is_json() -> None:
     truth = adder()
     alone = cpu.run(["HLT"], **MACHINE)
     report = cpu.evaluate([changed_at(truth.to_bytes(), GIVEN), alone], [truth, alone])
-    found = json.loads(json.dumps(report.to_dict(), allow_nan=False))
-    assert found["first_divergence"] == {"1": 1}
-    assert found["by_instruction"]["ADD"]["count"] == 1
-    assert found["wrong"][0] == [1, 0, 0, 0, 0, 0, 0, 0]
-    assert found["states"] == [2, 1, 1, 1]
+    fields = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert fields["first_divergence"] == {"1": 1}
+    assert fields["by_instruction"]["ADD"]["count"] == 1
+    assert fields["wrong"][0] == [1, 0, 0, 0, 0, 0, 0, 0]
+    assert fields["states"] == [2, 1, 1, 1]
     only = cpu.evaluate([alone], [alone])
     assert (only.changed_accuracy, only.copied_accuracy, only.copy_baseline) == (None, 1.0, 1.0)
     json.dumps(only.to_dict(), allow_nan=False)
@@ -191,7 +191,7 @@ def test_format_difference() -> None:
         "   2  2    7  ADD A    1  2  ≠  2    6! ADD A    1  2",
         "   3  3    8  POP A    1  2  ≠   —    — —         —  —",
         "   4  4    8  HLT      8  2  ≠   —    — —         —  —",
-        "11 of 32 predicted bytes are wrong: the first difference is at step 2; 7 bytes at the end are no whole state",
+        "11 of 32 predicted bytes are wrong: the first difference is at step 2; 7 bytes at the end are no full state",
     ]
     assert cpu.format_difference(bytes(prediction), truth).split("\n")[5:] == [
         "   3  3    8  POP A    1  2  ≠  3    8  <200 1 0 0>! 1  3!",
@@ -228,7 +228,7 @@ def noisy(truths: cpu.Traces, seed: int) -> list[np.ndarray]:
     return predicted
 
 
-def test_counts_in_pieces_are_those_of_the_whole() -> None:
+def test_counts_in_chunks_equal_those_of_all_programs() -> None:
     truths = cpu.generate(50, seed=6, num_registers=3, memory_size=64, max_program=16)
     predicted, states = noisy(truths, 1), [trace.states for trace in truths]
     counts = cpu.StateCounts(9)
@@ -245,8 +245,8 @@ def test_counts_in_pieces_are_those_of_the_whole() -> None:
 
 
 def add(counts: list[int], right: bool, changed: bool) -> None:
-    for place, one in enumerate((1, right, changed, right and changed)):
-        counts[place] += one
+    for offset, one in enumerate((1, right, changed, right and changed)):
+        counts[offset] += one
 
 
 def test_addressing_modes_and_registers_agree_with_a_plain_loop() -> None:

@@ -26,11 +26,11 @@ def test_a_folder_is_the_released_one(tmp_path: Path, tag: str) -> None:
     for golden, traces in golden_sets(tag):
         folder = tmp_path / str(golden["n_instances"])
         assert cpu.write_folder(traces, folder) == golden["n_files"]
-        found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
-        assert found == {file["name"]: file["sha256"] for file in golden["files"]}
+        digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+        assert digests == {file["name"]: file["sha256"] for file in golden["files"]}
         again = cpu.read_folder(folder, traces.num_registers, traces.memory_size)
-        assert [trace.name for trace in again] == sorted(found)
-        assert [again[i].to_bytes() for i in range(3)] == [(folder / name).read_bytes() for name in sorted(found)[:3]]
+        assert [trace.name for trace in again] == sorted(digests)
+        assert [again[i].to_bytes() for i in range(3)] == [(folder / name).read_bytes() for name in sorted(digests)[:3]]
 
 
 def test_a_folder_is_complete_or_absent(tmp_path: Path, traces: cpu.Traces) -> None:
@@ -44,9 +44,9 @@ def test_a_folder_is_complete_or_absent(tmp_path: Path, traces: cpu.Traces) -> N
     (tmp_path / "empty").mkdir()
     cpu.write_folder(traces, tmp_path / "empty")
     before = sorted(os.listdir(tmp_path / "empty"))
-    for taken in (tmp_path / "empty", tmp_path / "empty" / before[0]):
+    for path in (tmp_path / "empty", tmp_path / "empty" / before[0]):
         with pytest.raises(FileExistsError, match="expected no folder or an empty one"):
-            cpu.write_folder(traces, taken)
+            cpu.write_folder(traces, path)
     assert sorted(os.listdir(tmp_path / "empty")) == before
     assert os.listdir(tmp_path / "data") == []
 

@@ -31,16 +31,16 @@ def on_the_cpu(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`generate_on_gpu` by the machine in C++."""
     traces = cpu.generate(count, seed=seed, start=start, stream="philox", **asdict(options))
-    in_test = [cpu.split_of(trace.program_bytes, 2, 64) == "eval" for trace in traces]
-    return torch.tensor(traces.data), torch.tensor(traces.offsets), torch.tensor(in_test)
+    in_eval = [cpu.split_of(trace.program_bytes, 2, 64) == "eval" for trace in traces]
+    return torch.tensor(traces.data), torch.tensor(traces.offsets), torch.tensor(in_eval)
 
 
-def equal(left: PackedPatches, right: PackedPatches) -> bool:
-    assert left.max_seqlen == right.max_seqlen
+def equal(first: PackedPatches, second: PackedPatches) -> bool:
+    assert first.max_seqlen == second.max_seqlen
     return (
-        torch.equal(left.patches, right.patches)
-        and torch.equal(left.cu_seqlens, right.cu_seqlens)
-        and torch.equal(left.target_indices(), right.target_indices())
+        torch.equal(first.patches, second.patches)
+        and torch.equal(first.cu_seqlens, second.cu_seqlens)
+        and torch.equal(first.target_indices(), second.target_indices())
     )
 
 
@@ -73,8 +73,8 @@ class OnDevice(Tensor):
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = super().__torch_function__(function, types, args, kwargs or {})
-        return found.as_subclass(Tensor) if function is Tensor.cpu else found
+        result = super().__torch_function__(function, types, args, kwargs or {})
+        return result.as_subclass(Tensor) if function is Tensor.cpu else result
 
     def __array__(self, *_: Any, **__: Any) -> Any:
         raise TypeError("can't convert a tensor on a device to numpy")
@@ -126,24 +126,24 @@ def test_a_run_goes_on_from_one_source_with_the_other(
 def test_train_makes_programs_where_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
     options = Train(training=dataclasses.replace(Train().training, device="cpu"))
     assert type(train_data.TrainData(options, options.model).source) is cpu.CPUStateSource
-    asked = dataclasses.replace(options, machine_on="gpu")
+    on_gpu = dataclasses.replace(options, machine_on="gpu")
     with pytest.raises(ValueError, match=r"expected --training\.device cuda, got cpu"):
-        train_data.TrainData(asked, asked.model)
+        train_data.TrainData(on_gpu, on_gpu.model)
     monkeypatch.setattr(train_data, "rank_device", lambda name: torch.device("cuda", 3))
     monkeypatch.setattr(train_data, "_C", SimpleNamespace(with_cuda=False))
     with pytest.raises(ValueError, match="expected a build with CUDA"):
-        train_data.TrainData(asked, asked.model)
+        train_data.TrainData(on_gpu, on_gpu.model)
     monkeypatch.setattr(train_data, "_C", SimpleNamespace(with_cuda=True))
-    for one in (options, asked):
+    for one in (options, on_gpu):
         source = train_data.TrainData(one, one.model).source
         assert isinstance(source, GPUStateSource)
         assert source.device == torch.device("cuda", 3)
         assert source.describe() == cpu.CPUStateSource(one.model, **train_arguments(one)).describe()
-    for kept in (
+    for on_cpu in (
         dataclasses.replace(options, machine_on="cpu"),
         dataclasses.replace(options, training=dataclasses.replace(options.training, prefetch_process=True)),
     ):
-        assert type(train_data.TrainData(kept, kept.model).source) is cpu.CPUStateSource
+        assert type(train_data.TrainData(on_cpu, on_cpu.model).source) is cpu.CPUStateSource
 
 
 def train_arguments(options: Train) -> dict[str, Any]:

@@ -27,8 +27,8 @@ def test_ten_thousand_random_programs_and_every_operand_form() -> None:
         forms.update((name, len(operands)) for name, operands in program)
         acc, *registers = random_values(draw, R + 1)
         M = 4 * len(program) + draw.choice([0, 0, 1, 3, 4, 20])
-        found = cpu.run(oracle.lines(program), acc, registers, R, M)
-        assert found.to_bytes() == oracle.trace(program, acc, registers, M), program
+        trace = cpu.run(oracle.lines(program), acc, registers, R, M)
+        assert trace.to_bytes() == oracle.trace(program, acc, registers, M), program
     assert set(forms) == {(name, count) for name, counts in oracle.COUNTS.items() for count in counts}
 
 
@@ -43,10 +43,10 @@ def test_register_counts(R: int) -> None:
     draw = random.Random(R)
     program = oracle.random_program(draw, R, 100)
     acc, *registers = random_values(draw, R + 1)
-    found = cpu.run(oracle.lines(program), acc, registers, R)
-    assert found.to_bytes() == oracle.trace(program, acc, registers, 1024)
-    assert found.program == oracle.lines(program)
-    assert found.states.shape == (101, 6 + R)
+    trace = cpu.run(oracle.lines(program), acc, registers, R)
+    assert trace.to_bytes() == oracle.trace(program, acc, registers, 1024)
+    assert trace.program == oracle.lines(program)
+    assert trace.states.shape == (101, 6 + R)
 
 
 def test_pc_stops_at_the_end_of_memory() -> None:
@@ -56,7 +56,7 @@ def test_pc_stops_at_the_end_of_memory() -> None:
     assert full.states[:, 0].tolist() == [*range(256), 255]
 
 
-def test_odd_places_of_the_released_machine() -> None:
+def test_special_cases_of_the_released_machine() -> None:
     trace = cpu.run(["LOADI 0", "HLT"], acc=9, registers=[1, 2], num_registers=2, memory_size=64)
     assert trace.states.tolist() == [[0, 9, 0, 0, 0, 0, 1, 2], [1, 9, 11, 0, 0, 0, 1, 2], [2, 0, 0, 0, 0, 0, 1, 2]]
     assert len(trace.to_bytes()) == 64 + 3 * 8

@@ -158,14 +158,14 @@ class Machine:
         self, prompts: list[Prompt], *, max_new_bytes: int, drafter: object = None, progress: object = None
     ) -> Iterator[tuple[int, Generation]]:
         self.max_new_bytes = max_new_bytes
-        for place, prompt in enumerate(prompts):
+        for index, prompt in enumerate(prompts):
             assert prompt.extension == "bin"
             memory, state = prompt.data[:64], prompt.data[64:]
             truth = cpu.run(memory, state[1], list(state[6:]), 2, 64).to_bytes()
-            yield place, Generation(self.spoil.get(place, truth), place not in self.spoil, len(prompt.data))
+            yield index, Generation(self.spoil.get(index, truth), index not in self.spoil, len(prompt.data))
 
 
-def test_simulate_shows_the_model_memory_and_first_state_alone() -> None:
+def test_the_model_of_simulate_sees_memory_and_first_state_alone() -> None:
     traces = cpu.generate(12, seed=5, **SMALL)
     machine = Machine(CONFIG)
     predicted = cpu.simulate(machine, traces)  # type: ignore[arg-type]
@@ -180,10 +180,10 @@ def test_simulate_shows_the_model_memory_and_first_state_alone() -> None:
     assert cpu.simulate(machine, []) == []  # type: ignore[arg-type]
 
 
-def test_simulate_takes_whatever_the_model_writes() -> None:
+def test_simulate_accepts_any_bytes_of_the_model() -> None:
     traces = cpu.generate(4, seed=5, **SMALL)
-    given = [trace.to_bytes()[:72] for trace in traces]
-    spoil = {0: given[0], 1: given[1] + b"\xff", 2: given[2] + bytes(130), 3: traces[3].to_bytes() + bytes(8)}
+    prompts = [trace.to_bytes()[:72] for trace in traces]
+    spoil = {0: prompts[0], 1: prompts[1] + b"\xff", 2: prompts[2] + bytes(130), 3: traces[3].to_bytes() + bytes(8)}
     predicted = cpu.simulate(Machine(CONFIG, spoil), traces)  # type: ignore[arg-type]
     own = len(traces[2].states)
     assert [len(one.states) for one in predicted[:3]] == [1, 1, own + 1], "cut one state behind its own end"
@@ -235,7 +235,7 @@ class Seer(nn.Module):
 
 
 @pytest.mark.parametrize(("S", "R", "M"), LAYOUTS)
-def test_teacher_forced_finds_each_byte_in_its_place(S: int, R: int, M: int) -> None:
+def test_teacher_forced_predicts_each_byte_at_its_position(S: int, R: int, M: int) -> None:
     traces = traces_of(7, R, M)
     seer = Seer(config_of(S)).train()
     predicted = cpu.teacher_forced(seer, traces, batch_size=3)  # type: ignore[arg-type]
@@ -246,8 +246,8 @@ def test_teacher_forced_finds_each_byte_in_its_place(S: int, R: int, M: int) -> 
         assert np.array_equal(one, trace.states[1:])
     blind = cpu.teacher_forced(Seer(config_of(S), blind=True), list(traces))  # type: ignore[arg-type]
     for one, trace in zip(blind, traces, strict=True):
-        places = M + 6 + R + np.arange(one.size)
-        expected = np.where(places % S == 0, 256, trace.states[1:].reshape(-1).astype(int))
+        offsets = M + 6 + R + np.arange(one.size)
+        expected = np.where(offsets % S == 0, 256, trace.states[1:].reshape(-1).astype(int))
         assert one.reshape(-1).tolist() == expected.tolist()
     truths = [trace.states for trace in traces]
     assert cpu.evaluate_bytes(predicted, truths).exact_programs == 1.0

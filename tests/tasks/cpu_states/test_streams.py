@@ -36,9 +36,9 @@ def test_golden_files(tag: str) -> None:
         assert sha256(traces.data.tobytes()) == golden["sha256_concat_instance_stream_incl_overwritten"]
         assert len(traces) == golden["n_instances"]
         files = {trace.name: trace.to_bytes() for trace in traces}
-        written = Counter(trace.name for trace in traces)
+        times_written = Counter(trace.name for trace in traces)
         assert [
-            {"name": name, "size": len(content), "sha256": sha256(content), "times_written": written[name]}
+            {"name": name, "size": len(content), "sha256": sha256(content), "times_written": times_written[name]}
             for name, content in files.items()
         ] == golden["files"]
         assert len(files) == golden["n_files"]
@@ -56,7 +56,9 @@ def test_golden_files_catch_another_seed() -> None:
 
 @pytest.mark.parametrize("seed", [1, 42, -7, 2**31, 2**32 - 1, 2**32, 2**63 + 5, 2**64 - 1, 10**50])
 def test_released_stream_with_other_seeds(seed: int) -> None:
-    assert [trace.to_bytes() for trace in cpu.generate(5, seed=seed)] == oracle.released(seed, 5, 10, 1024, 1, 255)
+    assert [trace.to_bytes() for trace in cpu.generate(5, seed=seed)] == oracle.released_files(
+        seed, 5, 10, 1024, 1, 255
+    )
 
 
 @pytest.mark.parametrize(
@@ -69,20 +71,20 @@ def test_released_stream_with_other_seeds(seed: int) -> None:
 )
 def test_released_stream_with_other_sizes(R: int, M: int, least: int, most: int) -> None:
     traces = cpu.generate(40, seed=5, num_registers=R, memory_size=M, min_program=least, max_program=most)
-    assert [trace.to_bytes() for trace in traces] == oracle.released(5, 40, R, M, least, most)
+    assert [trace.to_bytes() for trace in traces] == oracle.released_files(5, 40, R, M, least, most)
     traces.check()
     assert [trace.name for trace in traces] == [
         hashlib.md5("".join(trace.program).encode()).hexdigest() + ".bin" for trace in traces
     ]
 
 
-def test_released_stream_in_pieces() -> None:
+def test_released_stream_in_chunks() -> None:
     whole = cpu.generate(50, seed=9)
     stream = cpu.ReleasedStream(cpu.StreamOptions(), seed=9)
     stream.skip(3)
-    pieces = [stream.take(count) for count in (1, 0, 20, 26)]
-    assert b"".join(piece.data.tobytes() for piece in pieces) == whole[3:].data[whole.offsets[3] :].tobytes()
-    assert [piece.next_start for piece in pieces] == [4, 4, 24, 50]
+    chunks = [stream.take(count) for count in (1, 0, 20, 26)]
+    assert b"".join(chunk.data.tobytes() for chunk in chunks) == whole[3:].data[whole.offsets[3] :].tobytes()
+    assert [chunk.next_start for chunk in chunks] == [4, 4, 24, 50]
     later = cpu.generate(10, seed=9, start=40)
     assert [trace.to_bytes() for trace in later] == [trace.to_bytes() for trace in whole[40:]]
     assert later.next_start == 50
@@ -121,7 +123,7 @@ def test_philox_stream_is_the_oracle(start: int, seed: int, R: int, M: int, leas
     sizes = {"num_registers": R, "memory_size": M, "min_program": least, "max_program": most}
     traces = cpu.generate(4, seed=seed, start=start, stream="philox", **sizes)
     assert [trace.to_bytes() for trace in traces] == [
-        oracle.parallel(seed, start + i, R, M, least, most) for i in range(4)
+        oracle.philox_instance(seed, start + i, R, M, least, most) for i in range(4)
     ]
     traces.check()
 
@@ -165,11 +167,11 @@ def test_splits_share_no_program_whatever_the_seed() -> None:
     tiny = {"num_registers": 2, "memory_size": 16, "max_program": 4}
     programs = {}
     for split in ("train", "eval"):
-        found = [
+        sets = [
             cpu.generate(800, seed=seed, stream="philox", split=split, **tiny)  # type: ignore[arg-type]
             for seed in (0, 1)
         ]
-        programs[split] = {trace.program_bytes for traces in found for trace in traces}
+        programs[split] = {trace.program_bytes for traces in sets for trace in traces}
         assert {cpu.split_of(code, num_registers=2) for code in list(programs[split])[:50]} == {split}
     assert not programs["train"] & programs["eval"]
     # Drawn alike but for the split, the two sets would share many such short programs.
@@ -249,11 +251,11 @@ def test_the_gpu_makes_the_same_bytes() -> None:
     for sizes in ({}, SMALL, {"num_registers": 255, "memory_size": 18, "max_program": 4}):
         options = cpu.StreamOptions(**sizes)
         expected = cpu.generate(1001, seed=3, start=2**33, stream="philox", **options.to_dict())
-        data, offsets, in_test = cpu.generate_on_gpu(1001, options=options, seed=3, start=2**33)
+        data, offsets, in_eval = cpu.generate_on_gpu(1001, options=options, seed=3, start=2**33)
         assert data.cpu().numpy().tobytes() == expected.data.tobytes()
         assert offsets.tolist() == expected.offsets.tolist()
         kinds = [cpu.split_of(t.program_bytes, options.num_registers, options.memory_size) for t in expected]
-        assert in_test.tolist() == [kind == "eval" for kind in kinds]
+        assert in_eval.tolist() == [kind == "eval" for kind in kinds]
 
 
 def test_the_gpu_door_refuses_other_devices() -> None:
