@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-RECEIPT ?= gpu_check.json
+RESULT ?= gpu_check.json
 # OpenMP threads that spin while others want the core turn microseconds into milliseconds.
 export OMP_WAIT_POLICY := passive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -19,7 +19,7 @@ help:
 	@echo 'make stubs       the types of the extension, bgpt_fast/_C.pyi, from the built extension'
 	@echo 'make checkpoint  train the shipped model again (an hour); see examples/cpu_states/README.md'
 	@echo 'make static      compile every GPU kernel without a GPU (20 minutes); refreshes docs/kernels.md'
-	@echo 'make gpu-check   everything that only a GPU can prove, in 9 minutes; the receipt is $(RECEIPT)'
+	@echo 'make gpu-check   everything that only a GPU can prove, in 9 minutes; the result is $(RESULT)'
 
 demo: $(VENV)/.built
 	$(BIN)/python examples/cpu_states/demo.py
@@ -50,11 +50,11 @@ checkpoint: $(VENV)/.built
 	$(BIN)/python examples/cpu_states/train_checkpoint.py
 
 static: $(VENV)/.tools $(VENV)/.built
-	$(BIN)/python benchmarks/static_check.py
+	$(BIN)/python -m tools.static_check
 
 # Without a virtual environment and without network: PYTHON is one that has torch, triton, pytest and transformers.
 gpu-check:
-	$(PYTHON) benchmarks/gpu_check.py --output $(RECEIPT)
+	$(PYTHON) -m tools.gpu_check --output $(RESULT)
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -2,22 +2,21 @@
 
     pytest benchmarks/bench_curves.py
 
-`report` fits time = a · xᵉ to each curve and shows e. A small model, so that the whole curve takes seconds.
+`report` fits time = a · xᵉ to each curve and shows e. The model is small, so that a whole curve takes seconds.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import random
 
 import torch
-from bench_generation import endless, prompts_of
-from bench_inference import our_way
-from model_work import decoding_work, training_work
-from suite import Bench
-from training_step import step_of
 
-from bgpt_fast import BGPT, PackedPatches
+from benchmarks.generation import endless_model, generate_with, prompts_of
+from benchmarks.model_work import decoding_work, training_work
+from benchmarks.names import OURS
+from benchmarks.suite import Bench
+from benchmarks.training import model_and_loss, random_documents, step_of
+from bgpt_fast import PackedPatches
 
 _DOCUMENT = 32
 """Patches of a document where the curve does not vary them."""
@@ -25,33 +24,27 @@ _DOCUMENT = 32
 
 def test_curve(bench: Bench, curve: tuple[str, int]) -> None:
     against, value = curve
-    if against == "batch":
-        _generation(bench, value)
-    else:
-        _training(bench, against, value)
+    (_generation if against == "batch" else _training)(bench, against, value)
 
 
 def _training(bench: Bench, against: str, value: int) -> None:
     scale = bench.scale
-    length = (
-        value if against == "context" else min(_DOCUMENT, scale.curve_model.patch_length, scale.curves["patches"][0])
-    )
+    length = min(_DOCUMENT, scale.curve_model.patch_length, scale.curves["patches"][0])
+    if against == "context":
+        length = value
     patches = {"patches": value, "context": max(scale.curves["context"])}.get(against, scale.curves["patches"][-1])
     width = value if against == "width" else scale.curve_model.hidden_size
     config = dataclasses.replace(scale.curve_model, hidden_size=width)
-    stream = random.Random(0)
-    size = (length - 2) * config.patch_size
-    documents = [("bin", stream.randbytes(size)) for _ in range(max(1, patches // length))]
-    batch = PackedPatches.from_bytes(documents, config).to(bench.device)
-    model = BGPT(config).to(bench.device)
+    sizes = [(length - 2) * config.patch_size] * max(1, patches // length)
+    batch = PackedPatches.from_bytes(random_documents(sizes), config).to(bench.device)
+    model, loss_of = model_and_loss(OURS, config, bench.device)
     on_gpu = bench.device.type == "cuda"
     dtype = torch.bfloat16 if on_gpu else torch.float32
-    step = step_of(model, lambda: model(batch).loss, bench.device, dtype if on_gpu else None, fused=on_gpu)
     bench(
-        [step],
+        step_of(model, lambda: loss_of(batch), bench.device, dtype if on_gpu else None, fused=on_gpu),
         f"curve: training step against {against}",
         dtype=dtype,
-        work=training_work(config, batch.cu_seqlens.diff().tolist(), 2 if on_gpu else 4),
+        work=training_work(config, batch.cu_seqlens.diff().tolist(), dtype.itemsize),
         units=batch.num_patches,
         unit="patches",
         kind="curve",
@@ -60,17 +53,17 @@ def _training(bench: Bench, against: str, value: int) -> None:
     )
 
 
-def _generation(bench: Bench, batch: int) -> None:
+def _generation(bench: Bench, against: str, value: int) -> None:
     config, context = bench.scale.curve_model, bench.scale.context
-    model = endless(config).to(bench.device)
-    spans, _ = our_way(model)(prompts_of(config, context, batch), bench.scale.rounds + 1)
+    model = endless_model(config).to(bench.device)
+    spans, _ = generate_with(OURS, model, value)(prompts_of(config, context, value), bench.scale.rounds + 1)
     bench.record(
         spans[1:],
-        "curve: generation against batch",
-        work=decoding_work(config, batch, context, 4),
-        units=batch * config.patch_size,
+        f"curve: generation against {against}",
+        work=decoding_work(config, value, context, 4),
+        units=value * config.patch_size,
         unit="bytes",
         kind="curve",
-        against="batch",
-        value=batch,
+        against=against,
+        value=value,
     )

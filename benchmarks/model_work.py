@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from op_cases import Work
-
+from benchmarks.op_cases import Work
 from bgpt_fast import BGPTConfig
 from bgpt_fast.config import VOCAB_SIZE
 from bgpt_fast.flops import forward_flops, training_flops

@@ -1,4 +1,4 @@
-"""Every op with its inputs, its reference, its peers and its least work: the one list behind all benchmarks of ops.
+"""Every op with its inputs, reference, baselines and least work: the one list behind all benchmarks and checks of ops.
 
 Shape letters: T patches of the byte decoder, N = T·S rows, P patches of the patch decoder, L patches of a document,
 S bytes a patch, D width, H heads, d = D / H, V = 257 tokens.
@@ -7,8 +7,9 @@ S bytes a patch, D width, H heads, d = D / H, V = 257 tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ from bgpt_fast.kernels.patch_embed.op import patch_embed
 from bgpt_fast.kernels.patch_embed.reference import patch_embed_reference
 
 Function = Callable[..., Tensor | tuple[Tensor, ...]]
+_EPS = 1e-5
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,10 @@ class Sizes:
     D: int
     H: int
 
+    @property
+    def N(self) -> int:
+        return self.T * self.S
+
 
 PAPER = Sizes(T=4096, P=8192, L=512, S=16, D=768, H=12)
 SMALL = Sizes(T=7, P=18, L=6, S=16, D=64, H=4)
@@ -56,21 +62,21 @@ class Maker:
 
     def __init__(self, sizes: Sizes, dtype: torch.dtype, device: torch.device, seed: int) -> None:
         self.sizes, self.dtype, self.device = sizes, dtype, device
+        self.wide = torch.promote_types(dtype, torch.float32)
         self._generator = torch.Generator(device).manual_seed(seed)
 
     def normal(self, *shape: int, std: float = 1.0, dtype: torch.dtype | None = None) -> Tensor:
-        """A leaf of N(0, std²) that wants a gradient, in the activations' dtype unless another is given."""
+        """A leaf of N(0, std²) that requires a gradient; `dtype` None is that of the activations."""
         values = torch.randn(shape, generator=self._generator, device=self.device) * std
         return values.to(dtype or self.dtype).requires_grad_()
 
     def tokens(self, *shape: int) -> Tensor:
         """int16 tokens 0…256."""
-        drawn = torch.randint(VOCAB_SIZE, shape, generator=self._generator, device=self.device)
-        return drawn.to(torch.int16)
+        return torch.randint(VOCAB_SIZE, shape, generator=self._generator, device=self.device).to(torch.int16)
 
-    def vector(self, std: float = 1.0) -> Tensor:
-        """A float32 [D] master weight, as training keeps them beside half-precision activations."""
-        return self.normal(self.sizes.D, std=std, dtype=torch.promote_types(self.dtype, torch.float32))
+    def master(self, *shape: int, std: float = 1.0) -> Tensor:
+        """A float32 master weight, as training has them beside half-precision activations."""
+        return self.normal(*shape, std=std, dtype=self.wide)
 
 
 @dataclass(frozen=True)
@@ -82,65 +88,85 @@ class Work:
     flops: int = 0
 
 
-@dataclass(frozen=True)
 class OpCase:
-    """One op at work.
+    """One op with all that a benchmark of it needs; each case is a subclass."""
 
-    Args:
-        name: of the op's function.
-        room: its folder in kernels/.
-        inputs: makes the arguments; the floating-point ones want gradients.
-        op, reference: take those arguments and compute the same.
-        peers: the best of the libraries, likewise.
-        work: (sizes, bytes of an activation element) → forward and backward.
-        on_gpu: False for what only the CPU has a fast path for.
-        own_kernel: False where a library's kernel serves on a GPU, which promises neither gradients of the same bits at
-            every call nor, in float32, that a CUDA graph can hold it.
-        differentiable: whether there is a backward; where the inputs want no gradient there is none to run.
-        dtypes: of the activations.
-    """
-
-    name: str
-    room: str
-    inputs: Callable[[Maker], tuple[object, ...]]
     op: Function
+    name: str
+    """Of `op`, as `folder` is its folder in kernels/."""
+    folder: str
+    inputs: Callable[[Maker], tuple[Any, ...]]
+    """The arguments; the floating-point ones require gradients if the op is differentiable."""
     reference: Function
-    peers: Mapping[str, Function]
+    """Takes the arguments of `op` and computes the same, as does each of the `baselines`, the best of the libraries."""
+    baselines: ClassVar[dict[str, Function]]
     work: Callable[[Sizes, int], tuple[Work, Work]]
-    on_gpu: bool = True
-    own_kernel: bool = True
-    differentiable: bool = True
+    """Of forward and backward, by the bytes of an element of the activations; 0 bytes where there is no backward."""
+    on_gpu = True
+    """False for an op that has a fast path on the CPU alone."""
+    own_kernel = True
+    """False where a library's kernel serves on a GPU, whose gradients may differ in their last bits from call to call,
+    and which in float32 may not be capturable in a CUDA graph."""
+    differentiable = True
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16)
+    """Of the activations."""
+
+    def __init_subclass__(cls) -> None:
+        cls.name, cls.folder = cls.op.__name__, cls.op.__module__.split(".")[-2]
 
 
 def _rows(sizes: Sizes, element: int, columns: int = 1) -> int:
     """Bytes of the byte decoder's activations [N, columns·D]."""
-    return sizes.T * sizes.S * sizes.D * columns * element
+    return sizes.N * sizes.D * columns * element
 
 
-_EPS = 1e-5
-
-
-def _layer_norm_reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return layer_norm_reference(x, weight, bias, _EPS, x.dtype)[0]
-
-
-def _add_layer_norm_reference(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    total = add_reference(x, residual, 0.0, 0)
-    return _layer_norm_reference(total, weight, bias), total
-
-
-def _layer_norm_peer(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _torch_layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], weight.to(x.dtype), bias.to(x.dtype), _EPS)
 
 
-def _add_layer_norm_peer(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+def _torch_add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     total = x + residual
-    return _layer_norm_peer(total, weight, bias), total
+    return _torch_layer_norm(total, weight, bias), total
 
 
-def _gelu_peer(x: Tensor, bias: Tensor) -> Tensor:
-    return F.gelu(x + bias.to(x.dtype), approximate="tanh")
+class _LayerNorm(OpCase):
+    op = staticmethod(layer_norm)
+    baselines: ClassVar = {"F.layer_norm": _torch_layer_norm}
+
+    def inputs(self, make: Maker) -> tuple[Any, ...]:
+        return make.normal(make.sizes.N, make.sizes.D), make.master(make.sizes.D), make.master(make.sizes.D)
+
+    def reference(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return layer_norm_reference(x, weight, bias, _EPS, x.dtype)[0]
+
+    def work(self, sizes: Sizes, element: int) -> tuple[Work, Work]:
+        return Work(_rows(sizes, element, 2)), Work(_rows(sizes, element, 3))
+
+
+class _AddLayerNorm(OpCase):
+    op = staticmethod(add_layer_norm)
+    baselines: ClassVar = {"add, F.layer_norm": _torch_add_layer_norm}
+
+    def inputs(self, make: Maker) -> tuple[Any, ...]:
+        return make.normal(make.sizes.N, make.sizes.D), *_LayerNorm().inputs(make)
+
+    def reference(self, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        total = add_reference(x, residual, 0.0, 0)
+        return _LayerNorm().reference(total, weight, bias), total
+
+    def work(self, sizes: Sizes, element: int) -> tuple[Work, Work]:
+        return Work(_rows(sizes, element, 4)), Work(_rows(sizes, element, 4))
+
+
+class _BiasGelu(OpCase):
+    op, reference = staticmethod(bias_gelu), staticmethod(bias_gelu_reference)
+    baselines: ClassVar = {"F.gelu(x + bias)": lambda x, bias: F.gelu(x + bias.to(x.dtype), approximate="tanh")}
+
+    def inputs(self, make: Maker) -> tuple[Any, ...]:
+        return make.normal(make.sizes.N, 4 * make.sizes.D), make.master(4 * make.sizes.D)
+
+    def work(self, sizes: Sizes, element: int) -> tuple[Work, Work]:
+        return Work(_rows(sizes, element, 8)), Work(_rows(sizes, element, 12))
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -149,57 +175,90 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
 
 
+class _ByteAttention(OpCase):
+    op, reference = staticmethod(byte_attention), staticmethod(byte_attention_reference)
+    baselines: ClassVar = {"SDPA": lambda qkv: _sdpa(*qkv.unbind(2))}
+
+    def inputs(self, make: Maker) -> tuple[Any, ...]:
+        sizes = make.sizes
+        return (make.normal(sizes.T, sizes.S, 3, sizes.H, sizes.D // sizes.H),)
+
+    def work(self, sizes: Sizes, element: int) -> tuple[Work, Work]:
+        flops = 4 * sizes.N * (sizes.S + 1) // 2 * sizes.D
+        return Work(_rows(sizes, element, 4), flops), Work(_rows(sizes, element, 7), 5 * flops // 2)
+
+
 def _projection(x: Tensor, weight: Tensor, bias: Tensor, heads: int) -> Tensor:
     qkv = F.linear(x, weight.t().to(x.dtype), bias.to(x.dtype))
     return qkv.view(*x.shape[:2], 3, heads, x.shape[2] // heads)
 
 
-def _documents(maker: Maker) -> tuple[object, ...]:
-    sizes = maker.sizes
-    q, k, v = (maker.normal(sizes.P, sizes.H, sizes.D // sizes.H) for _ in range(3))
-    starts = torch.arange(0, sizes.P + 1, sizes.L, dtype=torch.int32, device=maker.device)
-    return q, k, v, starts, sizes.L
+class _ByteAttentionProjected(OpCase):
+    """For inference, so without gradients."""
+
+    op = staticmethod(byte_attention_projected)
+    baselines: ClassVar = {"F.linear, SDPA": lambda *arguments: _sdpa(*_projection(*arguments).unbind(2))}
+    differentiable = False
+
+    def inputs(self, make: Maker) -> tuple[Any, ...]:
+        T, S, D = make.sizes.T, make.sizes.S, make.sizes.D
+        tensors = (make.normal(T, S, D), make.normal(D, 3 * D, std=1 / math.sqrt(D)), make.normal(3 * D))
+        return *(tensor.detach() for tensor in tensors), make.sizes.H
+
+    def reference(self, *arguments: Any) -> Tensor:
+        return byte_attention_reference(_projection(*arguments))
+
+    def work(self, sizes: Sizes, element: int) -> tuple[Work, Work]:
+        product, attention = 6 * sizes.N * sizes.D**2, _ByteAttention().work(sizes, element)[0].flops
+        return Work(2 * _rows(sizes, element) + 3 * sizes.D**2 * element, product + attention), Work(0)
 
 
 def _sdpa_documents(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, length: int) -> Tensor:
     return _sdpa(*(t.view(-1, length, *t.shape[1:]) for t in (q, k, v))).reshape(q.shape)
 
 
-def _patch_attention_work(sizes: Sizes, element: int) -> tuple[Work, Work]:
-    tensor = sizes.P * sizes.D * element
-    flops = 4 * sizes.P * (sizes.L + 1) // 2 * sizes.D
-    return Work(4 * tensor, flops), Work(8 * tensor, 5 * flops // 2)  # five products where the forward has two
+class _PatchAttention(OpCase):
+    op = staticmethod(patch_attention)
+    baselines: ClassVar = {"SDPA of equal lengths": _sdpa_documents}
+    own_kernel = False
+
+    def inputs(self, make: Maker) -> tuple[Any, ...]:
+        sizes = make.sizes
+        q, k, v = (make.normal(sizes.P, sizes.H, sizes.D // sizes.H) for _ in range(3))
+        return q, k, v, torch.arange(0, sizes.P + 1, sizes.L, dtype=torch.int32, device=make.device), sizes.L
+
+    def reference(self, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, length: int) -> Tensor:
+        return patch_attention_reference(q, k, v, cu_seqlens)
+
+    def work(self, sizes: Sizes, element: int) -> tuple[Work, Work]:
+        tensor = sizes.P * sizes.D * element
+        flops = 4 * sizes.P * (sizes.L + 1) // 2 * sizes.D
+        return Work(4 * tensor, flops), Work(8 * tensor, 5 * flops // 2)  # five products where the forward has two
 
 
-def _byte_attention_flops(sizes: Sizes) -> int:
-    return 4 * sizes.T * sizes.S * (sizes.S + 1) // 2 * sizes.D
+class _LinearCrossEntropy(OpCase):
+    op = staticmethod(linear_cross_entropy)
+    baselines: ClassVar = {
+        "F.cross_entropy(F.linear)": lambda x, weight, targets: F.cross_entropy(
+            F.linear(x, weight).float(), targets.long(), reduction="none"
+        )
+    }
+    if hasattr(F, "linear_cross_entropy"):  # newer than torch 2.11
+        baselines["F.linear_cross_entropy"] = lambda x, weight, targets: F.linear_cross_entropy(
+            x, weight, targets.long(), reduction="none"
+        )
 
+    def inputs(self, make: Maker) -> tuple[Any, ...]:
+        sizes = make.sizes
+        return make.normal(sizes.N, sizes.D), make.normal(VOCAB_SIZE, sizes.D, std=0.05), make.tokens(sizes.N)
 
-def _projected_inputs(maker: Maker) -> tuple[object, ...]:
-    """Without gradients, since the fused kernel is for inference."""
-    T, S, D = maker.sizes.T, maker.sizes.S, maker.sizes.D
-    tensors = (maker.normal(T, S, D), maker.normal(D, 3 * D, std=1 / math.sqrt(D)), maker.normal(3 * D))
-    return *(tensor.detach() for tensor in tensors), maker.sizes.H
+    def reference(self, x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        return linear_cross_entropy_reference(x, weight, targets)[0]
 
-
-def _projected_work(sizes: Sizes, element: int) -> tuple[Work, Work]:
-    rows, weight = _rows(sizes, element), 3 * sizes.D**2 * element
-    product = 2 * sizes.T * sizes.S * 3 * sizes.D**2
-    return Work(2 * rows + weight, product + _byte_attention_flops(sizes)), Work(0)
-
-
-def _head_work(sizes: Sizes, element: int) -> tuple[Work, Work]:
-    rows, weight = _rows(sizes, element), VOCAB_SIZE * sizes.D * element
-    nats = 4 * sizes.T * sizes.S
-    product = 2 * sizes.T * sizes.S * VOCAB_SIZE * sizes.D
-    return Work(rows + weight + nats, product), Work(2 * rows + 2 * weight + nats, 2 * product)
-
-
-def _patch_embed_inputs(maker: Maker) -> tuple[object, ...]:
-    sizes = maker.sizes
-    weight = maker.normal(sizes.S * VOCAB_SIZE, sizes.D, std=0.1)
-    positions = torch.arange(sizes.P, device=maker.device) % sizes.L
-    return maker.tokens(sizes.P, sizes.S), weight, maker.normal(sizes.D), maker.normal(sizes.L, sizes.D), positions
+    def work(self, sizes: Sizes, element: int) -> tuple[Work, Work]:
+        rows, weight, nats = _rows(sizes, element), VOCAB_SIZE * sizes.D * element, 4 * sizes.N
+        product = 2 * sizes.N * VOCAB_SIZE * sizes.D
+        return Work(rows + weight + nats, product), Work(2 * rows + 2 * weight + nats, 2 * product)
 
 
 def _embedding_bag(patches: Tensor, weight: Tensor, bias: Tensor, position_weight: Tensor, positions: Tensor) -> Tensor:
@@ -207,45 +266,44 @@ def _embedding_bag(patches: Tensor, weight: Tensor, bias: Tensor, position_weigh
     return F.embedding_bag(patches + slots, weight, mode="sum") + bias + F.embedding(positions, position_weight)
 
 
-def _patch_embed_work(sizes: Sizes, element: int) -> tuple[Work, Work]:
-    tables = (sizes.S * VOCAB_SIZE + sizes.L + 1) * sizes.D * element
-    total = tables + sizes.P * (sizes.D * element + 2 * sizes.S + 8)
-    return Work(total), Work(total)  # a gradient row and the tokens in, the tables' gradients out
+class _PatchEmbed(OpCase):
+    op, reference = staticmethod(patch_embed), staticmethod(patch_embed_reference)
+    baselines: ClassVar = {"F.embedding_bag": _embedding_bag}
+
+    def inputs(self, make: Maker) -> tuple[Any, ...]:
+        sizes = make.sizes
+        weight = make.normal(sizes.S * VOCAB_SIZE, sizes.D, std=0.1)
+        positions = torch.arange(sizes.P, device=make.device) % sizes.L
+        return make.tokens(sizes.P, sizes.S), weight, make.normal(sizes.D), make.normal(sizes.L, sizes.D), positions
+
+    def work(self, sizes: Sizes, element: int) -> tuple[Work, Work]:
+        tables = (sizes.S * VOCAB_SIZE + sizes.L + 1) * sizes.D * element
+        total = tables + sizes.P * (sizes.D * element + 2 * sizes.S + 8)
+        return Work(total), Work(total)  # a gradient row and the tokens in, the tables' gradients out
 
 
-def _byte_embed_inputs(maker: Maker) -> tuple[object, ...]:
-    sizes = maker.sizes
-    features, patches = maker.normal(sizes.T, sizes.D), maker.tokens(sizes.T, sizes.S)
-    wide = torch.promote_types(maker.dtype, torch.float32)
-    tables = (maker.normal(rows, sizes.D, dtype=wide) for rows in (VOCAB_SIZE, sizes.S + 1))
-    return features, patches, *tables
-
-
-def _byte_embed_peer(features: Tensor, patches: Tensor, wte: Tensor, wpe: Tensor) -> Tensor:
+def _torch_byte_embed(features: Tensor, patches: Tensor, wte: Tensor, wpe: Tensor) -> Tensor:
     wte, wpe = wte.to(features.dtype), wpe.to(features.dtype)
     rows = torch.cat([features[:, None], F.embedding(patches[:, :-1].long(), wte)], dim=1)
     return rows + wpe[: patches.shape[1]]
 
 
-def _byte_embed_work(sizes: Sizes, element: int) -> tuple[Work, Work]:
-    rows, features = _rows(sizes, element), sizes.T * sizes.D * element
-    tables = (VOCAB_SIZE + sizes.S) * sizes.D * max(element, 4)
-    total = features + tables + 2 * sizes.T * sizes.S + rows
-    return Work(total), Work(total)
+class _ByteEmbed(OpCase):
+    op, reference = staticmethod(byte_embed), staticmethod(byte_embed_reference)
+    baselines: ClassVar = {"embedding, cat, add": _torch_byte_embed}
+
+    def inputs(self, make: Maker) -> tuple[Any, ...]:
+        sizes = make.sizes
+        features, patches = make.normal(sizes.T, sizes.D), make.tokens(sizes.T, sizes.S)
+        return features, patches, make.master(VOCAB_SIZE, sizes.D), make.master(sizes.S + 1, sizes.D)
+
+    def work(self, sizes: Sizes, element: int) -> tuple[Work, Work]:
+        tables = (VOCAB_SIZE + sizes.S) * sizes.D * max(element, 4)
+        total = sizes.T * sizes.D * element + tables + 2 * sizes.N + _rows(sizes, element)
+        return Work(total), Work(total)
 
 
-def _cache_inputs(maker: Maker) -> tuple[object, ...]:
-    """One new token in each of 64 slots that are full but for it."""
-    sizes, slots = maker.sizes, min(64, maker.sizes.T)
-    shape = (slots, sizes.H, sizes.D // sizes.H, sizes.L)
-    qkv = maker.normal(slots, 3 * sizes.D, dtype=torch.float32).detach()
-    keys = maker.normal(*shape, dtype=torch.float32).detach()
-    values = maker.normal(*shape, dtype=torch.float32).detach().transpose(2, 3).contiguous()
-    places = torch.arange(slots, device=maker.device)
-    return qkv, keys, values, places, torch.full_like(places, sizes.L - 1)
-
-
-def _cache_peer(qkv: Tensor, keys: Tensor, values: Tensor, slots: Tensor, positions: Tensor) -> Tensor:
+def _sdpa_cached(qkv: Tensor, keys: Tensor, values: Tensor, slots: Tensor, positions: Tensor) -> Tensor:
     B, H, d, _ = keys.shape
     q, k, v = qkv.view(B, 3, H, d).unbind(1)
     keys[slots, :, :, positions] = k
@@ -253,131 +311,38 @@ def _cache_peer(qkv: Tensor, keys: Tensor, values: Tensor, slots: Tensor, positi
     return F.scaled_dot_product_attention(q[:, :, None], keys.transpose(2, 3), values)[:, :, 0].reshape(B, H * d)
 
 
-def _cache_work(sizes: Sizes, element: int) -> tuple[Work, Work]:
-    slots = min(64, sizes.T)
-    return Work(4 * (2 * slots * sizes.L * sizes.D + 4 * slots * sizes.D), 4 * slots * sizes.L * sizes.D), Work(0)
+class _CachedAttention(OpCase):
+    """One new token in each of 64 slots, whose caches it fills."""
+
+    op, reference = staticmethod(cached_attention), staticmethod(cached_attention_reference)
+    baselines: ClassVar = {"SDPA": _sdpa_cached}
+    on_gpu = differentiable = False
+    dtypes = (torch.float32,)
+
+    def inputs(self, make: Maker) -> tuple[Any, ...]:
+        sizes, slots = make.sizes, min(64, make.sizes.T)
+        shape = (slots, sizes.H, sizes.D // sizes.H, sizes.L)
+        qkv, keys, values = (make.normal(*shape).detach() for shape in ((slots, 3 * sizes.D), shape, shape))
+        indices = torch.arange(slots, device=make.device)
+        values = values.transpose(2, 3).contiguous()
+        return qkv, keys, values, indices, torch.full_like(indices, sizes.L - 1)
+
+    def work(self, sizes: Sizes, element: int) -> tuple[Work, Work]:
+        slots = min(64, sizes.T)
+        return Work(4 * (2 * slots * sizes.L * sizes.D + 4 * slots * sizes.D), 4 * slots * sizes.L * sizes.D), Work(0)
 
 
-def _cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(F.linear(x, weight).float(), targets.long(), reduction="none")
-
-
-_HEAD_PEERS: dict[str, Function] = {"F.cross_entropy(F.linear)": _cross_entropy}
-if hasattr(F, "linear_cross_entropy"):  # newer than torch 2.11
-    _HEAD_PEERS["F.linear_cross_entropy"] = lambda x, weight, targets: F.linear_cross_entropy(
-        x, weight, targets.long(), reduction="none"
-    )
-
-CASES = (
-    OpCase(
-        name="layer_norm",
-        room="layer_norm",
-        inputs=lambda make: (make.normal(make.sizes.T * make.sizes.S, make.sizes.D), make.vector(), make.vector()),
-        op=layer_norm,
-        reference=_layer_norm_reference,
-        peers={"F.layer_norm": _layer_norm_peer},
-        work=lambda sizes, element: (Work(_rows(sizes, element, 2)), Work(_rows(sizes, element, 3))),
-    ),
-    OpCase(
-        name="add_layer_norm",
-        room="layer_norm",
-        inputs=lambda make: (
-            *(make.normal(make.sizes.T * make.sizes.S, make.sizes.D) for _ in range(2)),
-            make.vector(),
-            make.vector(),
-        ),
-        op=add_layer_norm,
-        reference=_add_layer_norm_reference,
-        peers={"add, F.layer_norm": _add_layer_norm_peer},
-        work=lambda sizes, element: (Work(_rows(sizes, element, 4)), Work(_rows(sizes, element, 4))),
-    ),
-    OpCase(
-        name="bias_gelu",
-        room="bias_gelu",
-        inputs=lambda make: (
-            make.normal(make.sizes.T * make.sizes.S, 4 * make.sizes.D),
-            make.normal(4 * make.sizes.D, dtype=torch.promote_types(make.dtype, torch.float32)),
-        ),
-        op=bias_gelu,
-        reference=bias_gelu_reference,
-        peers={"F.gelu(x + bias)": _gelu_peer},
-        work=lambda sizes, element: (Work(_rows(sizes, element, 8)), Work(_rows(sizes, element, 12))),
-    ),
-    OpCase(
-        name="byte_attention",
-        room="byte_attention",
-        inputs=lambda make: (make.normal(make.sizes.T, make.sizes.S, 3, make.sizes.H, make.sizes.D // make.sizes.H),),
-        op=byte_attention,
-        reference=byte_attention_reference,
-        peers={"SDPA": lambda qkv: _sdpa(*qkv.unbind(2))},
-        work=lambda sizes, element: (
-            Work(_rows(sizes, element, 4), _byte_attention_flops(sizes)),
-            Work(_rows(sizes, element, 7), 5 * _byte_attention_flops(sizes) // 2),
-        ),
-    ),
-    OpCase(
-        name="byte_attention_projected",
-        room="byte_attention",
-        inputs=_projected_inputs,
-        op=byte_attention_projected,
-        reference=lambda *arguments: byte_attention_reference(_projection(*arguments)),
-        peers={"F.linear, SDPA": lambda *arguments: _sdpa(*_projection(*arguments).unbind(2))},
-        work=_projected_work,
-        differentiable=False,
-    ),
-    OpCase(
-        name="patch_attention",
-        room="patch_attention",
-        inputs=_documents,
-        op=patch_attention,
-        reference=lambda q, k, v, cu_seqlens, length: patch_attention_reference(q, k, v, cu_seqlens),
-        peers={"SDPA of equal lengths": _sdpa_documents},
-        work=_patch_attention_work,
-        own_kernel=False,
-    ),
-    OpCase(
-        name="linear_cross_entropy",
-        room="linear_cross_entropy",
-        inputs=lambda make: (
-            make.normal(make.sizes.T * make.sizes.S, make.sizes.D),
-            make.normal(VOCAB_SIZE, make.sizes.D, std=0.05),
-            make.tokens(make.sizes.T * make.sizes.S),
-        ),
-        op=linear_cross_entropy,
-        reference=lambda *arguments: linear_cross_entropy_reference(*arguments)[0],
-        peers=_HEAD_PEERS,
-        work=_head_work,
-    ),
-    OpCase(
-        name="patch_embed",
-        room="patch_embed",
-        inputs=_patch_embed_inputs,
-        op=patch_embed,
-        reference=patch_embed_reference,
-        peers={"F.embedding_bag": _embedding_bag},
-        work=_patch_embed_work,
-    ),
-    OpCase(
-        name="byte_embed",
-        room="byte_embed",
-        inputs=_byte_embed_inputs,
-        op=byte_embed,
-        reference=byte_embed_reference,
-        peers={"embedding, cat, add": _byte_embed_peer},
-        work=_byte_embed_work,
-    ),
-    OpCase(
-        name="cached_attention",
-        room="cached_attention",
-        inputs=_cache_inputs,
-        op=cached_attention,
-        reference=cached_attention_reference,
-        peers={"SDPA": _cache_peer},
-        work=_cache_work,
-        on_gpu=False,
-        differentiable=False,
-        dtypes=(torch.float32,),
-    ),
+CASES: tuple[OpCase, ...] = (
+    _LayerNorm(),
+    _AddLayerNorm(),
+    _BiasGelu(),
+    _ByteAttention(),
+    _ByteAttentionProjected(),
+    _PatchAttention(),
+    _LinearCrossEntropy(),
+    _PatchEmbed(),
+    _ByteEmbed(),
+    _CachedAttention(),
 )
 
 

@@ -1,18 +1,18 @@
-"""One op beside its peers: first whether it is right, then how long each takes, forward and backward."""
+"""One op beside its baselines: first whether it is right, then what is timed, forward and backward."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch._functorch.config as functorch
-from op_cases import Function, Maker, OpCase, Sizes, Work
-from timing import L2_BYTES, Timing, measure, poison
 from torch import Tensor
+
+from benchmarks.op_cases import Function, Maker, OpCase, Sizes, Work
+from benchmarks.timing import Timing
 
 
 class WrongResultError(AssertionError):
@@ -20,7 +20,7 @@ class WrongResultError(AssertionError):
 
 
 def leaves_of(arguments: Sequence[object]) -> list[Tensor]:
-    """The arguments that want a gradient."""
+    """The arguments that require a gradient."""
     return [a for a in arguments if isinstance(a, Tensor) and a.requires_grad]
 
 
@@ -39,12 +39,12 @@ def gradients_for(outputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
 def run(
     function: Function, arguments: Sequence[object], gradients: Sequence[Tensor] | None = None
 ) -> tuple[Tensor, ...]:
-    """Outputs of a function, then the gradients of those of its arguments that want one.
+    """Outputs of a function, then the gradients of those of its arguments that require one.
 
     Args:
         function: what to run.
         arguments: its arguments.
-        gradients: of the outputs; None draws them.
+        gradients: of the outputs; None means random ones.
     """
     outputs = outputs_of(function(*arguments))
     leaves = leaves_of(arguments)
@@ -55,52 +55,52 @@ def run(
     return *(y.detach() for y in outputs), *torch.autograd.grad(outputs, leaves, gradients)
 
 
-def repeatable(case: OpCase, arguments: Sequence[object], results: Sequence[Tensor]) -> int:
-    """How many of the results, from the first on, are the same bits at every call."""
+def num_repeatable(case: OpCase, arguments: Sequence[object], results: Sequence[Tensor]) -> int:
+    """How many of the results, from the first on, have the same bits at every call."""
     return len(results) if case.own_kernel else len(results) - len(leaves_of(arguments))
 
 
-def _in_float64(arguments: Sequence[object]) -> list[object]:
-    return [
-        a.detach().double().requires_grad_(a.requires_grad) if isinstance(a, Tensor) and a.is_floating_point() else a
-        for a in arguments
-    ]
+def _poison(tensors: Sequence[Tensor]) -> None:
+    """Leaves NaN in memory that the next outputs of these shapes are likely to get, so that unwritten elements show."""
+    poisoned = [torch.full_like(tensor, torch.nan) for tensor in tensors if tensor.is_floating_point()]
+    del poisoned
 
 
 def check(case: OpCase, sizes: Sizes, dtype: torch.dtype, device: torch.device) -> dict[str, float]:
-    """Holds outputs and gradients against the reference in float64, and a second call against the first, to the bit.
+    """Compares outputs and gradients with the reference in float64, and the bits of a second call with the first's.
 
     Each error may be twice that of the reference in the op's own precision, and two units in the last place of the
-    largest value; a gradient that is summed over N rows may have √N float32 units more, as the rounding of a sum grows
-    whatever its order. Memory is poisoned with NaN before the second call.
+    largest value; a gradient that is summed over N rows may have √N float32 units more, since the rounding of a sum
+    grows in whatever order it is added. Memory is poisoned with NaN before the second call.
 
     Returns:
-        The largest error of ours and of the plain version, relative to the largest value, over all results.
+        The largest error of ours and of the reference in this dtype, relative to the largest value, over all results.
 
     Raises:
         WrongResultError: says which result is wrong, and by how much.
     """
     arguments = case.inputs(Maker(sizes, dtype, device, seed=7))
-    exact = run(case.reference, _in_float64(arguments))
-    plain = run(case.reference, arguments)
-    first = run(case.op, arguments)
-    poison(first)
+    doubles = [
+        a.detach().double().requires_grad_(a.requires_grad) if isinstance(a, Tensor) and a.is_floating_point() else a
+        for a in arguments
+    ]
+    exact, plain, first = run(case.reference, doubles), run(case.reference, arguments), run(case.op, arguments)
+    _poison(first)
     second = run(case.op, arguments)
-    repeats = repeatable(case, arguments, first)
     worst = {"error": 0.0, "plain_error": 0.0}
-    for place, (want, same, ours, again) in enumerate(zip(exact, plain, first, second, strict=True)):
-        if place < repeats and not torch.equal(ours, again):
-            raise WrongResultError(f"{case.name}: result {place}: two calls differ, or an element was not written")
-        largest = float(want.abs().max())
-        errors = [float((result.double() - want).abs().max()) for result in (ours, again)]
-        plain_error = float((same.double() - want).abs().max())
+    for index, (expected, same_precision, *ours) in enumerate(zip(exact, plain, first, second, strict=True)):
+        if index < num_repeatable(case, arguments, first) and not torch.equal(*ours):
+            raise WrongResultError(f"{case.name}: result {index}: two calls differ, or an element was not written")
+        largest = float(expected.abs().max())
+        errors = [float((result.double() - expected).abs().max()) for result in ours]
+        plain_error = float((same_precision.double() - expected).abs().max())
         units = 2 * torch.finfo(dtype).eps
-        if len(want) != len(exact[0]):
+        if len(expected) != len(exact[0]):
             units += torch.finfo(torch.float32).eps * len(exact[0]) ** 0.5
         allowed = 2 * plain_error + units * largest
         if not all(error <= allowed for error in errors):  # NaN is not less than anything
             raise WrongResultError(
-                f"{case.name}: result {place} {list(want.shape)}: errors {errors}, allowed {allowed:.3e}"
+                f"{case.name}: result {index} {list(expected.shape)}: errors {errors}, allowed {allowed:.3e}"
             )
         scale = largest or 1.0
         worst["error"] = max(worst["error"], *(error / scale for error in errors))
@@ -109,115 +109,43 @@ def check(case: OpCase, sizes: Sizes, dtype: torch.dtype, device: torch.device) 
 
 
 def implementations(case: OpCase, *, compiled: bool) -> dict[str, Function]:
-    """What is timed, by name: "op", "reference", "torch.compile" of the reference where asked, and the peers."""
-    found = {"op": case.op, "reference": case.reference}
+    """What is timed, by name: "op", "reference", "torch.compile" of the reference if `compiled`, and the baselines."""
+    functions = {"op": case.op, "reference": case.reference}
     if compiled:
-        found["torch.compile"] = torch.compile(case.reference, dynamic=False)
-    return {**found, **case.peers}
+        functions["torch.compile"] = torch.compile(case.reference, dynamic=False)
+    return {**functions, **case.baselines}
 
 
-def input_sets(case: OpCase, sizes: Sizes, dtype: torch.dtype, device: torch.device) -> list[tuple[object, ...]]:
-    """Inputs to take in turn: on a GPU enough of them that none is in the cache when it comes up again."""
-    first = case.inputs(Maker(sizes, dtype, device, seed=0))
-    if device.type != "cuda":
-        return [first]
-    size = sum(a.numel() * a.element_size() for a in first if isinstance(a, Tensor))
-    count = min(16, max(2, -(-4 * L2_BYTES // size)))
-    return [first, *(case.inputs(Maker(sizes, dtype, device, seed)) for seed in range(1, count))]
+def call_of(function: Function, arguments: Sequence[object], *, backward: bool) -> Callable[[], object]:
+    """One direction of a function as a call without arguments.
+
+    The forward pass saves what the backward pass needs, as in training; the backward pass is that alone. To be called
+    within `reusable_buffers`.
+    """
+    if not backward:
+        return functools.partial(function, *arguments)
+    outputs, leaves = outputs_of(function(*arguments)), leaves_of(arguments)
+    return functools.partial(torch.autograd.grad, outputs, leaves, gradients_for(outputs), retain_graph=True)
 
 
-def keeping_buffers() -> contextlib.AbstractContextManager[Any]:
-    """Lets a compiled function's backward pass run more than once: what it read must not be written over."""
+def reusable_buffers() -> contextlib.AbstractContextManager[Any]:
+    """Lets a compiled function's backward pass run more than once: it must not overwrite what it reads."""
     return functorch.patch(donated_buffer=False)
 
 
-def forward_calls(function: Function, sets: Sequence[Sequence[object]]) -> list[Callable[[], object]]:
-    """The forward pass as in training: what the backward needs is kept."""
-    return [functools.partial(function, *arguments) for arguments in sets]
-
-
-def backward_calls(function: Function, sets: Sequence[Sequence[object]]) -> list[Callable[[], object]]:
-    """The backward pass alone, of a forward pass that has been done."""
-    calls: list[Callable[[], object]] = []
-    for arguments in sets:
-        outputs, leaves = outputs_of(function(*arguments)), leaves_of(arguments)
-        gradients = gradients_for(outputs)
-        calls.append(functools.partial(torch.autograd.grad, outputs, leaves, gradients, retain_graph=True))
-    return calls
-
-
-def figures(timing: Timing, work: Work, ceilings: dict[str, float]) -> dict[str, Any]:
-    """A timing as the receipt has it, with rates, and the share of the measured ceiling that bounds it.
+def figures(timing: Timing, work: Work, peak: dict[str, float]) -> dict[str, Any]:
+    """A timing as results hold it, with rates and the share of the measured peak that bounds it.
 
     Args:
         timing: of one direction.
         work: the least it must do.
-        ceilings: measured "copy_bytes_per_s" and "matmul_flops"; without them there is no share.
+        peak: measured "copy_bytes_per_s" and "matmul_flops"; without them there is no share.
     """
-    found: dict[str, Any] = {**timing._asdict(), "gb_per_s": work.bytes / timing.median / 1e9}
+    values: dict[str, Any] = {**timing._asdict(), "gb_per_s": work.bytes / timing.median / 1e9}
     if work.flops:
-        found["tflop_per_s"] = work.flops / timing.median / 1e12
-    if ceilings:
-        floors = {
-            "copy": work.bytes / ceilings["copy_bytes_per_s"],
-            "matmul": work.flops / ceilings["matmul_flops"],
-        }
-        bound = max(floors, key=lambda name: floors[name])
-        found |= {"bound": bound, "floor": floors[bound], "of_ceiling": floors[bound] / timing.median}
-    return found
-
-
-def measure_case(
-    case: OpCase,
-    sizes: Sizes,
-    dtype: torch.dtype,
-    device: torch.device,
-    *,
-    ceilings: dict[str, float],
-    compiled: bool,
-    seconds: float,
-) -> dict[str, Any]:
-    """Checks an op, then times it and its peers.
-
-    An implementation that fails is reported with its error, and the others are still timed; only the op must not fail.
-
-    Raises:
-        WrongResultError: the op is wrong; nothing is timed.
-    """
-    found: dict[str, Any] = {"dtype": str(dtype).removeprefix("torch."), "correct": check(case, sizes, dtype, device)}
-    sets = input_sets(case, sizes, dtype, device)
-    element = torch.empty((), dtype=dtype).element_size()
-    forward_work, backward_work = case.work(sizes, element)
-    timed: dict[str, Any] = {}
-    for name, function in implementations(case, compiled=compiled).items():
-        try:
-            with keeping_buffers():
-                timing = measure(forward_calls(function, sets), device, seconds=seconds)
-                row = {"forward": figures(timing, forward_work, ceilings)}
-                if case.differentiable:
-                    timing = measure(backward_calls(function, sets), device, seconds=seconds)
-                    row["backward"] = figures(timing, backward_work, ceilings)
-            timed[name] = row
-        except Exception as error:
-            if name == "op" or "CUDA error" in str(error):
-                raise
-            timed[name] = {"failed": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
-    return found | {"input_sets": len(sets), "timed": timed}
-
-
-def speed_ups(timed: dict[str, Any]) -> dict[str, float]:
-    """How many times faster the op is than each of the others, forward and backward together."""
-
-    def total(row: dict[str, Any]) -> float:
-        return sum(row[direction]["median"] for direction in ("forward", "backward") if direction in row)
-
-    return {
-        name: total(row) / total(timed["op"]) for name, row in timed.items() if name != "op" and "failed" not in row
-    }
-
-
-def small_runs(case: OpCase, sizes: Sizes, device: torch.device) -> int:
-    """Runs the op in every dtype without timing it, for tools that watch its kernels; returns how many runs."""
-    for dtype, seed in itertools.product(case.dtypes, range(2)):
-        run(case.op, case.inputs(Maker(sizes, dtype, device, seed)))
-    return 2 * len(case.dtypes)
+        values["tflop_per_s"] = work.flops / timing.median / 1e12
+    if peak:
+        least = {"copy": work.bytes / peak["copy_bytes_per_s"], "matmul": work.flops / peak["matmul_flops"]}
+        bound = max(least, key=lambda name: least[name])
+        values |= {"bound": bound, "least_seconds": least[bound], "of_peak": least[bound] / timing.median}
+    return values

@@ -1,11 +1,11 @@
-"""How large the suite's items are: `tiny` tries the suite itself, `quick` is a look, `full` is what receipts hold."""
+"""How large the suite's items are: `tiny` tries the suite itself, `quick` is a look, `full` is what results hold."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import dataclasses
+from dataclasses import dataclass
 
-from op_cases import PAPER, SMALL, Sizes
-
+from benchmarks.op_cases import PAPER, SMALL, Sizes
 from bgpt_fast import BGPTConfig
 
 
@@ -20,11 +20,12 @@ class Scale:
         context: patches of a prompt in generation.
         rounds: patches that generation writes into each file after the first.
         batches: files side by side in generation.
-        documents: of the patchifier, the data source and the CPU-state machine's instances, each a few hundred bytes.
-        curves: what the scaling curves go through, by what is varied.
+        documents: of packing, loading and the CPU-state machine, each a few hundred bytes.
+        small_files: files of the loading of small files.
+        curves: the points of the scaling curves, by what is varied.
         curve_model: of the scaling curves.
-        seconds: about how long each item is measured.
-        limit: side of the matrix product and square root of the bytes copied that find the machine's limits.
+        seconds: about how long each item is measured; 0 means once or twice.
+        peak: side of the matrix product and square root of a 64th of the bytes copied that measure the peak rates.
     """
 
     ops: Sizes
@@ -34,17 +35,16 @@ class Scale:
     rounds: int
     batches: tuple[int, ...]
     documents: int
+    small_files: int
+    curves: dict[str, tuple[int, ...]]
+    curve_model: BGPTConfig
     seconds: float
-    limit: int
-    curves: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    curve_model: BGPTConfig = field(default_factory=BGPTConfig)
+    peak: int
 
 
 _TINY_MODEL = BGPTConfig(
     patch_size=4, patch_length=16, hidden_size=32, patch_num_layers=1, byte_num_layers=1, num_heads=4
 )
-_CURVE_MODEL = BGPTConfig(patch_length=1024, hidden_size=256, patch_num_layers=4, byte_num_layers=2, num_heads=4)
-_ON_CPU = Sizes(T=64, P=128, L=64, S=16, D=768, H=12)
 
 TINY = Scale(
     ops=SMALL,
@@ -54,41 +54,41 @@ TINY = Scale(
     rounds=1,
     batches=(1, 2),
     documents=8,
-    seconds=0.0,
-    limit=64,
+    small_files=8,
     curves={"patches": (8, 16), "context": (4, 8), "batch": (1, 2), "width": (16, 32)},
     curve_model=_TINY_MODEL,
+    seconds=0.0,
+    peak=64,
 )
 QUICK = Scale(
-    ops=_ON_CPU,
+    ops=Sizes(T=64, P=128, L=64, S=16, D=768, H=12),
     model=BGPTConfig(patch_length=512, hidden_size=256, patch_num_layers=6, byte_num_layers=3, num_heads=4),
     patches=128,
     context=64,
     rounds=4,
     batches=(1, 16),
     documents=512,
-    seconds=0.3,
-    limit=1024,
+    small_files=2000,
     curves={"patches": (32, 64, 128), "context": (32, 64, 128, 256), "batch": (1, 8, 64), "width": (64, 128, 256)},
-    curve_model=_CURVE_MODEL,
+    curve_model=BGPTConfig(patch_length=1024, hidden_size=256, patch_num_layers=4, byte_num_layers=2, num_heads=4),
+    seconds=0.3,
+    peak=1024,
 )
-FULL_ON_CPU = Scale(
-    ops=_ON_CPU,
+FULL_ON_CPU = dataclasses.replace(
+    QUICK,
     model=BGPTConfig(),
     patches=192,
     context=256,
-    rounds=4,
-    batches=(1, 16),
+    batches=(1, 16, 64),
     documents=1024,
-    seconds=0.6,
-    limit=2048,
     curves={
         "patches": (32, 64, 128, 256, 512),
         "context": (32, 128, 512, 1024),
         "batch": (1, 4, 16, 64),
         "width": (64, 128, 256, 512),
     },
-    curve_model=_CURVE_MODEL,
+    seconds=0.6,
+    peak=2048,
 )
 FULL_ON_GPU = Scale(
     ops=PAPER,
@@ -98,8 +98,7 @@ FULL_ON_GPU = Scale(
     rounds=8,
     batches=(1, 64, 2048),
     documents=16384,
-    seconds=0.5,
-    limit=8192,
+    small_files=2000,
     curves={
         "patches": (1024, 4096, 16384, 65536),
         "context": (128, 512, 1024),
@@ -107,11 +106,11 @@ FULL_ON_GPU = Scale(
         "width": (256, 512, 1024, 2048),
     },
     curve_model=BGPTConfig(patch_length=1024, num_heads=16),
+    seconds=0.5,
+    peak=8192,
 )
 
 
 def scale_of(size: str, device: str) -> Scale:
     """The scale of a `--size` on a kind of device."""
-    if size == "full":
-        return FULL_ON_GPU if device == "cuda" else FULL_ON_CPU
-    return {"tiny": TINY, "quick": QUICK}[size]
+    return {"tiny": TINY, "quick": QUICK, "full": FULL_ON_GPU if device == "cuda" else FULL_ON_CPU}[size]

@@ -1,9 +1,9 @@
-"""The suite's one way to measure an item: times, rates, shares of the machine's limits, and memory.
+"""How the suite measures an item: times, rates, shares of the machine's peak rates, and memory.
 
 Every item's `extra_info` holds: `what` is measured, the `implementation`, `dtype`, p20, median, p80 and calls; `units`
-of work a call with their `unit` and `units_per_s`; gb_per_s and tflop_per_s of the least work, with the limit that
-binds and the share of it that is reached; `peak_bytes`, the most that tensors took beyond what was there before the
-call; and whatever else the item says of itself.
+of work a call with their `unit` and `units_per_s`; gb_per_s and tflop_per_s of the least work, with the peak rate that
+is its `bound` and the share of it that is reached (`of_peak`); `peak_bytes`, the most memory of tensors beyond that
+before the call; and further details of the item.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from op_cases import Work
-from op_measure import figures
-from optional_peers import OURS
-from scales import Scale
-from timing import sample, summarise
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.names import OURS
+from benchmarks.op_cases import Work
+from benchmarks.op_measure import figures
+from benchmarks.scales import Scale
+from benchmarks.timing import sample, summarise
 from bgpt_fast.flops import peak_flops
 
 _NO_WORK = Work(0)
 
 
 def tensor_peak(call: Callable[[], object], device: torch.device) -> int:
-    """The most bytes that tensors took during a call, beyond those there before.
+    """The most bytes of tensors during a call, beyond those before it.
 
-    On the CPU it counts what torch's allocator hands out; memory of other libraries is not in it.
+    On the CPU it counts torch's allocator; memory of other libraries is not in it.
     """
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -39,7 +39,8 @@ def tensor_peak(call: Callable[[], object], device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         call()
-    results = profiler.profiler.kineto_results if profiler.profiler is not None else None
+    assert profiler.profiler is not None
+    results = profiler.profiler.kineto_results
     assert results is not None
     changes = sorted((event.start_ns(), event.nbytes()) for event in results.events() if event.name() == "[memory]")
     total = peak = 0
@@ -57,52 +58,18 @@ class Bench:
         benchmark: pytest-benchmark's fixture.
         device: where to compute.
         scale: how large.
-        limits: measured, by dtype.
+        peak: the machine's measured peak rates, by dtype.
     """
 
     benchmark: Any
     device: torch.device
     scale: Scale
-    limits: dict[str, dict[str, float]]
+    peak: dict[str, dict[str, float]]
 
-    def __call__(
-        self,
-        calls: Sequence[Callable[[], object]],
-        what: str,
-        *,
-        implementation: str = OURS,
-        dtype: torch.dtype = torch.float32,
-        work: Work = _NO_WORK,
-        units: int = 0,
-        unit: str = "",
-        memory: bool = True,
-        **details: Any,
-    ) -> None:
-        """Times calls in turn and hands the samples to pytest-benchmark.
-
-        Args:
-            calls: the same work on different inputs.
-            what: is measured; implementations of the same in the same dtype are compared.
-            implementation: who does it.
-            dtype: of the computation.
-            work: the least that a call must do.
-            units, unit: how much a call does, and of what.
-            memory: whether to measure the peak of one more call.
-            details: more for the receipt.
-        """
-        times = sample(calls, self.device, seconds=self.scale.seconds)
-        peak = tensor_peak(calls[0], self.device) if memory else None
-        self.record(
-            times,
-            what,
-            implementation=implementation,
-            dtype=dtype,
-            work=work,
-            units=units,
-            unit=unit,
-            peak_bytes=peak,
-            **details,
-        )
+    def __call__(self, call: Callable[[], object], what: str, *, memory: bool = True, **details: Any) -> None:
+        """Times a call, and with `memory` measures the peak of one more; the other arguments are those of `record`."""
+        times = sample(call, self.device, seconds=self.scale.seconds)
+        self.record(times, what, peak_bytes=tensor_peak(call, self.device) if memory else None, **details)
 
     def record(
         self,
@@ -118,24 +85,33 @@ class Bench:
         computed_in: torch.dtype | None = None,
         **details: Any,
     ) -> None:
-        """Takes times that were measured elsewhere; arguments as in `__call__`.
+        """Writes an item's times, in seconds, into the result.
 
-        `computed_in` is the dtype whose limit binds, where that is another one than what the item is compared in.
+        Args:
+            times: of each call.
+            what: is measured; implementations of the same in the same dtype are compared.
+            implementation: which one it is.
+            dtype: of the computation.
+            work: the least that a call must do.
+            units, unit: how much a call does, and of what.
+            peak_bytes: memory.
+            computed_in: the dtype whose peak rate is the bound, where it is not `dtype`.
+            details: more for the result.
         """
         name = str(dtype).removeprefix("torch.")
         timing = summarise(times)
-        limits = self.limits.get(str(computed_in or dtype).removeprefix("torch."), {})
-        found = figures(timing, work, limits) if work.bytes else timing._asdict()
-        if work.flops and (peak := peak_flops(self.device, dtype)):
-            found["mfu_of_datasheet"] = work.flops / timing.median / peak
+        peak = self.peak.get(str(computed_in or dtype).removeprefix("torch."), {})
+        values = figures(timing, work, peak) if work.bytes else timing._asdict()
+        if work.flops and (datasheet := peak_flops(self.device, dtype)):
+            values["mfu_of_datasheet"] = work.flops / timing.median / datasheet
         if units:
-            found |= {"units": units, "unit": unit, "units_per_s": units / timing.median}
+            values |= {"units": units, "unit": unit, "units_per_s": units / timing.median}
         self.benchmark.group = f"{what}, {name}"
         self.benchmark.extra_info.update(
             what=what, implementation=implementation, device=self.device.type, dtype=name, bytes=work.bytes
         )
-        self.benchmark.extra_info.update(flops=work.flops, peak_bytes=peak_bytes, **found, **details)
-        # pytest-benchmark knows no device events and no inputs that rotate: the samples are put where its own would be.
+        self.benchmark.extra_info.update(flops=work.flops, peak_bytes=peak_bytes, **values, **details)
+        # pytest-benchmark cannot use device events: the samples replace its own.
         self.benchmark._mode = "bgpt_fast"
         if self.benchmark.enabled:
             stats = self.benchmark._make_stats(1)

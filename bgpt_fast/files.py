@@ -1,4 +1,4 @@
-"""Files that are complete or absent: write beside, flush to the disk, rename."""
+"""Files that are complete or absent: written under a temporary name, flushed to the disk, renamed."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from typing import IO, Any
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """Opens a binary file that takes the place of `path` only when the block ends without an exception.
+    """Opens a binary file that replaces `path` only when the block ends without an exception.
 
-    The order is write, fsync, rename, fsync of the folder, so that a crash at any moment leaves the old file or the new
-    one, whole. Missing parent folders are made.
+    The order is write, fsync, rename, fsync of the folder, so that a crash at any moment leaves the complete old file
+    or the complete new one. Missing parent folders are created.
 
     Raises:
-        OSError: the file could not be written; what stood at `path` is untouched.
+        OSError: the file could not be written; a file at `path` is unchanged.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Not tempfile's: its files are for their owner alone, and the kernel applies the umask to this one.
+    # Not by tempfile, whose files only their owner may read: here the kernel applies the umask.
     temporary = target.parent / f".{target.name[:64]}.{secrets.token_hex(8)}.part"
     descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
     try:
@@ -52,5 +52,5 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Writes `value` as indented JSON, atomically; non-finite numbers are refused with ValueError."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with atomic_write(path) as file:
-        # A path that is not UTF-8 has lone surrogates in it, which JSON can only hold escaped.
+        # A path that is not UTF-8 has lone surrogates, which must be escaped.
         file.write(text.encode("utf-8", "backslashreplace"))

@@ -1,4 +1,4 @@
-"""One process at a time in a folder, by a lock that dies with its process."""
+"""A lock that lets one process at a time use a folder; it ends with its process."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 class FolderInUseError(OSError):
-    """Another process works in the folder."""
+    """Another process uses the folder."""
 
 
 class FolderLock:
-    """Keeps others out of a folder until it is released or this process ends, however it ends.
+    """An exclusive lock of a folder, until it is released or this process ends, even if it is killed.
 
-    The lock is the kernel's (flock) on FOLDER/.lock: a process that was killed leaves a file without one, which stops
-    nobody. On NFS (Linux 2.6.12 and later), CephFS, GPFS and Lustre mounted with `flock` it keeps out other machines
-    too; one that was cut off gives its lock back when the server's lease on it ends. On a file system without locks a
-    warning says that nobody is kept out. A child made by a bare fork holds its parent's lock until both have ended.
+    The lock is the kernel's (flock) on FOLDER/.lock: a process that was killed leaves the file without a lock, which
+    blocks nobody. On NFS (Linux 2.6.12 and later), CephFS, GPFS and Lustre mounted with `flock` it is exclusive over
+    machines too; a machine that lost its connection loses the lock when the server's lease ends. On a file system
+    without locks there is a warning and no lock. A child process of a bare fork has its parent's lock until both end.
 
     Args:
-        folder: made if it is missing.
+        folder: created if it is missing.
         of: what the folder is, for the error.
 
     Raises:
-        FolderInUseError: another process, or this one, holds the lock; names it.
-        OSError: the lock's file cannot be made.
+        FolderInUseError: another process, or this one, has the lock; names it.
+        OSError: the lock's file cannot be created.
     """
 
     def __init__(self, folder: str | os.PathLike[str], of: str) -> None:
@@ -51,29 +51,29 @@ class FolderLock:
                 raise
             if is_ours:
                 break
-            os.close(descriptor)  # the holder removed the file between our opening it and its letting go
-        # Only closed where this is forgotten: a forked child that forgets it must not unlock its parent's.
-        self._closing = weakref.finalize(self, os.close, descriptor)
-        self._closing.atexit = False
+            os.close(descriptor)  # another process removed the file on release, after it was opened here
+        # Garbage collection only closes the file: in a forked child it must not unlock the parent's lock.
+        self._finalizer = weakref.finalize(self, os.close, descriptor)
+        self._finalizer.atexit = False
         self._descriptor = descriptor
-        with contextlib.suppress(OSError):  # who holds it is told for the error alone, a full disk is no matter
+        with contextlib.suppress(OSError):  # only read for the error message; a full disk does not matter
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
 
     @property
-    def held(self) -> bool:
-        """Whether it has not been released."""
-        return self._closing.alive
+    def is_held(self) -> bool:
+        """Whether the lock has not been released."""
+        return self._finalizer.alive
 
     def release(self) -> None:
-        """Lets others in; a second time, does nothing."""
-        if not self.held:
+        """Releases the lock; a second time, does nothing."""
+        if not self.is_held:
             return
         with contextlib.suppress(OSError):
             self._path.unlink()
         with contextlib.suppress(OSError):
             fcntl.flock(self._descriptor, fcntl.LOCK_UN)
-        self._closing()
+        self._finalizer()
 
     def _lock(self, descriptor: int, of: str) -> None:
         try:
@@ -87,8 +87,8 @@ class FolderLock:
             if error.errno not in _NO_LOCKS:
                 raise
             warnings.warn(
-                f"{self.folder}: its file system has no locks ({error.strerror}): nothing keeps a second process out "
-                "of it",
+                f"{self.folder}: its file system has no locks ({error.strerror}): a second process can use it at the "
+                "same time",
                 stacklevel=4,
             )
 
@@ -102,7 +102,7 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 def _holder(descriptor: int) -> str:
     try:
-        told = json.loads(os.pread(descriptor, 4096, 0))
-        return f"process {int(told['pid'])} on {told['host']}"
+        holder = json.loads(os.pread(descriptor, 4096, 0))
+        return f"process {int(holder['pid'])} on {holder['host']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"

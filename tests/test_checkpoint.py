@@ -20,10 +20,10 @@ import safetensors.torch
 import torch
 from conftest import TINY, random_documents
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-from peers import HuggingFaceBGPT
 from support.write_faults import DiskFull, dies_in_step, step_fails
 from torch import Tensor
 
+from benchmarks.hugging_face import HuggingFaceBGPT
 from bgpt_fast import BGPT, BGPTConfig, BGPTForClassification, PackedPatches
 from bgpt_fast.checkpoint.load import load_weights
 from bgpt_fast.checkpoint.save import save_released, save_weights, to_released

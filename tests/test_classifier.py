@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 from conftest import TINY, random_documents
-from peers import HuggingFaceBGPT
 from torch import Tensor
 
+from benchmarks.hugging_face import HuggingFaceBGPT
 from bgpt_fast import BGPT, BGPTConfig, BGPTForClassification, PackedPatches, ReferenceBGPT
 from bgpt_fast.checkpoint import CheckpointError, load_weights, save_released
 from bgpt_fast.training.checkpoint_store import CheckpointStore, RunState

@@ -7,8 +7,8 @@ import copy
 import pytest
 import torch
 from conftest import TINY, random_documents
-from peers import HuggingFaceBGPT
 
+from benchmarks.hugging_face import HuggingFaceBGPT
 from bgpt_fast import BGPT, BGPTConfig, Generator, PackedPatches, Prompt, ReferenceBGPT
 from bgpt_fast.checkpoint.schema import PATCH_EMBEDDING
 

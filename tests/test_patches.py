@@ -33,8 +33,8 @@ def oracle(documents: Documents, S: int, L: int, end_of_file: bool = True, paddi
         name = list(os.fsencode(extension))[:S]
         rows = [name + [padding] * (S - len(name))]
         for start in range(0, len(content), S):
-            piece = list(content[start : start + S])
-            rows.append(piece + [padding] * (S - len(piece)))
+            data = list(content[start : start + S])
+            rows.append(data + [padding] * (S - len(data)))
         if end_of_file:
             rows.append([padding] * S)
         result.append(rows[:L])
@@ -52,13 +52,13 @@ corpora = st.lists(st.tuples(extensions, contents), max_size=6)
 
 def storable(documents: Documents) -> Documents:
     """Without extensions that no file name decodes to (lone surrogates that stand for no byte)."""
-    kept = []
+    decodable = []
     for extension, content in documents:
         try:
-            kept.append((os.fsdecode(os.fsencode(extension)), content))
+            decodable.append((os.fsdecode(os.fsencode(extension)), content))
         except UnicodeEncodeError:
-            kept.append(("", content))
-    return kept
+            decodable.append(("", content))
+    return decodable
 
 
 def test_layout_of_three_documents() -> None:
@@ -267,9 +267,9 @@ def test_unreadable_vanishing_and_shrinking_files(tmp_path: Path, monkeypatch: p
         patch.setattr(os, "pread", fail)
         with pytest.raises(OSError, match=r"Input/output error.*a\.txt"):
             PackedPatches.from_files([path], config())
-    pieces = iter([bytes(9), b""])
+    reads = iter([bytes(9), b""])
     with monkeypatch.context() as patch:
-        patch.setattr(os, "pread", lambda *_: next(pieces))
+        patch.setattr(os, "pread", lambda *_: next(reads))
         with pytest.raises(PatchError, match=r"a\.txt.*expected 20 bytes, got at most 9"):
             PackedPatches.from_files([path], config())
     real_pread = os.pread
@@ -285,7 +285,7 @@ def test_files_that_hide_their_size_are_refused() -> None:
 
 
 @pytest.mark.timeout(20)
-def test_a_sparse_giant_is_read_only_where_it_is_kept(tmp_path: Path) -> None:
+def test_a_sparse_giant_is_read_only_where_it_is_packed(tmp_path: Path) -> None:
     path = tmp_path / "giant.bin"
     path.write_bytes(b"head")
     os.truncate(path, 10 * 2**30)
@@ -327,18 +327,18 @@ def test_windows_are_drawn_from_seed_and_position(tmp_path: Path) -> None:
     other = PackedPatches.from_bytes(documents, config(), truncation="window", seed=4)
     assert batch.patches.shape != other.patches.shape or not torch.equal(batch.patches, other.patches)
     starts = []
-    for number, (extension, kept) in enumerate(batch.to_bytes()):
+    for number, (extension, window) in enumerate(batch.to_bytes()):
         rows = unpacked(batch)[number]
         assert extension == "bin", "a window keeps its extension patch"
         if number == 1:
-            assert kept == b"short"
+            assert window == b"short"
             continue
-        start = content.index(kept)
+        start = content.index(window)
         starts.append(start)
         assert start % 4 == 0
         assert len(rows) == 8, "a window fills the context"
         assert (rows[-1] == [256] * 4) == (start == 40), "the last window alone ends with the end-of-file patch"
-        assert len(kept) == {36: 25, 40: 21}.get(start, 28)
+        assert len(window) == {36: 25, 40: 21}.get(start, 28)
     assert starts.count(0) >= 5
     assert starts.count(40) >= 5, "tails are drawn"
     assert len(set(starts)) >= 5, "stretches in between are drawn"
@@ -354,12 +354,12 @@ def test_windows_are_drawn_from_seed_and_position(tmp_path: Path) -> None:
 @given(st.binary(min_size=1, max_size=60), st.integers(0, 10**9), st.sampled_from([1, 3, 4]), st.integers(2, 9))
 def test_every_window_is_a_stretch_of_the_document(content: bytes, seed: int, S: int, L: int) -> None:
     batch = PackedPatches.from_bytes([("x", content)], config(S, L), truncation="window", seed=seed)
-    whole = oracle([("x", content)], S, 10**6)[0]
+    complete = oracle([("x", content)], S, 10**6)[0]
     rows = unpacked(batch)[0]
-    assert len(rows) == min(L, len(whole))
-    assert rows[0] == whole[0]
-    assert any(whole[start : start + len(rows) - 1] == rows[1:] for start in range(1, len(whole)))
-    assert batch.truncated == (len(whole) > L)
+    assert len(rows) == min(L, len(complete))
+    assert rows[0] == complete[0]
+    assert any(complete[start : start + len(rows) - 1] == rows[1:] for start in range(1, len(complete)))
+    assert batch.truncated == (len(complete) > L)
 
 
 def test_error_names_the_document() -> None:
@@ -467,9 +467,9 @@ def test_concatenate() -> None:
     corpora = [[("a", stream.randbytes(size)) for size in sizes] for sizes in ([3, 50, 0], [], [9], [0])]
     batches = [PackedPatches.from_bytes(documents, config()) for documents in corpora]
     joined = PackedPatches.concatenate(batches)
-    whole = PackedPatches.from_bytes([*corpora[0], *corpora[2], *corpora[3]], config())
-    assert torch.equal(joined.patches, whole.patches)
-    assert torch.equal(joined.cu_seqlens, whole.cu_seqlens)
+    complete = PackedPatches.from_bytes([*corpora[0], *corpora[2], *corpora[3]], config())
+    assert torch.equal(joined.patches, complete.patches)
+    assert torch.equal(joined.cu_seqlens, complete.cu_seqlens)
     assert joined.cu_seqlens.dtype == torch.int32
     assert (joined.max_seqlen, joined.truncated, joined.truncated_bytes) == (8, 1, 22)
     assert joined.targets is None
@@ -480,7 +480,7 @@ def test_concatenate() -> None:
     with pytest.raises(ValueError, match="at least one"):
         PackedPatches.concatenate([])
     with pytest.raises(ValueError, match="patches of 4 bytes on cpu like the first batch, got 2 bytes"):
-        PackedPatches.concatenate([whole, masked])
+        PackedPatches.concatenate([complete, masked])
 
 
 def test_moving_never_reads_values_and_takes_everything_along() -> None:

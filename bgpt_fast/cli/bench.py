@@ -1,6 +1,6 @@
-"""`bgpt-fast bench`: runs the benchmark suite of a checkout, and its reports, in processes of their own.
+"""`bgpt-fast bench`: runs the benchmark suite of a checkout, and its reports, each in its own process.
 
-The suite is not in the wheel: its peers and their packages belong to the repository. What it finds missing it names.
+The suite is not in the wheel: its baselines and their packages belong to the repository.
 """
 
 from __future__ import annotations
@@ -16,26 +16,21 @@ from typing import Literal
 
 from bgpt_fast.cli.common import read_options
 
-_TOOLS = {
-    "report": "suite_report.py",
-    "compare": "suite_compare.py",
-    "docs": "suite_docs.py",
-    "instructions": "suite_instructions.py",
-}
-"""What comes after `bench`, by the script that does it."""
+_COMMANDS = {"report": "report", "compare": "compare", "docs": "docs", "instructions": "count_instructions"}
+"""What comes after `bench`, by the module of the suite that does it."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Measures every op and the whole engine beside peers and the machine's limits; needs a checkout.
+    """Measures every op and the whole engine beside baselines and the machine's peak rates; needs a checkout.
 
-    Afterwards: `bgpt-fast bench report FILE.json` makes a page of it, `bgpt-fast bench compare A.json B.json` names
-    what got slower, `bgpt-fast bench docs` writes docs/performance.md from the receipts in benchmarks/results/,
-    `bgpt-fast bench instructions` counts those of the C++ hot paths under valgrind.
+    Afterwards: `bgpt-fast bench report FILE.json` makes a page of it, `bgpt-fast bench compare A.json B.json` lists
+    what became slower, `bgpt-fast bench docs` writes docs/performance.md from the files in benchmarks/results/,
+    `bgpt-fast bench instructions` counts the instructions of the C++ hot paths under valgrind.
 
     Args:
         json: where the figures go, with machine, versions, commit and command.
-        size: "quick" takes under 3 minutes on two cores, "full" is what receipts hold, "tiny" tries the suite itself.
+        size: "quick" takes under 3 minutes on two cores, "full" is for published results, "tiny" is a trial.
         device: "auto" means the GPU where there is one.
         dtype: of ops and training, several joined by commas; None means bfloat16 on a GPU and float32 on a CPU.
         threads: of torch on the CPU; None means torch's own choice.
@@ -56,8 +51,8 @@ class Bench:
     trace: Path | None = None
 
 
-def suite_folder(package: Path) -> Path:
-    """The benchmarks of the checkout that a package belongs to.
+def checkout_of(package: Path) -> Path:
+    """The checkout with the suite that a package belongs to.
 
     Raises:
         FileNotFoundError: the package was installed without one.
@@ -68,44 +63,43 @@ def suite_folder(package: Path) -> Path:
             f"{root / 'benchmarks'}: bgpt-fast bench needs the repository, and this bgpt_fast was installed without "
             "it; clone the repository and run `make build` and `.venv/bin/bgpt-fast bench` there"
         )
-    return root / "benchmarks"
+    return root
 
 
 def run(words: Sequence[str]) -> int:
     package = Path(__file__).parent.parent
-    if words and words[0] in _TOOLS:
-        folder = suite_folder(package)
-        return _child([str(folder / _TOOLS[words[0]]), *words[1:]], folder)
+    if words and words[0] in _COMMANDS:
+        return _run_module(checkout_of(package), f"benchmarks.{_COMMANDS[words[0]]}", *words[1:])
     options = read_options(Bench, "bench", words)
     if options.runs < 1:
         raise ValueError(f"--runs: expected at least 1, got {options.runs}")
-    folder = suite_folder(package)
+    root = checkout_of(package)
     shared = ["--size", options.size, "--device", options.device]
     if options.threads is not None:
         shared += ["--threads", str(options.threads)]
     if options.profile is not None:
         trace = options.trace or Path(f"bench_{options.profile}.json.gz")
-        return _child([str(folder / "suite_profile.py"), options.profile, "--output", str(trace), *shared], folder)
+        return _run_module(root, "benchmarks.profiling", options.profile, "--output", str(trace), *shared)
     if options.dtype is not None:
         shared += ["--dtype", options.dtype]
     if options.select is not None:
         shared += ["-k", options.select]
-    return _measure(options, folder, shared)
+    return _measure(options, root, shared)
 
 
-def _measure(options: Bench, folder: Path, shared: list[str]) -> int:
-    """All runs, each into a file of its own; the JSON of all is written last."""
+def _measure(options: Bench, root: Path, shared: list[str]) -> int:
+    """Runs the suite, each run into a file of its own; the JSON of all is written last."""
     options.json.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{options.json.name[:64]}.", dir=options.json.parent) as scratch:
         parts = [Path(scratch).resolve() / f"{number}.json" for number in range(options.runs)]
         for part in parts:
-            command = ["-m", "pytest", str(folder), "--rootdir", str(folder.parent), "-p", "no:cacheprovider", "-q"]
-            command += ["--benchmark-columns", "median,iqr,rounds", "--benchmark-json", str(part), *shared]
-            code = _child(command, folder)
+            words = [str(root / "benchmarks"), "--rootdir", str(root), "-p", "no:cacheprovider", "-q", *shared]
+            words += ["--benchmark-columns", "median,iqr,rounds", "--benchmark-json", str(part)]
+            code = _run_module(root, "pytest", *words)
             if code:
                 return code
         if options.runs > 1:
-            code = _child([str(folder / "suite_merge.py"), *map(str, parts), "--output", str(parts[0])], folder)
+            code = _run_module(root, "benchmarks.compare", *map(str, parts), "--merge", str(parts[0]))
             if code:
                 return code
         parts[0].replace(options.json)
@@ -113,9 +107,8 @@ def _measure(options: Bench, folder: Path, shared: list[str]) -> int:
     return 0
 
 
-def _child(words: list[str], folder: Path) -> int:
-    """Runs Python on words, with the package and the suite importable, in the caller's folder."""
-    paths = [str(folder.parent), str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return subprocess.run(
-        [sys.executable, *words], env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}, check=False
-    ).returncode
+def _run_module(root: Path, module: str, *words: str) -> int:
+    """`python -m module` with the checkout importable, in the caller's folder."""
+    path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-m", module, *words]
+    return subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=False).returncode

@@ -40,12 +40,12 @@ class _Buffer(Block[_Row]):
 
 
 class ArrowSource(PackedSource[_Row, PackedPatches]):
-    """Rows of Parquet and Arrow files, packed into batches in a seeded order, without end.
+    """Rows of Parquet and Arrow files, packed into endless batches in a seeded order.
 
-    Every epoch takes the files in a new order and shuffles their rows a buffer at a time, so that memory holds a buffer
-    and a record batch, whatever the files' sizes. Every rank reads all rows (and packs its share). A row belongs to the
-    evaluation split if a hash of its content says so. Over-long rows give a seeded window each epoch, and their head in
-    `one_pass`. Null and empty rows are counted and skipped, as are files that cannot be read.
+    Every epoch has the files in a new order and shuffles their rows a buffer at a time, so that memory holds a buffer
+    and a record batch, whatever the files' sizes. Every rank reads all rows (and packs its share). A hash of a row's
+    content decides whether it is in the evaluation split. Of rows over the context a batch has a seeded window, another
+    each epoch, and `one_pass` their head. Null and empty rows are counted and skipped, as are unreadable files.
 
     Args:
         paths: files and folders; in folders, files named .parquet, .arrow, .feather or .ipc are read. Arrow files may

@@ -1,4 +1,4 @@
-"""Parquet and Arrow files row by row, from any row on (needs pyarrow); local, or streamed from where a URL says."""
+"""Parquet and Arrow files row by row, from any row on (needs pyarrow); local, or streamed from a URL."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ROWS_AT_ONCE = 256
 
 
 class Columns(NamedTuple):
-    """Where a row's content and extension are: a column's name each, or one extension of all rows."""
+    """The columns of the content and of the extension; or one extension of all rows."""
 
     content: str
     extension_column: str | None
@@ -28,7 +28,7 @@ class Columns(NamedTuple):
 
 
 def check_pyarrow() -> None:
-    """Raises ImportError, saying what to install, unless pyarrow is there."""
+    """Raises ImportError, saying what to install, unless pyarrow is installed."""
     if importlib.util.find_spec("pyarrow") is None:
         raise ImportError("ArrowSource: expected pyarrow, which is not installed: pip install 'bgpt-fast[data]'")
 
@@ -47,19 +47,19 @@ def find_remote(root: str) -> list[FileEntry]:
     """The Parquet and Arrow files at a URL, or below it; their order is that of their names.
 
     Raises:
-        DataError: there is no such place, it cannot be reached, or what reaches it is not installed.
+        DataError: the URL does not exist or cannot be reached, or the package for it is not installed.
     """
     import fsspec
 
     try:
-        system, place = fsspec.core.url_to_fs(root)
-        found = system.find(place, detail=True) or {place: system.info(place)}
+        system, base = fsspec.core.url_to_fs(root)
+        details = system.find(base, detail=True) or {base: system.info(base)}
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise DataError(f"{root!r}: {type(error).__name__}: {error}; give a URL that fsspec can open") from error
     files = []
-    for name, about in sorted(found.items()):
+    for name, about in sorted(details.items()):
         if is_arrow_file(name) and about.get("size"):
-            relative = name.removeprefix(place).lstrip("/") or name.rsplit("/", 1)[-1]
+            relative = name.removeprefix(base).lstrip("/") or name.rsplit("/", 1)[-1]
             files.append(FileEntry(system.unstrip_protocol(name), relative.encode(), int(about["size"])))
     return files
 
@@ -112,7 +112,7 @@ def read_rows(path: str, columns: Columns, first_row: int, skipped: SkipReport) 
         skipped.add(path, "vanished")
     except OSError as error:
         if is_remote(path):
-            # No damage to be lived with: a run that goes on later loses nothing.
+            # Not skipped like a damaged file: a run that is started again loses nothing.
             raise DataError(f"{path!r}: {error}; the connection is gone: start the run again to go on") from error
         skipped.add(path, "unreadable, or damaged in the middle")
     except pa.ArrowException:
@@ -122,15 +122,15 @@ def read_rows(path: str, columns: Columns, first_row: int, skipped: SkipReport) 
 def _schema(path: str) -> Any:
     import pyarrow.parquet as pq
 
-    with _opened(path) as stream:
+    with _open(path) as stream:
         return pq.read_schema(stream) if _is_parquet(stream) else _ipc_reader(stream).schema
 
 
 def _tables(path: str, names: list[str], first_row: int) -> Iterator[tuple[int, Any]]:
-    """(number of its first row, rows) in pieces; those wholly before `first_row` may be left out."""
+    """(number of its first row, rows) in batches; those entirely before `first_row` may be left out."""
     import pyarrow.parquet as pq
 
-    with _opened(path) as stream:
+    with _open(path) as stream:
         start = 0
         if _is_parquet(stream):
             file = pq.ParquetFile(stream, pre_buffer=False)
@@ -149,15 +149,15 @@ def _tables(path: str, names: list[str], first_row: int) -> Iterator[tuple[int, 
             start += batch.num_rows
 
 
-def _opened(path: str) -> Any:
-    """A file to read and seek in, local or remote, as pyarrow takes it."""
+def _open(path: str) -> Any:
+    """A pyarrow file, local or remote, that can seek."""
     import pyarrow as pa
 
     if is_remote(path):
         import fsspec
 
         return pa.PythonFile(fsspec.open(path, "rb").open(), mode="r")
-    # A FIFO would be waited for.
+    # Opening a FIFO would block.
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)):
         return pa.OSFile(path)
 

@@ -1,4 +1,4 @@
-"""Several sources as one, by weights."""
+"""A mixture of sources by weights."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from bgpt_fast.patches import PackedPatches
 
 
 class MixedSource:
-    """Each batch is drawn from one of several sources, by seeded chance.
+    """Each batch is one of several sources', chosen at random by seed.
 
-    All ranks draw alike; of each round of `world_size` batches, rank r reads the r-th. The others are skipped without
-    reading where the source has `skip_batch`, and made and dropped where it has not. So a mixture of one source shards
-    any source.
+    All ranks choose alike; of each group of `world_size` batches, rank r reads the r-th. The others are skipped, and
+    not even read if the source has `skip_batch`. So a mixture of one source shards any source over ranks.
 
     Args:
         sources: each with world_size 1: the mixture does the sharding.
         weights: shares of the batches, at least 0 each; they need not sum to 1.
-        seed: of the draws.
+        seed: of the choices.
         rank, world_size: which of how many processes this is.
 
     Raises:
@@ -60,16 +59,16 @@ class MixedSource:
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        self._drawn = 0
-        self._handed_out: Counter[int] = Counter()
+        self._num_choices = 0
+        self._batches: Counter[int] = Counter()
 
     def next_batch(self) -> PackedPatches:
         """This rank's next batch."""
         batch = None
         for rank in range(self.world_size):
-            chosen = self._draw()
+            chosen = self._choose()
             if rank == self.rank:
-                self._handed_out[chosen] += 1
+                self._batches[chosen] += 1
                 batch = self.sources[chosen].next_batch()
             else:
                 _skip(self.sources[chosen])
@@ -77,21 +76,21 @@ class MixedSource:
         return batch
 
     def skip_batch(self) -> None:
-        """Goes past a batch: what `next_batch` does to the position."""
+        """Passes over a batch: the position changes as `next_batch` changes it."""
         for _ in range(self.world_size):
-            _skip(self.sources[self._draw()])
+            _skip(self.sources[self._choose()])
 
     def state_dict(self) -> dict[str, Any]:
-        """How many batches were drawn, and the position of each source."""
+        """The number of choices so far, and the position of each source."""
         return {
             "source": "mixed",
-            "drawn": self._drawn,
+            "drawn": self._num_choices,
             "weights": self.weights,
             "sources": [source.state_dict() for source in self.sources],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to a position of `state_dict`; other weights than those of then hold from there on.
+        """Goes to a position of `state_dict`; the weights may differ, and hold from there on.
 
         Raises:
             DataError: the position is not one of as many sources.
@@ -104,21 +103,21 @@ class MixedSource:
             )
         for source, position in zip(self.sources, state["sources"], strict=True):
             source.load_state_dict(position)
-        self._drawn = int(state["drawn"])
+        self._num_choices = int(state["drawn"])
 
     def describe(self) -> dict[str, Any]:
-        """The weights, how many batches each source gave this rank, and what each source says of itself."""
+        """The weights, how many batches this rank has of each source, and each source's description."""
         return {
             "kind": "mixed",
             "weights": self.weights,
-            "batches": [self._handed_out[index] for index in range(len(self.sources))],
+            "batches": [self._batches[index] for index in range(len(self.sources))],
             "sources": [source.describe() for source in self.sources],
         }
 
-    def _draw(self) -> int:
-        # A stream of its own for each draw: its number is all that a position needs.
-        point = np.random.default_rng([self.seed, self._drawn]).random()
-        self._drawn += 1
+    def _choose(self) -> int:
+        # Each choice has its own generator, so that the number of choices is the whole position.
+        point = np.random.default_rng([self.seed, self._num_choices]).random()
+        self._num_choices += 1
         last = int(np.flatnonzero(self.weights)[-1])
         return min(int(np.searchsorted(np.cumsum(self.weights), point, side="right")), last)
 

@@ -1,4 +1,4 @@
-"""The next batches, prepared while the model works on this one."""
+"""The next batches are prepared while the model works on the current one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from multiprocessing.util import Finalize
 from typing import Any, Generic, TypeVar
 
 from bgpt_fast.data.source import BatchSource, check_int
-from bgpt_fast.data.workers import Answer, ProcessWorker, ThreadWorker, WorkerError
+from bgpt_fast.data.workers import ProcessWorker, Response, ThreadWorker, WorkerError
 
 __all__ = ["Prefetcher", "WorkerError"]
 
@@ -17,15 +17,15 @@ Batch = TypeVar("Batch")
 class Prefetcher(Generic[Batch]):
     """A source whose next batches are prepared in the background.
 
-    Batches come in the source's order, and the position is that of the last batch handed out, whatever has been
-    prepared beyond it. The source must not be used otherwise until the prefetcher is closed; it is then ahead of
+    Batches come in the source's order, and the position is that of the last batch that `next_batch` returned, however
+    many are prepared. Nothing else may use the source until the prefetcher is closed; it is then ahead of
     `state_dict()`.
 
     Args:
-        source: what gives the batches; with `process`, it must be picklable, as the library's sources are.
+        source: the source of the batches; with `process`, it must be picklable, as the library's sources are.
         depth: batches that are prepared ahead, each of which takes memory.
-        process: a process of its own instead of a thread: for sources that hold the interpreter for long. It is
-            spawned, so that a script must guard what it runs with `if __name__ == "__main__"`.
+        process: a process of its own instead of a thread: for sources that hold the interpreter's lock for long. It is
+            spawned, so that a script must guard its code with `if __name__ == "__main__"`.
 
     Raises:
         TypeError, ValueError: a wrong argument.
@@ -42,37 +42,37 @@ class Prefetcher(Generic[Batch]):
         self._worker: ThreadWorker | ProcessWorker | None = None
         self._finalizer: Finalize | None = None
         self._state: dict[str, Any] | None = None
-        self._asked = 0
-        self._ready: deque[Answer] = deque()
+        self._pending = 0
+        self._ready: deque[Response] = deque()
         self._failure: BaseException | None = None
 
     def next_batch(self) -> Batch:
-        """The next batch, as soon as it is there.
+        """The next batch; waits until it is prepared.
 
         Raises:
             WorkerError: the worker process ended by itself or was killed; or the prefetcher is closed.
-            Exception: what the source raised, after the batches before it were handed out.
+            Exception: what the source raised, after the batches before it.
         """
         if self._closed:
             raise WorkerError("Prefetcher.next_batch: expected an open prefetcher, got a closed one; make another")
         if self._failure is not None:
             raise self._failure
         self._start()
-        answer = self._ready.popleft() if self._ready else self._answer()
-        if answer.kind == "error":
-            self._failure = answer.value
+        response = self._ready.popleft() if self._ready else self._next_response()
+        if response.kind == "error":
+            self._failure = response.value
             self._stop()
-            raise answer.value
-        self._ask_ahead()
-        self._state = answer.state
-        return answer.value
+            raise response.value
+        self._request_ahead()
+        self._state = response.state
+        return response.value
 
     def state_dict(self) -> dict[str, Any]:
-        """The position after the last batch handed out."""
+        """The position after the last batch that was returned."""
         return self.source.state_dict() if self._state is None else self._state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Drops what is prepared and goes to a position of the source.
+        """Drops the prepared batches and goes to a position of the source.
 
         Raises:
             DataError: as the source does.
@@ -83,20 +83,20 @@ class Prefetcher(Generic[Batch]):
         self._failure = None
 
     def describe(self) -> dict[str, Any]:
-        """What the source says of itself; its figures include what is prepared ahead."""
-        if self._worker is not None and not any(answer.kind == "error" for answer in self._ready):
-            self._worker.ask("describe")
+        """The source's description; its statistics include the prepared batches."""
+        if self._worker is not None and not any(response.kind == "error" for response in self._ready):
+            self._worker.request("describe")
             while True:
-                answer = self._answer()
-                if answer.kind == "description":
-                    return answer.value
-                self._ready.append(answer)
-                if answer.kind == "error":
+                response = self._next_response()
+                if response.kind == "description":
+                    return response.value
+                self._ready.append(response)
+                if response.kind == "error":
                     break
         return self.source.describe()
 
     def close(self) -> None:
-        """Ends the worker, and waits until it has ended; a second time, does nothing."""
+        """Ends the worker and waits for its end; a second time, does nothing."""
         self._closed = True
         self._stop()
 
@@ -111,26 +111,26 @@ class Prefetcher(Generic[Batch]):
             return
         self._state = self.source.state_dict()
         self._worker = (ProcessWorker if self.process else ThreadWorker)(self.source)
-        # This kind also runs before multiprocessing waits, at exit, for its processes to end.
+        # Unlike weakref.finalize, this runs before multiprocessing waits for its processes at exit.
         self._finalizer = Finalize(self, self._worker.stop, exitpriority=10)
-        self._ask_ahead()
+        self._request_ahead()
 
-    def _ask_ahead(self) -> None:
+    def _request_ahead(self) -> None:
         assert self._worker is not None
-        while self._asked + len(self._ready) < self.depth:
-            self._worker.ask("next")
-            self._asked += 1
+        while self._pending + len(self._ready) < self.depth:
+            self._worker.request("next")
+            self._pending += 1
 
-    def _answer(self) -> Answer:
+    def _next_response(self) -> Response:
         assert self._worker is not None
-        answer = self._worker.answer()
-        if answer.kind == "batch":
-            self._asked -= 1
-        return answer
+        response = self._worker.response()
+        if response.kind == "batch":
+            self._pending -= 1
+        return response
 
     def _stop(self) -> None:
         if self._finalizer is not None:
             self._finalizer()
         self._worker = self._finalizer = None
-        self._asked = 0
+        self._pending = 0
         self._ready.clear()

@@ -1,4 +1,4 @@
-"""What a trainer draws its batches from."""
+"""The interface of a source of training batches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Batch = TypeVar("Batch", covariant=True)
 
 
 class DataError(ValueError):
-    """The data cannot be trained on; says what was found and what to do."""
+    """The data cannot be trained on; says what there is and what to do."""
 
 
 @runtime_checkable
@@ -33,7 +33,7 @@ class BatchSource(Protocol[Batch]):
         ...
 
     def describe(self) -> dict[str, Any]:
-        """What the source holds and what it had to skip, JSON-ready, for logs."""
+        """What the source has and what it skipped, JSON-ready, for logs."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""A source in a thread or a process of its own, asked for one thing after the other."""
+"""A source in a thread or a process of its own, which answers one request after the other."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _SECONDS_TO_END = 5.0
 
 
 class WorkerError(DataError):
-    """A data worker is gone; says how it ended and what to do."""
+    """A data worker has ended; says how, and what to do."""
 
 
-class Answer(NamedTuple):
+class Response(NamedTuple):
     """A "batch" with the source's state after it, a "description", or an "error", after which none follows."""
 
     kind: Literal["batch", "description", "error"]
@@ -37,23 +37,23 @@ class ThreadWorker:
 
     def __init__(self, source: BatchSource[Any]) -> None:
         self._requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+        self._responses: queue.SimpleQueue[Response] = queue.SimpleQueue()
         self._thread = threading.Thread(
-            target=_serve, args=(source, self._requests.get, self._answers.put), name="bgpt-data", daemon=True
+            target=_serve, args=(source, self._requests.get, self._responses.put), name="bgpt-data", daemon=True
         )
         self._thread.start()
 
-    def ask(self, request: Request) -> None:
-        """Puts a request behind those that came before."""
+    def request(self, request: Request) -> None:
+        """Adds a request to the worker's queue."""
         self._requests.put(request)
 
-    def answer(self) -> Answer:
-        """Waits for the next answer; a source's own error is one."""
-        return self._answers.get()
+    def response(self) -> Response:
+        """Waits for the next response; an error of the source is one."""
+        return self._responses.get()
 
     def stop(self) -> None:
-        """Lets the batch that is being made end, and the thread with it."""
-        # What was asked before is not wanted any more.
+        """Ends the thread after the batch that it is preparing."""
+        # Drops the requests before this one.
         with contextlib.suppress(queue.Empty):
             while True:
                 self._requests.get_nowait()
@@ -74,17 +74,17 @@ class ProcessWorker:
         self._process.start()
         theirs.close()
 
-    def ask(self, request: Request) -> None:
-        """Puts a request behind those that came before."""
-        # If the process is gone, waiting for its answer will say so.
+    def request(self, request: Request) -> None:
+        """Adds a request to the worker's queue."""
+        # If the process has ended, waiting for its response reports that.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._connection.send(request)
 
-    def answer(self) -> Answer:
-        """Waits for the next answer; a source's own error is one, and so is the end of the process."""
+    def response(self) -> Response:
+        """Waits for the next response; an error of the source is one, and so is the end of the process."""
         wait([self._connection, self._process.sentinel])
         try:
-            # What it sent before its end is still there.
+            # What the process sent before its end can still be read.
             if self._connection.poll():
                 return pickle.loads(self._connection.recv_bytes())
         except (EOFError, OSError):
@@ -100,12 +100,12 @@ class ProcessWorker:
                 'read what it wrote to standard error; a script must guard what it runs by `__name__ == "__main__"`'
             )
         text = f"the data worker, process {self._process.pid}, {how}: expected it to run on; {advice}"
-        return Answer("error", WorkerError(text))
+        return Response("error", WorkerError(text))
 
     def stop(self) -> None:
-        """Ends the process, by force if it does not end by itself."""
-        self.ask("stop")
-        # Closed first: a worker that waits for its answer to be read wakes up.
+        """Ends the process; kills it if it does not end in time."""
+        self.request("stop")
+        # Closed first: this wakes a worker that waits until its response is read.
         self._connection.close()
         self._process.join(_SECONDS_TO_END)
         if self._process.is_alive():
@@ -114,27 +114,27 @@ class ProcessWorker:
         self._process.close()
 
 
-def _serve(source: BatchSource[Any], receive: Callable[[], Request], send: Callable[[Answer], None]) -> None:
+def _serve(source: BatchSource[Any], receive: Callable[[], Request], send: Callable[[Response], None]) -> None:
     while (request := receive()) != "stop":
         try:
             if request == "next":
-                answer = Answer("batch", source.next_batch(), source.state_dict())
+                response = Response("batch", source.next_batch(), source.state_dict())
             else:
-                answer = Answer("description", source.describe())
-        except BaseException as error:  # whatever it is, the consumer must hear of it
-            send(Answer("error", error))
+                response = Response("description", source.describe())
+        except BaseException as error:  # any error must reach the consumer
+            send(Response("error", error))
             return
-        send(answer)
+        send(response)
 
 
 def _serve_process(pickled: bytes, connection: Connection) -> None:
-    # A signal to the whole group is the trainer's to handle; it may need one more batch to end its step.
+    # The trainer handles a signal to the process group; it may need one more batch to end its step.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
-    answers: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()
-    # Sent from a thread: a batch that nobody has read yet does not keep the next one from being made.
-    sender = threading.Thread(target=_send_all, args=(connection, answers), daemon=True)
+    responses: queue.SimpleQueue[Response | None] = queue.SimpleQueue()
+    # Sent by a thread: a batch that has not been read yet must not delay the next one.
+    sender = threading.Thread(target=_send_all, args=(connection, responses), daemon=True)
     sender.start()
 
     def receive() -> Request:
@@ -143,20 +143,20 @@ def _serve_process(pickled: bytes, connection: Connection) -> None:
         except (EOFError, OSError):
             return "stop"
 
-    _serve(pickle.loads(pickled), receive, answers.put)
-    answers.put(None)
+    _serve(pickle.loads(pickled), receive, responses.put)
+    responses.put(None)
     sender.join()
 
 
-def _send_all(connection: Connection, answers: queue.SimpleQueue[Answer | None]) -> None:
-    while (answer := answers.get()) is not None:
+def _send_all(connection: Connection, responses: queue.SimpleQueue[Response | None]) -> None:
+    while (response := responses.get()) is not None:
         try:
-            data = pickle.dumps(answer)
-            if answer.kind == "error":
-                pickle.loads(data)  # an exception may be written and yet not be read again
+            data = pickle.dumps(response)
+            if response.kind == "error":
+                pickle.loads(data)  # some exceptions can be pickled and not unpickled
         except Exception as error:
-            text = f"{type(answer.value).__name__}: {answer.value}" if answer.kind == "error" else repr(error)
-            data = pickle.dumps(Answer("error", WorkerError(f"the data worker cannot send what it has: {text}")))
+            text = f"{type(response.value).__name__}: {response.value}" if response.kind == "error" else repr(error)
+            data = pickle.dumps(Response("error", WorkerError(f"the data worker cannot send its response: {text}")))
         try:
             connection.send_bytes(data)
         except OSError:

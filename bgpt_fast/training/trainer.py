@@ -174,7 +174,7 @@ class Trainer:
     def _lock_folder(self) -> None:
         """Locks the folder against other runs, on all ranks or on none."""
         problem: OSError | None = None
-        if self.ranks.is_main and (self._lock is None or not self._lock.held):
+        if self.ranks.is_main and (self._lock is None or not self._lock.is_held):
             try:
                 self._lock = FolderLock(self.run_dir, "a training run")
                 self.ranks.remove_old_reports()

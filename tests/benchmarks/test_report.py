@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import suite_compare
-import suite_report
-from suite_charts import charts
-from suite_results import Results, digits, duration, exponent, limit, rate, read, size, work_rate
+
+from benchmarks import compare, report
+from benchmarks.charts import charts
+from benchmarks.results import Results, digits, duration, exponent, rate, read, share_of_peak, size, work_rate
 
 
 def entry(what: str, implementation: str, median: float, **info: Any) -> dict[str, Any]:
     """An item as the suite writes it."""
-    given = {
+    default = {
         "what": what,
         "implementation": implementation,
         "dtype": "float32",
@@ -31,13 +31,13 @@ def entry(what: str, implementation: str, median: float, **info: Any) -> dict[st
         "gb_per_s": 1.5,
         "tflop_per_s": 0.02,
         "bound": "matmul",
-        "of_ceiling": 0.25,
+        "of_peak": 0.25,
         "kind": "op",
     }
-    return {"fullname": f"{what}[{implementation}]", "extra_info": {**given, **info}}
+    return {"fullname": f"{what}[{implementation}]", "extra_info": {**default, **info}}
 
 
-def whole(*entries: dict[str, Any], **head: Any) -> dict[str, Any]:
+def run_of(*entries: dict[str, Any], **head: Any) -> dict[str, Any]:
     """A run as the suite writes it."""
     packages = {"torch": "2.13", "triton": None}
     return {
@@ -52,8 +52,8 @@ def whole(*entries: dict[str, Any], **head: Any) -> dict[str, Any]:
             "threads": 2,
             "python": "3.11",
             "openmp_wait_policy": None,
-            "limits": {"float32": {"matmul_flops": 1e11, "copy_bytes_per_s": 1e10}},
-            "peers": {"released way": "transformers 5", "flash-attn": "missing: runs on a GPU alone"},
+            "peak": {"float32": {"matmul_flops": 1e11, "copy_bytes_per_s": 1e10}},
+            "baselines": {"released way": "transformers 5", "flash-attn": "missing: runs on a GPU alone"},
             **head,
         },
     }
@@ -67,7 +67,7 @@ def full_run() -> dict[str, Any]:
     ]
     for number, item in enumerate(curve):
         item["fullname"] += str(number)
-    return whole(
+    return run_of(
         entry("layer_norm forward", "F.layer_norm", 3e-3),
         entry("layer_norm forward", "bgpt_fast", 1.5e-3),
         entry("training step, equal", "bgpt_fast", 2.0, kind="training", units=100, unit="patches", units_per_s=50.0),
@@ -80,27 +80,27 @@ def full_run() -> dict[str, Any]:
     )
 
 
-def saved(tmp_path: Path, run: dict[str, Any], name: str = "a.json") -> Path:
+def save(tmp_path: Path, run: dict[str, Any], name: str = "a.json") -> Path:
     path = tmp_path / name
     path.write_text(json.dumps(run))
     return path
 
 
-def loaded(tmp_path: Path, run: dict[str, Any]) -> Results:
-    return read(saved(tmp_path, run))
+def load(tmp_path: Path, run: dict[str, Any]) -> Results:
+    return read(save(tmp_path, run))
 
 
 def test_comparisons(tmp_path: Path) -> None:
-    results = loaded(tmp_path, full_run())
+    results = load(tmp_path, full_run())
     by_what = {comparison.what: comparison for comparison in results.comparisons()}
     norm = by_what["layer_norm forward"]
     assert [item.implementation for item in norm.items] == ["bgpt_fast", "F.layer_norm"]
     assert norm.ours is norm.items[0]
     assert [norm.times_faster(item) for item in norm.items] == [None, 2.0]
-    written = by_what["generation, 2 files"]
+    generation = by_what["generation, 2 files"]
     # By rate: a file each against two at once.
-    assert [written.times_faster(item) for item in written.items] == [None, 0.5, 2.0]
-    assert written.between_own() == [4.0]
+    assert [generation.times_faster(item) for item in generation.items] == [None, 0.5, 2.0]
+    assert generation.variants_times_faster() == [4.0]
     assert not any(comparison.what.startswith("curve") for comparison in by_what.values())
     assert set(results.curves()) == {"training step against patches", "training step against width"}
 
@@ -111,7 +111,7 @@ def test_exponents() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "written"),
+    ("value", "text"),
     [
         (1.2345, "1.23"),
         (12.345, "12.3"),
@@ -121,30 +121,30 @@ def test_exponents() -> None:
         (0, "0"),
     ],
 )
-def test_digits(value: float, written: str) -> None:
-    assert digits(value) == written
+def test_digits(value: float, text: str) -> None:
+    assert digits(value) == text
 
 
 def test_units(tmp_path: Path) -> None:
     assert [duration(x) for x in (2, 0.002, 2e-6, 2e-9)] == ["2.00 s", "2.00 ms", "2.00 µs", "2.00 ns"]
     assert [size(x) for x in (5, 5e3, 5e6, 5e9)] == ["5.00 B", "5.00 KB", "5.00 MB", "5.00 GB"]
-    item = loaded(tmp_path, full_run()).comparisons("generation")[0].items[0]
+    item = load(tmp_path, full_run()).comparisons("generation")[0].items[0]
     assert rate(item) == "32.0 B/s"
-    assert limit(item) == "25 % of matrix product"
+    assert share_of_peak(item) == "25 % of matrix product"
     assert work_rate(item) == "20.0 GFLOP/s, 1.50 GB/s"
 
 
 def test_the_page_has_everything_in_it(tmp_path: Path) -> None:
-    results = loaded(tmp_path, full_run())
-    drawn = set(charts(results))
+    results = load(tmp_path, full_run())
+    names = set(charts(results))
     for axes in charts(results)["scaling"].axes:
         assert len(axes.get_lines()) >= 2
         assert "^{1.00}" in axes.get_title()
-    assert drawn == {"roofline-float32", "ops", "training", "generation", "scaling", "phases", "memory"}
-    written = suite_report.write(results, tmp_path / "report")
-    assert {path.name for path in written} == {f"{name}.png" for name in drawn} | {"report.html", "tables.md"}
+    assert names == {"roofline-float32", "ops", "training", "generation", "scaling", "phases", "memory"}
+    paths = report.write(results, tmp_path / "report")
+    assert {path.name for path in paths} == {f"{name}.png" for name in names} | {"report.html", "tables.md"}
     page = (tmp_path / "report" / "report.html").read_text()
-    assert page.count("<svg") == len(drawn)
+    assert page.count("<svg") == len(names)
     assert "CPU &lt;X&gt; &amp; co" in page
     assert "flash-attn (runs on a GPU alone)" in page
     assert "2 ×" in page
@@ -155,26 +155,26 @@ def test_the_page_has_everything_in_it(tmp_path: Path) -> None:
 
 def test_a_page_of_little(tmp_path: Path) -> None:
     entries = [entry("loading", "bgpt_fast", 1.0, bytes=0, flops=0, kind="data", peak_bytes=None)]
-    for name in ("gb_per_s", "tflop_per_s", "bound", "of_ceiling"):
+    for name in ("gb_per_s", "tflop_per_s", "bound", "of_peak"):
         del entries[0]["extra_info"][name]
-    results = loaded(tmp_path, whole(*entries, load_at_start=2.0))
+    results = load(tmp_path, run_of(*entries, load_at_start=2.0))
     assert charts(results) == {}
-    assert "busy" in suite_report.page(results)
+    assert "busy" in report.page(results)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"benchmarks": []}', json.dumps(whole())])
+@pytest.mark.parametrize("text", ["{", "[]", '{"benchmarks": []}', json.dumps(run_of())])
 def test_other_files_are_refused(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "other.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=r"other\.json"):
         read(path)
-    assert suite_report.main([str(path)]) == 1
+    assert report.main([str(path)]) == 1
     assert "other.json" in capsys.readouterr().err
 
 
-def compared(tmp_path: Path, before: dict[str, Any], after: dict[str, Any], *words: str) -> int:
-    paths = [str(saved(tmp_path, run, name)) for run, name in ((before, "a.json"), (after, "b.json"))]
-    return suite_compare.main([*paths, *words])
+def run_compare(tmp_path: Path, before: dict[str, Any], after: dict[str, Any], *words: str) -> int:
+    paths = [str(save(tmp_path, run, name)) for run, name in ((before, "a.json"), (after, "b.json"))]
+    return compare.main([*paths, *words])
 
 
 @pytest.mark.parametrize(
@@ -194,11 +194,11 @@ def test_only_more_than_the_noise_is_a_change(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    runs = [whole(entry("x", "bgpt_fast", medians[0], medians=medians)) for medians in (before, after)]
-    assert compared(tmp_path, *runs, "--all") == code
-    said = capsys.readouterr().out
-    assert said.startswith(verdict)
-    assert "beware" not in said
+    runs = [run_of(entry("x", "bgpt_fast", medians[0], medians=medians)) for medians in (before, after)]
+    assert run_compare(tmp_path, *runs, "--all") == code
+    output = capsys.readouterr().out
+    assert output.startswith(verdict)
+    assert "beware" not in output
 
 
 def test_runs_of_the_same_code_rarely_differ(tmp_path: Path) -> None:
@@ -209,30 +209,38 @@ def test_runs_of_the_same_code_rarely_differ(tmp_path: Path) -> None:
         for number in range(200):
             medians = [stream.lognormvariate(0, 0.01) for _ in range(2)]
             items.append(entry(f"x{number}", "bgpt_fast", medians[0], medians=medians))
-        return whole(*items)
+        return run_of(*items)
 
     before, after = run(), run()
-    results = [loaded(tmp_path, part) for part in (before, after)]
-    changes = suite_compare.changes(results[0].items, results[1].items)
+    results = [load(tmp_path, part) for part in (before, after)]
+    changes = compare.changes(results[0].items, results[1].items)
     assert sum(change.verdict != "same" for change in changes) <= 4
     slow = entry("x7", "bgpt_fast", 1.2, medians=[1.2, 1.19])
     after["benchmarks"][7] = slow
-    assert compared(tmp_path, before, after) == 1
+    assert run_compare(tmp_path, before, after) == 1
 
 
-def test_what_else_differs_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_differences_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     item = entry("x", "bgpt_fast", 1.0)
     fast = {"float32": {"matmul_flops": 2e11, "copy_bytes_per_s": 1e10}}
-    assert compared(tmp_path, whole(item), whole(item, threads=1, limits=fast)) == 0
-    said = capsys.readouterr().out
-    assert "threads: 2 before, 1 after" in said
-    assert "2.00 times its rate before" in said
-    assert "--runs 2" in said
-    assert compared(tmp_path, whole(item), whole(entry("y", "bgpt_fast", 1.0))) == 2
+    assert run_compare(tmp_path, run_of(item), run_of(item, threads=1, peak=fast)) == 0
+    output = capsys.readouterr().out
+    assert "threads: 2 before, 1 after" in output
+    assert "2.00 times its rate before" in output
+    assert "--runs 2" in output
+    assert run_compare(tmp_path, run_of(item), run_of(entry("y", "bgpt_fast", 1.0))) == 2
 
 
-def test_merged_runs_keep_every_median() -> None:
-    runs = [whole(entry("x", "bgpt_fast", median)) for median in (1.0, 1.1, 0.9)]
-    [item] = suite_compare.merged(runs)["benchmarks"]
+def test_results_of_version_0_1_load(tmp_path: Path) -> None:
+    run = run_of(entry("x", "bgpt_fast", 1.0))
+    run["bgpt_fast"] |= {"limits": run["bgpt_fast"].pop("peak"), "peers": run["bgpt_fast"].pop("baselines")}
+    info = run["benchmarks"][0]["extra_info"]
+    info["of_ceiling"] = info.pop("of_peak")
+    assert load(tmp_path, run) == load(tmp_path, run_of(entry("x", "bgpt_fast", 1.0)))
+
+
+def test_merged_runs_have_every_median() -> None:
+    runs = [run_of(entry("x", "bgpt_fast", median)) for median in (1.0, 1.1, 0.9)]
+    [item] = compare.merge(runs)["benchmarks"]
     assert item["extra_info"]["medians"] == [1.0, 1.1, 0.9]
     assert item["extra_info"]["median"] == 1.0

@@ -1,4 +1,4 @@
-"""What the README quotes is in a receipt, the performance page is made of receipts, instructions do not creep up."""
+"""The README quotes measured figures, the performance page follows the result files, instructions do not increase."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import re
 from pathlib import Path
 
 import pytest
-import suite_docs
-import suite_instructions
-from suite_receipts import RESULTS, Quote, held, quotes, suites, unheld
 from support.paths import ROOT
+
+from benchmarks import count_instructions, docs
+from benchmarks.quotes import RESULTS, Quote, measured_figures, quotes, suite_results, unsupported
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_readme_quotes_receipts() -> None:
-    missing = unheld(README, RESULTS / "cpu-2core")
-    assert not missing, "\n".join(f"no receipt holds {quote.written!r} in: {quote.line}" for quote in missing)
+def test_the_readme_quotes_measured_figures() -> None:
+    missing = unsupported(README, RESULTS / "cpu-2core")
+    assert not missing, "\n".join(f"no result has {quote.digits!r} of: {quote.line}" for quote in missing)
 
 
 @pytest.mark.parametrize(
@@ -30,13 +30,13 @@ def test_the_readme_quotes_receipts() -> None:
         ("a product of 8192 × 8192, and 110 M parameters in 49 minutes", []),
     ],
 )
-def test_figures_in_a_text_are_found_and_these_have_no_receipt(text: str, kinds: list[str]) -> None:
+def test_figures_in_a_text_are_recognised_and_these_have_no_result(text: str, kinds: list[str]) -> None:
     assert [quote.kind for quote in quotes(text)] == kinds
-    assert len(unheld(text, RESULTS / "cpu-2core")) >= min(len(kinds), 1)
+    assert len(unsupported(text, RESULTS / "cpu-2core")) >= min(len(kinds), 1)
 
 
 @pytest.mark.parametrize(
-    ("written", "exact", "is_it"),
+    ("figure", "exact", "is_it"),
     [
         ("1.46", 1.4565, True),
         ("1.46", 1.466, False),
@@ -47,31 +47,31 @@ def test_figures_in_a_text_are_found_and_these_have_no_receipt(text: str, kinds:
         ("6.6", 6.61, True),
     ],
 )
-def test_rounding(written: str, exact: float, is_it: bool) -> None:
-    assert Quote("ratio", written, "").is_rounded_from(exact) == is_it
+def test_rounding(figure: str, exact: float, is_it: bool) -> None:
+    assert Quote("ratio", figure, "").is_rounded_from(exact) == is_it
 
 
-def test_receipts_hold_figures() -> None:
-    figures = held(RESULTS / "cpu-2core")
+def test_result_files_have_figures() -> None:
+    figures = measured_figures(RESULTS / "cpu-2core")
     assert figures["ratio"]
     assert figures["instances"]
 
 
-def test_suite_receipts_say_where_they_come_from() -> None:
+def test_suite_results_say_where_they_were_measured() -> None:
     for folder in (path for path in RESULTS.iterdir() if path.is_dir()):
-        for path, results in suites(folder).items():
+        for path, results in suite_results(folder).items():
             assert results.head["commit"]["sources_sha256"], path
             assert results.head["command"], path
             assert results.head["machine"]["packages"]["torch"], path
             assert results.head["size"] != "tiny", path
 
 
-def test_the_performance_page_is_what_the_receipts_say() -> None:
-    assert suite_docs.PAGE.read_text(encoding="utf-8") == suite_docs.page(), "run: bgpt-fast bench docs"
+def test_the_performance_page_is_that_of_the_result_files() -> None:
+    assert docs.PAGE.read_text(encoding="utf-8") == docs.page(), "run: bgpt-fast bench docs"
 
 
 def test_the_page_says_what_no_gpu_has_run() -> None:
-    page = suite_docs.page()
+    page = docs.page()
     assert "not yet run on a GPU" in page or '"device": "cuda"' in "".join(
         path.read_text() for path in RESULTS.glob("*/*.json")
     )
@@ -80,20 +80,20 @@ def test_the_page_says_what_no_gpu_has_run() -> None:
 
 
 def test_more_instructions_are_a_regression_only_by_the_same_tools() -> None:
-    before = json.loads(suite_instructions.RECEIPT.read_text())
+    before = json.loads(count_instructions.RESULT.read_text())
     now = json.loads(json.dumps(before))
-    assert suite_instructions.regressions(before, now) == {}
+    assert count_instructions.regressions(before, now) == {}
     now["instructions"]["patch_embed"] *= 1.05
-    assert suite_instructions.regressions(before, now) == {"patch_embed": pytest.approx(1.05)}
+    assert count_instructions.regressions(before, now) == {"patch_embed": pytest.approx(1.05)}
     now["compiler"] = "another"
-    assert suite_instructions.regressions(before, now) == {}
+    assert count_instructions.regressions(before, now) == {}
 
 
-@pytest.mark.skipif(suite_instructions.missing() is not None, reason=f"{suite_instructions.missing()}")
+@pytest.mark.skipif(count_instructions.missing() is not None, reason=f"{count_instructions.missing()}")
 def test_instructions_of_the_hot_paths(tmp_path: Path) -> None:
-    before = json.loads(suite_instructions.RECEIPT.read_text())
-    now = suite_instructions.counted(tmp_path)
+    before = json.loads(count_instructions.RESULT.read_text())
+    now = count_instructions.counted(tmp_path)
     assert set(now["instructions"]) == set(before["instructions"])
-    assert suite_instructions.regressions(before, now) == {}
+    assert count_instructions.regressions(before, now) == {}
     path = "patch_embed"
-    assert suite_instructions.count(tmp_path / "hot_paths", path) == pytest.approx(now["instructions"][path], rel=1e-3)
+    assert count_instructions.count(tmp_path / "hot_paths", path) == pytest.approx(now["instructions"][path], rel=1e-3)

@@ -10,21 +10,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import optional_peers
 import pytest
-import suite_compare
-import suite_profile
-import suite_report
 import torch
-from limits import measured_limits
-from model_work import decoding_work, prefill_work, scoring_work, training_work, weights
-from op_cases import CASES, Maker, Sizes
-from scales import QUICK, TINY, scale_of
-from suite import tensor_peak
 from support.paths import ROOT
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import baselines, compare, profiling, report
+from benchmarks.model_work import decoding_work, prefill_work, scoring_work, training_work, weights
+from benchmarks.op_cases import CASES
+from benchmarks.peak import measured_peak
+from benchmarks.scales import QUICK, TINY, scale_of
+from benchmarks.suite import tensor_peak
 from bgpt_fast import BGPT
 from bgpt_fast.cli import bench
 from bgpt_fast.cli.main import main
@@ -35,8 +30,8 @@ CPU = torch.device("cpu")
 
 def command(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     # Not as a worker of pytest-xdist, which would switch pytest-benchmark off.
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    environment = {**kept, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "passive"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "passive"}
     return subprocess.run(
         [sys.executable, "-m", "bgpt_fast.cli.main", "bench", *words],
         cwd=cwd,
@@ -56,8 +51,8 @@ def test_the_whole_suite_at_tiny_sizes(tmp_path: Path) -> None:
     assert head["commit"]["sources_sha256"]
     assert head["command"][0] == "pytest"
     assert head["threads"] == 1
-    assert head["limits"]["float32"]["matmul_flops"] > 0
-    assert head["peers"]["flash-attn"].startswith("missing: ")
+    assert head["peak"]["float32"]["matmul_flops"] > 0
+    assert head["baselines"]["flash-attn"].startswith("missing: ")
     items = [entry["extra_info"] for entry in whole["benchmarks"]]
     kinds = {item["kind"] for item in items}
     assert kinds == {"op", "training", "phases", "generation", "scoring", "data", "checkpoint", "cpu states", "curve"}
@@ -65,18 +60,18 @@ def test_the_whole_suite_at_tiny_sizes(tmp_path: Path) -> None:
     sides = {item["implementation"] for item in items if item["kind"] in ("training", "generation")}
     assert {"bgpt_fast", "released way", "KV-cached torch", "reference"} <= sides
     assert all(item["median"] > 0 for item in items)
-    assert all(item["of_ceiling"] > 0 for item in items if item["bytes"])
+    assert all(item["of_peak"] > 0 for item in items if item["bytes"])
 
     path = tmp_path / "out" / "a.json"
-    assert suite_report.main([str(path)]) == 0
+    assert report.main([str(path)]) == 0
     assert "figures mean nothing" in (tmp_path / "out" / "a_report" / "report.html").read_text()
-    assert suite_compare.main([str(path), str(path)]) == 0
+    assert compare.main([str(path), str(path)]) == 0
 
 
 def test_without_a_checkout_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert bench.suite_folder(ROOT / "bgpt_fast") == ROOT / "benchmarks"
+    assert bench.checkout_of(ROOT / "bgpt_fast") == ROOT
     with pytest.raises(FileNotFoundError, match="clone the repository"):
-        bench.suite_folder(tmp_path / "site-packages" / "bgpt_fast")
+        bench.checkout_of(tmp_path / "site-packages" / "bgpt_fast")
 
 
 def test_wrong_words(capfd: pytest.CaptureFixture[str]) -> None:
@@ -90,15 +85,15 @@ def test_wrong_words(capfd: pytest.CaptureFixture[str]) -> None:
 def test_a_profile_has_its_phases(what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "trace.json.gz"
     words = [what, "--size", "tiny", "--device", "cpu", "--output", str(path)]
-    assert suite_profile.main(words) == 0
+    assert profiling.main(words) == 0
     events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
     names = [event["name"] for event in events if event.get("cat") == "user_annotation"]
-    for phase in suite_profile.PHASES[what]:
+    for phase in profiling.PHASES[what]:
         assert names.count(phase) >= 4
-    said = capsys.readouterr().out
-    assert "4 steps" in said
-    assert "in no op of torch for" in said
-    assert "top ops on the CPU" in said
+    output = capsys.readouterr().out
+    assert "4 steps" in output
+    assert "in no op of torch for" in output
+    assert "top ops on the CPU" in output
 
 
 def test_phases_and_the_share_outside(tmp_path: Path) -> None:
@@ -113,30 +108,30 @@ def test_phases_and_the_share_outside(tmp_path: Path) -> None:
     ]
     path = tmp_path / "trace.json"
     path.write_text(json.dumps({"traceEvents": events}))
-    assert suite_profile.coverage(path, ("forward",)) == ({"forward": 20e-6}, pytest.approx(0.6))
+    assert profiling.coverage(path, ("forward",)) == ({"forward": 20e-6}, pytest.approx(0.6))
 
 
 def test_the_peak_of_tensors() -> None:
     def act() -> None:
-        held = torch.empty(1000, dtype=torch.float32)
+        first = torch.empty(1000, dtype=torch.float32)
         for _ in range(3):
-            torch.empty(500, dtype=torch.float32).fill_(held.numel())
+            torch.empty(500, dtype=torch.float32).fill_(first.numel())
 
     assert 6000 <= tensor_peak(act, CPU) < 6200
 
 
-def test_limits_are_of_the_dtypes_asked_for() -> None:
-    limits = measured_limits(CPU, (torch.float32, torch.bfloat16), 32, 0.0)
-    assert set(limits) == {"float32", "bfloat16"}
-    assert all(rate > 0 for found in limits.values() for rate in found.values())
+def test_peak_rates_are_of_the_dtypes() -> None:
+    peak = measured_peak(CPU, (torch.float32, torch.bfloat16), 32, 0.0)
+    assert set(peak) == {"float32", "bfloat16"}
+    assert all(rate > 0 for rates in peak.values() for rate in rates.values())
 
 
-def test_missing_peers_have_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_baselines_have_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    found = optional_peers.status(CPU)
-    assert found["MEGABYTE-pytorch"] == "missing: not installed: pip install MEGABYTE-pytorch"
-    assert found["FlexAttention"] == "missing: runs on a GPU alone"
-    assert found["reference"].startswith("torch ")
+    status = baselines.status(CPU)
+    assert status["MEGABYTE-pytorch"] == "missing: not installed: pip install MEGABYTE-pytorch"
+    assert status["FlexAttention"] == "missing: runs on a GPU alone"
+    assert status["reference"].startswith("torch ")
 
 
 def test_weights_are_the_models() -> None:
@@ -159,27 +154,3 @@ def test_work_of_whole_passes() -> None:
     attention = 4 * config.hidden_size * 65 * config.patch_num_layers
     last = parts["patch linears"] // 65
     assert prefill_work(config, 1, 64, 4).flops == sum(parts.values()) - last - attention
-
-
-@pytest.mark.parametrize("name", [case.name for case in CASES])
-def test_flops_of_an_op_are_what_torch_counts(name: str) -> None:
-    case = next(case for case in CASES if case.name == name)
-    sizes = Sizes(T=3, P=18, L=6, S=16, D=64, H=4)
-    counter = FlopCounterMode(display=False)
-    arguments = case.inputs(Maker(sizes, torch.float32, CPU, seed=0))
-    peer = next(iter(case.peers.values()))  # the reference may do more than it must, such as one-hot products
-    # torch counts nothing in its fused attention on a CPU; the plain one is whole squares.
-    with counter, sdpa_kernel(SDPBackend.MATH):
-        peer(*arguments)
-    counted, claimed = counter.get_total_flops(), case.work(sizes, 4)[0].flops
-    squares = {
-        "byte_attention": 4 * sizes.T * sizes.S**2 * sizes.D,
-        "byte_attention_projected": 4 * sizes.T * sizes.S**2 * sizes.D,
-        "patch_attention": 4 * sizes.P * sizes.L * sizes.D,
-    }.get(name, 0)
-    causal = {
-        "byte_attention": 4 * sizes.T * sizes.S * (sizes.S + 1) // 2 * sizes.D,
-        "byte_attention_projected": 4 * sizes.T * sizes.S * (sizes.S + 1) // 2 * sizes.D,
-        "patch_attention": 4 * sizes.P * (sizes.L + 1) // 2 * sizes.D,
-    }.get(name, 0)
-    assert claimed == counted - squares + causal

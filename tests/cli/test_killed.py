@@ -257,7 +257,7 @@ def test_a_lock_dies_with_its_process_and_is_left_by_nobody(tmp_path: Path) -> N
         FolderLock(tmp_path / "run", "a run")
     lock.release()
     lock.release()
-    assert not lock.held
+    assert not lock.is_held
     assert list((tmp_path / "run").iterdir()) == []
     code = (
         f"import runpy, sys; FolderLock = runpy.run_path({folder_lock.__file__!r})['FolderLock']\n"

@@ -103,7 +103,7 @@ def test_ranks_share_what_one_process_gets(folder: Path, world_size: int) -> Non
     assert sorted(passes) == sorted(_documents(list(alone.one_pass())))
 
 
-def test_splits_are_disjoint_whole_and_a_matter_of_content(folder: Path) -> None:
+def test_splits_are_disjoint_complete_and_decided_by_content(folder: Path) -> None:
     train, held_out = (
         [content for _, content in _documents(list(_source(folder, split=split, eval_share=0.3).one_pass()))]
         for split in ("train", "eval")

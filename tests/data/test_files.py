@@ -164,8 +164,8 @@ def test_what_cannot_be_read_is_counted_and_skipped(folder: Path) -> None:
     os.mkfifo(folder / "pipe.bin")
     source = FileSource(folder, CONFIG, 50, split="all")
     assert len(source) == 40
-    gone, swapped = (Path(path) for path in source.paths[:2])
-    gone.unlink()
+    deleted, swapped = (Path(path) for path in source.paths[:2])
+    deleted.unlink()
     swapped.unlink()
     os.mkfifo(swapped)
     documents = []
@@ -177,7 +177,7 @@ def test_what_cannot_be_read_is_counted_and_skipped(folder: Path) -> None:
         "empty": 1, "vanished": 2, "not a regular file": 1, "changed while read, or no longer a file": 1,
     }  # fmt: skip
     assert len(description["warnings"]) == 5
-    assert any(str(gone) in warning for warning in description["warnings"])
+    assert any(str(deleted) in warning for warning in description["warnings"])
     assert len(_documents(list(source.one_pass()))) == 38
 
 

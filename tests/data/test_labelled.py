@@ -46,20 +46,20 @@ def test_labels_of_names(path: str, label: str | None) -> None:
 def test_labels_belong_to_their_documents(folder: Path) -> None:
     source = LabelledSource(folder, CONFIG, 40, split="all")
     assert source.labels == LABELS
-    seen = []
-    while len(seen) < 60:
+    documents = []
+    while len(documents) < 60:
         batch = source.next_batch().to("cpu")
         assert batch.labels.dtype == torch.int64
         assert len(batch.labels) == batch.batch.num_documents
         contents = [content.split()[0].decode() for _, content in batch.batch.to_bytes()]
         assert [LABELS[label] for label in contents] == batch.labels.tolist()
-        seen += batch.batch.to_bytes()
-    assert len(set(seen[:60])) == 60
+        documents += batch.batch.to_bytes()
+    assert len(set(documents[:60])) == 60
     assert sum(len(batch.labels) for batch in source.one_pass()) == 60
     assert source.describe()["documents_by_class"] == dict.fromkeys(LABELS, 20)
 
 
-def test_one_map_serves_both_splits_and_may_be_given(folder: Path) -> None:
+def test_one_label_map_serves_both_splits_and_may_be_an_argument(folder: Path) -> None:
     (folder / "ant_1.bmp").write_bytes(b"one of its kind, on one side of the split alone")
     train, held_out = (
         LabelledSource(folder, CONFIG, 40, split=split, eval_share=0.3, split_by="content")
@@ -68,12 +68,12 @@ def test_one_map_serves_both_splits_and_may_be_given(folder: Path) -> None:
     assert train.labels == held_out.labels == {"ant.bmp": 0, "cat.bmp": 1, "cat.wav": 2, "dog.bmp": 3}
     assert not set(train.paths) & set(held_out.paths)
     assert len(train) + len(held_out) == 61
-    given = {"dog.bmp": 0, "cat.bmp": 1, "cow.bmp": 2, "cat.wav": 3}
-    source = LabelledSource(folder, CONFIG, 40, split="all", labels=given)
-    assert source.labels == given
+    labels = {"dog.bmp": 0, "cat.bmp": 1, "cow.bmp": 2, "cat.wav": 3}
+    source = LabelledSource(folder, CONFIG, 40, split="all", labels=labels)
+    assert source.labels == labels
     batch = source.next_batch()
     contents = [content.split()[0].decode() for _, content in batch.batch.to_bytes()]
-    assert [given[label] for label in contents] == batch.labels.tolist()
+    assert [labels[label] for label in contents] == batch.labels.tolist()
     assert source.describe()["skipped"] == {"unknown label": 1}
     assert source.describe()["documents_by_class"]["cow.bmp"] == 0
 

@@ -41,12 +41,12 @@ def test_best_fit_equals_trying_every_subset() -> None:
     rng = np.random.default_rng(0)
     for _ in range(200):
         lengths = rng.integers(1, 30, rng.integers(0, 9)).tolist()
-        room = int(rng.integers(0, 90))
-        chosen = best_fit(lengths, room)
+        capacity = int(rng.integers(0, 90))
+        chosen = best_fit(lengths, capacity)
         subsets = itertools.chain.from_iterable(
             itertools.combinations(lengths, count) for count in range(len(lengths) + 1)
         )
-        assert sum(lengths[i] for i in chosen) == max(sum(s) for s in subsets if sum(s) <= room)
+        assert sum(lengths[i] for i in chosen) == max(sum(s) for s in subsets if sum(s) <= capacity)
         assert chosen == sorted(set(chosen))
 
 
@@ -77,27 +77,27 @@ def test_an_epoch_has_every_document_once_and_none_is_cut(folder: Path) -> None:
     documents: list[bytes] = []
     while len(documents) < 600:
         documents += _documents([source.next_batch()])
-    whole = {Path(path).read_bytes() for path in source.paths if Path(path).stat().st_size <= 62 * 4}
+    uncut = {Path(path).read_bytes() for path in source.paths if Path(path).stat().st_size <= 62 * 4}
     for epoch in (documents[:300], documents[300:600]):
         short = [document for document in epoch if len(document) <= 62 * 4]
-        assert whole <= set(short)
+        assert uncut <= set(short)
         assert max(Counter(epoch).values()) == 1
 
 
 @pytest.mark.parametrize("patches_per_batch", [64, 512])
-def test_an_epochs_batches_are_told_without_reading_or_moving(folder: Path, patches_per_batch: int) -> None:
+def test_an_epochs_batches_are_estimated_without_reading_or_moving(folder: Path, patches_per_batch: int) -> None:
     source = FileSource(folder, CONFIG, patches_per_batch, rank=0, world_size=2)
     source.next_batch()
     state = source.state_dict()
-    told = source.epoch_batches
+    estimate = source.epoch_batches
     assert source.state_dict() == state
     counted = FileSource(folder, CONFIG, patches_per_batch)
     batches = 0
     while counted.state_dict()["epoch"] < 8:
         counted.skip_batch()
         batches += 1
-    assert told == pytest.approx(batches / 8, rel=0.02)
-    assert told > source.total_patches / patches_per_batch
+    assert estimate == pytest.approx(batches / 8, rel=0.02)
+    assert estimate > source.total_patches / patches_per_batch
 
 
 def test_positions_hold_the_look_ahead(folder: Path) -> None:
@@ -153,14 +153,14 @@ def test_a_position_goes_on_with_other_ranks(folder: Path) -> None:
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_splits_and_passes_are_the_same_on_any_number_of_ranks(folder: Path, world_size: int) -> None:
-    def seen(split: str) -> list[bytes]:
+    def contents(split: str) -> list[bytes]:
         sources = [
             FileSource(folder, CONFIG, 128, split=split, eval_share=0.3, rank=rank, world_size=world_size)  # type: ignore[arg-type]
             for rank in range(world_size)
         ]
         return [content[:3] for source in sources for content in _documents(list(source.one_pass()))]
 
-    train, held_out = seen("train"), seen("eval")
+    train, held_out = contents("train"), contents("eval")
     assert sorted(train + held_out) == [b"%03d" % index for index in range(300)]
     alone = FileSource(folder, CONFIG, 128, split="eval", eval_share=0.3)
     assert sorted(held_out) == sorted(Path(path).stem.encode() for path in alone.paths)
@@ -188,7 +188,7 @@ def test_a_rank_that_cannot_read_its_batch_goes_on_to_its_next(folder: Path) -> 
     assert ranks[0].describe()["skipped"] == {"vanished": len(first)}
 
 
-def test_a_file_that_grew_keeps_its_room(tmp_path: Path) -> None:
+def test_a_file_that_grew_has_its_planned_size(tmp_path: Path) -> None:
     for index in range(10):
         (tmp_path / f"{index}.txt").write_bytes(b"%d" % index * 20)
     source = FileSource(tmp_path, CONFIG, 64, split="all")

@@ -56,12 +56,12 @@ def test_an_epoch_is_every_pair_once_in_every_direction(folder: Path, conversion
     source = PairSource(folder, conversion, CONFIG, 64, split="all")
     assert isinstance(source, Source)
     assert len(source) == documents
-    seen: list[tuple[bytes, bytes, bytes, bytes]] = []
-    while len(seen) < documents:
-        seen += _split(source.next_batch())
-    assert sorted(seen[:documents]) == _on_disk(source)
+    pairs: list[tuple[bytes, bytes, bytes, bytes]] = []
+    while len(pairs) < documents:
+        pairs += _split(source.next_batch())
+    assert sorted(pairs[:documents]) == _on_disk(source)
     assert sorted(pair for batch in source.one_pass() for pair in _split(batch)) == _on_disk(source)
-    directions = {(pair[0], pair[2]) for pair in seen}
+    directions = {(pair[0], pair[2]) for pair in pairs}
     assert len(directions) == (2 if "&" in conversion else 1)
 
 
@@ -119,10 +119,10 @@ def test_positions_go_on_exactly_and_pairs_that_change_are_left_out(folder: Path
         assert torch.equal(source.next_batch().patches, resumed.next_batch().patches)
     pickled = pickle.loads(pickle.dumps(source))
     assert torch.equal(source.next_batch().patches, pickled.next_batch().patches)
-    gone = Path(source.paths[0][0])
-    gone.unlink()
-    seen = [pair for batch in source.one_pass() for pair in _split(batch)]
-    assert len(seen) == 58
+    deleted = Path(source.paths[0][0])
+    deleted.unlink()
+    pairs = [pair for batch in source.one_pass() for pair in _split(batch)]
+    assert len(pairs) == 58
     assert source.describe()["skipped"] == {"vanished": 1}
 
 

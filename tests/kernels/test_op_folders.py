@@ -1,4 +1,4 @@
-"""An op is a room: one name for folder, schema, tests and benchmark, and no op falls back silently on a GPU."""
+"""An op is a room: one name for folder, schema and tests, and no op falls back silently on a GPU."""
 
 from __future__ import annotations
 
@@ -22,8 +22,6 @@ CPU_ONLY = {
 def missing_files(root: Path, room: str) -> list[str]:
     names = [f"kernels/{room}/reference.py", f"kernels/{room}/op.py"]
     names.append(f"tests/kernels/test_{room}.py")
-    if room != "byte_decode":  # bench_generation.py measures it, within generation
-        names.append(f"benchmarks/bench_{room}.py")
     if (root / f"kernels/{room}/triton_kernels.py").exists():
         names.append(f"tests/kernels/test_{room}_triton.py")
     return [name for name in names if not (root / name).is_file()]
@@ -78,7 +76,6 @@ def test_a_missing_file_and_a_missing_implementation_are_seen(tmp_path: Path) ->
     assert missing_files(tmp_path, "x") == [
         "kernels/x/reference.py",
         "tests/kernels/test_x.py",
-        "benchmarks/bench_x.py",
         "tests/kernels/test_x_triton.py",
     ]
     importlib.import_module("bgpt_fast.kernels.patch_attention.op")

@@ -1,10 +1,9 @@
-"""`make gpu-check` without a GPU: its pieces at tiny sizes, its receipt, and what a bad piece does to the others."""
+"""`make gpu-check` without a GPU: its pieces at tiny sizes, its result file, and that failures do not spread."""
 
 from __future__ import annotations
 
 import json
 import os
-import random
 import subprocess
 import sys
 import threading
@@ -12,109 +11,72 @@ import time
 from pathlib import Path
 from typing import Any
 
-import check_byte_decode
-import check_items
-import check_pieces
-import check_plan
-import check_report
 import pytest
 import torch
-from check_jobs import Ended, Job, Limit, Receipt, Report, Stage, execute, run_command, run_items
-from op_cases import CASES, SMALL, Maker, OpCase, Work, case_of
-from op_measure import WrongResultError, check, figures, run, speed_ups
 from support.paths import ROOT
-from timing import Timing, measure, summarise
+
+from benchmarks.names import COMPILED, OURS, RELEASED
+from benchmarks.op_cases import CASES
+from tools.gpu_check import byte_decode, items, pieces, plan, report
+from tools.gpu_check.jobs import Exit, Job, Limit, Report, Results, Stage, execute, run_command, run_items
+from tools.gpu_check.ops import speed_ups
 
 CPU = torch.device("cpu")
-NAMES = [case.name for case in CASES]
 STATUSES = {"ok", "failed", "timed out", "not run"}
 
-# A worker as check_pieces.py is one; what its items do is in their names.
+# A worker like pieces.py, whose items do what their names say.
 WORKER = """
 import argparse, json, os, signal, sys, time
 parser = argparse.ArgumentParser()
 parser.add_argument("--items", nargs="+")
 parser.add_argument("--part")
 arguments = parser.parse_args()
-found = {}
+results = {}
 for item in arguments.items:
     if "crash" in item:
         os.kill(os.getpid(), signal.SIGSEGV)
     if "hang" in item:
         time.sleep(60)
-    found[item] = {"status": "ok", "by": os.getpid()}
+    results[item] = {"status": "ok", "by": os.getpid()}
     if "sticky" in item:
-        found[item] = {"status": "failed", "reason": "CUDA error"}
+        results[item] = {"status": "failed", "reason": "CUDA error"}
     with open(arguments.part + "~", "w") as file:
-        json.dump(found, file)
+        json.dump(results, file)
     os.replace(arguments.part + "~", arguments.part)
     if "sticky" in item:
         sys.exit(1)
 """
 
 
-def endless_limit(seconds: float = 60.0) -> Limit:
+def limit_of(seconds: float = 60.0) -> Limit:
     return Limit(seconds, threading.Event())
 
 
-def worked(
-    tmp_path: Path, items: list[str], limit: Limit, item_seconds: float = 60.0, code: str = WORKER
+def run_worker(
+    tmp_path: Path, names: list[str], limit: Limit, item_seconds: float = 60.0, code: str = WORKER
 ) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    where = {"cwd": tmp_path, "env": dict(os.environ), "folder": tmp_path}
-    run_items([sys.executable, "-c", code], items, limit, found.update, item_seconds=item_seconds, **where)
-    return found
+    results: dict[str, Any] = {}
+    options = {"item_seconds": item_seconds, "cwd": tmp_path, "env": dict(os.environ), "folder": tmp_path}
+    run_items([sys.executable, "-c", code], names, limit, results.update, **options)
+    return results
 
 
-def test_the_ops_are_those_of_the_cases() -> None:
-    assert tuple(case.name for case in CASES if case.on_gpu) == check_items.OPS
-    assert set(check_pieces.PIECES) == set(check_items.ITEMS)
-    assert set(check_plan.PIECES) - set(check_items.ITEMS) == {"build", "tests", "sanitizer"}
-    rooms = {path.parent.name for path in (ROOT / "kernels").glob("*/op.py")}
-    benchmarks = {path.stem.removeprefix("bench_") for path in (ROOT / "benchmarks").glob("bench_*.py")}
-    # bench_generation.py measures byte_decode, within generation.
-    assert rooms <= benchmarks | {"byte_decode"}
-    assert {case.room for case in CASES} <= rooms
+def test_every_op_has_a_case_and_is_checked_on_a_gpu() -> None:
+    assert tuple(case.name for case in CASES if case.on_gpu) == items.OPS
+    assert {case.name: case.folder for case in CASES if case.name != case.folder} == items.FOLDERS
+    assert set(pieces.PIECES) == set(items.ITEMS)
+    assert set(plan.PIECES) - set(items.ITEMS) == {"build", "tests", "sanitizer"}
+    folders = {path.parent.name for path in (ROOT / "kernels").glob("*/op.py")}
+    # bench_ops.py has a benchmark of its own for the one; the benchmarks of generation measure the other.
+    in_suite = {case.folder for case in CASES} | {"invariant_linear", "byte_decode"}
+    assert folders == in_suite
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_case_is_right_and_its_peers_compute_the_same(name: str) -> None:
-    case = case_of(name)
-    for dtype in case.dtypes:
-        check(case, SMALL, dtype, CPU)
-    arguments = case.inputs(Maker(SMALL, torch.float32, CPU, seed=3))
-    expected = run(case.reference, arguments)
-    for peer in case.peers.values():
-        for got, want in zip(run(peer, arguments), expected, strict=True):
-            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
-    forward, backward = case.work(SMALL, 2)
-    assert forward.bytes > 0
-    assert (backward.bytes > 0) == case.differentiable
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda y: y * (1 + 1e-3),
-        lambda y: torch.cat([y[:-1], y[-1:] + 1e-2]),
-        lambda y: torch.where(torch.arange(y.shape[1]) == 5, torch.nan, y),
-        lambda y: y + 1e-6 * random.random(),
-    ],
-    ids=["all wrong", "one row wrong", "a NaN", "never the same"],
-)
-def test_a_wrong_op_is_not_timed(spoil: Any) -> None:
-    good = case_of("bias_gelu")
-    fields = {name: getattr(good, name) for name in good.__dataclass_fields__}
-    bad = OpCase(**fields | {"op": lambda x, bias: spoil(good.op(x, bias))})
-    with pytest.raises(WrongResultError):
-        check(bad, SMALL, torch.float32, CPU)
-
-
-def test_every_piece_gives_a_result_for_every_item(monkeypatch: pytest.MonkeyPatch) -> None:
-    place = check_pieces.Place(CPU, True, {"matmul_flops": 1e12, "copy_bytes_per_s": 1e10})
-    for piece, items in check_items.ITEMS.items():
-        for item in items:
-            result, goes_on = check_pieces.run_item(check_pieces.PIECES[piece], item, place)
+def test_every_piece_gives_a_result_for_every_item() -> None:
+    setting = pieces.Setting(CPU, True, {"matmul_flops": 1e12, "copy_bytes_per_s": 1e10})
+    for piece, names in items.ITEMS.items():
+        for item in names:
+            result, goes_on = pieces.run_item(pieces.PIECES[piece], item, setting)
             assert goes_on
             expected = "not run" if piece in ("graphs", "cpu_states") else "ok"
             assert result["status"] == expected, (piece, item, result)
@@ -123,114 +85,107 @@ def test_every_piece_gives_a_result_for_every_item(monkeypatch: pytest.MonkeyPat
 
 def test_a_failing_item_is_reported_and_a_broken_gpu_ends_the_process() -> None:
     def fail(error: Exception) -> tuple[dict[str, Any], bool]:
-        def run(item: str, place: check_pieces.Place) -> dict[str, Any]:
+        def run(item: str, setting: pieces.Setting) -> dict[str, Any]:
             raise error
 
-        return check_pieces.run_item(run, "x", check_pieces.Place(CPU, True, {}))
+        return pieces.run_item(run, "x", pieces.Setting(CPU, True, {}))
 
     assert fail(ValueError("no")) == ({"status": "failed", "reason": "ValueError: no"}, True)
     assert fail(RuntimeError("CUDA error: an illegal memory access was encountered"))[1] is False
-    result, _ = check_pieces.run_item(lambda *_: {"a": {"b": float("nan")}}, "x", check_pieces.Place(CPU, True, {}))
+    result, _ = pieces.run_item(lambda *_: {"a": {"b": float("nan")}}, "x", pieces.Setting(CPU, True, {}))
     assert result["status"] == "failed"
 
 
 def test_the_next_items_run_after_a_crash_a_hang_and_a_broken_context(tmp_path: Path) -> None:
-    items = ["a", "crash", "b", "hang", "c", "sticky", "d"]
-    found = worked(tmp_path, items, endless_limit(), item_seconds=3)
-    assert list(found) == items
-    assert {item for item in items if found[item]["status"] == "ok"} == {"a", "b", "c", "d"}
-    assert found["crash"] == found["crash"] | {"status": "failed"}
-    assert "signal 11" in found["crash"]["reason"]
-    assert found["hang"]["status"] == "timed out"
-    assert found["sticky"]["reason"] == "CUDA error"
-    assert len({found[item]["by"] for item in "abcd"}) == 4  # a process is not used again after any of these
+    names = ["a", "crash", "b", "hang", "c", "sticky", "d"]
+    results = run_worker(tmp_path, names, limit_of(), item_seconds=3)
+    assert list(results) == names
+    assert {item for item in names if results[item]["status"] == "ok"} == {"a", "b", "c", "d"}
+    assert results["crash"]["status"] == "failed"
+    assert "signal 11" in results["crash"]["reason"]
+    assert results["hang"]["status"] == "timed out"
+    assert results["sticky"]["reason"] == "CUDA error"
+    assert len({results[item]["by"] for item in "abcd"}) == 4  # a process is not used again after any of these
 
 
 def test_the_limit_of_a_piece_names_what_did_not_run(tmp_path: Path) -> None:
     began = time.monotonic()
-    found = worked(tmp_path, ["a", "hang", "b", "c"], endless_limit(3))
+    results = run_worker(tmp_path, ["a", "hang", "b", "c"], limit_of(3))
     assert time.monotonic() - began < 40
-    assert [found[item]["status"] for item in ("a", "hang", "b", "c")] == ["ok", "timed out", "not run", "not run"]
-    assert found["b"]["reason"] == "out of time"
+    assert [results[item]["status"] for item in ("a", "hang", "b", "c")] == ["ok", "timed out", "not run", "not run"]
+    assert results["b"]["reason"] == "out of time"
 
 
 def test_a_worker_that_cannot_start_fails_all_items_once(tmp_path: Path) -> None:
-    found = worked(tmp_path, ["a", "b"], endless_limit(), code="import nothing_of_that_name")
-    assert {item["status"] for item in found.values()} == {"failed"}
-    assert "nothing_of_that_name" in found["a"]["reason"]
+    results = run_worker(tmp_path, ["a", "b"], limit_of(), code="import nothing_of_that_name")
+    assert {item["status"] for item in results.values()} == {"failed"}
+    assert "nothing_of_that_name" in results["a"]["reason"]
 
 
-def test_what_a_killed_process_started_ends_with_it(tmp_path: Path) -> None:
+def test_processes_that_a_killed_process_started_end_with_it(tmp_path: Path) -> None:
     code = (
         "import subprocess, sys, time; p = subprocess.Popen(['sleep', '61']); print(p.pid, flush=True); time.sleep(60)"
     )
-    ended = run_command(
-        [sys.executable, "-c", code], endless_limit(2), cwd=tmp_path, env=dict(os.environ), log=tmp_path / "log"
-    )
+    limit, command = limit_of(2), [sys.executable, "-c", code]
+    ended = run_command(command, lambda: limit, cwd=tmp_path, env=dict(os.environ), log=tmp_path / "log")
     assert ended.code is None
-    child = int(ended.last_line)
+    state = Path(f"/proc/{int(ended.last_line)}/stat")
     for _ in range(100):
-        state = Path(f"/proc/{child}/stat")
         if not state.exists() or ") Z" in state.read_text():
             return
         time.sleep(0.05)
     raise AssertionError("the child still runs")
 
 
-def fine(limit: Limit, report: Report) -> None:
+def succeed(limit: Limit, report: Report) -> None:
     report({"x": {"status": "ok"}})
 
 
-def broken(limit: Limit, report: Report) -> None:
+def fail_second(limit: Limit, report: Report) -> None:
     report({"first": {"status": "ok"}})
     raise OSError("no such thing")
 
 
-def slow(limit: Limit, report: Report) -> None:
+def take_all_time(limit: Limit, report: Report) -> None:
     while not limit.is_over:
         time.sleep(0.01)
     report({"x": {"status": "timed out", "reason": f"{limit.seconds:.1f}"}})
 
 
-def executed(stages: list[Stage], stop: threading.Event | None = None) -> tuple[dict[str, Any], list[str]]:
-    """The pieces of the last receipt, and every receipt that was written, as text."""
-    written: list[str] = []
-    receipt = Receipt({"schema": 1}, lambda whole: written.append(json.dumps(whole)))
-    execute(stages, receipt, stop or threading.Event())
-    return receipt.whole()["pieces"], written
+def run_stages(stages: list[Stage], stop: threading.Event | None = None) -> tuple[dict[str, Any], list[str]]:
+    """The pieces of the last result, and every result that was written, as text."""
+    texts: list[str] = []
+    results = Results({"schema": 2}, lambda content: texts.append(json.dumps(content)))
+    execute(stages, results, stop or threading.Event())
+    return results.content()["pieces"], texts
 
 
-def test_a_failing_or_hanging_job_does_not_lose_the_others() -> None:
+@pytest.mark.parametrize("parallel", [1, 4])
+def test_a_failing_or_hanging_job_does_not_lose_the_others(parallel: int) -> None:
     jobs = (
-        Job("good", ("x",), fine, 5),
-        Job("broken", ("first", "second"), broken, 5),
-        Job("slow", ("x",), slow, 0.2),
-        Job("late", ("x",), fine, 5),
+        Job("good", ("x",), succeed, 5),
+        Job("broken", ("first", "second"), fail_second, 5),
+        Job("slow", ("x",), take_all_time, 0.2),
+        Job("late", ("x",), succeed, 5),
     )
-    for parallel in (1, 4):
-        pieces, written = executed([Stage(jobs, parallel, 60)])
-        statuses = {name: piece["status"] for name, piece in pieces.items()}
-        assert statuses == {"good": "ok", "broken": "failed", "slow": "timed out", "late": "ok"}
-        assert pieces["broken"]["items"]["first"] == {"status": "ok"}
-        assert "no such thing" in pieces["broken"]["items"]["second"]["reason"]
-        assert len(written) == 5  # after each result, whole and readable
-        assert all(json.loads(text)["pieces"] for text in written)
+    results, texts = run_stages([Stage(jobs, parallel, 60)])
+    statuses = {name: piece["status"] for name, piece in results.items()}
+    assert statuses == {"good": "ok", "broken": "failed", "slow": "timed out", "late": "ok"}
+    assert results["broken"]["items"]["first"] == {"status": "ok"}
+    assert "no such thing" in results["broken"]["items"]["second"]["reason"]
+    assert len(texts) == 5  # after each result, complete and readable
+    assert all(json.loads(text)["pieces"] for text in texts)
 
 
-def test_no_stage_outlasts_the_whole_and_a_stop_ends_it() -> None:
-    began = time.monotonic()
-    pieces, _ = executed(
-        [Stage((Job("slow", ("x",), slow, 60),), 1, 0.3), Stage((Job("late", ("x",), fine, 5),), 1, 0.3)]
-    )
+@pytest.mark.parametrize(("ends", "stop_after"), [(0.3, None), (60, 0.2)])
+def test_no_stage_outlasts_the_whole_and_a_stop_ends_it(ends: float, stop_after: float | None) -> None:
+    began, stop = time.monotonic(), threading.Event()
+    if stop_after:
+        threading.Timer(stop_after, stop.set).start()
+    slow, late = Job("slow", ("x",), take_all_time, 60), Job("late", ("x",), succeed, 5)
+    results, _ = run_stages([Stage((slow,), 1, ends), Stage((late,), 1, ends)], stop)
     assert time.monotonic() - began < 40
-    assert pieces["late"]["items"]["x"] == {"status": "not run", "reason": "out of time"}
-    stop = threading.Event()
-    threading.Timer(0.2, stop.set).start()
-    pieces, _ = executed(
-        [Stage((Job("slow", ("x",), slow, 60),), 1, 60), Stage((Job("late", ("x",), fine, 5),), 1, 60)], stop
-    )
-    assert time.monotonic() - began < 80
-    assert pieces["late"]["status"] == "not run"
+    assert results["late"]["items"]["x"] == {"status": "not run", "reason": "out of time"}
 
 
 def test_results_of_test_files(tmp_path: Path) -> None:
@@ -250,10 +205,11 @@ def test_results_of_test_files(tmp_path: Path) -> None:
 
     limit = Limit(60, stop)
     threading.Thread(target=watch, daemon=True).start()
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "pytest_receipt", "--receipt", str(events), "test_x.py"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT / "benchmarks")}
-    ended = run_command(command, limit, cwd=tmp_path, env=env, log=tmp_path / "log")
-    result = check_plan.test_result(ended, limit, events)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "tools.gpu_check.pytest_results"]
+    command += ["--results", str(events), "test_x.py"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = run_command(command, lambda: limit, cwd=tmp_path, env=env, log=tmp_path / "log")
+    result = plan.test_result(ended, limit, events)
     assert result["status"] == "timed out"
     assert (result["passed"], result["failed"], result["skipped"]) == (1, 1, 1)
     assert "AssertionError: seen" in result["failures"]["test_x.py::test_bad"]
@@ -261,157 +217,122 @@ def test_results_of_test_files(tmp_path: Path) -> None:
 
 
 def test_results_of_the_sanitizer(tmp_path: Path) -> None:
+    part = tmp_path / "part.json"
     log = "========= Invalid __global__ write of size 4 bytes\n========= ERROR SUMMARY: 3 errors\n"
-    found = check_plan.sanitizer_result(Ended(86, 1.0, log), endless_limit(), tmp_path / "none.json")
-    assert found["status"] == "failed"
-    assert "3 errors" in found["reason"]
-    assert "Invalid __global__ write" in found["reason"]
-    clean = check_plan.sanitizer_result(
-        Ended(0, 1.0, "========= ERROR SUMMARY: 0 errors\n"), endless_limit(), tmp_path / "x"
-    )
-    assert clean["status"] == "ok"
-    (tmp_path / "part.json").write_text('{"layer_norm": {"status": "failed", "reason": "bad"}}')
-    assert check_plan.sanitizer_result(Ended(0, 1.0, ""), endless_limit(), tmp_path / "part.json")["status"] == "failed"
+    failed = plan.sanitizer_result(Exit(86, 1.0, log), limit_of(), part)
+    assert failed["status"] == "failed"
+    assert "3 errors" in failed["reason"]
+    assert "Invalid __global__ write" in failed["reason"]
+    clean = Exit(0, 1.0, "========= ERROR SUMMARY: 0 errors\n")
+    assert plan.sanitizer_result(clean, limit_of(), part)["status"] == "ok"
+    part.write_text('{"layer_norm": {"status": "failed", "reason": "bad"}}')
+    wrong = plan.sanitizer_result(clean, limit_of(), part)
+    assert (wrong["status"], wrong["reason"]) == ("failed", "layer_norm: bad")
 
 
-def gpu_receipt() -> dict[str, Any]:
-    """A receipt as a GPU would give it, with round figures."""
-    direction = {"p20": 1e-4, "median": 1e-4, "p80": 1e-4, "calls": 9, "gb_per_s": 4000.0, "of_ceiling": 0.9}
-    op = {"status": "ok", "timed": {"op": {"forward": direction, "backward": direction}}, "speed_up": {"SDPA": 2.0}}
-    ours = {"status": "ok", "patches_per_s": 2e5, "patches": 9, "mfu": 0.56, "peak_memory": 9e9, "memory_target": 1e10}
-    items = {
-        "tests": {"tests/kernels/test_layer_norm_triton.py": {"status": "ok", "passed": 5}},
-        "ceilings": {name: {"status": "ok", "rate": 4e12, "dtype": "bfloat16"} for name in ("matmul", "copy")},
-        "ops": dict.fromkeys(check_items.OPS, op),
-        "training": {
-            "losses": {"status": "ok"},
-            check_items.OURS: ours,
-            check_items.COMPILED: {**ours, "patches_per_s": 1e5},
-            check_items.RELEASED: {**ours, "patches_per_s": 1e5},
-        },
-        "byte_decode": {
-            "bytes": {"status": "ok", "patches": 9},
-            **{
-                batch: {
-                    "status": "ok",
-                    "persistent_rows": 24,
-                    "persistent": {"bytes_per_s": 5e4},
-                    "graphed": {"bytes_per_s": 2e4 * int(batch)},
-                }
-                for batch in ("1", "2", "4")
-            },
-            "4096": {
-                "status": "ok",
-                "persistent_rows": 24,
-                "graphed": {"bytes_per_s": 2e6},
-                "batch_invariant_cost": 2.5,
-            },
-        },
-        "generation": {
-            "1": {"status": "ok", "bytes_per_s": 80.0},
-            "released way": {"status": "ok", "bytes_per_s": 8.0},
-        },
+def gpu_result() -> dict[str, Any]:
+    """A result as a GPU would give it, with round figures."""
+    direction = {"p20": 1e-4, "median": 1e-4, "p80": 1e-4, "calls": 9, "gb_per_s": 4000.0, "of_peak": 0.9}
+    op = {"timed": {"op": {"forward": direction, "backward": direction}}, "speed_up": {"SDPA": 2.0}}
+    ours = {"patches_per_s": 2e5, "patches": 9, "mfu": 0.56, "peak_memory": 9e9, "memory_target": 1e10}
+    slower = {**ours, "patches_per_s": 1e5}
+    decoded = {
+        batch: {"persistent_rows": 24, "persistent": {"bytes_per_s": 5e4}, "graphed": {"bytes_per_s": 2e4 * int(batch)}}
+        for batch in ("1", "2", "4")
     }
-    pieces = {name: {"status": "ok", "items": entries} for name, entries in items.items()}
-    return {
-        "quick": False,
-        "commit": {"id": "abc"},
-        "machine": {"gpu": {"name": "H200"}},
-        "seconds": 1.0,
-        "pieces": pieces,
+    large = {"persistent_rows": 24, "graphed": {"bytes_per_s": 2e6}, "batch_invariant_cost": 2.5}
+    results = {
+        "tests": {"tests/kernels/test_layer_norm_triton.py": {"passed": 5}},
+        "peak": {name: {"rate": 4e12, "dtype": "bfloat16"} for name in ("matmul", "copy")},
+        "ops": dict.fromkeys(items.OPS, op),
+        "training": {"losses": {}, OURS: ours, COMPILED: slower, RELEASED: slower},
+        "byte_decode": {"bytes": {"patches": 9}, **decoded, "4096": large},
+        "generation": {"1": {"bytes_per_s": 80.0}, RELEASED: {"bytes_per_s": 8.0}},
     }
+    entries = {
+        piece: {"status": "ok", "items": {name: {"status": "ok", **item} for name, item in named.items()}}
+        for piece, named in results.items()
+    }
+    head = {"quick": False, "commit": {"id": "abc"}, "machine": {"gpu": {"name": "H200"}}, "seconds": 1.0}
+    return {**head, "pieces": entries}
 
 
 def test_bits_of_patches_alone() -> None:
-    assert check_byte_decode.check_bits(CPU, lambda step: step) == {"float32": 3 * (1 + 2 + 3 + 7) + 128}
-    with pytest.raises(check_byte_decode.OtherBytesError, match="in a batch of 1 than of 128"):
-        check_byte_decode.check_alone(CPU, "float32", lambda step: step, batch_invariant=False)
+    assert byte_decode.check_bits(CPU, lambda step: step) == {"float32": 3 * (1 + 2 + 3 + 7) + 128}
+    with pytest.raises(byte_decode.OtherBytesError, match="in a batch of 1 than of 128"):
+        byte_decode.check_alone(CPU, "float32", lambda step: step, batch_invariant=False)
 
 
 def test_the_table_and_the_targets() -> None:
-    receipt = gpu_receipt()
-    receipt["summary"] = short = check_report.summary(receipt)
+    result = gpu_result()
+    result["summary"] = short = report.summary(result)
     assert short["targets"] == {"compiled": True, "released": False, "mfu": True, "memory": True}
     assert short["generation_times_released"] == {"1": 10.0}
     assert short["byte_decode_switch"] == {"expected": 24, "persistent_faster_up_to": 2}
-    text = check_report.table(receipt)
+    text = report.table(result)
     assert "faster up to 2 patches; PERSISTENT_ROWS is 24" in text
     assert "4096 patches: 2000000 B/s graphed; batch-invariant in 2.50 × the time" in text
-    for piece in ("layer_norm", "2.00 × SDPA", "MFU 56.0 %", "released MISSED", "10.0 × the released way", "90 %"):
-        assert piece in text
+    for part in ("layer_norm", "2.00 × SDPA", "MFU 56.0 %", "released MISSED", "10.0 × the released way", "90 %"):
+        assert part in text
     assert max(map(len, text.splitlines())) < 200
 
 
-def test_no_speed_up_is_reported_on_red() -> None:
-    receipt = gpu_receipt()
-    receipt["pieces"]["tests"]["items"]["tests/kernels/test_layer_norm_triton.py"]["status"] = "failed"
-    receipt["summary"] = short = check_report.summary(receipt)
+def test_no_speed_up_is_reported_for_failed_ops() -> None:
+    result = gpu_result()
+    result["pieces"]["tests"]["items"]["tests/kernels/test_layer_norm_triton.py"]["status"] = "failed"
+    result["summary"] = short = report.summary(result)
     assert short["speed_up_withheld"] == ["add_layer_norm", "layer_norm"]
     assert not short["targets"]
-    rows = [line for line in check_report.table(receipt).splitlines() if "layer_norm  " in line]
+    rows = [line for line in report.table(result).splitlines() if "layer_norm  " in line]
     assert len(rows) == 2
     assert all("no speed-up" in row for row in rows)
 
 
-def test_timing() -> None:
-    assert summarise([3.0, 1.0, 2.0, 5.0, 4.0]) == Timing(2.0, 3.0, 5.0, 5)
-    seen: list[str] = []
-    timing = measure([lambda: seen.append("a"), lambda: seen.append("b")], CPU, seconds=0.001)
-    assert seen[:6] == ["a", "b"] * 3
-    assert timing.p20 <= timing.median <= timing.p80
-    found = figures(Timing(1.0, 2.0, 3.0, 4), Work(4_000_000_000, 0), {"copy_bytes_per_s": 4e9, "matmul_flops": 1.0})
-    assert (found["gb_per_s"], found["bound"], found["of_ceiling"]) == (2.0, "copy", 0.5)
-    rows = {"op": {"forward": found}, "peer": {"forward": {"median": 6.0}}, "gone": {"failed": "no"}}
-    assert speed_ups(rows) == {"peer": 3.0}
+def test_speed_ups_are_of_both_directions_together() -> None:
+    ours = {"forward": {"median": 1.0}, "backward": {"median": 1.0}}
+    slower = {"forward": {"median": 2.0}, "backward": {"median": 4.0}}
+    assert speed_ups({"op": ours, "baseline": slower, "other": {"failed": "no"}}) == {"baseline": 3.0}
 
 
-def command(tmp_path: Path, *words: str) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
-    output = tmp_path / "receipt.json"
-    line = [sys.executable, str(ROOT / "benchmarks" / "gpu_check.py"), "--device", "cpu", "--quick", *words]
-    ended = subprocess.run([*line, "--output", str(output)], capture_output=True, text=True, cwd=tmp_path, timeout=280)
-    return ended, json.loads(output.read_text())
-
-
-def check_schema(receipt: dict[str, Any]) -> None:
-    assert receipt["schema"] == 1
-    assert receipt["complete"] is True
-    assert set(receipt) >= {"command", "started", "seconds", "commit", "machine", "device", "quick", "summary"}
-    assert len(receipt["commit"]["sources_sha256"]) == 64
-    assert receipt["machine"]["packages"]["torch"] == torch.__version__.split("+")[0] or torch.__version__
-    for piece in receipt["pieces"].values():
+def run_program(tmp_path: Path, *words: str) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
+    """Runs the command at tiny sizes, without its build: other tests use the extension at this moment."""
+    output = tmp_path / "result.json"
+    command = [sys.executable, "-m", "tools.gpu_check", "--device", "cpu", "--quick", *words, "--output", str(output)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env, timeout=280)
+    result = json.loads(output.read_text())
+    assert result["schema"] == 2
+    assert result["complete"] is True
+    assert set(result) >= {"command", "started", "seconds", "commit", "machine", "device", "quick", "summary"}
+    assert len(result["commit"]["sources_sha256"]) == 64
+    assert result["machine"]["packages"]["torch"] in (torch.__version__, torch.__version__.split("+")[0])
+    for piece in result["pieces"].values():
         assert piece["status"] in STATUSES
-        for item in piece["items"].values():
-            assert item["status"] in STATUSES
-            assert item["status"] == "ok" or item["reason"]
+        assert all(item["status"] in STATUSES for item in piece["items"].values())
+        assert all(item["status"] == "ok" or item["reason"] for item in piece["items"].values())
+    return ended, result
 
 
-def test_the_command_writes_a_receipt(tmp_path: Path) -> None:
-    ended, receipt = command(tmp_path, "--pieces", "ceilings", "sanitizer")
+def test_the_command_writes_a_result(tmp_path: Path) -> None:
+    ended, result = run_program(tmp_path, "--pieces", "peak", "sanitizer")
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    check_schema(receipt)
-    assert {name: piece["status"] for name, piece in receipt["pieces"].items()} == {
-        "ceilings": "ok",
-        "sanitizer": "not run",
-    }
-    assert ended.stdout.splitlines()[-1] == f"receipt: {tmp_path / 'receipt.json'}"
+    assert {name: piece["status"] for name, piece in result["pieces"].items()} == {"peak": "ok", "sanitizer": "not run"}
+    assert ended.stdout.splitlines()[-1] == f"result: {tmp_path / 'result.json'}"
 
 
 def test_the_command_out_of_time(tmp_path: Path) -> None:
-    ended, receipt = command(tmp_path, "--pieces", "ceilings", "ops", "--time-limit", "0")
+    ended, result = run_program(tmp_path, "--pieces", "peak", "ops", "--time-limit", "0")
     assert ended.returncode == 1
-    check_schema(receipt)
-    items = [item for piece in receipt["pieces"].values() for item in piece["items"].values()]
-    assert len(items) == 2 + len(check_items.OPS)
-    assert {item["reason"] for item in items} == {"out of time"}
+    entries = [item for piece in result["pieces"].values() for item in piece["items"].values()]
+    assert len(entries) == 2 + len(items.OPS)
+    assert {item["reason"] for item in entries} == {"out of time"}
 
 
 @pytest.mark.slow
 def test_the_whole_command_but_the_build(tmp_path: Path) -> None:
-    pieces = [piece for piece in check_plan.PIECES if piece != "build"]  # others use the extension at this moment
-    ended, receipt = command(tmp_path, "--pieces", *pieces)
+    names = [piece for piece in plan.PIECES if piece != "build"]
+    ended, result = run_program(tmp_path, "--pieces", *names)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    check_schema(receipt)
-    assert list(receipt["pieces"]) != []
-    assert set(receipt["pieces"]) == set(pieces)
-    no_gpu = {"graphs", "sanitizer", "cpu_states"}
-    assert {name for name, piece in receipt["pieces"].items() if piece["status"] == "not run"} == no_gpu
+    assert set(result["pieces"]) == set(names)
+    skipped = {name for name, piece in result["pieces"].items() if piece["status"] == "not run"}
+    assert skipped == {"graphs", "sanitizer", "cpu_states"}

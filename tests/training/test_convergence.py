@@ -14,10 +14,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from peers import HuggingFaceBGPT
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.hugging_face import HuggingFaceBGPT
 from bgpt_fast import BGPT, BGPTConfig, PackedPatches
 
 CONFIG = BGPTConfig(patch_size=4, patch_length=16, hidden_size=32, patch_num_layers=2, byte_num_layers=2, num_heads=4)

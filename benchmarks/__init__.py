@@ -1,0 +1,1 @@
+"""The benchmark suite: `bgpt-fast bench`, or `pytest benchmarks/`."""

@@ -1,0 +1,14 @@
+"""What the implementations that are measured are called, in results and in charts. Standard library only."""
+
+from __future__ import annotations
+
+OURS = "bgpt_fast"
+RELEASED = "released way"
+REFERENCE = "reference"
+COMPILED = "reference, torch.compile"
+CACHED = "KV-cached torch"
+MEGABYTE = "MEGABYTE-pytorch"
+FLEX = "FlexAttention"
+FLASH = "flash-attn"
+LIGER = "Liger-Kernel"
+BASELINES = (RELEASED, REFERENCE, COMPILED, CACHED, MEGABYTE, FLEX, FLASH, LIGER)

@@ -1,0 +1,227 @@
+"""Runs the pieces of gpu_check, each in its own process with a time limit. Standard library only.
+
+A result is a dict with a "status": "ok", "failed", "timed out" or "not run", and, unless it is ok, a "reason".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Result = dict[str, Any]
+Report = Callable[[Mapping[str, Result]], None]
+"""Is called with results of items as they come."""
+_POLL_S = 0.05
+
+
+class Limit:
+    """A point in time, so many seconds from now, which `stop` brings forward to the moment when it is set."""
+
+    def __init__(self, seconds: float, stop: threading.Event) -> None:
+        self.seconds, self._stop = seconds, stop
+        self._end = time.monotonic() + seconds
+
+    @property
+    def is_over(self) -> bool:
+        return self._stop.is_set() or time.monotonic() >= self._end
+
+    def within(self, seconds: float) -> Limit:
+        """A limit of so many seconds that ends no later than this one."""
+        return Limit(max(0.0, min(seconds, self._end - time.monotonic())), self._stop)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Some items of a piece.
+
+    Args:
+        piece: its name.
+        items: their names.
+        run: runs them all within a limit and reports each.
+        seconds: its limit.
+    """
+
+    piece: str
+    items: tuple[str, ...]
+    run: Callable[[Limit, Report], None]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Jobs that run side by side, `parallel` at a time, none of them past `ends` seconds after the start of all."""
+
+    jobs: tuple[Job, ...]
+    parallel: int
+    ends: float
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a process ended: `code` is None if it was killed at its limit."""
+
+    code: int | None
+    seconds: float
+    log: str
+
+    @property
+    def last_line(self) -> str:
+        lines = [line for line in self.log.splitlines() if line.strip()]
+        return lines[-1].strip()[:300] if lines else "no output"
+
+    def result(self, limit: Limit) -> Result:
+        """As a result: exit code 0 is ok."""
+        if self.code == 0:
+            return {"status": "ok", "seconds": self.seconds}
+        if self.code is None:
+            reason = f"over its limit of {limit.seconds:.0f} s"
+            return {"status": "timed out", "seconds": self.seconds, "reason": reason}
+        how = f"ended by signal {-self.code}" if self.code < 0 else f"exit code {self.code}"
+        return {"status": "failed", "seconds": self.seconds, "reason": f"{how}: {self.last_line}"}
+
+
+def run_command(
+    command: Sequence[str], limit: Callable[[], Limit], *, cwd: Path, env: Mapping[str, str], log: Path
+) -> Exit:
+    """Runs a command until it ends or `limit()`, which is called again and again, is over.
+
+    Its output goes to the file `log`; all processes that it started end with it.
+    """
+    began = time.monotonic()
+    with log.open("wb") as file:
+        streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": file}
+        process = subprocess.Popen(command, cwd=cwd, env=dict(env), start_new_session=True, **streams)
+    while is_running := process.poll() is None:
+        if limit().is_over:
+            break
+        time.sleep(_POLL_S)
+    with contextlib.suppress(ProcessLookupError):  # nothing is left of the session
+        os.killpg(process.pid, signal.SIGKILL)
+    code = process.wait()
+    return Exit(None if is_running else code, time.monotonic() - began, log.read_text(errors="replace"))
+
+
+def run_items(
+    command: Sequence[str],
+    items: Sequence[str],
+    limit: Limit,
+    report: Report,
+    *,
+    item_seconds: float,
+    cwd: Path,
+    env: Mapping[str, str],
+    folder: Path,
+) -> None:
+    """Runs a worker that takes `--items` and `--part`; after an item that kills it or hangs, a new one does the rest.
+
+    Args:
+        command: the worker; after each item it rewrites the part file, a JSON object of all its results so far.
+        items: all that it is to do.
+        limit: for all of them.
+        report: is called with the results as they come.
+        item_seconds: limit for one.
+        cwd, env: of the worker.
+        folder: for its part file and its log.
+    """
+    part, pending = folder / "part.json", list(items)
+
+    def read() -> dict[str, Result]:
+        return json.loads(part.read_text()) if part.exists() else {}
+
+    while pending and not limit.is_over:
+        part.unlink(missing_ok=True)
+        done: dict[str, Result] = {}
+        item_limit = limit.within(item_seconds)
+
+        def current_limit() -> Limit:
+            nonlocal done, item_limit
+            if len(results := read()) > len(done):
+                done, item_limit = results, limit.within(item_seconds)
+                report(done)
+            return item_limit
+
+        words = [*command, "--items", *pending, "--part", str(part)]
+        ended = run_command(words, current_limit, cwd=cwd, env=env, log=folder / "log.txt")
+        done = read()
+        pending = [item for item in pending if item not in done]
+        if pending and (ended.code is None or ended.code < 0):
+            done[pending.pop(0)] = ended.result(item_limit)
+        elif pending and (ended.code == 0 or not done):
+            # It left items out by itself, or never came to the first one: a new worker would end in the same way.
+            reason = f"the worker ended with exit code {ended.code}: {ended.last_line}"
+            done |= _alike(pending, "failed", reason)
+            pending = []
+        report(done)
+    report(_alike(pending, "not run", "out of time"))
+
+
+def _alike(items: Iterable[str], status: str, reason: str) -> dict[str, Result]:
+    return {item: {"status": status, "reason": reason} for item in items}
+
+
+@dataclass
+class Results:
+    """The results so far; `write` is called with the content of the result file after each change."""
+
+    head: dict[str, Any]
+    write: Callable[[dict[str, Any]], None]
+    pieces: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def update(self, piece: str, results: Mapping[str, Result]) -> None:
+        """Adds results of a piece's items."""
+        with self._lock:
+            entry = self.pieces.setdefault(piece, {"status": "", "items": {}})
+            entry["items"] |= results
+            entry["status"] = worst([item["status"] for item in entry["items"].values()])
+            self.write(self.content())
+
+    def content(self) -> dict[str, Any]:
+        return {**self.head, "pieces": self.pieces}
+
+
+def worst(statuses: Sequence[str]) -> str:
+    """The status of a piece, from those of its items."""
+    return next((status for status in ("failed", "timed out", "not run") if status in statuses), "ok")
+
+
+def execute(stages: Sequence[Stage], results: Results, stop: threading.Event) -> None:
+    """Runs the stages one after the other; a job that fails stops no other, and every item gets a result.
+
+    Args:
+        stages: what to run.
+        results: collects the results.
+        stop: once it is set, what runs is killed and nothing more is started.
+    """
+    start = time.monotonic()
+
+    def run(job: Job, ends: float) -> None:
+        limit = Limit(ends - (time.monotonic() - start), stop).within(job.seconds)
+        reported: set[str] = set()
+
+        def report(items: Mapping[str, Result]) -> None:
+            reported.update(items)
+            results.update(job.piece, items)
+
+        if limit.is_over:
+            report(_alike(job.items, "not run", "out of time"))
+            return
+        try:
+            job.run(limit, report)
+        except Exception as error:
+            reason = f"gpu_check: {type(error).__name__}: {error}"
+            report(_alike([item for item in job.items if item not in reported], "failed", reason))
+
+    for stage in stages:
+        with ThreadPoolExecutor(stage.parallel) as pool:
+            list(pool.map(lambda job, ends=stage.ends: run(job, ends), stage.jobs))

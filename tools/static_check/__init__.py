@@ -1,0 +1,1 @@
+"""Compiles every GPU kernel without a GPU."""
