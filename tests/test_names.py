@@ -18,7 +18,7 @@ PARTICIPLES = {
     *("made", "held", "shown", "seen", "taken", "drawn", "noted", "standing"),
 }
 """Refused as whole identifiers: a name says what the value is, not what was done to it."""
-METAPHORS = {"room", "rooms", "house", "houses", "receipt", "receipts", "ceiling", "ceilings", "contender", "contenders"}
+METAPHORS = {"room", "rooms", "house", "houses", "receipt", "receipts", "ceiling", "ceilings", "contender"}
 PARTS = METAPHORS | {"found", "told", "asked", "kept", "given"}
 """Refused also as a part of an identifier, as in `is_kept` or `RoomSize`."""
 RENAMED = {
