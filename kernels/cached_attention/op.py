@@ -1,4 +1,4 @@
-"""cached_attention: causal attention of new tokens over a cache of keys and values, the same bits in any company.
+"""cached_attention: causal attention of new tokens over a key-value cache, with bits that do not depend on the batch.
 
 Shape letters: T new tokens, H heads, d channels a head, D = H·d, L positions a slot, B slots.
 """
@@ -10,34 +10,29 @@ from torch import Tensor
 
 from bgpt_fast import _C
 from bgpt_fast.kernels.cached_attention.reference import cached_attention_reference
-from bgpt_fast.kernels.common.checks import check_tensor
-
-_library = torch.library.Library("bgpt_fast", "FRAGMENT")
-_library.define(
-    "cached_attention(Tensor qkv, Tensor(a!) keys, Tensor(b!) values, Tensor slots, Tensor positions, int isa)"
-    " -> Tensor"
-)
+from bgpt_fast.kernels.common.checks import check_inference, check_tensor
+from bgpt_fast.kernels.common.register import Op, Triton, register
 
 
 def cached_attention(
     qkv: Tensor, keys: Tensor, values: Tensor, slots: Tensor, positions: Tensor, *, isa: int = 2
 ) -> Tensor:
-    """Puts the new tokens' keys and values into the cache, then attends from each to its slot's positions 0 … its own.
+    """Writes the new tokens' keys and values to the cache, then attends from each to positions 0 … its own in its slot.
 
-    Many tokens of a slot at once (prefill) and one at a time (decoding) give the same bits on the CPU: for each token
-    and head the scores, the softmax (largest score subtracted) and the sum over values run in one fixed order over what
-    that token sees, whatever else is in the call, on any number of threads and any instruction set. So they do on an
-    NVIDIA GPU, by a Triton kernel (not yet run on a GPU), with bits of its own. On other devices plain torch serves,
-    which promises none of that.
+    On the CPU a token's bits do not depend on the other tokens of the call: for each token and head the scores, the
+    softmax (largest score subtracted) and the sum over values run in one fixed order, on any number of threads and any
+    instruction set. So a prefill of many tokens and decoding one by one give the same bits. The same holds on an NVIDIA
+    GPU, by a Triton kernel (not yet run on a GPU) with bits of its own. Other devices take the reference, which
+    promises none of that.
 
     Args:
         qkv: float32 [T, 3·D], queries, keys and values of the new tokens as GPT-2's `c_attn` returns them.
-        keys: float32 or bfloat16 [B, H, d, L], contiguous; written at the new positions. bfloat16 is for GPUs: on the
-            CPU plain torch serves it.
-        values: of keys' dtype [B, H, L, d], contiguous; written at the new positions.
+        keys: float32 or bfloat16 [B, H, d, L], contiguous; written at the new positions. bfloat16 is for GPUs: the CPU
+            takes the reference for it.
+        values: dtype of keys [B, H, L, d], contiguous; written at the new positions.
         slots: int64 [T], each token's slot, 0 … B-1.
-        positions: int64 [T], each token's position, 0 … L-1; what it sees before its own must be in the cache, or
-            come in the same call. A (slot, position) may appear once in a call.
+        positions: int64 [T], each token's position, 0 … L-1. The positions before it must be in the cache, or come in
+            the same call. A (slot, position) may appear once in a call.
         isa: the widest instruction set to use, 0 portable, 1 AVX2, 2 AVX-512; the processor's own if that is less.
 
     Returns:
@@ -60,18 +55,8 @@ def cached_attention(
                 f"cached_attention: {name}: expected a contiguous cache, which is written in place, got strides "
                 f"{list(value.stride())}"
             )
-    if isa not in (0, 1, 2):
-        raise ValueError(f"cached_attention: isa: expected 0 (portable), 1 (AVX2) or 2 (AVX-512), got {isa!r}")
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (qkv, keys, values)):
-        raise ValueError(
-            "cached_attention: expected arguments without gradient, got requires_grad=True; it is for inference: "
-            "call it under torch.no_grad()"
-        )
+    check_inference("cached_attention", isa, qkv, keys, values)
     return torch.ops.bgpt_fast.cached_attention(qkv, keys, values, slots, positions, isa)
-
-
-def _default(qkv: Tensor, keys: Tensor, values: Tensor, slots: Tensor, positions: Tensor, isa: int) -> Tensor:
-    return cached_attention_reference(qkv, keys, values, slots, positions)
 
 
 def _cpu(qkv: Tensor, keys: Tensor, values: Tensor, slots: Tensor, positions: Tensor, isa: int) -> Tensor:
@@ -98,16 +83,15 @@ def _cpu(qkv: Tensor, keys: Tensor, values: Tensor, slots: Tensor, positions: Te
     return y
 
 
-def _cuda(qkv: Tensor, keys: Tensor, values: Tensor, slots: Tensor, positions: Tensor, isa: int) -> Tensor:
-    from bgpt_fast.kernels.cached_attention.triton_kernels import cached_attention_forward
-
-    return cached_attention_forward(qkv, keys, values, slots, positions)
-
-
-_library.impl("cached_attention", _default, "CompositeExplicitAutograd")
-_library.impl("cached_attention", _cpu, "CPU")
-_library.impl("cached_attention", _cuda, "CUDA")
-torch.library.register_fake(
-    "bgpt_fast::cached_attention",
-    lambda qkv, keys, values, slots, positions, isa: qkv.new_empty(qkv.shape[0], qkv.shape[1] // 3),
+_triton = Triton("cached_attention", "cached_attention_forward", cached_attention_reference)
+OPS = (
+    Op(
+        "cached_attention(Tensor qkv, Tensor(a!) keys, Tensor(b!) values, Tensor slots, Tensor positions, int isa)"
+        " -> Tensor",
+        reference=lambda *arguments: cached_attention_reference(*arguments[:5]),
+        cpu=_cpu,
+        cuda=lambda *arguments: _triton(*arguments[:5]),
+        fake=lambda qkv, keys, values, slots, positions, isa: qkv.new_empty(qkv.shape[0], qkv.shape[1] // 3),
+    ),
 )
+_library = register(*OPS)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def cached_attention_reference(qkv: Tensor, keys: Tensor, values: Tensor, slots: Tensor, positions: Tensor) -> Tensor:
-    """Fills the cache with the new tokens, then attends from each to its slot's positions up to its own → [T, D]."""
+    """Writes the new tokens to the cache, then attends from each to its slot's positions up to its own: [T, D]."""
     _, H, d, L = keys.shape
     q, k, v = qkv.view(-1, 3, H, d).unbind(1)
     keys[slots, :, :, positions] = k.to(keys.dtype)
@@ -18,6 +18,6 @@ def cached_attention_reference(qkv: Tensor, keys: Tensor, values: Tensor, slots:
     scores = torch.einsum("thd,thdl->thl", q, keys[slots].to(q.dtype)) * d**-0.5
     future = torch.arange(L, device=qkv.device) > positions[:, None]
     weights = scores.masked_fill(future[:, None], -torch.inf).softmax(-1)
-    # Unused positions may hold anything, NaN included, which a weight of 0 would not silence.
-    seen = values[slots].to(q.dtype).masked_fill(future[:, None, :, None], 0.0)
-    return torch.einsum("thl,thld->thd", weights, seen).reshape(-1, H * d)
+    # Unused positions may contain NaN, which a weight of 0 would not remove.
+    visible = values[slots].to(q.dtype).masked_fill(future[:, None, :, None], 0.0)
+    return torch.einsum("thl,thld->thd", weights, visible).reshape(-1, H * d)

@@ -1,9 +1,9 @@
-"""cached_attention on a GPU: a program a new token and head goes over its slot's positions. Not yet run on a GPU.
+"""cached_attention on a GPU: one program for each new token and head loops over its slot's positions.
 
-Bound by memory: a token that sees L positions reads 8 d L bytes a head in float32, 3.1 MB a layer at L = 512 and
-D = 768, some 0.7 us of an H200's 4.3 TB/s; many tokens of one slot (a prefill) find them in L2. Blocks of BLOCK
-positions, their scores' largest and sum carried along, come in ascending order whatever else is in the call: so a
-token's bits depend on what it sees alone.
+Not yet run on a GPU. Bound by memory: a token at position L reads 8 d L bytes a head in float32, 3.1 MB a layer at
+L = 512 and D = 768, some 0.7 us of an H200's 4.3 TB/s; many tokens of one slot (a prefill) read them from L2. Online
+softmax over blocks of BLOCK positions in ascending order, whatever else is in the call: so a token's bits depend only
+on the positions that it attends to.
 
 Shape letters: T new tokens, H heads, d channels a head, L positions a slot, B slots.
 """
@@ -38,32 +38,34 @@ def _cached_attention_fwd_kernel(
     position = tl.load(positions + t)
     head = (tl.load(slots + t).to(tl.int64) * H + h) * D * L
     channel = tl.arange(0, BLOCK_D)
-    inside = channel < D
-    q = tl.load(qkv + (t * 3 * H + h) * D + channel, mask=inside, other=0.0)
-    most = tl.full([1], float("-inf"), tl.float32)
+    in_head = channel < D
+    q = tl.load(qkv + (t * 3 * H + h) * D + channel, mask=in_head, other=0.0)
+    maximum = tl.full([1], float("-inf"), tl.float32)
     total = tl.zeros([1], tl.float32)
     sums = tl.zeros([BLOCK_D], tl.float32)
     for start in range(0, position + 1, BLOCK):
         j = start + tl.arange(0, BLOCK).to(tl.int64)
-        seen = j <= position
+        valid = j <= position
         # Keys [d, L], values [L, d]: both are read along their rows.
-        k = tl.load(keys + head + channel[:, None] * L + j[None, :], mask=inside[:, None] & seen[None, :], other=0.0)
-        score = tl.where(seen, tl.sum(q[:, None] * k.to(tl.float32), 0) * scale, float("-inf"))
-        larger = tl.maximum(most, tl.max(score, 0))
-        weight = tl.exp(score - larger)
-        before = tl.exp(most - larger)
-        v = tl.load(values + head + j[:, None] * D + channel[None, :], mask=seen[:, None] & inside[None, :], other=0.0)
-        sums = sums * before + tl.sum(weight[:, None] * v.to(tl.float32), 0)
-        total = total * before + tl.sum(weight, 0)
-        most = larger
-    tl.store(y + (t * H + h) * D + channel, sums / total, mask=inside)
+        k = tl.load(keys + head + channel[:, None] * L + j[None, :], mask=in_head[:, None] & valid[None, :], other=0.0)
+        score = tl.where(valid, tl.sum(q[:, None] * k.to(tl.float32), 0) * scale, float("-inf"))
+        new_maximum = tl.maximum(maximum, tl.max(score, 0))
+        weight = tl.exp(score - new_maximum)
+        rescale = tl.exp(maximum - new_maximum)
+        v = tl.load(
+            values + head + j[:, None] * D + channel[None, :], mask=valid[:, None] & in_head[None, :], other=0.0
+        )
+        sums = sums * rescale + tl.sum(weight[:, None] * v.to(tl.float32), 0)
+        total = total * rescale + tl.sum(weight, 0)
+        maximum = new_maximum
+    tl.store(y + (t * H + h) * D + channel, sums / total, mask=in_head)
 
 
 _BLOCK, _WARPS = 32, 4
 
 
 def cached_attention_forward(qkv: Tensor, keys: Tensor, values: Tensor, slots: Tensor, positions: Tensor) -> Tensor:
-    """Fills the cache with the new tokens, then attends: y float32 [T, H·d]; arguments as the op's."""
+    """Writes the new tokens to the cache, then attends: y float32 [T, H·d]; arguments as the op's."""
     _, H, d, L = keys.shape
     qkv, slots, positions = qkv.contiguous(), slots.contiguous(), positions.contiguous()
     T = len(qkv)
@@ -93,7 +95,7 @@ def cached_attention_forward(qkv: Tensor, keys: Tensor, values: Tensor, slots: T
 
 
 def compile_cases() -> list[CompileCase]:
-    """Heads of the paper's width and others."""
+    """The paper's heads and others."""
     return [
         CompileCase(
             name=f"cached_attention_fwd {dtype} cache h{H} d{d}",

@@ -56,3 +56,18 @@ def check_tensor(
         raise ValueError(f"{op}: {name}: expected {nonempty} of at least 1, got {list(value.shape)}")
     if device is not None and value.device != device:
         raise ValueError(f"{op}: {name}: expected device {device} like the other arguments, got {value.device}")
+
+
+def check_inference(op: str, isa: int, *tensors: Tensor | None) -> None:
+    """Checks an op that has no gradient and takes an instruction set.
+
+    Raises:
+        ValueError: another instruction set than 0, 1 or 2, or a tensor that requires a gradient while they are enabled.
+    """
+    if isa not in (0, 1, 2):
+        raise ValueError(f"{op}: isa: expected 0 (portable), 1 (AVX2) or 2 (AVX-512), got {isa!r}")
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
+        raise ValueError(
+            f"{op}: expected arguments without gradient, got requires_grad=True; it is for inference: call it under "
+            "torch.no_grad()"
+        )

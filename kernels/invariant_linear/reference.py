@@ -1,4 +1,4 @@
-"""invariant_linear in plain torch, where the order of the sums is the library's own."""
+"""invariant_linear in plain torch, with sums in the order that the library takes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from torch.nn import functional as F
 
 
 def invariant_linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
-    """x [M, K] · weight [K, N] + bias [N], then the tanh GELU if asked."""
+    """x [M, K] · weight [K, N] + bias [N], then the tanh GELU if `gelu`."""
     y = F.linear(x, weight.t(), bias)
     return F.gelu(y, approximate="tanh") if gelu else y

@@ -1,15 +1,15 @@
-"""invariant_linear on a GPU: tiles that the number of rows does not change. Not yet run on a GPU.
+"""invariant_linear on a GPU: the same tiles for every number of rows. Not yet run on a GPU.
 
-A program has BLOCK_M rows of y and BLOCK_N columns, and goes through all of K in steps of BLOCK_K, in order: no split
-of K, nothing tuned. Tiles depend on the dtype and on N, which are the layer's own; neither M nor its divisors reach the
-compiler, and x starts on 16 bytes at any rate, so each layer has one compilation, in which a row's products and sums
-are the same wherever it lies. Weights may lie either way, [K, N] or transposed; each way is a compilation.
+A program computes BLOCK_M rows and BLOCK_N columns of y over all of K, in steps of BLOCK_K in ascending order: no split
+of K, no autotuning. Tiles depend on the dtype and on N, which belong to the layer; neither M nor its divisors reach the
+compiler, and x is always aligned to 16 bytes, so a layer has one compilation, in which a row's products and sums are
+the same at every index. Weights are [K, N] or its transpose; each is a compilation of its own.
 
-64 rows are what `wgmma` takes. Columns are few, since where rows are few, too, there is nothing else to fill
-the multiprocessors with: 32 give 24 programs at N = 768, 64 give 36 and 48 at N = 2,304 and 3,072. The price is paid
-where rows are many: 64 × 32 and 64 × 64 tiles have 21 and 32 FLOPs a byte from L2, of which an H200 (5.5 TB/s)
-should make 117 and 176 TFLOP/s in bf16, and 32 × 32 tiles in float32 some 20 of FMAs. docs/kernels.md predicts what
-that costs generation.
+64 rows are what `wgmma` takes. Tiles have few columns, because where rows are few, too, nothing else fills the
+multiprocessors: 32 columns give 24 programs at N = 768, 64 give 36 and 48 at N = 2,304 and 3,072. Where rows are many
+this costs speed: 64 × 32 and 64 × 64 tiles have 21 and 32 FLOPs a byte from L2, of which an H200 (5.5 TB/s) should make
+117 and 176 TFLOP/s in bf16, and 32 × 32 tiles in float32 some 20 of FMAs. docs/kernels.md predicts what that costs
+generation.
 
 Shape letters: M rows, K inputs, N outputs.
 """
@@ -50,18 +50,18 @@ def _invariant_linear_fwd_kernel(
     sums = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for start in range(0, K, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K).to(tl.int64)
-        there = (m < rows)[:, None] & (k < K)[None, :]
-        inputs = tl.load(x + m[:, None] * K + k[None, :], mask=there, other=0.0)
-        there = (k < K)[:, None] & (n < N)[None, :]
-        weights = tl.load(weight + k[:, None] * stride_k + n[None, :] * stride_n, mask=there, other=0.0)
+        is_valid = (m < rows)[:, None] & (k < K)[None, :]
+        inputs = tl.load(x + m[:, None] * K + k[None, :], mask=is_valid, other=0.0)
+        is_valid = (k < K)[:, None] & (n < N)[None, :]
+        weights = tl.load(weight + k[:, None] * stride_k + n[None, :] * stride_n, mask=is_valid, other=0.0)
         sums = tl.dot(inputs, weights, sums, input_precision="ieee")
     if HAS_BIAS:
         sums += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
     if GELU:
         # The tanh GELU is z · σ(2√(2/π)(z + 0.044715 z³)).
         sums = sums / (1.0 + tl.exp(sums * (-1.5957691216057308 - 0.07135481627260025 * sums * sums)))
-    inside = (m < rows)[:, None] & (n < N)[None, :]
-    tl.store(y + m[:, None] * N + n[None, :], sums.to(y.dtype.element_ty), mask=inside)
+    is_valid = (m < rows)[:, None] & (n < N)[None, :]
+    tl.store(y + m[:, None] * N + n[None, :], sums.to(y.dtype.element_ty), mask=is_valid)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class _Tile:
 
 
 def _tile(dtype: torch.dtype, N: int) -> _Tile:
-    """By the layer alone: never by the number of rows."""
+    """The tile for a layer; it must not depend on the number of rows."""
     if dtype == torch.float32:
         return _Tile(32, 32, 32, 4, 3)
     return _Tile(64, 64 if N > 1024 else 32, 64, 4, 4)
@@ -95,7 +95,7 @@ def invariant_linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None, gel
         return y
     x = x.contiguous()
     if x.data_ptr() % 16:
-        x = x.clone()  # another alignment would be another compilation
+        x = x.clone()  # Triton compiles another kernel for another alignment
     tile = _tile(x.dtype, N)
     with on_device(x):
         _invariant_linear_fwd_kernel[(triton.cdiv(M, tile.m) * triton.cdiv(N, tile.n),)](
@@ -117,8 +117,8 @@ def invariant_linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None, gel
 
 
 def compile_cases() -> list[CompileCase]:
-    """The layers of the paper's size and of others, over weights [N, K] as the engines of generation hold them, and
-    over Conv1D's [K, N]."""
+    """Layers of the paper's size and others, with weights [N, K] as the CUDA decoder stores them, and with Conv1D's
+    [K, N]."""
     cases = []
     for dtype, name in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
         for D in (128, 192, 768, 1024):

@@ -1,4 +1,4 @@
-"""cached_attention: equal to SDPA, and the same bits in one call, in many calls and in any company."""
+"""cached_attention: equal to SDPA, and a token's bits do not depend on the other tokens of its call."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def threads() -> Iterator[None]:
 
 
 def cache(B: int, H: int, d: int, L: int) -> tuple[Tensor, Tensor]:
-    """Poisoned: what has not been written must not be read."""
+    """Filled with NaN: positions that were not written must not be read."""
     return torch.full((B, H, d, L), torch.nan), torch.full((B, H, L, d), torch.nan)
 
 
 def sample(H: int, d: int, lengths: list[int], seed: int = 0, spread: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
-    """qkv, slots and positions of one whole sequence a slot, packed."""
+    """qkv, slots and positions of one sequence in each slot, packed."""
     stream = torch.Generator().manual_seed(seed)
     qkv = spread * torch.randn(sum(lengths), 3 * H * d, generator=stream)
     slots = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
@@ -56,7 +56,7 @@ def test_equals_sdpa(shape: tuple[int, int, int], isa: int) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_equals_the_reference_and_fills_the_cache_alike(shape: tuple[int, int, int]) -> None:
+def test_equals_the_reference_and_writes_the_same_cache(shape: tuple[int, int, int]) -> None:
     H, d, L = shape
     qkv, slots, positions = sample(H, d, [L, max(1, L // 3)], seed=1)
     ours, plain = cache(2, H, d, L), cache(2, H, d, L)
@@ -76,8 +76,8 @@ def test_instruction_sets_agree(shape: tuple[int, int, int]) -> None:
         torch.testing.assert_close(y, portable, rtol=0, atol=0)
 
 
-def tokens_are_alone(attention: Attention) -> bool:
-    """Is each token's result the same from one packed call, token by token, in chunks, elsewhere and beside others?"""
+def tokens_are_independent(attention: Attention) -> bool:
+    """Whether each token has the same bits in one packed call, in chunks, in another slot and beside other tokens."""
     H, d, L = 3, 24, 37
     qkv, slots, positions = sample(H, d, [37, 20, 1, 16], seed=3)
     whole = attention(qkv, *cache(4, H, d, L), slots, positions)
@@ -98,12 +98,12 @@ def tokens_are_alone(attention: Attention) -> bool:
 
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("isa", [0, 1, 2])
-def test_tokens_do_not_see_their_company(threads: int, isa: int) -> None:
+def test_tokens_are_independent(threads: int, isa: int) -> None:
     torch.set_num_threads(threads)
-    assert tokens_are_alone(lambda *arguments: cached_attention(*arguments, isa=isa))
+    assert tokens_are_independent(lambda *arguments: cached_attention(*arguments, isa=isa))
 
 
-def test_tokens_that_see_their_company_are_noticed() -> None:
+def test_dependence_on_the_batch_is_noticed() -> None:
     def split_where_tokens_are_few(qkv: Tensor, keys: Tensor, values: Tensor, slots: Tensor, at: Tensor) -> Tensor:
         """The usual flash decoding: with few tokens, two halves of the keys are summed side by side, then joined."""
         y = cached_attention(qkv, keys, values, slots, at)
@@ -115,7 +115,7 @@ def test_tokens_that_see_their_company_are_noticed() -> None:
         terms = (weights * values[slots].nan_to_num()).view(len(qkv), H, L, d)
         return (terms[:, :, : L // 2].sum(2) + terms[:, :, L // 2 :].sum(2)).flatten(1)
 
-    assert not tokens_are_alone(split_where_tokens_are_few)
+    assert not tokens_are_independent(split_where_tokens_are_few)
 
 
 def test_threads_change_nothing() -> None:
@@ -135,11 +135,11 @@ def test_error_is_at_most_twice_plain_float32(spread: float) -> None:
     qkv, slots, positions = sample(H, d, [L], seed=5, spread=spread)
     exact = sdpa(qkv.double(), H, slots)
     plain = (cached_attention_reference(qkv, *cache(1, H, d, L), slots, positions) - exact).abs().max()
-    floor = 8 * torch.finfo(torch.float32).eps * exact.abs().max()
-    assert (cached_attention(qkv, *cache(1, H, d, L), slots, positions) - exact).abs().max() <= 2 * plain + floor
+    rounding = 8 * torch.finfo(torch.float32).eps * exact.abs().max()
+    assert (cached_attention(qkv, *cache(1, H, d, L), slots, positions) - exact).abs().max() <= 2 * plain + rounding
 
 
-def test_nan_stays_with_those_who_see_it() -> None:
+def test_nan_reaches_only_the_tokens_that_attend_to_it() -> None:
     H, d, L = 2, 8, 20
     qkv, slots, positions = sample(H, d, [L, L], seed=6)
     clean = cached_attention(qkv, *cache(2, H, d, L), slots, positions)
@@ -151,8 +151,8 @@ def test_nan_stays_with_those_who_see_it() -> None:
 
 def test_no_tokens_and_strided_tokens() -> None:
     keys, values = cache(2, 2, 8, 4)
-    nothing = torch.zeros(0, dtype=torch.int64)
-    assert cached_attention(torch.zeros(0, 48), keys, values, nothing, nothing).shape == (0, 16)
+    none = torch.zeros(0, dtype=torch.int64)
+    assert cached_attention(torch.zeros(0, 48), keys, values, none, none).shape == (0, 16)
     assert keys.isnan().all()
     qkv, slots, positions = sample(2, 8, [4], seed=7)
     y = cached_attention(qkv.t().contiguous().t(), keys, values, slots, torch.stack([positions] * 2, 1)[:, 1])

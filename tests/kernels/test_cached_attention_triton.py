@@ -22,32 +22,32 @@ def run(
     sampled: tuple[Tensor, ...],
     shape: tuple[int, int, list[int]],
     dtype: torch.dtype,
-    cached: torch.dtype | None = None,
+    cache_dtype: torch.dtype | None = None,
 ) -> Tensor:
     H, d, lengths = shape
     qkv, slots, positions = (tensor.to(DEVICE) for tensor in sampled)
-    keys, values = (tensor.to(DEVICE, cached or dtype) for tensor in cache(len(lengths), H, d, max(lengths) + 3))
+    keys, values = (tensor.to(DEVICE, cache_dtype or dtype) for tensor in cache(len(lengths), H, d, max(lengths) + 3))
     return attend(qkv.to(dtype), keys, values, slots, positions)  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("cached", [torch.float32, torch.bfloat16], ids=str)
-def test_values(shape: tuple[int, int, list[int]], cached: torch.dtype) -> None:
-    """In a bfloat16 cache keys and values are rounded, which the exact ones are too."""
+@pytest.mark.parametrize("cache_dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_values(shape: tuple[int, int, list[int]], cache_dtype: torch.dtype) -> None:
+    """A bfloat16 cache rounds keys and values, so the exact result takes rounded ones too."""
     qkv, slots, positions = sample(*shape, seed=1, spread=3.0)
     rounded = qkv.view(len(qkv), 3, -1)
-    rounded[:, 1:] = rounded[:, 1:].to(cached).float()
+    rounded[:, 1:] = rounded[:, 1:].to(cache_dtype).float()
     sampled = (qkv, slots, positions)
-    found = run(cached_attention_forward, sampled, shape, torch.float32, cached)
+    y = run(cached_attention_forward, sampled, shape, torch.float32, cache_dtype)
     plain, exact = (run(cached_attention_reference, sampled, shape, dtype) for dtype in (torch.float32, torch.float64))
-    floor = 4 * torch.finfo(torch.float32).eps * exact.abs().max()
-    assert (found - exact).abs().max() <= 2 * (plain - exact).abs().max() + floor
-    wrong = found.clone()
+    rounding = 4 * torch.finfo(torch.float32).eps * exact.abs().max()
+    assert (y - exact).abs().max() <= 2 * (plain - exact).abs().max() + rounding
+    wrong = y.clone()
     wrong[-1, -1] += 1e-3
-    assert not (wrong - exact).abs().max() <= 2 * (plain - exact).abs().max() + floor
+    assert not (wrong - exact).abs().max() <= 2 * (plain - exact).abs().max() + rounding
 
 
-def test_a_token_is_alone() -> None:
+def test_a_token_does_not_depend_on_the_others() -> None:
     shape = (1, 16, [40, 7])
     qkv, slots, positions = (tensor.to(DEVICE) for tensor in sample(*shape))
     keys, values = (tensor.to(DEVICE) for tensor in cache(2, 1, 16, 48))
@@ -60,13 +60,13 @@ def test_a_token_is_alone() -> None:
     torch.testing.assert_close(torch.cat(parts), together, rtol=0, atol=0)
 
 
-def test_nothing_is_no_launch() -> None:
+def test_empty() -> None:
     keys, values = (tensor.to(DEVICE) for tensor in cache(1, 1, 4, 4))
     numbers = torch.empty(0, dtype=torch.int64, device=DEVICE)
     assert cached_attention_forward(torch.empty(0, 12, device=DEVICE), keys, values, numbers, numbers).shape == (0, 4)
 
 
-def test_cases_are_those_of_the_launch() -> None:
+def test_compile_cases_match_the_kernel() -> None:
     for case in compile_cases():
         assert case.kernel is triton_kernels._cached_attention_fwd_kernel
         assert set(case.types) | set(case.constexprs) == set(case.kernel.arg_names)

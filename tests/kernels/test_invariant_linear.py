@@ -1,4 +1,4 @@
-"""invariant_linear: right values, and a row's bits that nothing but the row decides."""
+"""invariant_linear: equal to float64, and a row's bits depend on that row alone."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ def sample(M: int, K: int, N: int, seed: int = 0) -> tuple[Tensor, Tensor, Tenso
 
 
 def in_order(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The promised order, link by link; in float64, exact for factors of few bits, then rounded once as FMA rounds."""
+    """The documented order of sums, one product at a time; float64 is exact for factors of few bits, and rounding once
+    is what FMA does."""
     y = torch.zeros(x.shape[0], weight.shape[1]) if bias is None else bias.expand(x.shape[0], -1)
     for block in torch.arange(x.shape[1]).split(256):
         total = torch.zeros_like(y)
@@ -56,7 +57,7 @@ def in_order(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("isa", [0, 1, 2])
-def test_sums_in_the_promised_order(shape: tuple[int, int, int], isa: int) -> None:
+def test_sums_in_the_documented_order(shape: tuple[int, int, int], isa: int) -> None:
     x, weight, bias = (t.bfloat16().float() for t in sample(*shape))
     torch.testing.assert_close(invariant_linear(x, weight, bias, isa=isa), in_order(x, weight, bias), rtol=0, atol=0)
     torch.testing.assert_close(invariant_linear(x, weight, isa=isa), in_order(x, weight, None), rtol=0, atol=0)
@@ -76,8 +77,8 @@ def test_instruction_sets_agree(shape: tuple[int, int, int], gelu: bool) -> None
         torch.testing.assert_close(invariant_linear(*arguments, gelu=gelu, isa=isa), portable, rtol=0, atol=0)
 
 
-def rows_are_alone(linear: Callable[[Tensor, Tensor, Tensor], Tensor]) -> bool:
-    """Is each row the same in batches of several sizes and at every place?"""
+def rows_are_independent(linear: Callable[[Tensor, Tensor, Tensor], Tensor]) -> bool:
+    """Whether each row has the same bits in batches of several sizes and at every index."""
     x, weight, bias = sample(70, 288, 160, seed=2)
     whole = linear(x, weight, bias)
     singles = torch.cat([linear(x[m : m + 1], weight, bias) for m in range(len(x))])
@@ -92,12 +93,12 @@ def rows_are_alone(linear: Callable[[Tensor, Tensor, Tensor], Tensor]) -> bool:
 @pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("isa", [1, 2])
-def test_rows_do_not_see_each_other(gelu: bool, threads: int, isa: int) -> None:
+def test_rows_are_independent(gelu: bool, threads: int, isa: int) -> None:
     torch.set_num_threads(threads)
-    assert rows_are_alone(lambda x, weight, bias: invariant_linear(x, weight, bias, gelu=gelu, isa=isa))
+    assert rows_are_independent(lambda x, weight, bias: invariant_linear(x, weight, bias, gelu=gelu, isa=isa))
 
 
-def test_rows_that_see_each_other_are_noticed() -> None:
+def test_dependence_on_the_batch_is_noticed() -> None:
     def split_where_rows_are_few(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """The usual split-K: with few rows, the two halves of the sum run side by side."""
         if len(x) > 4:
@@ -105,13 +106,15 @@ def test_rows_that_see_each_other_are_noticed() -> None:
         half = x.shape[1] // 2
         return invariant_linear(x[:, :half], weight[:half], bias) + invariant_linear(x[:, half:], weight[half:])
 
-    assert not rows_are_alone(split_where_rows_are_few)
+    assert not rows_are_independent(split_where_rows_are_few)
 
 
 @pytest.mark.parametrize("gelu", [False, True])
 def test_bfloat16_is_rounded_once(gelu: bool) -> None:
     x, weight, bias = (t.bfloat16() for t in sample(30, 300, 40, seed=8))
-    assert rows_are_alone(lambda x, weight, bias: invariant_linear(x.bfloat16(), weight.bfloat16(), bias, gelu=gelu))
+    assert rows_are_independent(
+        lambda x, weight, bias: invariant_linear(x.bfloat16(), weight.bfloat16(), bias, gelu=gelu)
+    )
     found = invariant_linear(x, weight, bias, gelu=gelu)
     assert found.dtype == torch.bfloat16
     assert torch.equal(found, invariant_linear(x, weight, bias.float(), gelu=gelu))
@@ -125,12 +128,12 @@ def test_bfloat16_is_rounded_once(gelu: bool) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_rows_are_alone_on_a_gpu_too(dtype: torch.dtype) -> None:
+def test_rows_are_independent_on_a_gpu(dtype: torch.dtype) -> None:
     def on_gpu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         x, weight, bias = (t.to("cuda", dtype) for t in (x, weight.t().contiguous(), bias))
         return invariant_linear(x, weight.t(), bias, gelu=True).cpu()
 
-    assert rows_are_alone(on_gpu)
+    assert rows_are_independent(on_gpu)
     x, weight, bias = sample(70, 288, 160, seed=2)
     exact = invariant_linear_reference(*(t.to(dtype).double() for t in (x, weight, bias)), True)
     plain = invariant_linear_reference(*(t.to("cuda", dtype) for t in (x, weight, bias)), True).cpu()
@@ -158,7 +161,7 @@ def test_error_is_at_most_twice_plain_float32(shape: tuple[int, int, int], gelu:
     assert (invariant_linear(x, weight, bias, gelu=gelu) - exact).abs().max() <= 2 * plain + floor
 
 
-def test_gelu_from_end_to_end_of_float32() -> None:
+def test_gelu_over_the_range_of_float32() -> None:
     x = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor([0.0, 1e-30, -1e-30, 1e4, -1e4, 3e38, -3e38])])[:, None]
     one = torch.ones(1, 1)
     y = invariant_linear(x, one, gelu=True)

@@ -10,7 +10,7 @@ from support.interpreter import DEVICE  # isort: skip  # before triton
 from kernels.test_invariant_linear import sample
 
 from bgpt_fast import BGPT, BGPTConfig
-from bgpt_fast.generation import device_layers, graphed
+from bgpt_fast.generation.decoders import cuda, cuda_layers
 from bgpt_fast.kernels.cached_attention.triton_kernels import cached_attention_forward
 from bgpt_fast.kernels.invariant_linear import triton_kernels
 from bgpt_fast.kernels.invariant_linear.reference import invariant_linear_reference
@@ -31,21 +31,21 @@ def on_device(*tensors: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Ten
 @pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # of a GELU that is 0
 def test_values(shape: tuple[int, int, int], dtype: torch.dtype, gelu: bool) -> None:
     x, weight, bias = on_device(*sample(*shape, seed=1), dtype=dtype)
-    found = invariant_linear_forward(x, weight, bias, gelu)
+    y = invariant_linear_forward(x, weight, bias, gelu)
     exact = invariant_linear_reference(x.double(), weight.double(), bias.double(), gelu)
     plain = (invariant_linear_reference(x, weight, bias, gelu) - exact).abs().max()
     bound = 2 * plain + 4 * torch.finfo(torch.float32).eps * exact.abs().max()
     if dtype == torch.bfloat16:
         bound += torch.finfo(dtype).eps / 2 * exact.abs().max()  # the result's one rounding
-    assert found.dtype == dtype
-    assert (found - exact).abs().max() <= bound
-    wrong = found.clone()
+    assert y.dtype == dtype
+    assert (y - exact).abs().max() <= bound
+    wrong = y.clone()
     wrong[-1, -1] += 16 * torch.finfo(dtype).eps * exact.abs().max()
     assert not (wrong - exact).abs().max() <= bound
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_weights_that_lie_either_way_and_biases(dtype: torch.dtype) -> None:
+def test_transposed_weights_and_biases(dtype: torch.dtype) -> None:
     x, weight, bias = on_device(*sample(5, 40, 24, seed=2), dtype=dtype)
     expected = invariant_linear_forward(x, weight, bias, False)
     same = {"rtol": 0, "atol": 0} if DEVICE == "cpu" else {}
@@ -60,8 +60,8 @@ def test_weights_that_lie_either_way_and_biases(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.filterwarnings("ignore:overflow encountered in exp")
-def test_a_row_is_alone(dtype: torch.dtype) -> None:
-    """In batches of several sizes, at every place, and where it starts on an odd address."""
+def test_a_row_does_not_depend_on_the_others(dtype: torch.dtype) -> None:
+    """In batches of several sizes, at every index, and at an unaligned address."""
     x, weight, bias = on_device(*sample(70, 37, 33, seed=3), dtype=dtype)
     whole = invariant_linear_forward(x, weight, bias, True)
     for size in (1, 7, 33):
@@ -71,13 +71,13 @@ def test_a_row_is_alone(dtype: torch.dtype) -> None:
     assert torch.equal(invariant_linear_forward(x[order], weight, bias, True), whole[order])
     damaged = x.clone()
     damaged[::2] = torch.nan
-    kept = invariant_linear_forward(damaged, weight, bias, True)
-    assert torch.equal(kept[1::2], whole[1::2])
-    assert kept[::2].isnan().all()
+    y = invariant_linear_forward(damaged, weight, bias, True)
+    assert torch.equal(y[1::2], whole[1::2])
+    assert y[::2].isnan().all()
 
 
 def test_tiles_by_the_number_of_rows_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What libraries do: of few rows, the sum over K in other steps."""
+    """As in libraries: few rows sum over K in other steps."""
     x, weight, bias = on_device(*sample(4, 300, 9, seed=4))
     whole = invariant_linear_forward(x, weight, bias, False)
     monkeypatch.setattr(triton_kernels, "_tile", lambda dtype, N: triton_kernels._Tile(16, 16, 128, 4, 2))
@@ -85,47 +85,41 @@ def test_tiles_by_the_number_of_rows_are_noticed(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_the_byte_decoder_that_is_made_of_it(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A patch's logits have their own bits, by the kernels that a GPU takes; attention's included."""
+def test_logits_of_the_invariant_byte_decoder(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the GPU's kernels, attention included, a patch's bits do not depend on the other patches."""
     if DEVICE == "cpu":
 
         def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
             return invariant_linear_forward(x, weight, bias, gelu)
 
-        monkeypatch.setattr(device_layers, "invariant_linear", linear)
-        monkeypatch.setattr(graphed, "cached_attention", cached_attention_forward)
+        monkeypatch.setattr(cuda_layers, "invariant_linear", linear)
+        monkeypatch.setattr(cuda, "cached_attention", cached_attention_forward)
     torch.manual_seed(0)
     config = BGPTConfig(
         patch_size=3, patch_length=4, hidden_size=20, patch_num_layers=1, byte_num_layers=1, num_heads=2
     )
     model = BGPT(config).eval().to(DEVICE)
-    weights = device_layers.ByteWeights(model, precision)
-    engine = graphed.GraphedByteDecoder(weights, batch_invariant=True)
+    weights = cuda_layers.ByteWeights(model, precision)
+    engine = cuda.GraphedByteDecoder(weights, batch_invariant=True)
     features = torch.randn(5, 20, device=DEVICE)
     patches = torch.randint(0, 257, (5, 3), device=DEVICE, dtype=torch.int16)
 
-    def logits(part: slice) -> Tensor:
-        found, cache = [], engine.new_cache(len(features[part]))
-        for s in range(3):
-            inputs = features[part] if s == 0 else weights.wte[patches[part, s - 1].long()]
-            found.append(engine.logits(inputs + weights.wpe[s], *cache, s))
-        return torch.stack(found, 1)
-
     with torch.inference_mode():
-        together = logits(slice(0, 5))
-        assert torch.equal(torch.cat([logits(slice(0, 1)), logits(slice(1, 3))]), together[:3])
+        together = engine.logits(features, patches, 3)
+        parts = [engine.logits(features[part], patches[part], 3) for part in (slice(0, 1), slice(1, 3))]
+        assert torch.equal(torch.cat(parts), together[:3])
         exact = model.double().byte_level_decoder.logits(features.double(), patches)
     bound = {"float32": 1e-5, "bfloat16": 2e-2}[precision] * exact.abs().max()
     assert (together - exact).abs().max() <= bound
 
 
-def test_nothing_is_no_launch() -> None:
+def test_empty() -> None:
     for M, N in ((0, 4), (3, 0)):
         x, weight, bias = on_device(*sample(M, 3, N))
         assert invariant_linear_forward(x, weight, bias, False).shape == (M, N)
 
 
-def test_cases_are_those_of_the_launch() -> None:
+def test_compile_cases_match_the_kernel() -> None:
     cases = compile_cases()
     assert len({case.name for case in cases}) == len(cases)
     for case in cases:
