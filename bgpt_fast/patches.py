@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from bgpt_fast import _C
+from bgpt_fast.checks import check_int
 from bgpt_fast.config import EOP, BGPTConfig
 from bgpt_fast.deprecation import renamed_arguments
 from bgpt_fast.documents import (
@@ -31,7 +32,7 @@ from bgpt_fast.documents import (
 )
 
 
-@dataclass(frozen=True, init=False, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class PackedPatches:
     """Documents as patches, end to end, without padding between them.
 
@@ -52,20 +53,13 @@ class PackedPatches:
 
     patches: Tensor
     cu_seqlens: Tensor
-    max_seqlen: int
-    targets: Tensor | None
-    truncated: int
-    truncated_bytes: int
+    max_seqlen: int = None  # type: ignore[assignment]  # an int after __post_init__
+    targets: Tensor | None = None
+    truncated: int = 0
+    truncated_bytes: int = 0
 
-    def __init__(
-        self,
-        patches: Tensor,
-        cu_seqlens: Tensor,
-        max_seqlen: int | None = None,
-        targets: Tensor | None = None,
-        truncated: int = 0,
-        truncated_bytes: int = 0,
-    ) -> None:
+    def __post_init__(self) -> None:
+        patches, cu_seqlens, targets = self.patches, self.cu_seqlens, self.targets
         _check_tensor("patches", patches, torch.int16, 2)
         _check_tensor("cu_seqlens", cu_seqlens, torch.int32, 1, patches.device)
         if patches.shape[1] < 1:
@@ -75,7 +69,8 @@ class PackedPatches:
                 f"PackedPatches: patches: expected tokens 0…{EOP}, got {int(patches.min())}…{int(patches.max())}"
             )
         longest = _longest(cu_seqlens, len(patches))
-        _check_int("max_seqlen", longest if max_seqlen is None else max_seqlen, longest)
+        max_seqlen = longest if self.max_seqlen is None else self.max_seqlen
+        check_int("PackedPatches: max_seqlen", max_seqlen, longest)
         if targets is not None:
             _check_tensor("targets", targets, torch.bool, 1, patches.device)
             if len(targets) != len(patches):
@@ -84,26 +79,13 @@ class PackedPatches:
                 )
             if bool(targets[cu_seqlens[:-1].long()].any()):
                 raise ValueError("PackedPatches: targets: expected False at each document's first patch, got True")
-        _check_int("truncated", truncated, 0)
-        _check_int("truncated_bytes", truncated_bytes, 0)
-        self._assign(
-            patches=patches.contiguous(),
-            cu_seqlens=cu_seqlens.contiguous(),
-            max_seqlen=longest if max_seqlen is None else max_seqlen,
-            targets=targets,
-            truncated=truncated,
-            truncated_bytes=truncated_bytes,
-        )
-
-    def _assign(self, **fields: Any) -> None:
-        for name, value in fields.items():
-            object.__setattr__(self, name, value)
+        check_int("PackedPatches: truncated", self.truncated, 0)
+        check_int("PackedPatches: truncated_bytes", self.truncated_bytes, 0)
+        self.__dict__.update(patches=patches.contiguous(), cu_seqlens=cu_seqlens.contiguous(), max_seqlen=max_seqlen)
 
     def _with(self, **fields: Any) -> PackedPatches:
         """A copy with other fields, unchecked: they are right by construction, and a GPU is not waited for."""
-        packed = PackedPatches.__new__(PackedPatches)
-        packed._assign(**{**self.__dict__, **fields})
-        return packed
+        return self.unchecked(**{**self.__dict__, **fields})
 
     @classmethod
     def unchecked(
@@ -117,7 +99,7 @@ class PackedPatches:
     ) -> PackedPatches:
         """Tensors that are known to be right, as a CUDA graph's; documents may have no patches. Reads no value."""
         packed = cls.__new__(cls)
-        packed._assign(
+        packed.__dict__.update(
             patches=patches,
             cu_seqlens=cu_seqlens,
             max_seqlen=max_seqlen,
@@ -369,13 +351,6 @@ def _restore(index: int, document: np.ndarray) -> tuple[str, bytes]:
         )
     content = document.astype("u1").tobytes()
     return content[:extension_size].decode("utf-8", "surrogateescape"), content[S : S + content_size]
-
-
-def _check_int(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"PackedPatches: {name}: expected an int, got {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"PackedPatches: {name}: expected at least {least}, got {value}")
 
 
 def _check_tensor(name: str, value: object, dtype: torch.dtype, rank: int, device: torch.device | None = None) -> None:

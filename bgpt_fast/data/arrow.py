@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 
+from bgpt_fast.checks import check_int
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data.arrow_files import (
     Columns,
@@ -20,7 +21,7 @@ from bgpt_fast.data.arrow_files import (
 )
 from bgpt_fast.data.file_index import FileEntry, Paths, find_files, fingerprint, is_in_split
 from bgpt_fast.data.packing import Block, PackedSource, SourceOptions
-from bgpt_fast.data.source import DataError, check_int
+from bgpt_fast.data.source import DataError
 from bgpt_fast.documents import Part, Truncation, count_patches
 from bgpt_fast.patches import PackedPatches
 

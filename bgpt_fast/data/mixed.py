@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from bgpt_fast.data.source import DataError, Source, check_int, check_rank
+from bgpt_fast.checks import check_int
+from bgpt_fast.data.source import DataError, Source, check_rank
 from bgpt_fast.patches import PackedPatches
 
 

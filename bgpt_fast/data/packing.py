@@ -11,9 +11,10 @@ from typing import Any, Generic, Literal, NamedTuple, TypedDict, TypeVar
 
 import numpy as np
 
+from bgpt_fast.checks import check_int
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data.file_index import Paths, SkipReport, Split, as_roots, check_split
-from bgpt_fast.data.source import DataError, check_int, check_rank
+from bgpt_fast.data.source import DataError, check_rank
 from bgpt_fast.documents import Part, Truncation
 from bgpt_fast.patches import PackedPatches
 

@@ -6,7 +6,8 @@ from collections import deque
 from multiprocessing.util import Finalize
 from typing import Any, Generic, TypeVar
 
-from bgpt_fast.data.source import BatchSource, check_int
+from bgpt_fast.checks import check_int
+from bgpt_fast.data.source import BatchSource
 from bgpt_fast.data.workers import ProcessWorker, Response, ThreadWorker, WorkerError
 
 __all__ = ["Prefetcher", "WorkerError"]

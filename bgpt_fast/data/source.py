@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+from bgpt_fast.checks import check_int
 from bgpt_fast.patches import PackedPatches
 
 Batch = TypeVar("Batch", covariant=True)
@@ -40,14 +41,6 @@ class BatchSource(Protocol[Batch]):
 @runtime_checkable
 class Source(BatchSource[PackedPatches], Protocol):
     """An endless stream of `PackedPatches` with a position that can be saved."""
-
-
-def check_int(name: str, value: object, least: int) -> None:
-    """Raises unless `value` is an int of at least `least`; `name` begins the error."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{name}: expected at least {least}, got {value}")
 
 
 def check_rank(name: str, rank: int, world_size: int) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from bgpt_fast.checks import check_int
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data import PairSource
 from bgpt_fast.data.file_index import Paths, SkipReport, as_roots
 from bgpt_fast.data.pairs import parse_conversion
-from bgpt_fast.data.source import DataError, check_int
+from bgpt_fast.data.source import DataError
 from bgpt_fast.documents import PatchError, Truncation, count_patches, extension_of, read_part
 from bgpt_fast.model import BGPT
 from bgpt_fast.patches import PackedPatches

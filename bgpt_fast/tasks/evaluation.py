@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bgpt_fast.checks import check_int
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data.file_index import FileEntry, Paths, SkipReport, as_roots, find_files, read_document
-from bgpt_fast.data.source import DataError, check_int
+from bgpt_fast.data.source import DataError
 from bgpt_fast.documents import extension_of
 from bgpt_fast.metrics import ByteScores, Interval, bootstrap_interval
 from bgpt_fast.model import BGPT

@@ -6,8 +6,8 @@ from typing import Any
 
 from mos6502_traces import ProgramOptions, generate
 
+from bgpt_fast.checks import check_int
 from bgpt_fast.config import BGPTConfig
-from bgpt_fast.data.source import check_int
 from bgpt_fast.patches import PackedPatches
 from bgpt_fast.tasks.cpu_states.packing import check_context, pack_traces
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from bgpt_fast.checks import check_int
 from bgpt_fast.data.file_index import is_in_split
-from bgpt_fast.data.source import check_int
 from bgpt_fast.tasks.cpu_states import Traces
 
 if TYPE_CHECKING:

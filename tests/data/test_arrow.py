@@ -255,7 +255,7 @@ def test_files_are_streamed_from_a_url(folder: Path, monkeypatch: pytest.MonkeyP
         assert again.next_batch().to_bytes() == local.next_batch().to_bytes()
         one = ArrowSource(remote.paths[0], "content", CONFIG, 64, extension_column="ext")
         assert one.paths == remote.paths[:1]
-        monkeypatch.setattr(arrow_files, "_opened", _lost)
+        monkeypatch.setattr(arrow_files, "_open", _lost)
         with pytest.raises(DataError, match="the connection is gone"):
             list(remote.one_pass())
     finally:
@@ -275,7 +275,7 @@ def test_after_a_lost_connection_the_epoch_goes_on(folder: Path, monkeypatch: py
         source = ArrowSource("memory://rows", "content", CONFIG, 50, split="all", buffer_rows=40)
         # The first buffer is of the first file, the second one needs the next.
         with monkeypatch.context() as patch:
-            patch.setattr(arrow_files, "_opened", _lost)
+            patch.setattr(arrow_files, "_open", _lost)
             with pytest.raises(DataError, match="the connection is gone"):
                 _draw(source, 100)
         batches = 0

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bgpt_fast import _C
-from bgpt_fast.tasks.cpu_states.machine import check_int
+from bgpt_fast.checks import check_int
 from bgpt_fast.tasks.cpu_states.options import StreamOptions
 
 

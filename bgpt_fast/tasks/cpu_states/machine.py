@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from bgpt_fast import _C
+from bgpt_fast.checks import check_int
 
 INSTRUCTION_SIZE = 4
 """Bytes of an instruction: opcode and three operands."""
@@ -64,15 +65,6 @@ def check_machine(num_registers: int, memory_size: int) -> None:
     """Raises TypeError or ValueError unless a machine may have these sizes."""
     check_int("num_registers", num_registers, 1, MAX_REGISTERS)
     check_int("memory_size", memory_size, INSTRUCTION_SIZE, MAX_MEMORY)
-
-
-def check_int(name: str, value: object, least: int, most: int | None = None) -> None:
-    """Raises TypeError or ValueError unless `value` is an int from `least` to `most`."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name}: expected an int, got {type(value).__name__} {value!r:.80}")
-    if value < least or (most is not None and value > most):
-        expected = f"at least {least}" if most is None else f"{least}…{most}"
-        raise ValueError(f"{name}: expected {expected}, got {value}")
 
 
 def assemble(lines: Iterable[str], *, num_registers: int = 10, memory_size: int = 1024) -> bytes:

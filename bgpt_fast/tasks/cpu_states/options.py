@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bgpt_fast import _C
-from bgpt_fast.tasks.cpu_states.machine import INSTRUCTION_SIZE, MAX_PC, check_int, check_machine, state_size
+from bgpt_fast.checks import check_int
+from bgpt_fast.tasks.cpu_states.machine import INSTRUCTION_SIZE, MAX_PC, check_machine, state_size
 
 
 @dataclass(frozen=True)

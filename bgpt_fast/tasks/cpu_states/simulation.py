@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bgpt_fast.checks import check_int
 from bgpt_fast.documents import count_patches
 from bgpt_fast.generation import Generator, Prompt
 from bgpt_fast.generation.drafting import KnownDrafter
 from bgpt_fast.model import BGPT, evaluation_mode
-from bgpt_fast.tasks.cpu_states.machine import check_int, state_size
+from bgpt_fast.tasks.cpu_states.machine import state_size
 from bgpt_fast.tasks.cpu_states.packing import EXTENSION, check_context, first_target, pack_traces
 from bgpt_fast.tasks.cpu_states.trace import PredictedTrace, Trace
 from bgpt_fast.tasks.cpu_states.traces import Traces

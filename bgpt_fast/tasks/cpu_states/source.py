@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from bgpt_fast.checks import check_int
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data.source import check_rank
 from bgpt_fast.deprecation import renamed_value
 from bgpt_fast.documents import count_patches
 from bgpt_fast.patches import PackedPatches
-from bgpt_fast.tasks.cpu_states.machine import check_int
 from bgpt_fast.tasks.cpu_states.options import StreamOptions
 from bgpt_fast.tasks.cpu_states.packing import check_context, pack_traces
 from bgpt_fast.tasks.cpu_states.streams import OLD_SPLITS, Split, generate

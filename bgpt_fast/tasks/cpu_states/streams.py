@@ -9,8 +9,9 @@ from typing import Literal
 import numpy as np
 
 from bgpt_fast import _C
+from bgpt_fast.checks import check_int
 from bgpt_fast.deprecation import renamed_value
-from bgpt_fast.tasks.cpu_states.machine import check_int, state_size
+from bgpt_fast.tasks.cpu_states.machine import state_size
 from bgpt_fast.tasks.cpu_states.options import StreamOptions
 from bgpt_fast.tasks.cpu_states.traces import Traces, thread_count
 

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bgpt_fast import _C
+from bgpt_fast.checks import check_int
 from bgpt_fast.tasks.cpu_states.machine import (
     INSTRUCTION_SIZE,
     as_bytes,
     assemble,
-    check_int,
     check_machine,
     check_program,
     register_name,

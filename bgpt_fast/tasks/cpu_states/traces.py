@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bgpt_fast import _C
-from bgpt_fast.tasks.cpu_states.machine import as_bytes, check_int, check_machine
+from bgpt_fast.checks import check_int
+from bgpt_fast.tasks.cpu_states.machine import as_bytes, check_machine
 from bgpt_fast.tasks.cpu_states.trace import Trace, run
 
 
