@@ -145,13 +145,13 @@ def step_phases(items: Sequence[Item]) -> Figure:
     figure, axes = new_figure(8, 0.6 * len(items) + 0.9)
     colours = matplotlib.colormaps["tab10"].colors
     for y, item in enumerate(items):
-        left, total = 0.0, sum(item.info["phases"].values())
+        begin, total = 0.0, sum(item.info["phases"].values())
         for colour, (name, seconds) in zip(colours, item.info["phases"].items(), strict=False):
-            axes.barh(y, seconds, left=left, height=0.6, color=colour, label=name if y == 0 else None)
+            axes.barh(y, seconds, left=begin, height=0.6, color=colour, label=name if y == 0 else None)
             if seconds > 0.08 * total:
                 share = f"{100 * seconds / total:.0f} %"
-                axes.text(left + seconds / 2, y, share, ha="center", va="center", fontsize=8)
-            left += seconds
+                axes.text(begin + seconds / 2, y, share, ha="center", va="center", fontsize=8)
+            begin += seconds
     axes.set_yticks(range(len(items)), [item.info["dtype"] for item in items])
     axes.set_xlabel("seconds")
     axes.legend(fontsize=8, frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))

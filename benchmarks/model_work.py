@@ -1,8 +1,8 @@
 """The least that whole passes of the model must do, in operations (`bgpt_fast.flops`) and in bytes through memory.
 
 Bytes: every weight that the pass uses is read once, and once more for each later pass that waits for the one before;
-training also reads and writes what AdamW keeps. Activations are left out, since they can stay in caches: so the share
-of a limit that is reached is a lower bound.
+training also reads and writes AdamW's moments. Activations are not counted, since they can stay in caches: so the
+share of a peak rate that is reached is a lower bound.
 
 Shape letters: B files, L patches of context, S bytes a patch, D width, V = 257 tokens.
 """
@@ -18,7 +18,7 @@ from bgpt_fast.flops import forward_flops, training_flops
 
 
 def weights(config: BGPTConfig) -> dict[str, int]:
-    """Parameters by part: the two decoders' layers with their last norms, and the tables; the head is one of them."""
+    """Parameters by part: the two decoders' layers with their last norms, and the tables, of which the head is one."""
     S, D = config.patch_size, config.hidden_size
     layer = 12 * D * D + 13 * D  # four linears with biases, two norms
     return {

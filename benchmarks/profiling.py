@@ -96,27 +96,16 @@ def coverage(path: Path, phases: tuple[str, ...]) -> tuple[dict[str, float], flo
     """
     data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     events = [event for event in json.loads(data)["traceEvents"] if event.get("ph") == "X"]
-    seconds = {
-        name: sum(event["dur"] for event in events if event["name"] == name and event["cat"] == "user_annotation") / 1e6
-        for name in phases
-    }
-    steps = [
-        event
-        for event in events
-        if str(event["name"]).startswith("ProfilerStep") and event["cat"] != "gpu_user_annotation"
-    ]
+    annotations = [event for event in events if event.get("cat") == "user_annotation"]
+    seconds = {name: sum(event["dur"] for event in annotations if event["name"] == name) / 1e6 for name in phases}
+    steps = [event for event in annotations if event["name"].startswith("ProfilerStep")]
     began, ended = min(event["ts"] for event in steps), max(event["ts"] + event["dur"] for event in steps)
-    spans = sorted(
-        (event["ts"], event["ts"] + event["dur"])
-        for event in events
-        if event.get("cat") == "cpu_op" or event["name"] in phases
-    )
+    covering = [event for event in events if event.get("cat") == "cpu_op" or event["name"] in phases]
     busy, reached = 0.0, began
-    for start, end in spans:
-        start, end = max(start, reached), min(end, ended)
-        if end > start:
-            busy += end - start
-            reached = end
+    for event in sorted(covering, key=lambda event: event["ts"]):
+        end = min(event["ts"] + event["dur"], ended)
+        busy += max(0.0, end - max(event["ts"], reached))
+        reached = max(reached, end)
     return seconds, 1 - busy / (ended - began)
 
 

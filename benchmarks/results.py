@@ -142,11 +142,19 @@ def exponent(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 def duration(seconds: float) -> str:
-    """Seconds with three digits and the unit that suits them."""
-    for unit, factor in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
-        if seconds * factor >= 1:
-            return f"{digits(seconds * factor)} {unit}"
-    return f"{digits(seconds * 1e9)} ns"
+    """Seconds with three digits, in s, ms, µs or ns."""
+    return _with_unit(seconds, {"s": 1, "ms": 1e-3, "µs": 1e-6, "ns": 1e-9})
+
+
+def size(count: float) -> str:
+    """Bytes with three digits, in GB, MB, KB or B."""
+    return _with_unit(count, {"GB": 1e9, "MB": 1e6, "KB": 1e3, "B": 1})
+
+
+def _with_unit(value: float, units: dict[str, float]) -> str:
+    """In the largest unit of which it is at least one; in the last one if it is less than all."""
+    name = next((name for name, unit in units.items() if value >= unit), list(units)[-1])
+    return f"{digits(value / units[name])} {name}"
 
 
 def digits(value: float) -> str:
@@ -155,14 +163,6 @@ def digits(value: float) -> str:
         return f"{value:.0f}"
     places = 2 - math.floor(math.log10(abs(value)))
     return f"{round(value, places):,.{max(0, places)}f}"
-
-
-def size(count: float) -> str:
-    """Bytes with three digits and the unit that suits them."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
-        if count >= factor:
-            return f"{digits(count / factor)} {unit}"
-    return f"{digits(count)} B"
 
 
 def rate(item: Item) -> str:

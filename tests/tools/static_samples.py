@@ -11,9 +11,9 @@ from bgpt_fast.kernels.common.launch import CompileCase
 @triton.jit
 def _product_kernel(x, y, M: tl.constexpr, K: tl.constexpr):
     rows, columns = tl.arange(0, M), tl.arange(0, K)
-    left = tl.load(x + rows[:, None] * K + columns[None, :])
-    right = tl.load(x + M * K + columns[:, None] * M + rows[None, :])
-    tl.store(y + rows[:, None] * M + rows[None, :], tl.dot(left, right).to(tl.bfloat16))
+    a = tl.load(x + rows[:, None] * K + columns[None, :])
+    b = tl.load(x + M * K + columns[:, None] * M + rows[None, :])
+    tl.store(y + rows[:, None] * M + rows[None, :], tl.dot(a, b).to(tl.bfloat16))
 
 
 @triton.jit
