@@ -15,7 +15,7 @@ from benchmarks.generation import endless_model, generate_with, prompts_of
 from benchmarks.model_work import decoding_work, training_work
 from benchmarks.names import OURS
 from benchmarks.suite import Bench
-from benchmarks.training import model_and_loss, random_documents, step_of
+from benchmarks.training import random_documents, training_step
 from bgpt_fast import PackedPatches
 
 _DOCUMENT = 32
@@ -37,11 +37,10 @@ def _training(bench: Bench, against: str, value: int) -> None:
     config = dataclasses.replace(scale.curve_model, hidden_size=width)
     sizes = [(length - 2) * config.patch_size] * max(1, patches // length)
     batch = PackedPatches.from_bytes(random_documents(sizes), config).to(bench.device)
-    model, loss_of = model_and_loss(OURS, config, bench.device)
-    on_gpu = bench.device.type == "cuda"
-    dtype = torch.bfloat16 if on_gpu else torch.float32
+    dtype = torch.bfloat16 if bench.device.type == "cuda" else torch.float32
+    _, step = training_step(OURS, batch, config, dtype)
     bench(
-        step_of(model, lambda: loss_of(batch), bench.device, dtype if on_gpu else None, fused=on_gpu),
+        step,
         f"curve: training step against {against}",
         dtype=dtype,
         work=training_work(config, batch.cu_seqlens.diff().tolist(), dtype.itemsize),

@@ -17,8 +17,8 @@ from benchmarks.generation import Generate, endless_model, generate_with, prompt
 from benchmarks.model_work import decoding_work, prefill_work, scoring_work
 from benchmarks.names import CACHED, OURS, REFERENCE, RELEASED
 from benchmarks.suite import Bench
-from benchmarks.training import documents, model_and_loss
-from bgpt_fast import BGPT, Generator, PackedPatches, Prompt
+from benchmarks.training import batch_of, model_and_loss
+from bgpt_fast import BGPT, Generator, Prompt
 from bgpt_fast.generation.drafting import KnownDrafter, LookupDrafter
 
 LOOKED_UP, KNOWN = f"{OURS}, drafts looked up", f"{OURS}, drafts known"
@@ -113,7 +113,7 @@ def test_drafting(bench: Bench, implementation: str) -> None:
 @pytest.mark.baselines(OURS, RELEASED, REFERENCE)
 def test_scoring(bench: Bench, implementation: str) -> None:
     config, device = bench.scale.model, bench.device
-    batch = PackedPatches.from_bytes(documents("equal", bench.scale.patches, config), config).to(device)
+    batch = batch_of("equal", bench.scale.patches, config, device)
     model, loss_of = model_and_loss(implementation, config, device)
     model.eval()
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from benchmarks.model_work import training_work
 from benchmarks.names import COMPILED, MEGABYTE, OURS, REFERENCE, RELEASED
 from benchmarks.suite import Bench
-from benchmarks.training import documents, model_and_loss, step_of
+from benchmarks.training import batch_of, check_losses, model_and_loss, training_step
 from bgpt_fast import BGPTConfig, PackedPatches
 from bgpt_fast.flops import forward_flops
 
@@ -31,10 +31,7 @@ from bgpt_fast.flops import forward_flops
 @functools.cache
 def _checked(config: BGPTConfig, kind: str, patches: int, device: torch.device) -> None:
     """Refuses to time implementations that do not compute the same."""
-    batch = PackedPatches.from_bytes(documents(kind, patches, config), config).to(device)
-    with torch.no_grad():
-        losses = [float(model_and_loss(name, config, device)[1](batch)) for name in (OURS, RELEASED)]
-    assert abs(losses[0] / losses[1] - 1) <= 1e-5, f"expected equal losses of the two, got {losses}"
+    check_losses((OURS, RELEASED), batch_of(kind, patches, config, device), config, 1e-5)
 
 
 def padding(batch: PackedPatches) -> float:
@@ -52,12 +49,8 @@ def test_training_step(bench: Bench, kind: str, implementation: str, dtype: torc
     config, device, patches = bench.scale.model, bench.device, bench.scale.patches
     if implementation == RELEASED:
         _checked(config, kind, patches, device)
-    batch = PackedPatches.from_bytes(documents(kind, patches, config), config).to(device)
-    model, loss_of = model_and_loss(implementation, config, device)
-    on_gpu = device.type == "cuda"
-    half = torch.float16 if on_gpu and implementation == RELEASED else dtype
-    autocast = None if half == torch.float32 else half
-    step = step_of(model, lambda: loss_of(batch), device, autocast, fused=on_gpu and implementation != RELEASED)
+    batch = batch_of(kind, patches, config, device)
+    model, step = training_step(implementation, batch, config, dtype)
     lengths = batch.cu_seqlens.diff().tolist()
     bench(
         step,
@@ -76,7 +69,7 @@ def test_training_step(bench: Bench, kind: str, implementation: str, dtype: torc
 def test_phases_of_a_step(bench: Bench, dtype: torch.dtype) -> None:
     """Ours by phase, synchronised with the device after each, and the FLOPs of each part of the forward pass."""
     config, device = bench.scale.model, bench.device
-    batch = PackedPatches.from_bytes(documents("equal", bench.scale.patches, config), config).to(device)
+    batch = batch_of("equal", bench.scale.patches, config, device)
     model, loss_of = model_and_loss(OURS, config, device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=device.type == "cuda")
     rows = [

@@ -25,8 +25,8 @@ from benchmarks.generation import endless_model, prompts_of
 from benchmarks.names import OURS
 from benchmarks.results import duration
 from benchmarks.scales import Scale, scale_of
-from benchmarks.training import documents, model_and_loss
-from bgpt_fast import Generator, PackedPatches
+from benchmarks.training import batch_of, model_and_loss
+from bgpt_fast import Generator
 from bgpt_fast.generation.decoders.cpu import CpuDecoder
 from bgpt_fast.generation.decoders.cuda import CudaDecoder
 from bgpt_fast.generation.decoders.eager import EagerDecoder
@@ -43,7 +43,7 @@ PHASES = {
 def _train(scale: Scale, device: torch.device, profiler: StepProfiler) -> None:
     """Steps as the Trainer makes them."""
     config = scale.model
-    batch = PackedPatches.from_bytes(documents("mixed", scale.patches, config), config).to(device)
+    batch = batch_of("mixed", scale.patches, config, device)
     model, loss_of = model_and_loss(OURS, config, device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=device.type == "cuda")
     for _ in range(_WARM + _STEPS):

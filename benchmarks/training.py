@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.baselines import megabyte
-from benchmarks.names import COMPILED, MEGABYTE, OURS, RELEASED
+from benchmarks.names import COMPILED, MEGABYTE, OURS, REFERENCE, RELEASED
 from bgpt_fast import BGPT, BGPTConfig, PackedPatches, ReferenceBGPT
 
 Loss = Callable[[PackedPatches], Tensor]
@@ -23,11 +23,12 @@ def random_documents(sizes: list[int]) -> list[tuple[str, bytes]]:
     return [("bin", stream.randbytes(size)) for size in sizes]
 
 
-def documents(kind: str, patches: int, config: BGPTConfig) -> list[tuple[str, bytes]]:
+def batch_of(kind: str, patches: int, config: BGPTConfig, device: torch.device) -> PackedPatches:
     """Documents of about `patches` patches in total, of "equal" or of "mixed" lengths, each within the context."""
     groups = max(1, -(-int(patches * max(_SHARES["mixed"])) // config.patch_length))
     lengths = [max(1, int(share * patches / groups) - 2) for share in _SHARES[kind]] * groups
-    return random_documents([length * config.patch_size for length in lengths])
+    documents = random_documents([length * config.patch_size for length in lengths])
+    return PackedPatches.from_bytes(documents, config).to(device)
 
 
 def model_and_loss(name: str, config: BGPTConfig, device: torch.device) -> tuple[nn.Module, Loss]:
@@ -60,20 +61,45 @@ def model_and_loss(name: str, config: BGPTConfig, device: torch.device) -> tuple
     return other, lambda batch: loss_of(batch.patches.view(batch.num_documents, -1, config.patch_size))
 
 
-def step_of(
-    model: nn.Module, loss_of: Callable[[], Tensor], device: torch.device, autocast: torch.dtype | None, *, fused: bool
-) -> Callable[[], Tensor]:
-    """One update by AdamW, its loss scaled where float16 needs it; returns the loss."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=fused)
+def check_losses(names: Sequence[str], batch: PackedPatches, config: BGPTConfig, tolerance: float) -> dict[str, float]:
+    """The float32 losses of implementations, uncompiled.
+
+    Raises:
+        AssertionError: they differ by more than `tolerance`, relative.
+    """
+    device = batch.patches.device
+    losses = {}
+    with torch.no_grad():
+        for name in names:
+            uncompiled = REFERENCE if name == COMPILED else name
+            losses[name] = float(model_and_loss(uncompiled, config, device)[1](batch))
+    spread = max(losses.values()) / min(losses.values()) - 1
+    assert spread <= tolerance, f"expected equal losses of all implementations, got {losses}"
+    return losses
+
+
+def training_step(
+    name: str, batch: PackedPatches, config: BGPTConfig, dtype: torch.dtype
+) -> tuple[nn.Module, Callable[[], Tensor]]:
+    """An implementation, and an update of it by AdamW, which returns the loss.
+
+    Reduced precision is by autocast. On a GPU the released way has its own float16 autocast with scaled losses and the
+    plain AdamW, the others the fused one.
+    """
+    device = batch.patches.device
+    model, loss_of = model_and_loss(name, config, device)
+    is_released_on_gpu = device.type == "cuda" and name == RELEASED
+    autocast = torch.float16 if is_released_on_gpu else dtype
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=device.type == "cuda" and name != RELEASED)
     scaler = torch.amp.GradScaler(device.type, enabled=autocast == torch.float16)
 
     def step() -> Tensor:
-        with torch.autocast(device.type, autocast, enabled=autocast is not None):
-            loss = loss_of()
+        with torch.autocast(device.type, autocast, enabled=autocast != torch.float32):
+            loss = loss_of(batch)
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
         return loss.detach()
 
-    return step
+    return model, step

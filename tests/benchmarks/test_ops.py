@@ -80,3 +80,15 @@ def test_flops_of_an_op_are_as_torch_counts(name: str) -> None:
     rows, length = attention.get(case.folder, (0, 0))
     square, causal = 4 * rows * length * sizes.D, 4 * rows * (length + 1) // 2 * sizes.D
     assert case.work(sizes, 4)[0].flops == counter.get_total_flops() - square + causal
+
+
+def test_a_gpu_is_timed_by_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[float, str]] = []
+
+    def do_bench(call: Any, *, rep: float, return_mode: str) -> list[float]:
+        calls.append((rep, return_mode))
+        return [2.0, 1.0]
+
+    monkeypatch.setattr("triton.testing.do_bench", do_bench)
+    assert sample(lambda: None, torch.device("cuda"), seconds=0.25) == [2e-3, 1e-3]
+    assert calls == [(250.0, "all")]

@@ -9,11 +9,10 @@ import gc
 from typing import Any
 
 import torch
-from torch import nn
 
 from benchmarks.names import COMPILED, REFERENCE, RELEASED
 from benchmarks.timing import measure
-from benchmarks.training import Loss, model_and_loss, random_documents, step_of
+from benchmarks.training import check_losses, random_documents, training_step
 from bgpt_fast import BGPTConfig, PackedPatches
 from bgpt_fast.flops import forward_flops, peak_flops, training_flops
 from tools.gpu_check.items import IMPLEMENTATIONS
@@ -25,30 +24,16 @@ def _full_documents(count: int, config: BGPTConfig, device: torch.device) -> Pac
     return PackedPatches.from_bytes(random_documents(sizes), config).to(device)
 
 
-def _model_and_loss(name: str, config: BGPTConfig, device: torch.device) -> tuple[nn.Module, Loss]:
-    """On the CPU the reference is not compiled, which would take minutes."""
-    return model_and_loss(REFERENCE if name == COMPILED and device.type == "cpu" else name, config, device)
-
-
 def losses_agree(config: BGPTConfig, device: torch.device) -> dict[str, float]:
-    """The float32 loss of each implementation, uncompiled, on one document.
-
-    Raises:
-        AssertionError: they differ by more than 1e-4, relative.
-    """
-    batch = _full_documents(1, config, device)
-    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        losses = {name: float(_model_and_loss(name, config, device)[1](batch)) for name in IMPLEMENTATIONS}
-    spread = max(losses.values()) / min(losses.values()) - 1
-    assert spread <= 1e-4, f"expected equal losses of all implementations, got {losses}"
-    return losses
+    """The float32 losses of all implementations on one document, which are compared."""
+    return check_losses(IMPLEMENTATIONS, _full_documents(1, config, device), config, 1e-4)
 
 
 def measure_step(name: str, config: BGPTConfig, documents: int, device: torch.device, seconds: float) -> dict[str, Any]:
     """Times one implementation; if memory runs out, with half the documents, and so on.
 
-    bfloat16 autocast and the fused AdamW on a GPU; the released way has its own float16 autocast with scaled losses
-    and the plain AdamW. On the CPU all run in float32.
+    In bfloat16 on a GPU, the released way in float16. In float32 on a CPU, where the reference is not compiled,
+    which would take minutes.
 
     Returns:
         Patches a second, and on a GPU the peak memory beside its target and, where the GPU's peak is known, the share
@@ -68,11 +53,10 @@ def measure_step(name: str, config: BGPTConfig, documents: int, device: torch.de
 
 def _measure(name: str, config: BGPTConfig, documents: int, device: torch.device, seconds: float) -> dict[str, Any]:
     batch = _full_documents(documents, config, device)
-    model, loss_of = _model_and_loss(name, config, device)
     on_gpu = device.type == "cuda"
     half = torch.float16 if name == RELEASED else torch.bfloat16
-    fused = on_gpu and name != RELEASED
-    step = step_of(model, lambda: loss_of(batch), device, half if on_gpu else None, fused=fused)
+    name = REFERENCE if name == COMPILED and not on_gpu else name
+    _, step = training_step(name, batch, config, torch.bfloat16 if on_gpu else torch.float32)
     first_loss = float(step())
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
