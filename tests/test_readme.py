@@ -33,8 +33,8 @@ def test_the_python_runs(tmp_path: Path) -> None:
 
 
 def test_the_commands_exist() -> None:
-    shown = set(re.findall(r"^bgpt-fast ([\w-]+)", TEXT, re.MULTILINE))
-    assert shown == set(COMMANDS)
+    commands = set(re.findall(r"^bgpt-fast ([\w-]+)", TEXT, re.MULTILINE))
+    assert commands == set(COMMANDS)
     targets = set(re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"(?:^|`)make ([\w-]+)", TEXT, re.MULTILINE))
     assert {"demo", "test"} <= named <= targets

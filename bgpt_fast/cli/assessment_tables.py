@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from bgpt_fast.cli.common import console, table
+from bgpt_fast.cli.common import console, percent, table
 from bgpt_fast.tasks.cpu_states.assessment import Assessment
 from bgpt_fast.tasks.cpu_states.evaluation import InstructionScore, RegisterScore
 
 
-def print_assessment(found: Assessment) -> None:
-    """The scores as tables, teacher-forced beside free running."""
-    forced, free = found.teacher_forced, found.free_running
+def print_assessment(assessment: Assessment) -> None:
+    """Prints the scores as tables, teacher-forced beside free running."""
+    forced, free = assessment.teacher_forced, assessment.free_running
 
-    def row(name: str, left: float | None, right: float | None) -> list[str]:
-        return [name, *("–" if share is None else f"{100 * share:.3f} %" for share in (left, right))]
+    def row(name: str, *shares: float | None) -> list[str]:
+        return [name, *(percent(share, 3) for share in shares)]
 
     rows = [
         row("state bytes right", forced.accuracy, free.accuracy),
@@ -27,14 +27,14 @@ def print_assessment(found: Assessment) -> None:
     console.print(table(f"{forced.programs} programs", ["", "teacher-forced", "free running"], rows))
     _print_scores("bytes that an instruction changed, right", forced.by_instruction, free.by_instruction)
     console.print(
-        f"{found.states:,} states written in {found.seconds:.1f} s: {found.states_per_second:,.0f} states/s, "
-        f"{found.states_per_second * (len(forced.by_column)):,.0f} B/s"
+        f"{assessment.states:,} states simulated in {assessment.seconds:.1f} s: "
+        f"{assessment.states_per_second:,.0f} states/s, {assessment.states_per_second * len(forced.by_column):,.0f} B/s"
     )
 
 
-def print_details(found: Assessment) -> None:
-    """The scores by addressing mode, by register and by the step of the first wrong byte."""
-    forced, free = found.teacher_forced, found.free_running
+def print_details(assessment: Assessment) -> None:
+    """Prints the scores by addressing mode, by register and by the step of the first wrong byte."""
+    forced, free = assessment.teacher_forced, assessment.free_running
     _print_scores("… by addressing mode", forced.by_addressing_mode, free.by_addressing_mode)
     _print_scores("… by register", forced.by_register, free.by_register)
     steps = sorted({*forced.first_divergence, *free.first_divergence})
@@ -46,7 +46,7 @@ def print_details(found: Assessment) -> None:
         rest = f", the first 16 of {len(steps)} steps" if len(steps) > 16 else ""
         title = f"programs by the step of their first wrong byte{rest}"
         console.print(table(title, ["step", "teacher-forced", "free running"], counts))
-    console.print(f"teacher-forced: {found.teacher_forced_states_per_second:,.0f} states/s")
+    console.print(f"teacher-forced: {assessment.teacher_forced_states_per_second:,.0f} states/s")
 
 
 def _print_scores(
@@ -58,5 +58,5 @@ def _print_scores(
     what = title.split()[-1] if title.startswith("…") else "instruction"
     for name, score in forced.items():
         shares = (score.changed_accuracy, free[name].changed_accuracy if name in free else None)
-        rows.append([name, f"{score.count}", *("–" if share is None else f"{100 * share:.2f} %" for share in shares)])
+        rows.append([name, f"{score.count}", *map(percent, shares)])
     console.print(table(title, [what, "times", "teacher-forced", "free running"], rows))

@@ -1,4 +1,4 @@
-"""`bgpt-fast classify`: the class of each file, and how right that is where the files' names say."""
+"""`bgpt-fast classify`: the class of each file, and the accuracy where the files' names say their class."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ import tyro
 from bgpt_fast.classifier import BGPTForClassification
 from bgpt_fast.cli.common import (
     as_json,
+    check_output_file,
     console,
     generation_progress,
+    percent,
     plots_folder,
+    print_report,
     read_options,
     shown_name,
     table,
@@ -25,7 +28,6 @@ from bgpt_fast.cli.common import (
 from bgpt_fast.data import DataError, label_of
 from bgpt_fast.data.file_index import FileEntry, SkipReport, find_files, read_document
 from bgpt_fast.device import resolve_device
-from bgpt_fast.files import write_json
 from bgpt_fast.patches import PackedPatches
 from bgpt_fast.report.classification_plots import classification_plots
 from bgpt_fast.tasks.classification import ClassificationReport, Prediction, predict_iter, score
@@ -38,17 +40,17 @@ _SHOWN_CLASSES = 12
 class Classify:
     """The class of each file, by a trained classifier.
 
-    Files that are named LABEL_anything.ext, with a class LABEL.ext that the model knows, are also scored: accuracy,
-    each class, confusion matrix. Of a file over the context the head is looked at. Empty and unreadable files are
-    counted, named and left out; a file that is reached twice counts once.
+    Files named LABEL_anything.ext, with a class LABEL.ext of the model, are also scored: accuracy, each class,
+    confusion matrix. Files over the context are truncated. Empty and unreadable files are counted, named and left out;
+    a file that is reached twice counts once.
 
     Args:
         checkpoint: a training run's folder, one of weights, a .safetensors or .pth file, or a hub id.
-        data: files and folders; folders are walked.
+        data: files and folders; folders are searched.
         labels: a JSON file {"class name": index, …} for weights that come without one, as the released .pth files.
         patches_per_batch: most patches of a batch.
-        plots: a new or empty folder for plots of the confusion matrix and of each class; None draws none.
-        output: where to write predictions and scores as JSON; None means nowhere.
+        plots: a new or empty folder for plots of the confusion matrix and of each class; None means no plots.
+        output: a JSON file for predictions and scores; None means none.
         json: print JSON instead of tables.
         device: "auto" means the GPU where there is one.
     """
@@ -65,8 +67,7 @@ class Classify:
 
 def run(words: Sequence[str]) -> int:
     options = read_options(Classify, "classify", words)
-    if options.output is not None and options.output.is_dir():
-        raise IsADirectoryError(f"--output: expected a file to write, got the folder {options.output}")
+    check_output_file(options.output)
     if not options.data:
         raise DataError("expected files or folders after the checkpoint, got none")
     if options.plots is not None:
@@ -79,12 +80,12 @@ def run(words: Sequence[str]) -> int:
         device=resolve_device(options.device),
         dtype=torch.float32,
     )
-    found = _classify(model, files, options.patches_per_batch, skips)
+    predictions = _classify(model, files, options.patches_per_batch, skips)
     if skips.by_reason:
-        print(f"bgpt-fast classify: {_told(skips)}", file=sys.stderr)
-    if not found:
-        raise DataError(f"expected at least one file with something in it, got none; {_told(skips)}")
-    report = _scored(model.labels, found)
+        print(f"bgpt-fast classify: {_skips_text(skips)}", file=sys.stderr)
+    if not predictions:
+        raise DataError(f"expected at least one file with something in it, got none; {_skips_text(skips)}")
+    report = _scored(model.labels, predictions)
     if options.plots is not None and report is not None:
         classification_plots(report.to_dict(), options.plots)
     elif options.plots is not None:
@@ -96,27 +97,24 @@ def run(words: Sequence[str]) -> int:
     result = {
         "options": as_json(options),
         "labels": list(model.labels),
-        "cut_to_fit": sum(prediction.is_cut for _, prediction in found),
+        "cut_to_fit": sum(prediction.is_cut for _, prediction in predictions),
         "skipped": skips.by_reason,
         "first_skipped": skips.examples,
         "report": None if report is None else report.to_dict(),
         "files": [
-            {"path": file.path, "true_label": _true_label(file, model.labels), **asdict(one)} for file, one in found
+            {"path": file.path, "true_label": _true_label(file, model.labels), **asdict(one)}
+            for file, one in predictions
         ],
     }
-    if options.output is not None:
-        write_json(options.output, result)
-    if options.json:
-        print(json.dumps(result, indent=2))
-    else:
-        _show(found, report)
+    if print_report(options, result, []):
+        _show(predictions, report)
     return 0
 
 
 def _classify(
     model: BGPTForClassification, files: Sequence[FileEntry], patches_per_batch: int, skips: SkipReport
 ) -> list[tuple[FileEntry, Prediction]]:
-    """Predictions of the files that can be read; the others go to `skips`."""
+    """Returns the predictions of the readable files; the others go to `skips`."""
     readable: list[FileEntry] = []
 
     def documents() -> Iterator[PackedPatches]:
@@ -126,15 +124,15 @@ def _classify(
                 readable.append(file)
                 yield document
 
-    found: list[tuple[FileEntry, Prediction]] = []
+    predictions: list[tuple[FileEntry, Prediction]] = []
     size = 0
     with generation_progress("classifying") as progress:
         for prediction in predict_iter(model, documents(), patches_per_batch=patches_per_batch):
-            file = readable[len(found)]
-            found.append((file, prediction))
+            file = readable[len(predictions)]
+            predictions.append((file, prediction))
             size += file.size
-            progress(len(found), len(files), size)
-    return found
+            progress(len(predictions), len(files), size)
+    return predictions
 
 
 def _read_labels(path: Path) -> dict[str, int]:
@@ -148,14 +146,16 @@ def _read_labels(path: Path) -> dict[str, int]:
 
 
 def _true_label(file: FileEntry, labels: Mapping[str, int]) -> str | None:
-    """The class that the file's name says, if it is one of the model's."""
+    """Returns the class in the file's name if the model has it."""
     label = label_of(file.path)
     return label if label in labels else None
 
 
-def _scored(labels: Mapping[str, int], found: Sequence[tuple[FileEntry, Prediction]]) -> ClassificationReport | None:
+def _scored(
+    labels: Mapping[str, int], predictions: Sequence[tuple[FileEntry, Prediction]]
+) -> ClassificationReport | None:
     truth, predicted = [], []
-    for file, prediction in found:
+    for file, prediction in predictions:
         label = _true_label(file, labels)
         if label is not None:
             truth.append(labels[label])
@@ -163,42 +163,38 @@ def _scored(labels: Mapping[str, int], found: Sequence[tuple[FileEntry, Predicti
     return score(labels, truth, predicted) if truth else None
 
 
-def _told(skips: SkipReport) -> str:
+def _skips_text(skips: SkipReport) -> str:
     reasons = ", ".join(f"{count} {reason}" for reason, count in skips.by_reason.items())
     return f"left out: {reasons or 'none'}" + "".join(f"\n  {name}" for name in skips.examples)
 
 
-def _show(found: Sequence[tuple[FileEntry, Prediction]], report: ClassificationReport | None) -> None:
+def _show(predictions: Sequence[tuple[FileEntry, Prediction]], report: ClassificationReport | None) -> None:
     rows = [
         [shown_name(file.path), shown_name(one.label), f"{one.probability:.2%}", "head only" if one.is_cut else ""]
-        for file, one in found[:_SHOWN_FILES]
+        for file, one in predictions[:_SHOWN_FILES]
     ]
-    shown = table(f"{len(found)} files", ["file", "class", "probability", ""], rows)
-    shown.columns[0].overflow = "fold"
-    if len(found) > _SHOWN_FILES:
-        shown.caption = f"the first {_SHOWN_FILES}; --output and --json have all"
-    console.print(shown)
+    file_table = table(f"{len(predictions)} files", ["file", "class", "probability", ""], rows)
+    file_table.columns[0].overflow = "fold"
+    if len(predictions) > _SHOWN_FILES:
+        file_table.caption = f"the first {_SHOWN_FILES}; --output and --json have all"
+    console.print(file_table)
     if report is None:
         return
     low, high = report.interval
-    # Of files that are all right, or all wrong, the bootstrap knows no spread.
+    # The bootstrap gives no interval for files that are all right, or all wrong.
     spread = f" (95 % interval {low:.2%} to {high:.2%})" if low < high else ""
     console.print(
         f"accuracy {report.accuracy:.2%}{spread}: {report.correct} of "
-        f"{report.documents} files whose names say a class of the model's; macro F1 {report.macro_f1:.4f}"
+        f"{report.documents} files named after a class of the model; macro F1 {report.macro_f1:.4f}"
     )
     by_class = [
-        [shown_name(label), _percent(one.precision), _percent(one.recall), _percent(one.f1), str(one.support)]
+        [shown_name(label), percent(one.precision), percent(one.recall), percent(one.f1), str(one.support)]
         for label, one in report.by_class.items()
     ]
     console.print(table("by class", ["class", "precision", "recall", "F1", "files"], by_class))
     if len(report.labels) <= _SHOWN_CLASSES:
         names = [shown_name(label) for label in report.labels]
         counts = [[name, *map(str, row)] for name, row in zip(names, report.confusion.tolist(), strict=True)]
-        console.print(table("files by true class (down) and given class (across)", ["", *names], counts))
+        console.print(table("files by true class (rows) and predicted class (columns)", ["", *names], counts))
     else:
         console.print(f"the confusion matrix of {len(report.labels)} classes is in --output and --json")
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{share:.2%}"

@@ -1,46 +1,126 @@
-"""What several commands share: reading options, loading models, progress and tables."""
+"""What several commands share: options and their help, models, output folders, progress, tables and JSON."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import datetime
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import torch
 import tyro
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from bgpt_fast.deprecation import renamed_value
 from bgpt_fast.device import resolve_device
+from bgpt_fast.files import write_json
 from bgpt_fast.model import BGPT
 from bgpt_fast.report.plots import new_figure
 
 Options = TypeVar("Options")
 GenerationProgress = Callable[[int, int, int], None]
 LINE_SECONDS = 30.0
+_NAMED_FILES = 8
 
 console = Console(stderr=False, highlight=False)
 
 
-def read_options(kind: type[Options], command: str, words: Sequence[str], default: Options | None = None) -> Options:
-    """Options of `bgpt-fast COMMAND` from its words; `default` replaces the class's own defaults."""
-    prog, args = f"bgpt-fast {command}", list(words)
-    return (
-        tyro.cli(kind, prog=prog, args=args)
-        if default is None
-        else tyro.cli(kind, prog=prog, args=args, default=default)
-    )
+@dataclass(frozen=True)
+class HelpLayout:
+    """Which options `--help` shows, and how `--help-all` groups all.
+
+    Args:
+        basic: names of the options that `--help` shows, dotted for nested ones, such as "training.steps".
+        groups: options that `--help-all` shows under a heading: heading, description, and field names. Nested
+            dataclasses have their own heading anyway.
+    """
+
+    basic: tuple[str, ...]
+    groups: Mapping[str, tuple[str, tuple[str, ...]]] = field(default_factory=dict)
+
+
+def read_options(
+    kind: type[Options],
+    command: str,
+    words: Sequence[str],
+    default: Options | None = None,
+    layout: HelpLayout | None = None,
+    renamed: Mapping[object, str] | None = None,
+) -> Options:
+    """Parses the options of `bgpt-fast COMMAND`.
+
+    Args:
+        kind: a dataclass of options.
+        command: for the usage line.
+        words: the command line after the command.
+        default: replaces the defaults of `kind`.
+        layout: shortens `--help` and adds `--help-all`; None shows all options in both.
+        renamed: the new name of each option's old one, which works with a DeprecationWarning.
+
+    Raises:
+        SystemExit: with 0 after help, with 2 for wrong usage.
+    """
+    prog, shows_all = f"bgpt-fast {command}", "--help-all" in words
+    if layout is not None and (shows_all or {"-h", "--help"} & set(words)):
+        names = [item.name for item in dataclasses.fields(kind)] if shows_all else layout.basic  # type: ignore[arg-type]
+        with contextlib.suppress(SystemExit):
+            tyro.cli(_help_schema(kind, default, names, layout.groups if shows_all else {}), prog=prog, args=["--help"])
+        if not shows_all:
+            print(f"{prog} --help-all shows all options.")
+        raise SystemExit(0)
+    args = ["--help" if word == "--help-all" else word for word in words]
+    for place, word in enumerate(args):
+        name, separator, value = word.partition("=")
+        new = renamed_value(f"bgpt-fast {command}: option", name, renamed or {}, stacklevel=1)
+        args[place] = f"{new}{separator}{value}"
+    if default is None:
+        return tyro.cli(kind, prog=prog, args=args)
+    return tyro.cli(kind, prog=prog, args=args, default=default)
+
+
+def _help_schema(
+    kind: type, default: Any, names: Sequence[str], groups: Mapping[str, tuple[str, tuple[str, ...]]]
+) -> type:
+    """Returns a dataclass with some fields of `kind`, some of them in groups, for tyro to print its help."""
+    hints = get_type_hints(kind, include_extras=True)
+    fields: list[Any] = []
+    grouped = {name for _, members in groups.values() for name in members}
+    for item in dataclasses.fields(kind):
+        nested = [name.partition(".")[2] for name in names if name.split(".")[0] == item.name]
+        if not nested or item.name in grouped:
+            continue
+        # A default of MISSING makes a field of the schema required, too.
+        hint, value = hints[item.name], item.default
+        if default is not None:
+            value = getattr(default, item.name)
+        elif item.default_factory is not dataclasses.MISSING:
+            value = item.default_factory()
+        if all(nested):
+            schema = _help_schema(type(value), value, nested, {})
+            hint, value = Annotated[schema, *getattr(hint, "__metadata__", (None,))], schema()
+        fields.append((item.name, hint, field(default=value)))
+    for title, (description, members) in groups.items():
+        group = _help_schema(kind, default, members, {})
+        marked: Any = Annotated[group, tyro.conf.OmitArgPrefixes, tyro.conf.arg(help=description)]
+        fields.append((title, marked, field(default=group())))
+    # tyro takes the help texts of fields from the docstrings of a class and of its bases.
+    bases = tuple(type(base.__name__, (), {"__doc__": base.__doc__}) for base in kind.__mro__[1:-1])
+    schema = dataclasses.make_dataclass(kind.__name__, fields, bases=bases, frozen=True, kw_only=True)
+    schema.__doc__ = kind.__doc__
+    return schema
 
 
 def load_model(checkpoint: Path, device: str) -> BGPT:
-    """A model for inference, in float32; `device` "auto" takes the GPU where there is one."""
+    """Loads a model for inference, in float32; `device` "auto" means the GPU where there is one."""
     return BGPT.from_pretrained(str(checkpoint), device=resolve_device(device), dtype=torch.float32)
 
 
@@ -48,7 +128,7 @@ def new_folder(path: Path, of: str) -> Path:
     """Makes an output folder before anything is computed.
 
     Raises:
-        FileExistsError: it holds something.
+        FileExistsError: it is not empty.
         OSError: it cannot be made.
     """
     if path.is_dir() and any(path.iterdir()):
@@ -58,7 +138,7 @@ def new_folder(path: Path, of: str) -> Path:
 
 
 def plots_folder(path: Path) -> Path:
-    """Makes a folder for plots before anything is computed that they would be drawn of.
+    """Makes a folder for plots before their figures are computed.
 
     Raises:
         ImportError: matplotlib is missing.
@@ -69,69 +149,123 @@ def plots_folder(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def generation_progress(what: str) -> Iterator[GenerationProgress]:
-    """How far a `Generator.generate` is: files done, new bytes a second, time left.
+def counting_progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error; the function takes the number done and the total."""
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
+    with bar:
+        task = bar.add_task(what, total=None)
 
-    A bar where standard error is a terminal, and otherwise a line there every half minute.
+        def update(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield update
+
+
+@contextlib.contextmanager
+def generation_progress(what: str) -> Iterator[GenerationProgress]:
+    """The progress of a `Generator.generate`: files done, new bytes a second, remaining time.
+
+    A bar if standard error is a terminal, otherwise a line every half minute.
     """
     columns = (
         TextColumn(what),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
-        TextColumn("{task.fields[left]}"),
+        TextColumn("{task.fields[remaining]}"),
     )
     is_terminal = sys.stderr.isatty()
     bar = Progress(*columns, console=Console(stderr=True), disable=not is_terminal, transient=True)
-    started = told = time.monotonic()
-    there = last = last_bytes = 0
+    started = last_line = time.monotonic()
+    resumed = last_done = last_bytes = 0
     with bar:
-        task = bar.add_task(what, total=None, rate="", left="")
+        task = bar.add_task(what, total=None, rate="", remaining="")
 
         def update(done: int, total: int, new_bytes: int) -> None:
-            nonlocal started, told, there, last, last_bytes
+            nonlocal started, last_line, resumed, last_done, last_bytes
             now = time.monotonic()
             if new_bytes == last_bytes:
-                there += done - last  # files that an earlier run had made say nothing about how long the others take
+                # Files of an earlier run took no time now, so they must not count in the estimate.
+                resumed += done - last_done
                 started = now if new_bytes == 0 else started
-            last, last_bytes = done, new_bytes
+            last_done, last_bytes = done, new_bytes
             seconds = max(now - started, 1e-9)
             rate = f"{new_bytes / seconds:,.0f} B/s"
-            remaining = seconds * (total - done) / (done - there) if done > there else None
-            left = "" if remaining is None else f"{datetime.timedelta(seconds=round(remaining))} left"
-            bar.update(task, completed=done, total=total, rate=rate, left=left)
-            if not is_terminal and now - told >= LINE_SECONDS:
-                told = now
-                print(f"{what}: {done:,} of {total:,}, {rate}{left and ', ' + left}", file=sys.stderr, flush=True)
+            remaining = ""
+            if done > resumed:
+                estimate = round(seconds * (total - done) / (done - resumed))
+                remaining = f"{datetime.timedelta(seconds=estimate)} left"
+            bar.update(task, completed=done, total=total, rate=rate, remaining=remaining)
+            if not is_terminal and now - last_line >= LINE_SECONDS:
+                last_line = now
+                print(
+                    f"{what}: {done:,} of {total:,}, {rate}{remaining and ', ' + remaining}",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
         yield update
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A table whose first column is text and whose others are numbers."""
-    made = Table(title=title, title_justify="left")
+    """Returns a table whose first column is text and whose others are numbers."""
+    result = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
-        made.add_column(column, justify="left" if index == 0 else "right")
+        result.add_column(column, justify="left" if index == 0 else "right")
     for row in rows:
-        made.add_row(*row)
-    return made
+        result.add_row(*row)
+    return result
+
+
+def percent(share: float | None, digits: int = 2) -> str:
+    """A share as a percentage; a dash for None."""
+    return "–" if share is None else f"{100 * share:.{digits}f} %"
+
+
+def decimal(value: float | None, digits: int = 4) -> str:
+    """A number with a fixed number of decimals; a dash for None."""
+    return "–" if value is None else f"{value:,.{digits}f}"
 
 
 def shown_name(name: str) -> str:
-    """A file's name as a terminal can take it: no control characters, no lone surrogates, no markup."""
+    """A file's name as a terminal can show it: no control characters, no lone surrogates, no markup."""
     return escape("".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in name))
 
 
-def as_json(options: Any) -> Mapping[str, Any]:
-    """A dataclass of options as a JSON-ready dict, paths as text."""
+def print_skipped(by_reason: Mapping[str, int], first: Sequence[str], what: str = "skipped") -> None:
+    """Prints the number of files for each reason, and the first few names; nothing if there are none."""
+    if not by_reason:
+        return
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in by_reason.items())
+    console.print(f"{what}: {reasons}", markup=False, soft_wrap=True)
+    for line in first[:_NAMED_FILES]:
+        printable = line if line.isprintable() else line.encode("ascii", "backslashreplace").decode()
+        console.print(f"  {printable}", markup=False, soft_wrap=True)
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, Path):
-            return str(value)
-        if isinstance(value, dict):
-            return {name: plain(item) for name, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(item) for item in value]
-        return value
 
-    return plain(dataclasses.asdict(options))
+def check_output_file(path: Path | None) -> None:
+    """Raises IsADirectoryError before anything is computed if --output is a folder."""
+    if path is not None and path.is_dir():
+        raise IsADirectoryError(f"--output: expected a file to write, got the folder {path}")
+
+
+def print_report(options: Any, result: Mapping[str, Any], tables: Sequence[Table]) -> bool:
+    """Writes a result to `options.output` and prints it: as JSON with `options.json`, otherwise as tables.
+
+    Returns:
+        Whether the tables were printed.
+    """
+    if options.output is not None:
+        write_json(options.output, result)
+    if options.json:
+        print(json.dumps(result, indent=2))
+        return False
+    for item in tables:
+        console.print(item)
+    return True
+
+
+def as_json(options: Any) -> dict[str, Any]:
+    """A dataclass of options as a JSON-ready dict, with paths as text."""
+    return json.loads(json.dumps(dataclasses.asdict(options), default=str))

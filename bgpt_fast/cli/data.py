@@ -1,4 +1,4 @@
-"""`bgpt-fast data`: makes data sets, and looks at what models make."""
+"""`bgpt-fast data`: makes data sets, checks generated files, and computes baselines."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ KINDS = {
     "media": "images, audio and text of any format as small standard files, split into train and test",
     "music": "ABC collections as pairs of ABC and MIDI files; by default the Irish tunes of music21",
     "cpu-states": "random programs of the toy CPU and their traces, for training and testing",
-    "check": "whether files decode, how right converted ones are, and a page that shows them",
+    "check": "whether files decode, the accuracy of converted ones, and a page that shows them",
     "baselines": "bits per byte of gzip, xz and zstd on files, and classifiers that count bytes",
 }
 
 
 def run(words: Sequence[str]) -> int:
-    """Runs one kind's own module with the words behind it."""
+    """Runs the module of the kind that the first word names."""
     if not words or words[0] in ("-h", "--help"):
         width = max(map(len, KINDS))
         kinds = "\n".join(f"  {name:<{width}}  {text}" for name, text in KINDS.items())

@@ -1,8 +1,7 @@
-"""`bgpt-fast data baselines`: compressors and byte counts, to hold a model's figures against."""
+"""`bgpt-fast data baselines`: compressors and classifiers of byte counts, as baselines of a model."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +9,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from bgpt_fast.cli.common import as_json, console, read_options, table
-from bgpt_fast.cli.data_shown import print_skipped
+from bgpt_fast.cli.common import as_json, decimal, percent, print_report, print_skipped, read_options, table
 from bgpt_fast.data.file_index import SkipReport, as_roots, find_files
 from bgpt_fast.data.labelled import label_of
-from bgpt_fast.files import write_json
 from bgpt_fast.tasks.baselines import ByteClassifier, classify_by_bytes, compression_scores, entropy_of_bytes
 from bgpt_fast.tasks.cnn_baseline import classify_by_cnn
 
@@ -27,9 +24,9 @@ class Baselines:
     Args:
         files: files and folders, the test set. Files named LABEL_anything.ext are classified too, if there is a
             training set.
-        train: files and folders that may be learned from, the training set.
+        train: files and folders of the training set.
         cnn: train a small convolutional network too, for a minute or so; needs labelled files in both sets.
-        output: where to write the figures as JSON; None means nowhere.
+        output: a JSON file for the figures; None means none.
         json: print JSON instead of tables.
     """
 
@@ -63,10 +60,8 @@ def run(words: Sequence[str]) -> int:
         "classifiers": {},
         "skipped": skips.by_reason,
     }
-    rows = [
-        [one.compressor, *(_bits(value) for value in (one.alone, one.together, one.after_training))] for one in scores
-    ]
-    rows.append(["counting bytes (order 0)", "–", _bits(entropy), "–"])
+    rows = [[one.compressor, *map(decimal, (one.alone, one.together, one.after_training))] for one in scores]
+    rows.append(["counting bytes (order 0)", "–", decimal(entropy), "–"])
     headings = ["bits per byte", "each file alone", "all together", "after the training files"]
     tables = [table(f"{len(files)} files, {sum(map(len, contents)):,} bytes", headings, rows)]
     if labelled and len(classes) > 1:
@@ -76,29 +71,23 @@ def run(words: Sequence[str]) -> int:
         accuracies = []
         for name, report in reports.items():
             low, high = report.interval
-            accuracies.append([name, f"{100 * report.accuracy:.2f} %", f"{100 * low:.1f} … {100 * high:.1f} %"])
+            accuracies.append([name, percent(report.accuracy), f"{100 * low:.1f} … {100 * high:.1f} %"])
         result["classifiers"] = {name.partition(",")[0]: report.to_dict() for name, report in reports.items()}
         tables.append(table(f"{len(labelled)} files classified", ["by", "accuracy", "95 %"], accuracies))
-    if options.output is not None:
-        write_json(options.output, result)
-    if options.json:
-        print(json.dumps(result, indent=2))
-        return 0
-    for one in tables:
-        console.print(one)
-    print_skipped(skips.by_reason, skips.examples)
+    if print_report(options, result, tables):
+        print_skipped(skips.by_reason, skips.examples)
     return 0
 
 
 def _read(paths: tuple[Path, ...], skips: SkipReport) -> list[tuple[str, bytes]]:
-    found = []
+    contents = []
     for file in find_files(as_roots(paths), skips):
         try:
             with open(file.path, "rb") as stream:
-                found.append((file.path, stream.read()))
+                contents.append((file.path, stream.read()))
         except OSError:
             skips.add(file.path, "unreadable")
-    return found
+    return contents
 
 
 def _labelled(files: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
@@ -111,7 +100,3 @@ def _methods() -> list[ByteClassifier]:
 
     boosted: list[ByteClassifier] = ["gradient-boosting"] if importlib.util.find_spec("sklearn") else []
     return ["nearest-centroid", *boosted]
-
-
-def _bits(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"

@@ -1,8 +1,7 @@
-"""`bgpt-fast data check`: generated files against the real decoders, and against the truth."""
+"""`bgpt-fast data check`: whether generated files decode, and how they compare with the true files."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from bgpt_fast.cli.common import as_json, console, read_options, table
-from bgpt_fast.cli.data_shown import print_skipped
+from bgpt_fast.cli.common import as_json, console, percent, print_report, print_skipped, read_options, table
 from bgpt_fast.documents import extension_of
-from bgpt_fast.files import write_json
 from bgpt_fast.tasks.conversion import ONSET_TOLERANCE, Conversion, evaluate_conversion
 from bgpt_fast.tasks.media_check import OUR_REPORTS, Checked, check_files, summarise
 from bgpt_fast.tasks.media_gallery import Exhibit, write_gallery
@@ -23,16 +20,16 @@ from bgpt_fast.tasks.media_gallery import Exhibit, write_gallery
 class Check:
     """Whether files decode: images by Pillow, audio by soundfile, MIDI by mido, ABC by abc2midi, text as UTF-8.
 
-    With --truth, files of equal relative paths are held against each other too: right to the last byte, and, where they
-    are music, note by note. True files that are missing count as wrong.
+    With --truth, files of equal relative paths are compared too: whether all bytes are equal, and note by note for
+    music. Missing files count as wrong.
 
     Args:
         files: files and folders, such as what bgpt-fast generate and bgpt-fast convert wrote.
-        truth: a folder of the true files, for one folder of files.
-        onset_tolerance: with --truth: seconds by which the onset of a right note may be off.
-        gallery: an HTML page to write that shows the files, and the true ones beside them; None means none.
+        truth: a folder of the true files; then FILES is one folder.
+        onset_tolerance: with --truth, the tolerance of a note's onset, in seconds.
+        gallery: an HTML page to write that shows the files beside the true ones; None means none.
         shown: most files on that page.
-        output: where to write the figures as JSON; None means nowhere.
+        output: a JSON file for the figures; None means none.
         json: print JSON instead of tables.
     """
 
@@ -55,7 +52,7 @@ def run(words: Sequence[str]) -> int:
             "files that decode",
             ["", "files", "decode", "share"],
             [
-                [name or "(no extension)", f"{files:,}", f"{decoding:,}", f"{100 * decoding / files:.1f} %"]
+                [name or "(no extension)", f"{files:,}", f"{decoding:,}", percent(decoding / files, 1)]
                 for name, (files, decoding) in report.by_extension.items()
             ],
         )
@@ -68,15 +65,10 @@ def run(words: Sequence[str]) -> int:
         tables.append(table("against the truth", ["", "value"], rows))
     if options.gallery is not None:
         write_gallery(options.gallery, f"{report.files} files", _exhibits(options, checked))
-    if options.output is not None:
-        write_json(options.output, result)
-    if options.json:
-        print(json.dumps(result, indent=2))
+    if not print_report(options, result, tables):
         return 0
-    for one in tables:
-        console.print(one)
     if report.unknown:
-        console.print(f"{report.unknown} files have an extension that nothing here decodes")
+        console.print(f"{report.unknown} files have an extension without a decoder")
     print_skipped(report.reasons, report.first_failing, "do not decode")
     if options.gallery is not None:
         console.print(f"the gallery is {options.gallery}")
@@ -84,28 +76,28 @@ def run(words: Sequence[str]) -> int:
 
 
 def _pairs(options: Check) -> tuple[list[Conversion], dict[str, list[str]]]:
-    """Files beside the true ones, and the names that are in one folder alone.
+    """Returns the pairs of files and true files, and the names that are in one folder alone.
 
-    A true file without one counts as an empty file if any file has its extension: a conversion that did not end.
+    A missing file counts as empty if other files have its extension: a conversion that did not end is not written.
     """
     if len(options.files) != 1 or not options.files[0].is_dir() or not (options.truth and options.truth.is_dir()):
         raise ValueError("--truth: expected one folder of files and one of true files")
-    made, true = _names(options.files[0]), _names(options.truth)
-    kinds = set(map(extension_of, made))
-    wanted = {name for name in true if extension_of(name) in kinds}
+    names, true_names = _names(options.files[0]), _names(options.truth)
+    kinds = set(map(extension_of, names))
+    expected = {name for name in true_names if extension_of(name) in kinds}
     conversions = [
         Conversion(
             str(options.files[0] / name),
-            (options.files[0] / name).read_bytes() if name in made else b"",
+            (options.files[0] / name).read_bytes() if name in names else b"",
             (options.truth / name).read_bytes(),
         )
-        for name in sorted(wanted)
+        for name in sorted(expected)
     ]
     if not conversions:
         raise ValueError(
             f"--truth: expected files in {options.truth} of the kinds that are in {options.files[0]}, got none"
         )
-    return conversions, {"without_truth": sorted(made - wanted), "missing": sorted(wanted - made)}
+    return conversions, {"without_truth": sorted(names - expected), "missing": sorted(expected - names)}
 
 
 def _names(folder: Path) -> set[str]:

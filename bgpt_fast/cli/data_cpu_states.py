@@ -63,11 +63,11 @@ def run(words: Sequence[str]) -> int:
     else:
         train = generate(options.train, seed=options.seed, stream="philox", split="train", **machine)
         test = generate(options.test, seed=options.seed, stream="philox", split="eval", **machine)
-    written = {name: _write(options, name, traces) for name, traces in (("train", train), ("test", test))}
+    outputs = {name: _write(options, name, traces) for name, traces in (("train", train), ("test", test))}
     report = {
         "options": as_json(options),
-        "train": {"instances": len(train), "bytes": train.nbytes, **written["train"]},
-        "test": {"instances": len(test), "bytes": test.nbytes, "dropped": test.dropped, **written["test"]},
+        "train": {"instances": len(train), "bytes": train.nbytes, **outputs["train"]},
+        "test": {"instances": len(test), "bytes": test.nbytes, "dropped": test.dropped, **outputs["test"]},
     }
     write_json(options.output / "report.json", report)
     shared = f"; {test.dropped} test programs were left out, being training programs too" if test.dropped else ""
@@ -77,10 +77,10 @@ def run(words: Sequence[str]) -> int:
 
 def _write(options: CPUStates, name: str, traces: Traces) -> dict[str, object]:
     if options.format == "folder":
-        shown = track(
+        tracked = track(
             traces, f"writing {name}", console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
         )
-        return {"path": name, "files": write_folder(shown, options.output / name)}
+        return {"path": name, "files": write_folder(tracked, options.output / name)}
     path = options.output / f"{name}.parquet"
     write_parquet(traces, path)
     return {"path": path.name, "files": 1}

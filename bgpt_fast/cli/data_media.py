@@ -9,28 +9,39 @@ from typing import Annotated
 
 import tyro
 
-from bgpt_fast.cli.common import console, read_options, table
-from bgpt_fast.cli.data_shown import counting_progress, print_skipped
+from bgpt_fast.cli.common import HelpLayout, console, counting_progress, print_skipped, read_options, table
 from bgpt_fast.tasks.media import MediaOptions, Plan, standardise
 
 _LABELS_SHOWN = 40
+LAYOUT = HelpLayout(
+    basic=(
+        "inputs",
+        "output",
+        "test_inputs",
+        "media.kinds",
+        "media.image_size",
+        "media.audio",
+        "plan.labels",
+        "plan.test_share",
+    )
+)
 
 
 @dataclass(frozen=True)
 class Media:
     """Images, audio and text of any format as small standard files: OUTPUT/train, OUTPUT/test and OUTPUT/report.json.
 
-    Images become 24-bit BMP, audio 8-bit mono WAV clips, text UTF-8. What cannot be used is skipped and told. All
-    that is made of one source, and of copies of it, is on one side. Run again, it goes on where it was stopped, and
-    takes up what is new.
+    Images become 24-bit BMP, audio 8-bit mono WAV clips, text UTF-8. Unusable files are skipped and
+    counted. All files from one source, and from copies of it, are in the same split. Run again, it resumes where it was
+    stopped, and adds new inputs.
 
     Args:
         inputs: files and folders.
         output: the folder to write, new or of an earlier run with the same options.
-        test_inputs: files and folders that are the test set; then nothing of the inputs is held out.
-        media: what standard files look like.
-        plan: labels and sides.
-        workers: processes; 0 means one a core.
+        test_inputs: files and folders of the test set; without them a share of the inputs is held out.
+        media: format of the standard files.
+        plan: labels and splits.
+        workers: number of processes; 0 means one a core.
     """
 
     inputs: Annotated[tuple[Path, ...], tyro.conf.Positional]
@@ -42,7 +53,7 @@ class Media:
 
 
 def run(words: Sequence[str]) -> int:
-    options = read_options(Media, "data media", words)
+    options = read_options(Media, "data media", words, layout=LAYOUT)
     with counting_progress("standardising") as progress:
         report = standardise(
             options.inputs,

@@ -9,8 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from bgpt_fast.cli.common import console, read_options, table
-from bgpt_fast.cli.data_shown import counting_progress, print_skipped
+from bgpt_fast.cli.common import console, counting_progress, percent, print_skipped, read_options, table
 from bgpt_fast.tasks.music import irish_collections, make_pairs
 from bgpt_fast.tasks.music.collections import Fields
 
@@ -19,17 +18,17 @@ from bgpt_fast.tasks.music.collections import Fields
 class Music:
     """ABC collections as pairs NAME.abc and NAME.mid: OUTPUT/train, OUTPUT/test and OUTPUT/report.json.
 
-    Each tune goes through abc2midi, and what it writes is read by mido. What cannot be used is skipped and told. All
-    settings of one title are on one side. Run again, it goes on where it was stopped. Train on it with
+    Each tune is converted by abc2midi, and the result is checked by mido. Unusable tunes are skipped and counted. All
+    settings of one title are in the same split. Run again, it resumes where it was stopped. Train on it with
     bgpt-fast train --data OUTPUT/train --task conversion --conversion "abc&mid".
 
     Args:
-        inputs: .abc files and folders of them; none means the Irish tunes that music21 brings.
+        inputs: .abc files and folders of them; none means the Irish tunes of music21.
         output: the folder to write, new or of an earlier run with the same options.
         test_share: share of the titles in the test set.
-        fields: "musical" drops titles, sources, lyrics and comments; "all" keeps them.
-        strict: skip tunes of which abc2midi reports an error, even where it writes a MIDI file.
-        workers: abc2midi programs at once; 0 means one a core.
+        fields: "musical" leaves out titles, sources, lyrics and comments; "all" does not.
+        strict: skip tunes for which abc2midi reports an error, even if it writes a MIDI file.
+        workers: number of abc2midi processes; 0 means one a core.
     """
 
     inputs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
@@ -59,7 +58,7 @@ def run(words: Sequence[str]) -> int:
         ["  of which abc2midi reported an error", f"{report.complaints:,}"],
         ["mean bytes of ABC", f"{report.mean_abc_bytes:,.0f}"],
         ["mean bytes of MIDI", f"{report.mean_midi_bytes:,.0f}"],
-        ["pairs within 512 patches of 16 bytes", f"{100 * report.in_context:.1f} %"],
+        ["pairs within 512 patches of 16 bytes", percent(report.in_context, 1)],
     ]
     console.print(table("ABC and MIDI pairs", ["", "number"], rows))
     print_skipped(report.skipped, report.first_skipped)

@@ -1,8 +1,7 @@
-"""`bgpt-fast evaluate`: bits per byte and accuracy on files, signs of mode collapse, or accuracy on CPU states."""
+"""`bgpt-fast evaluate`: bits per byte and accuracy on files, mode collapse, or accuracy on CPU states."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,11 +14,15 @@ from rich.table import Table
 
 from bgpt_fast.cli.assessment_tables import print_assessment
 from bgpt_fast.cli.common import (
+    HelpLayout,
     as_json,
-    console,
+    check_output_file,
+    decimal,
     generation_progress,
     load_model,
+    percent,
     plots_folder,
+    print_report,
     read_options,
     shown_name,
     table,
@@ -27,7 +30,6 @@ from bgpt_fast.cli.common import (
 from bgpt_fast.data import DataError
 from bgpt_fast.data.file_index import FileEntry, SkipReport, find_files
 from bgpt_fast.documents import extension_of
-from bgpt_fast.files import write_json
 from bgpt_fast.metrics import ByteScores
 from bgpt_fast.model import BGPT
 from bgpt_fast.report.evaluation_plots import evaluation_plots
@@ -40,32 +42,39 @@ from bgpt_fast.tasks.mode_collapse import Diversity, diversity
 
 _MOST_ROWS = 20
 _FILES = "on files"
+LAYOUT = HelpLayout(
+    basic=("data", "checkpoint", "conversion", "generated", "plots", "programs", "machine", "output", "json", "device"),
+    groups={
+        "file": ("Apply to DATA.", ("patches_per_batch", "baselines", "resamples", "confidence", "plots")),
+        "program": ("Apply without DATA.", ("programs",)),
+    },
+)
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """A model on files: bits per byte in two forms, accuracy, by extension and position, beside gzip and xz.
+    """Evaluates a model on files: bits per byte in two forms, accuracy, by extension and position, and baselines.
 
-    With --conversion, on pairs of files: all of it for the target files alone, given their sources. With --generated,
-    whether files that a model wrote repeat themselves or each other. Without files: accuracy on random held-out
-    programs of the CPU-state machine.
+    With --conversion, on pairs of files: the target files alone are scored, after their sources. With --generated,
+    tests whether generated files repeat themselves or each other. Without files: accuracy on random held-out programs
+    of the CPU-state machine.
 
     Args:
         data: files and folders.
         checkpoint: a training run's folder, one of weights, a .safetensors or .pth file, or a hub id; not needed for
             --generated alone.
-        conversion: "abc->mid", or "abc&mid" for both ways: files that differ in nothing but their extension are pairs.
-        generated: a folder of generated files to look through for mode collapse; held against the files
-            of `data` that have the same extensions, or all of them if none has.
-        patches_per_batch: with files: most patches of a batch.
-        baselines: with files: compress them by gzip and xz too.
-        resamples: with files: of the bootstrap over files.
-        confidence: with files: share of the resamples inside the intervals.
-        plots: with files: a new or empty folder for plots; None draws none.
-        programs: without files: how many held-out programs.
-        seed: of the bootstrap; without files: of the programs.
-        machine: without files: the machine that the model was trained on.
-        output: where to write the figures as JSON, a row for each file among them; None means nowhere.
+        conversion: "abc->mid", or "abc&mid" for both directions: files that differ only in their extension are pairs.
+        generated: a folder of generated files to test for mode collapse; compared with the files of `data` that have
+            the same extensions, or with all of them if none has.
+        patches_per_batch: most patches of a batch.
+        baselines: also compress the files with gzip and xz.
+        resamples: number of resamples of the bootstrap over files.
+        confidence: share of the resamples inside the intervals.
+        plots: a new or empty folder for plots; None means no plots.
+        programs: number of held-out programs.
+        seed: of the bootstrap, and of the programs.
+        machine: the machine that the model was trained on.
+        output: a JSON file for the figures, with a row for each file; None means none.
         json: print JSON instead of tables.
         device: "auto" means the GPU where there is one.
     """
@@ -90,19 +99,18 @@ class Evaluate:
 
 
 def run(words: Sequence[str]) -> int:
-    options = read_options(Evaluate, "evaluate", words)
+    options = read_options(Evaluate, "evaluate", words, layout=LAYOUT)
     figures: dict[str, Any] = {}
-    shown: list[Table] = []
+    tables: list[Table] = []
     if options.plots is not None and not options.data:
         raise ValueError("--plots: expected files to evaluate, got none; name files or folders")
     if options.conversion and not options.data:
         raise ValueError("--conversion: expected pairs of files to evaluate, got none; name files or folders")
-    if options.output is not None and options.output.is_dir():
-        raise IsADirectoryError(f"--output: expected a file to write, got the folder {options.output}")
+    check_output_file(options.output)
     scores = options.data and (options.checkpoint is not None or options.generated is None or options.conversion)
     if options.plots is not None and not scores:
         raise ValueError("--plots: expected a --checkpoint with it, got none: of --generated alone there are no plots")
-    # First, because it is soon over: what is wrong there is told before a model works for hours.
+    # First, because it is fast: its errors are raised before a model runs for hours.
     generated = None if options.generated is None else _generated(options, options.generated)
     if scores:
         reports = _reports(options)
@@ -111,23 +119,15 @@ def run(words: Sequence[str]) -> int:
         else:
             figures = reports[_FILES].to_dict()
         for name, report in reports.items():
-            shown += _file_tables(name, report)
+            tables += _file_tables(name, report)
     if generated is not None:
         figures["generated"] = generated
-        shown.append(_collapse_table(generated))
+        tables.append(_collapse_table(generated))
     assessment = None if options.data or options.generated is not None else _assessment(options)
     if assessment is not None:
         figures = assessment.to_dict()
-    result = {"options": as_json(options), **figures}
-    if options.output is not None:
-        write_json(options.output, result)
-    if options.json:
-        print(json.dumps(result, indent=2))
-    elif assessment is not None:
+    if print_report(options, {"options": as_json(options), **figures}, tables) and assessment is not None:
         print_assessment(assessment)
-    else:
-        for made in shown:
-            console.print(made)
     return 0
 
 
@@ -147,7 +147,7 @@ def _model(options: Evaluate) -> BGPT:
 
 
 def _reports(options: Evaluate) -> dict[str, FileReport]:
-    """By what they are of: the files, or the target files of each direction of a conversion."""
+    """Returns the report on the files, or on the target files of each direction of a conversion, by its name."""
     model = _model(options)
     if options.plots is not None:
         plots_folder(options.plots)
@@ -172,63 +172,54 @@ def _reports(options: Evaluate) -> dict[str, FileReport]:
 
 def _generated(options: Evaluate, folder: Path) -> dict[str, Any]:
     skips = SkipReport()
-    generated = _found((folder,), skips)
+    generated = _file_entries((folder,), skips)
     real = None
     if options.data:
-        every = _found(options.data, skips)
-        # Of pairs, the generated files are of one kind: sources beside the truth would say nothing about them.
+        entries = _file_entries(options.data, skips)
+        # Generated files of pairs have one kind; their sources are no reference for them.
         kinds = {extension_of(file.path) for file in generated}
-        alike = [file for file in every if extension_of(file.path) in kinds]
-        real = _diversity(alike or every, None)
-    made = _diversity(generated, real)
+        same_kind = [file for file in entries if extension_of(file.path) in kinds]
+        real = _diversity(same_kind or entries, None)
     return {
-        **made.to_dict(),
+        **_diversity(generated, real).to_dict(),
         "skipped": skips.by_reason,
         "real": None if real is None else real.to_dict(),
     }
 
 
-def _found(paths: Sequence[Path], skips: SkipReport) -> list[FileEntry]:
-    every = find_files([str(path) for path in paths], skips)
-    found = [file for file in every if os.fsdecode(file.relative) not in OUR_REPORTS]
-    if not found:
+def _file_entries(paths: Sequence[Path], skips: SkipReport) -> list[FileEntry]:
+    files = find_files([str(path) for path in paths], skips)
+    entries = [file for file in files if os.fsdecode(file.relative) not in OUR_REPORTS]
+    if not entries:
         raise DataError(f"{', '.join(map(str, paths))}: expected files with something in them, got none")
-    return found
+    return entries
 
 
 def _diversity(files: Sequence[FileEntry], reference: Diversity | None) -> Diversity:
     return diversity((Path(file.path).read_bytes() for file in files), reference)
 
 
-def _number(value: float | None, digits: int = 4) -> str:
-    return "–" if value is None else f"{value:,.{digits}f}"
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.2f} %"
-
-
 def _file_tables(of: str, report: FileReport) -> list[Table]:
     figures = report.to_dict()
     intervals = figures["intervals"]
-    title = of if of == _FILES else f"{shown_name(of)}: target files, given their sources"
+    title = of if of == _FILES else f"{shown_name(of)}: target files, after their sources"
 
     def line(name: str, key: str, text: str) -> list[str]:
         interval = intervals.get(key)
         if interval is None:
             return [name, text, ""]
-        shown = _percent if key == "accuracy" else _number
-        return [name, text, f"{shown(interval[0])} … {shown(interval[1])}"]
+        text_of = percent if key == "accuracy" else decimal
+        return [name, text, f"{text_of(interval[0])} … {text_of(interval[1])}"]
 
-    found = figures["decoders"]
+    decoders = figures["decoders"]
     rows = [
-        line("bits per byte: all bits over real bytes", "bits_per_byte", _number(figures["bits_per_byte"])),
-        line("bits per position: as the released loss", "bits_per_position", _number(figures["bits_per_position"])),
-        line("real bytes right", "accuracy", _percent(figures["accuracy"])),
-        line("positions right, padding and end too", "", _percent(figures["accuracy_positions"])),
-        line("end-of-file patches' positions right", "", _percent(figures["end_of_file"]["accuracy_positions"])),
+        line("bits per byte: all bits over real bytes", "bits_per_byte", decimal(figures["bits_per_byte"])),
+        line("bits per position: as the released loss", "bits_per_position", decimal(figures["bits_per_position"])),
+        line("real bytes right", "accuracy", percent(figures["accuracy"])),
+        line("positions right, padding and end too", "", percent(figures["accuracy_positions"])),
+        line("end-of-file patches' positions right", "", percent(figures["end_of_file"]["accuracy_positions"])),
         *[
-            line(f"{name} bits per byte", "", _number(value))
+            line(f"{name} bits per byte", "", decimal(value))
             for name, value in figures["baselines_bits_per_byte"].items()
         ],
         line("files", "", f"{figures['files']:,}"),
@@ -239,13 +230,13 @@ def _file_tables(of: str, report: FileReport) -> list[Table]:
     ]
     tables = [table(title, ["", "value", "interval"], rows)]
     rows = [
-        ["data patches right to the last position", _percent(found["right_share"])],
-        ["wrong from the first byte: patch level", _percent(found["patch_level_error_share"])],
-        ["wrong behind a right first byte: byte level", _percent(found["byte_level_error_share"])],
-        ["bits per byte of first bytes", _number(found["first_byte"]["bits_per_byte"])],
-        ["bits per byte of later bytes", _number(found["later_bytes"]["bits_per_byte"])],
+        ["data patches right to the last position", percent(decoders["right_share"])],
+        ["wrong from the first byte: patch level", percent(decoders["patch_level_error_share"])],
+        ["wrong behind a right first byte: byte level", percent(decoders["byte_level_error_share"])],
+        ["bits per byte of first bytes", decimal(decoders["first_byte"]["bits_per_byte"])],
+        ["bits per byte of later bytes", decimal(decoders["later_bytes"]["bits_per_byte"])],
     ]
-    tables.append(table("which decoder is at fault", ["", "value"], rows))
+    tables.append(table("errors by decoder", ["", "value"], rows))
     columns = ["", "bytes", "bits per byte", "bits per position", "bytes right"]
     tables.append(table("by extension", columns, _score_rows(figures["by_extension"].items())))
     tables.append(table("by data patch of the file", columns, _score_rows(_doubling(report.by_patch))))
@@ -257,39 +248,39 @@ def _file_tables(of: str, report: FileReport) -> list[Table]:
 
 
 def _doubling(by_patch: Sequence[ByteScores]) -> list[tuple[str, dict[str, Any]]]:
-    """Scores of the patches 1, 2, 3 and 4, 5 to 8, and so on."""
+    """Returns the scores of the patches 1, 2, 3 and 4, 5 to 8, and so on."""
     rows, first, last = [], 1, 1
     while first <= len(by_patch):
         last = min(last, len(by_patch))
-        together = ByteScores.of(np.sum([scores.row for scores in by_patch[first - 1 : last]], axis=0))
-        rows.append((f"patch {first}" if first == last else f"patches {first}–{last}", together.figures()))
+        total = ByteScores.of(np.sum([scores.row for scores in by_patch[first - 1 : last]], axis=0))
+        rows.append((f"patch {first}" if first == last else f"patches {first}–{last}", total.figures()))
         first, last = last + 1, 2 * last
     return rows
 
 
 def _score_rows(named: Any) -> list[list[str]]:
-    every = list(named)
+    items = list(named)
     rows = [
         [
             shown_name(name) or "no extension",
             f"{row['bytes']:,}",
-            _number(row["bits_per_byte"]),
-            _number(row["bits_per_position"]),
-            _percent(row["accuracy"]),
+            decimal(row["bits_per_byte"]),
+            decimal(row["bits_per_position"]),
+            percent(row["accuracy"]),
         ]
-        for name, row in every[:_MOST_ROWS]
+        for name, row in items[:_MOST_ROWS]
     ]
-    left_out = len(every) - len(rows)
+    left_out = len(items) - len(rows)
     return [*rows, [f"and {left_out} more: --output", "", "", "", ""]] if left_out else rows
 
 
 def _collapse_table(figures: dict[str, Any]) -> Table:
     real = figures["real"]
-    skipped = {"skipped", "real", "signs_of_collapse"}
+    other = {"skipped", "real", "signs_of_collapse"}
     rows = [
         [name.replace("_", " "), f"{value:,.6g}", "" if real is None else f"{real[name]:,.6g}"]
         for name, value in figures.items()
-        if name not in skipped
+        if name not in other
     ]
     signs = figures["signs_of_collapse"]
     rows += [["sign of mode collapse: " + sign, "", ""] for sign in signs] or [["no sign of mode collapse", "", ""]]

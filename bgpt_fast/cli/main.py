@@ -1,4 +1,4 @@
-"""`bgpt-fast`: picks the command, runs it, and turns its end into an exit code."""
+"""`bgpt-fast`: runs a command and turns its result or error into an exit code."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Sequence
 
 COMMANDS = {
-    "train": "train a model on files, or on the endless programs of the CPU-state machine",
-    "generate": "continue files, or make new ones from an extension alone",
-    "convert": "files of one kind to another, by a model trained on pairs of both",
-    "simulate": "let a model run programs of the toy CPU, and hold it against the truth",
+    "train": "train a model on files, or on random programs of the CPU-state machine",
+    "generate": "continue files, or generate new ones from an extension alone",
+    "convert": "convert files to another kind, by a model trained on pairs of both kinds",
+    "simulate": "simulate programs of the toy CPU with a model, and score it against the true traces",
     "evaluate": "bits per byte on files, or accuracy on CPU states",
-    "classify": "the class of each file, by a trained classifier",
-    "data": "make data sets of media, music and CPU states; check and show files; baselines",
-    "migrate-config": "the released code's config.py as options of train",
-    "bench": "every op and the whole engine beside peers and the machine's limits",
-    "env": "what this machine and this build have",
+    "classify": "predict the class of each file with a trained classifier",
+    "data": "make data sets of media, music and CPU states; check generated files; baselines",
+    "migrate-config": "turn the released code's config.py into options of train",
+    "bench": "measure every op and the engine against baselines and the machine's peak",
+    "env": "print this machine, this build and the package versions",
 }
 
 _USAGE = """usage: bgpt-fast COMMAND [OPTIONS]
@@ -29,10 +30,10 @@ The fast engine for bGPT byte models (arXiv 2402.19155).
 commands:
 {commands}
 
-bgpt-fast COMMAND --help explains a command's options; every option has a default that works, or says what it needs.
+bgpt-fast COMMAND --help explains a command's options; long lists are complete with --help-all.
 
 exit codes: 0 done · 1 an error, named on standard error · 2 wrong usage ·
-  130 (SIGINT) and 143 (SIGTERM) stopped by a signal; training has then saved and goes on when run again."""
+  130 (SIGINT) and 143 (SIGTERM) stopped by a signal; training has then saved, and is resumed when run again."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,14 +61,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     module = importlib.import_module(f"bgpt_fast.cli.{words[0].replace('-', '_')}")
     if threading.current_thread() is threading.main_thread():
-        # Half-made files are cleared away on the way out. Training takes its signals itself and saves first.
+        # Incomplete files are removed on the way out. Training handles its signals itself and saves first.
         signal.signal(signal.SIGTERM, _terminated)
     try:
-        return module.run(words[1:])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("default", category=DeprecationWarning, module="bgpt_fast")
+            return module.run(words[1:])
     except SystemExit as stop:  # tyro's own: 0 after --help, 2 after wrong usage
         return stop.code if isinstance(stop.code, int) else 2
     except BrokenPipeError:
-        # The reader of our output left, as `| head` does. Nothing more can be said to it, not even at exit.
+        # The reader of our output has closed it, as `| head` does, so nothing more can be written, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
@@ -75,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, ImportError, MemoryError, FloatingPointError) as error:
         return _failed(words[0], error)
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, of a GPU; any other one is a defect of ours
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, of a GPU; any other one is a bug
             raise
         return _failed(words[0], error)
 

@@ -1,4 +1,4 @@
-"""`bgpt-fast migrate-config`: the released code's `config.py` as options of `bgpt-fast train`."""
+"""`bgpt-fast migrate-config`: turns the released code's `config.py` into options of `bgpt-fast train`."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _TRAINING = {
 _ELSEWHERE = {
     "WEIGHTS_PATH": "a run's checkpoints are in its own folder, --output",
     "LOGS_PATH": "a run's log.jsonl is in its own folder, --output",
-    "LOAD_FROM_CHECKPOINT": "a run goes on by itself when it is started again with the same --output",
+    "LOAD_FROM_CHECKPOINT": "a run is resumed when it is started again with the same --output",
     "SHOW_WARNS": "warnings are shown once each",
     "DETERMINISTIC": "every run is seeded: --training.seed",
     "INFERENCE_WEIGHTS_PATH": "bgpt-fast generate --checkpoint",
-    "INPUT_EXT": "bgpt-fast convert takes the files as they are named",
+    "INPUT_EXT": "bgpt-fast convert takes the extension from the files' names",
     "TARGET_EXT": "bgpt-fast convert --to",
     "INPUT_FOLDER": "bgpt-fast convert FOLDER",
     "OUTPUT_FOLDER": "bgpt-fast generate --output",
@@ -49,10 +49,10 @@ _ELSEWHERE = {
 
 @dataclass(frozen=True)
 class MigrateConfig:
-    """Makes a file of options for bgpt-fast train --config out of the released code's config.py.
+    """Turns the released code's config.py into a file of options for bgpt-fast train --config.
 
-    The file is read as constants, never run. What the released code meant is kept (AdamW, 10 % warm-up and cosine,
-    which its training loop never applied; dropout 0.1), and what is not carried over is named.
+    The file is parsed for constants, never run. The options follow what the released code intended (AdamW, 10 % warm-up
+    and cosine, which its training loop did not apply; dropout 0.1); constants without an option are listed.
 
     Args:
         config: the released config.py.
@@ -81,37 +81,39 @@ def run(words: Sequence[str]) -> int:
 
 
 def read_constants(path: Path) -> dict[str, Any]:
-    """The constants that a Python file assigns to names in capitals; nothing in it is run.
+    """Returns the constants that a Python file assigns to names; the file is not run.
 
     Raises:
-        ValueError: it is no Python, assigns something that is no constant, or has none of the released names.
+        ValueError: it is not Python, assigns something that is not constant, or has none of the released names.
         OSError: it cannot be read.
     """
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
     except (SyntaxError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: expected the released config.py, got no Python: {error}") from error
-    found: dict[str, Any] = {}
+    constants: dict[str, Any] = {}
     for node in tree.body:
         if not (isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name)):
             continue
         name = node.targets[0].id
         try:
-            found[name] = ast.literal_eval(node.value)
+            constants[name] = ast.literal_eval(node.value)
         except ValueError as error:
             raise ValueError(
                 f"{path}:{node.lineno}: {name}: expected a constant, got {ast.unparse(node.value)!r}; write its value"
             ) from error
-    if not {"PATCH_SIZE", "PATCH_LENGTH", "HIDDEN_SIZE"} & found.keys():
-        raise ValueError(f"{path}: expected the released config.py with PATCH_SIZE and so on, got {sorted(found)[:10]}")
-    return found
+    if not {"PATCH_SIZE", "PATCH_LENGTH", "HIDDEN_SIZE"} & constants.keys():
+        raise ValueError(
+            f"{path}: expected the released config.py with PATCH_SIZE and so on, got {sorted(constants)[:10]}"
+        )
+    return constants
 
 
 def migrate(constants: dict[str, Any], task: str) -> tuple[dict[str, Any], list[str]]:
-    """Options for `bgpt-fast train`, and what a person should know about them.
+    """Returns options for `bgpt-fast train`, and notes for the user.
 
     Args:
-        constants: of the released config.py; those that are missing keep the released values.
+        constants: of the released config.py; missing ones have the released values.
         task: "generation" or "classification".
 
     Raises:

@@ -1,4 +1,4 @@
-"""Folders of generated files: each file complete or absent, what is there already not made again, all of it told."""
+"""Folders of generated files: each file is complete or absent, existing ones are not generated again."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bgpt_fast.cli.common import console, generation_progress, shown_name, table
+from bgpt_fast.cli.common import GenerationProgress, console, generation_progress, shown_name, table
 from bgpt_fast.files import atomic_write, write_json
 from bgpt_fast.folder_lock import LOCK, FolderLock
 from bgpt_fast.generation import Generation, Generator, Prompt
@@ -22,14 +23,20 @@ from bgpt_fast.model import BGPT
 
 JOURNAL = "made.jsonl"
 REPORT = "report.json"
-_SHOWN = 20
-_PIECE = 4096
+_LISTED = 20
+_CHUNK = 4096
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A file to make: its path below the output folder, how it begins, and what it is made from, for the report."""
+class FileRequest:
+    """A file to generate.
+
+    Args:
+        name: its path below the output folder.
+        prompt: what the model continues.
+        source: the file that the prompt comes from, for the report.
+    """
 
     name: str
     prompt: Prompt
@@ -37,19 +44,19 @@ class Wanted:
 
 
 class OutputFolder:
-    """A folder that one command fills, and goes on filling when it is run again.
+    """A folder of files that one command generates; run again, it adds the missing ones.
 
-    A journal beside the files says what each came to, a line a file, the command's options first.
+    A journal in the folder holds the command's options and a record for each file, a line each.
 
     Args:
-        path: new, empty, or begun by a command with the same options.
+        path: new, empty, or of an earlier run with the same options.
         plan: the options that decide the files' content, JSON-ready.
         of: what the files are, for errors.
-        overwrite: whether a folder that holds anything else may be used, and files in the way be replaced.
+        overwrite: accept a folder that is not empty, and replace its files.
 
     Raises:
         FileExistsError: the folder holds something else.
-        FolderInUseError: another process works in it.
+        FolderInUseError: another process uses it.
         OSError: it cannot be made or read.
     """
 
@@ -64,31 +71,29 @@ class OutputFolder:
             raise
 
     def close(self) -> None:
-        """Lets others into the folder."""
+        """Releases the folder for other processes."""
         self._lock.release()
 
     def _open(self, plan: Mapping[str, Any], of: str) -> None:
         path, overwrite = self.path, self._overwrite
         journal = path / JOURNAL
-        lines = _whole_lines(journal) if journal.is_file() and not overwrite else []
-        # What JSON keeps of the plan: tuples come back as lists.
-        told = json.loads(json.dumps(plan))
-        if lines and lines[0] == told:
+        lines = _complete_lines(journal) if journal.is_file() and not overwrite else []
+        plan = json.loads(json.dumps(plan))  # as read back: tuples become lists
+        if lines and lines[0] == plan:
             self.records = {line["path"]: line for line in lines[1:]}
             remove_leftovers(path)
         elif any(entry.name != LOCK for entry in path.iterdir()) and not overwrite:
-            begun = ", or the one that the same command began" if not lines else "; this one was made by other options"
+            other = ", or that of an earlier run" if not lines else "; this one was made by other options"
             raise FileExistsError(
-                f"{path}: expected a new or empty folder for {of}{begun}; choose another --output, remove it, or pass "
+                f"{path}: expected a new or empty folder for {of}{other}; choose another --output, remove it, or pass "
                 "--overwrite"
             )
         with atomic_write(journal) as file:
-            for line in (told, *self.records.values()):
+            for line in (plan, *self.records.values()):
                 file.write(json.dumps(line).encode() + b"\n")
 
     def has(self, name: str, prompt: str) -> bool:
-        """Whether a file was made of this prompt (its digest), is there, and has the size it was made with; or was
-        found to be cut and left out."""
+        """Whether the file of a prompt's digest exists with its recorded size, or was cut and left out."""
         record = self.records.get(name)
         if record is None or record.get("prompt") != prompt:
             return False
@@ -99,24 +104,24 @@ class OutputFolder:
         except FileNotFoundError:
             return False
 
-    def _made(self, name: str) -> bool:
+    def _exists(self, name: str) -> bool:
         record = self.records.get(name)
         return record is not None and self.has(name, record.get("prompt", ""))
 
     def add(self, name: str, content: bytes, record: Record, *, write: bool) -> None:
-        """Writes a file, then its line of the journal.
+        """Writes a file, then its record in the journal.
 
         Raises:
-            FileExistsError: another file is there and may not be replaced.
-            OSError: the file could not be written; nothing of it is there.
+            FileExistsError: the path holds another file, which is not replaced.
+            OSError: the file cannot be written; no part of it is left.
         """
         target = self.path / name
-        if not write and self._made(name):
-            target.unlink(missing_ok=True)  # of another prompt, and no longer what this one gives
+        if not write and self._exists(name):
+            target.unlink(missing_ok=True)  # of an earlier prompt
         if write:
-            # A run that was killed between file and journal has left the very same bytes; and one of another prompt,
-            # as when a source has changed since, is this command's own.
-            is_own = _holds(target, content) or self._made(name)
+            # A run that was killed between file and journal left equal bytes; and a file of another prompt, whose
+            # source has changed since, belongs to this command, too.
+            is_own = _holds(target, content) or self._exists(name)
             if os.path.lexists(target) and not self._overwrite and not is_own:
                 raise FileExistsError(
                     f"{target}: another file is there; move it, choose another --output, or pass --overwrite"
@@ -128,89 +133,95 @@ class OutputFolder:
             journal.write(json.dumps(self.records[name]).encode() + b"\n")
 
 
-def make_files(
+def generate_files(
     generator: Generator,
-    wanted: Sequence[Wanted],
+    requests: Sequence[FileRequest],
     folder: OutputFolder,
-    what: str,
+    progress: str,
     sampling: Mapping[str, Any],
     *,
     max_new_bytes: int | None,
     keep_cut: bool = True,
 ) -> tuple[list[str], float]:
-    """Generates the files that are not there yet.
+    """Generates the files that the folder does not have yet.
 
     Args:
         generator: the engine.
-        wanted: the files; their prompts fit the context.
-        folder: where they go.
-        what: for the progress bar.
+        requests: the files; their prompts fit the context.
+        folder: where to write them.
+        progress: for the progress bar.
         sampling: as `Generator.generate` takes it.
         max_new_bytes: most bytes to add to each prompt.
-        keep_cut: whether files that the model did not end are written too.
+        keep_cut: also write files that the model did not end.
 
     Returns:
-        The names of the files that were made now, and the seconds it took.
+        The names of the new files, and the seconds it took.
     """
-    missing = [file for file in wanted if not folder.has(file.name, digest(file.prompt))]
-    made: list[str] = []
-    began = time.perf_counter()
-    with generation_progress(what) as progress:
-        for file, generation in _generations(generator, missing, sampling, max_new_bytes, progress):
+    missing = [request for request in requests if not folder.has(request.name, digest(request.prompt))]
+    names: list[str] = []
+    start = time.perf_counter()
+    with generation_progress(progress) as update:
+        for request, generation in _generations(generator, missing, sampling, max_new_bytes, update):
             record = {
                 "bytes": len(generation.data),
                 "new_bytes": len(generation.new_bytes),
                 "finished": generation.finished,
                 "ended_by": _ended_by(generation, max_new_bytes),
-                "prompt": digest(file.prompt),
+                "prompt": digest(request.prompt),
             }
-            if file.source is not None:
-                record["source"] = file.source
-            folder.add(file.name, generation.data, record, write=keep_cut or generation.finished)
-            made.append(file.name)
-    return made, time.perf_counter() - began
+            if request.source is not None:
+                record["source"] = request.source
+            folder.add(request.name, generation.data, record, write=keep_cut or generation.finished)
+            names.append(request.name)
+    return names, time.perf_counter() - start
 
 
 def _generations(
     generator: Generator,
-    files: Sequence[Wanted],
+    requests: Sequence[FileRequest],
     sampling: Mapping[str, Any],
     max_new_bytes: int | None,
-    progress: Callable[[int, int, int], None],
-) -> Iterator[tuple[Wanted, Generation]]:
-    """Files as they end, in pieces, so that prompts and patches of a hundred thousand are not in memory at once."""
+    progress: GenerationProgress,
+) -> Iterator[tuple[FileRequest, Generation]]:
+    """Yields files as they end; in chunks, so that the prompts of 100,000 files are not in memory at once."""
     done = new_bytes = 0
-    for start in range(0, len(files), _PIECE):
-        part = files[start : start + _PIECE]
+    for start in range(0, len(requests), _CHUNK):
+        chunk = requests[start : start + _CHUNK]
 
-        def told(part_done: int, _: int, part_bytes: int, done: int = done, new_bytes: int = new_bytes) -> None:
-            progress(done + part_done, len(files), new_bytes + part_bytes)
+        def update(chunk_done: int, _: int, chunk_bytes: int, done: int = done, new_bytes: int = new_bytes) -> None:
+            progress(done + chunk_done, len(requests), new_bytes + chunk_bytes)
 
-        prompts = [file.prompt for file in part]
+        prompts = [request.prompt for request in chunk]
         for place, generation in generator.generate_iter(
-            prompts, max_new_bytes=max_new_bytes, progress=told, **sampling
+            prompts, max_new_bytes=max_new_bytes, progress=update, **sampling
         ):
             new_bytes += len(generation.new_bytes)
-            yield part[place], generation
-        done += len(part)
+            yield chunk[place], generation
+        done += len(chunk)
 
 
-def tell(
+def finish(
     folder: OutputFolder,
-    wanted: Sequence[Wanted],
-    made: Iterable[str],
+    requests: Sequence[FileRequest],
+    new_names: Iterable[str],
     seconds: float,
     report: Mapping[str, Any],
     skipped: Sequence[Mapping[str, str]] = (),
 ) -> None:
-    """Writes report.json, lets others into the folder, and prints what the report says: a line a file (the first
-    few), then the counts."""
-    now = set(made)
-    files = [folder.records[file.name] | {"made_now": file.name in now} for file in wanted]
+    """Writes report.json, releases the folder, and prints a summary.
+
+    Args:
+        folder: with a record for each request.
+        requests: all files of this command.
+        new_names: the files that were generated now.
+        seconds: that it took.
+        report: further entries of report.json.
+        skipped: sources without a file, with the reason.
+    """
+    new = set(new_names)
+    files = [folder.records[request.name] | {"made_now": request.name in new} for request in requests]
     new_bytes = sum(file["new_bytes"] for file in files if file["made_now"])
-    ended: dict[str, int] = {}
-    for file in files:
-        ended[file["ended_by"]] = ended.get(file["ended_by"], 0) + 1
+    ended_by = Counter(file["ended_by"] for file in files)
     figures = {
         "seconds": seconds,
         "new_bytes": new_bytes,
@@ -218,7 +229,7 @@ def tell(
         "made_now": sum(file["written"] and file["made_now"] for file in files),
         "there_already": sum(file["written"] and not file["made_now"] for file in files),
         "left_out": sum(not file["written"] for file in files),
-        "ended_by": ended,
+        "ended_by": dict(ended_by),
         "skipped": list(skipped),
         "files": sorted(files, key=lambda file: file["path"]),
     }
@@ -226,50 +237,43 @@ def tell(
     folder.close()
     rows = [
         [shown_name(file["path"]), f"{file['bytes']:,}", f"{file['new_bytes']:,}", file["ended_by"], _state(file)]
-        for file in figures["files"][:_SHOWN]
+        for file in figures["files"][:_LISTED]
     ]
-    rows += [[shown_name(item["source"]), "–", "–", item["reason"], "skipped"] for item in skipped[:_SHOWN]]
-    rest = len(files) + len(skipped) - len(rows)
-    title = f"{len(files)} files" + (f", the first {_SHOWN}" if rest > 0 else "")
+    rows += [[shown_name(item["source"]), "–", "–", item["reason"], "skipped"] for item in skipped[:_LISTED]]
+    title = f"{len(files)} files" + (f", the first {_LISTED}" if len(files) + len(skipped) > len(rows) else "")
     console.print(table(title, ["file", "bytes", "new", "ended by", ""], rows))
-    old = figures["there_already"]
-    there = f"; {old} were there already and were not made again" if old else ""
-    left = f"; {figures['left_out']} cut ones left out" if figures["left_out"] else ""
-    skips = f"; {len(skipped)} sources skipped" if skipped else ""
+    existing = figures["there_already"]
+    notes = f"; {existing} existed already and were not generated again" if existing else ""
+    notes += f"; {figures['left_out']} cut ones left out" if figures["left_out"] else ""
+    notes += f"; {len(skipped)} sources skipped" if skipped else ""
     console.print(
-        f"{figures['made_now']} files made in {folder.path}/; the model ended {ended.get('model', 0)} of {len(files)}"
-        f"{there}{left}{skips}; {new_bytes:,} new bytes at {new_bytes / seconds:,.0f} B/s; see report.json",
+        f"{figures['made_now']} files generated in {folder.path}/; the model ended {ended_by['model']} of {len(files)}"
+        f"{notes}; {new_bytes:,} new bytes at {new_bytes / seconds:,.0f} B/s; see report.json",
         markup=False,
         soft_wrap=True,
     )
 
 
-def check_extension(option: str, extension: str) -> None:
-    """Raises ValueError unless a file's name may end so."""
-    if "/" in extension or "\0" in extension:
-        raise ValueError(f"{option}: expected an extension such as txt, got {extension!r}")
-
-
 def digest(prompt: Prompt) -> str:
-    """What tells one prompt from another."""
-    found = hashlib.blake2b(digest_size=16)
+    """Returns a digest of a prompt."""
+    result = hashlib.blake2b(digest_size=16)
     for part in (prompt.extension, prompt.data, *(prompt.source or ())):
         content = part if isinstance(part, bytes) else part.encode("utf-8", "surrogatepass")
-        found.update(len(content).to_bytes(8, "little") + content)
-    return found.hexdigest()
+        result.update(len(content).to_bytes(8, "little") + content)
+    return result.hexdigest()
 
 
 def fingerprint(model: BGPT) -> str:
-    """What tells one model from another: a digest of its sizes and weights."""
-    found = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
+    """Returns a digest of a model's sizes and weights."""
+    result = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
-        found.update(f"{name} {tensor.dtype}".encode())
-        found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
-    return found.hexdigest()
+        result.update(f"{name} {tensor.dtype}".encode())
+        result.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return result.hexdigest()
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what a command that was killed while it wrote has left of its files."""
+    """Removes the temporary files of a command that was killed while it wrote."""
     for leftover in folder.rglob(".*.part"):
         if re.search(r"\.[0-9a-f]{16}\.part$", leftover.name):
             leftover.unlink(missing_ok=True)
@@ -284,15 +288,15 @@ def _ended_by(generation: Generation, max_new_bytes: int | None) -> str:
 def _state(file: Record) -> str:
     if not file["written"]:
         return "cut, left out"
-    return "made" if file["made_now"] else "was there"
+    return "new" if file["made_now"] else "existed"
 
 
 def _holds(path: Path, content: bytes) -> bool:
     return path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content
 
 
-def _whole_lines(journal: Path) -> list[Record]:
-    """The journal's lines; the last one may have been cut by a crash and is then left out."""
+def _complete_lines(journal: Path) -> list[Record]:
+    """Returns the journal's lines, without a last one that a crash cut."""
     lines = []
     for line in journal.read_bytes().splitlines(keepends=True):
         try:

@@ -1,9 +1,10 @@
-"""`bgpt-fast simulate`: a model runs programs of the toy CPU, and is held against the truth."""
+"""`bgpt-fast simulate`: simulates programs of the toy CPU with a model, and scores it against the true traces."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ import tyro
 from bgpt_fast.cli.assessment_tables import print_assessment, print_details
 from bgpt_fast.cli.common import (
     GenerationProgress,
+    HelpLayout,
     as_json,
     console,
     generation_progress,
@@ -34,34 +36,35 @@ from bgpt_fast.tasks.cpu_states.saved_piece import SavedPiece, digest
 from bgpt_fast.tasks.cpu_states.views import program_view
 
 PAGE = "report.html"
+LAYOUT = HelpLayout(basic=("programs", "checkpoint", "random", "machine", "output", "write", "draft", "device"))
 
 
 @dataclass(frozen=True)
 class Simulate:
-    """Lets a model run programs of the toy CPU, and holds what it writes against the truth.
+    """Simulates programs of the toy CPU with a model, and scores the predicted traces against the true ones.
 
-    The model sees a program's memory and first state and writes every further state until it ends the file. Writes
-    OUTPUT/predicted/*.bin as released (or OUTPUT/predicted.parquet, or both), OUTPUT/report.json with all figures and
-    OUTPUT/report.html to look at. Any number of programs takes the memory of a few thousand. Run again with the same
-    options after it was stopped, it goes on behind the last program that was done, to the same bytes.
+    The prompt is a program's memory and first state; the model writes all further states until it ends the file. Writes
+    OUTPUT/predicted/*.bin as released (or OUTPUT/predicted.parquet, or both), OUTPUT/report.json with all figures, and
+    OUTPUT/report.html, a page that shows them. A stopped simulation is resumed by the same command, with the same
+    results. Memory does not grow with the number of programs.
 
     Args:
         programs: assembly (.asm, an instruction a line), .bin files (traces, or machine code alone), folders of
             traces, or .parquet files; none means random held-out programs.
         checkpoint: a training run's folder, one of weights, a .safetensors or .pth file, or a hub id.
-        random: how many held-out programs to draw where none are given.
+        random: number of random held-out programs, without PROGRAMS.
         seed: of the random programs.
         machine: the machine that the model was trained on.
         acc: ACC at the start of an assembly program.
         registers: the registers at the start of an assembly program; none means zeros.
-        draft: let the machine guess what the model writes and the model check many bytes at once (on the CPU): the
-            same bytes, two to three times sooner with one program under way, no sooner with hundreds.
-        write: the predicted traces as .bin files, as one Parquet file, as both or not at all.
-        show: how many programs to print beside the truth, wrong ones first.
-        page: how many programs report.html shows step by step, wrong ones first; 0 means no page.
-        output: the folder to write into; new, empty, or begun by the same command.
-        max_batch: programs under way at once.
-        batch_invariant: on a GPU, too, write each trace as if it were alone, to the last bit; slower. CPUs always do.
+        draft: speculative decoding with the true machine as the draft model (on the CPU): the same bytes, two to three
+            times faster with one program at a time, no faster with hundreds.
+        write: write the predicted traces as .bin files, as one Parquet file, as both or not at all.
+        show: number of programs to print beside the true ones, wrong ones first.
+        page: number of programs that report.html shows step by step, wrong ones first; 0 means no page.
+        output: the folder to write; new, empty, or of an earlier run of the same command.
+        max_batch: programs simulated at once.
+        batch_invariant: on a GPU, too, a trace does not depend on the rest of the batch; slower. Always so on CPUs.
         device: "auto" means the GPU where there is one.
     """
 
@@ -85,7 +88,7 @@ class Simulate:
 
 
 def run(words: Sequence[str]) -> int:
-    options = read_options(Simulate, "simulate", _registers_last(words))
+    options = read_options(Simulate, "simulate", _registers_last(words), layout=LAYOUT)
     for name, least in (("random", 1), ("show", 0), ("page", 0)):
         if getattr(options, name) < least:
             raise ValueError(f"--{name}: expected at least {least}, got {getattr(options, name)}")
@@ -95,21 +98,21 @@ def run(words: Sequence[str]) -> int:
         if options.programs
         else random_pieces(options.random, machine, seed=options.seed)
     )
-    # The first piece is read before the model: a wrong program is told at once.
+    # The first piece is read before the model is loaded, so that a wrong program is an error at once.
     first = next(pieces, None)
     if first is None:
         raise ValueError("simulate: expected at least one program, got none")
     model = load_model(options.checkpoint, options.device)
-    told = as_json(options)
-    plan = {name: told[name] for name in ("programs", "random", "seed", "machine", "acc", "registers")}
+    values = as_json(options)
+    plan = {name: values[name] for name in ("programs", "random", "seed", "machine", "acc", "registers")}
     folder = SimulationFolder(options.output, {**plan, "model": fingerprint(model)})
     try:
         if folder.complete:
-            return _already_there(options, _chain(first, pieces))
+            return _check_complete(options, itertools.chain([first], pieces))
         if folder.resumed:
-            console.print(f"{options.output}: goes on where it was stopped", markup=False)
+            console.print(f"{options.output}: resumes where it was stopped", markup=False)
         total = count_programs(options.programs) if options.programs else options.random
-        _simulate(options, model, folder, _chain(first, pieces), total)
+        _simulate(options, model, folder, itertools.chain([first], pieces), total)
     finally:
         folder.close()
     return 0
@@ -118,7 +121,7 @@ def run(words: Sequence[str]) -> int:
 def _simulate(options: Simulate, model: BGPT, folder: SimulationFolder, pieces: Iterator[Traces], total: int) -> None:
     machine = options.machine
     draft = options.draft and next(model.parameters()).device.type == "cpu"
-    assessor = Evaluator(
+    evaluator = Evaluator(
         model,
         machine.num_registers,
         max_batch=options.max_batch,
@@ -136,52 +139,51 @@ def _simulate(options: Simulate, model: BGPT, folder: SimulationFolder, pieces: 
         progress = _Progress(stack.enter_context(generation_progress("simulating")), total)
         for index, traces in enumerate(pieces):
             with SavedPiece(folder.piece(index), traces) as saved:
-                was_there = saved.complete
+                was_complete = saved.complete
                 progress.piece(len(saved.predicted), len(traces), 0)
-                piece = assessor.add(traces, progress=progress.piece, saved=saved)
+                piece = evaluator.add(traces, progress=progress.piece, saved=saved)
             progress.next(len(traces))
             programs.update(digest(traces))
             # Equal programs may start from different registers: a number keeps them apart.
             new = [f"{len(names) + place:06d}-{trace.name}" for place, trace in enumerate(traces)]
             if options.write in ("bin", "both"):
-                write_predictions(options.output / "predicted", new, piece.predicted, keep=was_there)
+                write_predictions(options.output / "predicted", new, piece.predicted, keep=was_complete)
             if parquet is not None:
                 parquet.add(new, piece.predicted, traces)
             examples.add(new, piece)
             names += new
-    found = assessor.assessment()
-    figures = found.to_dict()
-    print_assessment(found)
-    print_details(found)
+    assessment = evaluator.assessment()
+    figures = assessment.to_dict()
+    print_assessment(assessment)
+    print_details(assessment)
     for example in examples.wrong_first()[: options.show]:
-        console.print(f"\nprogram {example.name}, the truth and what the model wrote:")
+        console.print(f"\nprogram {example.name}, the true trace and the predicted one:")
         console.print(example.difference, markup=False, soft_wrap=True)
     if options.page:
         views = [example.view for example in examples.wrong_first()[: options.page]]
         title = f"{len(names)} programs of the toy CPU, simulated by {options.checkpoint}"
         page = options.output / PAGE
         write_simulation_page(page, title, column_names(machine.num_registers), figures, views)
-    told = {"options": as_json(options), "programs_digest": programs.hexdigest(), "files": names}
-    folder.finish({**told, **figures})
+    report = {"options": as_json(options), "programs_digest": programs.hexdigest(), "files": names}
+    folder.finish({**report, **figures})
     console.print(
-        f"\n{', '.join(_made(options))} are in {options.output}/: predicted traces, all figures, and a page to look at",
+        f"\n{', '.join(_outputs(options))} are in {options.output}/: predicted traces, all figures, and a page",
         markup=False,
     )
 
 
-def _made(options: Simulate) -> list[str]:
-    """What these options write."""
-    written = {"bin": ["predicted/"], "parquet": ["predicted.parquet"], "none": []}
+def _outputs(options: Simulate) -> list[str]:
+    """Returns the names of what these options write."""
+    traces = {"bin": ["predicted/"], "parquet": ["predicted.parquet"], "none": []}
     page = [PAGE] if options.page else []
-    return [REPORT, *page, *written.get(options.write, ["predicted/", "predicted.parquet"])]
+    return [REPORT, *page, *traces.get(options.write, ["predicted/", "predicted.parquet"])]
 
 
-def _already_there(options: Simulate, pieces: Iterator[Traces]) -> int:
-    """Says that there is nothing to do.
+def _check_complete(options: Simulate, pieces: Iterator[Traces]) -> int:
+    """Checks a complete simulation and prints that there is nothing to do.
 
     Raises:
-        FileExistsError: it is of other programs, whose files have changed since; or what these options write is not
-            all there: it was not asked for, or is gone.
+        FileExistsError: the programs' files have changed since, or an output of these options is missing.
     """
     report = json.loads((options.output / REPORT).read_bytes())
     if options.programs:
@@ -194,14 +196,14 @@ def _already_there(options: Simulate, pieces: Iterator[Traces]) -> int:
                 f"{options.output}: holds the simulation of other programs than are in {paths} now; choose another "
                 "--output, or remove this one"
             )
-    missing = [name for name in _made(options) if not (options.output / name).exists()]
+    missing = [name for name in _outputs(options) if not (options.output / name).exists()]
     if options.write in ("bin", "both"):
         predicted = options.output / "predicted"
         missing += [f"predicted/{name}" for name in report["files"] if not (predicted / name).is_file()][:1]
     if missing:
         raise FileExistsError(
-            f"{options.output}: the simulation is there, but {missing[0]} is not; choose another --output, or remove "
-            "this one, to simulate again"
+            f"{options.output}: the simulation is complete, but {missing[0]} is missing; choose another --output, "
+            "or remove this one, to simulate again"
         )
     console.print(
         f"{options.output}: all {len(report['files']):,} programs were simulated already and were not simulated again; "
@@ -219,19 +221,19 @@ class _Example:
 
 
 class _Progress:
-    """The progress of all pieces together."""
+    """The progress over all pieces."""
 
     def __init__(self, show: GenerationProgress, total: int) -> None:
         self._show, self._total = show, total
         self._programs = self._bytes = self._piece_bytes = 0
 
     def piece(self, done: int, _: int, new_bytes: int) -> None:
-        """Shows how far the piece under way is."""
+        """Shows the progress of the current piece."""
         self._piece_bytes = new_bytes
         self._show(self._programs + done, self._total, self._bytes + new_bytes)
 
     def next(self, programs: int) -> None:
-        """Goes on to the piece behind one of so many programs."""
+        """Starts the piece after one of so many programs."""
         self._programs += programs
         self._bytes += self._piece_bytes
         self._piece_bytes = 0
@@ -247,22 +249,17 @@ class _Examples:
 
     def add(self, names: Sequence[str], piece: Chunk) -> None:
         for name, truth, predicted, forced in zip(names, piece.traces, piece.predicted, piece.forced, strict=True):
-            kept = self._right if predicted.to_bytes() == truth.to_bytes() else self._wrong
-            if len(kept) < self._count:
+            examples = self._right if predicted.to_bytes() == truth.to_bytes() else self._wrong
+            if len(examples) < self._count:
                 view = program_view(name, truth, predicted, forced)
-                kept.append(_Example(name, format_difference(predicted, truth), view))
+                examples.append(_Example(name, format_difference(predicted, truth), view))
 
     def wrong_first(self) -> list[_Example]:
         return self._wrong + self._right
 
 
-def _chain(first: Traces, rest: Iterator[Traces]) -> Iterator[Traces]:
-    yield first
-    yield from rest
-
-
 def _registers_last(words: Sequence[str]) -> list[str]:
-    """The words with `--registers` and its numbers at the end, where it cannot take a file's name for one of them."""
+    """Moves `--registers` and its numbers to the end, where it cannot take a file's name for a number."""
     words = list(words)
     if "--registers" not in words:
         return words

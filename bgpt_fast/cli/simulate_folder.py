@@ -1,4 +1,4 @@
-"""The output folder of `bgpt-fast simulate`: begun, gone on with after a kill, or found complete."""
+"""The output folder of `bgpt-fast simulate`: new, resumed, or complete."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ _PLAN = "plan.json"
 
 
 class SimulationFolder:
-    """A folder that one simulation fills, however often it is killed and run again; nobody else may meanwhile.
+    """A folder of one simulation, which is resumed there if it was stopped; locked against other processes.
 
-    Until the end, OUTPUT/unfinished/ holds what was asked for and a file a piece (`SavedPiece`).
+    Until the end, OUTPUT/unfinished/ holds the plan and a file for each piece (`SavedPiece`).
 
     Args:
-        path: new, empty, or begun by the same simulation.
-        plan: what decides the simulation's results, JSON-ready.
+        path: new, empty, or of the same simulation.
+        plan: the options that decide the results, JSON-ready.
 
     Attributes:
-        resumed: whether a simulation that was stopped goes on here.
-        complete: whether it is there already, whole.
+        resumed: whether the folder holds a part of the simulation.
+        complete: whether the folder holds all of it.
 
     Raises:
         FileExistsError: the folder holds something else.
-        FolderInUseError: another process works in it.
+        FolderInUseError: another process uses it.
         OSError: it cannot be made or read.
     """
 
@@ -42,7 +42,7 @@ class SimulationFolder:
         self._unfinished = path / UNFINISHED
         self._lock = FolderLock(path, "a simulation")
         try:
-            self.resumed, self.complete = self._look()
+            self.resumed, self.complete = self._status()
             if self.complete:
                 shutil.rmtree(self._unfinished, ignore_errors=True)
             else:
@@ -54,27 +54,26 @@ class SimulationFolder:
             raise
 
     def piece(self, index: int) -> Path:
-        """Where a piece is saved while it is made."""
+        """Returns the file where a piece is saved while it is simulated."""
         return self._unfinished / f"{index:06d}.piece"
 
     def finish(self, report: Mapping[str, Any]) -> None:
-        """Writes report.json, which says that all else is there, and clears the saved pieces away."""
+        """Writes report.json, which marks the simulation as complete, and removes the saved pieces."""
         write_json(self.path / REPORT, {**report, "plan": self._plan})
-        (self._unfinished / _PLAN).unlink(missing_ok=True)  # first: without their plan the others are leftovers
+        (self._unfinished / _PLAN).unlink(missing_ok=True)  # first: pieces without a plan are ignored
         shutil.rmtree(self._unfinished, ignore_errors=True)
 
     def close(self) -> None:
-        """Lets others in."""
+        """Releases the folder for other processes."""
         self._lock.release()
 
-    def _look(self) -> tuple[bool, bool]:
-        begun = self._unfinished / _PLAN
-        made = self.path / REPORT
-        for file, found in ((begun, _json(begun)), (made, _json(made).get("plan"))):
-            if found == self._plan:
-                return file == begun, file == made
-            if found:
-                changed = sorted(name for name in self._plan if found.get(name) != self._plan[name])
+    def _status(self) -> tuple[bool, bool]:
+        unfinished, complete = _json(self._unfinished / _PLAN), _json(self.path / REPORT).get("plan")
+        for plan in (unfinished, complete):
+            if plan == self._plan:
+                return plan is unfinished, plan is complete
+            if plan:
+                changed = sorted(name for name in self._plan if plan.get(name) != self._plan[name])
                 raise FileExistsError(
                     f"{self.path}: this one was made by other options or another model ({', '.join(changed)} differ); "
                     "choose another --output or remove it"
@@ -82,16 +81,16 @@ class SimulationFolder:
         others = {entry.name for entry in self.path.iterdir()} - {LOCK}
         if others - {UNFINISHED}:
             raise FileExistsError(
-                f"{self.path}: expected a new or empty folder for the predicted traces, or the one that the same "
-                "command began; choose another --output or remove it"
+                f"{self.path}: expected a new or empty folder for the predicted traces, or that of an earlier run; "
+                "choose another --output or remove it"
             )
         return False, False
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """A JSON file's object; empty where there is none."""
+    """Returns a JSON file's object; an empty one without the file."""
     try:
-        found = json.loads(path.read_bytes())
+        value = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}

@@ -16,7 +16,7 @@ from bgpt_fast.checkpoint.load import load_weights
 from bgpt_fast.classifier import BGPTForClassification
 from bgpt_fast.cli.common import as_json, console, read_options
 from bgpt_fast.cli.train_data import TrainData, task_of
-from bgpt_fast.cli.train_options import Train, named_before, preset_options, read_options_file
+from bgpt_fast.cli.train_options import LAYOUT, Train, options_from_file, preset_options, value_of
 from bgpt_fast.files import write_json
 from bgpt_fast.model import BGPT
 from bgpt_fast.training import Trainer, TrainingInterrupted, TrainResult
@@ -24,7 +24,7 @@ from bgpt_fast.training import Trainer, TrainingInterrupted, TrainResult
 
 def run(words: Sequence[str]) -> int:
     warnings.showwarning = _show_warning
-    options = read_options(Train, "train", words, default=_defaults(words))
+    options = read_options(Train, "train", words, _defaults(words), LAYOUT)
     task = task_of(options)
     model: BGPT | BGPTForClassification
     torch.manual_seed(options.training.seed)
@@ -39,7 +39,7 @@ def run(words: Sequence[str]) -> int:
         training = dataclasses.replace(training, steps=steps, max_minutes=0.0, schedule_by="steps")
     trainer = Trainer(model, data.source, training, options.output, data.evaluation())
     if trainer.ranks.is_main:
-        # Only now: a run that may not go on with these options keeps its own.
+        # Not earlier: a run that cannot be resumed with these options keeps its own.
         write_json(options.output / "options.json", as_json(options))
         if trainer.resumed:
             console.print(f"{options.output}: goes on from step {trainer.step}")
@@ -54,12 +54,12 @@ def run(words: Sequence[str]) -> int:
 
 
 def _defaults(words: Sequence[str]) -> Train:
-    """What --config and --preset say, before the other options are read: they take their defaults from there."""
-    path, preset = named_before(words, "--config"), named_before(words, "--preset")
-    has_files = named_before(words, "--data") is not None
+    """The defaults of the other options, by --config, --preset and --data."""
+    path, preset = value_of(words, "--config"), value_of(words, "--preset")
+    has_files = value_of(words, "--data") is not None
     base = preset_options("tiny" if has_files else "cpu-states", Train())
     if path is not None:
-        base = read_options_file(Path(path), base)
+        base = options_from_file(Path(path), base)
     return base if preset is None else preset_options(preset, base)
 
 
@@ -73,16 +73,16 @@ def _generative(options: Train) -> BGPT:
 
 
 def _classifier(options: Train) -> tuple[BGPTForClassification, TrainData]:
-    """A new classifier, one with a generative model's patch decoder, or one that is trained on."""
+    """Returns a new classifier, one with a generative model's patch decoder, or a trained one, and its data."""
     if options.init_from is None:
         data = TrainData(options, options.model)
         assert data.labels is not None
         return BGPTForClassification(options.model, data.labels), data
     source = str(options.init_from)
-    found = load_weights(source)
-    data = TrainData(options, found.config, found.labels)
+    weights = load_weights(source)
+    data = TrainData(options, weights.config, weights.labels)
     assert data.labels is not None
-    if found.labels is None:
+    if weights.labels is None:
         start = BGPTForClassification.from_generative(source, data.labels, dtype=torch.float32)
     else:
         start = BGPTForClassification.from_pretrained(source, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""What `bgpt-fast train` learns from: its options as sources, evaluations and a label map."""
+"""The data of `bgpt-fast train`: sources, evaluation and label map, by its options."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CPU_STATES = "cpu-states"
 
 
 def task_of(options: Train) -> Task:
-    """What `--task auto` means.
+    """Returns the task, which `--task auto` leaves to the other options.
 
     Raises:
         ValueError: the options contradict one another.
@@ -69,15 +69,15 @@ def task_of(options: Train) -> Task:
 
 
 class TrainData:
-    """The sources of a run, each rank with its own share, and what the model is evaluated on.
+    """The source of a run, with this rank's share of the data, and its evaluation.
 
     Args:
         options: of `bgpt-fast train`.
         config: patch size and context.
-        labels: a classifier's map, where it is known before; None makes it of the files.
+        labels: the label map of a trained classifier; None makes one from the files.
 
     Raises:
-        DataError, ValueError: there is nothing to learn, or the options do not fit together.
+        DataError, ValueError: there are no data, or the options contradict each other.
     """
 
     def __init__(self, options: Train, config: BGPTConfig, labels: dict[str, int] | None = None) -> None:
@@ -88,7 +88,7 @@ class TrainData:
         self.labels = labels
         self._check_paths()
         if self._task == "classification" and labels is None:
-            everything = LabelledSource([*options.data, *options.eval_data], config, self._room, split="all")
+            everything = LabelledSource([*options.data, *options.eval_data], config, self._max_patches, split="all")
             self.labels = everything.labels
         self.source = self._source()
         unknown = self.source.describe()["skipped"].get("unknown label") if labels is not None else None
@@ -100,11 +100,11 @@ class TrainData:
             )
 
     @property
-    def _room(self) -> int:
+    def _max_patches(self) -> int:
         return max(self._options.patches_per_batch, self._config.patch_length)
 
     def steps(self, epochs: float, accumulation: int) -> int:
-        """Steps of so many epochs.
+        """Returns the steps of a number of epochs.
 
         Raises:
             ValueError: the data has no epochs of a known length: a mixture, Parquet or Arrow rows, or the machine; or
@@ -117,7 +117,7 @@ class TrainData:
         return max(1, round(self.source.epoch_batches * epochs / (accumulation * self._world_size)))
 
     def evaluation(self) -> Evaluate | None:
-        """The evaluation on held-out data; None where nothing is held out."""
+        """Returns the evaluation on held-out data; None if there is none."""
         options = self._options
         if self._task == "cpu-states":
             if options.eval_programs < 1:
@@ -155,56 +155,56 @@ class TrainData:
                 f"--weights: expected one for each of the {len(self._options.data)} --data, "
                 f"got {len(self._options.weights)}"
             )
-        # The mixture shards: its sources are those of a single process.
-        parts = [
+        # The mixture is sharded, not its sources.
+        sources = [
             self._machine() if self._kind(path) == "machine" else self._open([path], **split)
             for path in self._options.data
         ]
         seed = self._options.training.seed
-        return MixedSource(parts, self._options.weights, seed=seed, **shard)
+        return MixedSource(sources, self._options.weights, seed=seed, **shard)
 
     def _held_out(self) -> list[Any]:
-        """Batches of held-out documents, at most `eval_patches` patches and at least one batch."""
+        """Returns batches of held-out documents, at most `eval_patches` patches and at least one batch."""
         paths = [path for path in self._options.eval_data or self._options.data if self._kind(path) != "machine"]
         share = 1.0 if self._options.eval_data else self._options.eval_share
         held_out = {"split": "eval", "eval_share": share}
         groups = [[path] for path in paths]
         if not self._options.weights:
             groups = [[path for path in paths if self._kind(path) == kind] for kind in ("rows", "files")]
-        parts = [self._open(group, **held_out) for group in groups if group]
-        # A part of each source, in turn, so that a limit cuts none off.
-        taken: list[Any] = []
+        sources = [self._open(group, **held_out) for group in groups if group]
+        # The sources take turns, so that the limit leaves none out.
+        result: list[Any] = []
         patches = 0
-        for batches in itertools.zip_longest(*(part.one_pass() for part in parts)):
+        for batches in itertools.zip_longest(*(source.one_pass() for source in sources)):
             for batch in batches:
-                if batch is not None and (not taken or patches < self._options.eval_patches):
-                    taken.append(batch)
+                if batch is not None and (not result or patches < self._options.eval_patches):
+                    result.append(batch)
                     patches += (batch.batch if self._task == "classification" else batch).num_patches
             if patches >= self._options.eval_patches:
                 break
-        return taken
+        return result
 
     def _check_paths(self) -> None:
-        """Raises, or warns, where paths do not go with the options or with one another."""
+        """Raises, or warns, if paths contradict the options or each other."""
         options = self._options
         if options.column and all(self._kind(path) != "rows" for path in (*options.data, *options.eval_data)):
             raise ValueError(f"--column: expected Parquet or Arrow files, got --data {list(options.data)}")
         if any(self._kind(path) == "machine" for path in options.eval_data):
-            raise ValueError(f"--eval-data: expected files and folders, got {CPU_STATES}, which is neither here")
+            raise ValueError(f"--eval-data: expected files and folders, got {CPU_STATES}, and there is no such file")
         for path, data in itertools.product(options.eval_data, options.data):
-            if _lies_in(path, data) or _lies_in(data, path):
+            if _is_in(path, data) or _is_in(data, path):
                 warnings.warn(
-                    f"--eval-data {path}: is learned as well, with --data {data}; give files of their own, or none for "
-                    "a share of --data that is held out",
+                    f"--eval-data {path}: is training data, too, with --data {data}; give other files, or none to hold "
+                    "out a share of --data",
                     stacklevel=3,
                 )
         if not options.weights or options.eval_data or options.eval_share == 0 or options.split_by == "content":
             return
         for path, data in itertools.permutations(options.data, 2):
-            if self._kind(path) == self._kind(data) == "files" and _lies_in(path, data) and not _lies_in(data, path):
+            if self._kind(path) == self._kind(data) == "files" and _is_in(path, data) and not _is_in(data, path):
                 raise ValueError(
-                    f"--data: {path} lies in {data}: each of a mixture holds out files by their path below it, so that "
-                    "one may learn what the other holds out; give --split-by content or --eval-data"
+                    f"--data: {path} is in {data}: each source of a mixture holds out files by their path below it, so "
+                    "one may train on what the other holds out; give --split-by content or --eval-data"
                 )
 
     def _kind(self, path: str) -> Literal["machine", "rows", "files"]:
@@ -216,19 +216,19 @@ class TrainData:
             or (
                 bool(self._options.column)
                 and Path(path).is_dir()
-                and any(is_arrow_file(found.name) for found in Path(path).rglob("*"))
+                and any(is_arrow_file(file.name) for file in Path(path).rglob("*"))
             )
         )
         if holds_rows and not self._options.column:
             raise DataError(
-                f"{path}: expected --column with Parquet and Arrow files, the column to learn; to learn the files' "
-                "own bytes give the folder that they are in"
+                f"{path}: expected --column with Parquet and Arrow files, the column to learn; to learn the bytes of "
+                "the files themselves give their folder"
             )
         return "rows" if holds_rows else "files"
 
     def _open(self, paths: Sequence[str], **arguments: Any) -> PackedSource[Any, Any]:
         options = self._options
-        common = (self._config, self._room)
+        common = (self._config, self._max_patches)
         arguments["seed"] = options.training.seed
         if self._task == "conversion":
             return PairSource(paths, options.conversion, *common, **arguments)
@@ -236,7 +236,7 @@ class TrainData:
             return LabelledSource(paths, *common, labels=self.labels, split_by=options.split_by, **arguments)
         if self._kind(paths[0]) == "rows":
             extension: dict[str, Any] = {"extension": options.extension, "extension_column": options.extension_column}
-            return ArrowSource(paths, options.column, self._config, self._room, **extension, **arguments)
+            return ArrowSource(paths, options.column, self._config, self._max_patches, **extension, **arguments)
         return FileSource(paths, *common, split_by=options.split_by, **arguments)
 
     def _machine(self, rank: int = 0, world_size: int = 1) -> CPUStateSource:
@@ -254,13 +254,13 @@ class TrainData:
         return GPUStateSource(self._config, device=gpu, **arguments)
 
     def _machine_gpu(self) -> torch.device | None:
-        """The GPU that programs are made on; None for the CPU.
+        """Returns the GPU that generates programs; None for the CPU.
 
         Raises:
-            ValueError: `--machine-on gpu` is asked for where it cannot be; says why.
+            ValueError: `--machine-on gpu` is impossible; says why.
         """
-        asked, training = self._options.machine_on, self._options.training
-        if asked == "cpu":
+        machine_on, training = self._options.machine_on, self._options.training
+        if machine_on == "cpu":
             return None
         device = rank_device(training.device)
         problems = {
@@ -268,16 +268,16 @@ class TrainData:
             "a build with CUDA, got one without: build bgpt_fast where nvcc is": not _C.with_cuda,
             "no --training.prefetch-process, whose batches come from the CPU": training.prefetch_process,
         }
-        problem = next((text for text, is_there in problems.items() if is_there), None)
-        if problem is not None and asked == "gpu":
+        problem = next((text for text, applies in problems.items() if applies), None)
+        if problem is not None and machine_on == "gpu":
             raise ValueError(f"--machine-on gpu: expected {problem}")
         return device if problem is None else None
 
 
 def rank_device(name: str) -> torch.device:
-    """The device that `Trainer` gives this rank, by a name of `resolve_device`.
+    """Returns the device of this rank in `Trainer`, by a name of `resolve_device`.
 
-    With its number: the thread that prepares batches does not know which GPU is the process's own.
+    It has a number, since the current device is not set in the thread that prepares batches.
     """
     rank, world_size = rank_and_world_size()
     if world_size > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
@@ -285,7 +285,7 @@ def rank_device(name: str) -> torch.device:
     return resolve_device(name)
 
 
-def _lies_in(path: str, folder: str) -> bool:
+def _is_in(path: str, folder: str) -> bool:
     if is_remote(path) or is_remote(folder):
         return path == folder
     return Path(path).resolve().is_relative_to(Path(folder).resolve())

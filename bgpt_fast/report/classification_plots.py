@@ -1,4 +1,4 @@
-"""Plots of a classification, as PNG files: which classes are taken for which, and how right each class is."""
+"""Plots of a classification, as PNG files: the confusion matrix, and precision and recall of each class."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ def classification_plots(figures: Mapping[str, Any], folder: str | os.PathLike[s
 
     Args:
         figures: `ClassificationReport.to_dict()`.
-        folder: made if missing; same names are replaced.
+        folder: made if missing; existing files are replaced.
 
     Returns:
-        The files written: confusion.png, classes.png.
+        The paths of confusion.png and classes.png.
 
     Raises:
         ImportError: matplotlib is missing.
     """
-    home = Path(folder)
-    confusion_matrix(figures, home / "confusion.png")
-    class_scores(figures, home / "classes.png")
-    return [home / "confusion.png", home / "classes.png"]
+    output = Path(folder)
+    confusion_matrix(figures, output / "confusion.png")
+    class_scores(figures, output / "classes.png")
+    return [output / "confusion.png", output / "classes.png"]
 
 
 def confusion_matrix(figures: Mapping[str, Any], path: Path) -> None:
-    """Documents by true class (a row each) and given class (a column each), coloured by their share of the row."""
+    """Draws the documents by true class (rows) and predicted class (columns), coloured by their share of the row."""
     counts = np.asarray(figures["confusion"], np.int64)
     names = [shown_text(name) for name in figures["labels"]]
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
@@ -48,7 +48,7 @@ def confusion_matrix(figures: Mapping[str, Any], path: Path) -> None:
                 axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", fontsize=8, color=color)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=8)
     axes.set_yticks(range(len(names)), names, fontsize=8)
-    axes.set_xlabel("given class")
+    axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     axes.set_title(_title(figures), fontsize=9)
     figure.colorbar(image, ax=axes, shrink=0.7, label="of the true class, %")
@@ -56,7 +56,7 @@ def confusion_matrix(figures: Mapping[str, Any], path: Path) -> None:
 
 
 def class_scores(figures: Mapping[str, Any], path: Path) -> None:
-    """Precision and recall of each class; where there is nothing to take a share of, there is no bar."""
+    """Draws precision and recall of each class; undefined ones have no bar."""
     scores = figures["by_class"]
     names = [f"{shown_text(name)} ({score['support']})" for name, score in scores.items()]
     figure, axes = new_figure(max(5.0, 1.5 + 0.5 * len(names)), 4)

@@ -1,4 +1,4 @@
-"""Plots of an evaluation on files, as PNG files: against compressors, by position, by decoder, over files."""
+"""Plots of an evaluation on files, as PNG files: beside compressors, by position, by decoder, by file."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ def evaluation_plots(figures: Mapping[str, Any], folder: str | os.PathLike[str])
 
     Args:
         figures: `FileReport.to_dict()`, with its rows by file.
-        folder: made if missing; same names are replaced.
+        folder: made if missing; existing files are replaced.
 
     Returns:
-        The files written: baselines.png, patch_positions.png, byte_positions.png, decoders.png, files.png; those of
-        which there is nothing to draw are left out.
+        The paths of baselines.png, patch_positions.png, byte_positions.png, decoders.png and files.png, without those
+        that have no data.
 
     Raises:
         ImportError: matplotlib is missing.
     """
-    home = Path(folder)
-    drawn = []
+    output = Path(folder)
+    paths = []
     for name, draw in (
         ("baselines.png", baselines),
         ("patch_positions.png", patch_positions),
@@ -38,13 +38,13 @@ def evaluation_plots(figures: Mapping[str, Any], folder: str | os.PathLike[str])
         ("decoders.png", decoders),
         ("files.png", files),
     ):
-        if draw(figures, home / name):
-            drawn.append(home / name)
-    return drawn
+        if draw(figures, output / name):
+            paths.append(output / name)
+    return paths
 
 
 def baselines(figures: Mapping[str, Any], path: Path) -> bool:
-    """Bits per byte of the model with its interval, of each extension, and of the compressors."""
+    """Draws bits per byte of the model with its interval, of each extension, and of the compressors."""
     if figures["bits_per_byte"] is None:
         return False
     extensions = {
@@ -74,7 +74,7 @@ def baselines(figures: Mapping[str, Any], path: Path) -> bool:
 
 
 def patch_positions(figures: Mapping[str, Any], path: Path) -> bool:
-    """Bits per byte and wrong bytes by a data patch's place in its file: what more context brings."""
+    """Draws bits per byte and wrong bytes by a data patch's position in its file: the effect of context."""
     rows = figures["by_patch_position"]
     known = [(place, row) for place, row in enumerate(rows, 1) if row["bits_per_byte"] is not None]
     if not known:
@@ -98,7 +98,7 @@ def patch_positions(figures: Mapping[str, Any], path: Path) -> bool:
 
 
 def byte_positions(figures: Mapping[str, Any], path: Path) -> bool:
-    """Bits per byte by a byte's place in its patch; the first one is the patch-level decoder's alone to tell."""
+    """Draws bits per byte by position in the patch; the first byte depends on the patch-level decoder alone."""
     rows = figures["by_byte_position"]
     values = [row["bits_per_byte"] for row in rows]
     if all(value is None for value in values):
@@ -115,31 +115,31 @@ def byte_positions(figures: Mapping[str, Any], path: Path) -> bool:
 
 
 def decoders(figures: Mapping[str, Any], path: Path) -> bool:
-    """Data patches that are right, that go wrong at their first byte, and that go wrong behind it."""
-    found = figures["decoders"]
-    if not found["patches"]:
+    """Draws the shares of data patches that are right, wrong at the first byte, and wrong at a later one."""
+    shares = figures["decoders"]
+    if not shares["patches"]:
         return False
     kinds = (
         ("right", "right_share", COLORS[2]),
         ("wrong from the first byte: patch level", "patch_level_error_share", COLORS[1]),
-        ("wrong behind a right first byte: byte level", "byte_level_error_share", COLORS[0]),
+        ("wrong after a right first byte: byte level", "byte_level_error_share", COLORS[0]),
     )
     figure, axes = new_figure(8, 2.2)
-    left = 0.0
+    start = 0.0
     for label, name, color in kinds:
-        width = 100 * found[name]
-        axes.barh([0], [width], left=left, color=color, label=f"{label}, {width:.2f} %")
-        left += width
+        width = 100 * shares[name]
+        axes.barh([0], [width], left=start, color=color, label=f"{label}, {width:.2f} %")
+        start += width
     axes.set_xlim(0, 100)
     axes.set_yticks([])
-    axes.set_xlabel(f"of {found['patches']:,} data patches, %")
+    axes.set_xlabel(f"of {shares['patches']:,} data patches, %")
     figure.legend(frameon=False, loc="outside lower center", fontsize=8)
     save_figure(figure, path)
     return True
 
 
 def files(figures: Mapping[str, Any], path: Path) -> bool:
-    """How the files spread: bits per byte of each against its size."""
+    """Draws bits per byte of each file over its size."""
     rows = [row for row in figures["by_file"] if row["bits_per_byte"] is not None]
     if not rows:
         return False

@@ -23,7 +23,7 @@ _RIGHT, _WRONG, _MISSING = "#d8e2dc", "#c1121f", "#3d405b"
 
 
 def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure of so many inches, and its axes in the house style."""
+    """Returns a figure, by its size in inches, and its axes in the common style."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -35,19 +35,19 @@ def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def shown_text(text: str) -> str:
-    """A name as matplotlib can draw it: no lone surrogates, no control characters, no formulas."""
-    shown = (char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-    return "".join(shown).replace("$", r"\$")
+    """Returns a name that matplotlib can draw: without lone surrogates, control characters and formulas."""
+    printable = (char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return "".join(printable).replace("$", r"\$")
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a figure as PNG, complete or absent."""
+    """Writes a figure as a PNG file, complete or absent."""
     with atomic_write(path) as file:
         figure.savefig(file, format="png")
 
 
 def training_curve(log_path: Path, path: Path, title: str = "") -> None:
-    """Draws a run's loss, raw and smoothed, and its evaluations against training minutes.
+    """Draws a run's loss, raw and smoothed, and its evaluations over the minutes of training.
 
     Args:
         log_path: a run's log.jsonl.
@@ -72,15 +72,15 @@ def training_curve(log_path: Path, path: Path, title: str = "") -> None:
     axes.set_title(title)
     evaluations = [line for line in lines if line["kind"] == "eval"]
     shares = {"state_byte_accuracy": "state bytes right, %", "accuracy": "documents right, %"}
-    shown = next((name for name in shares if evaluations and name in evaluations[0]), None)
+    metric = next((name for name in shares if evaluations and name in evaluations[0]), None)
     when = [line["seconds"] / 60 for line in evaluations]
-    if evaluations and shown is None and "loss" in evaluations[0]:
+    if evaluations and metric is None and "loss" in evaluations[0]:
         axes.plot(when, [line["loss"] for line in evaluations], "o-", color=COLORS[1], label="held-out loss")
     handles, labels = axes.get_legend_handles_labels()
-    if shown is not None:
+    if metric is not None:
         right = axes.twinx()
-        right.plot(when, [100 * line[shown] for line in evaluations], "o-", color=COLORS[1], label=shares[shown])
-        right.set_ylabel(shares[shown])
+        right.plot(when, [100 * line[metric] for line in evaluations], "o-", color=COLORS[1], label=shares[metric])
+        right.set_ylabel(shares[metric])
         right.set_ylim(0, 101)
         more = right.get_legend_handles_labels()
         handles, labels = handles + more[0], labels + more[1]
@@ -89,7 +89,7 @@ def training_curve(log_path: Path, path: Path, title: str = "") -> None:
 
 
 def _smooth(values: NDArray[np.float64], weight: float = 0.95) -> NDArray[np.float64]:
-    """Exponential mean without the bias of its start."""
+    """Returns the exponential moving average, corrected for its start."""
     out = np.empty_like(values)
     mean = total = 0.0
     for index, value in enumerate(values):
@@ -100,10 +100,10 @@ def _smooth(values: NDArray[np.float64], weight: float = 0.95) -> NDArray[np.flo
 
 
 def accuracy_bars(accuracies: Mapping[str, Mapping[str, float]], path: Path, title: str = "") -> None:
-    """Draws shares as grouped bars.
+    """Draws accuracies as grouped bars.
 
     Args:
-        accuracies: for each model, the share right (0…1) of each instruction.
+        accuracies: for each model, the accuracy (0…1) of each instruction.
         path: the PNG to write.
     """
     names = list(dict.fromkeys(name for shares in accuracies.values() for name in shares))
@@ -125,10 +125,10 @@ def accuracy_bars(accuracies: Mapping[str, Mapping[str, float]], path: Path, tit
 def difference_map(
     predicted: NDArray[np.uint8], truth: NDArray[np.uint8], columns: Sequence[str], path: Path, title: str = ""
 ) -> None:
-    """Draws which bytes of a predicted trace are right: a row a step, counted from 1, a column a byte of the state.
+    """Draws which bytes of a predicted trace are right: a row for each step from 1, a column for each state byte.
 
     Args:
-        predicted: uint8 [N', C]; steps that it lacks, or has too many, are drawn as missing.
+        predicted: uint8 [N', C]; missing and surplus steps are drawn as missing.
         truth: uint8 [N, C].
         columns: C names.
         path: the PNG to write.

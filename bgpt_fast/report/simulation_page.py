@@ -1,4 +1,4 @@
-"""A simulation as one HTML page that needs no other file: scores, where programs go wrong, each program by step."""
+"""A simulation as one self-contained HTML page: scores, positions of errors, each program by step."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ Row = list[int | None]
 
 @dataclass(frozen=True)
 class ProgramView:
-    """A program for the page: what the machine did beside what the model wrote.
+    """A program for the page: the true trace and the predicted ones.
 
     Args:
         name: of the predicted file.
-        truth: a row a step, the given state first, a number a column.
-        free: what the model wrote free running from step 1 on; None for bytes that are missing. It may have fewer rows
-            than the truth, or more.
-        forced: what it said teacher-forced, from step 1 on.
-        truth_text: the instruction of each of truth's rows, as assembly.
-        free_text, forced_text: the same of the model's rows.
+        truth: the true states, a row for each step, the first state included.
+        free: the free-running prediction from step 1; None for missing bytes. It may have fewer rows than the truth, or
+            more.
+        forced: the teacher-forced prediction from step 1.
+        truth_text: the instruction of each row of `truth`, as assembly.
+        free_text, forced_text: the same for the predictions.
     """
 
     name: str
@@ -45,18 +45,18 @@ def write_simulation_page(
     figures: Mapping[str, Any],
     programs: Sequence[ProgramView],
 ) -> None:
-    """Writes the page, complete or not at all.
+    """Writes the page, complete or absent.
 
     Args:
-        path: the .html file; one that is there is replaced.
+        path: the .html file; an existing one is replaced.
         title: its heading.
         columns: names of a state's bytes.
         figures: "teacher_forced" and "free_running", each as a report's `to_dict` gives it, "states_per_second" and
             "teacher_forced_states_per_second".
-        programs: those to show step by step.
+        programs: to show step by step.
 
     Raises:
-        OSError: the file could not be written.
+        OSError: the file cannot be written.
     """
     data = {"columns": list(columns), "figures": figures, "programs": [asdict(program) for program in programs]}
     # "</script>" in a string would end the script: "<" is escaped everywhere in it.

@@ -1,4 +1,4 @@
-"""What to hold a byte model against: general compressors, and classifiers that know byte counts alone."""
+"""Baselines of a byte model: general compressors, and classifiers of byte counts."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _LARGEST_WINDOW = 1 << 26
 
 @dataclass(frozen=True)
 class CompressionScore:
-    """Bits that a compressor spends on a byte of a set of files.
+    """Bits per byte of a set of files by a compressor.
 
     Args:
         compressor: its name and level.
-        files: how many.
-        num_bytes: in all of them.
-        alone: bits per byte with each file compressed by itself, container and all: what it takes to store them.
-        together: bits per byte of all files in one stream, one behind the other.
-        after_training: bits per byte of that stream where the training files stand before it: what a compressor gains
-            from having seen them, within its window. None without training files.
+        files: number of files.
+        num_bytes: their bytes.
+        alone: bits per byte with each file compressed by itself, container included.
+        together: bits per byte of all files concatenated to one stream.
+        after_training: bits per byte of that stream after the training files, which the compressor refers to within its
+            window. None without training files.
     """
 
     compressor: str
@@ -47,17 +47,17 @@ class CompressionScore:
 
 
 class Compressors:
-    """What compressors at their strongest make of files that come one by one: of each alone, and of all as one stream.
+    """Compresses files that come one by one at the highest levels: each alone, and all as one stream.
 
-    The stream can learn from one file for the next, as a trained model has from its training.
+    In the stream a file may refer to earlier ones, as a model refers to its training data.
 
     Args:
-        compressors: which; None means gzip and xz, and zstd where the package zstandard is installed.
-        window: bytes that xz looks back over in its stream; it takes ten times as much memory.
+        compressors: their names; None means gzip and xz, and zstd if the package zstandard is installed.
+        window: bytes of earlier content that xz refers to in its stream; it needs ten times as much memory.
 
     Raises:
         ValueError: an unknown compressor.
-        ImportError: zstd was asked for and zstandard is missing.
+        ImportError: zstd without zstandard.
     """
 
     def __init__(self, compressors: Sequence[Compressor] | None = None, *, window: int = 1 << 23) -> None:
@@ -68,7 +68,7 @@ class Compressors:
         self._bytes = 0
 
     def add(self, content: bytes) -> dict[str, int]:
-        """Bytes that each makes of a file alone, container and all."""
+        """Returns the compressed bytes of a file alone by compressor, container included."""
         alone: dict[str, int] = {codec.name: codec.size(content) for codec in self._codecs}
         for place, (size, stream) in enumerate(zip(alone.values(), self._streams, strict=True)):
             self._alone[place] += size
@@ -77,7 +77,7 @@ class Compressors:
         return alone
 
     def bits_per_byte(self) -> dict[str, float]:
-        """Ends the streams: bits per byte of each as "gzip", of files alone, and as "gzip_solid", of the stream."""
+        """Ends the streams; returns bits per byte of files alone as "gzip", and of the stream as "gzip_solid"."""
         for place, stream in enumerate(self._streams):
             self._solid[place] += len(stream.flush())
         sizes: dict[str, int] = dict(zip((codec.name for codec in self._codecs), self._alone, strict=True))
@@ -92,7 +92,7 @@ class _Stream(Protocol):
 
 
 class _Codec(NamedTuple):
-    """A compressor: its short name and its level, the size of a content alone, and a new stream with a window."""
+    """A compressor: name, name with level, function of a content's compressed size, function that opens a stream."""
 
     name: Compressor
     label: str
@@ -105,30 +105,30 @@ def compression_scores(
     training: Iterable[bytes] = (),
     compressors: Sequence[Compressor] | None = None,
 ) -> list[CompressionScore]:
-    """Bits per byte of files under general compressors at their strongest, the floor for a model's figure.
+    """Returns bits per byte of files by general compressors at their highest levels.
 
-    A model that was trained on files is to be held against `after_training`, one that was not, against `alone`.
+    Compare a model that was trained on such files with `after_training`, others with `alone`.
 
     Args:
-        files: contents, with a byte or more in all.
-        training: contents that may be learned from.
-        compressors: which; None means gzip and xz, and zstd where the package zstandard is installed.
+        files: contents, with at least one byte in total.
+        training: contents of the training files.
+        compressors: their names; None means gzip and xz, and zstd if the package zstandard is installed.
 
     Raises:
         ValueError: no byte, or an unknown compressor.
-        ImportError: zstd was asked for and zstandard is missing.
+        ImportError: zstd without zstandard.
     """
     contents = list(files)
     size = sum(map(len, contents))
     if not size:
         raise ValueError("compression_scores: files: expected a byte or more, got none")
-    before = b"".join(training)
+    training_stream = b"".join(training)
     stream = b"".join(contents)
     scores = []
     for codec in _codecs(compressors):
         alone = sum(map(codec.size, contents))
         together = codec.size(stream)
-        after = codec.size(before + stream) - codec.size(before) if before else None
+        after = codec.size(training_stream + stream) - codec.size(training_stream) if training_stream else None
         scores.append(
             CompressionScore(
                 compressor=codec.label,
@@ -143,7 +143,7 @@ def compression_scores(
 
 
 def entropy_of_bytes(files: Iterable[bytes]) -> float:
-    """Bits per byte of the best code that gives each byte value one length, whatever stands before it.
+    """Returns the entropy of the byte values, in bits per byte: the best code without context.
 
     Raises:
         ValueError: no byte.
@@ -156,7 +156,7 @@ def entropy_of_bytes(files: Iterable[bytes]) -> float:
 
 
 def byte_counts(content: bytes) -> NDArray[np.float64]:
-    """float64 [256]: how often each byte value stands in a content."""
+    """Returns float64 [256]: the number of times that a content has each byte value."""
     return np.bincount(np.frombuffer(content, np.uint8), minlength=256).astype(np.float64)
 
 
@@ -167,13 +167,13 @@ def classify_by_bytes(
     *,
     seed: int = 0,
 ) -> ClassificationReport:
-    """Scores a classifier that sees no more of a file than what share each byte value has in it.
+    """Scores a classifier whose features are the shares of the byte values in a file.
 
     Args:
-        training: (class, content) of the files to learn from.
-        test: (class, content) of the files to score, all of classes that `training` has.
-        method: "gradient-boosting" is scikit-learn's on histograms, with its own defaults; "nearest-centroid" takes the
-            class whose mean shares, as square roots (Hellinger's distance), are the closest, and needs nothing.
+        training: (class, content) of the training files.
+        test: (class, content) of the files to score, all of classes of `training`.
+        method: "gradient-boosting" is scikit-learn's on histograms, with its defaults; "nearest-centroid" takes the
+            class with the nearest mean by Hellinger's distance, and needs no package.
         seed: of gradient boosting, and of the report's bootstrap.
 
     Raises:
@@ -197,10 +197,10 @@ def classify_by_bytes(
 def class_numbers(
     function: str, training: Sequence[tuple[str, bytes]], test: Sequence[tuple[str, bytes]]
 ) -> dict[str, int]:
-    """The classes of the training files, sorted, with their numbers.
+    """Returns the classes of the training files, sorted, with their numbers.
 
     Raises:
-        ValueError: no test files, a single class, or a test file of another class; `function` is named.
+        ValueError: no test files, a single class, or a test file of another class; names `function`.
     """
     labels = sorted({label for label, _ in training})
     unknown = {label for label, _ in test} - set(labels)
@@ -222,23 +222,23 @@ def _features(
 def _codecs(names: Sequence[Compressor] | None) -> list[_Codec]:
     if names is None:
         return [*_codecs(["gzip", "xz"]), *_zstd_if_installed()]
-    made = []
+    codecs = []
     for name in names:
         if name == "gzip":
-            made.append(_Codec("gzip", "gzip -9", _gzip_size, _gzip))
+            codecs.append(_Codec("gzip", "gzip -9", _gzip_size, _gzip))
         elif name == "xz":
-            made.append(_Codec("xz", "xz -9e", _xz_size, _xz))
+            codecs.append(_Codec("xz", "xz -9e", _xz_size, _xz))
         elif name == "zstd":
-            made.append(_zstd_codec())
+            codecs.append(_zstd_codec())
         else:
             raise ValueError(f"compressors: expected some of gzip, xz and zstd, got {name!r}")
-    return made
+    return codecs
 
 
 def _zstd_codec() -> _Codec:
     zstandard = optional("zstandard", "baselines", "zstd")
     new = functools.partial(zstandard.ZstdCompressor, level=19)
-    # A stream needs a compressor of its own: contents that are compressed in between would spoil it.
+    # A stream needs its own compressor, since compressing a content would reset it.
     return _Codec("zstd", "zstd -19", functools.partial(_size, new().compress), lambda window: new().compressobj())
 
 
@@ -257,7 +257,7 @@ def _xz(window: int) -> _Stream:
 
 
 def _xz_size(content: bytes) -> int:
-    # A dictionary longer than the content changes no byte of it, and takes a second to lay out.
+    # A dictionary longer than the content changes nothing, and takes a second to allocate.
     stream = _xz(len(content))
     return len(stream.compress(content)) + len(stream.flush())
 

@@ -1,4 +1,4 @@
-"""What a model makes of a batch, position by position, summed up: by file, patch and byte, and which decoder errs.
+"""Scores of a model on batches, summed by file, patch and byte position, and by the decoder that errs.
 
 Shape letters: B documents, T target patches, S bytes a patch, L patches of context.
 """
@@ -24,21 +24,20 @@ _COUNTS = len(ByteScores.COUNTS)
 
 @dataclass(frozen=True)
 class DecoderErrors:
-    """Which decoder is at fault, on data patches (those of the end of file left out).
+    """Errors by decoder, on data patches (end-of-file patches left out).
 
-    A patch's first byte is predicted from the patch-level decoder's feature alone; every later byte from the same
-    feature and the patch's bytes before it, which the byte-level decoder reads. So each data patch, written greedily
-    after the true patches before it, is one of three: right to the last position; wrong from the first byte on, where
-    nothing but the feature could have told ("patch level"); or first wrong behind a right first byte, where the
-    byte-level decoder had begun rightly and lost it ("byte level"). Up to a patch's first error, greedy writing and
-    teacher forcing see the same bytes, so that this partition is exact. The bits are split the same way.
+    The first byte of a patch is predicted from the patch-level decoder's feature alone, every later byte from the
+    feature and the patch's earlier bytes, by the byte-level decoder. So each data patch, decoded greedily after the
+    true patches before it, has one of three results: all positions right; the first byte wrong, by the feature ("patch
+    level"); or a later position wrong after a right first byte ("byte level"). Up to a patch's first error, greedy
+    decoding and teacher forcing have the same inputs, so this partition is exact. The bits are split the same way.
 
-    High patch-level errors beside low byte-level ones mean that contents do not reach from patch to patch (context,
-    patch layers, training); the reverse, that a patch's inner order is not learned (byte layers, width).
+    More patch-level than byte-level errors mean that information does not reach across patches (context, patch layers,
+    training); the reverse, that the order within a patch is not learned (byte layers, width).
 
     Args:
-        patches: data patches.
-        right, patch_level, byte_level: how many are of each kind; they add up to `patches`.
+        patches: number of data patches.
+        right, patch_level, byte_level: number of patches with each result; they add up to `patches`.
         first_byte: scores of the first position of data patches.
         later_bytes: scores of the other positions.
     """
@@ -51,14 +50,14 @@ class DecoderErrors:
     later_bytes: ByteScores
 
     def to_dict(self) -> dict[str, Any]:
-        """Counts, their shares of the patches, and the scores of both kinds of positions; JSON-ready."""
-        every = max(self.patches, 1)
+        """Returns counts, their shares of the patches, and the scores of both kinds of positions; JSON-ready."""
+        patches = max(self.patches, 1)
         nats = self.first_byte.nats + self.later_bytes.nats
         return {
             "patches": self.patches,
-            "right_share": self.right / every,
-            "patch_level_error_share": self.patch_level / every,
-            "byte_level_error_share": self.byte_level / every,
+            "right_share": self.right / patches,
+            "patch_level_error_share": self.patch_level / patches,
+            "byte_level_error_share": self.byte_level / patches,
             "share_of_bits_in_first_bytes": self.first_byte.nats / nats if nats else 0.0,
             "first_byte": self.first_byte.figures(),
             "later_bytes": self.later_bytes.figures(),
@@ -66,10 +65,10 @@ class DecoderErrors:
 
 
 class BatchScores(NamedTuple):
-    """What the model made of each target patch of a batch.
+    """A model's scores of the target patches of a batch, on the CPU.
 
-    nats: float32 [T, S]; tokens: int16 [T, S], the likeliest; truth: int16 [T, S]; all on the CPU. indices: int64 [T],
-    where the targets lie in the batch.
+    nats: float32 [T, S]; tokens: int16 [T, S], the most likely ones; truth: int16 [T, S]; indices: int64 [T] of the
+    targets in the batch.
     """
 
     nats: NDArray[np.float32]
@@ -80,12 +79,12 @@ class BatchScores(NamedTuple):
 
 @torch.no_grad()
 def score_batch(model: BGPT, batch: PackedPatches) -> BatchScores:
-    """Negative log-likelihood and likeliest token of each target position, given all true bytes before it.
+    """Returns negative log-likelihood and most likely token of each target position, after all true bytes before it.
 
-    The logits of 2,048 patches are in memory at once, whatever the batch's size.
+    Memory holds the logits of at most 2,048 patches, whatever the batch's size.
 
     Args:
-        model: on any device; runs as in evaluation.
+        model: on any device; runs in evaluation mode.
         batch: on any device.
 
     Raises:
@@ -116,7 +115,7 @@ def score_batch(model: BGPT, batch: PackedPatches) -> BatchScores:
 
 
 class ScoreSums:
-    """Sums over everything scored so far; rows are those of `ByteScores.COUNTS`."""
+    """Sums over all scored batches; rows are those of `ByteScores.COUNTS`."""
 
     def __init__(self, config: BGPTConfig) -> None:
         self.total = np.zeros(_COUNTS)
@@ -127,34 +126,35 @@ class ScoreSums:
         self._kinds = np.zeros(3, np.int64)
 
     def add(self, model: BGPT, batch: PackedPatches, begins: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Adds a batch, each file beginning at the patch `begins`, [B], of its document; returns their rows, [B, 5]."""
-        found = score_batch(model, batch)
-        real = found.truth != EOP
-        right = found.tokens == found.truth
-        # [T, S, 5]: every figure below is a sum of these over some of the positions.
-        cells = np.stack([found.nats, np.ones_like(found.nats), real, right, right & real], -1, dtype=np.float64)
+        """Adds a batch of files that start at the patches `begins`, [B], of their documents; returns rows [B, 5]."""
+        scores = score_batch(model, batch)
+        real = scores.truth != EOP
+        right = scores.tokens == scores.truth
+        # [T, S, 5]: all figures below are sums of these over some positions.
+        cells = np.stack([scores.nats, np.ones_like(scores.nats), real, right, right & real], -1, dtype=np.float64)
         patches = cells.sum(1)
         offsets = batch.cu_seqlens.cpu().numpy()
-        document = np.searchsorted(offsets, found.indices, side="right") - 1
-        place = found.indices - offsets[document] - begins[document]
-        # A data patch has a byte in it; patches of nothing but <eop> end files.
+        document = np.searchsorted(offsets, scores.indices, side="right") - 1
+        place = scores.indices - offsets[document] - begins[document]
+        # A data patch has at least one byte; an end-of-file patch has only <eop>.
         data = real.any(1)
         self.total += patches.sum(0)
         self.end_of_file += patches[~data].sum(0)
         np.add.at(self.by_patch, place[data], patches[data])
         self.by_byte += cells[data].sum(0)
         self.last_patch = max(self.last_patch, int(place[data].max(initial=0)))
-        first, whole = right[data, 0], right[data].all(1)
-        self._kinds += [whole.sum(), (~first).sum(), (first & ~whole).sum()]
+        first, exact = right[data, 0], right[data].all(1)
+        self._kinds += [exact.sum(), (~first).sum(), (first & ~exact).sum()]
         rows = np.zeros((batch.num_documents, _COUNTS))
         np.add.at(rows, document, patches)
         return rows
 
     def decoders(self) -> DecoderErrors:
-        whole, patch_level, byte_level = self._kinds.tolist()
+        """Returns the errors by decoder."""
+        exact, patch_level, byte_level = self._kinds.tolist()
         return DecoderErrors(
-            patches=whole + patch_level + byte_level,
-            right=whole,
+            patches=exact + patch_level + byte_level,
+            right=exact,
             patch_level=patch_level,
             byte_level=byte_level,
             first_byte=ByteScores.of(self.by_byte[0]),

@@ -1,4 +1,4 @@
-"""Classification of documents: predictions, and how right they are.
+"""Classification of documents: predictions and their scores.
 
 Shape letters: B documents of a batch, N documents in all, n classes.
 """
@@ -30,13 +30,13 @@ _RESAMPLES = 10_000
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a classifier says of one document.
+    """A classifier's prediction for one document.
 
     Args:
-        label: the likeliest class.
+        label: the most likely class.
         probability: of `label`.
-        probabilities: of every class by its name, in the label map's order; they add up to 1.
-        is_cut: whether the document was longer than the context, so that its head alone was looked at.
+        probabilities: of every class by name, in the label map's order; they add up to 1.
+        is_cut: the document was longer than the context and truncated to its head.
     """
 
     label: str
@@ -47,13 +47,13 @@ class Prediction:
 
 @dataclass(frozen=True)
 class ClassScore:
-    """How right a classifier is on one class; shares in 0…1, None where there is nothing to take a share of.
+    """The scores of one class; shares in 0…1, None if undefined.
 
     Args:
-        precision: of the documents that it gave this class, how many are of it.
-        recall: of the documents of this class, how many it gave it.
+        precision: share of the documents predicted as this class that are of it.
+        recall: share of the documents of this class that are predicted as it.
         f1: the harmonic mean of both.
-        support: documents of this class.
+        support: number of documents of this class.
     """
 
     precision: float | None
@@ -64,13 +64,13 @@ class ClassScore:
 
 @dataclass(frozen=True, eq=False)
 class ClassificationReport:
-    """How right a classifier is on N documents.
+    """The scores of a classifier on N documents.
 
     Args:
         labels: class names by index.
-        confusion: int64 [n, n]: how many documents of class row were given class column.
+        confusion: int64 [n, n]: number of documents by true class (row) and predicted class (column).
         interval: the bootstrap's 95 % interval of the accuracy: its 2.5 % and 97.5 % quantiles over resamples of the
-            documents. Where all documents are right, or none, it has no width and says nothing.
+            documents. It has no width, and no meaning, if all documents are right, or none.
     """
 
     labels: tuple[str, ...]
@@ -84,7 +84,7 @@ class ClassificationReport:
 
     @property
     def correct(self) -> int:
-        """Documents that were given their class."""
+        """Number of documents whose class is predicted."""
         return int(self.confusion.trace())
 
     @property
@@ -94,21 +94,21 @@ class ClassificationReport:
 
     @property
     def macro_f1(self) -> float:
-        """The mean F1 of the classes that have documents, each class counting alike."""
+        """The unweighted mean F1 of the classes that have documents."""
         scores = [score.f1 for score in self.by_class.values() if score.support]
         return sum(score or 0.0 for score in scores) / len(scores)
 
     @property
     def by_class(self) -> dict[str, ClassScore]:
-        """Scores of every class, in the label map's order."""
+        """The scores of every class, in the label map's order."""
         right = self.confusion.diagonal().tolist()
         supports = self.confusion.sum(1).tolist()
-        given = self.confusion.sum(0).tolist()
+        predicted_counts = self.confusion.sum(0).tolist()
         return {
             label: ClassScore(
-                precision=_share(right[index], given[index]),
+                precision=_share(right[index], predicted_counts[index]),
                 recall=_share(right[index], supports[index]),
-                f1=_share(2 * right[index], given[index] + supports[index]),
+                f1=_share(2 * right[index], predicted_counts[index] + supports[index]),
                 support=supports[index],
             )
             for index, label in enumerate(self.labels)
@@ -140,7 +140,7 @@ def score(
         seed: of the bootstrap.
 
     Raises:
-        ValueError: no documents, different numbers of both, or an index that is no class.
+        ValueError: no documents, different numbers of both, or an index without a class.
     """
     names = tuple(labels)
     if len(truth) != len(predicted) or not len(truth):
@@ -155,7 +155,7 @@ def score(
                 "model's own label map"
             )
     confusion = np.bincount(rows * len(names) + columns, minlength=len(names) ** 2).reshape(len(names), len(names))
-    # Drawing N documents with replacement and counting the right ones is drawing from a binomial distribution.
+    # The number of right documents in a resample has a binomial distribution.
     draws = np.random.default_rng(seed).binomial(len(rows), confusion.trace() / len(rows), _RESAMPLES) / len(rows)
     low, high = np.quantile(draws, (0.025, 0.975)).tolist()
     return ClassificationReport(names, confusion, (low, high))
@@ -164,15 +164,14 @@ def score(
 def accuracy_evaluation(
     batches: Sequence[LabelledBatch],
 ) -> Callable[[BGPTForClassification], dict[str, float]]:
-    """An `evaluate` for `Trainer`: the model's loss and accuracy over `batches`.
+    """Returns an `evaluate` for `Trainer`: the model's loss and accuracy over `batches`.
 
     Args:
         batches: held-out documents on any device, such as `LabelledSource(..., split="eval").one_pass()` as a list;
             their classes are those of the model's label map.
 
     Returns:
-        A function of the model that gives `loss`, the mean nats a document, and `accuracy`, the share of documents
-        that are given their class.
+        A function of the model that returns `loss`, the mean nats a document, and `accuracy`.
 
     Raises:
         ValueError: there are no documents.
@@ -197,13 +196,13 @@ def evaluate(model: BGPTForClassification, batches: Iterable[LabelledBatch], *, 
     """Scores a classifier on labelled documents.
 
     Args:
-        model: on any device; it runs as in evaluation.
+        model: on any device; it runs in evaluation mode.
         batches: documents on any device, with classes of the model's label map.
         seed: of the bootstrap.
 
     Raises:
         FloatingPointError: the model's logits are not finite.
-        ValueError: there are no documents, or they are of a class that the model does not have.
+        ValueError: there are no documents, or the model does not have their class.
         TypeError, ValueError: a batch does not fit the model.
     """
     truth: list[int] = []
@@ -217,20 +216,20 @@ def evaluate(model: BGPTForClassification, batches: Iterable[LabelledBatch], *, 
 def predict(
     model: BGPTForClassification, documents: Iterable[Document], *, patches_per_batch: int = 2048
 ) -> list[Prediction]:
-    """Classifies documents, in packed batches.
+    """Classifies documents in packed batches.
 
     Args:
-        model: on any device; it runs as in evaluation.
-        documents: pairs (extension, content), paths of files, or batches of one document each. Over-long ones are cut
-            to their head; `Prediction.is_cut` says which.
+        model: on any device; it runs in evaluation mode.
+        documents: pairs (extension, content), paths of files, or batches of one document each. Those over the context
+            are truncated to their head; `Prediction.is_cut` says which.
         patches_per_batch: most patches of a batch; a document that has more is a batch of its own.
 
     Returns:
-        A prediction a document, in order; none for none.
+        One prediction for each document, in order.
 
     Raises:
         FloatingPointError: the model's logits are not finite.
-        OSError, PatchError: a file cannot be read, or is none.
+        OSError, PatchError: a file cannot be read, or is not a regular file.
         TypeError, ValueError: a wrong argument.
     """
     return list(predict_iter(model, documents, patches_per_batch=patches_per_batch))
@@ -239,7 +238,7 @@ def predict(
 def predict_iter(
     model: BGPTForClassification, documents: Iterable[Document], *, patches_per_batch: int = 2048
 ) -> Iterator[Prediction]:
-    """As `predict`, but a prediction at a time; no more documents are held than a batch has."""
+    """As `predict`, but yields one prediction at a time; memory holds at most one batch."""
     if isinstance(documents, str | bytes | os.PathLike) or not isinstance(documents, Iterable):
         raise TypeError(f"predict: documents: expected a list of documents, got {type(documents).__name__}")
     if patches_per_batch < 1:
@@ -250,17 +249,17 @@ def predict_iter(
 def _predictions(
     model: BGPTForClassification, documents: Iterable[Document], patches_per_batch: int
 ) -> Iterator[Prediction]:
-    waiting: list[PackedPatches] = []
+    batch: list[PackedPatches] = []
     patches = 0
     for index, document in enumerate(documents):
         packed = _packed(model, document, index)
-        if waiting and patches + packed.num_patches > patches_per_batch:
-            yield from _classify(model, waiting)
-            waiting, patches = [], 0
-        waiting.append(packed)
+        if batch and patches + packed.num_patches > patches_per_batch:
+            yield from _classify(model, batch)
+            batch, patches = [], 0
+        batch.append(packed)
         patches += packed.num_patches
-    if waiting:
-        yield from _classify(model, waiting)
+    if batch:
+        yield from _classify(model, batch)
 
 
 def _packed(model: BGPTForClassification, document: Document, index: int) -> PackedPatches:

@@ -1,4 +1,4 @@
-"""A small convolutional network as a classifier to hold bGPT against: on pixels, or on bytes.
+"""A small convolutional network as a baseline of classification: on pixels, or on bytes.
 
 Shape letters: B documents of a batch, C channels, H × W pixels, L bytes of the longest document, n classes.
 """
@@ -28,24 +28,24 @@ _BATCH = 32
 
 @dataclass(frozen=True, eq=False)
 class _Documents:
-    """Documents as arrays: images, uint8 [N, 3, H, W], or one row of bytes each, the end cut."""
+    """Documents as arrays: images, uint8 [N, 3, H, W], or rows of bytes, truncated."""
 
     images: NDArray[np.uint8] | None
     rows: list[NDArray[np.uint8]]
 
     def batch(self, chosen: NDArray[np.int64]) -> Tensor:
-        """Float [B, 3, H, W] from −1 to 1, or int64 [B, L], the short ones filled up with 256."""
+        """Returns float [B, 3, H, W] from −1 to 1, or int64 [B, L], padded with 256."""
         if self.images is not None:
             return torch.from_numpy(self.images[chosen]).float() / 127.5 - 1
         rows = [self.rows[index] for index in chosen.tolist()]
-        filled = np.full((len(rows), max(1, *map(len, rows))), _PADDING, np.int64)
+        padded = np.full((len(rows), max(1, *map(len, rows))), _PADDING, np.int64)
         for place, row in enumerate(rows):
-            filled[place, : len(row)] = row
-        return torch.from_numpy(filled)
+            padded[place, : len(row)] = row
+        return torch.from_numpy(padded)
 
 
 class _Pixels(nn.Module):
-    """Three 3×3 convolutions; what they find in each quarter of the image decides."""
+    """Three 3×3 convolutions and a linear layer of their means over each quarter of the image."""
 
     def __init__(self, n: int) -> None:
         super().__init__()
@@ -60,9 +60,9 @@ class _Pixels(nn.Module):
 
 
 class _Bytes(nn.Module):
-    """Four convolutions over 7 bytes that halve the length each; their means and maxima over the document decide.
+    """Four convolutions of width 7 and stride 2, and a linear layer of their means and maxima over the document.
 
-    A byte comes as an embedding, as letters want it, and as a number, as samples want it.
+    The input is each byte's embedding (good for letters) and its value (good for samples).
     """
 
     def __init__(self, n: int) -> None:
@@ -79,7 +79,7 @@ class _Bytes(nn.Module):
         value = (rows[:, None].float() / 127.5 - 1) * real
         x = torch.cat([self.embedding(rows).transpose(1, 2), value], 1)
         for layer in self.layers:
-            # Nothing crosses from padding: what a document gives does not depend on its batch.
+            # Zeros for padding, so that a document does not depend on its batch.
             real = real[:, :, ::2]
             x = F.gelu(layer(x)) * real
         mean = x.sum(2) / real.sum(2).clamp(min=1)
@@ -97,15 +97,15 @@ def classify_by_cnn(
 ) -> ClassificationReport:
     """Scores a small convolutional network that is trained from scratch on the CPU.
 
-    Documents that are all BMP images of one size are seen as pixels, by 58,000 weights. All others are seen as bytes,
-    by 70,000 weights, the first 8,192 of each.
+    If all documents are BMP images of one size, the network has 58,000 weights and reads pixels; otherwise 70,000, and
+    reads the first 8,192 bytes of each.
 
     Args:
-        training: (class, content) of the files to learn from.
-        test: (class, content) of the files to score, all of classes that `training` has.
-        steps: of AdamW, with 32 documents each; the rate falls to 0 as a cosine.
-        learning_rate: the highest.
-        seed: of weights, order, dropout, and of the report's bootstrap; torch's own generator is left as it was.
+        training: (class, content) of the training files.
+        test: (class, content) of the files to score, all of classes of `training`.
+        steps: of AdamW, with 32 documents each; the rate follows a cosine to 0.
+        learning_rate: peak rate.
+        seed: of weights, order, dropout, and of the report's bootstrap; torch's global generator does not change.
 
     Raises:
         ValueError: no files, a single class, a test file of another class, or no step.
@@ -114,25 +114,25 @@ def classify_by_cnn(
     index = class_numbers("classify_by_cnn", training, test)
     if steps < 1:
         raise ValueError(f"classify_by_cnn: steps: expected at least 1, got {steps}")
-    truth, wanted = ([index[label] for label, _ in files] for files in (training, test))
-    seen = _documents([content for _, content in [*training, *test]])
+    training_truth, test_truth = ([index[label] for label, _ in files] for files in (training, test))
+    documents = _load_documents([content for _, content in [*training, *test]])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = (_Pixels if seen.images is not None else _Bytes)(len(index))
-        _train(network, seen, torch.tensor(truth), steps, learning_rate, np.random.default_rng(seed))
+        network = (_Pixels if documents.images is not None else _Bytes)(len(index))
+        _train(network, documents, torch.tensor(training_truth), steps, learning_rate, np.random.default_rng(seed))
     network.eval()
     predicted: list[int] = []
     with torch.no_grad():
         for first in range(len(training), len(training) + len(test), _BATCH):
             chosen = np.arange(first, min(first + _BATCH, len(training) + len(test)))
-            predicted += network(seen.batch(chosen)).argmax(1).tolist()
-    return score(index, wanted, predicted, seed=seed)
+            predicted += network(documents.batch(chosen)).argmax(1).tolist()
+    return score(index, test_truth, predicted, seed=seed)
 
 
 def _train(
     network: nn.Module,
-    seen: _Documents,
-    truth: Tensor,
+    documents: _Documents,
+    training_truth: Tensor,
     steps: int,
     learning_rate: float,
     stream: np.random.Generator,
@@ -141,17 +141,17 @@ def _train(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     order = np.array([], np.int64)
     for _ in range(steps):
-        if len(order) < min(_BATCH, len(truth)):
-            order = stream.permutation(len(truth))
+        if len(order) < min(_BATCH, len(training_truth)):
+            order = stream.permutation(len(training_truth))
         chosen, order = order[:_BATCH], order[_BATCH:]
-        loss = F.cross_entropy(network(seen.batch(chosen)), truth[torch.from_numpy(chosen)])
+        loss = F.cross_entropy(network(documents.batch(chosen)), training_truth[torch.from_numpy(chosen)])
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
 
 
-def _documents(contents: Sequence[bytes]) -> _Documents:
+def _load_documents(contents: Sequence[bytes]) -> _Documents:
     if all(content[:2] == b"BM" for content in contents):
         pictures = [_picture(content) for content in contents]
         if len({picture.shape for picture in pictures}) == 1 and pictures[0].ndim == 3:
@@ -160,7 +160,7 @@ def _documents(contents: Sequence[bytes]) -> _Documents:
 
 
 def _picture(content: bytes) -> NDArray[np.uint8]:
-    """uint8 [3, H, W]; of bytes that are no image after all, uint8 [0]."""
+    """Returns uint8 [3, H, W]; uint8 [0] if the bytes are not an image."""
     image: Any = optional("PIL.Image", "image", "a CNN on pixels")
     try:
         with image.open(io.BytesIO(content)) as opened:

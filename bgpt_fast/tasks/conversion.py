@@ -1,4 +1,4 @@
-"""How right converted files are: to the byte, to their decoder, and note by note."""
+"""Scores of converted files: equal bytes, whether they decode, and note by note."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bgpt_fast.tasks.music.abc2midi import abc_to_midi
 from bgpt_fast.tasks.music.midi import Note, read_notes
 
 ONSET_TOLERANCE = 0.05
-"""Seconds by which an onset may be off, as is usual in scoring transcriptions (mir_eval's default)."""
+"""Tolerance of an onset in seconds, as is usual for transcriptions (mir_eval's default)."""
 
 
 class Conversion(NamedTuple):
@@ -31,9 +31,9 @@ class NoteScore:
     """Notes that were matched one to one: same pitch, onsets no further apart than the tolerance.
 
     Args:
-        matched: pairs.
-        predicted: predicted notes.
-        true: true notes.
+        matched: number of pairs.
+        predicted: number of predicted notes.
+        true: number of true notes.
     """
 
     matched: int
@@ -42,17 +42,17 @@ class NoteScore:
 
     @property
     def precision(self) -> float | None:
-        """Of the predicted notes, how many are true ones; None without any."""
+        """Share of the predicted notes that are matched; None without any."""
         return self.matched / self.predicted if self.predicted else None
 
     @property
     def recall(self) -> float | None:
-        """Of the true notes, how many were predicted; None without any."""
+        """Share of the true notes that are matched; None without any."""
         return self.matched / self.true if self.true else None
 
     @property
     def f1(self) -> float | None:
-        """The harmonic mean of both; None without notes on either side."""
+        """The harmonic mean of both; None without any notes."""
         both = self.predicted + self.true
         return 2 * self.matched / both if both else None
 
@@ -63,15 +63,15 @@ class NoteScore:
 
 @dataclass(frozen=True)
 class FileScore:
-    """How right one file is.
+    """The scores of one file.
 
     Args:
-        name: the file.
-        is_exact: whether it is the truth, byte for byte.
-        decodes: whether its decoder takes it; None where there is none.
-        bytes_right: bytes from the start on that are the truth's, until the first that is not.
-        true_bytes: bytes of the truth.
-        notes: note by note; None where the files are not music, or the truth's notes cannot be read.
+        name: of the file.
+        is_exact: whether all bytes equal the true file's.
+        decodes: whether it decodes; None without a decoder.
+        bytes_right: number of bytes before the first wrong one.
+        true_bytes: number of bytes of the true file.
+        notes: matched notes; None if the files are not music, or the true notes cannot be read.
     """
 
     name: str
@@ -84,11 +84,11 @@ class FileScore:
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """How right a set of conversions is. Output that does not decode counts with no predicted notes.
+    """The scores of a set of conversions. A file that does not decode has no predicted notes.
 
     Args:
-        files: each file's scores.
-        onset_tolerance: seconds by which an onset may be off.
+        files: the scores of each file.
+        onset_tolerance: in seconds.
     """
 
     files: tuple[FileScore, ...]
@@ -96,24 +96,24 @@ class ConversionReport:
 
     @property
     def exact(self) -> float:
-        """Share of the files that are right to the last byte."""
+        """Share of the files whose bytes are all right."""
         return sum(file.is_exact for file in self.files) / len(self.files)
 
     @property
     def bytes_right(self) -> float | None:
-        """Share of the true bytes that come before the first wrong one of their file; None without any."""
+        """Share of the true bytes before the first wrong byte of their file; None without any."""
         true = sum(file.true_bytes for file in self.files)
         return sum(file.bytes_right for file in self.files) / true if true else None
 
     @property
     def decoding(self) -> float | None:
-        """Share of the files that decode, of those that have a decoder; None without any."""
+        """Share of the files with a decoder that decode; None without any."""
         known = [file.decodes for file in self.files if file.decodes is not None]
         return sum(known) / len(known) if known else None
 
     @property
     def notes(self) -> NoteScore | None:
-        """All notes of all files together; None without music."""
+        """Sums over the notes of all files; None without music."""
         scores = [file.notes for file in self.files if file.notes is not None]
         if not scores:
             return None
@@ -121,12 +121,12 @@ class ConversionReport:
 
     @property
     def mean_file_f1(self) -> float | None:
-        """The mean of the files' F1, each file counting alike; None without music."""
+        """The unweighted mean of the files' F1; None without music."""
         scores = [file.notes.f1 for file in self.files if file.notes is not None and file.notes.f1 is not None]
         return sum(scores) / len(scores) if scores else None
 
     def to_dict(self) -> dict[str, Any]:
-        """All figures, JSON-ready, with each file's."""
+        """All figures, JSON-ready, with those of each file."""
         notes = self.notes
         return {
             "files": len(self.files),
@@ -142,7 +142,7 @@ class ConversionReport:
         }
 
     def rows(self) -> list[tuple[str, str]]:
-        """The figures as rows of a table."""
+        """Returns the figures as rows of a table."""
         notes = self.notes
         rows = [("files", f"{len(self.files)}"), ("right to the last byte", _percent(self.exact))]
         rows.append(("bytes before a file's first wrong one", _percent(self.bytes_right)))
@@ -161,19 +161,18 @@ class ConversionReport:
 def evaluate_conversion(
     conversions: Iterable[Conversion], *, onset_tolerance: float = ONSET_TOLERANCE
 ) -> ConversionReport:
-    """Holds converted files against the true ones: bytes, decoders and notes.
+    """Compares converted files with the true ones: bytes, decoders and notes.
 
-    ABC is heard through abc2midi, on both sides, so that a tune that is spelled differently and sounds the same has all
-    notes right.
+    The notes of ABC are those of abc2midi, so that different spellings of equal music have all notes right.
 
     Args:
         conversions: predicted and true files, at least one.
-        onset_tolerance: seconds by which an onset may be off.
+        onset_tolerance: in seconds.
 
     Raises:
         ValueError: no conversion, or a negative tolerance.
         ImportError: a decoder is missing.
-        FileNotFoundError: there is ABC, and no abc2midi.
+        FileNotFoundError: ABC files without abc2midi.
     """
     if not onset_tolerance >= 0:
         raise ValueError(f"evaluate_conversion: onset_tolerance: expected 0 s or more, got {onset_tolerance}")
@@ -184,7 +183,7 @@ def evaluate_conversion(
 
 
 def match_notes(predicted: Iterable[Note], true: Iterable[Note], onset_tolerance: float) -> NoteScore:
-    """Matches notes of the same pitch one to one, as many as can be, with onsets within the tolerance (inclusive)."""
+    """Returns the largest one-to-one matching of notes of equal pitch with onsets within the tolerance (inclusive)."""
     onsets: tuple[defaultdict[int, list[float]], ...] = (defaultdict(list), defaultdict(list))
     for notes, by_pitch in zip((predicted, true), onsets, strict=True):
         for note in notes:
@@ -195,26 +194,25 @@ def match_notes(predicted: Iterable[Note], true: Iterable[Note], onset_tolerance
 
 
 def _matched(ours: list[float], theirs: list[float], tolerance: float) -> int:
-    # With one tolerance for all, taking the earliest that is left is never worse than any other choice.
-    count = at = 0
+    # With one tolerance for all notes, the greedy choice of the earliest free note is optimal.
+    count = place = 0
     for onset in ours:
-        # A billionth of a second for what adding up ticks costs in precision.
-        at = max(at, bisect_left(theirs, onset - tolerance - 1e-9))
-        if at < len(theirs) and theirs[at] <= onset + tolerance + 1e-9:
-            count, at = count + 1, at + 1
+        # 1e-9 s for rounding errors in sums of ticks.
+        place = max(place, bisect_left(theirs, onset - tolerance - 1e-9))
+        if place < len(theirs) and theirs[place] <= onset + tolerance + 1e-9:
+            count, place = count + 1, place + 1
     return count
 
 
 def _score(conversion: Conversion, onset_tolerance: float) -> FileScore:
     name, predicted, truth = conversion
-    same = next((at for at, (a, b) in enumerate(zip(predicted, truth, strict=False)) if a != b), None)
-    bytes_right = min(len(predicted), len(truth)) if same is None else same
-    said = check(name, predicted)
+    pairs = enumerate(zip(predicted, truth, strict=False))
+    bytes_right = next((place for place, (a, b) in pairs if a != b), min(len(predicted), len(truth)))
     true_notes = _notes(name, truth)
     notes = None
     if true_notes is not None:
         notes = match_notes(_notes(name, predicted) or [], true_notes, onset_tolerance)
-    return FileScore(name, predicted == truth, said.decodes, bytes_right, len(truth), notes)
+    return FileScore(name, predicted == truth, check(name, predicted).decodes, bytes_right, len(truth), notes)
 
 
 def _notes(name: str, content: bytes) -> list[Note] | None:

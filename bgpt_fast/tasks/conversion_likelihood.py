@@ -1,4 +1,4 @@
-"""How likely a model takes the true conversions to be: bits per byte of the target part of pairs."""
+"""Evaluation on conversion pairs: bits per byte and accuracy of the target files."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ def evaluate_pairs(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, FileReport]:
-    """Scores the target files of pairs, each byte given the whole source and the true bytes before it.
+    """Scores the target files of pairs, teacher-forced after their source files.
 
-    A report's figures are those of `evaluate_files`, of the target files alone: the sources' bits, and those of the
-    target's extension, do not count. A pair over the context is left out, counted and named.
+    The figures are those of `evaluate_files`, for the target files alone: the bits of sources and of the targets'
+    extensions do not count. A pair beyond the context is left out, counted and named.
 
     Args:
         model: on any device, trained on such pairs.
         paths: files and folders, as `PairSource`; all pairs in them are scored.
-        conversion: "abc->mid", or "abc&mid" for both ways.
-        patches_per_batch: most patches of a batch, sources included; raised to the context where that is more.
-        baselines: compress the target files too (`bgpt_fast.tasks.baselines.Compressors`).
+        conversion: "abc->mid", or "abc&mid" for both directions.
+        patches_per_batch: most patches of a batch, sources included; at least the context.
+        baselines: also compress the target files (`bgpt_fast.tasks.baselines.Compressors`).
         resamples, confidence, seed: of the bootstrap over pairs (`bootstrap_interval`).
-        progress: called with (pairs done, pairs in all, target bytes scored so far), for each direction anew.
+        progress: called with (pairs done, all pairs, target bytes scored so far), for each direction.
 
     Returns:
-        A report for each direction, by its name, as "abc->mid"; the files in it are the targets.
+        The report of each direction by its name, such as "abc->mid"; its files are the targets.
 
     Raises:
-        DataError: no such path, or no pair that could be scored.
+        DataError: no such path, or no pair that can be scored.
         TypeError, ValueError: a wrong argument.
     """
     if not isinstance(model, BGPT):
@@ -55,18 +55,17 @@ def evaluate_pairs(
     config = model.config
     directions = parse_conversion(conversion)
     try:
-        # As data to evaluate on: there may be less of it than a batch.
+        # An evaluation split may hold less than a batch.
         source = PairSource(paths, conversion, config, config.patch_length, split="eval", eval_share=1.0)
     except DataError as error:
         raise DataError(
             f"{as_roots(paths)}: expected pairs of {' and '.join(directions[0])} files within the context of "
             f"{config.patch_length} patches: {error}"
         ) from error
-    left_out = source.skipped
     reports = {}
     for direction in directions:
         skips = SkipReport()
-        for name, reason in left_out.items():
+        for name, reason in source.skipped.items():
             skips.add(name, reason)
         pairs = [pair for pair in source.paths if extension_of(pair[0]) == direction[0]]
         report = evaluate_documents(
@@ -90,7 +89,7 @@ def evaluate_pairs(
 
 
 def _documents(pairs: list[tuple[str, str]], config: BGPTConfig, skips: SkipReport) -> Iterator[Document | None]:
-    """Pairs as they are trained on, to be scored behind the target's extension."""
+    """Packs pairs as in training; the patches after the target's extension are scored."""
     for source, target in pairs:
         try:
             parts = (
@@ -98,7 +97,7 @@ def _documents(pairs: list[tuple[str, str]], config: BGPTConfig, skips: SkipRepo
                 read_part(target, Truncation(config, "error")),
             )
         except (OSError, PatchError):
-            skips.add(f"{source}, {target}", "unreadable, or changed since it was found")
+            skips.add(f"{source}, {target}", "unreadable, or changed since it was listed")
             yield None
             continue
         source_patches = count_patches(len(parts[0].content), config.patch_size, False)

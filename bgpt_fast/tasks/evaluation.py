@@ -1,4 +1,4 @@
-"""A model on files: bits and accuracy by file, extension, patch and byte, and which decoder is at fault."""
+"""Evaluation on files: bits and accuracy by file, extension, patch and byte position, and errors by decoder."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ Progress = Callable[[int, int, int], None]
 
 @dataclass(frozen=True)
 class FileScore:
-    """One file.
+    """The scores of one file.
 
     Args:
-        path: where it is.
-        extension: what the model was told it is.
-        scores: of all its target patches, the end-of-file patch included.
-        cut_bytes: bytes behind the context, which the model did not see.
-        compressed: bytes that each baseline makes of what the model saw.
+        path: of the file.
+        extension: in the document's extension patch.
+        scores: of all target patches, the end-of-file patch included.
+        cut_bytes: truncated bytes beyond the context.
+        compressed: compressed size of the bytes within the context, by baseline.
     """
 
     path: str
@@ -54,23 +54,23 @@ class FileScore:
 
 @dataclass(frozen=True)
 class FileReport:
-    """What `evaluate_files` found.
+    """The result of `evaluate_files`.
 
     Args:
-        files: the files, in the order of their relative paths.
-        total: of all of them.
-        by_extension: of each extension.
-        by_patch: of the n-th data patch of all files, n from 1; end-of-file patches are not among them.
-        by_byte: of the s-th byte of data patches, s from 1 to S.
-        end_of_file: of the end-of-file patches: whether the model knows where a file ends.
+        files: the files, by relative path.
+        total: scores of all files.
+        by_extension: scores of each extension.
+        by_patch: scores of the n-th data patch of all files, n from 1; without end-of-file patches.
+        by_byte: scores of the s-th byte of data patches, s from 1 to S.
+        end_of_file: scores of the end-of-file patches.
         decoders: see `DecoderErrors`.
         intervals: of "bits_per_byte", "bits_per_position" and "accuracy" of the total, by bootstrap over files.
-        baselines: bits a byte of each compressor: "gzip", "xz" and, where zstandard is installed, "zstd" on each file
-            alone, "..._solid" on all in one stream.
-        documents_cut: files that are longer than the context, be it by their end-of-file patch alone;
-            `FileScore.cut_bytes` says by how much.
-        skipped: how many were left out for each reason; `warnings` names the first.
-        seconds: of the model alone.
+        baselines: bits per byte of each compressor: "gzip", "xz" and, if zstandard is installed, "zstd" on each file
+            alone, "..._solid" on all files in one stream.
+        documents_cut: number of files beyond the context, if only by their end-of-file patch; see
+            `FileScore.cut_bytes`.
+        skipped: number of files left out, by reason; `warnings` names the first.
+        seconds: model time.
         patches_per_second: in that time.
     """
 
@@ -90,7 +90,7 @@ class FileReport:
     patches_per_second: float
 
     def to_dict(self, *, files: bool = True) -> dict[str, Any]:
-        """JSON-ready; `files` says whether with a row for each file."""
+        """All figures, JSON-ready; with a row for each file unless `files` is False."""
         cut_bytes = sum(file.cut_bytes for file in self.files)
         rows = {"by_file": [file.to_dict() for file in self.files]} if files else {}
         return {
@@ -101,7 +101,7 @@ class FileReport:
             "warnings": self.warnings,
             "loss": self.total.nats / self.total.positions,
             **self.total.figures(),
-            "intervals": {name: None if found is None else list(found) for name, found in self.intervals.items()},
+            "intervals": {name: None if one is None else list(one) for name, one in self.intervals.items()},
             "baselines_bits_per_byte": self.baselines,
             "decoders": self.decoders.to_dict(),
             "end_of_file": self.end_of_file.figures(),
@@ -127,32 +127,32 @@ def evaluate_files(
 ) -> FileReport:
     """Scores a model on files, teacher-forced, without dropout.
 
-    Files are read, packed and scored batch by batch; in memory at once are one batch, the byte decoder's logits of
-    2,048 patches, and a row of figures for each file. An over-long file is cut to its head, as in training's
-    evaluation, and counted; what cannot be read is skipped, counted and named. Figures do not depend on how files fall
-    into batches but for rounding.
+    Files are read, packed and scored batch by batch; memory holds one batch, the byte decoder's logits of 2,048
+    patches, and a row of figures for each file. A file beyond the context is truncated to its head, as in training's
+    evaluation, and counted; unreadable files are skipped, counted and named. Batching changes the figures only by
+    rounding.
 
     Args:
         model: on any device.
         paths: files and folders, as `FileSource`; empty files are skipped.
-        patches_per_batch: most patches of a batch; raised to the context where that is more.
-        baselines: compress the same bytes too (`bgpt_fast.tasks.baselines.Compressors`).
+        patches_per_batch: most patches of a batch; at least the context.
+        baselines: also compress the same bytes (`bgpt_fast.tasks.baselines.Compressors`).
         resamples, confidence, seed: of the bootstrap over files (`bootstrap_interval`).
-        progress: called with (files done, files in all, bytes scored so far).
+        progress: called with (files done, all files, bytes scored so far).
 
     Raises:
-        DataError: no such path, or no file that could be scored.
+        DataError: no such path, or no file that can be scored.
         TypeError, ValueError: a wrong argument.
     """
     if not isinstance(model, BGPT):
         raise TypeError(f"evaluate_files: model: expected a BGPT, got {type(model).__name__}")
     check_int("evaluate_files: patches_per_batch", patches_per_batch, 1)
     skips = SkipReport()
-    found = find_files(as_roots(paths), skips)
+    entries = find_files(as_roots(paths), skips)
     report = evaluate_documents(
         model,
-        (_document(file, model.config, skips) for file in found),
-        len(found),
+        (_document(file, model.config, skips) for file in entries),
+        len(entries),
         skips,
         patches_per_batch=patches_per_batch,
         baselines=baselines,
@@ -172,9 +172,9 @@ class Document(NamedTuple):
     """A file to score.
 
     Args:
-        path: where it is.
-        packed: its document, and what the model is told before it.
-        begin: where its own extension patch lies in `packed`; the patches behind it are scored.
+        path: of the file.
+        packed: its document, and its context, such as a pair's source.
+        begin: index of its extension patch in `packed`; the patches after it are scored.
     """
 
     path: str
@@ -183,7 +183,7 @@ class Document(NamedTuple):
 
     @property
     def content(self) -> bytes:
-        """What the model sees of the file itself."""
+        """The bytes of the file within the context."""
         own = self.packed.patches[self.begin :]
         ((_, content),) = PackedPatches(own, torch.tensor([0, len(own)], dtype=torch.int32)).to_bytes()
         return content
@@ -202,24 +202,24 @@ def evaluate_documents(
     seed: int,
     progress: Progress | None,
 ) -> FileReport | None:
-    """What `evaluate_files` does with files, with documents that are already packed; None if there is none.
+    """As `evaluate_files`, for packed documents; returns None if there are none.
 
     Args:
-        documents: the files in their order, None for one that was left out.
-        count: how many they are, for `progress`.
-        skips: what was left out, filled as `documents` is read.
+        documents: the files in order, None for a skipped one.
+        count: their number, for `progress`.
+        skips: the skipped files, which `documents` adds to.
     """
     config = model.config
 
     def interval(above: NDArray[np.float64], below: NDArray[np.float64]) -> Interval | None:
         return bootstrap_interval(above, below, resamples=resamples, confidence=confidence, seed=seed)
 
-    interval(np.ones(2), np.ones(2))  # names wrong options before a model works for hours
+    interval(np.ones(2), np.ones(2))  # checks the options before the model runs for hours
     sums = ScoreSums(config)
     compressors = Compressors() if baselines else None
     scored: list[FileScore] = []
     seconds, patches, cut = 0.0, 0, 0
-    for group, passed in _in_batches(documents, max(patches_per_batch, config.patch_length)):
+    for group, done in _in_batches(documents, max(patches_per_batch, config.patch_length)):
         batch = PackedPatches.concatenate([document.packed for document in group])
         start = time.monotonic()
         rows = sums.add(model, batch, np.array([document.begin for document in group]))
@@ -228,10 +228,10 @@ def evaluate_documents(
         cut += batch.truncated
         for document, row in zip(group, rows, strict=True):
             compressed = {} if compressors is None else compressors.add(document.content)
-            scores, unseen = ByteScores.of(row), document.packed.truncated_bytes
-            scored.append(FileScore(document.path, extension_of(document.path), scores, unseen, compressed))
+            scores, cut_bytes = ByteScores.of(row), document.packed.truncated_bytes
+            scored.append(FileScore(document.path, extension_of(document.path), scores, cut_bytes, compressed))
         if progress is not None:
-            progress(passed, count, int(sums.total[2]))
+            progress(done, count, int(sums.total[2]))
     if not scored:
         return None
     table = np.stack([file.scores.row for file in scored])
@@ -263,20 +263,20 @@ def _document(file: FileEntry, config: BGPTConfig, skips: SkipReport) -> Documen
     return None if packed is None else Document(file.path, packed)
 
 
-def _in_batches(documents: Iterable[Document | None], room: int) -> Iterator[tuple[list[Document], int]]:
-    """Documents, at most `room` patches at a time; and how many are passed, with those that were left out."""
+def _in_batches(documents: Iterable[Document | None], max_patches: int) -> Iterator[tuple[list[Document], int]]:
+    """Yields groups of documents of at most `max_patches` patches, and the number of documents done or skipped."""
     group: list[Document] = []
-    filled = passed = 0
+    patches = done = 0
     for document in documents:
         if document is not None:
-            if group and filled + document.packed.num_patches > room:
-                yield group, passed
-                group, filled = [], 0
+            if group and patches + document.packed.num_patches > max_patches:
+                yield group, done
+                group, patches = [], 0
             group.append(document)
-            filled += document.packed.num_patches
-        passed += 1
+            patches += document.packed.num_patches
+        done += 1
     if group:
-        yield group, passed
+        yield group, done
 
 
 def _by_extension(files: list[FileScore], table: NDArray[np.float64]) -> dict[str, ByteScores]:

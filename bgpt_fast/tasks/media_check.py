@@ -1,4 +1,4 @@
-"""Generated files held against the real decoders: Pillow, soundfile, mido, UTF-8 and abc2midi."""
+"""Whether generated files decode with Pillow, soundfile, mido, as UTF-8, or with abc2midi."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from bgpt_fast.tasks.music.midi import check_midi
 
 Medium = Literal["image", "audio", "midi", "abc", "text", "unknown"]
 OUR_REPORTS = ("report.json", "sources.jsonl", "made.jsonl", LOCK)
-"""What the commands here write beside their files, at the top of a folder; no output to check."""
+"""Reports and journals that the commands write at the top of an output folder, which are no output to check."""
 
 _NAMED = 20
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What a decoder says of a file.
+    """The result of decoding a file.
 
     Args:
-        name: the file.
-        medium: what its extension says that it is; "unknown" means that nothing here decodes it.
-        decodes: whether its decoder took all of it; None for an unknown medium.
-        says: what the file is, as "BMP 32×32 RGB", or the reason why it does not decode.
-        detail: the decoder's own words, if it failed.
+        name: of the file.
+        medium: by its extension; "unknown" means that there is no decoder.
+        decodes: whether the complete file decodes; None for an unknown medium.
+        says: a description, such as "BMP 32×32 RGB", or the reason why it does not decode.
+        detail: the decoder's message, if it failed.
     """
 
     name: str
@@ -50,14 +50,14 @@ class Checked:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """How many of some files decode.
+    """Counts of files that decode.
 
     Args:
-        files: all of them.
-        unknown: files that nothing here decodes; they do not count in shares.
+        files: number of files.
+        unknown: files without a decoder; shares leave them out.
         decoding: files that decode.
         by_extension: extension → (files, decoding).
-        reasons: why files do not decode, each with its number.
+        reasons: number of files by the reason why they do not decode.
         first_failing: a few of them as "name: reason: detail".
     """
 
@@ -70,7 +70,7 @@ class CheckReport:
 
     @property
     def share(self) -> float | None:
-        """Of the files that have a decoder, how many decode; None if there is no such file."""
+        """Share of the files with a decoder that decode; None if there is no such file."""
         known = self.files - self.unknown
         return self.decoding / known if known else None
 
@@ -90,13 +90,13 @@ class CheckReport:
 
 
 def check(name: str, content: bytes) -> Checked:
-    """Decodes a content to its end with the decoder that its name's extension asks for.
+    """Decodes a complete file with the decoder of its extension.
 
-    ABC has to hold one tune or more; where abc2midi is installed, it has to make a MIDI file with notes of the first.
+    ABC must have at least one tune; if abc2midi is installed, it must convert the first one to a MIDI file with notes.
 
     Args:
-        name: a file's name; what comes behind its last dot counts.
-        content: the whole file.
+        name: the file's name.
+        content: all bytes of the file.
 
     Raises:
         ImportError: the decoder is missing.
@@ -113,7 +113,7 @@ def check(name: str, content: bytes) -> Checked:
 def check_files(paths: Paths) -> list[Checked]:
     """Checks every file below folders, by relative path. Unreadable and empty files count as not decoding.
 
-    The report of the command that wrote a folder is left out.
+    The report of the command that wrote the folder is not checked.
 
     Raises:
         DataError: no such path, or no file.
@@ -138,17 +138,17 @@ def check_files(paths: Paths) -> list[Checked]:
 
 
 def summarise(checked: Iterable[Checked]) -> CheckReport:
-    """Counts what `check` said of files."""
-    everything = list(checked)
+    """Returns the counts of some results of `check`."""
+    results = list(checked)
     extensions: dict[str, Counter[bool]] = {}
-    for one in everything:
+    for one in results:
         if one.decodes is not None:
             extensions.setdefault(extension_of(one.name).lower(), Counter())[one.decodes] += 1
-    failing = [one for one in everything if one.decodes is False]
+    failing = [one for one in results if one.decodes is False]
     return CheckReport(
-        files=len(everything),
-        unknown=sum(one.decodes is None for one in everything),
-        decoding=sum(bool(one.decodes) for one in everything),
+        files=len(results),
+        unknown=sum(one.decodes is None for one in results),
+        decoding=sum(bool(one.decodes) for one in results),
         by_extension={name: (counts.total(), counts[True]) for name, counts in sorted(extensions.items())},
         reasons=dict(Counter(one.says for one in failing).most_common()),
         first_failing=[_line(one) for one in failing[:_NAMED]],
@@ -156,7 +156,7 @@ def summarise(checked: Iterable[Checked]) -> CheckReport:
 
 
 def medium_of(name: str) -> Medium:
-    """What a name's extension says that a file is."""
+    """Returns the medium of a file by its extension."""
     extension = extension_of(name).lower()
     named: Sequence[tuple[Medium, frozenset[str]]] = (
         ("abc", frozenset({"abc"})),

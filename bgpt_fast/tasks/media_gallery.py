@@ -1,4 +1,4 @@
-"""A page that shows generated files: images, players, scores and text, in one HTML file that needs nothing else."""
+"""A page that shows generated files: images, audio players, piano rolls and text in one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class Exhibit:
     """A file to show.
 
     Args:
-        name: its name; the extension says how it is shown.
+        name: its name; the extension decides how it is shown.
         content: its bytes.
-        caption: what else to say of it.
-        truth: what stands beside it, as the file that it should be; None for nothing.
+        caption: more text below it.
+        truth: the true file to show beside it; None for none.
     """
 
     name: str
@@ -55,36 +55,36 @@ class Exhibit:
 
 
 def write_gallery(path: str | os.PathLike[str], title: str, exhibits: Iterable[Exhibit]) -> list[Checked]:
-    """Writes the page, and returns what the decoders say of each exhibit.
+    """Writes the page; returns the result of `check` for each exhibit.
 
-    Images show enlarged; audio has a player; MIDI has a piano roll and a player of plain tones, and so has ABC where
-    abc2midi is installed, beside its text; what does not decode shows the reason and its first bytes.
+    Images are enlarged; audio has a player; MIDI has a piano roll and a player of plain tones, as does ABC if abc2midi
+    is installed, beside its text; files that do not decode show the reason and their first bytes.
 
     Args:
-        path: the HTML file; one that is there is replaced.
+        path: the HTML file; an existing one is replaced.
         title: its heading.
-        exhibits: what to show, in this order; all of it goes into the page, so choose some hundreds at most.
+        exhibits: in the page's order; their contents become part of the page, so a few hundred are the limit.
 
     Raises:
         ImportError: a decoder is missing.
         OSError: the page cannot be written.
     """
-    figures, checked = [], []
+    figures, results = [], []
     for exhibit in exhibits:
-        said = check(exhibit.name, exhibit.content)
-        checked.append(said)
+        checked = check(exhibit.name, exhibit.content)
+        results.append(checked)
         truth = ""
         if exhibit.truth is not None:
             other = check(exhibit.name, exhibit.truth)
-            truth = f'<b class="truth">the truth</b>{_shown(other, exhibit.truth)}'
-        words = " · ".join(filter(None, (exhibit.caption, said.says, said.detail)))
+            truth = f'<b class="truth">the true file</b>{_content_html(other, exhibit.truth)}'
+        description = " · ".join(filter(None, (exhibit.caption, checked.says, checked.detail)))
         name = html.escape(_plain(os.path.basename(exhibit.name)))
         figures.append(
-            f'<figure class="{"bad" if said.decodes is False else "good"}">{_shown(said, exhibit.content)}'
-            f"<figcaption><b>{name}</b><br>{html.escape(_plain(words))}</figcaption>{truth}</figure>"
+            f'<figure class="{"bad" if checked.decodes is False else "good"}">{_content_html(checked, exhibit.content)}'
+            f"<figcaption><b>{name}</b><br>{html.escape(_plain(description))}</figcaption>{truth}</figure>"
         )
-    known = sum(one.decodes is not None for one in checked)
-    line = f"{len(checked)} files; {sum(bool(one.decodes) for one in checked)} of {known} that have a decoder decode."
+    known = sum(one.decodes is not None for one in results)
+    line = f"{len(results)} files; {sum(bool(one.decodes) for one in results)} of {known} that have a decoder decode."
     page = (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f"<style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1><p>{line}</p>\n<main>\n"
@@ -93,22 +93,22 @@ def write_gallery(path: str | os.PathLike[str], title: str, exhibits: Iterable[E
     )
     with atomic_write(path) as file:
         file.write(page.encode())
-    return checked
+    return results
 
 
-def _shown(said: Checked, content: bytes) -> str:
-    if not said.decodes:
+def _content_html(checked: Checked, content: bytes) -> str:
+    if not checked.decodes:
         dump = " ".join(f"{byte:02x}" for byte in content[:_BYTES_SHOWN])
         return f"<pre>{dump}{' …' * (len(content) > _BYTES_SHOWN)}</pre>"
-    if said.medium == "image":
+    if checked.medium == "image":
         # Browsers do not show every format that Pillow reads.
         return f'<img alt="" src="{_data("image/png", pixels_as_png(content))}">'
-    if said.medium == "audio":
+    if checked.medium == "audio":
         return _player(content)
-    if said.medium == "midi":
+    if checked.medium == "midi":
         return _score(content)
     text = f"<pre>{html.escape(_plain(content[:_TEXT_SHOWN].decode('utf-8', 'replace')))}</pre>"
-    if said.medium == "abc":
+    if checked.medium == "abc":
         try:
             return _score(abc_to_midi(content).midi) + text
         except (MediaError, FileNotFoundError):
@@ -122,7 +122,7 @@ def _score(midi: bytes) -> str:
 
 
 def piano_roll(notes: list[Note]) -> str:
-    """Notes as an SVG drawing: time to the right, pitch upwards."""
+    """Returns notes as an SVG image: time to the right, pitch upwards."""
     low, high = (which(note.pitch for note in notes) for which in (min, max))
     length = max(note.end for note in notes) or 1.0
     bars = "".join(
@@ -134,7 +134,7 @@ def piano_roll(notes: list[Note]) -> str:
 
 
 def synthesise(notes: list[Note]) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
-    """The first minute of notes as plain decaying tones: uint8 [n] at 8 kHz, 128 being silence."""
+    """Returns the first minute of notes as decaying sines: uint8 [n] at 8 kHz, 128 is silence."""
     length = min(max(note.end for note in notes) + 0.2, _SECONDS_PLAYED)
     wave = np.zeros(int(length * _RATE) + 1)
     for note in notes:
@@ -167,5 +167,5 @@ def _data(kind: str, content: bytes) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that UTF-8 can hold."""
+    """Replaces lone surrogates."""
     return text.encode("utf-8", "replace").decode()

@@ -1,4 +1,4 @@
-"""Whether generated files repeat themselves, or each other: distinct n-grams, loops, copies.
+"""Mode collapse of generated files: whether they repeat themselves or each other (distinct n-grams, loops, copies).
 
 Source of distinct n-grams: Li et al. 2016 (arXiv 1510.03055); of repetition as their complement: Welleck et al. 2019
 (arXiv 1908.04319), where n = 4.
@@ -25,16 +25,15 @@ _LOOPS, _COPIES, _SHARED, _DISTINCT = 0.5, 0.5, 0.5, 0.5
 
 @dataclass(frozen=True)
 class Repetition:
-    """How one file repeats itself.
+    """The repetition within one file.
 
     Args:
         size: in bytes.
-        distinct: of each order n, the distinct n-grams as a share of all, mean over stretches of 1,024 bytes, so that
-            long files do not look worse for being long; 1 where there is no n-gram.
-        loop_period: bytes of the pattern that the file ends by repeating; 0 if it does not.
-        loop_share: share of the file, or of its last 65,536 bytes, that is this repetition, its first round included;
-            at least two rounds count.
-        longest_run: most equal bytes in a row.
+        distinct: by order n, the share of distinct n-grams, mean over windows of 1,024 bytes, so that it does not
+            depend on the file's length; 1 without n-grams.
+        loop_period: length of the pattern that repeats at the end of the file; 0 for none.
+        loop_share: share of the file, or of its last 65,536 bytes, that these repetitions cover; at least two.
+        longest_run: largest number of equal bytes in a row.
     """
 
     size: int
@@ -45,14 +44,14 @@ class Repetition:
 
 
 def repetition(data: bytes) -> Repetition:
-    """How a file repeats itself, from its bytes.
+    """Returns the repetition within a file.
 
-    A loop is looked for at the end, where generation that has collapsed stays: the period of at most 256 bytes whose
-    repetition covers most.
+    A loop is searched at the end, where a collapsed generation stays: the period of at most 256 bytes that covers most
+    bytes.
     """
     content = np.frombuffer(data, np.uint8)
     windows = [data[start : start + WINDOW] for start in range(0, len(data), WINDOW)] or [b""]
-    # A short last stretch has little to repeat: it counts by its size.
+    # Windows are weighted by size, since a short last one has few repetitions.
     sizes = np.array([len(window) for window in windows], np.float64)
     weights = sizes if sizes.any() else np.ones(1)
     shares = {n: float(np.average([_distinct_share(w, n) for w in windows], weights=weights)) for n in ORDERS}
@@ -62,21 +61,21 @@ def repetition(data: bytes) -> Repetition:
 
 @dataclass(frozen=True)
 class Diversity:
-    """How a set of files repeats itself and each other.
+    """The repetition within and across a set of files.
 
     Args:
-        files: how many.
-        size: mean bytes.
-        distinct: of each order n, the mean of the files' `Repetition.distinct`.
-        distinct_in_all: of each order n, the distinct n-grams of the first 1,024 bytes of the first 1,000 files as a
-            share of all of them.
+        files: number of files.
+        size: mean size in bytes.
+        distinct: by order n, the mean of the files' `Repetition.distinct`.
+        distinct_in_all: by order n, the share of distinct n-grams among those of the first 1,024 bytes of the first
+            1,000 files.
         loop_share: mean `Repetition.loop_share`.
-        looping: share of the files of which at least half is a loop.
-        longest_run: the longest of all.
+        looping: share of the files with a `loop_share` of at least one half.
+        longest_run: maximum over the files.
         copies: share of the files that equal an earlier one.
-        shared: share of a file's distinct 8-grams that stand in another file too, mean over these 1,000 files' first
-            1,024 bytes.
-        signs: what speaks for mode collapse, in words; empty if nothing does.
+        shared: share of a file's distinct 8-grams that another file has too, mean over the first 1,024 bytes of these
+            1,000 files.
+        signs: signs of mode collapse, as text; empty if there are none.
     """
 
     files: int
@@ -107,60 +106,60 @@ class Diversity:
 
 
 def diversity(files: Iterable[bytes], reference: Diversity | None = None) -> Diversity:
-    """How a set of files repeats itself and each other, and whether that looks like mode collapse.
+    """Returns the repetition within and across a set of files, and signs of mode collapse.
 
-    Signs, each named in the result: over half of the files are loops by half or more; over half equal an earlier file;
-    over half of the 8-grams stand in other files too; and, of each order n, fewer than half as many distinct n-grams as
-    in `reference`. Of the first three, a share must also go over half of the way from the reference's to 1: real files
-    of one kind may share headers, and silence is a loop.
+    Signs are: over half of the files are loops by half or more; over half equal an earlier file; over half of the
+    8-grams are in other files too; or, for an order n, there are fewer than half as many distinct n-grams as in
+    `reference`. With a reference, the first three shares must also be over half of the way from the reference's share
+    to 1, since real files of one kind may share headers, and silence is a loop.
 
     Args:
-        files: contents, such as what a model generated; at least one. Taken one by one and not kept.
-        reference: of real files of the same kind; None judges without.
+        files: contents, at least one; memory holds one at a time.
+        reference: of real files of the same kind, if any.
 
     Raises:
         ValueError: no files.
     """
-    each: list[Repetition] = []
+    repetitions: list[Repetition] = []
     digests: set[bytes] = set()
     heads: list[bytes] = []
     for data in files:
-        each.append(repetition(data))
+        repetitions.append(repetition(data))
         digests.add(hashlib.blake2b(data, digest_size=16).digest())
         if len(heads) < COMPARED:
             heads.append(bytes(data[:WINDOW]))
-    if not each:
+    if not repetitions:
         raise ValueError("diversity: files: expected at least one, got none")
-    made = Diversity(
-        files=len(each),
-        size=float(np.mean([found.size for found in each])),
-        distinct={n: float(np.mean([found.distinct[n] for found in each])) for n in ORDERS},
+    result = Diversity(
+        files=len(repetitions),
+        size=float(np.mean([one.size for one in repetitions])),
+        distinct={n: float(np.mean([one.distinct[n] for one in repetitions])) for n in ORDERS},
         distinct_in_all={n: _distinct_in_all(heads, n) for n in ORDERS},
-        loop_share=float(np.mean([found.loop_share for found in each])),
-        looping=float(np.mean([found.loop_share >= _LOOPS for found in each])),
-        longest_run=max(found.longest_run for found in each),
-        copies=1 - len(digests) / len(each),
+        loop_share=float(np.mean([one.loop_share for one in repetitions])),
+        looping=float(np.mean([one.loop_share >= _LOOPS for one in repetitions])),
+        longest_run=max(one.longest_run for one in repetitions),
+        copies=1 - len(digests) / len(repetitions),
         shared=_shared(heads),
     )
-    return Diversity(**{**made.__dict__, "signs": tuple(_signs(made, reference))})
+    return Diversity(**{**result.__dict__, "signs": tuple(_signs(result, reference))})
 
 
-def _signs(made: Diversity, reference: Diversity | None) -> list[str]:
+def _signs(result: Diversity, reference: Diversity | None) -> list[str]:
     signs = []
     shares = (
         ("looping", _LOOPS, "of the files are loops by half or more"),
         ("copies", _COPIES, "of the files equal an earlier one"),
-        ("shared", _SHARED, f"of the files' {_SHARED_ORDER}-grams stand in other files too"),
+        ("shared", _SHARED, f"of the files' {_SHARED_ORDER}-grams are in other files too"),
     )
     for name, limit, words in shares:
-        value = getattr(made, name)
+        value = getattr(result, name)
         usual = 0.0 if reference is None else getattr(reference, name)
         if value > limit and value > usual + (1 - usual) * limit:
             signs.append(f"{value:.0%} {words}" + ("" if reference is None else f" (real files: {usual:.0%})"))
     if reference is not None:
         for n in ORDERS:
-            if made.distinct[n] < _DISTINCT * reference.distinct[n]:
-                signs.append(f"{made.distinct[n]:.1%} distinct {n}-grams (real files: {reference.distinct[n]:.1%})")
+            if result.distinct[n] < _DISTINCT * reference.distinct[n]:
+                signs.append(f"{result.distinct[n]:.1%} distinct {n}-grams (real files: {reference.distinct[n]:.1%})")
     return signs
 
 
@@ -190,7 +189,7 @@ def _shared(heads: list[bytes]) -> float:
 
 
 def _loop(content: NDArray[np.uint8]) -> tuple[int, float]:
-    """The period whose repetition at the end covers most, the shortest of equals, and the share that it covers."""
+    """Returns the period whose repetitions at the end cover most bytes, the shortest of equals, and their share."""
     best, covered = 0, 0
     for period in range(1, min(MAX_PERIOD, len(content) // 2) + 1):
         different = np.flatnonzero(content[period:] != content[:-period])

@@ -89,10 +89,10 @@ def compress(
     Raises:
         ValueError: block_bytes does not fit the context.
     """
-    room = context_bytes(model.config)
-    size = room if block_bytes is None else block_bytes
-    if not 1 <= size <= room:
-        raise ValueError(f"block_bytes: expected 1…{room}, the bytes of the model's context, got {block_bytes}")
+    capacity = context_bytes(model.config)
+    size = capacity if block_bytes is None else block_bytes
+    if not 1 <= size <= capacity:
+        raise ValueError(f"block_bytes: expected 1…{capacity}, the bytes of the model's context, got {block_bytes}")
     blocks = [content[start : start + size] for start in range(0, len(content), size)]
     name = extension.encode("utf-8", "surrogateescape")[:255]
     parts = [_HEADER.pack(MAGIC, fingerprint(model), len(content), zlib.crc32(content), size, len(name)), name]
@@ -179,20 +179,20 @@ def main() -> int:
     parser.add_argument("--block-bytes", type=int, help="bytes coded together; the context's by default")
     options = parser.parse_args()
     model = BGPT.from_pretrained(options.checkpoint, dtype=torch.float32)
-    given = options.source.read_bytes()
+    source = options.source.read_bytes()
     try:
         if options.action == "restore":
-            made = restore(model, given)
+            result = restore(model, source)
         else:
-            made = compress(model, extension_of(options.source), given, block_bytes=options.block_bytes)
+            result = compress(model, extension_of(options.source), source, block_bytes=options.block_bytes)
     except ValueError as error:
         print(f"{options.source}: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
     with atomic_write(options.target) as file:
-        file.write(made)
-    print(f"{options.target}: {len(given)} bytes became {len(made)}")
+        file.write(result)
+    print(f"{options.target}: {len(source)} bytes became {len(result)}")
     if options.action == "compress":
-        print(f"beside it: gzip {len(gzip.compress(given, 9))}, xz {len(lzma.compress(given, preset=9))}")
+        print(f"beside it: gzip {len(gzip.compress(source, 9))}, xz {len(lzma.compress(source, preset=9))}")
     return 0
 
 

@@ -270,7 +270,7 @@ def main() -> int:
                     f"the changed ones, {of['bits_per_byte']:.4f} bits a byte",
                     flush=True,
                 )
-    held = claims(sets)
+    claim_results = claims(sets)
     output = write_results(
         __file__,
         parser,
@@ -281,13 +281,13 @@ def main() -> int:
             "parameters": BGPT(settings.model).num_parameters(),
             "programs_a_step": settings.programs,
             "held_out_programs": settings.scored,
-            "claims": held,
+            "claims": claim_results,
             "published": PUBLISHED,
             "sets": sets,
         },
     )
     draw(sets, output.with_suffix(".png"))
-    return print_claims(held)
+    return print_claims(claim_results)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""`make demo`: a shipped model simulates a CPU, then a small one is trained from scratch and held against it.
+"""`make demo`: simulates a CPU with the shipped model, then with a small one that is trained from scratch.
 
-Everything lands in demo/: figures as results.json, plots as PNG, predicted traces as .bin files. A second run skips
-what is done; `rm -r demo` starts over.
+The output folder demo/ gets results.json, plots as PNG, and predicted traces as .bin files. A second run skips
+completed steps; `rm -r demo` starts over.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from bgpt_fast.tasks.cpu_states.assessment import Assessment, assess
 HERE = Path(__file__).resolve().parent
 CHECKPOINT = HERE / "checkpoint"
 RECIPE = HERE / "demo.json"
-HELD_OUT_SEED = 20240229  # of programs that neither training nor the choice of a recipe has looked at
+HELD_OUT_SEED = 20240229  # of programs that neither training nor the choice of a recipe has used
 
 
 def main() -> int:
@@ -60,17 +60,19 @@ def main() -> int:
 
 
 def simulate(name: str, checkpoint: Path, recipe: Path, output: Path, programs: int) -> dict[str, Any]:
-    """Scores a checkpoint on held-out programs of its machine, unless that has been done; returns its figures."""
+    """Scores a checkpoint on held-out programs of its machine, unless its report exists; returns its figures."""
     folder = output / name
     machine = asdict(options_from_file(recipe).machine)
     weights = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
     question = {"weights": weights, "machine": machine, "programs": programs, "seed": HELD_OUT_SEED}
     report = folder / "report.json"
     if report.exists():
-        found = json.loads(report.read_text())
-        if found["question"] == question:
-            console.print(f"{name}: done already, {percent(found['teacher_forced']['accuracy'])} of state bytes right")
-            return found
+        figures = json.loads(report.read_text())
+        if figures["question"] == question:
+            console.print(
+                f"{name}: done already, {percent(figures['teacher_forced']['accuracy'])} of state bytes right"
+            )
+            return figures
         shutil.rmtree(folder)
     held_out = generate(programs, seed=HELD_OUT_SEED, stream="philox", split="eval", **machine)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -81,22 +83,22 @@ def simulate(name: str, checkpoint: Path, recipe: Path, output: Path, programs: 
         f"{machine['num_registers']} registers and {machine['memory_size']} bytes of memory"
     )
     with generation_progress("free running") as progress:
-        found = assess(model, held_out, progress=progress)
-    print_assessment(found)
-    show_one(found, held_out, folder)
-    for index, (trace, predicted) in enumerate(zip(held_out, found.predicted, strict=True)):
+        assessment = assess(model, held_out, progress=progress)
+    print_assessment(assessment)
+    show_one(assessment, held_out, folder)
+    for index, (trace, predicted) in enumerate(zip(held_out, assessment.predicted, strict=True)):
         with atomic_write(folder / "predicted" / f"{index:05d}-{trace.name}") as file:
             file.write(predicted.to_bytes())
-    figures = {"question": question, "parameters": model.num_parameters(), **found.to_dict()}
+    figures = {"question": question, "parameters": model.num_parameters(), **assessment.to_dict()}
     write_json(report, figures)
     return json.loads(report.read_text())
 
 
-def show_one(found: Assessment, held_out: Traces, folder: Path) -> None:
-    """Prints the longest program with a wrong byte (or the longest of all) beside the truth, and draws its map."""
-    wrong = [i for i, trace in enumerate(held_out) if found.predicted[i].to_bytes() != trace.to_bytes()]
+def show_one(assessment: Assessment, held_out: Traces, folder: Path) -> None:
+    """Prints the longest program with a wrong byte (or the longest) beside the true one, and plots its errors."""
+    wrong = [i for i, trace in enumerate(held_out) if assessment.predicted[i].to_bytes() != trace.to_bytes()]
     index = max(wrong or range(len(held_out)), key=lambda i: len(held_out[i].states))
-    truth, predicted = held_out[index], found.predicted[index]
+    truth, predicted = held_out[index], assessment.predicted[index]
     text = format_difference(predicted, truth)
     console.print(f"\nProgram {index}, free running; {len(wrong)} of {len(held_out)} programs have a wrong byte:")
     console.print(text, markup=False, soft_wrap=True)
@@ -112,7 +114,7 @@ def show_one(found: Assessment, held_out: Traces, folder: Path) -> None:
 
 
 def train(run: Path) -> int:
-    """Trains from scratch by demo.json, unless that has been done; returns an exit code."""
+    """Trains from scratch with the options of demo.json, unless that is done; returns an exit code."""
     done = run / "trained.json"
     if done.exists():
         console.print("trained already")
@@ -154,13 +156,17 @@ def compare(shipped: dict[str, Any], trained: dict[str, Any], run: Path, output:
     width = max(len(label) for label, _ in rows)
     console.print(" " * width + "".join(f"{name:>14}" for name in models))
     for label, (mode, figure) in rows:
-        console.print(f"{label:<{width}}" + "".join(f"{percent(found[mode][figure]):>14}" for found in models.values()))
+        console.print(
+            f"{label:<{width}}" + "".join(f"{percent(figures[mode][figure]):>14}" for figures in models.values())
+        )
     for label, figure in (("registers", "num_registers"), ("bytes of memory", "memory_size")):
         console.print(
-            f"{label:<{width}}" + "".join(f"{found['question']['machine'][figure]:>14}" for found in models.values())
+            f"{label:<{width}}"
+            + "".join(f"{figures['question']['machine'][figure]:>14}" for figures in models.values())
         )
     console.print(
-        f"{'states a second':<{width}}" + "".join(f"{found['states_per_second']:>14,.0f}" for found in models.values())
+        f"{'states a second':<{width}}"
+        + "".join(f"{figures['states_per_second']:>14,.0f}" for figures in models.values())
     )
 
 

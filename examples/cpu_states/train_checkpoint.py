@@ -1,7 +1,7 @@
-"""`make checkpoint`: trains the model that `make demo` ships, by checkpoint.json, and writes checkpoint/ anew.
+"""`make checkpoint`: trains the shipped model of `make demo` with the options of checkpoint.json; writes checkpoint/.
 
-Stopped and run again, it goes on where it was. The checkpoint's folder gets the weights in float16, the options that
-made them, and training.json: the command, the time, the machine, the versions, and its scores on held-out programs.
+A stopped training is resumed. The checkpoint's folder gets the weights in float16, the training options, and
+training.json: the command, the time, the machine, the versions, and scores on held-out programs.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ def main() -> int:
 
     machine = options_from_file(recipe).machine
     held_out = generate(options.programs, seed=HELD_OUT_SEED, stream="philox", split="eval", **asdict(machine))
-    found = assess(BGPT.from_pretrained(folder, dtype=torch.float32), held_out)
-    print_assessment(found)
+    assessment = assess(BGPT.from_pretrained(folder, dtype=torch.float32), held_out)
+    print_assessment(assessment)
     log = [json.loads(line) for line in (options.run / "log.jsonl").read_text().splitlines()]
     last = [line for line in log if line["kind"] == "train"][-1]
     scores = {
         mode: {key: value for key, value in report.to_dict().items() if key not in ("wrong", "states")}
-        for mode, report in (("teacher_forced", found.teacher_forced), ("free_running", found.free_running))
+        for mode, report in (("teacher_forced", assessment.teacher_forced), ("free_running", assessment.free_running))
     }
     write_json(
         folder / "training.json",

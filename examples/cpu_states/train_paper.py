@@ -1,10 +1,10 @@
-"""The paper's 110 M model on the paper's machine (10 registers, 1 KiB of memory), from scratch, in pieces.
+"""The paper's 110 M model on the paper's machine (10 registers, 1 KiB of memory), from scratch, in sessions.
 
     PYTHONPATH=. python examples/cpu_states/train_paper.py --output runs/paper --session-minutes 9
 
-Each call trains for its session, saves, and exits with 143; the next one goes on from there, until `--steps` are done
-or `--target` is reached. `receipt.json` has the held-out scores along the way, the machine and the versions. Runs
-without the packages of the command line. Not yet run on a GPU.
+Each call trains for one session, saves, and exits with 143; the next one resumes, until `--steps` are done or
+`--target` is reached. `result.json` has the held-out scores over time, the machine and the versions. Needs none of the
+packages of the command line. Not yet run on a GPU.
 """
 
 from __future__ import annotations
@@ -85,12 +85,12 @@ def main() -> int:
         print(stop, file=sys.stderr)
     finally:
         session.cancel()
-    write_json(options.output / "receipt.json", receipt(options.output, config, machine, trainer.step))
+    write_json(options.output / "result.json", summary(options.output, config, machine, trainer.step))
     return code
 
 
-def receipt(run: Path, config: BGPTConfig, machine: dict[str, int], steps: int) -> dict[str, Any]:
-    """What the run was, where it ran, and how it went."""
+def summary(run: Path, config: BGPTConfig, machine: dict[str, int], steps: int) -> dict[str, Any]:
+    """Returns the run's settings, device, versions and evaluations."""
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     return {

@@ -23,7 +23,7 @@ import torch
 from torch import distributed
 
 from bgpt_fast import BGPT, Generator, Prompt
-from bgpt_fast.cli.outputs import OutputFolder, Wanted, make_files
+from bgpt_fast.cli.outputs import FileRequest, OutputFolder, generate_files
 from bgpt_fast.documents import extension_of
 from bgpt_fast.files import write_json
 
@@ -39,7 +39,7 @@ def main() -> int:
     parser.add_argument("--timeout-minutes", type=float, default=600, help="how long to wait for the slowest process")
     options = parser.parse_args()
     if (options.output / "report.json").exists():
-        print(f"{options.output}/report.json is there: all is done", file=sys.stderr)
+        print(f"{options.output}/report.json exists: nothing to do", file=sys.stderr)
         return 0
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if world_size > 1:
@@ -47,7 +47,7 @@ def main() -> int:
     try:
         write_part(options, rank, world_size)
         if world_size > 1:
-            distributed.barrier()  # a process that failed never comes, and torchrun then ends them all
+            distributed.barrier()  # if a process has failed, torchrun ends the others here
         if rank == 0:
             merge(options.output, world_size, len(options.prompts))
         if world_size > 1:
@@ -63,31 +63,31 @@ def part_folder(output: Path, rank: int, world_size: int) -> Path:
 
 
 def write_part(options: argparse.Namespace, rank: int, world_size: int) -> None:
-    """Makes every `world_size`-th file."""
+    """Generates every `world_size`-th file."""
     device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     generator = Generator(BGPT.from_pretrained(options.checkpoint, device=device, dtype=torch.float32))
-    wanted = []
+    requests = []
     for index in range(rank, len(options.prompts), world_size):
         path = options.prompts[index]
         extension = extension_of(path)
-        # The place in the whole list is the file's random stream: who makes it changes nothing.
+        # The index in the list of all prompts is the file's random stream, so the number of processes changes nothing.
         prompt = Prompt(extension, path.read_bytes(), index)
-        wanted.append(Wanted(f"{index:07d}.{extension}" if extension else f"{index:07d}", prompt, str(path)))
+        requests.append(FileRequest(f"{index:07d}.{extension}" if extension else f"{index:07d}", prompt, str(path)))
     plan = {name: str(value) for name, value in vars(options).items() if name not in ("output", "timeout_minutes")}
     folder = OutputFolder(part_folder(options.output, rank, world_size), plan, "a part")
     sampling = {"temperature": options.temperature, "seed": options.seed}
-    make_files(generator, wanted, folder, f"process {rank}", sampling, max_new_bytes=options.max_new_bytes)
-    write_json(folder.path / "part.json", [folder.records[file.name] for file in wanted])
+    generate_files(generator, requests, folder, f"process {rank}", sampling, max_new_bytes=options.max_new_bytes)
+    write_json(folder.path / "part.json", [folder.records[request.name] for request in requests])
 
 
 def merge(output: Path, world_size: int, expected: int) -> None:
-    """Moves all parts' files into the output folder, then writes report.json, which says that all is there.
+    """Moves the files of all parts into the output folder, then writes report.json, which marks it as complete.
 
     Raises:
         RuntimeError: a part is missing or short; nothing is moved.
     """
     records: list[dict[str, Any]] = []
-    places = {}
+    files = {}
     for rank in range(world_size):
         part = part_folder(output, rank, world_size)
         try:
@@ -95,11 +95,11 @@ def merge(output: Path, world_size: int, expected: int) -> None:
         except FileNotFoundError:
             raise RuntimeError(f"expected the part of process {rank} in {part}; do all machines see it?") from None
         records += own
-        places.update({record["path"]: part / record["path"] for record in own})
-    if len(places) != expected:
-        raise RuntimeError(f"expected {expected} files from {world_size} processes, got {len(places)}")
-    for name, path in places.items():
-        if path.exists():  # or moved by a merge that was killed
+        files.update({record["path"]: part / record["path"] for record in own})
+    if len(files) != expected:
+        raise RuntimeError(f"expected {expected} files from {world_size} processes, got {len(files)}")
+    for name, path in files.items():
+        if path.exists():  # otherwise a merge that was killed has moved it
             os.replace(path, output / name)
     finished = sum(record["finished"] for record in records)
     report = {"processes": world_size, "finished": finished, "files": sorted(records, key=lambda one: one["path"])}

@@ -70,14 +70,14 @@ def main() -> int:
 
     rows = [{"index": index, "path": str(Path(path).resolve())} for index, path in enumerate(options.prompts)]
     sampling = {name: getattr(options, name) for name in ("max_new_bytes", "temperature", "seed")}
-    made = ray.data.from_items(rows).map_batches(
+    generated = ray.data.from_items(rows).map_batches(
         Continue,
         fn_constructor_kwargs={"checkpoint": str(Path(options.checkpoint).resolve()), "options": sampling},
         batch_size=options.batch_size,
         num_gpus=options.gpus,
         concurrency=options.actors,
     )
-    made.write_parquet(str(Path(options.output).resolve()))
+    generated.write_parquet(str(Path(options.output).resolve()))
     return 0
 
 

@@ -182,18 +182,18 @@ def _images(sizes: Sizes, sources: Path) -> tuple[list[Path], str]:
 
 
 def _audio(sizes: Sizes, sources: Path) -> tuple[list[Path], str]:
-    found: dict[str, dict[Path, Path]] = {}
+    files: dict[str, dict[Path, Path]] = {}
     for language in LANGUAGES:
         for voice in sorted(SOUNDS.glob(f"{language}_*")):
             paths = {path.relative_to(voice): path for path in voice.rglob("*.wav") if path.parent.name != "silence"}
             if paths:
-                found.setdefault(language, paths)
-    if len(found) < 2:
+                files.setdefault(language, paths)
+    if len(files) < 2:
         packages = " ".join(f"asterisk-core-sounds-{language}-wav" for language in LANGUAGES)
         raise MissingDataError(f"audio: expected prompts of two languages in {SOUNDS}: apt-get install {packages}")
-    in_all = sorted(set.intersection(*(set(paths) for paths in found.values())))
+    in_all = sorted(set.intersection(*(set(paths) for paths in files.values())))
     step = max(1, len(in_all) // sizes.recordings) if sizes.recordings else 1
-    for language, paths in found.items():
+    for language, paths in files.items():
         for prompt in in_all[::step][: sizes.recordings or None]:
             _link(paths[prompt], sources / language / "-".join(prompt.parts))
     # A prompt has the same name in all languages.

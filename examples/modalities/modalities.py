@@ -265,20 +265,20 @@ def as_json(value: Any) -> Any:
 
 def claims(result: dict[str, Any]) -> dict[str, bool]:
     """Returns this recipe's claims, and whether each holds."""
-    held: dict[str, bool] = {}
+    claim_results: dict[str, bool] = {}
     for modality, scores in result["compressors"].items():
         bits = {name: run["held_out"][modality]["bits_per_byte"] for name, run in result["pre_training"].items()}
         [gzip] = [score["after_training"] for score in scores if score["compressor"].startswith("gzip")]
-        held[f"{modality}: fewer bits than gzip behind the training files"] = bits[modality] < gzip
+        claim_results[f"{modality}: fewer bits than gzip behind the training files"] = bits[modality] < gzip
         others = min((bits[name] for name in bits if name not in (modality, MIXED)), default=None)
         if others is not None:
-            held[f"{modality}: fewer bits by its own model, and by that of all, than by others"] = (
+            claim_results[f"{modality}: fewer bits by its own model, and by that of all, than by others"] = (
                 max(bits[modality], bits[MIXED]) < others
             )
     if "audio" in result["compressors"]:
         own, none = (result["classification"][name]["audio"]["accuracy_interval"] for name in ("audio", SCRATCH))
-        held["audio: pre-training on it helps to classify it, with intervals apart"] = own[0] > none[1]
-    return held
+        claim_results["audio: pre-training on it helps to classify it, with intervals apart"] = own[0] > none[1]
+    return claim_results
 
 
 def _labels(paths: Sequence[str]) -> list[str]:

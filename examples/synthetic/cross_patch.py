@@ -80,7 +80,7 @@ def recalled_behind(k: int, patch_size: int) -> Callable[[FileReport], dict[str,
 def experiments() -> dict[str, Experiment]:
     """Of CPU size."""
     small = dataclasses.replace(SMALL, patch_size=PATCH, patch_length=DISTANCES[-1] + 2 * BLOCK + 1)
-    made = {
+    result = {
         f"delay_{k}": Experiment(
             delay_line(k, PATCH),
             dataclasses.replace(SMALL, patch_size=PATCH, patch_length=k + COPIED + 2),
@@ -92,7 +92,7 @@ def experiments() -> dict[str, Experiment]:
         )
         for k, steps in ((1, 200), (4, 200), (16, 300))
     }
-    made["recall"] = Experiment(
+    result["recall"] = Experiment(
         recall(PATCH),
         small,
         18,
@@ -102,13 +102,13 @@ def experiments() -> dict[str, Experiment]:
         measure=recalled_at_each_distance,
         least={"least_recalled_share": 0.95},
     )
-    return made
+    return result
 
 
 def full_experiments() -> dict[str, Experiment]:
     """With the paper's model."""
     S = PAPER.patch_size
-    made = {
+    result = {
         f"delay_{k}": Experiment(
             delay_line(k, S),
             PAPER,
@@ -120,7 +120,7 @@ def full_experiments() -> dict[str, Experiment]:
         )
         for k in (1, 4, 16, 64, 256)
     }
-    made["recall"] = Experiment(
+    result["recall"] = Experiment(
         recall(S),
         PAPER,
         128,
@@ -130,7 +130,7 @@ def full_experiments() -> dict[str, Experiment]:
         measure=recalled_at_each_distance,
         least={"least_recalled_share": 0.95},
     )
-    return made
+    return result
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""One data set of three kinds of bytes that is there without a network: text, images, traces.
+"""A data set of text, images and traces that needs no download.
 
-txt: pieces of the Python standard library's own source. bmp: scikit-learn's handwritten digits, where scikit-learn and
-Pillow are installed. bin: traces of the toy CPU. What is held out are other source files, digits and programs.
+txt: pieces of the Python standard library's source. bmp: scikit-learn's handwritten digits, if scikit-learn and Pillow
+are installed. bin: traces of the toy CPU. Held-out documents are of other source files, digits and programs.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from bgpt_fast.files import atomic_write
 from bgpt_fast.tasks.cpu_states import generate
 
 MACHINE = {"num_registers": 2, "memory_size": 64, "min_program": 1, "max_program": 15}
-# Beside what is not the library's, its encodings: hundreds of files of the same lines.
+# Other packages, tests, and the encodings: hundreds of nearly equal files.
 _LEAVE_OUT = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idlelib", "lib2to3", "encodings"}
 _HELD_OUT_SHARE = 16  # one source file in so many
 
 
 @dataclass(frozen=True)
 class Documents:
-    """Pairs (extension, content) to train on, and others to score."""
+    """Pairs (extension, content) for training, and held-out ones."""
 
     training: list[tuple[str, bytes]]
     held_out: list[tuple[str, bytes]]
@@ -51,12 +51,12 @@ class Documents:
 
 
 def mixed_documents(most: int, scored: int, text_bytes: int) -> Documents:
-    """The data set.
+    """Returns the data set.
 
     Args:
-        most: documents of each kind to train on.
-        scored: documents of each kind that are held out.
-        text_bytes: of a piece of text.
+        most: training documents of each kind.
+        scored: held-out documents of each kind.
+        text_bytes: length of a piece of text.
     """
     kinds = [_texts(most, scored, text_bytes), _images(most, scored), _traces(most, scored)]
     return Documents(*([document for side in sides for document in side] for sides in zip(*kinds, strict=True)))
@@ -68,8 +68,8 @@ def _texts(most: int, scored: int, size: int) -> tuple[list[tuple[str, bytes]], 
         content = path.read_bytes()
         held_out = hashlib.blake2b(name.encode()).digest()[0] % _HELD_OUT_SHARE == 0
         sides[held_out].extend(("txt", content[start : start + size]) for start in range(0, len(content), size))
-    seen = set(sides[0])  # licences and other lines that files share
-    sides[1][:] = [piece for piece in sides[1] if piece not in seen]
+    contents = set(sides[0])  # licences and other lines that files share
+    sides[1][:] = [piece for piece in sides[1] if piece not in contents]
     return tuple(  # type: ignore[return-value]
         random.Random(0).sample(side, min(count, len(side))) for side, count in zip(sides, (most, scored), strict=True)
     )
@@ -90,18 +90,18 @@ def _images(most: int, scored: int) -> tuple[list[tuple[str, bytes]], list[tuple
         from sklearn.datasets import load_digits
     except ImportError:
         return [], []
-    made = []
+    bitmaps = []
     for grey in load_digits().images:
         file = io.BytesIO()
         # 17 grey levels, black on white, as ink on paper.
         Image.fromarray((255 - grey * 255 / 16).round().astype("uint8")).convert("RGB").save(file, "BMP")
-        made.append(("bmp", file.getvalue()))
-    return made[scored:][:most], made[:scored]
+        bitmaps.append(("bmp", file.getvalue()))
+    return bitmaps[scored:][:most], bitmaps[:scored]
 
 
 def _traces(most: int, scored: int) -> tuple[list[tuple[str, bytes]], list[tuple[str, bytes]]]:
-    def made(count: int, seed: int, split: str) -> list[tuple[str, bytes]]:
+    def documents(count: int, seed: int, split: str) -> list[tuple[str, bytes]]:
         traces = generate(count, seed=seed, stream="philox", split=split, **MACHINE)  # type: ignore[arg-type]
         return [("bin", trace.to_bytes()) for trace in traces]
 
-    return made(most, 0, "train"), made(scored, 1, "eval")
+    return documents(most, 0, "train"), documents(scored, 1, "eval")

@@ -438,7 +438,7 @@ def main() -> int:
         results = run(settings, documents, folder)
     print(table(results))
     compressors = compression_scores(contents, [content for _, content in documents.training])
-    held = claims(results, entropy)
+    claim_results = claims(results, entropy)
     output = write_results(
         __file__,
         parser,
@@ -447,14 +447,14 @@ def main() -> int:
             "documents": documents.describe(),
             "documents_a_step": settings.documents,
             "minutes": settings.minutes,
-            "claims": held,
+            "claims": claim_results,
             "entropy_of_bytes": entropy,
             "compressors": [score.to_dict() for score in compressors],
             "models": results,
         },
     )
     draw(results, output.with_suffix(".png"))
-    return print_claims(held)
+    return print_claims(claim_results)
 
 
 if __name__ == "__main__":

@@ -9,22 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-from bgpt_fast import BGPT, BGPTConfig
+from bgpt_fast import BGPT
 from bgpt_fast.cli import evaluate
 from bgpt_fast.cli.main import main
 from bgpt_fast.tasks.conversion_likelihood import evaluate_pairs
 from bgpt_fast.tasks.evaluation import evaluate_files
-
-CONFIG = BGPTConfig(patch_size=8, patch_length=16, hidden_size=16, patch_num_layers=1, byte_num_layers=1, num_heads=2)
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    BGPT(CONFIG).save_pretrained(tmp_path / "checkpoint")
-    return tmp_path / "checkpoint"
 
 
 @pytest.fixture
@@ -39,7 +29,7 @@ def data(tmp_path: Path) -> Path:
 def test_files(checkpoint: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["evaluate", "--checkpoint", str(checkpoint), str(data), "--output", str(tmp_path / "out.json")]
     assert main([*words, "--plots", str(tmp_path / "plots")]) == 0
-    shown = capsys.readouterr().out
+    output = capsys.readouterr().out
     for text in (
         "bits per byte: all bits over real bytes",
         "patch level",
@@ -48,12 +38,12 @@ def test_files(checkpoint: Path, data: Path, tmp_path: Path, capsys: pytest.Capt
         "and 5 more",
         "patches 9–15",
     ):
-        assert text in shown
-    found = json.loads((tmp_path / "out.json").read_text())
+        assert text in output
+    result = json.loads((tmp_path / "out.json").read_text())
     report = evaluate_files(BGPT.from_pretrained(checkpoint), data, seed=1)
-    assert found["bits_per_byte"] == report.total.per_byte
-    assert found["intervals"]["bits_per_byte"] == list(report.intervals["bits_per_byte"] or ())
-    assert found["cut_to_fit"] == report.documents_cut > 0
+    assert result["bits_per_byte"] == report.total.per_byte
+    assert result["intervals"]["bits_per_byte"] == list(report.intervals["bits_per_byte"] or ())
+    assert result["cut_to_fit"] == report.documents_cut > 0
     assert len(list((tmp_path / "plots").iterdir())) == 5
     assert main([*words, "--plots", str(tmp_path / "plots")]) == 1
     assert "expected a new or empty folder for plots" in capsys.readouterr().err
@@ -69,50 +59,50 @@ def test_the_target_part_of_pairs(checkpoint: Path, tmp_path: Path, capsys: pyte
             (tmp_path / f"pairs/{number}.{extension}").write_bytes(stream.randbytes(size))
     words = ["evaluate", "--checkpoint", str(checkpoint), str(tmp_path / "pairs"), "--output", str(tmp_path / "o.json")]
     assert main([*words, "--conversion", "abc&mid"]) == 0
-    shown = capsys.readouterr().out
+    output = capsys.readouterr().out
     for name in ("abc->mid", "mid->abc"):
-        assert f"{name}: target files, given their sources" in shown
-    assert "skipped: pair over the context" in shown
-    found = json.loads((tmp_path / "o.json").read_text())["conversion"]
+        assert f"{name}: target files, after their sources" in output
+    assert "skipped: pair over the context" in output
+    result = json.loads((tmp_path / "o.json").read_text())["conversion"]
     reports = evaluate_pairs(BGPT.from_pretrained(checkpoint), tmp_path / "pairs", "abc&mid", seed=1)
     for name, report in reports.items():
-        assert found[name]["bits_per_byte"] == report.total.per_byte
-        assert found[name]["bits_per_position"] == report.total.per_position
-        assert found[name]["files"] == 2
-        assert found[name]["bytes"] == 40
+        assert result[name]["bits_per_byte"] == report.total.per_byte
+        assert result[name]["bits_per_position"] == report.total.per_position
+        assert result[name]["files"] == 2
+        assert result[name]["bytes"] == 40
     assert main([*words, "--conversion", "abc->mid", "--json", "--plots", str(tmp_path / "plots")]) == 0
     assert list(json.loads(capsys.readouterr().out)["conversion"]) == ["abc->mid"]
     assert (tmp_path / "plots/abc-to-mid/decoders.png").is_file()
 
 
-def test_any_name_can_be_shown(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_of_any_bytes_are_printed(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "odd/a[").mkdir(parents=True)
     for name in (b"a[/b].x[red]", b"\xff.\xfe", b"new\nline.txt", b"a.$\\frac$", b"a.\x01"):
         Path(os.fsdecode(os.fsencode(tmp_path / "odd") + b"/" + name)).write_bytes(b"abc")
     words = ["evaluate", "--checkpoint", str(checkpoint), str(tmp_path / "odd"), "--plots", str(tmp_path / "plots")]
     assert main(words) == 0
-    shown = capsys.readouterr().out
-    assert "x[red]" in shown
-    assert "\\udcfe" in shown
+    output = capsys.readouterr().out
+    assert "x[red]" in output
+    assert "\\udcfe" in output
 
 
 def test_generated_files(checkpoint: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made = tmp_path / "made"
-    made.mkdir()
+    generated = tmp_path / "made"
+    generated.mkdir()
     for number in range(4):
-        (made / f"{number}.txt").write_bytes(b"la" * 100)
-    assert main(["evaluate", "--generated", str(made)]) == 0
+        (generated / f"{number}.txt").write_bytes(b"la" * 100)
+    assert main(["evaluate", "--generated", str(generated)]) == 0
     assert "sign of mode collapse: 100% of the files are loops" in capsys.readouterr().out
-    assert main(["evaluate", str(data), "--generated", str(made), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert "bits_per_byte" not in found
-    assert found["generated"]["copies"] == 0.75
-    assert found["generated"]["real"]["copies"] == 0
-    assert any("distinct" in sign for sign in found["generated"]["signs_of_collapse"])
+    assert main(["evaluate", str(data), "--generated", str(generated), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert "bits_per_byte" not in result
+    assert result["generated"]["copies"] == 0.75
+    assert result["generated"]["real"]["copies"] == 0
+    assert any("distinct" in sign for sign in result["generated"]["signs_of_collapse"])
     assert main(["evaluate", str(data), "--generated", str(data), "--checkpoint", str(checkpoint)]) == 0
-    shown = capsys.readouterr().out
-    assert "no sign of mode collapse" in shown
-    assert "which decoder is at fault" in shown
+    output = capsys.readouterr().out
+    assert "no sign of mode collapse" in output
+    assert "errors by decoder" in output
 
 
 def test_generated_files_are_held_against_their_own_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,8 +113,8 @@ def test_generated_files_are_held_against_their_own_kind(tmp_path: Path, capsys:
         (tmp_path / f"pairs/{number}.mid").write_bytes(b"la" * 100)
         (tmp_path / f"pairs/{number}.abc").write_bytes(random.Random(number).randbytes(200))
     assert main(["evaluate", str(tmp_path / "pairs"), "--generated", str(tmp_path / "made"), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)["generated"]
-    assert (found["real"]["files"], found["real"]["loop_share"]) == (3, found["loop_share"])
+    result = json.loads(capsys.readouterr().out)["generated"]
+    assert (result["real"]["files"], result["real"]["loop_share"]) == (3, result["loop_share"])
     (tmp_path / "made/one.xyz").write_bytes(b"another kind")
     for path in (tmp_path / "made").glob("*.mid"):
         path.unlink()
@@ -135,20 +125,20 @@ def test_generated_files_are_held_against_their_own_kind(tmp_path: Path, capsys:
 def test_the_reports_of_generate_are_no_generated_files(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = tmp_path / "made"
-    words = ["generate", "--checkpoint", str(checkpoint), "--count", "2", "--output", str(made)]
+    generated = tmp_path / "made"
+    words = ["generate", "--checkpoint", str(checkpoint), "--count", "2", "--output", str(generated)]
     assert main([*words, "--max-new-bytes", "30"]) == 0
-    (made / "below").mkdir()
-    (made / "below/report.json").write_bytes(b"a file of that name")
-    (made / ".lock").write_bytes(b"of one that was killed")
+    (generated / "below").mkdir()
+    (generated / "below/report.json").write_bytes(b"a file of that name")
+    (generated / ".lock").write_bytes(b"of one that was killed")
     capsys.readouterr()
-    assert main(["evaluate", "--generated", str(made), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)["generated"]
-    assert found["files"] == 3
-    assert found["longest_run"] <= 30
+    assert main(["evaluate", "--generated", str(generated), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)["generated"]
+    assert result["files"] == 3
+    assert result["longest_run"] <= 30
 
 
-def test_wrong_words_are_named(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_options_are_named(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "none").mkdir()
     for words, message in (
         ([str(data)], "--checkpoint: expected a model's weights, got none"),
@@ -171,7 +161,7 @@ def test_wrong_words_are_named(data: Path, tmp_path: Path, capsys: pytest.Captur
         assert message in capsys.readouterr().err
 
 
-def test_what_would_be_wrong_at_the_end_is_told_at_the_start(
+def test_wrong_options_fail_before_files_are_scored(
     checkpoint: Path,
     data: Path,
     tmp_path: Path,

@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 import torch
+from support.cli import CONFIG, MACHINE
 
-from bgpt_fast import BGPT, BGPTConfig, folder_lock
+from bgpt_fast import BGPT, folder_lock
 from bgpt_fast.cli import common, simulate
 from bgpt_fast.cli.main import main
 from bgpt_fast.folder_lock import FolderInUseError, FolderLock
@@ -25,8 +26,6 @@ from bgpt_fast.tasks import cpu_states as cpu
 from bgpt_fast.tasks.cpu_states.programs import random_pieces
 from bgpt_fast.tasks.cpu_states.saved_piece import SavedPiece
 
-CONFIG = BGPTConfig(patch_size=8, patch_length=16, hidden_size=16, patch_num_layers=1, byte_num_layers=1, num_heads=2)
-MACHINE = ["--machine.num-registers", "2", "--machine.memory-size", "16", "--machine.max-program", "4"]
 PROGRAMS, PIECE = 70, 16
 TIMES = ("seconds", "per_second", "options", "made_now", "there_already", "bytes_per_second", "new_bytes")
 
@@ -60,14 +59,6 @@ sys.exit(main.main(words))
 """
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("model")
-    BGPT(CONFIG).save_pretrained(folder)
-    return folder
-
-
 def kill_after(count: int, words: list[str]) -> None:
     """Runs the command in a child that dies after `count` files."""
     command = [sys.executable, "-c", CHILD, str(count), str(PIECE), *words]
@@ -77,14 +68,14 @@ def kill_after(count: int, words: list[str]) -> None:
 
 def contents(folder: Path) -> dict[str, Any]:
     """All files; of the reports, what is not a time."""
-    found: dict[str, Any] = {}
+    files: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
-            found[str(path.relative_to(folder))] = path.read_bytes()
-    found["report.json"] = _lasting(json.loads(found["report.json"]))
-    found.pop("report.html", None)
-    found.pop("made.jsonl", None)
-    return found
+            files[str(path.relative_to(folder))] = path.read_bytes()
+    files["report.json"] = _lasting(json.loads(files["report.json"]))
+    files.pop("report.html", None)
+    files.pop("made.jsonl", None)
+    return files
 
 
 def _lasting(value: Any) -> Any:
@@ -101,7 +92,7 @@ def simulating(checkpoint: Path, output: Path) -> list[str]:
 @pytest.mark.parametrize(
     "kills", [(21,), pytest.param((1, 15, 16, 1, 30), marks=pytest.mark.slow)], ids=["once", "often"]
 )
-def test_a_simulation_goes_on_behind_the_last_program_that_was_done(
+def test_a_killed_simulation_resumes_after_the_last_program(
     tmp_path: Path,
     checkpoint: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -113,36 +104,36 @@ def test_a_simulation_goes_on_behind_the_last_program_that_was_done(
         kill_after(count, simulating(checkpoint, out))
     assert not (out / "report.json").exists()
     assert not (out / "predicted.parquet").exists()
-    written: list[int] = []
+    added: list[int] = []
     real = SavedPiece.add
 
     def add(self: SavedPiece, place: int, *rest: Any) -> None:
-        written.append(place)
+        added.append(place)
         real(self, place, *rest)
 
     monkeypatch.setattr(SavedPiece, "add", add)
     monkeypatch.setattr(simulate, "random_pieces", partial(random_pieces, piece=PIECE))
     assert main(simulating(checkpoint, out)) == 0
-    assert "goes on where it was stopped" in " ".join(capsys.readouterr().out.split())
-    assert len(written) == PROGRAMS - sum(count - 1 for count in kills), "a record that was cut is made again"
+    assert "resumes where it was stopped" in " ".join(capsys.readouterr().out.split())
+    assert len(added) == PROGRAMS - sum(count - 1 for count in kills), "a record that was cut is made again"
     assert main(simulating(checkpoint, tmp_path / "whole")) == 0
     assert contents(out) == contents(tmp_path / "whole")
     assert len(list((out / "predicted").iterdir())) == PROGRAMS
     assert {path.name for path in out.iterdir()} == {"predicted", "predicted.parquet", "report.json", "report.html"}
 
     # It is there: nothing is made again, and what was not asked for then is told.
-    written.clear()
+    added.clear()
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     assert main(simulating(checkpoint, out)) == 0
     assert "all 70 programs were simulated already" in " ".join(capsys.readouterr().out.split())
-    assert written == []
+    assert added == []
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
     next((out / "predicted").iterdir()).unlink()
     assert main(simulating(checkpoint, out)) == 1
-    assert "the simulation is there, but predicted/" in capsys.readouterr().err
+    assert "the simulation is complete, but predicted/" in capsys.readouterr().err
 
 
-def test_a_simulation_is_gone_on_with_by_itself_alone(
+def test_only_the_same_simulation_is_resumed(
     tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -165,7 +156,7 @@ def test_a_simulation_is_gone_on_with_by_itself_alone(
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["file"]
 
 
-def test_programs_that_have_changed_are_no_simulation_that_is_there(
+def test_changed_programs_are_another_simulation(
     tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     program = tmp_path / "p.asm"
@@ -211,7 +202,7 @@ def test_every_cut_and_every_flip_of_a_saved_piece_is_noticed(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("command", [pytest.param("generate", marks=pytest.mark.slow), "convert"])
-def test_files_are_not_made_twice(
+def test_a_killed_command_generates_only_missing_files(
     tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     sources = tmp_path / "sources"
@@ -226,18 +217,18 @@ def test_files_are_not_made_twice(
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(f"bgpt_fast.cli.{command}.make_files", stop)
+        patch.setattr("bgpt_fast.cli.generation_options.generate_files", stop)
         assert main([*words, "--output", str(out)]) == 128 + signal.SIGINT
     assert [path.name for path in out.iterdir()] == ["made.jsonl"], "the lock goes with a command that is stopped"
     kill_after(4, [*words, "--output", str(out)])
     assert not (out / "report.json").exists()
     assert main([*words, "--output", str(out)]) == 0
-    told = json.loads((out / "report.json").read_text())
-    assert (told["made_now"], told["there_already"]) == (5, 4)
+    report = json.loads((out / "report.json").read_text())
+    assert (report["made_now"], report["there_already"]) == (5, 4)
     assert main([*words, "--output", str(tmp_path / "whole")]) == 0
-    made = {path.name: path.read_bytes() for path in out.glob("*.mid")}
-    assert made == {path.name: path.read_bytes() for path in (tmp_path / "whole").glob("*.mid")}
-    assert len(made) == 9
+    outputs = {path.name: path.read_bytes() for path in out.glob("*.mid")}
+    assert outputs == {path.name: path.read_bytes() for path in (tmp_path / "whole").glob("*.mid")}
+    assert len(outputs) == 9
     torch.manual_seed(1)
     BGPT(CONFIG).save_pretrained(tmp_path / "other")
     again = [str(tmp_path / "other") if word == str(checkpoint) else word for word in words]
@@ -246,12 +237,12 @@ def test_files_are_not_made_twice(
     if command == "convert":
         (sources / "3.abc").write_bytes(b"K:G and another tune")
         assert main([*words, "--output", str(out)]) == 0
-        told = json.loads((out / "report.json").read_text())
-        assert (told["made_now"], told["there_already"]) == (1, 8), "a source that has changed is converted again"
-        assert (out / "3.mid").read_bytes() != made["3.mid"]
+        report = json.loads((out / "report.json").read_text())
+        assert (report["made_now"], report["there_already"]) == (1, 8), "a source that has changed is converted again"
+        assert (out / "3.mid").read_bytes() != outputs["3.mid"]
 
 
-def test_a_lock_dies_with_its_process_and_is_left_by_nobody(tmp_path: Path) -> None:
+def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
     lock = FolderLock(tmp_path / "run", "a run")
     with pytest.raises(FolderInUseError, match=rf"run: process {os.getpid()} on .* is at work here .a run."):
         FolderLock(tmp_path / "run", "a run")
@@ -275,7 +266,7 @@ def test_a_lock_dies_with_its_process_and_is_left_by_nobody(tmp_path: Path) -> N
     FolderLock(tmp_path / "run", "a run").release()
 
 
-def test_a_file_system_without_locks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_locks_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(37, "No locks available")
 
@@ -284,7 +275,7 @@ def test_a_file_system_without_locks_is_told(tmp_path: Path, monkeypatch: pytest
         FolderLock(tmp_path, "a run").release()
 
 
-def test_progress_is_told_by_the_line_and_counts_no_time_of_an_earlier_run(
+def test_progress_lines_leave_out_files_of_an_earlier_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = [0.0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -13,37 +14,66 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.cli import CONFIG, MACHINE
 
 from bgpt_fast import BGPT, BGPTConfig, BGPTForClassification
-from bgpt_fast.checkpoint.load import load_weights
+from bgpt_fast.checkpoint import load_weights
+from bgpt_fast.cli.data import KINDS
 from bgpt_fast.cli.main import COMMANDS, main
+from bgpt_fast.cli.train_options import Train
 from bgpt_fast.tasks import cpu_states
 from bgpt_fast.tasks.classification import predict
+from bgpt_fast.tasks.cpu_states import StreamOptions
+from bgpt_fast.training import TrainConfig
 
-MACHINE = ["--machine.num-registers", "2", "--machine.memory-size", "16", "--machine.max-program", "4"]
-CONFIG = BGPTConfig(patch_size=8, patch_length=16, hidden_size=16, patch_num_layers=1, byte_num_layers=1, num_heads=2)
 MODEL = [
     *("--model.patch-length", "16", "--model.hidden-size", "16", "--model.patch-num-layers", "1"),
     *("--model.num-heads", "2", "--model.byte-num-heads", "2"),
 ]
 
 
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    BGPT(CONFIG).save_pretrained(tmp_path / "checkpoint")
-    return tmp_path / "checkpoint"
-
-
-def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_commands_and_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
     assert all(command in out for command in COMMANDS)
-    for command in COMMANDS:
-        assert main([command, "--help"]) == 0
-        assert "usage: bgpt-fast" in capsys.readouterr().out
-    assert main(["data", "cpu-states", "--help"]) == 0
-    assert "--stream" in capsys.readouterr().out
+    for words in [*([command] for command in COMMANDS), *(["data", kind] for kind in KINDS)]:
+        output = {}
+        for option in ("--help", *(["--help-all"] if words != ["data"] else [])):
+            assert main([*words, option]) == 0
+            out = capsys.readouterr().out
+            assert f"usage: bgpt-fast {' '.join(words)}" in out
+            output[option] = set(re.findall(r"--[\w.-]+", out))
+        if len(output) == 2:
+            assert output["--help"] - {"--help-all"} <= output["--help-all"]
+            assert len(output["--help"]) <= 25, "--help is short"
+
+
+def test_help_of_train_is_short_and_help_all_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--help"]) == 0
+    short = capsys.readouterr().out
+    assert "--training.steps" in short
+    assert "--training.grad-clip" not in short
+    assert "bgpt-fast train --help-all shows all options" in short
+    assert main(["train", "--help-all", "--data", "x"]) == 0
+    out = capsys.readouterr().out
+    for heading in ("file options", "table options", "program options", "model options", "training options"):
+        assert heading in out
+    for kind, prefix in ((Train, ""), (BGPTConfig, "model."), (TrainConfig, "training."), (StreamOptions, "machine.")):
+        for field in dataclasses.fields(kind):
+            if field.name not in ("model", "training", "machine"):
+                assert f"--{prefix}{field.name.replace('_', '-')}" in out
+    assert "512" in out.split("--patches-per-batch")[1].split("--epochs")[0], (
+        "defaults are those of the preset that --data chooses"
+    )
+
+
+def test_renamed_options_still_work(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "long.abc").write_bytes(bytes(200))
+    words = ["convert", str(tmp_path / "long.abc"), "--to", "mid", "--checkpoint", str(checkpoint)]
+    for old in (["--overlong", "error"], ["--overlong=error"]):
+        with pytest.warns(DeprecationWarning, match="'--overlong' is now called '--too-long'"):
+            assert main([*words, *old, "--output", str(tmp_path / "out")]) == 1
+        assert "over the context" in capsys.readouterr().err
 
 
 def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,9 +89,9 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_env_is_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["env", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["packages"]["torch"] == torch.__version__.split("+")[0] or found["packages"]["torch"]
-    assert found["vector_instructions"] in ("portable", "AVX2", "AVX-512")
+    result = json.loads(capsys.readouterr().out)
+    assert result["packages"]["torch"] == torch.__version__.split("+")[0] or result["packages"]["torch"]
+    assert result["vector_instructions"] in ("portable", "AVX2", "AVX-512")
 
 
 def test_data_cpu_states_as_released(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,8 +139,8 @@ def test_train_on_cpu_states_simulate_and_evaluate(tmp_path: Path, capsys: pytes
     assert len(list((out / "predicted").iterdir())) == 3
     assert "predicted" in capsys.readouterr().out
     assert main(["evaluate", "--checkpoint", str(weights), "--programs", "3", "--json", *MACHINE]) == 0
-    shown = json.loads(capsys.readouterr().out)
-    assert shown["free_running"]["programs"] == 3
+    output = json.loads(capsys.readouterr().out)
+    assert output["free_running"]["programs"] == 3
 
 
 def test_simulate_takes_assembly(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -203,21 +233,21 @@ def test_a_diverging_training_is_named(tmp_path: Path, capsys: pytest.CaptureFix
 def test_wrong_places_are_named_before_anything_runs(
     tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = ["--checkpoint", str(checkpoint), "--output", str(tmp_path / "out")]
-    assert main(["generate", *made, "--ext", "../../evil"]) == 1
+    words = ["--checkpoint", str(checkpoint), "--output", str(tmp_path / "out")]
+    assert main(["generate", *words, "--ext", "../../evil"]) == 1
     assert "expected an extension such as txt" in capsys.readouterr().err
-    assert main(["simulate", *made, *MACHINE, "--device", "nosuch"]) == 1
+    assert main(["simulate", *words, *MACHINE, "--device", "nosuch"]) == 1
     assert "device: expected 'auto', 'cpu' or a GPU" in capsys.readouterr().err
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine").write_text("")
-    for command in (["generate", *made], ["simulate", *made, *MACHINE]):
+    for command in (["generate", *words], ["simulate", *words, *MACHINE]):
         assert main(command) == 1
         assert "expected a new or empty folder" in capsys.readouterr().err
     folder = tmp_path / "traces"
     cpu_states.write_folder(cpu_states.generate(3, num_registers=2, memory_size=16, max_program=4), folder)
     broken = sorted(folder.iterdir())[1]
     broken.write_bytes(broken.read_bytes()[:-1])
-    assert main(["simulate", str(folder), *made, *MACHINE]) == 1
+    assert main(["simulate", str(folder), *words, *MACHINE]) == 1
     assert broken.name in capsys.readouterr().err
 
 
@@ -231,7 +261,7 @@ def test_names_that_are_not_utf_8(tmp_path: Path, checkpoint: Path) -> None:
     assert report["options"]["prompts"] == [str(prompt)]
 
 
-def test_a_stopped_training_saves_and_goes_on(tmp_path: Path) -> None:
+def test_a_stopped_training_saves(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "bgpt_fast.cli.main", "train", "--output", str(tmp_path / "run"), *MACHINE, *MODEL]
     words += ["--programs-per-batch", "4", "--eval-programs", "5", "--training.schedule-by", "steps"]
     words += ["--training.steps", "100000", "--training.max-minutes", "0"]
@@ -271,7 +301,7 @@ def labelled(tmp_path: Path) -> Path:
     return folder
 
 
-def test_classify_tells_classes_and_scores_names(
+def test_classify_predicts_and_scores_labelled_names(
     tmp_path: Path,
     classifier: Path,
     labelled: Path,
@@ -279,33 +309,33 @@ def test_classify_tells_classes_and_scores_names(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(labelled)
-    output = tmp_path / "made/predictions.json"
-    assert main(["classify", str(classifier), ".", "--output", str(output), "--device", "cpu"]) == 0
-    shown, told = capsys.readouterr()
-    assert "7 files" in shown
-    assert "[red]plain.md" in shown, "no markup"
-    assert r"odd\udcff\n.txt" in shown, "no control characters"
-    assert "accuracy 50.00%" in shown
-    assert "2 of 4 files" in " ".join(shown.split())
-    assert "head only" in shown
-    assert "1 empty" in told
-    assert "1 not a regular file" in told
-    assert "empty: './one_empty.txt'" in told
+    path = tmp_path / "made/predictions.json"
+    assert main(["classify", str(classifier), ".", "--output", str(path), "--device", "cpu"]) == 0
+    output, errors = capsys.readouterr()
+    assert "7 files" in output
+    assert "[red]plain.md" in output, "no markup"
+    assert r"odd\udcff\n.txt" in output, "no control characters"
+    assert "accuracy 50.00%" in output
+    assert "2 of 4 files" in " ".join(output.split())
+    assert "head only" in output
+    assert "1 empty" in errors
+    assert "1 not a regular file" in errors
+    assert "empty: './one_empty.txt'" in errors
     assert main(["classify", str(classifier), ".", "--json", "--patches-per-batch", "1"]) == 0
     printed = json.loads(capsys.readouterr().out)
-    written = json.loads(output.read_bytes())
-    assert written["skipped"] == {"empty": 1, "vanished": 1, "not a regular file": 1}
-    assert len(written["first_skipped"]) == 3
-    assert written["cut_to_fit"] == 1
-    assert written["labels"] == ["one.txt", "two.txt"]
-    assert written["report"]["confusion"] == [[0, 2], [0, 2]]
-    by_path = {file["path"]: file for file in written["files"]}
+    saved = json.loads(path.read_bytes())
+    assert saved["skipped"] == {"empty": 1, "vanished": 1, "not a regular file": 1}
+    assert len(saved["first_skipped"]) == 3
+    assert saved["cut_to_fit"] == 1
+    assert saved["labels"] == ["one.txt", "two.txt"]
+    assert saved["report"]["confusion"] == [[0, 2], [0, 2]]
+    by_path = {file["path"]: file for file in saved["files"]}
     assert len(by_path) == 7
     assert by_path["./two_c.bin"]["true_label"] is None, "two.bin is no class of the model's"
     assert by_path["./one_a.txt"]["true_label"] == "one.txt"
     assert by_path[os.fsdecode(b"./odd\xff\n.txt")]["is_cut"]
     model = BGPTForClassification.from_pretrained(classifier)
-    for file, other in zip(written["files"], printed["files"], strict=True):
+    for file, other in zip(saved["files"], printed["files"], strict=True):
         [expected] = predict(model, [file["path"]])
         assert (file["label"], file["is_cut"]) == ("two.txt", expected.is_cut)
         assert file["probabilities"] == pytest.approx(expected.probabilities, rel=1e-5)
@@ -316,13 +346,13 @@ def test_classify_without_labels_in_the_names(
     classifier: Path, labelled: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["classify", str(classifier), str(labelled / "[red]plain.md"), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["report"] is None
+    result = json.loads(capsys.readouterr().out)
+    assert result["report"] is None
     assert main(["classify", str(classifier), str(labelled / "[red]plain.md")]) == 0
     assert "accuracy" not in capsys.readouterr().out
 
 
-def test_classify_shows_what_a_terminal_can_take(
+def test_classify_prints_at_most_what_fits_a_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = {f"c{index}.x": index for index in range(13)}
@@ -332,11 +362,11 @@ def test_classify_shows_what_a_terminal_can_take(
     for index in range(203):
         Path(f"files/c1_{index}.x").write_bytes(b"x")
     assert main(["classify", "many", "files"]) == 0
-    shown = capsys.readouterr().out
-    assert shown.count("c1_") == 200
-    assert "the first 200" in shown
-    assert "the confusion matrix of 13 classes is in --output and --json" in shown
-    assert "interval" not in shown, "all files are alike, and all right or all wrong"
+    output = capsys.readouterr().out
+    assert output.count("c1_") == 200
+    assert "the first 200" in output
+    assert "the confusion matrix of 13 classes is in --output and --json" in output
+    assert "interval" not in output, "all files are alike, and all right or all wrong"
 
 
 def test_classify_takes_released_weights_with_labels(

@@ -44,25 +44,23 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_generate_goes_on_where_it_was_stopped(
-    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_generate_resumes_after_a_stop(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "start").write_bytes(b"RIFF")
     out = tmp_path / "out"
     words = ["generate", "--checkpoint", str(checkpoint), "--ext", "wav", "--count", "12", "--seed", "4"]
     words += ["--prompt", str(tmp_path / "start"), "--output", str(out)]
     assert main(words) == 0
-    told = report(out)
+    report_json = report(out)
     whole = contents(out)
     assert list(whole) == [f"{index:05d}.wav" for index in range(12)]
-    assert (told["made_now"], told["there_already"]) == (12, 0)
-    assert told["ended_by"]["model"] + told["ended_by"]["context"] == 12
-    assert min(told["ended_by"].values()) > 0
-    for file in told["files"]:
+    assert (report_json["made_now"], report_json["there_already"]) == (12, 0)
+    assert report_json["ended_by"]["model"] + report_json["ended_by"]["context"] == 12
+    assert min(report_json["ended_by"].values()) > 0
+    for file in report_json["files"]:
         assert file["finished"] == (file["ended_by"] == "model")
         assert file["bytes"] == len(whole[file["path"]]) == file["new_bytes"] + 4
         assert file["source"].endswith("start")
-    assert "12 files made" in " ".join(capsys.readouterr().out.split())
+    assert "12 files generated" in " ".join(capsys.readouterr().out.split())
 
     # What a kill leaves: a file without its line, a line cut in the middle, a file that is gone.
     lines = (out / JOURNAL).read_bytes().splitlines(keepends=True)
@@ -72,7 +70,7 @@ def test_generate_goes_on_where_it_was_stopped(
     assert main([*words, "--max-batch", "2", "--max-memory-mb", "50", "--batch-invariant"]) == 0
     assert contents(out) == whole
     assert report(out)["made_now"] in (4, 5), "12 less 8 in the journal, and the one that is gone if it was among them"
-    assert "were there already and were not made again" in " ".join(capsys.readouterr().out.split())
+    assert "existed already and were not generated again" in " ".join(capsys.readouterr().out.split())
     assert main(words) == 0
     assert report(out)["made_now"] == 0
 
@@ -151,50 +149,50 @@ def test_convert_is_the_generation_behind_the_source(
     out = tmp_path / "out"
     words = ["convert", str(tunes), "--to", "mid", "--checkpoint", str(checkpoint), "--output", str(out)]
     assert main([*words, "--keep-cut"]) == 0
-    told = report(out)
-    made = contents(out)
-    assert sorted(made) == sorted([*(f"{index}.mid" for index in range(6)), "below/odd[red].mid"])
-    reasons = {os.path.basename(item["source"]): item["reason"] for item in told["skipped"]}
+    report_json = report(out)
+    outputs = contents(out)
+    assert sorted(outputs) == sorted([*(f"{index}.mid" for index in range(6)), "below/odd[red].mid"])
+    reasons = {os.path.basename(item["source"]): item["reason"] for item in report_json["skipped"]}
     assert reasons["empty.abc"] == "empty"
     assert reasons["long.abc"] == "over the context: 8 patches with the target's extension, and the context holds 8"
     assert "2 sources skipped" in " ".join(capsys.readouterr().out.split())
     model = BGPT.from_pretrained(checkpoint, dtype=torch.float32)
-    for name, content in made.items():
+    for name, content in outputs.items():
         source = (tunes / name).with_suffix(".abc").read_bytes()
         [alone] = Generator(model).generate([Prompt("mid", source=("abc", source))])
         assert alone.data == content
         assert len(content) <= (CONFIG.patch_length - 1 - 1 - -(-len(source) // 8)) * 8
-    assert len(set(made.values())) > 1, "it reads its source"
+    assert len(set(outputs.values())) > 1, "it reads its source"
 
 
 @pytest.mark.parametrize("source", [b"a", b"K:G\nabc|", b"seventeen bytes!!"])
 def test_a_conversion_sees_what_a_pair_showed_in_training(tmp_path: Path, checkpoint: Path, source: bytes) -> None:
     """Each byte is the likeliest, teacher-forced on the document that `PairSource` makes of source and result."""
     model = BGPT.from_pretrained(checkpoint, dtype=torch.float32).eval()
-    [made] = Generator(model).generate([Prompt("mid", source=("abc", source))], max_new_bytes=16)
+    [outputs] = Generator(model).generate([Prompt("mid", source=("abc", source))], max_new_bytes=16)
     (tmp_path / "pair").mkdir()
     (tmp_path / "pair/x.abc").write_bytes(source)
-    (tmp_path / "pair/x.mid").write_bytes(made.data[:-1] or b"x")
+    (tmp_path / "pair/x.mid").write_bytes(outputs.data[:-1] or b"x")
     pairs = PairSource(tmp_path / "pair", "abc->mid", CONFIG, 64, split="eval", eval_share=1.0)
     [batch] = list(pairs.one_pass())
     before = 2 - -len(source) // CONFIG.patch_size
     with torch.no_grad():
         # The first target is patch 1: what follows the source's patches and the target's extension is the target.
         likeliest = model.logits(batch).argmax(-1)[before - 1 :].flatten().tolist()
-    assert bytes(likeliest[: len(made.data)]) == made.data
-    assert len(made.data) > 3
+    assert bytes(likeliest[: len(outputs.data)]) == outputs.data
+    assert len(outputs.data) > 3
 
 
-def test_convert_leaves_cut_files_out_and_goes_on(
+def test_convert_leaves_out_cut_files_and_resumes(
     tmp_path: Path, checkpoint: Path, tunes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     words = ["convert", str(tunes), "--to", "mid", "--checkpoint", str(checkpoint), "--output", str(out)]
     words += ["--temperature", "1", "--seed", "2", "--max-new-bytes", "20"]
     assert main(words) == 0
-    told = report(out)
-    assert 0 < told["left_out"] < 7
-    assert {file["path"] for file in told["files"] if file["finished"]} == set(contents(out))
+    report_json = report(out)
+    assert 0 < report_json["left_out"] < 7
+    assert {file["path"] for file in report_json["files"] if file["finished"]} == set(contents(out))
     assert "cut ones left out" in " ".join(capsys.readouterr().out.split())
     before = contents(out)
     (tunes / "new.abc").write_bytes(b"new")
@@ -216,7 +214,7 @@ def test_wrong_convert_options_are_named(
         (["json", str(tmp_path / "report.abc")], 1, "report.abc' would become 'report.json', which the command writes"),
         (["jsonl", str(tmp_path / "made.abc")], 1, "made.abc' would become 'made.jsonl', which the command writes"),
         (["mid", str(tunes)], 1, "would both become '0.mid'"),
-        (["mid", str(tunes), "--from", "abc", "--overlong", "error"], 1, "long.abc: over the context: 8 patches"),
+        (["mid", str(tunes), "--from", "abc", "--too-long", "error"], 1, "long.abc: over the context: 8 patches"),
         (["mid", str(tunes), "--from", "wav"], 1, "expected at least one file to convert, got none"),
         (["../x", str(tunes)], 1, "--to: expected an extension"),
         (["", str(tunes)], 1, "--to: expected an extension"),

@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from support.cli import MACHINE
 
-from bgpt_fast import BGPT, BGPTConfig
 from bgpt_fast.cli import simulate
 from bgpt_fast.cli.main import main
 from bgpt_fast.report.simulation_page import ProgramView, write_simulation_page
@@ -21,16 +20,7 @@ from bgpt_fast.tasks import cpu_states as cpu
 from bgpt_fast.tasks.cpu_states.programs import random_pieces, read_pieces
 from bgpt_fast.tasks.cpu_states.views import program_view
 
-MACHINE = ["--machine.num-registers", "2", "--machine.memory-size", "16", "--machine.max-program", "4"]
 OPTIONS = cpu.StreamOptions(2, 16, 1, 4)
-CONFIG = BGPTConfig(patch_size=8, patch_length=16, hidden_size=16, patch_num_layers=1, byte_num_layers=1, num_heads=2)
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    BGPT(CONFIG).save_pretrained(tmp_path / "checkpoint")
-    return tmp_path / "checkpoint"
 
 
 @pytest.fixture
@@ -56,15 +46,15 @@ def figures(folder: Path) -> dict[str, Any]:
 
 
 def test_registers_never_take_a_file_for_a_number(tmp_path: Path, checkpoint: Path, programs: Path) -> None:
-    made = ["--checkpoint", str(checkpoint), *MACHINE, "--show", "0", "--batch-invariant"]
+    common = ["--checkpoint", str(checkpoint), *MACHINE, "--show", "0", "--batch-invariant"]
     names = [str(programs / "add.asm"), str(programs / "code.bin")]
     for index, words in enumerate((["--registers", "3", "9", *names], [*names, "--registers", "3", "9"])):
-        assert main(["simulate", *words, *made, "--acc", "5", "--output", str(tmp_path / f"{index}")]) == 0
+        assert main(["simulate", *words, *common, "--acc", "5", "--output", str(tmp_path / f"{index}")]) == 0
     first, second = tmp_path / "0/predicted", tmp_path / "1/predicted"
     contents = [path.read_bytes() for path in sorted(first.iterdir())]
     assert contents == [path.read_bytes() for path in sorted(second.iterdir())]
     for content in contents:
-        assert content[16:24] == bytes([0, 5, 0, 0, 0, 0, 3, 9]), "the first state is the given one"
+        assert content[16:24] == bytes([0, 5, 0, 0, 0, 0, 3, 9]), "registers and ACC are in the first state"
     assert simulate._registers_last(["a", "--registers", "1", "2", "b"]) == ["a", "b", "--registers", "1", "2"]
 
 
@@ -221,11 +211,11 @@ def test_the_page_is_one_whole_file_with_the_wrong_programs_first(tmp_path: Path
     assert "url(" not in text.replace("w3.org", "")
     assert "@import" not in text
     assert {"map", "heat", "histogram", "program", "tip", "scores"} <= page.ids
-    shown = json.loads(page.data)
-    assert shown["columns"] == ["PC", "ACC", "IR0", "IR1", "IR2", "IR3", "A", "B"]
-    assert len(shown["programs"]) == 5
-    assert shown["figures"]["free_running"] == report(out)["free_running"]
-    for program in shown["programs"]:
+    data = json.loads(page.data)
+    assert data["columns"] == ["PC", "ACC", "IR0", "IR1", "IR2", "IR3", "A", "B"]
+    assert len(data["programs"]) == 5
+    assert data["figures"]["free_running"] == report(out)["free_running"]
+    for program in data["programs"]:
         content = (out / "predicted" / program["name"]).read_bytes()
         flat = [value for row in program["free"] for value in row if value is not None]
         assert bytes(flat) == content[24:]
@@ -245,8 +235,8 @@ def test_a_name_cannot_break_out_of_the_page(tmp_path: Path) -> None:
     assert view.free_text == ["LOADI 7", "HLT"]
     counts = cpu.evaluate([data], [truth]).to_dict()
     shares = {"states_per_second": 1.0, "teacher_forced_states_per_second": 2.0}
-    found = {"free_running": counts, "teacher_forced": counts, **shares}
-    write_simulation_page(tmp_path / "x.html", "<b>&", cpu.column_names(2), found, [view])
+    result = {"free_running": counts, "teacher_forced": counts, **shares}
+    write_simulation_page(tmp_path / "x.html", "<b>&", cpu.column_names(2), result, [view])
     page = _Page((tmp_path / "x.html").read_text())
     assert "b" not in page.open
     assert ProgramView(**json.loads(page.data)["programs"][0]) == view

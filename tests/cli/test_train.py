@@ -83,8 +83,8 @@ def run(tmp_path: Path, *words: object, **options: Any) -> int:
 
 
 def lines(tmp_path: Path, kind: str) -> list[dict[str, Any]]:
-    found = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
-    return [line for line in found if line["kind"] == kind]
+    entries = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    return [line for line in entries if line["kind"] == kind]
 
 
 def test_files_are_packed_full_and_a_curve_is_drawn(tmp_path: Path, files: Path) -> None:
@@ -200,7 +200,7 @@ def test_evaluation_data_may_be_files_and_rows(tmp_path: Path, files: Path) -> N
 
 
 @pytest.mark.parametrize("held_out", ["files", "files/part", ".", "part-of-it"])
-def test_evaluation_on_what_is_learned_is_told(
+def test_evaluation_on_training_data_warns(
     tmp_path: Path, files: Path, capsys: pytest.CaptureFixture[str], held_out: str
 ) -> None:
     (files / "part").mkdir()
@@ -208,7 +208,7 @@ def test_evaluation_on_what_is_learned_is_told(
     (tmp_path / "part-of-it").mkdir()
     (tmp_path / "part-of-it" / "ones_y.bin").write_bytes(b"apart" * 20)
     assert run(tmp_path, "--data", files, "--eval-data", tmp_path / held_out) == 0
-    assert ("is learned as well" in capsys.readouterr().err) == (held_out != "part-of-it")
+    assert ("is training data, too" in capsys.readouterr().err) == (held_out != "part-of-it")
 
 
 def test_a_mixture_of_a_folder_and_its_part_holds_out_alike(
@@ -220,7 +220,7 @@ def test_a_mixture_of_a_folder_and_its_part_holds_out_alike(
         (part / f"{index}.bin").write_bytes(b"%d " % index * 30)
     words = ["--data", files, part, "--weights", 1, 1]
     assert run(tmp_path, *words) == 1
-    assert "lies in" in capsys.readouterr().err
+    assert f"{part} is in" in capsys.readouterr().err
     # By content, a file is on one side, whichever way it is reached.
     assert run(tmp_path, *words, "--split-by", "content") == 0
     data = TrainData(_options(tmp_path), _options(tmp_path).model)
@@ -268,7 +268,7 @@ def test_an_options_file_without_a_preset_takes_the_one_of_the_data(tmp_path: Pa
 
 
 @pytest.mark.parametrize("task", ["generation", "classification"])
-def test_dropout_is_the_one_asked_for_also_from_a_checkpoint(tmp_path: Path, files: Path, task: str) -> None:
+def test_dropout_option_applies_to_a_checkpoint(tmp_path: Path, files: Path, task: str) -> None:
     words = ["--data", files, "--task", task]
     assert run(tmp_path / "a", *words) == 0
     start = tmp_path / "a/run/checkpoints/step-00000003"
@@ -283,9 +283,7 @@ def test_dropout_is_the_one_asked_for_also_from_a_checkpoint(tmp_path: Path, fil
     assert run(tmp_path / "b", *words, "--init-from", start, "--model.dropout", 0.25, training=STILL) == 0
 
 
-def test_classes_that_a_classifier_does_not_know_are_told(
-    tmp_path: Path, files: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unknown_classes_of_a_classifier_warn(tmp_path: Path, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--data", files, "--task", "classification"]
     assert run(tmp_path / "a", *words) == 0
     start = tmp_path / "a/run/checkpoints/step-00000003"

@@ -28,11 +28,11 @@ def tool(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 @pytest.fixture(scope="module")
 def model() -> BGPT:
     torch.manual_seed(0)
-    made = BGPT(CONFIG).eval()
+    scaled = BGPT(CONFIG).eval()
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in scaled.parameters():
             parameter.mul_(8)
-    return made
+    return scaled
 
 
 CONTENTS = {
@@ -72,12 +72,12 @@ def test_the_coder_alone_with_any_frequencies(tool: ModuleType) -> None:
         assert entropy - 1 <= len(coded) <= entropy + 3
         decoder = tool.Decoder(coded)
         for symbol in symbols:
-            found = int(np.searchsorted(bounds, decoder.target(bounds[-1]), "right")) - 1
-            assert found == symbol
-            decoder.decode(bounds[found], bounds[found + 1], bounds[-1])
+            result = int(np.searchsorted(bounds, decoder.target(bounds[-1]), "right")) - 1
+            assert result == symbol
+            decoder.decode(bounds[result], bounds[result + 1], bounds[-1])
 
 
-def test_frequencies_leave_room_for_every_byte(tool: ModuleType) -> None:
+def test_every_byte_has_a_frequency(tool: ModuleType) -> None:
     for scale in (0, 1, 1e4):
         logits = (np.random.default_rng(0).standard_normal(257) * scale).astype(np.float32)
         shares = tool.cumulative_frequencies(logits)

@@ -176,8 +176,8 @@ def test_generation_is_that_of_single_steps() -> None:
                 tokens.pop()
                 break
         assert content == bytes(tokens[len(extension) + 1 :])
-    drawn = [generate_flat(model, prompts, max_new_bytes=6, temperature=1.0, seed=seed) for seed in (0, 0, 1)]
-    assert drawn[0] == drawn[1] != drawn[2]
+    sampled = [generate_flat(model, prompts, max_new_bytes=6, temperature=1.0, seed=seed) for seed in (0, 0, 1)]
+    assert sampled[0] == sampled[1] != sampled[2]
     with pytest.raises(ValueError, match="34 tokens"):
         generate_flat(model, prompts, max_new_bytes=30)
 

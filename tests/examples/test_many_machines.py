@@ -106,8 +106,8 @@ def test_ray(tmp_path: Path, checkpoint: Path, prompts: list[Path]) -> None:
     words += ["--output", str(tmp_path / "out"), "--actors", "2", "--batch-size", "2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
     subprocess.run(words, env=environment, check=True, timeout=200)
-    found = parquet.read_table(tmp_path / "out").to_pydict()
+    result = parquet.read_table(tmp_path / "out").to_pydict()
     model = BGPT.from_pretrained(checkpoint, dtype=torch.float32)
     alone = [Prompt(path.suffix[1:], path.read_bytes(), index) for index, path in enumerate(prompts)]
     expected = [file.data for file in Generator(model).generate(alone)]
-    assert dict(zip(found["index"], found["data"], strict=True)) == dict(enumerate(expected))
+    assert dict(zip(result["index"], result["data"], strict=True)) == dict(enumerate(expected))

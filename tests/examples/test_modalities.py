@@ -66,15 +66,15 @@ def test_a_tiny_run_on_digits(recipe: ModuleType, data: ModuleType, tmp_path: Pa
     assert not contents(media.scored["image"]) & contents(data.files_of(media.pre_training["image"]))
     [size] = {len(content) for content in contents(media.tasks["image"].train)}
     assert size == 54 + 8 * 8 * 3
-    found = recipe.run(("image",), settings, tmp_path / "cpu")
-    assert found["claims"] == {"image: fewer bits than gzip behind the training files": False}
-    assert 0 < found["pre_training"]["image"]["held_out"]["image"]["bits_per_byte"] < 10
+    result = recipe.run(("image",), settings, tmp_path / "cpu")
+    assert result["claims"] == {"image: fewer bits than gzip behind the training files": False}
+    assert 0 < result["pre_training"]["image"]["held_out"]["image"]["bits_per_byte"] < 10
     for name in ("none", "image"):
-        assert found["classification"][name]["image"]["documents"] == found["documents"]["image"]["test"]
-    assert {"cnn", "gradient-boosting", "nearest-centroid"} < set(found["classified_by_others"]["image"])
+        assert result["classification"][name]["image"]["documents"] == result["documents"]["image"]["test"]
+    assert {"cnn", "gradient-boosting", "nearest-centroid"} < set(result["classified_by_others"]["image"])
     log = tmp_path / "cpu/pre_training/image/log.jsonl"
     before = log.stat().st_mtime_ns
-    assert recipe.run(("image",), settings, tmp_path / "cpu") == found
+    assert recipe.run(("image",), settings, tmp_path / "cpu") == result
     assert log.stat().st_mtime_ns == before, "what is done is not done again"
     with pytest.raises(ValueError, match="choose another --runs"):
         recipe.run(("image",), dataclasses.replace(settings, epochs={"image": 1}), tmp_path / "cpu")  # type: ignore[type-var]
@@ -113,13 +113,13 @@ def test_the_script_says_what_is_missing(
 
 @pytest.mark.parametrize(("words", "written"), [([], ["modalities.cpu.json"]), (["--modalities", "image"], [])])
 def test_some_of_it_replaces_no_results(
-    recipe: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], written: list[str]
+    recipe: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], results: list[str]
 ) -> None:
     monkeypatch.setattr(recipe, "run", lambda *_: {"claims": {}})
     monkeypatch.setattr(recipe, "__file__", str(tmp_path / "modalities.py"))
     monkeypatch.setattr("sys.argv", ["modalities.py", *words])
     assert recipe.main() == 0
-    assert [path.name for path in tmp_path.iterdir()] == written
+    assert [path.name for path in tmp_path.iterdir()] == results
 
 
 def test_audio_and_its_spectrograms(data: ModuleType, tmp_path: Path) -> None:
@@ -142,9 +142,9 @@ def test_audio_and_its_spectrograms(data: ModuleType, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.cpu.json")), ids=lambda path: path.name)
 def test_the_results_beside_the_script_hold(path: Path, recipe: ModuleType) -> None:
-    found = json.loads(path.read_text())
-    assert found["command"] == "python examples/modalities/modalities.py"
-    assert all(found["claims"].values())
-    assert found["claims"] == recipe.claims(found)
+    result = json.loads(path.read_text())
+    assert result["command"] == "python examples/modalities/modalities.py"
+    assert all(result["claims"].values())
+    assert result["claims"] == recipe.claims(result)
     expected = {"modalities": recipe.MODALITIES, **dataclasses.asdict(recipe.small())}
-    assert found["settings"] == recipe.as_json(expected), "of other settings than the script's"
+    assert result["settings"] == recipe.as_json(expected), "of other settings than the script's"

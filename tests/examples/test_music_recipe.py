@@ -32,9 +32,9 @@ def recipe(excerpts: ModuleType) -> ModuleType:
 
 def bars_of(excerpts: ModuleType, text: str) -> list[str]:
     (tune,) = split_collection(text.encode())
-    made = list(excerpts.plain_bars(tune, 2, 5))
-    assert all(bar.startswith(HEAD) for bar in made)
-    return [bar[len(HEAD) :] for bar in made]
+    result = list(excerpts.plain_bars(tune, 2, 5))
+    assert all(bar.startswith(HEAD) for bar in result)
+    return [bar[len(HEAD) :] for bar in result]
 
 
 def test_plain_bars_alone_are_taken(excerpts: ModuleType) -> None:
@@ -78,10 +78,10 @@ def test_the_baselines(recipe: ModuleType, tmp_path: Path) -> None:
     for source, number in (("GA", 0), ("GAcd", 1), ("A", 0), ("dzz", 2), ("zzz", 2)):
         (tmp_path / "source.abc").write_text(source)
         (tmp_path / "source.mid").write_bytes(b"truth")
-        (made,) = recipe.nearest_prefix([(tmp_path / "source.abc", tmp_path / "source.mid")], training)
-        assert made == ("source.mid", contents[number][1], b"truth"), source
-    for seen, least, most in ((training, -1, 3), (training[:2], 7.9, 12)):
-        for bits in recipe.compressors(training[2:], seen).values():
+        (result,) = recipe.nearest_prefix([(tmp_path / "source.abc", tmp_path / "source.mid")], training)
+        assert result == ("source.mid", contents[number][1], b"truth"), source
+    for examples, least, most in ((training, -1, 3), (training[:2], 7.9, 12)):
+        for bits in recipe.compressors(training[2:], examples).values():
             assert least < bits < most
 
 
@@ -94,14 +94,14 @@ def test_a_tiny_run(recipe: ModuleType, tmp_path: Path, capsys: pytest.CaptureFi
     words = ["--minutes", "0.02", "--held-out", "3", "--collections", str(tmp_path / "tunes.abc")]
     words += ["--runs", str(tmp_path / "runs"), "--output", str(tmp_path / "o.json")]
     assert recipe.main(words) == 1
-    found = json.loads((tmp_path / "o.json").read_text())
-    assert found["data"]["pairs"]["train"] > 45
-    assert list(found["directions"]) == ["abc->mid", "mid->abc"]
-    for direction in found["directions"].values():
+    results = json.loads((tmp_path / "o.json").read_text())
+    assert results["data"]["pairs"]["train"] > 45
+    assert list(results["directions"]) == ["abc->mid", "mid->abc"]
+    for direction in results["directions"].values():
         assert not direction["holds"]
         assert direction["converted"]["files"] == direction["training_pair_that_begins_alike"]["files"] == 3
         assert min(direction["compressors_bits_per_byte"].values()) < direction["bits_per_byte"]
-    steps = found["steps"]
+    steps = results["steps"]
     assert recipe.main(words) == 1
     assert json.loads((tmp_path / "o.json").read_text())["steps"] == steps, "the run was at its end"
     assert "NOT as claimed" in capsys.readouterr().out
@@ -112,6 +112,6 @@ def test_a_tiny_run(recipe: ModuleType, tmp_path: Path, capsys: pytest.CaptureFi
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.cpu.json")), ids=lambda path: path.name)
 def test_the_results_beside_the_script_hold(path: Path) -> None:
-    found = json.loads(path.read_text())
-    assert found["command"].startswith("python examples/music/abc_midi.py")
-    assert all(direction["holds"] for direction in found["directions"].values())
+    results = json.loads(path.read_text())
+    assert results["command"].startswith("python examples/music/abc_midi.py")
+    assert all(direction["holds"] for direction in results["directions"].values())

@@ -28,8 +28,8 @@ def recipe(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> M
 
 def check_floor(rule: object, documents: int) -> None:
     """The frequencies of a small rule's documents are 2^−bits."""
-    seen = Counter(rule.document(1, number)[1] for number in range(documents))  # type: ignore[attr-defined]
-    for content, count in seen.items():
+    counts_by_content = Counter(rule.document(1, number)[1] for number in range(documents))  # type: ignore[attr-defined]
+    for content, count in counts_by_content.items():
         expected = documents * 2.0 ** -rule.bits(content)  # type: ignore[attr-defined]
         assert abs(count - expected) < 5 * math.sqrt(expected) + 1
 
@@ -40,10 +40,10 @@ def test_patterns(recipe: ModuleType) -> None:
     rule = recipe.repeats(8)
     assert rule.bits(b"gggggggg") == pytest.approx(-math.log2((1 / 4 + 1 / 16 + 1 / 256 + 1 / 65536) / 4))
     assert rule.bits(b"acgtacgg") == pytest.approx(2 + 16)
-    seen = Counter(rule.document(1, number)[1] for number in range(4000))
+    counts_by_content = Counter(rule.document(1, number)[1] for number in range(4000))
     for content in (b"aaaaaaaa", b"tttttttt", b"acacacac"):
         expected = 4000 * 2.0 ** -rule.bits(content)
-        assert abs(seen[content] - expected) < 5 * math.sqrt(expected)
+        assert abs(counts_by_content[content] - expected) < 5 * math.sqrt(expected)
 
 
 @pytest.mark.parametrize("recipe", ["cross_patch"], indirect=True)
@@ -56,15 +56,15 @@ def test_cross_patch(recipe: ModuleType) -> None:
         assert len(letters) == k + recipe.COPIED
         assert content[1::4] == content[2::4] == content[3::4] == bytes(len(letters))
         assert recipe.delay_line(k, 4).bits(content) == 4 * k
-    seen = set()
+    counts_by_content = set()
     for number in range(100):
         extension, content = recipe.recall(4).document(1, number)
         k = int(extension[1:])
         assert len(content) == 4 * (k + 7)
         assert content[:16] == content[:4] * 4 == content[-16:]
         assert content[16:-16] == bytes(4 * (k - 1))
-        seen.add(k)
-    assert seen == set(recipe.DISTANCES)
+        counts_by_content.add(k)
+    assert counts_by_content == set(recipe.DISTANCES)
     check_floor(recipe.delay_line(1, 2), 500)
     for experiment in recipe.experiments().values():
         longest = max(len(experiment.rule.document(0, number)[1]) for number in range(60))
@@ -111,7 +111,7 @@ def test_all_run_by_default_and_some_replace_no_results(
     recipe: ModuleType,
     words: list[str],
     ran: list[str],
-    written: str | None,
+    output_name: str | None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -127,7 +127,7 @@ def test_all_run_by_default_and_some_replace_no_results(
     script = str(tmp_path / "recipe.py")
     assert documents.main(script, "", recipe.experiments(), recipe.full_experiments()) == 0
     assert names == ran
-    assert [path.name for path in tmp_path.iterdir()] == ([written] if written else [])
+    assert [path.name for path in tmp_path.iterdir()] == ([output_name] if output_name else [])
 
 
 @pytest.mark.parametrize("recipe", ["cross_patch"], indirect=True)

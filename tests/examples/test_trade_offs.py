@@ -40,8 +40,8 @@ def test_sets_are_different_programs_and_hold_smaller_sets(data_curve: ModuleTyp
     large, small = (data_curve.different_programs(count, 0, machine) for count in (400, 50))
     assert len(set(large.program_hashes().tolist())) == 400
     assert [trace.to_bytes() for trace in large[:50]] == [trace.to_bytes() for trace in small]
-    drawn = generate(400, seed=0, stream="philox", split="train", **machine)
-    assert len(set(drawn.program_hashes().tolist())) < 400, "without repeats among them this tests nothing"
+    sample = generate(400, seed=0, stream="philox", split="train", **machine)
+    assert len(set(sample.program_hashes().tolist())) < 400, "without repeats among them this tests nothing"
     held_out = generate(400, seed=1, stream="philox", split="eval", **machine)
     assert not set(large.program_hashes().tolist()) & set(held_out.program_hashes().tolist())
 
@@ -50,14 +50,14 @@ def test_each_program_of_a_set_comes_once_a_round(data_curve: ModuleType) -> Non
     settings = data_curve.small()
     traces = data_curve.different_programs(10, 0, settings.machine)
     source = data_curve.FixedPrograms(traces, settings.model, 4)
-    seen = []
+    contents = []
     for _ in range(4):
-        seen += source.next_batch().to_bytes()
+        contents += source.next_batch().to_bytes()
     state, following = source.state_dict(), source.next_batch()
     every = sorted(trace.to_bytes() for trace in traces)
-    assert sorted(content for _, content in seen[:10]) == every
-    assert sorted(content for _, content in [*seen[10:], *following.to_bytes()])[:10] == every
-    assert seen[:6] != seen[10:16]
+    assert sorted(content for _, content in contents[:10]) == every
+    assert sorted(content for _, content in [*contents[10:], *following.to_bytes()])[:10] == every
+    assert contents[:6] != contents[10:16]
     other = data_curve.FixedPrograms(traces, settings.model, 4)
     other.load_state_dict(state)
     assert other.next_batch().patches.equal(following.patches)
@@ -70,12 +70,12 @@ def test_a_tiny_curve_is_measured_and_drawn(data_curve: ModuleType, tmp_path: Pa
     training = dataclasses.replace(settings.training, eval_every=0, precision="fp32")
     settings = dataclasses.replace(settings, programs=4, training=training, scored=20)
     held_out = generate(20, seed=1, stream="philox", split="eval", **settings.machine)
-    found = [data_curve.run(count, settings, held_out, tmp_path / str(count)) for count in (8, 16)]
-    assert [figures["times_round"] for figures in found] == [1.0, 0.5]
-    assert found[0]["own_set"] != found[0]["held_out"]
-    assert found[0]["held_out"]["copying"] == found[1]["held_out"]["copying"]
-    assert data_curve.run(8, settings, held_out, tmp_path / "8")["held_out"] == found[0]["held_out"]
-    data_curve.draw(found, tmp_path / "curve.png")
+    results = [data_curve.run(count, settings, held_out, tmp_path / str(count)) for count in (8, 16)]
+    assert [figures["times_round"] for figures in results] == [1.0, 0.5]
+    assert results[0]["own_set"] != results[0]["held_out"]
+    assert results[0]["held_out"]["copying"] == results[1]["held_out"]["copying"]
+    assert data_curve.run(8, settings, held_out, tmp_path / "8")["held_out"] == results[0]["held_out"]
+    data_curve.draw(results, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -100,9 +100,9 @@ def test_documents_are_of_three_kinds_and_held_out_ones_are_others(
 ) -> None:
     pytest.importorskip("sklearn")
     pytest.importorskip("PIL")
-    made = importlib.import_module("mixed_documents")
-    few = list(itertools.islice(made._sources(), 80))
-    monkeypatch.setattr(made, "_sources", lambda: iter(few))
+    mixed = importlib.import_module("mixed_documents")
+    few = list(itertools.islice(mixed._sources(), 80))
+    monkeypatch.setattr(mixed, "_sources", lambda: iter(few))
     documents = trade_offs.mixed_documents(100, 20, 480)
     assert {extension for extension, _ in documents.training} == {"txt", "bmp", "bin"}
     counts = documents.describe()
@@ -137,37 +137,37 @@ def test_a_tiny_comparison_is_measured_taken_up_and_drawn(trade_offs: ModuleType
     settings = tiny(trade_offs)
     texts = [("txt", bytes([65 + number]) * 60) for number in range(8)]
     documents = trade_offs.Documents(texts[:6], texts[6:])
-    found = trade_offs.run(settings, documents, tmp_path / "runs")
-    assert list(found) == ["S4 1+1", "S32 1+1", "flat", "flat, as many bytes"]
-    assert all(figures["generated_bytes_a_second"] > 0 for figures in found.values())
-    assert found["flat, as many bytes"]["steps"] == found["S4 1+1"]["steps"]
-    patches = [found[name]["training_patches_a_second"] for name in ("S4 1+1", "flat")]
+    results = trade_offs.run(settings, documents, tmp_path / "runs")
+    assert list(results) == ["S4 1+1", "S32 1+1", "flat", "flat, as many bytes"]
+    assert all(figures["generated_bytes_a_second"] > 0 for figures in results.values())
+    assert results["flat, as many bytes"]["steps"] == results["S4 1+1"]["steps"]
+    patches = [results[name]["training_patches_a_second"] for name in ("S4 1+1", "flat")]
     assert patches[0] > 0
     assert patches[1] is None
     again = trade_offs.run(settings, documents, tmp_path / "runs")
-    for name in found:
-        assert again[name]["bits_per_byte"] == found[name]["bits_per_byte"], name
-    trade_offs.draw(found, tmp_path / "plot.png")
+    for name in results:
+        assert again[name]["bits_per_byte"] == results[name]["bits_per_byte"], name
+    trade_offs.draw(results, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
-    rows = trade_offs.table(found).splitlines()
-    assert len(rows) == 2 + len(found)
+    rows = trade_offs.table(results).splitlines()
+    assert len(rows) == 2 + len(results)
     assert len({row.count("|") for row in rows}) == 1
-    assert not trade_offs.claims(found, entropy=0.0)["every model learned more than how frequent bytes are"]
+    assert not trade_offs.claims(results, entropy=0.0)["every model learned more than how frequent bytes are"]
 
 
 def test_all_models_see_the_same_documents(trade_offs: ModuleType) -> None:
     settings = tiny(trade_offs)
     documents = trade_offs.Documents([("txt", bytes([number]) * 40) for number in range(50)], [])
     models = trade_offs.variants(settings, documents.training)
-    seen = [trade_offs.source_of(one, documents, settings).next_batch().to_bytes() for one in models]
-    assert all(batch == seen[0] for batch in seen)
+    contents = [trade_offs.source_of(one, documents, settings).next_batch().to_bytes() for one in models]
+    assert all(batch == contents[0] for batch in contents)
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.name)
 def test_the_results_beside_the_scripts_hold(path: Path) -> None:
-    found = json.loads(path.read_text())
-    assert found["command"] == f"python examples/{path.parent.name}/{path.name.split('.')[0]}.py"
-    assert all(found["claims"].values())
+    results = json.loads(path.read_text())
+    assert results["command"] == f"python examples/{path.parent.name}/{path.name.split('.')[0]}.py"
+    assert all(results["claims"].values())
     assert path.with_suffix(".png").exists()
 
 

@@ -24,9 +24,9 @@ def test_all_are_drawn(classes: int, tmp_path: Path) -> None:
     # The last class has no document, and none is given it: neither has it a precision nor a recall.
     report = score(names, [0, 0, *range(classes - 1)], [0, 1, *range(classes - 1)])
     assert report.by_class[names[-1]].precision is None
-    made = classification_plots(report.to_dict(), tmp_path / "plots")
-    assert [path.name for path in made] == ["confusion.png", "classes.png"]
-    assert all(path.read_bytes().startswith(PNG) for path in made)
+    paths = classification_plots(report.to_dict(), tmp_path / "plots")
+    assert [path.name for path in paths] == ["confusion.png", "classes.png"]
+    assert all(path.read_bytes().startswith(PNG) for path in paths)
 
 
 def test_names_are_no_formulas() -> None:

@@ -28,15 +28,15 @@ def figures(tiny_model: BGPT, tmp_path: Path) -> dict[str, Any]:
 
 
 def test_all_are_drawn(figures: dict[str, Any], tmp_path: Path) -> None:
-    made = plots.evaluation_plots(figures, tmp_path / "plots")
-    assert [path.name for path in made] == NAMES
-    assert all(path.read_bytes().startswith(PNG) for path in made)
+    paths = plots.evaluation_plots(figures, tmp_path / "plots")
+    assert [path.name for path in paths] == NAMES
+    assert all(path.read_bytes().startswith(PNG) for path in paths)
 
 
 def test_one_file_of_one_byte_is_enough(tiny_model: BGPT, tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"x")
-    made = plots.evaluation_plots(evaluate_files(tiny_model, tmp_path / "a").to_dict(), tmp_path / "plots")
-    assert [path.name for path in made] == NAMES
+    paths = plots.evaluation_plots(evaluate_files(tiny_model, tmp_path / "a").to_dict(), tmp_path / "plots")
+    assert [path.name for path in paths] == NAMES
 
 
 def test_nothing_to_draw(figures: dict[str, Any], tmp_path: Path) -> None:

@@ -21,26 +21,26 @@ from bgpt_fast.tasks.cnn_baseline import classify_by_cnn
 
 def test_bits_are_those_of_the_compressors() -> None:
     files = [b"hello " * 100, b"world" * 3, b""]
-    found = compression_scores(files, compressors=["gzip", "xz"])
+    result = compression_scores(files, compressors=["gzip", "xz"])
     size = sum(map(len, files))
-    assert found[0].alone == 8 * sum(len(gzip.compress(file, 9, mtime=0)) for file in files) / size
-    assert found[1].together == 8 * len(lzma.compress(b"".join(files), preset=9 | lzma.PRESET_EXTREME)) / size
-    assert found[0].after_training is None
-    assert (found[0].files, found[0].num_bytes) == (3, size)
+    assert result[0].alone == 8 * sum(len(gzip.compress(file, 9, mtime=0)) for file in files) / size
+    assert result[1].together == 8 * len(lzma.compress(b"".join(files), preset=9 | lzma.PRESET_EXTREME)) / size
+    assert result[0].after_training is None
+    assert (result[0].files, result[0].num_bytes) == (3, size)
 
 
 def test_files_one_by_one_give_what_they_give_together() -> None:
     draw = np.random.default_rng(0)
     letters = np.frombuffer(b"etaoin shrdlu", np.uint8)
     files = [draw.choice(letters, size).tobytes() for size in (3000, 1, 0, 5000, 40_000)]
-    found = compression_scores(files)
+    result = compression_scores(files)
     together = Compressors()
     alone = [together.add(file) for file in files]
     bits = together.bits_per_byte()
-    names = [one.compressor.split()[0] for one in found]
+    names = [one.compressor.split()[0] for one in result]
     assert list(bits) == [*names, *(f"{name}_solid" for name in names)]
     size = sum(map(len, files))
-    for name, one in zip(names, found, strict=True):
+    for name, one in zip(names, result, strict=True):
         assert bits[name] == one.alone == 8 * sum(sizes[name] for sizes in alone) / size
         # A stream that does not know its end in advance has a few bytes more.
         assert one.together <= bits[f"{name}_solid"] + 0.002 < one.together + 0.02
@@ -54,10 +54,10 @@ def twice(content: bytes) -> Callable[[int], dict[str, float]]:
     """The bits of a content and its copy, by the window."""
 
     def compress(window: int) -> dict[str, float]:
-        made = Compressors(["xz"], window=window)
-        made.add(content)
-        made.add(content)
-        return made.bits_per_byte()
+        compressors = Compressors(["xz"], window=window)
+        compressors.add(content)
+        compressors.add(content)
+        return compressors.bits_per_byte()
 
     return compress
 
@@ -135,14 +135,14 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     words = ["data", "baselines", str(tmp_path / "test"), "--train", str(tmp_path / "train")]
     assert main([*words, "--output", str(tmp_path / "b.json")]) == 0
     assert "gzip -9" in capsys.readouterr().out
-    found = json.loads((tmp_path / "b.json").read_text())
-    assert found["files"] == 10
-    assert found["classifiers"]["nearest-centroid"]["documents"] == 10
-    assert 6 < found["entropy_of_bytes"] < math.log2(200)
+    result = json.loads((tmp_path / "b.json").read_text())
+    assert result["files"] == 10
+    assert result["classifiers"]["nearest-centroid"]["documents"] == 10
+    assert 6 < result["entropy_of_bytes"] < math.log2(200)
     monkeypatch.setattr(data_baselines, "classify_by_cnn", functools.partial(classify_by_cnn, steps=2))
     assert main([*words, "--cnn", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["classifiers"]["CNN"]["documents"] == 10
+    result = json.loads(capsys.readouterr().out)
+    assert result["classifiers"]["CNN"]["documents"] == 10
     assert main(["data", "baselines", str(tmp_path / "test"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["classifiers"] == {}
     assert main(["data", "baselines", str(tmp_path / "test"), "--cnn"]) == 1

@@ -19,7 +19,7 @@ from bgpt_fast.tasks.classification import accuracy_evaluation, evaluate, predic
 
 CONFIG = BGPTConfig(patch_size=4, patch_length=12, hidden_size=16, patch_num_layers=1, byte_num_layers=1, num_heads=2)
 LABELS = {"a.txt": 0, "b.txt": 1, "c.bin": 2}
-ROOM = 4 * (12 - 2)
+MAX_BYTES = 4 * (12 - 2)
 """The most bytes of a document that is not cut."""
 
 
@@ -41,35 +41,35 @@ def documents(seed: int, count: int = 30) -> list[tuple[str, bytes]]:
 def labelled(seed: int, count: int = 30) -> list[LabelledBatch]:
     classes = np.random.default_rng(seed).integers(0, 3, count)
     pieces = [slice(0, 7), slice(7, 8), slice(8, count)]
-    given = documents(seed, count)
+    inputs = documents(seed, count)
     return [
-        LabelledBatch(PackedPatches.from_bytes(given[piece], CONFIG), torch.from_numpy(classes[piece]))
+        LabelledBatch(PackedPatches.from_bytes(inputs[piece], CONFIG), torch.from_numpy(classes[piece]))
         for piece in pieces
     ]
 
 
-def one_at_a_time(model: BGPTForClassification, given: list[tuple[str, bytes]]) -> torch.Tensor:
+def one_at_a_time(model: BGPTForClassification, inputs: list[tuple[str, bytes]]) -> torch.Tensor:
     """Probabilities [N, n] of documents that share no batch."""
     with torch.no_grad():
-        logits = [model(PackedPatches.from_bytes([document], model.config))[0] for document in given]
+        logits = [model(PackedPatches.from_bytes([document], model.config))[0] for document in inputs]
     return torch.stack(logits).double().softmax(1)
 
 
 @pytest.mark.parametrize("patches_per_batch", [1, 20, 10**6])
 def test_predictions_are_those_of_each_document_alone(model: BGPTForClassification, patches_per_batch: int) -> None:
-    given = documents(0)
-    found = predict(model, given, patches_per_batch=patches_per_batch)
-    expected = one_at_a_time(model, given)
-    shares = torch.tensor([list(one.probabilities.values()) for one in found], dtype=torch.float64)
+    inputs = documents(0)
+    predictions = predict(model, inputs, patches_per_batch=patches_per_batch)
+    expected = one_at_a_time(model, inputs)
+    shares = torch.tensor([list(one.probabilities.values()) for one in predictions], dtype=torch.float64)
     torch.testing.assert_close(shares, expected, rtol=1e-5, atol=1e-7)
     assert not torch.allclose(shares, expected.roll(1, 0), rtol=1e-2), "another document's would show"
-    for one, row in zip(found, expected, strict=True):
+    for one, row in zip(predictions, expected, strict=True):
         assert list(one.probabilities) == list(LABELS)
         assert one.label == list(LABELS)[int(row.argmax())]
         assert one.probability == max(one.probabilities.values())
         assert sum(one.probabilities.values()) == pytest.approx(1, abs=1e-12)
-    assert [one.is_cut for one in found] == [len(content) > ROOM for _, content in given]
-    assert any(one.is_cut for one in found)
+    assert [one.is_cut for one in predictions] == [len(content) > MAX_BYTES for _, content in inputs]
+    assert any(one.is_cut for one in predictions)
 
 
 def test_batches_hold_as_much_as_they_may(model: BGPTForClassification, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,28 +86,28 @@ def test_batches_hold_as_much_as_they_may(model: BGPTForClassification, monkeypa
 
 
 def test_predictions_stream(model: BGPTForClassification) -> None:
-    drawn = []
+    samples = []
 
     def endless() -> Any:
         while True:
-            drawn.append(None)
+            samples.append(None)
             yield ("txt", b"abcd")
 
     stream = predict_iter(model, endless(), patches_per_batch=9)
     for _ in range(7):
         next(stream)
-    assert len(drawn) <= 10
+    assert len(samples) <= 10
 
 
 def test_a_head_decides_a_cut_document(model: BGPTForClassification) -> None:
     content = np.random.default_rng(1).bytes(1000)
-    kept = PackedPatches.from_bytes([("txt", content)], CONFIG).to_bytes()[0][1]
+    alive = PackedPatches.from_bytes([("txt", content)], CONFIG).to_bytes()[0][1]
     [cut] = predict(model, [("txt", content)])
-    [whole] = predict(model, [("txt", kept[:ROOM])])
-    assert len(kept) < 1000
+    [whole] = predict(model, [("txt", alive[:MAX_BYTES])])
+    assert len(alive) < 1000
     assert cut.is_cut
     assert not whole.is_cut
-    [again] = predict(model, [("txt", kept + b"another tail")])
+    [again] = predict(model, [("txt", alive + b"another tail")])
     assert again.probabilities == cut.probabilities
 
 
@@ -115,11 +115,11 @@ def test_predictions_of_files(tmp_path: Path, model: BGPTForClassification) -> N
     paths = [tmp_path / "a.txt", tmp_path / os.fsdecode(b"\xff\xfe.b\xff"), tmp_path / "empty"]
     for path, content in zip(paths, (b"hello", b"\x00\xff" * 9, b""), strict=True):
         path.write_bytes(content)
-    given = [("txt", b"hello"), (os.fsdecode(b"b\xff"), b"\x00\xff" * 9), ("", b"")]
-    expected = predict(model, given)
+    inputs = [("txt", b"hello"), (os.fsdecode(b"b\xff"), b"\x00\xff" * 9), ("", b"")]
+    expected = predict(model, inputs)
     assert predict(model, paths) == expected
     assert predict(model, [os.fsencode(path) for path in paths]) == expected
-    assert predict(model, [PackedPatches.from_bytes([document], CONFIG) for document in given]) == expected
+    assert predict(model, [PackedPatches.from_bytes([document], CONFIG) for document in inputs]) == expected
     with pytest.raises(FileNotFoundError, match="nowhere"):
         predict(model, [tmp_path / "nowhere"])
     with pytest.raises(PatchError, match="got a folder"):

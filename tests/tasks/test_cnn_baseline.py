@@ -13,13 +13,13 @@ from bgpt_fast.tasks.cnn_baseline import _Bytes, _Documents, classify_by_cnn
 def in_order(seed: int, count: int) -> list[tuple[str, bytes]]:
     """Two classes with the same bytes: "ab" again and again among noise, and "ba" further apart."""
     draw = np.random.default_rng(seed)
-    made = []
+    files = []
     for _ in range(count):
         for label, motif in (("pairs", b"aabb"), ("fours", b"aaaabbbb")):
             size = int(draw.integers(5, 12)) * 8
             start = int(draw.integers(0, 8))
-            made.append((label, (motif * 200)[start : start + size]))
-    return made
+            files.append((label, (motif * 200)[start : start + size]))
+    return files
 
 
 def bars(seed: int, count: int) -> list[tuple[str, bytes]]:
@@ -30,14 +30,14 @@ def bars(seed: int, count: int) -> list[tuple[str, bytes]]:
     from bgpt_fast.tasks.media.images import write_bmp
 
     draw = np.random.default_rng(seed)
-    made = []
+    files = []
     for _ in range(count):
         for label in ("lying", "standing"):
             pixels = draw.integers(0, 60, (12, 12, 3), dtype=np.uint8)
             place = int(draw.integers(0, 11))
             pixels[place : place + 2] += 150
-            made.append((label, write_bmp(Image.fromarray(pixels if label == "lying" else pixels.swapaxes(0, 1)))))
-    return made
+            files.append((label, write_bmp(Image.fromarray(pixels if label == "lying" else pixels.swapaxes(0, 1)))))
+    return files
 
 
 @pytest.mark.parametrize("make", [in_order, bars])

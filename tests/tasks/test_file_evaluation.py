@@ -51,9 +51,9 @@ def counted(nats: torch.Tensor, tokens: torch.Tensor, truth: torch.Tensor) -> li
     return sums
 
 
-def check(found: ByteScores, expected: list[float]) -> None:
-    assert found.nats == pytest.approx(expected[0], rel=1e-5)
-    assert [found.positions, found.bytes, found.right_positions, found.right_bytes] == expected[1:]
+def check(result: ByteScores, expected: list[float]) -> None:
+    assert result.nats == pytest.approx(expected[0], rel=1e-5)
+    assert [result.positions, result.bytes, result.right_positions, result.right_bytes] == expected[1:]
 
 
 def test_every_sum_is_that_of_single_documents(tiny_model: BGPT, folder: Path) -> None:
@@ -97,9 +97,9 @@ def test_every_sum_is_that_of_single_documents(tiny_model: BGPT, folder: Path) -
         check(scores, list(by_byte[place]))
     check(report.decoders.first_byte, list(by_byte[0]))
     check(report.decoders.later_bytes, list(by_byte[1:].sum(0)))
-    found = report.decoders
-    assert [found.right, found.patch_level, found.byte_level] == [kinds["right"], kinds["patch"], kinds["byte"]]
-    assert found.patches == sum(kinds.values()) == sum(-(-size // S) for size in SIZES)
+    result = report.decoders
+    assert [result.right, result.patch_level, result.byte_level] == [kinds["right"], kinds["patch"], kinds["byte"]]
+    assert result.patches == sum(kinds.values()) == sum(-(-size // S) for size in SIZES)
 
 
 def test_agrees_with_the_model_and_with_training(tiny_model: BGPT, folder: Path) -> None:
@@ -154,12 +154,12 @@ def test_a_worked_example_of_which_decoder_is_at_fault(
 
     monkeypatch.setattr(batch_scores, "score_batch", scored)
     report = evaluate_files(tiny_model, tmp_path)
-    found = report.decoders
-    assert [found.patches, found.right, found.patch_level, found.byte_level] == [4, 1, 1, 2]
-    assert found.to_dict()["share_of_bits_in_first_bytes"] == pytest.approx(8 / 20)
-    assert found.first_byte.accuracy == pytest.approx(3 / 4)
-    assert found.later_bytes.accuracy == pytest.approx(8 / 9)
-    assert found.later_bytes.accuracy_positions == pytest.approx(10 / 12)
+    result = report.decoders
+    assert [result.patches, result.right, result.patch_level, result.byte_level] == [4, 1, 1, 2]
+    assert result.to_dict()["share_of_bits_in_first_bytes"] == pytest.approx(8 / 20)
+    assert result.first_byte.accuracy == pytest.approx(3 / 4)
+    assert result.later_bytes.accuracy == pytest.approx(8 / 9)
+    assert result.later_bytes.accuracy_positions == pytest.approx(10 / 12)
     assert report.end_of_file.accuracy_positions == pytest.approx(3 / 4)
     assert report.end_of_file.figures()["accuracy"] is None
     assert report.total.per_position == pytest.approx(25 / 20)
@@ -169,8 +169,8 @@ def test_a_worked_example_of_which_decoder_is_at_fault(
 
 
 def test_over_long_files_are_cut_and_counted(tiny_model: BGPT, tmp_path: Path) -> None:
-    room = TINY.patch_size * (TINY.patch_length - 1)
-    sizes = {"fits.a": room - TINY.patch_size, "ends.a": room, "long.a": room + 1000}
+    max_bytes = TINY.patch_size * (TINY.patch_length - 1)
+    sizes = {"fits.a": max_bytes - TINY.patch_size, "ends.a": max_bytes, "long.a": max_bytes + 1000}
     for name, size in sizes.items():
         (tmp_path / name).write_bytes(bytes(number * 7 % 251 for number in range(size)))
     report = evaluate_files(tiny_model, tmp_path)
@@ -183,13 +183,13 @@ def test_over_long_files_are_cut_and_counted(tiny_model: BGPT, tmp_path: Path) -
     assert report.to_dict()["cut_bytes"] == 1000
     assert report.end_of_file.positions == TINY.patch_size
     # The compressors get what the model saw, so that the figures can be held against each other.
-    long = (tmp_path / "long.a").read_bytes()[:room]
+    long = (tmp_path / "long.a").read_bytes()[:max_bytes]
     compressed = {
         "gzip": len(gzip.compress(long, 9, mtime=0)),
         "xz": len(lzma.compress(long, preset=9 | lzma.PRESET_EXTREME)),
     }
     assert compressed.items() <= report.files[2].compressed.items()
-    every = b"".join(Path(file.path).read_bytes()[:room] for file in report.files)
+    every = b"".join(Path(file.path).read_bytes()[:max_bytes] for file in report.files)
     solid = 8 * len(gzip.compress(every, 9, mtime=0)) / len(every)
     assert report.baselines["gzip_solid"] == pytest.approx(solid, rel=1e-9)
     assert report.baselines["gzip_solid"] < report.baselines["gzip"]
@@ -251,8 +251,8 @@ def test_progress_intervals_and_json(tiny_model: BGPT, folder: Path, tmp_path: P
         assert interval is not None
         assert interval.low <= value <= interval.high
     write_json(tmp_path / "report.json", report.to_dict())
-    shown = json.loads((tmp_path / "report.json").read_text())
-    assert shown["files"] == len(SIZES) == len(shown["by_file"])
+    output = json.loads((tmp_path / "report.json").read_text())
+    assert output["files"] == len(SIZES) == len(output["by_file"])
     assert "by_file" not in report.to_dict(files=False)
     alone = evaluate_files(tiny_model, report.files[0].path)
     assert alone.intervals["bits_per_byte"] is None

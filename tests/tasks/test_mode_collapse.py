@@ -12,23 +12,23 @@ from bgpt_fast.tasks.mode_collapse import ORDERS, TAIL, WINDOW, diversity, repet
 def test_random_bytes_show_nothing() -> None:
     stream = random.Random(0)
     files = [stream.randbytes(700) for _ in range(20)]
-    found = diversity(files)
-    assert found.signs == ()
-    assert found.copies == 0
-    assert found.shared == 0
-    assert found.distinct[4] > 0.999
-    assert found.loop_share < 0.02
+    result = diversity(files)
+    assert result.signs == ()
+    assert result.copies == 0
+    assert result.shared == 0
+    assert result.distinct[4] > 0.999
+    assert result.loop_share < 0.02
 
 
 @pytest.mark.parametrize("period", [1, 2, 3, 7, 64, 256])
-def test_a_loop_at_the_end_is_found_with_its_period(period: int) -> None:
+def test_loop_period_at_the_end(period: int) -> None:
     stream = random.Random(period)
     motif = bytes([1, *stream.randbytes(period - 1)]) if period > 1 else b"x"
     start = stream.randbytes(99) + bytes([motif[-1] ^ 0xFF])
     data = start + (motif * 900)[:900]
-    found = repetition(data)
-    assert found.loop_period == period
-    assert found.loop_share == pytest.approx(900 / 1000)
+    result = repetition(data)
+    assert result.loop_period == period
+    assert result.loop_share == pytest.approx(900 / 1000)
     # Beyond the longest period, and with less than two rounds, it is none.
     assert repetition(stream.randbytes(400) + motif).loop_share < 0.02
     assert repetition(data[:100] + stream.randbytes(300)).loop_share < 0.02
@@ -38,16 +38,16 @@ def test_a_loop_at_the_end_is_found_with_its_period(period: int) -> None:
 def test_distinct_ngrams_by_counting(size: int) -> None:
     stream = random.Random(size)
     data = bytes(stream.choice(b"abc") for _ in range(size))
-    found = repetition(data)
+    result = repetition(data)
     for n in ORDERS:
         total = 0.0
         for start in range(0, max(size, 1), WINDOW):
             window = data[start : start + WINDOW]
             grams = [window[i : i + n] for i in range(len(window) - n + 1)]
             total += (len(set(grams)) / len(grams) if grams else 1.0) * (len(window) if size else 1)
-        assert found.distinct[n] == pytest.approx(total / max(size, 1))
+        assert result.distinct[n] == pytest.approx(total / max(size, 1))
     longest = max((len(run) for run in _runs(data)), default=0)
-    assert found.longest_run == longest
+    assert result.longest_run == longest
 
 
 def test_of_a_long_file_the_tail_is_looked_at() -> None:
@@ -69,10 +69,10 @@ def _runs(data: bytes) -> list[bytes]:
 def test_copies_and_shared_parts() -> None:
     stream = random.Random(1)
     one, two, three = (stream.randbytes(200) for _ in range(3))
-    found = diversity([one, two, one, one])
-    assert found.copies == pytest.approx(2 / 4)
-    assert found.shared == pytest.approx(3 / 4)
-    assert any("8-grams stand in other files" in sign for sign in found.signs)
+    result = diversity([one, two, one, one])
+    assert result.copies == pytest.approx(2 / 4)
+    assert result.shared == pytest.approx(3 / 4)
+    assert any("8-grams are in other files" in sign for sign in result.signs)
     half = diversity([one + two, one + three])
     assert half.copies == 0
     assert half.shared == pytest.approx(193 / 393)
@@ -96,7 +96,7 @@ def test_collapse_shows_against_real_files_alone() -> None:
 def test_nothing_and_next_to_nothing() -> None:
     with pytest.raises(ValueError, match="expected at least one"):
         diversity([])
-    found = diversity([b""])
-    assert found.signs == ()
-    assert found.to_dict()["distinct_8"] == 1.0
+    result = diversity([b""])
+    assert result.signs == ()
+    assert result.to_dict()["distinct_8"] == 1.0
     assert repetition(b"aa").loop_share == 1.0

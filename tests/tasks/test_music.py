@@ -126,7 +126,7 @@ def test_pairs(tmp_path: Path, collection: Path) -> None:
 
 
 @needs_abc2midi
-def test_equal_music_is_kept_once_and_strictness_skips(tmp_path: Path, collection: Path) -> None:
+def test_equal_music_is_skipped_and_strict_skips_complaints(tmp_path: Path, collection: Path) -> None:
     spelled = f"X:1\nT:Spelled\n{HEAD}K:C\nCDE F G A B c|\n"
     (collection / "zz.abc").write_text(spelled)
     report = make_pairs(collection, tmp_path / "out", strict=True)
@@ -196,8 +196,8 @@ def test_the_irish_tunes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert len(folders) == 3
     [first] = sorted(Path(folders[0]).glob("0001-0050.abc"))
     assert main(["data", "music", str(first), "--output", str(tmp_path / "out")]) == 0
-    shown = capsys.readouterr().out
+    output = capsys.readouterr().out
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert report["tunes"] == 50
     assert sum(report["pairs"].values()) == 50
-    assert "mean bytes of ABC" in shown
+    assert "mean bytes of ABC" in output

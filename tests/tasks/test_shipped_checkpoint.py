@@ -32,12 +32,12 @@ def test_it_is_small_and_made_by_the_committed_recipe(model: BGPT) -> None:
 def test_it_simulates_programs_that_nobody_has_seen(model: BGPT) -> None:
     machine = options_from_file(FOLDER / "options.json").machine
     held_out = generate(150, seed=77, stream="philox", split="eval", **asdict(machine))
-    found = assess(model, held_out)
-    assert found.teacher_forced.accuracy >= 0.99
-    assert found.teacher_forced.changed_accuracy is not None
-    assert found.teacher_forced.changed_accuracy >= 0.90
-    assert found.teacher_forced.accuracy > found.teacher_forced.copy_baseline
-    assert found.free_running.exact_programs >= 0.5
+    result = assess(model, held_out)
+    assert result.teacher_forced.accuracy >= 0.99
+    assert result.teacher_forced.changed_accuracy is not None
+    assert result.teacher_forced.changed_accuracy >= 0.90
+    assert result.teacher_forced.accuracy > result.teacher_forced.copy_baseline
+    assert result.free_running.exact_programs >= 0.5
 
     # The negative control: the same model with one layer's weights shuffled knows nothing.
     with torch.no_grad():

@@ -17,15 +17,15 @@ _LEAST_RATE, _MOST_RATE = 1000, 1_000_000
 _MOST_SECONDS = 24 * 3600
 _FEWER_BYTES = re.compile(r"^(?:data|SSND) *: *(\d+) \(should be (\d+)\)", re.MULTILINE)
 _LENGTH_UNKNOWN = 0x7FFFF000
-"""Programs that write WAV into a pipe put sizes from here on, not knowing the real one."""
+"""Programs that write WAV into a pipe do not know its size and write this or a larger one."""
 
 
 def standard_audio(content: bytes, rate: int = 8000, seconds: float = 1.0) -> list[bytes]:
-    """Clips of a recording, each a WAV file of mono 8-bit unsigned PCM: 44 + 8,000 bytes at 8 kHz and 1 s.
+    """Converts a recording to clips: WAV files of mono 8-bit unsigned PCM, 44 + 8,000 bytes at 8 kHz and 1 s.
 
-    Channels are averaged; soxr resamples at its high quality; nothing is normalised or dithered, so that 8-bit audio of
-    this rate keeps its samples. A last piece of at least half a clip is padded with silence, and so is one that is all
-    there is; a shorter one is left away.
+    Channels are averaged; soxr resamples at high quality; samples are not normalised or dithered, so that 8-bit audio
+    of this rate does not change. A remainder of at least half a clip is padded with silence, as is a recording shorter
+    than a clip; a shorter remainder is dropped.
 
     Args:
         content: the audio file.
@@ -33,40 +33,40 @@ def standard_audio(content: bytes, rate: int = 8000, seconds: float = 1.0) -> li
         seconds: length of a clip.
 
     Raises:
-        MediaError: no audio, damaged, cut short, or without a sample.
+        MediaError: not audio, damaged, truncated, or without a sample.
         ImportError: soundfile or soxr is missing.
     """
     return [write_wav(clip, rate) for clip in clips(content, rate, seconds)]
 
 
 def clips(content: bytes, rate: int, seconds: float) -> list[NDArray[np.uint8]]:
-    """The samples of the clips of `standard_audio`; 128 is silence."""
+    """Returns the samples of the clips of `standard_audio`; 128 is silence."""
     size = round(rate * seconds)
     samples = _resampled(content, rate)
     if not len(samples):
         raise MediaError("audio without a sample")
-    whole, rest = divmod(len(samples), size)
-    if rest and (2 * rest >= size or not whole):
+    count, rest = divmod(len(samples), size)
+    if rest and (2 * rest >= size or not count):
         samples = np.concatenate([samples, np.full(size - rest, 128, np.uint8)])
-        whole += 1
-    return list(samples[: whole * size].reshape(whole, size))
+        count += 1
+    return list(samples[: count * size].reshape(count, size))
 
 
 def write_wav(samples: NDArray[np.uint8], rate: int) -> bytes:
-    """A WAV file of mono 8-bit unsigned samples."""
+    """Returns a WAV file of mono 8-bit unsigned samples."""
     soundfile = optional("soundfile", "audio", "writing audio")
     file = io.BytesIO()
-    # 16 bits with the lower 8 empty become these very 8 bits.
+    # soundfile keeps the upper 8 of 16 bits.
     wide = (samples.astype(np.int16) - 128) << 8
     soundfile.write(file, wide, rate, format="WAV", subtype="PCM_U8")
     return file.getvalue()
 
 
 def check_audio(content: bytes) -> str:
-    """Decodes audio to its end and says what it is, as "WAV PCM_U8 8000 Hz, 1 channel, 1.000 s".
+    """Decodes audio; returns a description, such as "WAV PCM_U8 8000 Hz, 1 channel, 1.000 s".
 
     Raises:
-        MediaError: soundfile does not decode it, it is cut short, or has no sample.
+        MediaError: it does not decode, is truncated, or has no sample.
         ImportError: soundfile is missing.
     """
     with _opened(content) as file:
@@ -87,7 +87,7 @@ def is_audio(content: bytes) -> bool:
 
 
 class _Content(io.BytesIO):
-    """Ignores seeks before the begin, which damaged files lead libsndfile to: soundfile would print a traceback."""
+    """Ignores seeks before the start, which libsndfile tries in damaged files: soundfile would print a traceback."""
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
         try:
@@ -105,16 +105,16 @@ def _opened(content: bytes) -> Any:
         raise MediaError("no audio" if unknown else "damaged audio", error.error_string) from error
     except Exception as error:
         raise MediaError("damaged audio", str(error)) from error
-    # libsndfile takes what is there of a file that is cut short, and says so here alone.
-    for promised, there in _FEWER_BYTES.findall(file.extra_info):
-        if int(there) < int(promised) < _LENGTH_UNKNOWN:
+    # libsndfile decodes truncated files; only its log names the missing bytes.
+    for size, expected in _FEWER_BYTES.findall(file.extra_info):
+        if int(expected) < int(size) < _LENGTH_UNKNOWN:
             file.close()
-            raise MediaError("audio cut short", f"{there} bytes of {promised}")
+            raise MediaError("audio cut short", f"{expected} bytes of {size}")
     return file
 
 
 def _blocks(file: Any) -> Iterator[NDArray[np.float32]]:
-    """Float samples [frames, channels], to the end that the header promises."""
+    """Yields float samples [frames, channels]; raises if there are fewer than in the header."""
     read = 0
     try:
         while len(block := file.read(_FRAMES_A_BLOCK, dtype="float32", always_2d=True)):
@@ -131,7 +131,7 @@ def _blocks(file: Any) -> Iterator[NDArray[np.float32]]:
 
 
 def _resampled(content: bytes, rate: int) -> NDArray[np.uint8]:
-    """All of a recording at the rate, 128 being silence."""
+    """Returns a recording at the rate; 128 is silence."""
     soxr = optional("soxr", "audio", "resampling audio")
     with _opened(content) as file:
         if not _LEAST_RATE <= file.samplerate <= _MOST_RATE:
@@ -147,5 +147,5 @@ def _resampled(content: bytes, rate: int) -> NDArray[np.uint8]:
 
 def _quantised(samples: NDArray[np.float32]) -> NDArray[np.uint8]:
     if not np.isfinite(samples).all():
-        raise MediaError("damaged audio", "samples that are no numbers")
+        raise MediaError("damaged audio", "samples that are not finite")
     return np.clip(np.rint(samples * 128) + 128, 0, 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""What keeps a file from being used: damage, or a package that is not installed."""
+"""Errors of media files, and of missing packages."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from types import ModuleType
 
 
 class MediaError(ValueError):
-    """A file that is of no known kind, or damaged.
+    """A file of an unknown format, or a damaged one.
 
     Args:
-        reason: a few words that are the same for all files with this fault, so that they can be counted.
-        detail: what is particular to this file, such as the decoder's own words; may be empty.
+        reason: the same text for all files with this fault, so that they can be counted.
+        detail: about this file, such as the decoder's message; may be empty.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
@@ -24,7 +24,7 @@ class MediaError(ValueError):
 
 
 def optional(name: str, extra: str, what: str) -> ModuleType:
-    """Imports an optional package, or says which extra brings it.
+    """Imports an optional package; the error names the extra that installs it.
 
     Raises:
         ImportError: it is missing.

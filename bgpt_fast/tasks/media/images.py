@@ -16,10 +16,10 @@ _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
 def standard_image(content: bytes, size: tuple[int, int] = (32, 32), fit: Fit = "stretch") -> bytes:
-    """A BMP file of 24-bit RGB, whatever the image's format: 54 + 3,072 bytes at 32×32.
+    """Converts an image to a BMP file of 24-bit RGB: 54 + 3,072 bytes at 32×32.
 
-    The orientation that a camera noted is applied, transparency shows white, 16-bit greys keep their upper 8 bits.
-    Pixels are averaged over boxes, as in the down-sampled ImageNet; an image of this size keeps its pixels.
+    The EXIF orientation is applied, transparency becomes white, 16-bit greys keep their upper 8 bits. Pixels are
+    averaged over boxes, as in the down-sampled ImageNet; an image of this size does not change.
 
     Args:
         content: the image file.
@@ -27,7 +27,7 @@ def standard_image(content: bytes, size: tuple[int, int] = (32, 32), fit: Fit = 
         fit: an image of another shape is stretched, cropped to its centre, or padded with white.
 
     Raises:
-        MediaError: no image, a damaged or animated one, or one whose colours (CMYK, floating point) need to be known.
+        MediaError: not an image, a damaged or animated one, or one without defined colours (CMYK, floating point).
         ImportError: Pillow is missing.
     """
     image = _decoded(content)
@@ -50,14 +50,14 @@ def standard_image(content: bytes, size: tuple[int, int] = (32, 32), fit: Fit = 
 
 
 def write_bmp(image: Image) -> bytes:
-    """An RGB image as a 24-bit BMP file."""
+    """Returns an RGB image as a 24-bit BMP file."""
     file = io.BytesIO()
     image.save(file, "BMP")
     return file.getvalue()
 
 
 def pixels_as_png(content: bytes) -> bytes:
-    """The first frame of any image as a PNG file of at most 512×512 pixels."""
+    """Returns the first frame of an image as a PNG file of at most 512×512 pixels."""
     image = _opened(content).convert("RGBA")
     image.thumbnail((512, 512))
     file = io.BytesIO()
@@ -66,10 +66,10 @@ def pixels_as_png(content: bytes) -> bytes:
 
 
 def check_image(content: bytes) -> str:
-    """Decodes every frame of an image and says what it is, as "BMP 32×32 RGB".
+    """Decodes every frame of an image; returns a description, such as "BMP 32×32 RGB".
 
     Raises:
-        MediaError: Pillow does not decode it.
+        MediaError: it does not decode.
         ImportError: Pillow is missing.
     """
     image = _opened(content)
@@ -79,7 +79,7 @@ def check_image(content: bytes) -> str:
             for frame in range(getattr(image, "n_frames", 1)):
                 image.seek(frame)
                 image.load()
-    except Exception as error:  # decoders of damaged files raise all kinds
+    except Exception as error:  # decoders of damaged files raise all kinds of errors
         raise MediaError("damaged image", str(error)) from error
     return f"{image.format} {image.width}×{image.height} {image.mode}"
 

@@ -1,4 +1,4 @@
-"""Names, labels and sides of what is made of a source."""
+"""Names, labels and splits of standard files."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _LABEL_BYTES, _STEM_BYTES = 96, 96
 
 @dataclass(frozen=True)
 class Plan:
-    """What goes by names and contents alone, before anything is decoded.
+    """Labels and splits, which follow from names and contents without decoding.
 
     Args:
-        labels: "name": `LABEL_anything` keeps the label before its first "_", other names have none; "folder": the name
-            of the folder that the file lies in; "none": no labels.
+        labels: "name": `LABEL_anything` has the label before its first "_", other names have none; "folder": the name
+            of the file's folder; "none": no labels.
         test_share: share of the sources in the test set.
-        group: a regular expression that is searched for in the path below the given folder; sources with the same first
-            group (or whole match, if it has none) land on one side. "" means that each content is a group of its own.
+        group: a regular expression to search in the path below the input folder; sources with an equal first group (or
+            match, without groups) are in the same split. "" means that each content is its own group.
     """
 
     labels: Labels = "name"
@@ -43,11 +43,11 @@ class Plan:
             raise ValueError(f"group: expected a regular expression, got {self.group!r}: {error}") from error
 
     def label(self, file: FileEntry) -> str:
-        """The file's label, without "_" and what does not belong into names; "" for none."""
+        """Returns the file's label, without "_" and special characters; "" for none."""
         return clean(self.raw_label(file), _LABEL_BYTES).replace("_", "-")
 
     def raw_label(self, file: FileEntry) -> str:
-        """The file's label as its name or folder spells it; "" for none."""
+        """Returns the file's label as in its name or folder; "" for none."""
         path = os.path.abspath(file.path)
         if self.labels == "folder":
             return os.path.basename(os.path.dirname(path))
@@ -55,17 +55,17 @@ class Plan:
         return label if separator and self.labels == "name" else ""
 
     def stem(self, file: FileEntry, digest: str) -> str:
-        """The begin of the names of what is made of the file: label, its own stem, and its content's digest."""
+        """Returns the start of the names of the file's outputs: label, stem, and the content's digest."""
         stem = os.path.splitext(os.path.basename(file.path))[0]
         if self.labels == "name" and self.raw_label(file):
             stem = stem.partition("_")[2]
         label = self.label(file)
         stem = clean(stem, _STEM_BYTES)
-        # Without a label there is no "_": nothing else than a label stands before one.
+        # Without a label there is no "_", since the text before it would be a label.
         return f"{label}_{stem}-{digest[:12]}" if label else f"{stem.replace('_', '-')}-{digest[:12]}"
 
     def side(self, file: FileEntry, digest: str) -> Side:
-        """Where all that is made of the file goes: a matter of its content, or group, alone."""
+        """Returns the split of the file's outputs, which depends on its content or group alone."""
         match = re.search(self.group, os.fsdecode(file.relative)) if self.group else None
         if match is None:
             is_test = digest_is_in_split(bytes.fromhex(digest), "eval", self.test_share)
@@ -76,22 +76,22 @@ class Plan:
 
 
 def digest_of(content: bytes) -> str:
-    """The hex digest that stands for a content."""
+    """Returns the hex digest that identifies a content."""
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def clean(text: str, most_bytes: int) -> str:
-    """Text that every file system takes as part of a name: letters, digits and ".+-_", never empty unless `text` is."""
+    """Returns text that is valid in file names everywhere: letters, digits and ".+-_"; not empty unless `text` is."""
     plain = text.encode("utf-8", "replace").decode()
     plain = _NOT_IN_NAMES.sub("-", plain).strip(".-") or "-" * bool(text)
     return plain.encode()[:most_bytes].decode("utf-8", "ignore")
 
 
 def check_labels(plan: Plan, files: list[FileEntry]) -> None:
-    """Raises where two labels would become one.
+    """Checks that no two labels become one.
 
     Raises:
-        ValueError: names them.
+        ValueError: names two that do.
     """
     spelled: dict[str, str] = {}
     for file in files:
@@ -99,6 +99,6 @@ def check_labels(plan: Plan, files: list[FileEntry]) -> None:
         other = spelled.setdefault(label, raw)
         if other != raw:
             raise ValueError(
-                f"labels {other!r} and {raw!r}: expected labels that differ in more than signs, got {label!r} for "
+                f"labels {other!r} and {raw!r}: expected labels that differ in letters or digits, got {label!r} for "
                 "both; rename one"
             )

@@ -1,4 +1,4 @@
-"""A folder of a data set that grows source by source, and goes on where it stopped."""
+"""A folder of a data set that is written source by source, and resumed after a stop."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ Record = dict[str, Any]
 
 
 def find_outside(paths: Paths, output: Path, skips: SkipReport) -> list[FileEntry]:
-    """As `find_files`, without what lies in the output folder, which may be below a folder that is searched.
+    """As `find_files`, without the files of the output folder, which may be inside an input folder.
 
     Raises:
-        DataError: no such path, or one that lies in the output folder itself.
+        DataError: no such path, or one inside the output folder.
     """
     below = os.path.join(os.path.realpath(output), "")
     for root in as_roots(paths):
@@ -38,30 +38,29 @@ def find_outside(paths: Paths, output: Path, skips: SkipReport) -> list[FileEntr
 
 
 class OutputFolder:
-    """A folder with a journal, a JSON line a source, which names what was made of it or why nothing was.
+    """A folder with a journal: a JSON line for each source, with its outputs or the reason why it has none.
 
-    A source is in the journal only when its files are on the disk, whole; so a run that was stopped at any moment goes
-    on with the sources that are missing there. Files that lie there and are not of the journal are never replaced. Use
-    it as a context manager.
+    A source is in the journal only after its files are durable, so a run that was stopped at any time resumes with the
+    missing sources. Files that are not in the journal are never replaced. Use it as a context manager.
 
     Args:
         path: a new or empty folder, or one of an earlier run.
-        kind: what is made, for errors and the journal.
-        options: all that decides on what is made of a source, JSON-ready.
+        kind: of the data set, for errors and the journal.
+        options: everything that decides a source's outputs, JSON-ready.
 
     Attributes:
-        records: the journal's records by their "key", those of earlier runs and what was added.
+        records: the journal's records by their "key", of earlier runs and of this one.
 
     Raises:
-        FileExistsError: the folder holds something else, or data made with other options.
-        BlockingIOError: another process is writing there.
+        FileExistsError: the folder holds something else, or data of other options.
+        BlockingIOError: another process writes to it.
         OSError: it cannot be written.
     """
 
     def __init__(self, path: Path, kind: str, options: Mapping[str, Any]) -> None:
         self.path = path
         self.records: dict[str, Record] = {}
-        self._waiting: list[Record] = []
+        self._unsaved: list[Record] = []
         self._saved_at = time.monotonic()
         journal = path / JOURNAL
         path.mkdir(parents=True, exist_ok=True)
@@ -73,7 +72,7 @@ class OutputFolder:
             self._read({"kind": kind, "options": dict(options)})
         except BlockingIOError as error:
             self._journal.close()
-            raise BlockingIOError(f"{path}: another run is writing there; wait for its end") from error
+            raise BlockingIOError(f"{path}: another run writes there; wait until it ends") from error
         except BaseException:
             self._journal.close()
             raise
@@ -93,62 +92,62 @@ class OutputFolder:
             shutil.rmtree(self.path / _PARTS, ignore_errors=True)
 
     def add(self, record: Record, files: Sequence[tuple[str, bytes]]) -> None:
-        """Writes a source's files and its record, JSON-ready and with a "key"; both are durable after `save`.
+        """Writes a source's files and its record; both are durable after `save`.
 
         Args:
-            record: what the journal is to hold.
+            record: JSON-ready, with a "key".
             files: relative path and content of each.
 
         Raises:
-            FileExistsError: a file of that name is there with another content.
+            FileExistsError: a file of that name has another content.
         """
         for relative, content in files:
             self._place(relative, content)
         self.records[record["key"]] = record
-        self._waiting.append(record)
+        self._unsaved.append(record)
         if time.monotonic() - self._saved_at > _SECONDS_BETWEEN_SAVES:
             self.save()
 
     def save(self) -> None:
-        """Makes all that was added durable."""
-        if self._waiting:
-            os.sync()  # once for many files: an fsync a file would take longer than making it
+        """Makes all files and records durable."""
+        if self._unsaved:
+            os.sync()  # once for many files: an fsync of each would take longer than decoding it
             # ASCII, so that names that are not UTF-8 survive.
-            lines = "".join(json.dumps(record) + "\n" for record in self._waiting)
+            lines = "".join(json.dumps(record) + "\n" for record in self._unsaved)
             self._journal.write(lines.encode())
             self._journal.flush()
             os.fsync(self._journal.fileno())
-            self._waiting.clear()
+            self._unsaved.clear()
         self._saved_at = time.monotonic()
 
     def _place(self, relative: str, content: bytes) -> None:
         target = self.path / relative
         target.parent.mkdir(parents=True, exist_ok=True)
-        # An empty file of ours is what a crash of the machine can leave of one that was not durable yet.
+        # A crash of the machine can leave an empty file of one that was not durable yet.
         if target.exists() and target.stat().st_size and target.read_bytes() != content:
-            raise FileExistsError(f"{target}: a file that no run of ours wrote is in the way; move it")
+            raise FileExistsError(f"{target}: the path holds a file that no run here wrote; move it")
         part = self.path / _PARTS / "file"
         part.write_bytes(content)
         os.replace(part, target)
 
     def _read(self, head: Record) -> None:
         self._journal.seek(0)
-        whole, _, torn = self._journal.read().rpartition(b"\n")
-        if torn:  # a crash within the last write
-            self._journal.truncate(len(whole) + bool(whole))
-        lines = whole.splitlines()
+        complete, _, incomplete = self._journal.read().rpartition(b"\n")
+        if incomplete:  # by a crash during the last write
+            self._journal.truncate(len(complete) + bool(complete))
+        lines = complete.splitlines()
         if not lines:
             self._journal.write((json.dumps(head) + "\n").encode())
             self._journal.flush()
             fsync_folder(self.path)
             return
         try:
-            found, *records = [json.loads(line) for line in lines]
+            first, *records = [json.loads(line) for line in lines]
             self.records = {record["key"]: record for record in records}
         except (ValueError, TypeError, KeyError) as error:
             raise FileExistsError(f"{self.path / JOURNAL}: expected a journal of an earlier run: {error}") from error
-        if found != json.loads(json.dumps(head)):
+        if first != json.loads(json.dumps(head)):
             raise FileExistsError(
-                f"{self.path}: expected an empty folder or a run with the same options, got one made with {found}; "
+                f"{self.path}: expected an empty folder or a run with the same options, got one made with {first}; "
                 "choose another --output"
             )

@@ -1,4 +1,4 @@
-"""A function over many items on several processes, in order, which survives items that kill their process."""
+"""An ordered map over several processes, which survives items that crash their process."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _FEW = 256
 def ordered_map(
     function: Callable[[Item], Result], items: Sequence[Item], *, workers: int, crashed: Callable[[Item], Result]
 ) -> Iterator[Result]:
-    """`function` of each item, in order; a few chunks are under way beyond the one that is asked for.
+    """Yields `function` of each item, in order; a few chunks are computed ahead.
 
     Args:
-        function: pickles; what it raises is raised here.
-        items: pickle.
-        workers: processes; 0 means one a core. With one, or few items, all runs in this process.
-        crashed: gives the result of an item that ended its process, as a decoder's segmentation fault does.
+        function: must pickle; its exceptions are raised here.
+        items: must pickle.
+        workers: number of processes; 0 means one a core. With one, or few items, all runs in this process.
+        crashed: returns the result of an item that crashed its process, such as by a segmentation fault of a decoder.
 
     Raises:
-        ValueError: fewer workers than none.
+        ValueError: workers is negative.
     """
     if workers < 0:
         raise ValueError(f"workers: expected 0 or more, got {workers}")
@@ -41,21 +41,21 @@ def ordered_map(
         return
     chunks = [items[start : start + _ITEMS_A_CHUNK] for start in range(0, len(items), _ITEMS_A_CHUNK)]
     pool = _pool(workers)
-    under_way: collections.deque[tuple[Sequence[Item], Future[list[Result]]]] = collections.deque()
+    running: collections.deque[tuple[Sequence[Item], Future[list[Result]]]] = collections.deque()
     try:
         upcoming = iter(chunks)
         while True:
-            while len(under_way) < workers * _CHUNKS_AHEAD and (chunk := next(upcoming, None)) is not None:
-                under_way.append((chunk, pool.submit(_all, function, chunk)))
-            if not under_way:
+            while len(running) < workers * _CHUNKS_AHEAD and (chunk := next(upcoming, None)) is not None:
+                running.append((chunk, pool.submit(_all, function, chunk)))
+            if not running:
                 return
-            chunk, future = under_way.popleft()
+            chunk, future = running.popleft()
             try:
                 results = future.result()
             except BrokenProcessPool:
                 results = list(_one_by_one(function, chunk, crashed))
                 pool = _pool(workers)
-                under_way = collections.deque((later, pool.submit(_all, function, later)) for later, _ in under_way)
+                running = collections.deque((later, pool.submit(_all, function, later)) for later, _ in running)
             yield from results
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -63,11 +63,11 @@ def ordered_map(
 
 def _pool(workers: int) -> ProcessPoolExecutor:
     # Not fork: this process has torch's threads.
-    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin)
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
 
 
-def _begin() -> None:
-    """Ctrl-C is for the parent; and decoders print warnings that name no file."""
+def _start_worker() -> None:
+    """Leaves Ctrl-C to the parent, and drops the decoders' warnings, which name no file."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
@@ -81,7 +81,7 @@ def _all(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Resu
 def _one_by_one(
     function: Callable[[Item], Result], items: Sequence[Item], crashed: Callable[[Item], Result]
 ) -> Iterator[Result]:
-    """Each item in a process where nothing else can have crashed."""
+    """Yields each item's result from a process that runs no other item at the same time."""
     pool = _pool(1)
     try:
         for item in items:

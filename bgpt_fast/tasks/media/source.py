@@ -1,4 +1,4 @@
-"""One media file, read and made into its standard files; runs in worker processes."""
+"""The conversion of one media file to standard files; runs in worker processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bgpt_fast.tasks.media.text import cut_text, is_text, standard_text
 
 Kind = Literal["image", "audio", "text"]
 KINDS: tuple[Kind, ...] = ("image", "audio", "text")
-# Names alone decide for these, so that a damaged file is reported as what it was meant to be.
+# These extensions decide alone, so that a damaged file is reported as its kind.
 _AUDIO = "wav wave flac ogg oga opus mp3 aif aiff aifc au snd caf w64 rf64 voc sph m4a aac wma"
 _IMAGES = "bmp dib png apng jpg jpeg jpe jp2 gif tif tiff webp avif ico icns pcx ppm pgm pbm pnm tga"
 _TEXTS = "txt text md rst csv tsv json jsonl xml html htm tex py c h cpp js abc"
@@ -25,20 +25,20 @@ AUDIO, IMAGES, TEXTS = (frozenset(extensions.split()) for extensions in (_AUDIO,
 
 @dataclass(frozen=True)
 class MediaOptions:
-    """What standard files look like.
+    """The format of standard files.
 
     Args:
-        kinds: what is taken; files of other kinds are skipped and counted.
+        kinds: kinds of files to convert; others are skipped and counted.
         image_size: width and height in pixels.
         image_fit: images of another shape are stretched, cropped to their centre, or padded with white.
         audio: clips are written as WAV, as spectrogram images, or both.
         sample_rate: of the clips, in samples a second.
         clip_seconds: length of a clip.
-        text_encoding: of texts that are not UTF-8; "" skips those.
-        text_separator: what stands between two documents of one file, each of which may go to another side; "" means
-            one document a file. "\\n" and "\\t" may be written as here.
-        text_bytes: longer documents are cut at paragraphs, lines or words; 0 means never.
-        most_bytes: larger sources are skipped, since each is read whole.
+        text_encoding: of texts that are not UTF-8; "" skips them.
+        text_separator: text between two documents of one file, whose splits are independent; "" means one document a
+            file. "\\n" and "\\t" are a line feed and a tab.
+        text_bytes: longer documents are split at paragraphs, lines or words; 0 means never.
+        most_bytes: larger sources are skipped, since memory holds a complete one.
     """
 
     kinds: tuple[Kind, ...] = KINDS
@@ -57,7 +57,7 @@ class MediaOptions:
             ("kinds", bool(self.kinds) and set(self.kinds) <= set(KINDS), f"some of {', '.join(KINDS)}"),
             ("image_size", all(1 <= side <= 4096 for side in self.image_size), "sides from 1 to 4096"),
             ("sample_rate", 1000 <= self.sample_rate <= 192_000, "1,000 to 192,000"),
-            ("clip_seconds", 1 <= self.sample_rate * self.clip_seconds < 1 << 28, "at least a sample, and no hours"),
+            ("clip_seconds", 1 <= self.sample_rate * self.clip_seconds < 1 << 28, "1 to 2²⁸ samples"),
             ("text_bytes", self.text_bytes == 0 or self.text_bytes >= 16, "0, or at least 16"),
             ("most_bytes", self.most_bytes >= 1, "at least 1"),
         ]
@@ -67,10 +67,10 @@ class MediaOptions:
 
 
 class Output(NamedTuple):
-    """A standard file: its folder, what its name has behind the source's, its extension and content.
+    """A standard file: its folder, the end of its stem, its extension and content.
 
-    `document` is the digest of the document that it is of, where a source holds several that are none of each other's
-    business; "" where all that is made of a source belongs together.
+    `document` is the digest of its document if the source has several independent ones; "" if all outputs of a source
+    belong together.
     """
 
     kind: Kind
@@ -80,8 +80,8 @@ class Output(NamedTuple):
     document: str = ""
 
 
-class Made(NamedTuple):
-    """What became of a source: outputs, or a reason why there are none."""
+class Standardised(NamedTuple):
+    """The outputs of a source, or the reason why there are none."""
 
     digest: str
     outputs: list[Output]
@@ -89,33 +89,33 @@ class Made(NamedTuple):
     detail: str = ""
 
 
-def read_and_make(path: str, options: MediaOptions) -> Made:
-    """Reads a source and makes its standard files."""
+def read_and_standardise(path: str, options: MediaOptions) -> Standardised:
+    """Reads a source and converts it to standard files."""
     try:
         if os.path.getsize(path) > options.most_bytes:
-            return Made("", [], "too large", f"over {options.most_bytes} bytes; see most_bytes")
+            return Standardised("", [], "too large", f"over {options.most_bytes} bytes; see most_bytes")
         with open(path, "rb") as file:
             content = file.read()
     except OSError as error:
-        return Made("", [], "unreadable", str(error.strerror))
+        return Standardised("", [], "unreadable", str(error.strerror))
     digest = digest_of(content)
     try:
-        return Made(digest, make(path, content, options))
+        return Standardised(digest, standard_files(path, content, options))
     except MediaError as error:
-        return Made(digest, [], error.reason, error.detail)
+        return Standardised(digest, [], error.reason, error.detail)
 
 
-def make(name: str, content: bytes, options: MediaOptions) -> list[Output]:
-    """The standard files of a content.
+def standard_files(name: str, content: bytes, options: MediaOptions) -> list[Output]:
+    """Returns the standard files of a media file.
 
     Args:
-        name: a file's name, whose extension says what the content is meant to be.
-        content: the file.
-        options: what is made.
+        name: the file's name.
+        content: all bytes of the file.
+        options: the format.
 
     Raises:
-        MediaError: nothing can be made of it.
-        ImportError: what decodes it is missing.
+        MediaError: the file has no output.
+        ImportError: the decoder's package is missing.
     """
     kind = kind_of(name, content, options.kinds, options.text_encoding)
     if kind not in options.kinds:
@@ -124,12 +124,12 @@ def make(name: str, content: bytes, options: MediaOptions) -> list[Output]:
         return [Output("image", "", "bmp", standard_image(content, options.image_size, options.image_fit))]
     if kind == "text":
         separator = options.text_separator.replace("\\n", "\n").replace("\\t", "\t")
-        made = []
+        pieces = []
         for document in standard_text(content, options.text_encoding, separator):
             key = digest_of(document) if separator else ""
-            made += [("txt", piece, key) for piece in cut_text(document, options.text_bytes)]
-        many = len(made) > 1
-        return [Output("text", f"-{n:05d}" * many, *one) for n, one in enumerate(made)]
+            pieces += [("txt", piece, key) for piece in cut_text(document, options.text_bytes)]
+        many = len(pieces) > 1
+        return [Output("text", f"-{n:05d}" * many, *one) for n, one in enumerate(pieces)]
     outputs = []
     rate = options.sample_rate
     for number, samples in enumerate(clips(content, rate, options.clip_seconds)):
@@ -142,8 +142,7 @@ def make(name: str, content: bytes, options: MediaOptions) -> list[Output]:
 
 
 def kind_of(name: str, content: bytes, kinds: tuple[Kind, ...] = KINDS, encoding: str = "") -> Kind:
-    """What a file is meant to be: by its extension where that is a known one, else the first of `kinds` that decodes
-    it.
+    """Returns the kind of a file: by a known extension, otherwise the first of `kinds` that decodes it.
 
     Raises:
         MediaError: none does.

@@ -1,4 +1,4 @@
-"""Folders of media as a data set of standard files: train and test, labelled, without leakage."""
+"""Conversion of media folders to a data set of standard files: train and test, labelled, without leakage."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bgpt_fast.files import write_json
 from bgpt_fast.tasks.media.names import Plan, Side, check_labels, digest_of
 from bgpt_fast.tasks.media.output import OutputFolder, Record, find_outside
 from bgpt_fast.tasks.media.pool import ordered_map
-from bgpt_fast.tasks.media.source import Made, MediaOptions, read_and_make
+from bgpt_fast.tasks.media.source import MediaOptions, Standardised, read_and_standardise
 
 Progress = Callable[[int, int], None]
 REPORT = "report.json"
@@ -24,13 +24,13 @@ REPORT = "report.json"
 
 @dataclass(frozen=True)
 class MediaReport:
-    """What was made and what was not.
+    """Counts of a data set of standard files.
 
     Args:
-        sources: files found.
-        used: sources of which something was made.
-        files: standard files by "side/kind", as "train/image".
-        labels: standard files by label and side; {} where nothing has a label.
+        sources: number of input files.
+        used: sources with at least one output.
+        files: standard files by "split/kind", such as "train/image".
+        labels: standard files by label and split; {} without labels.
         skipped: sources, or clips and documents of them, that were left out, by reason.
         first_skipped: a few of them as "reason: path (detail)".
     """
@@ -57,27 +57,26 @@ def standardise(
     workers: int = 0,
     progress: Progress | None = None,
 ) -> MediaReport:
-    """Makes OUTPUT/train and OUTPUT/test of media files, with a folder a kind, and OUTPUT/report.json.
+    """Writes OUTPUT/train and OUTPUT/test from media files, with a folder for each kind, and OUTPUT/report.json.
 
-    No content is on both sides: a source's side is a matter of its content (or group), all its clips go there, a source
-    with the content of an earlier one is skipped, and so is a clip, image or document that comes out with the same
-    bytes as an earlier one. What cannot be used is skipped and told. Run again, it goes on where it was stopped, and
-    takes up what is new.
+    No content is in both splits: a source's split depends on its content (or group) and applies to all its clips;
+    copies of an earlier source, and outputs with the bytes of an earlier output, are skipped. Unusable files are
+    skipped and counted. Run again, it resumes where it was stopped, and adds new inputs.
 
     Args:
         inputs: files and folders.
         output: a new or empty folder, or one of an earlier run with the same options.
-        options: what standard files look like; None means `MediaOptions()`.
-        plan: labels and sides; None means `Plan()`.
-        test_inputs: files and folders that are the test set; then nothing of `inputs` is held out. They come first, so
-            that a file of both is in the test set alone.
-        workers: processes; 0 means one a core.
-        progress: called with sources done and sources in all.
+        options: format of the standard files; None means `MediaOptions()`.
+        plan: labels and splits; None means `Plan()`.
+        test_inputs: files and folders of the test set; then none of `inputs` is held out. They come first, so that a
+            file of both is in the test set alone.
+        workers: number of processes; 0 means one a core.
+        progress: called with the sources done and all sources.
 
     Raises:
-        DataError: no such path, no file, or a source that an earlier run put on the other side.
-        FileExistsError: the output holds something else, or was made with other options.
-        ImportError: a decoder that is needed is missing.
+        DataError: no such path, no file, or a source that an earlier run put into the other split.
+        FileExistsError: the output holds something else, or has other options.
+        ImportError: a decoder's package is missing.
         ValueError: two labels that become one.
     """
     options, plan = options or MediaOptions(), plan or Plan()
@@ -86,83 +85,87 @@ def standardise(
     files = [file for file, _ in sources]
     check_labels(plan, files)
     described = {**asdict(options), **asdict(plan), "test_inputs": bool(as_roots(test_inputs))}
-    run = _Run(plan, skips)
+    data_set = _DataSet(plan, skips)
     with OutputFolder(Path(output), "media", described) as folder:
-        run.take_up(folder)
+        data_set.resume(folder)
         done = {(record["path"], *record["stamp"]): digest for digest, record in folder.records.items()}
         known = [done.get((file.path, *_stamp(file.path))) for file in files]
         fresh = [file.path for file, digest in zip(files, known, strict=True) if digest is None]
-        made = ordered_map(functools.partial(read_and_make, options=options), fresh, workers=workers, crashed=_crashed)
+        results = ordered_map(
+            functools.partial(read_and_standardise, options=options), fresh, workers=workers, crashed=_crashed
+        )
         for number, ((file, side), digest) in enumerate(zip(sources, known, strict=True), 1):
-            run.add(folder, file, side, next(made) if digest is None else Made(digest, []))
+            data_set.add(folder, file, side, next(results) if digest is None else Standardised(digest, []))
             if progress is not None:
                 progress(number, len(files))
         folder.save()
-        report = run.report(len(files))
+        report = data_set.report(len(files))
         write_json(Path(output) / REPORT, {"options": described, **report.to_dict()})
     return report
 
 
-class _Run:
-    """What is known of all sources so far."""
+class _DataSet:
+    """The sources processed so far."""
 
     def __init__(self, plan: Plan, skips: SkipReport) -> None:
         self._plan = plan
         self._skips = skips
         self._first_path: dict[str, str] = {}
-        self._written: set[str] = set()
+        self._digests: set[str] = set()
         self._records: list[Record] = []
 
-    def take_up(self, folder: OutputFolder) -> None:
-        self._written = {digest for record in folder.records.values() for digest in record["files"].values()}
+    def resume(self, folder: OutputFolder) -> None:
+        self._digests = {digest for record in folder.records.values() for digest in record["files"].values()}
 
-    def add(self, folder: OutputFolder, file: FileEntry, forced: Side | None, made: Made) -> None:
-        if not made.digest:
-            self._skips.add(_told(file.path, made.detail), made.reason)
+    def add(self, folder: OutputFolder, file: FileEntry, forced: Side | None, result: Standardised) -> None:
+        if not result.digest:
+            self._skips.add(_with_detail(file.path, result.detail), result.reason)
             return
         label = self._plan.label(file)
-        if (first := self._first_path.setdefault(made.digest, file.path)) != file.path:
-            other = folder.records[made.digest]["label"] != label
-            self._skips.add(_told(file.path, f"of {first}"), "copy with another label" if other else "copy")
+        if (first := self._first_path.setdefault(result.digest, file.path)) != file.path:
+            other = folder.records[result.digest]["label"] != label
+            self._skips.add(_with_detail(file.path, f"of {first}"), "copy with another label" if other else "copy")
             return
-        record = folder.records.get(made.digest)
+        record = folder.records.get(result.digest)
         if record is None:
-            record = self._write(folder, file, forced, label, made)
+            record = self._write(folder, file, forced, label, result)
         elif record["files"] and record["forced"] != (forced or ""):
             raise DataError(
-                f"{file.path!r}: expected a source that goes to {forced or 'the side of its content'}, got one that an "
-                f"earlier run put into {record['forced'] or 'the side of its content'}; choose another output"
+                f"{file.path!r}: expected a source of {forced or 'the split of its content'}, got one that an "
+                f"earlier run put into {record['forced'] or 'the split of its content'}; choose another output"
             )
         if record["reason"]:
-            self._skips.add(_told(file.path, record["detail"]), record["reason"])
+            self._skips.add(_with_detail(file.path, record["detail"]), record["reason"])
         for _ in range(record["equal"]):
             self._skips.count(file.path, "same bytes as an earlier output")
         self._records.append(record)
 
-    def _write(self, folder: OutputFolder, file: FileEntry, forced: Side | None, label: str, made: Made) -> Record:
-        side = forced or self._plan.side(file, made.digest)
-        stem = self._plan.stem(file, made.digest)
+    def _write(
+        self, folder: OutputFolder, file: FileEntry, forced: Side | None, label: str, result: Standardised
+    ) -> Record:
+        side = forced or self._plan.side(file, result.digest)
+        stem = self._plan.stem(file, result.digest)
         names: dict[str, str] = {}
         contents = []
-        for output in made.outputs:
+        for output in result.outputs:
             digest = digest_of(output.content)
-            if digest in self._written:
+            if digest in self._digests:
                 continue
-            self._written.add(digest)
+            self._digests.add(digest)
             its_side = forced or self._plan.side(file, output.document) if output.document else side
             relative = f"{its_side}/{output.kind}/{stem}{output.suffix}.{output.extension}"
             names[relative] = digest
             contents.append((relative, output.content))
         record: Record = {
-            "key": made.digest,
+            "key": result.digest,
             "path": file.path,
             "stamp": _stamp(file.path),
             "forced": forced or "",
             "label": label,
             "files": names,
-            "equal": len(made.outputs) - len(names),
-            "reason": made.reason,
-            "detail": made.detail,
+            "equal": len(result.outputs) - len(names),
+            "reason": result.reason,
+            "detail": result.detail,
         }
         folder.add(record, contents)
         return record
@@ -186,19 +189,19 @@ class _Run:
 
 
 def _sources(inputs: Paths, test_inputs: Paths, output: Path, skips: SkipReport) -> list[tuple[FileEntry, Side | None]]:
-    """Files with the side that the user said, None for the plan's; what lies in the output is no source."""
+    """Returns the source files with their fixed split; None means that of the plan."""
 
     test: list[tuple[FileEntry, Side | None]] = [(file, "test") for file in find_outside(test_inputs, output, skips)]
-    taken = {file.path for file, _ in test}
+    test_paths = {file.path for file, _ in test}
     rest: Side | None = "train" if test else None
-    sources = test + [(file, rest) for file in find_outside(inputs, output, skips) if file.path not in taken]
+    sources = test + [(file, rest) for file in find_outside(inputs, output, skips) if file.path not in test_paths]
     if not sources:
         raise DataError(f"{as_roots(inputs)}: expected files with something in them, got none")
     return sources
 
 
 def _stamp(path: str) -> tuple[int, int]:
-    """What changes with a file: a source with the stamp that an earlier run noted is not read again."""
+    """Returns size and modification time; a source is not read again if they are those of an earlier run."""
     try:
         status = os.stat(path)
     except OSError:
@@ -206,9 +209,9 @@ def _stamp(path: str) -> tuple[int, int]:
     return (status.st_size, status.st_mtime_ns)
 
 
-def _crashed(path: str) -> Made:
-    return Made("", [], "crashed its decoder")
+def _crashed(path: str) -> Standardised:
+    return Standardised("", [], "crashed its decoder")
 
 
-def _told(path: str, detail: str) -> str:
+def _with_detail(path: str, detail: str) -> str:
     return f"{path} ({detail})" if detail else path

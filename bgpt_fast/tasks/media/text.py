@@ -13,33 +13,32 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_CONTROLS = {chr(code) for code in range(32)} - set("\a\b\t\n\f\r\x1b")  # overstruck letters and colours are text
+_CONTROLS = {chr(code) for code in range(32)} - set("\a\b\t\n\f\r\x1b")  # overstrikes and colours occur in text
 
 
 def standard_text(content: bytes, encoding: str = "", separator: str = "") -> list[bytes]:
-    """UTF-8 documents: no byte-order mark, lines that end in a line feed, never an empty one.
+    """Converts a text file to UTF-8 documents without byte-order mark, with line feeds, none of them empty.
 
     Args:
         content: the text file.
-        encoding: what the text is in where it is not UTF-8 and has no byte-order mark; "" means that such a file is
-            none.
-        separator: what stands between two documents of a file, as "\\n%\\n" in fortune files; "" means one document a
+        encoding: of a text that is not UTF-8 and has no byte-order mark; "" means that such a file is an error.
+        separator: text between two documents of a file, such as "\\n%\\n" in fortune files; "" means one document a
             file.
 
     Raises:
-        MediaError: no text, or nothing but white space.
+        MediaError: not text, or only white space.
         ValueError: no such encoding.
     """
     text = decode_text(content, encoding).replace("\r\n", "\n").replace("\r", "\n")
     documents = text.split(separator) if separator else [text]
-    made = [document.encode() for document in documents if document.strip()]
-    if not made:
+    encoded = [document.encode() for document in documents if document.strip()]
+    if not encoded:
         raise MediaError("text without a word")
-    return made
+    return encoded
 
 
 def is_text(content: bytes, encoding: str = "") -> bool:
-    """Whether it is UTF-8, has a byte-order mark or is in `encoding`, and is free of control characters."""
+    """Whether the content decodes as text (`decode_text`)."""
     try:
         decode_text(content, encoding)
     except MediaError:
@@ -48,7 +47,7 @@ def is_text(content: bytes, encoding: str = "") -> bool:
 
 
 def decode_text(content: bytes, encoding: str = "") -> str:
-    """The text of a file in UTF-8, in what its byte-order mark says, or else in `encoding`."""
+    """Decodes a file as UTF-8, by its byte-order mark, or in `encoding`; control characters are an error."""
     named = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
     try:
         text = content.decode(named)
@@ -61,17 +60,17 @@ def decode_text(content: bytes, encoding: str = "") -> str:
             raise MediaError(f"text that is neither UTF-8 nor {encoding}", f"byte {other.start}") from other
         except LookupError as other:
             raise ValueError(f"encoding: expected the name of an encoding, as latin-1, got {encoding!r}") from other
-    if found := _CONTROLS.intersection(text):
-        raise MediaError("text with control characters", ", ".join(sorted(f"{ord(one)}" for one in found)))
+    if controls := _CONTROLS.intersection(text):
+        raise MediaError("text with control characters", ", ".join(sorted(f"{ord(one)}" for one in controls)))
     return text
 
 
 def cut_text(data: bytes, most: int) -> list[bytes]:
-    """A UTF-8 document in pieces, cut behind a paragraph, else a line, else a word, else anywhere between characters.
+    """Splits a UTF-8 document after a paragraph, else a line, else a word, else between characters.
 
     Args:
         data: the document.
-        most: most bytes of a piece, at least 4; 0 means one piece.
+        most: most bytes of a piece, at least 4; 0 means no split.
     """
     if not most:
         return [data]
@@ -91,6 +90,6 @@ def _cut(data: bytes, start: int, limit: int) -> int:
         if at > 0:
             return at + len(mark)
     end = limit
-    while end > start and data[end] & 0xC0 == 0x80:  # not within a character
+    while end > start and data[end] & 0xC0 == 0x80:  # do not split a character
         end -= 1
     return end if end > start else limit

@@ -16,7 +16,7 @@ _ERROR = re.compile(r"^Error in line-char \S+ : (.*)$", re.MULTILINE)
 
 
 def find_abc2midi() -> str:
-    """Where abc2midi is.
+    """Returns the path of abc2midi.
 
     Raises:
         FileNotFoundError: it is not on the PATH.
@@ -28,24 +28,22 @@ def find_abc2midi() -> str:
 
 
 class Converted(NamedTuple):
-    """A MIDI file, and the first error that abc2midi reported while it wrote it; "" for none."""
+    """A MIDI file, and the first error that abc2midi reported; "" for none."""
 
     midi: bytes
     complaint: str
 
 
 def abc_to_midi(abc: bytes, program: str | None = None) -> Converted:
-    """The MIDI file that abc2midi makes of one tune.
-
-    It writes one for many tunes that it also reports errors of, such as a tie without a second note.
+    """Converts an ABC tune to MIDI by abc2midi, which may write a file and report errors, too.
 
     Args:
         abc: an ABC file of one tune.
-        program: the path of abc2midi; None looks for it.
+        program: the path of abc2midi; None searches the PATH.
 
     Raises:
-        MediaError: it writes none, crashes, or takes longer than 10 seconds.
-        FileNotFoundError: there is no abc2midi.
+        MediaError: it writes no file, crashes, or takes longer than 10 seconds.
+        FileNotFoundError: abc2midi is missing.
     """
     program = program or find_abc2midi()
     with tempfile.TemporaryDirectory(prefix="bgpt-abc-") as folder:
@@ -63,11 +61,11 @@ def abc_to_midi(abc: bytes, program: str | None = None) -> Converted:
             )
         except subprocess.TimeoutExpired as error:
             raise MediaError("abc2midi took too long", f"over {_SECONDS:g} s") from error
-        # It exits with 0 whatever it found; what it prints and writes is all that tells.
-        error_found = _ERROR.search(done.stdout.decode("utf-8", "replace"))
+        # It exits with 0 despite errors, so only its output tells.
+        error_line = _ERROR.search(done.stdout.decode("utf-8", "replace"))
         if done.returncode < 0:
             raise MediaError("abc2midi crashed", f"signal {-done.returncode}")
-        complaint = error_found[1].strip() if error_found else ""
+        complaint = error_line[1].strip() if error_line else ""
         if not target.exists():
             raise MediaError("abc2midi rejects it", complaint or "no MIDI file written")
         return Converted(target.read_bytes(), complaint)

@@ -1,4 +1,4 @@
-"""ABC collections: files of many tunes, taken apart and tidied."""
+"""ABC collections: files of many tunes, split and normalised."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NEW_TUNE = re.compile(r"^X:", re.MULTILINE)
 
 
 class Tune(NamedTuple):
-    """A tune as it stands in a collection: its number and title there ("" without one), and its text."""
+    """A tune of a collection: its number and title ("" without one), and its text."""
 
     number: str
     title: str
@@ -28,12 +28,12 @@ class Tune(NamedTuple):
 
 
 def split_collection(content: bytes) -> list[Tune]:
-    """The tunes of an ABC file: each from its X: line to the next empty line or X: line.
+    """Splits an ABC file into tunes: each from its X: line to the next empty line or X: line.
 
-    Text between tunes and fields before the first one are left away. A file that is not UTF-8 is read as Latin-1.
+    Other text is dropped. A file that is not UTF-8 is decoded as Latin-1.
 
     Raises:
-        MediaError: no X: line in it.
+        MediaError: it has no X: line.
     """
     try:
         text = content.decode("utf-8-sig")
@@ -55,31 +55,31 @@ def split_collection(content: bytes) -> list[Tune]:
 
 
 def tidy(tune: Tune, fields: Fields = "musical") -> bytes:
-    """A tune as its ABC file will hold it, numbered 1.
+    """Returns a tune as an ABC file of its own, with the number 1.
 
-    "musical" keeps what sounds, as IrishMAN does: the fields X L M Q K P V U, the music and %%MIDI directives; titles,
-    sources, lyrics and comments go. "all" keeps everything.
+    "musical" leaves out what does not sound, as IrishMAN does: only the fields X L M Q K P V U, the music and %%MIDI
+    directives remain. "all" leaves out nothing.
     """
-    kept = []
+    lines: list[str] = []
     for line in tune.text.splitlines():
         field = _FIELD.match(line)
         if field and field[1] == "X":
-            kept.append("X:1")
+            lines.append("X:1")
         elif fields == "all":
-            kept.append(line)
+            lines.append(line)
         elif line.startswith("%"):
             if line.startswith("%%MIDI"):
-                kept.append(line)
+                lines.append(line)
         elif field:
             if field[1] in _MUSICAL:
-                kept.append(f"{field[1]}:{_COMMENT.sub('', field[2]).strip()}")
+                lines.append(f"{field[1]}:{_COMMENT.sub('', field[2]).strip()}")
         elif music := _COMMENT.sub("", line).strip():
-            kept.append(music)
-    return ("\n".join(kept) + "\n").encode()
+            lines.append(music)
+    return ("\n".join(lines) + "\n").encode()
 
 
 def has_music(tune: Tune) -> bool:
-    """Whether anything stands behind the header, which ends with the first K: line; without one, anywhere."""
+    """Whether the tune has notes after the header, which ends with the first K: line."""
     lines = tune.text.splitlines()
     keys = [number for number, line in enumerate(lines) if line.startswith("K:")]
     body = lines[keys[0] + 1 :] if keys else lines
@@ -87,30 +87,30 @@ def has_music(tune: Tune) -> bool:
 
 
 def title_key(title: str) -> str:
-    """What settings of one tune share: their title's words in order, without articles and signs; "" for no title."""
+    """Returns the key of all settings of a title: its words in order, without articles and signs; "" for no title."""
     words = re.findall(r"\w+", title.casefold().replace("'", ""))
     return " ".join(word for word in words if word not in ("the", "a", "an"))
 
 
 def irish_collections() -> list[str]:
-    """The folders of `IRISH` in the installed music21.
+    """Returns the folders of `IRISH` in the installed music21.
 
     Raises:
         ImportError: music21 is missing.
-        FileNotFoundError: it came without its corpus.
+        FileNotFoundError: it has no corpus.
     """
-    # By the package's place alone: importing it takes seconds.
+    # Without importing music21, which takes seconds.
     import importlib.util
 
-    found = importlib.util.find_spec("music21")
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec("music21")
+    if spec is None or spec.origin is None:
         optional("music21", "music", "the Irish tunes")
         raise ImportError('the Irish tunes need music21; install it with `pip install "bgpt-fast[music]"`')
-    corpus = Path(found.origin).parent / "corpus"
+    corpus = Path(spec.origin).parent / "corpus"
     missing = [name for name in IRISH if not (corpus / name).is_dir()]
     if missing:
         raise FileNotFoundError(
-            f"{corpus}: expected the folders {', '.join(missing)}; this music21 has no whole corpus"
+            f"{corpus}: expected the folders {', '.join(missing)}; the corpus of this music21 is incomplete"
         )
     return [os.fspath(corpus / name) for name in IRISH]
 

@@ -12,7 +12,7 @@ _MOST_SECONDS = 24 * 3600
 
 
 class Note(NamedTuple):
-    """A sounding note: when it begins and ends, in seconds, and its MIDI pitch (60 is middle C)."""
+    """A note: onset and end in seconds, and MIDI pitch (60 is middle C)."""
 
     onset: float
     end: float
@@ -20,12 +20,12 @@ class Note(NamedTuple):
 
 
 def read_notes(content: bytes) -> list[Note]:
-    """All notes of a Standard MIDI File on all tracks and channels, by onset and pitch; tempo changes are followed.
+    """Returns the notes of all tracks and channels of a MIDI file, by onset and pitch; tempo changes apply.
 
-    A note that is never ended ends with the file. A file without notes gives [].
+    A note without an end lasts until the end of the file.
 
     Raises:
-        MediaError: mido does not decode it, or it says that it lasts longer than a day.
+        MediaError: it does not decode, or lasts longer than a day.
         ImportError: mido is missing.
     """
     mido = optional("mido", "music", "reading MIDI")
@@ -36,7 +36,7 @@ def read_notes(content: bytes) -> list[Note]:
         return _notes(song)
     except MediaError:
         raise
-    except Exception as error:  # mido raises all kinds on damaged files
+    except Exception as error:  # mido raises all kinds of errors on damaged files
         raise MediaError("damaged MIDI file", f"{type(error).__name__} {error}".strip()) from error
 
 
@@ -47,7 +47,7 @@ def _notes(song: object) -> list[Note]:
     for message in song:  # type: ignore[attr-defined]  # mido's own iteration, in seconds
         now += message.time
         if not 0 <= now < _MOST_SECONDS:
-            raise MediaError("MIDI file longer than a day, or with times before its begin")
+            raise MediaError("MIDI file longer than a day, or with negative times")
         if message.type not in ("note_on", "note_off"):
             continue
         key = (message.channel, message.note)
@@ -60,10 +60,10 @@ def _notes(song: object) -> list[Note]:
 
 
 def check_midi(content: bytes) -> str:
-    """Decodes a MIDI file and says what it is, as "MIDI 24 notes, 6.0 s".
+    """Decodes a MIDI file; returns a description, such as "MIDI 24 notes, 6.0 s".
 
     Raises:
-        MediaError: it does not decode, or has no note.
+        MediaError: it does not decode, or has no notes.
         ImportError: mido is missing.
     """
     notes = read_notes(content)

@@ -29,16 +29,15 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class MusicReport:
-    """What was made and what was not.
+    """Counts of a data set of pairs.
 
     Args:
-        collections: ABC files found.
-        tunes: tunes in them that have music behind their header.
-        pairs: by side.
-        complaints: pairs of which abc2midi reported an error and yet wrote a MIDI file.
+        collections: number of ABC files.
+        tunes: tunes in them that have notes.
+        pairs: by split.
+        complaints: pairs for which abc2midi wrote a MIDI file and reported an error.
         mean_abc_bytes, mean_midi_bytes: of the pairs.
-        in_context: share of the pairs that fit into the paper's 512 patches of 16 bytes; longer ones cannot be
-            trained on there.
+        in_context: share of the pairs that fit into the paper's 512 patches of 16 bytes.
         skipped: files and tunes that were left out, by reason.
         first_skipped: a few of them as "reason: path, tune (detail)".
     """
@@ -58,20 +57,20 @@ class MusicReport:
         return asdict(self)
 
 
-class _Work(NamedTuple):
-    """A tune, where it is from, and the ABC file that is to be made of it."""
+class _Source(NamedTuple):
+    """A tune, the path of its collection, and its ABC file in the data set."""
 
     path: str
     tune: Tune
     abc: bytes
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         return f"{self.path}, X:{self.tune.number} {self.tune.title}"
 
 
-class _Made(NamedTuple):
-    """What became of a tune's ABC."""
+class _Converted(NamedTuple):
+    """The conversion of an ABC file: MIDI, a digest of its notes, abc2midi's complaint, or the error."""
 
     midi: bytes
     music: str
@@ -89,25 +88,25 @@ def make_pairs(
     workers: int = 0,
     progress: Progress | None = None,
 ) -> MusicReport:
-    """Makes OUTPUT/train and OUTPUT/test of ABC collections, for training on "abc&mid", and OUTPUT/report.json.
+    """Writes OUTPUT/train and OUTPUT/test from ABC collections, for training on "abc&mid", and OUTPUT/report.json.
 
-    Each tune is one ABC file, and a MIDI file that abc2midi made of it and mido reads. All settings of a title go to
-    one side, and a tune that sounds exactly as an earlier one is skipped. What cannot be used is skipped and told.
-    Run again, it goes on where it was stopped.
+    Each tune becomes an ABC file, and a MIDI file by abc2midi that mido decodes. All settings of a title are in the
+    same split, and a tune with the notes of an earlier one is skipped. Unusable tunes are skipped and counted. Run
+    again, it resumes where it was stopped.
 
     Args:
         inputs: .abc files, and folders of them.
         output: a new or empty folder, or one of an earlier run with the same options.
         test_share: share of the titles in the test set.
-        fields: "musical" drops titles, sources, lyrics and comments, as IrishMAN does; "all" keeps them.
-        strict: skips tunes of which abc2midi reports an error, even where it writes a MIDI file.
-        workers: abc2midi programs at once; 0 means one a core.
-        progress: called with tunes done and tunes in all.
+        fields: "musical" leaves out titles, sources, lyrics and comments, as IrishMAN does; "all" does not.
+        strict: skip tunes for which abc2midi reports an error, even if it writes a MIDI file.
+        workers: number of abc2midi processes; 0 means one a core.
+        progress: called with the tunes done and all tunes.
 
     Raises:
         DataError: no such path, or no ABC file.
-        FileNotFoundError: there is no abc2midi.
-        FileExistsError: the output holds something else, or was made with other options.
+        FileNotFoundError: abc2midi is missing.
+        FileExistsError: the output holds something else, or has other options.
         ImportError: mido is missing.
         ValueError: a wrong argument.
     """
@@ -122,71 +121,71 @@ def make_pairs(
         raise DataError(f"{as_roots(inputs)}: expected .abc files, got none")
     tunes = list(_tunes(files, fields, skips))
     options = {"test_share": test_share, "fields": fields, "strict": strict}
-    run = _Run(test_share, skips)
+    data_set = _DataSet(test_share, skips)
     with (
         OutputFolder(Path(output), "music", options) as folder,
         ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as threads,
     ):
-        run.take_up(folder)
+        data_set.resume(folder)
         for start in range(0, len(tunes), _TUNES_AHEAD):
-            part = tunes[start : start + _TUNES_AHEAD]
-            fresh = {work.abc for work in part if digest_of(work.abc) not in folder.records}
-            made = dict(zip(fresh, threads.map(lambda abc: _convert(abc, program, strict), fresh), strict=True))
-            for number, work in enumerate(part, start + 1):
-                run.add(folder, work, made.get(work.abc))
+            chunk = tunes[start : start + _TUNES_AHEAD]
+            fresh = {source.abc for source in chunk if digest_of(source.abc) not in folder.records}
+            results = dict(zip(fresh, threads.map(lambda abc: _convert(abc, program, strict), fresh), strict=True))
+            for number, source in enumerate(chunk, start + 1):
+                data_set.add(folder, source, results.get(source.abc))
                 if progress is not None:
                     progress(number, len(tunes))
         folder.save()
-        report = run.report(len(files), len(tunes))
+        report = data_set.report(len(files), len(tunes))
         write_json(Path(output) / "report.json", {"options": options, **report.to_dict()})
     return report
 
 
-class _Run:
-    """What is known of all tunes so far."""
+class _DataSet:
+    """The tunes processed so far."""
 
     def __init__(self, test_share: float, skips: SkipReport) -> None:
         self._test_share = test_share
         self._skips = skips
         self._music: dict[str, str] = {}
-        self._seen: set[str] = set()
+        self._keys: set[str] = set()
         self._records: list[Record] = []
 
-    def take_up(self, folder: OutputFolder) -> None:
+    def resume(self, folder: OutputFolder) -> None:
         self._music = {record["music"]: record["tune"] for record in folder.records.values() if record["files"]}
 
-    def add(self, folder: OutputFolder, work: _Work, made: _Made | None) -> None:
-        key = digest_of(work.abc)
-        if key in self._seen:
-            self._skips.count(work.told, "copy")
+    def add(self, folder: OutputFolder, source: _Source, result: _Converted | None) -> None:
+        key = digest_of(source.abc)
+        if key in self._keys:
+            self._skips.count(source.description, "copy")
             return
-        self._seen.add(key)
+        self._keys.add(key)
         record = folder.records.get(key)
         if record is None:
-            assert made is not None
-            record = self._write(folder, key, work, made)
+            assert result is not None
+            record = self._write(folder, key, source, result)
         if record["reason"]:
-            self._skips.count(f"{work.told} ({record['detail']})", record["reason"])
+            self._skips.count(f"{source.description} ({record['detail']})", record["reason"])
         else:
             self._records.append(record)
 
-    def _write(self, folder: OutputFolder, key: str, work: _Work, made: _Made) -> Record:
-        record: Record = {"key": key, "tune": work.told, "files": [], "music": made.music, "bytes": [0, 0]}
-        record |= {"side": "", "complaint": made.complaint, "reason": "", "detail": ""}
+    def _write(self, folder: OutputFolder, key: str, source: _Source, result: _Converted) -> Record:
+        record: Record = {"key": key, "tune": source.description, "files": [], "music": result.music, "bytes": [0, 0]}
+        record |= {"side": "", "complaint": result.complaint, "reason": "", "detail": ""}
         contents = []
-        if made.error is not None:
-            record |= {"reason": made.error.reason, "detail": made.error.detail}
-        elif made.music in self._music:
-            record |= {"reason": "sounds as an earlier tune", "detail": f"of {self._music[made.music]}"}
+        if result.error is not None:
+            record |= {"reason": result.error.reason, "detail": result.error.detail}
+        elif result.music in self._music:
+            record |= {"reason": "sounds as an earlier tune", "detail": f"of {self._music[result.music]}"}
         else:
-            self._music[made.music] = work.told
-            title = title_key(work.tune.title)
-            side = "test" if is_in_split((title or made.music).encode(), "eval", self._test_share) else "train"
+            self._music[result.music] = source.description
+            title = title_key(source.tune.title)
+            side = "test" if is_in_split((title or result.music).encode(), "eval", self._test_share) else "train"
             name = clean(title.replace(" ", "-").replace("_", "-") or "tune", 64)
             stem = f"{side}/{name}-{key[:12]}"
-            contents = [(f"{stem}.abc", work.abc), (f"{stem}.mid", made.midi)]
+            contents = [(f"{stem}.abc", source.abc), (f"{stem}.mid", result.midi)]
             record |= {"side": side, "files": [name for name, _ in contents]}
-            record["bytes"] = [len(work.abc), len(made.midi)]
+            record["bytes"] = [len(source.abc), len(result.midi)]
         folder.add(record, contents)
         return record
 
@@ -208,7 +207,7 @@ class _Run:
 
 
 def _patches(abc: int, midi: int) -> int:
-    """Patches of a pair: an extension patch for each side, and one end of file."""
+    """Returns the patches of a pair: its data, two extension patches and one end-of-file patch."""
     S = BGPTConfig().patch_size
     return 3 - -abc // S - -midi // S
 
@@ -220,7 +219,7 @@ def _is_collection(file: FileEntry, skips: SkipReport) -> bool:
     return False
 
 
-def _tunes(files: list[FileEntry], fields: Fields, skips: SkipReport) -> Iterator[_Work]:
+def _tunes(files: list[FileEntry], fields: Fields, skips: SkipReport) -> Iterator[_Source]:
     for file in files:
         if file.size > _MOST_BYTES:
             skips.add(file.path, "too large")
@@ -235,14 +234,14 @@ def _tunes(files: list[FileEntry], fields: Fields, skips: SkipReport) -> Iterato
             skips.add(file.path, "unreadable")
             continue
         for tune in tunes:
-            work = _Work(file.path, tune, tidy(tune, fields))
+            source = _Source(file.path, tune, tidy(tune, fields))
             if has_music(tune):
-                yield work
+                yield source
             else:
-                skips.count(work.told, "empty tune")
+                skips.count(source.description, "empty tune")
 
 
-def _convert(abc: bytes, program: str, strict: bool) -> _Made:
+def _convert(abc: bytes, program: str, strict: bool) -> _Converted:
     try:
         midi, complaint = abc_to_midi(abc, program)
         if strict and complaint:
@@ -250,6 +249,6 @@ def _convert(abc: bytes, program: str, strict: bool) -> _Made:
         notes = read_notes(midi)
         if not notes:
             raise MediaError("tune without a note")
-        return _Made(midi, digest_of(repr(notes).encode()), complaint, None)
+        return _Converted(midi, digest_of(repr(notes).encode()), complaint, None)
     except MediaError as error:
-        return _Made(b"", "", "", error)
+        return _Converted(b"", "", "", error)

@@ -135,9 +135,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     words = ["data", "check", str(tmp_path / "made"), "--truth", str(tmp_path / "true")]
     words += ["--output", str(tmp_path / "check.json"), "--gallery", str(tmp_path / "page.html")]
     assert main(words) == 0
-    shown = capsys.readouterr().out
-    assert "1 damaged MIDI file" in shown
-    assert "33.33 %" in shown
+    output = capsys.readouterr().out
+    assert "1 damaged MIDI file" in output
+    assert "33.33 %" in output
     figures = json.loads((tmp_path / "check.json").read_bytes())
     assert figures["share"] == 1 / 3
     assert figures["conversion"]["notes"] == {
@@ -150,7 +150,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     }
     assert figures["without_truth"][0] == "lonely.mid"
     assert figures["missing"] == ["missing.mid"]
-    assert "the truth" in (tmp_path / "page.html").read_text()
+    assert "the true file" in (tmp_path / "page.html").read_text()
     assert main([*words, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["files"] == 3
     assert main(["data", "check", str(tmp_path / "true"), "--truth", str(tmp_path / "none")]) == 1

@@ -32,20 +32,20 @@ def reason(function: object, *arguments: object) -> str:
     [("PNG", "RGB"), ("PNG", "L"), ("GIF", "L"), ("WEBP", "RGB"), ("JPEG", "RGB"), ("TIFF", "RGBA"), ("PPM", "RGB")],
 )
 def test_images_of_any_format_become_the_papers_bmp(file_format: str, mode: str) -> None:
-    made = standard_image(png(0, (50, 40), mode, file_format))
-    assert len(made) == 54 + 3072
-    assert made[:2] == b"BM"
-    image = Image.open(io.BytesIO(made))
+    standard = standard_image(png(0, (50, 40), mode, file_format))
+    assert len(standard) == 54 + 3072
+    assert standard[:2] == b"BM"
+    image = Image.open(io.BytesIO(standard))
     assert (image.format, image.size, image.mode) == ("BMP", (32, 32), "RGB")
 
 
 def test_an_image_of_this_size_keeps_its_pixels() -> None:
     content = png(1, (32, 32))
-    made = standard_image(content)
-    np.testing.assert_array_equal(pixels(made), pixels(content))
-    assert standard_image(made) == made, "a standard image is standard"
+    standard = standard_image(content)
+    np.testing.assert_array_equal(pixels(standard), pixels(content))
+    assert standard_image(standard) == standard, "a standard image is standard"
     other = standard_image(png(2, (32, 32)))
-    assert other != made
+    assert other != standard
 
 
 def test_sizes_and_fits() -> None:
@@ -74,9 +74,9 @@ def test_transparency_shows_white_and_cameras_are_turned() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter to the right
     image.save(turned, "PNG", exif=exif)
-    made = pixels(standard_image(turned.getvalue(), (2, 4)))
-    assert (made[0] == (0, 0, 255)).all()
-    assert (made[3] == (255, 0, 0)).all()
+    standard = pixels(standard_image(turned.getvalue(), (2, 4)))
+    assert (standard[0] == (0, 0, 255)).all()
+    assert (standard[3] == (255, 0, 0)).all()
 
 
 def test_sixteen_bit_greys_keep_their_upper_bits() -> None:
@@ -97,11 +97,11 @@ def test_images_that_are_none() -> None:
 
 
 def test_audio_becomes_clips_of_the_papers_size() -> None:
-    made = standard_audio(sound(0, 40_000, channels=2))  # 2.5 s at 16 kHz
-    assert [len(clip) for clip in made] == [44 + 8000] * 3
-    info = soundfile.info(io.BytesIO(made[0]))
+    standard = standard_audio(sound(0, 40_000, channels=2))  # 2.5 s at 16 kHz
+    assert [len(clip) for clip in standard] == [44 + 8000] * 3
+    info = soundfile.info(io.BytesIO(standard[0]))
     assert (info.format, info.subtype, info.samplerate, info.channels) == ("WAV", "PCM_U8", 8000, 1)
-    last = np.frombuffer(made[2][44:], np.uint8)
+    last = np.frombuffer(standard[2][44:], np.uint8)
     assert (last[4000:] == 128).all(), "silence behind its end"
     assert not (last[:4000] == 128).all()
 
@@ -110,8 +110,8 @@ def test_resampling_keeps_a_tone() -> None:
     time = np.arange(44_100) / 44_100
     file = io.BytesIO()
     soundfile.write(file, 0.5 * np.sin(2 * np.pi * 440 * time), 44_100, format="WAV")
-    (made,) = standard_audio(file.getvalue())
-    spectrum = np.abs(np.fft.rfft(np.frombuffer(made[44:], np.uint8) - 128.0))
+    (standard,) = standard_audio(file.getvalue())
+    spectrum = np.abs(np.fft.rfft(np.frombuffer(standard[44:], np.uint8) - 128.0))
     assert spectrum.argmax() == 440
     assert spectrum[:400].max() < spectrum[440] / 100
 
@@ -119,15 +119,15 @@ def test_resampling_keeps_a_tone() -> None:
 @pytest.mark.parametrize("size", [1, 7999, 8000, 8001, 11_999, 12_000, 16_000])
 def test_audio_of_this_kind_keeps_its_samples(size: int) -> None:
     samples = np.random.default_rng(size).integers(0, 256, size, dtype=np.uint8)
-    made = standard_audio(write_wav(samples, 8000))
-    assert len(made) == max((size + 4000) // 8000, 1), "a last piece counts from half a clip on"
-    together = np.concatenate([np.frombuffer(clip[44:], np.uint8) for clip in made])
+    standard = standard_audio(write_wav(samples, 8000))
+    assert len(standard) == max((size + 4000) // 8000, 1), "a last piece counts from half a clip on"
+    together = np.concatenate([np.frombuffer(clip[44:], np.uint8) for clip in standard])
     np.testing.assert_array_equal(together[:size], samples[: len(together)])
 
 
 def test_other_rates_and_lengths() -> None:
-    made = standard_audio(sound(0, 16_000), rate=4000, seconds=0.25)
-    assert [len(clip) for clip in made] == [44 + 1000] * 4
+    standard = standard_audio(sound(0, 16_000), rate=4000, seconds=0.25)
+    assert [len(clip) for clip in standard] == [44 + 1000] * 4
 
 
 def test_audio_that_is_none() -> None:
@@ -152,9 +152,9 @@ def test_a_wav_from_a_pipe_has_no_length() -> None:
 def test_a_spectrogram_shows_pitch_as_height_and_time_as_width() -> None:
     time = np.arange(8000) / 8000
     halves = np.where(time < 0.5, np.sin(2 * np.pi * 300 * time), np.sin(2 * np.pi * 2500 * time))
-    made = spectrogram_image((halves * 100 + 128).astype(np.uint8), 8000)
-    assert len(made) == 54 + 3072
-    light = pixels(made)[:, :, 0]
+    standard = spectrogram_image((halves * 100 + 128).astype(np.uint8), 8000)
+    assert len(standard) == 54 + 3072
+    light = pixels(standard)[:, :, 0]
     low, high = light[:, 8].argmax(), light[:, 24].argmax()
     assert high < 12 < low, "higher pitch, higher up"
     assert not pixels(spectrogram_image(np.full(8000, 128, np.uint8), 8000)).any(), "silence is black"

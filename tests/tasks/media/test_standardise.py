@@ -51,9 +51,9 @@ def test_kinds_labels_and_sides(tmp_path: Path, media: Path) -> None:
     assert sum(count for name, count in files.items() if name.endswith("image")) == 12
     assert sum(count for name, count in files.items() if name.endswith("audio")) == 6 * 2
     assert sum(count for name, count in files.items() if name.endswith("text")) == 4
-    found = [name for name in tree(tmp_path / "out") if name.count("/") == 2]
-    assert len(found) == 28
-    assert {label_of(name) for name in found} == {f"{a}.{e}" for a in ("cat", "dog") for e in ("bmp", "wav", "txt")}
+    names = [name for name in tree(tmp_path / "out") if name.count("/") == 2]
+    assert len(names) == 28
+    assert {label_of(name) for name in names} == {f"{a}.{e}" for a in ("cat", "dog") for e in ("bmp", "wav", "txt")}
     assert json.loads((tmp_path / "out/report.json").read_text())["labels"] == report.labels
 
 
@@ -110,7 +110,7 @@ def test_a_second_run_makes_nothing_and_says_the_same(
     (media / "cut.png").write_bytes(png(0)[:200])
     first = standardise(media, tmp_path / "out", plan=HALF, workers=1)
     before = tree(tmp_path / "out")
-    monkeypatch.setattr("bgpt_fast.tasks.media.source.make", None)  # whatever is made again fails
+    monkeypatch.setattr("bgpt_fast.tasks.media.source.standard_files", None)  # converting a source again fails
     assert standardise(media, tmp_path / "out", plan=HALF, workers=1) == first
     assert tree(tmp_path / "out") == before
 
@@ -160,7 +160,7 @@ def test_other_options_and_others_files_are_left_alone(tmp_path: Path, media: Pa
 def test_a_file_in_the_way_is_not_replaced(tmp_path: Path) -> None:
     with OutputFolder(tmp_path, "test", {}) as folder:
         (tmp_path / "a.txt").write_text("mine")
-        with pytest.raises(FileExistsError, match="no run of ours"):
+        with pytest.raises(FileExistsError, match="no run here wrote"):
             folder.add({"key": "1"}, [("a.txt", b"ours")])
         with pytest.raises(BlockingIOError, match="another run"), OutputFolder(tmp_path, "test", {}):
             pass
@@ -187,8 +187,8 @@ def _kills_at_seven(item: int) -> int:
 @pytest.mark.slow
 def test_an_item_that_kills_its_process_is_one_item(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bgpt_fast.tasks.media.pool._FEW", 0)
-    found = list(ordered_map(_kills_at_seven, range(20), workers=2, crashed=lambda item: 1000 + item))
-    assert found == [1007 if item == 7 else -item for item in range(20)]
+    report_json = list(ordered_map(_kills_at_seven, range(20), workers=2, crashed=lambda item: 1000 + item))
+    assert report_json == [1007 if item == 7 else -item for item in range(20)]
 
 
 def test_test_inputs_are_the_test_set(tmp_path: Path, media: Path) -> None:
@@ -285,9 +285,9 @@ def test_the_command_makes_what_a_classifier_takes(
     (media / "cut.wav").write_bytes(sound(0, 9000, format="WAV")[:3000])
     words = ["data", "media", str(media), "--output", str(tmp_path / "out"), "--labels", "folder", "--workers", "1"]
     assert main([*words, "--audio", "both", "--image-size", "8", "8", "--test-share", "0.3"]) == 0
-    shown = capsys.readouterr().out
-    assert "1 audio cut short" in shown
-    assert "train/image" in shown
+    output = capsys.readouterr().out
+    assert "1 audio cut short" in output
+    assert "train/image" in output
     source = LabelledSource(tmp_path / "out/train", tiny_config, 64, split="all")  # type: ignore[arg-type]
     assert set(source.labels) == {f"{label}.{kind}" for label in ("cat", "dog") for kind in ("bmp", "txt", "wav")}
     images = list((tmp_path / "out").glob("*/image/*.bmp"))
