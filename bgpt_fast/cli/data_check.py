@@ -28,7 +28,7 @@ class Check:
         truth: a folder of the true files; then FILES is one folder.
         onset_tolerance: with --truth, the tolerance of a note's onset, in seconds.
         gallery: an HTML page to write that shows the files beside the true ones; None means none.
-        shown: most files on that page.
+        gallery_files: most files on that page.
         output: a JSON file for the figures; None means none.
         json: print JSON instead of tables.
     """
@@ -37,13 +37,13 @@ class Check:
     truth: Path | None = None
     onset_tolerance: float = ONSET_TOLERANCE
     gallery: Path | None = None
-    shown: int = 200
+    gallery_files: int = 200
     output: Path | None = None
     json: bool = False
 
 
 def run(words: Sequence[str]) -> int:
-    options = read_options(Check, "data check", words)
+    options = read_options(Check, "data check", words, renamed={"--shown": "--gallery-files"})
     checked = check_files(options.files)
     report = summarise(checked)
     result: dict[str, Any] = {"options": as_json(options), **report.to_dict()}
@@ -106,7 +106,7 @@ def _names(folder: Path) -> set[str]:
 
 
 def _exhibits(options: Check, checked: Sequence[Checked]) -> Iterator[Exhibit]:
-    for one in checked[: options.shown]:
+    for one in checked[: options.gallery_files]:
         path = Path(one.name)
         if not path.is_file():
             continue
