@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import resource
 from collections import Counter
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from support.batches import skip
 
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data import ArrowSource, DataError, Source, arrow_files
@@ -52,15 +51,6 @@ def _documents(batches: list[PackedPatches]) -> list[tuple[str, bytes]]:
     return [document for batch in batches for document in batch.to_bytes()]
 
 
-def _draw(source: ArrowSource, batches: int) -> None:
-    for _ in range(batches):
-        source.next_batch()
-
-
-def _same(one: PackedPatches, other: PackedPatches) -> bool:
-    return torch.equal(one.patches, other.patches) and torch.equal(one.cu_seqlens, other.cu_seqlens)
-
-
 def test_an_epoch_is_every_row_once_in_a_new_order(folder: Path) -> None:
     source = _source(folder, extension_column="ext")
     assert isinstance(source, Source)
@@ -74,33 +64,6 @@ def test_an_epoch_is_every_row_once_in_a_new_order(folder: Path) -> None:
     assert sorted(first) == sorted(second) == sorted(in_order)
     assert first != second != in_order != first
     assert source.fill > 0.97
-
-
-@pytest.mark.parametrize("batches", [0, 1, 4, 17, 41, 50])
-def test_positions_go_on_exactly(folder: Path, batches: int) -> None:
-    source = _source(folder)
-    for _ in range(batches):
-        source.next_batch()
-    state = json.loads(json.dumps(source.state_dict()))
-    resumed = _source(folder)
-    resumed.next_batch()
-    resumed.load_state_dict(state)
-    pickled = pickle.loads(pickle.dumps(source))
-    for _ in range(45):
-        batch = source.next_batch()
-        assert _same(batch, resumed.next_batch())
-        assert _same(batch, pickled.next_batch())
-
-
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_ranks_share_what_one_process_gets(folder: Path, world_size: int) -> None:
-    alone = _source(folder)
-    ranks = [_source(folder, rank=rank, world_size=world_size) for rank in range(world_size)]
-    for _ in range(12):
-        assert all(_same(alone.next_batch(), source.next_batch()) for source in ranks)
-    assert all(source.state_dict() == alone.state_dict() for source in ranks)
-    passes = [document for source in ranks for document in _documents(list(source.one_pass()))]
-    assert sorted(passes) == sorted(_documents(list(alone.one_pass())))
 
 
 def test_splits_are_disjoint_complete_and_decided_by_content(folder: Path) -> None:
@@ -155,7 +118,7 @@ def test_files_that_vanish_are_skipped(folder: Path) -> None:
     assert source.describe()["skipped"] == {"vanished": 2}
     (folder / "a.parquet").unlink()
     with pytest.raises(DataError, match="no row of a whole epoch"):
-        _draw(source, 200)
+        skip(source, 200)
 
 
 def test_over_long_rows_give_windows_in_training_and_their_head_in_a_pass(tmp_path: Path) -> None:
@@ -168,17 +131,6 @@ def test_over_long_rows_give_windows_in_training_and_their_head_in_a_pass(tmp_pa
     assert source.describe()["documents_cut"] == 12
     ((_, head),) = _documents(list(source.one_pass()))
     assert content.startswith(head)
-
-
-def test_changed_files_are_said(folder: Path) -> None:
-    source = _source(folder)
-    source.next_batch()
-    state = source.state_dict()
-    pq.write_table(pa.table({"content": [b"new"]}), folder / "new.parquet")
-    other = _source(folder)
-    with pytest.warns(UserWarning, match="changed since"):
-        other.load_state_dict(state)
-    assert (other.state_dict()["epoch"], other.state_dict()["offset"]) == (1, 0)
 
 
 @pytest.mark.parametrize(
@@ -277,7 +229,7 @@ def test_after_a_lost_connection_the_epoch_goes_on(folder: Path, monkeypatch: py
         with monkeypatch.context() as patch:
             patch.setattr(arrow_files, "_open", _lost)
             with pytest.raises(DataError, match="the connection is gone"):
-                _draw(source, 100)
+                skip(source, 100)
         batches = 0
         while source.state_dict()["epoch"] == 0:
             source.next_batch()

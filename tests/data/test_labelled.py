@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import pickle
 from pathlib import Path
 
 import pytest
 import torch
 
 from bgpt_fast.config import BGPTConfig
-from bgpt_fast.data import DataError, LabelledSource, Prefetcher, label_of
+from bgpt_fast.data import DataError, LabelledSource, label_of
 
 CONFIG = BGPTConfig(patch_size=4, patch_length=16, hidden_size=8, patch_num_layers=1, byte_num_layers=1)
 LABELS = {"cat.bmp": 0, "cat.wav": 1, "dog.bmp": 2}
@@ -88,31 +86,6 @@ def test_files_without_a_known_label_are_counted_or_an_error(folder: Path) -> No
         LabelledSource(folder, CONFIG, 40, labels=LABELS, unknown="error")
     with pytest.raises(DataError, match="unknown label"):
         LabelledSource(folder, CONFIG, 40, labels={"sheep.bmp": 0})
-
-
-def test_positions_go_on_exactly_also_ahead(folder: Path) -> None:
-    source = LabelledSource(folder, CONFIG, 40, split="all")
-    with Prefetcher(LabelledSource(folder, CONFIG, 40, split="all")) as ahead:
-        for _ in range(4):
-            assert source.next_batch().labels.tolist() == ahead.next_batch().labels.tolist()
-        state = json.loads(json.dumps(ahead.state_dict()))
-    resumed = LabelledSource(folder, CONFIG, 40, split="all")
-    resumed.load_state_dict(state)
-    resumed = pickle.loads(pickle.dumps(resumed))
-    for _ in range(8):
-        one, other = source.next_batch(), resumed.next_batch()
-        assert torch.equal(one.labels, other.labels)
-        assert torch.equal(one.batch.patches, other.batch.patches)
-
-
-def test_ranks_share_what_one_process_gets(folder: Path) -> None:
-    alone = LabelledSource(folder, CONFIG, 40, split="all")
-    ranks = [LabelledSource(folder, CONFIG, 40, split="all", rank=rank, world_size=2) for rank in range(2)]
-    for _ in range(10):
-        for source in ranks:
-            one, other = alone.next_batch(), source.next_batch()
-            assert torch.equal(one.labels, other.labels)
-            assert torch.equal(one.batch.patches, other.batch.patches)
 
 
 @pytest.mark.parametrize("labels", [{}, {"a.b": 1}, {"a.b": 0, "c.d": 0}, {"a.b": 0, "c.d": 2}])

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from support.batches import equal
 from support.training import RandomSource
 
 from bgpt_fast.config import BGPTConfig
@@ -36,10 +35,6 @@ def _letter(batch: PackedPatches) -> str:
     return letter
 
 
-def _same(one: PackedPatches, other: PackedPatches) -> bool:
-    return torch.equal(one.patches, other.patches)
-
-
 def test_weights_are_shares_of_the_batches(folders: list[Path]) -> None:
     source = _mixed(folders)
     assert isinstance(source, Source)
@@ -51,31 +46,13 @@ def test_weights_are_shares_of_the_batches(folders: list[Path]) -> None:
     assert letters[:50] != [_letter(batch) for batch in map(lambda s: s.next_batch(), [_mixed(folders, seed=1)] * 50)]  # noqa: C417
 
 
-def test_positions_go_on_exactly(folders: list[Path]) -> None:
-    source = _mixed(folders)
-    for _ in range(11):
-        source.next_batch()
-    resumed = _mixed(folders)
-    resumed.load_state_dict(json.loads(json.dumps(source.state_dict())))
-    assert all(_same(source.next_batch(), resumed.next_batch()) for _ in range(30))
-
-
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_ranks_share_what_one_process_gets(folders: list[Path], world_size: int) -> None:
-    alone = _mixed(folders)
-    ranks = [_mixed(folders, rank=rank, world_size=world_size) for rank in range(world_size)]
-    for _ in range(12):
-        assert all(_same(alone.next_batch(), source.next_batch()) for source in ranks)
-    assert all(source.state_dict() == alone.state_dict() for source in ranks)
-
-
 def test_a_mixture_shards_sources_that_cannot_be_skipped_and_other_mixtures(folders: list[Path]) -> None:
     alone = RandomSource()
     ranks = [MixedSource([RandomSource()], [1], rank=rank, world_size=2) for rank in range(2)]
-    assert all(_same(alone.next_batch(), source.next_batch()) for _ in range(4) for source in ranks)
+    assert all(equal(alone.next_batch(), source.next_batch()) for _ in range(4) for source in ranks)
     nested = [MixedSource([_mixed(folders)], [1], rank=rank, world_size=2) for rank in range(2)]
     flat = _mixed(folders)
-    assert all(_same(flat.next_batch(), source.next_batch()) for _ in range(6) for source in nested)
+    assert all(equal(flat.next_batch(), source.next_batch()) for _ in range(6) for source in nested)
 
 
 def test_wrong_arguments_and_positions_are_named(folders: list[Path]) -> None:

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from support.batches import contents, equal
 
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data import DataError, FileSource, best_fit, files
-from bgpt_fast.patches import PackedPatches
 
 CONFIG = BGPTConfig(patch_size=4, patch_length=64, hidden_size=8, patch_num_layers=1, byte_num_layers=1)
 
@@ -27,14 +26,6 @@ def folder(tmp_path: Path) -> Path:
         size = int(rng.choice([rng.integers(1, 20), rng.integers(20, 240), rng.integers(240, 400)], p=[0.3, 0.6, 0.1]))
         (tmp_path / "data" / f"{index:03d}.bin").write_bytes(b"%03d" % index + rng.bytes(size))
     return tmp_path / "data"
-
-
-def _documents(batches: list[PackedPatches]) -> list[bytes]:
-    return [content for batch in batches for _, content in batch.to_bytes()]
-
-
-def _same(one: PackedPatches, other: PackedPatches) -> bool:
-    return torch.equal(one.patches, other.patches) and torch.equal(one.cu_seqlens, other.cu_seqlens)
 
 
 def test_best_fit_equals_trying_every_subset() -> None:
@@ -76,7 +67,7 @@ def test_an_epoch_has_every_document_once_and_none_is_cut(folder: Path) -> None:
     source = FileSource(folder, CONFIG, 128, split="all")
     documents: list[bytes] = []
     while len(documents) < 600:
-        documents += _documents([source.next_batch()])
+        documents += contents([source.next_batch()])
     uncut = {Path(path).read_bytes() for path in source.paths if Path(path).stat().st_size <= 62 * 4}
     for epoch in (documents[:300], documents[300:600]):
         short = [document for document in epoch if len(document) <= 62 * 4]
@@ -109,10 +100,10 @@ def test_positions_hold_the_look_ahead(folder: Path) -> None:
     expected = [source.next_batch() for _ in range(70)]
     resumed = FileSource(folder, CONFIG, 128)
     resumed.load_state_dict(state)
-    assert all(_same(batch, resumed.next_batch()) for batch in expected)
+    assert all(equal(batch, resumed.next_batch()) for batch in expected)
     forgetful = FileSource(folder, CONFIG, 128)
     forgetful.load_state_dict({**state, "window": state["window"][1:]})
-    assert not all(_same(batch, forgetful.next_batch()) for batch in expected)
+    assert not all(equal(batch, forgetful.next_batch()) for batch in expected)
 
 
 def test_damaged_and_foreign_positions_are_named(folder: Path) -> None:
@@ -125,47 +116,6 @@ def test_damaged_and_foreign_positions_are_named(folder: Path) -> None:
             source.load_state_dict(foreign)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_ranks_share_what_one_process_gets(folder: Path, world_size: int) -> None:
-    alone = FileSource(folder, CONFIG, 128, split="all", seed=3)
-    expected = [alone.next_batch() for _ in range(12)]
-    ranks = [
-        FileSource(folder, CONFIG, 128, split="all", seed=3, rank=rank, world_size=world_size)
-        for rank in range(world_size)
-    ]
-    shared = [source.next_batch() for _ in range(12 // world_size) for source in ranks]
-    assert all(_same(one, other) for one, other in zip(expected, shared, strict=True))
-    states = [source.state_dict() for source in ranks]
-    assert all(state == alone.state_dict() for state in states)
-
-
-def test_a_position_goes_on_with_other_ranks(folder: Path) -> None:
-    two = [FileSource(folder, CONFIG, 128, rank=rank, world_size=2) for rank in range(2)]
-    for source in two * 3:
-        source.next_batch()
-    alone = FileSource(folder, CONFIG, 128)
-    alone.load_state_dict(two[1].state_dict())
-    three = [FileSource(folder, CONFIG, 128, rank=rank, world_size=3) for rank in range(3)]
-    for source in three:
-        source.load_state_dict(two[0].state_dict())
-    assert all(_same(alone.next_batch(), source.next_batch()) for _ in range(3) for source in three)
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_splits_and_passes_are_the_same_on_any_number_of_ranks(folder: Path, world_size: int) -> None:
-    def contents(split: str) -> list[bytes]:
-        sources = [
-            FileSource(folder, CONFIG, 128, split=split, eval_share=0.3, rank=rank, world_size=world_size)  # type: ignore[arg-type]
-            for rank in range(world_size)
-        ]
-        return [content[:3] for source in sources for content in _documents(list(source.one_pass()))]
-
-    train, held_out = contents("train"), contents("eval")
-    assert sorted(train + held_out) == [b"%03d" % index for index in range(300)]
-    alone = FileSource(folder, CONFIG, 128, split="eval", eval_share=0.3)
-    assert sorted(held_out) == sorted(Path(path).stem.encode() for path in alone.paths)
-
-
 def test_skipping_is_drawing_without_reading(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = FileSource(folder, CONFIG, 128), FileSource(folder, CONFIG, 128)
     one.next_batch()
@@ -173,18 +123,18 @@ def test_skipping_is_drawing_without_reading(folder: Path, monkeypatch: pytest.M
         patch.setattr(files, "read_entry", None)
         other.skip_batch()
     assert one.state_dict() == other.state_dict()
-    assert _same(one.next_batch(), other.next_batch())
+    assert equal(one.next_batch(), other.next_batch())
 
 
 def test_a_rank_that_cannot_read_its_batch_goes_on_to_its_next(folder: Path) -> None:
     ranks = [FileSource(folder, CONFIG, 128, split="all", rank=rank, world_size=2) for rank in range(2)]
     alone = FileSource(folder, CONFIG, 128, split="all")
-    first, second, third = (_documents([alone.next_batch()]) for _ in range(3))
+    first, second, third = (contents([alone.next_batch()]) for _ in range(3))
     for path in folder.iterdir():
         if any(path.read_bytes().startswith(document[:3]) for document in first):
             path.unlink()
-    assert _documents([ranks[0].next_batch()]) == third
-    assert _documents([ranks[1].next_batch()]) == second
+    assert contents([ranks[0].next_batch()]) == third
+    assert contents([ranks[1].next_batch()]) == second
     assert ranks[0].describe()["skipped"] == {"vanished": len(first)}
 
 
@@ -196,7 +146,7 @@ def test_a_file_that_grew_has_its_planned_size(tmp_path: Path) -> None:
         file.write(b"!" * 300)
     batches = [source.next_batch() for _ in range(2)]
     assert [batch.num_patches for batch in batches] == [63, 63]
-    assert set(_documents(batches)) == {b"%d" % index * 20 for index in range(10)}
+    assert set(contents(batches)) == {b"%d" % index * 20 for index in range(10)}
 
 
 @pytest.mark.parametrize("fields", [{"rank": 1}, {"rank": -1}, {"world_size": 0}, {"look_ahead": 0}])

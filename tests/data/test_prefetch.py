@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from support.batches import equal, skip
 
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data import FileSource, Prefetcher, Source, WorkerError
@@ -60,15 +60,6 @@ class CountingSource:
         return {"position": self.position}
 
 
-def _same(one: PackedPatches, other: PackedPatches) -> bool:
-    return torch.equal(one.patches, other.patches) and torch.equal(one.cu_seqlens, other.cu_seqlens)
-
-
-def _draw(source: Any, batches: int) -> None:
-    for _ in range(batches):
-        source.next_batch()
-
-
 def _workers() -> list[Any]:
     threads = [thread for thread in threading.enumerate() if thread.name == "bgpt-data"]
     return threads + multiprocessing.active_children()
@@ -82,14 +73,14 @@ def test_batches_and_positions_are_those_of_the_source(folder: Path, process: bo
         states = []
         for _ in range(8):
             assert ahead.state_dict() == plain.state_dict()
-            assert _same(plain.next_batch(), ahead.next_batch())
+            assert equal(plain.next_batch(), ahead.next_batch())
             states.append(json.loads(json.dumps(ahead.state_dict())))
         assert ahead.describe()["batches"] >= 8
         after = [plain.next_batch() for _ in range(3)]
-        assert all(_same(batch, ahead.next_batch()) for batch in after)
+        assert all(equal(batch, ahead.next_batch()) for batch in after)
         ahead.load_state_dict(states[-1])
         assert ahead.state_dict() == states[-1]
-        assert all(_same(batch, ahead.next_batch()) for batch in after)
+        assert all(equal(batch, ahead.next_batch()) for batch in after)
     assert not _workers()
 
 
@@ -128,7 +119,7 @@ def test_a_killed_worker_is_named() -> None:
         os.kill(worker.pid, signal.SIGKILL)
         # What was sent before is still handed out.
         with pytest.raises(WorkerError, match="SIGKILL"):
-            _draw(ahead, 10)
+            skip(ahead, 10)
         state = ahead.state_dict()
         assert 1 <= state["position"] <= 4
         ahead.load_state_dict(state)

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from bgpt_fast import _C
 from bgpt_fast.checks import check_int
 from bgpt_fast.tasks.cpu_states.machine import INSTRUCTION_SIZE, MAX_PC, check_machine, state_size
+
+
+class MachineOptions(TypedDict, total=False):
+    """The fields of `StreamOptions` as keyword arguments."""
+
+    num_registers: int
+    memory_size: int
+    min_program: int
+    max_program: int
 
 
 @dataclass(frozen=True)

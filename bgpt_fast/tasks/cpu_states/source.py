@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import asdict
+from typing import Any, Unpack
 
 from bgpt_fast.checks import check_int
 from bgpt_fast.config import BGPTConfig
@@ -10,7 +11,7 @@ from bgpt_fast.data.source import check_rank
 from bgpt_fast.deprecation import renamed_value
 from bgpt_fast.documents import count_patches
 from bgpt_fast.patches import PackedPatches
-from bgpt_fast.tasks.cpu_states.options import StreamOptions
+from bgpt_fast.tasks.cpu_states.options import MachineOptions, StreamOptions
 from bgpt_fast.tasks.cpu_states.packing import check_context, pack_traces
 from bgpt_fast.tasks.cpu_states.streams import OLD_SPLITS, Split, generate
 from bgpt_fast.tasks.cpu_states.traces import Traces
@@ -25,7 +26,6 @@ class CPUStateSource:
     Args:
         config: the model's patch size and context.
         seed: of the stream, 0…2⁶⁴ − 1.
-        num_registers, memory_size, min_program, max_program: as `StreamOptions`.
         documents_per_batch: programs of a batch.
         long_share: share of a batch's programs that have max_program instructions; the others have any number from
             min_program on. A long program has more states to learn from for the same memory; from short ones the model
@@ -35,6 +35,7 @@ class CPUStateSource:
         rank, world_size: which of how many processes this is: of the programs of `world_size` batches, rank r has the
             r-th part, so that all ranks together have the programs of one process with batches of `world_size` times
             the documents. The position is the same on all ranks, and is valid for any number of ranks.
+        machine: the fields of `StreamOptions`.
 
     Raises:
         TypeError, ValueError: a wrong argument, or traces that the context cannot hold.
@@ -45,23 +46,20 @@ class CPUStateSource:
         config: BGPTConfig,
         *,
         seed: int = 0,
-        num_registers: int = 10,
-        memory_size: int = 1024,
-        min_program: int = 1,
-        max_program: int = 255,
         documents_per_batch: int = 64,
         long_share: float = 0.0,
         split: Split | None = "train",
         states_only: bool = True,
         rank: int = 0,
         world_size: int = 1,
+        **machine: Unpack[MachineOptions],
     ) -> None:
         check_rank("CPUStateSource", rank, world_size)
         check_int("CPUStateSource: seed", seed, 0, _MAX_SEED)
         check_int("CPUStateSource: documents_per_batch", documents_per_batch, 1)
         if not 0.0 <= long_share <= 1.0:
             raise ValueError(f"CPUStateSource: long_share: expected a share from 0 to 1, got {long_share}")
-        self.options = StreamOptions(num_registers, memory_size, min_program, max_program)
+        self.options = StreamOptions(**machine)
         check_context(count_patches(self.options.max_trace_size, config.patch_size), config)
         self.config = config
         self.seed = seed
@@ -96,14 +94,11 @@ class CPUStateSource:
         return generate(
             count * self.world_size,
             seed=self.seed,
-            num_registers=self.options.num_registers,
-            memory_size=self.options.memory_size,
-            min_program=min_program,
-            max_program=self.options.max_program,
             stream="philox",
             split=self.split,
             start=start,
             threads=1,
+            **{**asdict(self.options), "min_program": min_program},  # type: ignore[typeddict-item]
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from typing import Literal
+from typing import Literal, Unpack
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from bgpt_fast import _C
 from bgpt_fast.checks import check_int
 from bgpt_fast.deprecation import renamed_value
 from bgpt_fast.tasks.cpu_states.machine import state_size
-from bgpt_fast.tasks.cpu_states.options import StreamOptions
+from bgpt_fast.tasks.cpu_states.options import MachineOptions, StreamOptions
 from bgpt_fast.tasks.cpu_states.traces import Traces, thread_count
 
 Stream = Literal["python", "philox"]
@@ -28,21 +28,17 @@ def generate(
     count: int,
     *,
     seed: int = 0,
-    num_registers: int = 10,
-    memory_size: int = 1024,
-    min_program: int = 1,
-    max_program: int = 255,
     stream: Stream = "python",
     split: Split | None = None,
     start: int = 0,
     threads: int | None = None,
+    **machine: Unpack[MachineOptions],
 ) -> Traces:
     """Random programs and their traces.
 
     Args:
         count: how many.
         seed: any int for the Python stream (−n is n there, as in `random.seed`), 0…2⁶⁴ − 1 for the Philox one.
-        num_registers, memory_size, min_program, max_program: as `StreamOptions`.
         stream: "python" is what cpu-simulation.py of github.com/sanderwood/bgpt writes with the same seed and options:
             Python's `random`, one instance after the other. "philox" has the same distribution from a counter-based
             generator (Philox4x32-10): instance i depends on the seed, the options and i alone.
@@ -51,6 +47,7 @@ def generate(
             for evaluation. None gives all.
         start: the first index of the stream to consider; the Python stream has to draw all before it.
         threads: of the Philox stream; None means one a core. They never change the result.
+        machine: the fields of `StreamOptions`.
 
     Returns:
         `count` traces; `.next_start` is the `start` of the next ones.
@@ -59,7 +56,7 @@ def generate(
         TypeError, ValueError: a wrong argument, or a split that has next to none of these programs.
         MemoryError: no memory for the traces.
     """
-    options = StreamOptions(num_registers, memory_size, min_program, max_program)
+    options = StreamOptions(**machine)
     check_int("generate: count", count, 0)
     stream = renamed_value("generate: stream", stream, OLD_STREAMS)
     split = renamed_value("generate: split", split, OLD_SPLITS)
@@ -80,15 +77,7 @@ def generate(
 
 
 def generate_released_split(
-    num_train: int,
-    num_test: int,
-    *,
-    seed: int = 0,
-    num_registers: int = 10,
-    memory_size: int = 1024,
-    min_program: int = 1,
-    max_program: int = 255,
-    drop_shared: bool = True,
+    num_train: int, num_test: int, *, seed: int = 0, drop_shared: bool = True, **machine: Unpack[MachineOptions]
 ) -> tuple[Traces, Traces]:
     """Training and test data as the released command draws them: one after the other, from one stream.
 
@@ -97,7 +86,7 @@ def generate_released_split(
     Args:
         num_train: training instances.
         num_test: test instances drawn.
-        seed, num_registers, memory_size, min_program, max_program: as `generate`.
+        seed, machine: as `generate`.
         drop_shared: leave out the test instances whose program is a training program; `.dropped` of the test set says
             how many. The released command keeps them.
 
@@ -107,7 +96,7 @@ def generate_released_split(
     Raises:
         TypeError, ValueError: a wrong argument.
     """
-    released = ReleasedStream(StreamOptions(num_registers, memory_size, min_program, max_program), seed=seed)
+    released = ReleasedStream(StreamOptions(**machine), seed=seed)
     train = released.take(num_train)
     test = released.take(num_test)
     if drop_shared:

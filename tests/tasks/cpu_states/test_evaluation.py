@@ -11,7 +11,7 @@ import bgpt_fast.tasks.cpu_states as cpu
 from bgpt_fast.tasks.cpu_states.evaluation import ADDRESSING_MODES
 
 MACHINE = {"num_registers": 2, "memory_size": 64}
-GIVEN = 64 + 8
+PROMPT_SIZE = 64 + 8
 
 
 def adder() -> cpu.Trace:
@@ -43,7 +43,7 @@ def test_a_right_prediction() -> None:
 def test_one_wrong_byte_of_each_kind() -> None:
     truth = adder()
     # Step 2: PC (an instruction byte), ACC (changed by LOADI) and B (copied).
-    prediction = changed_at(truth.to_bytes(), GIVEN + 8, GIVEN + 8 + 1, GIVEN + 8 + 7)
+    prediction = changed_at(truth.to_bytes(), PROMPT_SIZE + 8, PROMPT_SIZE + 8 + 1, PROMPT_SIZE + 8 + 7)
     report = cpu.evaluate([prediction], [truth])
     assert report.accuracy == 29 / 32
     assert report.instruction_accuracy == 19 / 20
@@ -69,7 +69,7 @@ def test_missing_and_surplus_bytes_are_wrong() -> None:
     short = cpu.evaluate([content[:-11]], [truth])
     assert (short.state_bytes, short.right_bytes, short.missing_bytes) == (32, 21, 11)
     assert short.first_divergence == {3: 1}
-    nothing = cpu.evaluate([content[:GIVEN]], [truth])
+    nothing = cpu.evaluate([content[:PROMPT_SIZE]], [truth])
     assert (nothing.accuracy, nothing.missing_bytes, nothing.first_divergence) == (0.0, 32, {1: 1})
     long = cpu.evaluate([content + content[-8:]], [truth])
     assert (long.state_bytes, long.right_bytes, long.surplus_bytes) == (40, 32, 8)
@@ -137,7 +137,7 @@ def test_a_token_that_is_no_byte_is_wrong() -> None:
 def test_the_report_is_json() -> None:
     truth = adder()
     alone = cpu.run(["HLT"], **MACHINE)
-    report = cpu.evaluate([changed_at(truth.to_bytes(), GIVEN), alone], [truth, alone])
+    report = cpu.evaluate([changed_at(truth.to_bytes(), PROMPT_SIZE), alone], [truth, alone])
     fields = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert fields["first_divergence"] == {"1": 1}
     assert fields["by_instruction"]["ADD"]["count"] == 1
@@ -161,7 +161,7 @@ def test_refused_pairs() -> None:
         cpu.evaluate([truth, other], [truth, truth])
     assert caught.value.__notes__ == ["predicted[1]"]
     with pytest.raises(ValueError, match="first state, 72 bytes"):
-        cpu.evaluate([truth.to_bytes()[: GIVEN - 1]], [truth])
+        cpu.evaluate([truth.to_bytes()[: PROMPT_SIZE - 1]], [truth])
     with pytest.raises(TypeError, match="expected a Trace, a PredictedTrace or bytes, got str"):
         cpu.evaluate(["x"], [truth])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="of one machine"):
@@ -181,8 +181,8 @@ def test_format_trace() -> None:
 
 def test_format_difference() -> None:
     truth = adder()
-    prediction = bytearray(changed_at(truth.to_bytes(), GIVEN + 8 + 1, GIVEN + 16 + 7))
-    prediction[GIVEN + 16 + 2] = 200
+    prediction = bytearray(changed_at(truth.to_bytes(), PROMPT_SIZE + 8 + 1, PROMPT_SIZE + 16 + 7))
+    prediction[PROMPT_SIZE + 16 + 2] = 200
     assert cpu.format_difference(bytes(prediction[:-9]), truth).split("\n") == [
         "     truth                     predicted",
         "step PC  ACC  IR       A  B  │ PC  ACC  IR       A  B",
@@ -211,7 +211,7 @@ def test_format_difference() -> None:
 
 def test_format_trace_of_a_prediction_shows_garbage() -> None:
     truth = adder()
-    content = truth.to_bytes()[:GIVEN] + bytes([9, 9, 77, 1, 2, 3, 9, 9]) + b"abc"
+    content = truth.to_bytes()[:PROMPT_SIZE] + bytes([9, 9, 77, 1, 2, 3, 9, 9]) + b"abc"
     predicted = cpu.PredictedTrace(content, False, 2, 64)
     assert predicted.states.shape == (2, 8)
     assert predicted.memory == truth.memory

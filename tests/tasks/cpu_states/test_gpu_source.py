@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.batches import equal
 from torch import Tensor
 
 from bgpt_fast import BGPT, BGPTConfig, PackedPatches
@@ -33,15 +34,6 @@ def on_the_cpu(
     traces = cpu.generate(count, seed=seed, start=start, stream="philox", **asdict(options))
     in_eval = [cpu.split_of(trace.program_bytes, 2, 64) == "eval" for trace in traces]
     return torch.tensor(traces.data), torch.tensor(traces.offsets), torch.tensor(in_eval)
-
-
-def equal(first: PackedPatches, second: PackedPatches) -> bool:
-    assert first.max_seqlen == second.max_seqlen
-    return (
-        torch.equal(first.patches, second.patches)
-        and torch.equal(first.cu_seqlens, second.cu_seqlens)
-        and torch.equal(first.target_indices(), second.target_indices())
-    )
 
 
 @pytest.mark.parametrize(
