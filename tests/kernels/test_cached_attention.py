@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from support.ops import BF16, DEVICE, F32, F64, assert_accurate, check_cases
 from torch import Tensor
 from torch.nn import functional as F
 
 from bgpt_fast.kernels.cached_attention.op import cached_attention
 from bgpt_fast.kernels.cached_attention.reference import cached_attention_reference
+from bgpt_fast.kernels.cached_attention.triton_kernels import cached_attention_forward, compile_cases
 
 # (H, d, L): channels and lengths of one, and around the vectors (8, 16), their blocks (32, 64) and the sums (16).
 SHAPES = [(1, 1, 1), (3, 5, 7), (2, 16, 16), (2, 17, 33), (4, 64, 40), (1, 96, 130), (2, 40, 64)]
@@ -192,3 +194,52 @@ def test_errors_name_what_is_wrong() -> None:
     torch.testing.assert_close(
         cached_attention(qkv, keys, values, slots, positions), sdpa(qkv, H, slots), rtol=1e-5, atol=1e-5
     )
+
+
+# The Triton kernel, in the interpreter or on a GPU.
+# (H, d, lengths): around a block of 32 positions, and channels that are no power of two.
+KERNEL_SHAPES = [(1, 1, [1]), (2, 5, [3, 33]), (1, 16, [32, 1]), (1, 24, [65])]
+
+
+def on_device(*tensors: Tensor) -> list[Tensor]:
+    return [tensor.to(DEVICE) for tensor in tensors]
+
+
+@pytest.mark.parametrize("shape", KERNEL_SHAPES, ids=str)
+@pytest.mark.parametrize("cached", [F32, BF16], ids=str)
+def test_the_kernels_values(shape: tuple[int, int, list[int]], cached: torch.dtype) -> None:
+    H, d, lengths = shape
+    qkv, slots, positions = on_device(*sample(*shape, seed=1, spread=3.0))
+    qkv.view(len(qkv), 3, -1)[:, 1:] = qkv.view(len(qkv), 3, -1)[:, 1:].to(cached).float()  # as the cache rounds them
+
+    def run(attention: Attention, dtype: torch.dtype, cache_dtype: torch.dtype) -> Tensor:
+        buffers = on_device(*(t.to(cache_dtype) for t in cache(len(lengths), H, d, max(lengths) + 3)))
+        return attention(qkv.to(dtype), *buffers, slots, positions)
+
+    y = run(cached_attention_forward, F32, cached)
+    plain, exact = (run(cached_attention_reference, dtype, dtype) for dtype in (F32, F64))
+    assert_accurate([y], [plain], [exact])
+    wrong = y.clone()
+    wrong[-1, -1] += 1e-3
+    with pytest.raises(AssertionError, match="error"):
+        assert_accurate([wrong], [plain], [exact])
+
+
+def test_the_kernels_tokens_are_independent() -> None:
+    qkv, slots, positions = on_device(*sample(1, 16, [40, 7]))
+    together = cached_attention_forward(qkv, *on_device(*cache(2, 1, 16, 48)), slots, positions)
+    buffers = on_device(*cache(2, 1, 16, 48))
+    parts = [
+        cached_attention_forward(qkv[part], *buffers, slots[part], positions[part])
+        for part in (slice(0, 39), slice(39, 40), slice(40, 47))
+    ]
+    assert torch.equal(torch.cat(parts), together)
+
+
+def test_no_tokens_are_no_launch() -> None:
+    qkv, slots, positions = on_device(torch.empty(0, 12), *[torch.empty(0, dtype=torch.int64)] * 2)
+    assert cached_attention_forward(qkv, *on_device(*cache(1, 1, 4, 4)), slots, positions).shape == (0, 4)
+
+
+def test_compile_cases() -> None:
+    check_cases(compile_cases())

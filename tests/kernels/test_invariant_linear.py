@@ -6,11 +6,17 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from support.ops import BF16, DEVICE, F32, assert_accurate, check_cases, needs_gpu
 from torch import Tensor
 from torch.nn import functional as F
 
+from bgpt_fast import BGPT, BGPTConfig
+from bgpt_fast.generation.decoders import cuda, cuda_layers
+from bgpt_fast.kernels.cached_attention.triton_kernels import cached_attention_forward
+from bgpt_fast.kernels.invariant_linear import triton_kernels
 from bgpt_fast.kernels.invariant_linear.op import invariant_linear
 from bgpt_fast.kernels.invariant_linear.reference import invariant_linear_reference
+from bgpt_fast.kernels.invariant_linear.triton_kernels import compile_cases, invariant_linear_forward
 
 # (M, K, N): one row, rows around the switch from streaming to tiles (16) and around a tile's rows (4, 6, 8); links
 # around the unrolling (4, 8) and the block (256); columns around vectors (8, 16), tiles (48) and blocks (480).
@@ -125,8 +131,7 @@ def test_bfloat16_is_rounded_once(gelu: bool) -> None:
     assert (default.shape, default.dtype) == (found.shape, found.dtype)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_rows_are_independent_on_a_gpu(dtype: torch.dtype) -> None:
     def on_gpu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -228,3 +233,111 @@ def test_errors_name_what_is_wrong() -> None:
         invariant_linear(x, weight.requires_grad_())
     with torch.no_grad():
         torch.testing.assert_close(invariant_linear(x, weight, bias), x @ weight + bias)
+
+
+# The Triton kernel, in the interpreter or on a GPU.
+# (M, K, N): around tiles of 32 and 64 rows, 32 and 64 columns and steps of 32 and 64.
+KERNEL_SHAPES = [(1, 1, 1), (3, 0, 5), (17, 33, 31), (33, 64, 65), (65, 130, 33)]
+DTYPES = [F32, BF16]
+
+
+def on_device(*tensors: Tensor, dtype: torch.dtype = F32) -> list[Tensor]:
+    return [tensor.to(DEVICE, dtype) for tensor in tensors]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # of a GELU that is 0
+def test_the_kernels_values(dtype: torch.dtype, gelu: bool) -> None:
+    for shape in KERNEL_SHAPES:
+        x, weight, bias = on_device(*sample(*shape, seed=1), dtype=dtype)
+        y = invariant_linear_forward(x, weight, bias, gelu)
+        exact = invariant_linear_reference(x.double(), weight.double(), bias.double(), gelu)
+        plain, largest = invariant_linear_reference(x, weight, bias, gelu), float(exact.abs().max())
+        floor = 4 * torch.finfo(F32).eps * largest
+        if dtype == BF16:
+            floor += torch.finfo(dtype).eps / 2 * largest  # the result's one rounding
+        assert_accurate([y], [plain], [exact], floors=[floor])
+        wrong = y.clone()
+        wrong[-1, -1] += 16 * torch.finfo(dtype).eps * largest
+        with pytest.raises(AssertionError, match="error"):
+            assert_accurate([wrong], [plain], [exact], floors=[floor])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_kernels_strides_and_biases(dtype: torch.dtype) -> None:
+    x, weight, bias = on_device(*sample(5, 40, 24, seed=2), dtype=dtype)
+    expected = invariant_linear_forward(x, weight, bias, False)
+    tolerance = {"rtol": 0, "atol": 0} if DEVICE == "cpu" else {}
+    columns = invariant_linear_forward(x, weight.t().contiguous().t(), bias, False)
+    torch.testing.assert_close(columns, expected, **tolerance)
+    assert torch.equal(invariant_linear_forward(x, weight, bias.float(), False), expected)
+    assert torch.equal(invariant_linear_forward(torch.cat([x, x], 1)[:, :40], weight, bias, False), expected)
+    without = invariant_linear_forward(x, weight, None, False)
+    assert torch.equal(without, invariant_linear_forward(x, weight, 0 * bias, False))
+    assert not torch.equal(without, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp")
+def test_the_kernels_rows_are_independent(dtype: torch.dtype) -> None:
+    """In batches of several sizes, at every place, and where a row starts on an odd address."""
+    x, weight, bias = on_device(*sample(70, 37, 33, seed=3), dtype=dtype)
+    together = invariant_linear_forward(x, weight, bias, True)
+    for size in (1, 7, 33):
+        first = [invariant_linear_forward(part, weight, bias, True) for part in x[: 4 * size].split(size)]
+        assert torch.equal(torch.cat(first), together[: 4 * size])
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    assert torch.equal(invariant_linear_forward(x[order], weight, bias, True), together[order])
+    damaged = x.clone()
+    damaged[::2] = torch.nan
+    y = invariant_linear_forward(damaged, weight, bias, True)
+    assert torch.equal(y[1::2], together[1::2])
+    assert y[::2].isnan().all()
+
+
+def test_tiles_that_depend_on_the_number_of_rows_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in libraries: for few rows, the sum over K in other steps."""
+    x, weight, bias = on_device(*sample(4, 300, 9, seed=4))
+    together = invariant_linear_forward(x, weight, bias, False)
+    monkeypatch.setattr(triton_kernels, "_tile", lambda dtype, N: triton_kernels._Tile(16, 16, 128, 4, 2))
+    assert not torch.equal(invariant_linear_forward(x[:1], weight, bias, False), together[:1])
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_patches_are_independent_in_a_byte_decoder_of_the_kernels(
+    precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the kernels of a GPU, the attention's included, a patch's logits have the same bits in every batch."""
+    if DEVICE == "cpu":
+
+        def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
+            return invariant_linear_forward(x, weight, bias, gelu)
+
+        monkeypatch.setattr(cuda_layers, "invariant_linear", linear)
+        monkeypatch.setattr(cuda, "cached_attention", cached_attention_forward)
+    torch.manual_seed(0)
+    config = BGPTConfig(
+        patch_size=3, patch_length=4, hidden_size=20, patch_num_layers=1, byte_num_layers=1, num_heads=2
+    )
+    model = BGPT(config).eval().to(DEVICE)
+    decoder = cuda.GraphedByteDecoder(cuda_layers.ByteWeights(model, precision), batch_invariant=True)
+    features = torch.randn(5, 20, device=DEVICE)
+    patches = torch.randint(0, 257, (5, 3), device=DEVICE, dtype=torch.int16)
+    with torch.inference_mode():
+        together = decoder.logits(features, patches, 3)
+        apart = [decoder.logits(features[part], patches[part], 3) for part in (slice(0, 1), slice(1, 3))]
+        assert torch.equal(torch.cat(apart), together[:3])
+        exact = model.double().byte_level_decoder.logits(features.double(), patches)
+    bound = {"float32": 1e-5, "bfloat16": 2e-2}[precision] * exact.abs().max()
+    assert (together - exact).abs().max() <= bound
+
+
+def test_nothing_is_no_launch() -> None:
+    for M, N in ((0, 4), (3, 0)):
+        x, weight, bias = on_device(*sample(M, 3, N))
+        assert invariant_linear_forward(x, weight, bias, False).shape == (M, N)
+
+
+def test_compile_cases() -> None:
+    check_cases(compile_cases())

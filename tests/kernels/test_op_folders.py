@@ -1,4 +1,4 @@
-"""An op is a room: one name for folder, schema and tests, and no op falls back silently on a GPU."""
+"""An op has one name for folder, schema, test and benchmark, and none falls back silently to slow code on a GPU."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.paths import ROOT
 
-ROOMS = sorted(room.name for room in (ROOT / "kernels").iterdir() if room.name != "common" and list(room.glob("*.py")))
+FOLDERS = sorted({path.parent.name for path in ROOT.glob("kernels/*/*.py")} - {"common"})
 _SHORT = "patch_attention's path for short documents on the CPU; on a GPU FlashAttention or SDPA take its place"
 CPU_ONLY = {
     "short_documents_attention": _SHORT,
@@ -19,20 +19,17 @@ CPU_ONLY = {
 """Ops that have no CUDA implementation, and why."""
 
 
-def missing_files(root: Path, room: str) -> list[str]:
-    names = [f"kernels/{room}/reference.py", f"kernels/{room}/op.py"]
-    names.append(f"tests/kernels/test_{room}.py")
-    if (root / f"kernels/{room}/triton_kernels.py").exists():
-        names.append(f"tests/kernels/test_{room}_triton.py")
+def missing_files(root: Path, op: str) -> list[str]:
+    names = [f"kernels/{op}/reference.py", f"kernels/{op}/op.py", f"tests/kernels/test_{op}.py"]
     return [name for name in names if not (root / name).is_file()]
 
 
-def schemas(room: str) -> list[str]:
-    """The ops that a room registers."""
-    module = importlib.import_module(f"bgpt_fast.kernels.{room}.op")
+def schemas(folder: str) -> list[str]:
+    """The ops that a folder registers."""
+    module = importlib.import_module(f"bgpt_fast.kernels.{folder}.op")
     if hasattr(module, "OPS"):
         return [op.name for op in module.OPS]
-    text = (ROOT / f"kernels/{room}/op.py").read_text()
+    text = (ROOT / f"kernels/{folder}/op.py").read_text()
     return re.findall(r"_library\.define\(\s*\"(\w+)\(", text)
 
 
@@ -40,43 +37,36 @@ def without_cuda(ops: list[str]) -> list[str]:
     return [op for op in ops if not torch._C._dispatch_has_kernel_for_dispatch_key(f"bgpt_fast::{op}", "CUDA")]
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_a_room_is_complete(room: str) -> None:
-    assert missing_files(ROOT, room) == []
-
-
-@pytest.mark.parametrize("room", ROOMS)
-def test_its_op_has_its_name(room: str) -> None:
-    module = importlib.import_module(f"bgpt_fast.kernels.{room}.op")
-    assert callable(getattr(module, room))
-    ops = schemas(room)
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_folder_is_complete_and_its_op_has_its_name(folder: str) -> None:
+    assert missing_files(ROOT, folder) == []
+    module = importlib.import_module(f"bgpt_fast.kernels.{folder}.op")
+    assert callable(getattr(module, folder))
+    ops = schemas(folder)
     assert ops
-    if room == "patch_attention":  # a seam before other libraries' ops
+    if folder == "patch_attention":  # which chooses among other libraries' ops
         assert all(CPU_ONLY[op] == _SHORT for op in ops)
         return
-    assert room in ops
+    assert folder in ops
     for op in ops:
-        assert room in op, f"{room} registers {op}"
+        assert folder in op, f"{folder} registers {op}"
 
 
 def test_every_op_has_a_cuda_implementation_or_a_reason() -> None:
-    for room in ROOMS:
-        importlib.import_module(f"bgpt_fast.kernels.{room}.op")
-    ops = [op for room in ROOMS for op in schemas(room)]
+    ops = [op for folder in FOLDERS for op in schemas(folder)]
     registered = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("bgpt_fast::")}
     assert sorted(f"bgpt_fast::{op}" for op in ops) == sorted(registered)
-    # Both ways: what has got one comes off the list.
+    # Both directions: an op that has an implementation leaves the list.
     assert sorted(without_cuda(ops)) == sorted(CPU_ONLY)
+    assert not torch._C._dispatch_has_kernel_for_dispatch_key("bgpt_fast::byte_attention", "XPU")
 
 
-def test_a_missing_file_and_a_missing_implementation_are_seen(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_missing_implementation_are_noticed(tmp_path: Path) -> None:
     (tmp_path / "kernels/x").mkdir(parents=True)
     (tmp_path / "kernels/x/op.py").touch()
-    (tmp_path / "kernels/x/triton_kernels.py").touch()
     assert missing_files(tmp_path, "x") == [
         "kernels/x/reference.py",
         "tests/kernels/test_x.py",
-        "tests/kernels/test_x_triton.py",
     ]
     importlib.import_module("bgpt_fast.kernels.patch_attention.op")
     assert without_cuda(["short_documents_attention"]) == ["short_documents_attention"]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.ops import BF16, DEVICE, F16, F32, assert_accurate
 from torch import Tensor
 
-from support.interpreter import DEVICE  # isort: skip  # before triton
 from bgpt_fast.kernels.common.one_hot import _steps_a_split, byte_row_sums, one_hot_sums
 
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+DTYPES = [F32, F16, BF16]
 # Rows, slots, width, tokens: one of everything, around a step of 32 rows, slots that meet within a block, two blocks of
 # columns, and so many rows that they are split.
 SHAPES = [(1, 1, 1, 1), (15, 1, 16, 300), (16, 2, 40, 257), (17, 3, 24, 130), (33, 1, 257, 20), (1500, 1, 16, 20)]
@@ -25,23 +25,15 @@ def plain(tokens: Tensor, dy: Tensor, V: int) -> Tensor:
     return torch.stack([torch.nn.functional.one_hot(slot, V).to(dy.dtype).t() @ dy for slot in tokens.long().unbind(1)])
 
 
-def assert_close_as_plain(ours: Tensor, same: Tensor, exact: Tensor) -> None:
-    """At most twice the error of the plain version in the same dtype, and one ulp of the largest value."""
-    assert ours.shape == exact.shape
-    error, floor = (same - exact).abs().max(), torch.finfo(ours.dtype).eps * exact.abs().max()
-    assert (ours - exact).abs().max() <= 2 * error + floor
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_values(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
     tokens, dy = sample(*shape, dtype)
     V = shape[-1]
-    same, exact = plain(tokens, dy, V), plain(tokens, dy.double(), V)
-    assert_close_as_plain(one_hot_sums(tokens, dy, V, dtype), same, exact)
-    in_float = one_hot_sums(tokens, dy, V, torch.float32)
-    assert in_float.dtype == torch.float32
-    assert_close_as_plain(in_float, plain(tokens, dy.float(), V), exact)
+    exact = plain(tokens, dy.double(), V)
+    for result in (dtype, torch.float32):
+        same = plain(tokens, dy.to(result), V)
+        assert_accurate([one_hot_sums(tokens, dy, V, result)], [same], [exact], ulps=1)
 
 
 def test_float32_rows_are_not_rounded() -> None:
@@ -54,8 +46,8 @@ def test_float32_rows_are_not_rounded() -> None:
 def test_tokens_out_of_range_add_nothing() -> None:
     tokens, dy = sample(20, 2, 8, 140)
     tokens[3, 0], tokens[4, 1], tokens[5, 0], tokens[6, 1] = -1, 140, 2**32 + 3, -(2**32)
-    kept = ((tokens >= 0) & (tokens < 140)).t()
-    exact = torch.stack([plain(tokens[:, s : s + 1][keep], dy.double()[keep], 140)[0] for s, keep in enumerate(kept)])
+    slots = [(slot[:, None], (slot >= 0) & (slot < 140)) for slot in tokens.unbind(1)]
+    exact = torch.stack([plain(slot[real], dy.double()[real], 140)[0] for slot, real in slots])
     torch.testing.assert_close(one_hot_sums(tokens, dy, 140, torch.float32).double(), exact, rtol=1e-6, atol=1e-6)
 
 
@@ -76,7 +68,7 @@ def test_large_values() -> None:
     for dtype in DTYPES:
         large = (1e4 * dy).to(dtype)
         same, exact = plain(tokens, large.float(), 5), plain(tokens, large.double(), 5)
-        assert_close_as_plain(one_hot_sums(tokens, large, 5, torch.float32), same, exact)
+        assert_accurate([one_hot_sums(tokens, large, 5, torch.float32)], [same], [exact], ulps=1)
 
 
 def test_bit_equal_over_runs() -> None:
@@ -114,10 +106,10 @@ def test_bytes_and_positions(shape: tuple[int, int, int], dtype: torch.dtype) ->
     T, S, D = shape
     patches, _ = sample(T, S, D, 257)
     dx = torch.randn(T, S, D, generator=torch.Generator().manual_seed(1)).to(dtype).to(DEVICE)
-    by_token, by_position = byte_row_sums(patches.short(), dx, 257)
+    sums = byte_row_sums(patches.short(), dx, 257)
     tokens, rows = patches[:, :-1].reshape(-1, 1), dx[:, 1:].flatten(0, 1)
-    assert_close_as_plain(by_token, plain(tokens, rows.float(), 257)[0], plain(tokens, rows.double(), 257)[0])
-    assert_close_as_plain(by_position, dx.float().sum(0), dx.double().sum(0))
+    same, exact = ([plain(tokens, rows.to(wide), 257)[0], dx.to(wide).sum(0)] for wide in (F32, torch.float64))
+    assert_accurate(sums, same, exact, ulps=1)
 
 
 @pytest.mark.slow
