@@ -195,12 +195,12 @@ def _tiling(
 
 
 def one_hot_compile_cases(
-    room: str, dtype: torch.dtype, widths: Sequence[int], *, tokens: str, S: int, V: int, is_bytes: bool = False
+    op: str, dtype: torch.dtype, widths: Sequence[int], *, tokens: str, S: int, V: int, is_bytes: bool = False
 ) -> list[CompileCase]:
     """What `one_hot_sums` (or `byte_row_sums`) can compile for a dtype of `dy`, directly and in splits.
 
     Args:
-        room: heads the cases' names.
+        op: the first word of the cases' names.
         dtype: of `dy`.
         widths: D of each case.
         tokens: Triton's type of the tokens, such as "*i16".
@@ -217,7 +217,7 @@ def one_hot_compile_cases(
             types = {"tokens": tokens, "dy": f"*{short}", "sums": f"*{out}", "rows": "i32", "rows_a_split": "i32"}
             cases.append(
                 CompileCase(
-                    f"{room} {short} to {out} d{D}",
+                    f"{op} {short} to {out} d{D}",
                     _one_hot_sums_kernel,
                     types,
                     constants,
@@ -228,7 +228,7 @@ def one_hot_compile_cases(
             )
     cases.append(
         CompileCase(
-            f"{room} {short} splits to {result}",
+            f"{op} {short} splits to {result}",
             _sum_splits_kernel,
             {"partials": "*fp32", "sums": f"*{result}", "splits": "i32", "count": "i32"},
             {"BLOCK": _SUM_BLOCK},

@@ -72,11 +72,11 @@ def _layer_norm_fwd_kernel(
     inside = (row < rows)[:, None] & (d < D)[None, :]
     values = tl.load(x + row[:, None] * x_stride + d[None, :], mask=inside, other=0.0).to(tl.float32)
     if ADD:
-        kept = tl.load(residual + row[:, None] * residual_stride + d[None, :], mask=inside, other=0.0).to(tl.float32)
+        added = tl.load(residual + row[:, None] * residual_stride + d[None, :], mask=inside, other=0.0).to(tl.float32)
         if THRESHOLD > 0:
             values *= _dropout_factors(seed_low, seed_high, row, D, BLOCK_D, THRESHOLD, SCALE)
         # The norm is that of the total as it is stored, which is what the backward reads.
-        rounded = (kept + values).to(total.dtype.element_ty)
+        rounded = (added + values).to(total.dtype.element_ty)
         tl.store(total + row[:, None] * D + d[None, :], rounded, mask=inside)
         values = rounded.to(tl.float32)
     means = tl.sum(values, 1) / D
@@ -245,13 +245,13 @@ def _forward(
         return y, total, mean, rstd
     tile = _tile(D)
     x, x_stride = _strided(x)
-    kept, kept_stride = (x, x_stride) if residual is None else _strided(residual)
+    added, added_stride = (x, x_stride) if residual is None else _strided(residual)
     with on_device(x):
         _layer_norm_fwd_kernel[(triton.cdiv(N, tile.rows),)](
             x,
             x_stride,
-            kept,
-            kept_stride,
+            added,
+            added_stride,
             weight.contiguous(),
             bias.contiguous(),
             y,

@@ -121,14 +121,14 @@ def test_bfloat16_is_rounded_once(gelu: bool) -> None:
     assert rows_are_independent(
         lambda x, weight, bias: invariant_linear(x.bfloat16(), weight.bfloat16(), bias, gelu=gelu)
     )
-    found = invariant_linear(x, weight, bias, gelu=gelu)
-    assert found.dtype == torch.bfloat16
-    assert torch.equal(found, invariant_linear(x, weight, bias.float(), gelu=gelu))
+    y = invariant_linear(x, weight, bias, gelu=gelu)
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(y, invariant_linear(x, weight, bias.float(), gelu=gelu))
     exact = invariant_linear_reference(x.double(), weight.double(), bias.double(), gelu)
     plain = (invariant_linear_reference(x, weight, bias, gelu) - exact).abs().max()
-    assert (found - exact).abs().max() <= 2 * plain
+    assert (y - exact).abs().max() <= 2 * plain
     default = torch.ops.bgpt_fast.invariant_linear(x.to("meta"), weight.to("meta"), None, gelu, 2)
-    assert (default.shape, default.dtype) == (found.shape, found.dtype)
+    assert (default.shape, default.dtype) == (y.shape, y.dtype)
 
 
 @needs_gpu

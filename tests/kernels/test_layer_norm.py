@@ -133,8 +133,8 @@ class TestAddLayerNorm(TestLayerNorm):
         wide = torch.promote_types(x.dtype, F32)
         total = x.to(wide)
         if self.DROPOUT:
-            is_kept = dropout_words(SEED, *x.shape, x.device) >= round(self.DROPOUT * 2**32)
-            total = total * (is_kept * (1 / (1 - self.DROPOUT)))
+            is_present = dropout_words(SEED, *x.shape, x.device) >= round(self.DROPOUT * 2**32)
+            total = total * (is_present * (1 / (1 - self.DROPOUT)))
         total = (residual.to(wide) + total).to(residual.dtype)
         return plain_norm(total, weight, bias, x.dtype), total
 
@@ -316,9 +316,9 @@ def test_dropout_has_its_probability_in_all_rows_and_columns(backend: Backend) -
     weight, bias = torch.ones(D, device=backend.device), torch.zeros(D, device=backend.device)
     for dropout in (0.1, 0.5, 0.9):
         total = add_layer_norm(x, zero, weight, bias, dropout=dropout, seed=11)[1]
-        is_kept = total != 0
-        torch.testing.assert_close(total[is_kept], torch.full_like(total[is_kept], 1 / (1 - dropout)))
-        variance, shares = dropout * (1 - dropout), is_kept.float()
+        is_present = total != 0
+        torch.testing.assert_close(total[is_present], torch.full_like(total[is_present], 1 / (1 - dropout)))
+        variance, shares = dropout * (1 - dropout), is_present.float()
         assert abs(float(shares.mean()) - (1 - dropout)) < 4 * (variance / (N * D)) ** 0.5
         for axis, size in ((0, N), (1, D)):
             assert (shares.mean(axis) - (1 - dropout)).abs().max() < 5 * (variance / size) ** 0.5

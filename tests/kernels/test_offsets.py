@@ -70,8 +70,10 @@ SAFE = {
 def test_triton(path: Path) -> None:
     text = path.read_text()
     others = {function.name: function for other in TRITON for function in jit_functions(other.read_text())}
-    found = unsafe_products(text, {name: function for name, function in others.items() if name in text})
-    lines = [f"{path.relative_to(ROOT)}:{line}: {source}: cast a factor to tl.int64 before" for line, source in found]
+    products = unsafe_products(text, {name: function for name, function in others.items() if name in text})
+    lines = [
+        f"{path.relative_to(ROOT)}:{line}: {source}: cast a factor to tl.int64 before" for line, source in products
+    ]
     assert not lines, "\n".join(lines)
 
 
@@ -146,11 +148,11 @@ def widened_products(path: Path) -> list[str]:
 
 def test_cpp() -> None:
     with ThreadPoolExecutor(2) as pool:
-        found = {line for lines in pool.map(widened_products, CPP) for line in lines}
-    bad = [line for line in found if not any(f"{ROOT / name}:" in line for name in SMALL_PRODUCTS)]
+        products = {line for lines in pool.map(widened_products, CPP) for line in lines}
+    bad = [line for line in products if not any(f"{ROOT / name}:" in line for name in SMALL_PRODUCTS)]
     assert not bad, "\n".join(sorted(bad))
     # What has an excuse needs it.
-    assert all(any(f"{ROOT / name}:" in line for line in found) for name in SMALL_PRODUCTS)
+    assert all(any(f"{ROOT / name}:" in line for line in products) for name in SMALL_PRODUCTS)
 
 
 def test_cpp_catches(tmp_path: Path) -> None:

@@ -61,12 +61,12 @@ def test_bf16_error_at_most_twice_the_plain_versions(name: str) -> None:
     plain = [t.detach().requires_grad_() for t in half]
     dy = torch.randn(q.shape, generator=torch.Generator().manual_seed(2)).bfloat16()
     expected = patch_attention_reference(*exact, cu_seqlens)
-    wanted = [expected, *torch.autograd.grad(expected, exact, dy.double())]
+    expected_all = [expected, *torch.autograd.grad(expected, exact, dy.double())]
     by_plain = patch_attention_reference(*plain, cu_seqlens)
     of_plain = [by_plain, *torch.autograd.grad(by_plain, plain, dy)]
     y = patch_attention(*half, cu_seqlens, longest)
     ours = [y, *torch.autograd.grad(y, half, dy)]
-    for got, same, want in zip(ours, of_plain, wanted, strict=True):
+    for got, same, want in zip(ours, of_plain, expected_all, strict=True):
         assert got.dtype == torch.bfloat16
         assert (got - want).abs().max() <= 2 * (same - want).abs().max() + 2**-8
 

@@ -50,17 +50,17 @@ def unsafe_products(text: str, imported: Mapping[str, ast.FunctionDef] | None = 
     """
     own = {function.name: function for function in jit_functions(text)}
     functions = {**(imported or {}), **own}
-    found: set[tuple[int, str]] = set()
+    products: set[tuple[int, str]] = set()
     for function in own.values():
-        # Helpers are followed from where they are called, with what they are given there.
+        # Helpers are followed from where they are called, with the arguments of that call.
         if not function.name.endswith("_kernel"):
             continue
         first = _Walk(functions)
         first.run(function, [_parameter(argument, set()) for argument in function.args.args])
         second = _Walk(functions)
         second.run(function, [_parameter(argument, first.counts) for argument in function.args.args])
-        found |= second.found
-    return sorted(found)
+        products |= second.products
+    return sorted(products)
 
 
 def jit_functions(text: str) -> list[ast.FunctionDef]:
@@ -104,7 +104,7 @@ class _Walk:
 
     def __init__(self, functions: Mapping[str, ast.FunctionDef]) -> None:
         self.functions = functions
-        self.found: set[tuple[int, str]] = set()
+        self.products: set[tuple[int, str]] = set()
         self.counts: set[str] = set()
         self.growing = 0
 
@@ -186,14 +186,14 @@ class _Walk:
     def call(self, function: ast.FunctionDef, node: ast.Call, scope: dict[str, Value]) -> list[Value]:
         parameters = function.args.args
         defaults = function.args.defaults
-        given = dict(zip((parameter.arg for parameter in parameters), node.args, strict=False))
-        given |= {
+        arguments = dict(zip((parameter.arg for parameter in parameters), node.args, strict=False))
+        arguments |= {
             parameter.arg: value
             for parameter, value in zip(parameters[::-1], defaults[::-1], strict=False)
-            if parameter.arg not in given
+            if parameter.arg not in arguments
         }
-        given |= {keyword.arg: keyword.value for keyword in node.keywords if keyword.arg is not None}
-        return self.run(function, [self.evaluate(given[parameter.arg], scope) for parameter in parameters])
+        arguments |= {keyword.arg: keyword.value for keyword in node.keywords if keyword.arg is not None}
+        return self.run(function, [self.evaluate(arguments[parameter.arg], scope) for parameter in parameters])
 
     def evaluate(self, node: ast.expr, scope: dict[str, Value]) -> Value:
         if isinstance(node, ast.Name):
@@ -239,31 +239,31 @@ class _Walk:
         if name in self.functions:
             return _sum(self.call(self.functions[name], node, scope))
         last = name.rsplit(".", 1)[-1]
-        given = [self.evaluate(argument, scope) for argument in node.args]
+        arguments = [self.evaluate(argument, scope) for argument in node.args]
         named = {keyword.arg: self.evaluate(keyword.value, scope) for keyword in node.keywords}
         receiver = []
         if isinstance(node.func, ast.Attribute) and ast.unparse(node.func.value) not in _MODULES:
             receiver = [self.evaluate(node.func.value, scope)]
         if name in (f"tl.{access}" for access in _ADDRESSED):
             # tl.load(pointer, mask), tl.store(pointer, value, mask)
-            masks = given[1:2] if last == "load" else given[2:3]
-            for value in (given[0], *masks, named.get("mask", Value())):
-                self.found |= value.products
+            masks = arguments[1:2] if last == "load" else arguments[2:3]
+            for value in (arguments[0], *masks, named.get("mask", Value())):
+                self.products |= value.products
             return Value(size=_LARGE)
         if last in ("program_id", "num_programs"):
             return Value(size=_LARGE)
         if last in ("to", "cast"):
             kind = ast.unparse(node.args[-1] if node.args else node.keywords[0].value)
-            return replace((receiver + given)[0], wide=kind in _WIDE)
+            return replace((receiver + arguments)[0], wide=kind in _WIDE)
         if last == "cdiv":
-            return replace(_sum(given), size=given[0].size, tiles=ast.unparse(node.args[1]))
+            return replace(_sum(arguments), size=arguments[0].size, tiles=ast.unparse(node.args[1]))
         if last == "where":
-            return _one_of(given[1:])
+            return _one_of(arguments[1:])
         if last == "static_range":
             return Value()
-        total = _sum([*receiver, *given, *named.values()])
+        total = _sum([*receiver, *arguments, *named.values()])
         if last in ("full", "zeros"):
             return replace(total, wide=any(ast.unparse(argument) in _WIDE for argument in node.args))
         if last == "minimum":
-            return replace(total, size=min(value.size for value in given))
+            return replace(total, size=min(value.size for value in arguments))
         return total

@@ -364,8 +364,8 @@ class OpTests:
         torch.library.opcheck(op, self.arguments(as_leaves(inputs) if self.HAS_GRADIENT else inputs))
         with _BackwardCalls() as calls:
             results(self.function, inputs)
-        assert calls.made
-        for op, arguments in calls.made:
+        assert calls.recorded
+        for op, arguments in calls.recorded:
             torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_faketensor"))
 
     def test_second_derivatives_are_refused(self) -> None:
@@ -402,9 +402,9 @@ class _BackwardCalls(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.made: list[tuple[Any, tuple[Any, ...]]] = []
+        self.recorded: list[tuple[Any, tuple[Any, ...]]] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         if func.namespace == "bgpt_fast" and "_backward" in func.__name__:
-            self.made.append((func, args))
+            self.recorded.append((func, args))
         return func(*args, **(kwargs or {}))
