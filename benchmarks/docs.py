@@ -16,7 +16,7 @@ from benchmarks.count_instructions import RESULT as INSTRUCTIONS
 from benchmarks.environment import ROOT
 from benchmarks.op_cases import CASES, PAPER
 from benchmarks.quotes import RESULTS, other_results, suite_results
-from benchmarks.report import facts, markdown, warnings
+from benchmarks.report import facts, markdown, table_lines, warnings
 from benchmarks.results import Results, digits, duration
 from bgpt_fast import BGPTConfig
 from bgpt_fast.files import atomic_write
@@ -42,22 +42,19 @@ _NOT_YET = "not yet run on a GPU"
 
 def _ratios(results: Results) -> list[str]:
     """Ours beside each baseline, for everything but ops."""
-    lines = ["| what | dtype | beside | ours is |", "| --- | --- | --- | --- |"]
-    for comparison in results.comparisons("training", "generation", "scoring", "data"):
-        for item in comparison.items:
-            times = comparison.times_faster(item)
-            if times and not item.implementation.startswith("bgpt_fast"):
-                lines.append(
-                    f"| {comparison.what} | {comparison.dtype} | {item.implementation} | {times:.2f} × as fast |"
-                )
-    return lines
+    rows = [
+        (comparison.what, comparison.dtype, item.implementation, f"{times:.2f} × as fast")
+        for comparison in results.comparisons("training", "generation", "scoring", "data")
+        for item in comparison.items
+        if (times := comparison.times_faster(item)) and not item.implementation.startswith("bgpt_fast")
+    ]
+    return table_lines(("what", "dtype", "beside", "ours is"), rows)
 
 
 def _suite(path: Path, results: Results, folder: str) -> list[str]:
     """One result of the suite."""
     lines = [f"### `{path.name}`", "", *(f"- {text}" for text in warnings(results)), ""]
-    lines += ["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in facts(results)), ""]
-    lines += [*_ratios(results), ""]
+    lines += [*table_lines(("", ""), facts(results)), "", *_ratios(results), ""]
     lines += [f"![{name}](performance/{folder}/{path.stem}-{name}.png)" for name in charts(results)]
     for kind, title in _KINDS.items():
         if results.comparisons(kind):
@@ -70,8 +67,8 @@ def _other(path: Path, content: Mapping[str, Any]) -> list[str]:
     machine = ", ".join(f"{name} {value}" for name, value in content["machine"].items())
     rows = [_flat(row) for row in content["rows"]]
     names = list(dict.fromkeys(name for row in rows for name in row))
-    lines = [f"### `{path.name}`", "", machine, "", f"| {' | '.join(names)} |", f"|{' --- |' * len(names)}"]
-    return [*lines, *(f"| {' | '.join(row.get(name, '') for name in names)} |" for row in rows)]
+    table = table_lines(names, [[row.get(name, "") for name in names] for row in rows])
+    return [f"### `{path.name}`", "", machine, "", *table]
 
 
 def _flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -90,25 +87,22 @@ def _predictions() -> list[str]:
     a_patch = training_flops(config, [config.patch_length] * 64) / (64 * config.patch_length)
     datasheet = peak_flops_of(_GPU, torch.bfloat16)
     assert datasheet is not None
-    lines = [
-        f"There is no result of a GPU yet: **{_NOT_YET}**. Predicted from the least work, for one H200 "
-        f"({_PRODUCT / 1e12:.0f} TFLOP/s in",
-        f"bfloat16 matrix products and {_COPY / 1e12:.1f} TB/s in copies as others measured them, "
-        f"{datasheet / 1e12:.0f} TFLOP/s by datasheet):",
-        "",
-        "| what | prediction | measured |",
-        "| --- | --- | --- |",
-        f"| training, the 110 M model, at most | {digits(_PRODUCT / a_patch)} patches/s | {_NOT_YET} |",
-        f"| … at 55 % of the datasheet, the target | {digits(0.55 * datasheet / a_patch)} patches/s | {_NOT_YET} |",
+    rows = [
+        ("training, the 110 M model, at most", f"{digits(_PRODUCT / a_patch)} patches/s", _NOT_YET),
+        ("… at 55 % of the datasheet, the target", f"{digits(0.55 * datasheet / a_patch)} patches/s", _NOT_YET),
     ]
     for case in CASES:
-        if not case.on_gpu:
-            continue
         for direction, work in zip(("forward", "backward"), case.work(PAPER, 2), strict=True):
-            if work.bytes:
-                least = max(work.bytes / _COPY, work.flops / _PRODUCT)
-                lines.append(f"| {case.name} {direction}, bfloat16, at least | {duration(least)} | {_NOT_YET} |")
-    return lines
+            if case.on_gpu and work.bytes:
+                least = duration(max(work.bytes / _COPY, work.flops / _PRODUCT))
+                rows.append((f"{case.name} {direction}, bfloat16, at least", least, _NOT_YET))
+    return [
+        f"There is no result of a GPU yet: **{_NOT_YET}**. Predicted from the least work, for one H200",
+        f"({_PRODUCT / 1e12:.0f} TFLOP/s in bfloat16 matrix products and {_COPY / 1e12:.1f} TB/s in copies as others "
+        f"measured them, {datasheet / 1e12:.0f} TFLOP/s by datasheet):",
+        "",
+        *table_lines(("what", "prediction", "measured"), rows),
+    ]
 
 
 def page() -> str:
@@ -136,8 +130,8 @@ def page() -> str:
         counts = json.loads(INSTRUCTIONS.read_text(encoding="utf-8"))
         lines += ["", "## Instructions of the C++ hot paths", ""]
         lines += [f"Counted by {counts['valgrind']}, AVX2, {counts['compiler']} (`bgpt-fast bench instructions`)."]
-        lines += ["", "| path | instructions |", "| --- | --- |"]
-        lines += [f"| {name} | {number:,} |" for name, number in counts["instructions"].items()]
+        rows = [(name, f"{number:,}") for name, number in counts["instructions"].items()]
+        lines += ["", *table_lines(("path", "instructions"), rows)]
     return "\n".join(lines) + "\n"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import html
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.charts import as_png, as_svg, charts
@@ -153,10 +154,15 @@ def _table(results: Results) -> str:
 
 def markdown(results: Results, *kinds: str) -> str:
     """The table in Markdown, of these kinds of items or of all but the curves."""
-    lines = [f"| {' | '.join(_COLUMNS)} |", f"|{' --- |' * len(_COLUMNS)}"]
-    for comparison in results.comparisons(*kinds):
-        lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows_of(comparison)]
-    return "\n".join(lines) + "\n"
+    rows = [row for comparison in results.comparisons(*kinds) for row in rows_of(comparison)]
+    return "\n".join(table_lines(_COLUMNS, rows)) + "\n"
+
+
+def table_lines(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """The lines of a table in Markdown."""
+    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in (head, *rows)]
+    lines = [f"| {' | '.join(row)} |" for row in cells]
+    return [lines[0], f"|{' --- |' * len(head)}", *lines[1:]]
 
 
 def write(results: Results, folder: Path) -> list[Path]:

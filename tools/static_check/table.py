@@ -6,7 +6,7 @@ import ast
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from benchmarks.environment import ROOT
@@ -113,7 +113,7 @@ def _run_of(row: dict[str, Any], runs: dict[str, str]) -> str:
 def table(result: dict[str, Any]) -> str:
     """The docs' table: one row a kernel and dtype."""
     runs = gpu_runs()
-    lines = [_line(_HEAD), _line(["---"] * len(_HEAD))]
+    rows = []
     for row in sorted(chosen(result["kernels"]), key=lambda row: row["op"]):
         figures = row["targets"].get(SHOWN)
         if figures is None:
@@ -121,15 +121,11 @@ def table(result: dict[str, Any]) -> str:
         matrix = ", ".join(f"{count} {kind}" for kind, count in figures["matrix"].items()) or "–"
         shared = f"{figures['shared'] / 1024:.1f} KB" if figures["shared"] else "–"
         cells = (row["op"], f"`{row['kernel']}`", row["case"], SHOWN.removeprefix("sm_"), figures["registers"], shared)
-        lines.append(_line((*cells, figures["instructions"], matrix, _run_of(row, runs))))
+        rows.append((*cells, figures["instructions"], matrix, _run_of(row, runs)))
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     cases = sum(len(row["targets"]) for row in result["kernels"])
-    lines += ["", f"{cases} compilations, none with stack or spills. {versions}."]
-    return "\n".join(lines)
-
-
-def _line(cells: Sequence[object]) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
+    lines = [f"| {' | '.join(map(str, cells))} |" for cells in (_HEAD, ["---"] * len(_HEAD), *rows)]
+    return "\n".join([*lines, "", f"{cases} compilations, none with stack or spills. {versions}."])
 
 
 def write_result(result: dict[str, Any]) -> None:
