@@ -35,7 +35,7 @@ def test_wheel(tmp_path: Path) -> None:
         assert all(f"bgpt_fast/kernels/{room}/{file}" in names for file in files), room
     assert "bgpt_fast/py.typed" in names
     assert [name for name in names if name.startswith("bgpt_fast/_C.") and name.endswith(".so")]
-    assert not [name for name in names if name.split("/")[0] in ("tests", "benchmarks", "kernels", "examples")]
+    assert not [name for name in names if name.split("/")[0] in ("tests", "benchmarks", "tools", "kernels", "examples")]
 
     target = tmp_path / "installed"
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(path)]
