@@ -10,12 +10,12 @@
 #include <vector>
 
 #include "cached_attention/cached_attention.h"
-#include "cpu_states/parallel_stream.h"
-#include "cpu_states/released_stream.h"
+#include "cpu_states/philox_stream.h"
+#include "cpu_states/python_stream.h"
 #include "invariant_linear/invariant_linear.h"
+#include "patch_attention/short_attention.h"
 #include "patch_embed/patch_embed.h"
 #include "patches/patches.h"
-#include "patch_attention/short_attention.h"
 
 namespace {
 
@@ -50,7 +50,7 @@ namespace {
 
 void patch_embed() {
     const auto patches = tokens(64 * kBytes);
-    const auto rows = floats(kBytes * bgpt::kVocab * kWidth), bias = floats(kWidth);
+    const auto rows = floats(kBytes * bgpt::kVocabSize * kWidth), bias = floats(kWidth);
     std::vector<float> y(64 * kWidth);
     hot_path([&] {
         bgpt::patch_embed<float>(patches.data(), rows.data(), bias.data(), nullptr, nullptr, y.data(), 64, kBytes,
@@ -61,16 +61,20 @@ void patch_embed() {
 void patch_embed_backward() {
     const auto patches = tokens(64 * kBytes);
     const auto dy = floats(64 * kWidth);
-    std::vector<float> rows(kBytes * bgpt::kVocab * kWidth);
+    std::vector<float> rows(kBytes * bgpt::kVocabSize * kWidth);
     hot_path([&] { bgpt::patch_embed_backward(dy.data(), patches.data(), rows.data(), 64, kBytes, kWidth, 1); });
+}
+
+template <class X>
+bgpt::QKV<X> qkv_of(X* qkv) {
+    return {qkv, qkv + kWidth, qkv + 2 * kWidth, 3 * kWidth};
 }
 
 void short_attention() {
     const auto qkv = floats(32 * kBytes * 3 * kWidth);
     std::vector<float> y(32 * kBytes * kWidth);
     hot_path([&] {
-        bgpt::short_attention<float>(qkv.data(), qkv.data() + kWidth, qkv.data() + 2 * kWidth, 3 * kWidth, y.data(),
-                                     {32, kBytes, nullptr}, kHeads, kChannels, 1);
+        bgpt::short_attention<float>(qkv_of(qkv.data()), y.data(), {32, kBytes, nullptr}, kHeads, kChannels, 1);
     });
 }
 
@@ -78,9 +82,8 @@ void short_attention_backward() {
     const auto qkv = floats(32 * kBytes * 3 * kWidth), dy = floats(32 * kBytes * kWidth);
     std::vector<float> dqkv(qkv.size());
     hot_path([&] {
-        bgpt::short_attention_backward<float>(dy.data(), qkv.data(), qkv.data() + kWidth, qkv.data() + 2 * kWidth,
-                                              3 * kWidth, dqkv.data(), dqkv.data() + kWidth, dqkv.data() + 2 * kWidth,
-                                              3 * kWidth, {32, kBytes, nullptr}, kHeads, kChannels, 1);
+        bgpt::short_attention_backward<float>(dy.data(), qkv_of<const float>(qkv.data()), qkv_of(dqkv.data()),
+                                              {32, kBytes, nullptr}, kHeads, kChannels, 1);
     });
 }
 
@@ -88,14 +91,14 @@ void cached_attention() {
     constexpr int64_t slots = 4, length = 128;
     const auto qkv = floats(slots * 3 * kWidth);
     auto keys = floats(slots * kWidth * length), values = floats(slots * kWidth * length);
-    std::vector<int64_t> places(slots), positions(slots, length - 1);
-    for (int64_t i = 0; i < slots; ++i) places[i] = i;
+    std::vector<int64_t> slot_of(slots), positions(slots, length - 1);
+    for (int64_t i = 0; i < slots; ++i) slot_of[i] = i;
     std::vector<float> y(slots * kWidth);
     bgpt::CachedAttention arguments{};
     arguments.qkv = qkv.data();
     arguments.keys = keys.data();
     arguments.values = values.data();
-    arguments.slots = places.data();
+    arguments.slots = slot_of.data();
     arguments.positions = positions.data();
     arguments.y = y.data();
     arguments.T = arguments.B = slots;
@@ -120,15 +123,15 @@ void bytes_to_patches() {
     hot_path([&] { bgpt::pack_patches(documents, offsets, kBytes, out.data(), 1); });
 }
 
-void released_stream() {
+void python_stream() {
     const uint32_t key[] = {1};
-    bgpt::cpu_states::ReleasedStream stream(key, kMachine);
+    bgpt::cpu_states::PythonStream stream(key, kMachine);
     std::vector<uint8_t> out(1 << 21);
     std::vector<int64_t> offsets(101);
     hot_path([&] { stream.fill(out.data(), static_cast<int64_t>(out.size()), offsets.data(), 100); });
 }
 
-void parallel_stream() {
+void philox_stream() {
     std::vector<uint8_t> out(1 << 14);
     hot_path([&] {
         for (uint64_t i = 0; i < 100; ++i) bgpt::cpu_states::write_instance(kMachine, 1, i, out.data());
@@ -139,8 +142,8 @@ const std::pair<const char*, void (*)()> kPaths[] = {
     {"patch_embed", patch_embed},           {"patch_embed_backward", patch_embed_backward},
     {"short_attention", short_attention},   {"short_attention_backward", short_attention_backward},
     {"cached_attention", cached_attention}, {"invariant_linear", invariant_linear},
-    {"bytes_to_patches", bytes_to_patches}, {"released_stream", released_stream},
-    {"parallel_stream", parallel_stream},
+    {"bytes_to_patches", bytes_to_patches}, {"python_stream", python_stream},
+    {"philox_stream", philox_stream},
 };
 
 }  // namespace

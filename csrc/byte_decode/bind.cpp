@@ -5,37 +5,6 @@
 #include "byte_decode/persistent.h"
 
 namespace bgpt {
-namespace {
-
-using Sizes = std::array<int32_t, 5>;
-
-PersistentShape shape_of(const Sizes& sizes, float eps) {
-    return {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], eps};
-}
-
-template <class T>
-T* at(uintptr_t address) {
-    return reinterpret_cast<T*>(address);
-}
-
-Accept accept_of(const std::array<int64_t, 3>& sizes, const std::array<uintptr_t, 10>& addresses) {
-    const auto& a = addresses;
-    return {at<const float>(a[0]),
-            sizes[0],
-            sizes[1],
-            sizes[2],
-            at<const int16_t>(a[1]),
-            at<const int64_t>(a[2]),
-            at<const uint64_t>(a[3]),
-            at<const uint64_t>(a[4]),
-            at<const Sampling>(a[5]),
-            at<int16_t>(a[6]),
-            at<int64_t>(a[7]),
-            at<int64_t>(a[8]),
-            at<uint8_t>(a[9])};
-}
-
-}  // namespace
 
 void bind_byte_decode(py::module_& m) {
     m.def("has_bf16_dot", &has_bf16_dot);
@@ -50,7 +19,7 @@ void bind_byte_decode(py::module_& m) {
         });
     def(
         transformer, "add_layer", {"addresses"}, +[](Transformer& self, const std::array<uintptr_t, 12>& addresses) {
-            const auto in = [&](int i) { return at<const float>(addresses[i]); };
+            const auto in = [&](int i) { return reinterpret_cast<const float*>(addresses[i]); };
             self.add_layer({in(0), in(1), in(2), in(3), in(4), in(5), in(6), in(7), in(8), in(9), in(10), in(11)});
         });
     def(
@@ -105,44 +74,88 @@ void bind_byte_decode(py::module_& m) {
                         team, isa);
         });
 
-    // On a GPU.
+    def(
+        m, "byte_accept",
+        {"N", "S", "s", "logits", "prefix_tokens", "max_tokens", "rng_streams", "byte_offsets", "sampling", "tokens",
+         "counts", "next_tokens", "active"},
+        +[](int64_t N, int64_t S, int64_t s, const float* logits, const int16_t* prefix_tokens,
+            const int64_t* max_tokens, const uint64_t* rng_streams, const uint64_t* byte_offsets,
+            const Sampling* sampling, int16_t* tokens, int64_t* counts, int64_t* next_tokens, uint8_t* active) {
+            byte_accept({N, S, s, logits, prefix_tokens, max_tokens, rng_streams, byte_offsets, sampling, tokens,
+                         counts, next_tokens, active});
+        });
+    def(
+        m, "byte_accept_cuda",
+        {"N", "S", "s", "logits", "prefix_tokens", "max_tokens", "rng_streams", "byte_offsets", "sampling", "tokens",
+         "counts", "next_tokens", "active", "stream"},
+        +[](int64_t N, int64_t S, int64_t s, const float* logits, const int16_t* prefix_tokens,
+            const int64_t* max_tokens, const uint64_t* rng_streams, const uint64_t* byte_offsets,
+            const Sampling* sampling, int16_t* tokens, int64_t* counts, int64_t* next_tokens, uint8_t* active,
+            void* stream) {
+            BGPT_CUDA(byte_accept_cuda)
+            ({N, S, s, logits, prefix_tokens, max_tokens, rng_streams, byte_offsets, sampling, tokens, counts,
+              next_tokens, active},
+             stream);
+        });
+
+    // The persistent kernel of a GPU.
     m.attr("persistent_rows") = kPersistentRows;
-    def(m, "persistent_takes", {"sizes"}, +[](const Sizes& sizes) { return persistent_takes(shape_of(sizes, 0.0f)); });
     def(
-        m, "persistent_room", {"sizes", "N"},
-        +[](const Sizes& sizes, int64_t N) { return persistent_room(shape_of(sizes, 0.0f), N); });
-    def(
-        m, "byte_accept", {"sizes", "addresses"},
-        +[](const std::array<int64_t, 3>& sizes, const std::array<uintptr_t, 10>& addresses) {
-            byte_accept(accept_of(sizes, addresses));
+        m, "persistent_supports", {"D", "H", "F", "S", "layers"},
+        +[](int32_t D, int32_t H, int32_t F, int32_t S, int32_t layers) {
+            return persistent_supports({D, H, F, S, layers, 0.0f});
         });
     def(
-        m, "byte_accept_cuda", {"sizes", "addresses", "stream"},
-        +[](const std::array<int64_t, 3>& sizes, const std::array<uintptr_t, 10>& addresses, void* stream) {
-            BGPT_CUDA(byte_accept_cuda)(accept_of(sizes, addresses), stream);
+        m, "persistent_workspace_size", {"D", "H", "F", "S", "layers", "N"},
+        +[](int32_t D, int32_t H, int32_t F, int32_t S, int32_t layers, int64_t N) {
+            return persistent_workspace_size({D, H, F, S, layers, 0.0f}, N);
         });
     def(
-        m, "byte_decode_cuda", {"sizes", "eps", "dtype", "weights", "inputs", "sampling", "outputs", "stream"},
-        +[](const Sizes& sizes, float eps, int dtype, const std::vector<uint64_t>& weights,
-            const std::array<uintptr_t, 6>& in, const std::tuple<double, int64_t, double, uint64_t>& sampling,
-            const std::array<uintptr_t, 4>& out, void* stream) {
-            const auto [temperature, top_k, top_p, seed] = sampling;
-            if (weights.size() != 12 * static_cast<size_t>(sizes[4]) + 5) {
-                throw std::invalid_argument("byte_decode_cuda: not the addresses of so many layers");
+        m, "byte_decode_cuda",
+        {"D",
+         "H",
+         "F",
+         "S",
+         "layers",
+         "eps",
+         "dtype",
+         "weights",
+         "features",
+         "N",
+         "prefix_tokens",
+         "max_tokens",
+         "rng_streams",
+         "byte_offsets",
+         "temperature",
+         "top_k",
+         "top_p",
+         "seed",
+         "tokens",
+         "counts",
+         "workspace",
+         "arrived",
+         "stream"},
+        +[](int32_t D, int32_t H, int32_t F, int32_t S, int32_t layers, float eps, int dtype,
+            const std::vector<uint64_t>& weights, const float* features, int32_t N, const int16_t* prefix_tokens,
+            const int64_t* max_tokens, const uint64_t* rng_streams, const uint64_t* byte_offsets, double temperature,
+            int64_t top_k, double top_p, uint64_t seed, int16_t* tokens, int64_t* counts, float* workspace,
+            uint32_t* arrived, void* stream) {
+            if (layers < 0 || weights.size() != 12 * static_cast<size_t>(layers) + 5) {
+                throw std::invalid_argument("byte_decode_cuda: weights: expected 12 addresses a layer and 5 more");
             }
             BGPT_CUDA(byte_decode_cuda)
-            (shape_of(sizes, eps), dtype, weights.data(),
-             {at<const float>(in[0]),
-              static_cast<int32_t>(in[1]),
-              at<const int16_t>(in[2]),
-              at<const int64_t>(in[3]),
-              at<const uint64_t>(in[4]),
-              at<const uint64_t>(in[5]),
+            ({D, H, F, S, layers, eps}, dtype, weights.data(),
+             {features,
+              N,
+              prefix_tokens,
+              max_tokens,
+              rng_streams,
+              byte_offsets,
               {temperature, top_k, top_p, seed},
-              at<int16_t>(out[0]),
-              at<int64_t>(out[1]),
+              tokens,
+              counts,
               nullptr},
-             at<float>(out[2]), at<uint32_t>(out[3]), stream);
+             workspace, arrived, stream);
         });
 }
 

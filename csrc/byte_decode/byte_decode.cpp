@@ -12,77 +12,79 @@ constexpr int64_t kTokens = 256;  // tokens whose activations are in memory at o
 // Patches [first, first + N) of a call.
 class Chunk {
   public:
-    Chunk(const ByteDecoder& decoder, const ByteDecode& call, Team& team, Isa isa, int64_t rows)
+    Chunk(const ByteDecoder& decoder, const ByteDecodeCall& call, Team& team, Isa isa, int64_t rows)
         : a(decoder),
           call(call),
           team(team),
           isa(isa),
           cache(a.transformer, rows, a.S),
           workspace(a.transformer, std::min(kTokens, rows * a.S)),
-          logits(aligned<float>(workspace.rows * kVocabulary)) {}
+          logits(aligned<float>(workspace.rows * kVocabSize)) {}
 
     void write(int64_t begin, int64_t N) {
         first = begin;
-        // What is given or guessed goes through at once, and one token more, which follows from the last of it.
+        // Prefix tokens and drafts run in one pass, with one more token, which follows from the last of them.
         std::vector<int64_t> lengths(N);
         slots.clear();
         positions.clear();
         for (int64_t n = 0; n < N; ++n) {
-            while (lengths[n] < call.room[first + n] - 1 && known(first + n, lengths[n]) >= 0) ++lengths[n];
+            while (lengths[n] < call.max_tokens[first + n] - 1 && expected_token(first + n, lengths[n]) >= 0) {
+                ++lengths[n];
+            }
             for (int64_t s = 0; s <= lengths[n]; ++s) {
                 slots.push_back(n);
                 positions.push_back(s);
             }
         }
-        choose_tokens([&](int64_t t) { return known(first + slots[t], positions[t] - 1); });
-        const std::vector<int32_t> passed = chosen;
-        std::vector<int64_t> going;
-        std::vector<int64_t> next;
+        sample_tokens([&](int64_t t) { return expected_token(first + slots[t], positions[t] - 1); });
+        const std::vector<int32_t> first_pass = sampled;
+        std::vector<int64_t> active_slots, next_positions;
         for (int64_t n = 0, t = 0; n < N; t += lengths[n] + 1, ++n) {
-            bool goes_on = true, right = true;
+            bool continues = true, is_right = true;
             int64_t s = 0;
-            for (; s <= lengths[n] && goes_on && right; ++s) {
-                goes_on = accept(first + n, s, passed[t + s]);
-                right = s == lengths[n] || token_at(first + n, s) == known(first + n, s);
+            for (; s <= lengths[n] && continues && is_right; ++s) {
+                continues = accept(first + n, s, first_pass[t + s]);
+                is_right = s == lengths[n] || token_at(first + n, s) == expected_token(first + n, s);
             }
-            forget_logits(first + n, s, lengths[n] + 1);
-            if (!goes_on || (call.verify != nullptr && call.verify[first + n])) continue;
-            going.push_back(n);
-            next.push_back(s);
+            clear_logits(first + n, s, lengths[n] + 1);
+            if (!continues || (call.verify != nullptr && call.verify[first + n])) continue;
+            active_slots.push_back(n);
+            next_positions.push_back(s);
         }
-        // From there a token at a time.
-        while (!going.empty()) {
-            slots = going;
-            positions = next;
-            choose_tokens([&](int64_t t) { return token_at(first + slots[t], positions[t] - 1); });
-            going.clear();
-            next.clear();
+        // From there one token at a time.
+        while (!active_slots.empty()) {
+            slots = active_slots;
+            positions = next_positions;
+            sample_tokens([&](int64_t t) { return token_at(first + slots[t], positions[t] - 1); });
+            active_slots.clear();
+            next_positions.clear();
             for (size_t t = 0; t < slots.size(); ++t) {
-                if (!accept(first + slots[t], positions[t], chosen[t])) continue;
-                going.push_back(slots[t]);
-                next.push_back(positions[t] + 1);
+                if (!accept(first + slots[t], positions[t], sampled[t])) continue;
+                active_slots.push_back(slots[t]);
+                next_positions.push_back(positions[t] + 1);
             }
         }
     }
 
   private:
-    int32_t known(int64_t n, int64_t s) const {
-        const int32_t given = call.given[n * a.S + s];
-        return given >= 0 || call.drafts == nullptr ? given : call.drafts[n * a.S + s];
+    // The prefix token of row n at s, or the draft's, or -1.
+    int32_t expected_token(int64_t n, int64_t s) const {
+        const int32_t prefix_token = call.prefix_tokens[n * a.S + s];
+        return prefix_token >= 0 || call.drafts == nullptr ? prefix_token : call.drafts[n * a.S + s];
     }
 
     int32_t token_at(int64_t n, int64_t s) const { return call.tokens[n * a.S + s]; }
 
-    // Fills `chosen` for the tokens at (slots, positions); `before` gives the token that stands before each.
-    template <class Before>
-    void choose_tokens(const Before& before) {
-        const int64_t D = a.transformer.D, V = kVocabulary, total = static_cast<int64_t>(slots.size());
-        chosen.resize(total);
+    // Fills `sampled` for the tokens at (slots, positions); previous_token(t) is the token one position before t.
+    template <class PreviousToken>
+    void sample_tokens(const PreviousToken& previous_token) {
+        const int64_t D = a.transformer.D, V = kVocabSize, total = static_cast<int64_t>(slots.size());
+        sampled.resize(total);
         for (int64_t at = 0; at < total; at += workspace.rows) {
             const int64_t T = std::min(workspace.rows, total - at);
             for (int64_t t = 0; t < T; ++t) {
                 const float* x = positions[at + t] == 0 ? call.features + (first + slots[at + t]) * D
-                                                        : a.wte.data() + before(at + t) * D;
+                                                        : a.wte.data() + previous_token(at + t) * D;
                 std::copy_n(x, D, workspace.x.get() + t * D);
             }
             run_layers(a.transformer, cache, workspace, slots.data() + at, positions.data() + at, T, team, isa);
@@ -94,33 +96,31 @@ class Chunk {
                     const int64_t n = first + slots[at + t], s = positions[at + t];
                     const float* row = logits.get() + t * V;
                     if (call.logits != nullptr) std::copy_n(row, V, call.logits + (n * a.S + s) * V);
-                    chosen[at + t] = choose(row, V, call.sampling, call.indices[n],
-                                            call.starts[n] + static_cast<uint64_t>(s), scratch);
+                    sampled[at + t] = choose(row, V, call.sampling, call.rng_streams[n],
+                                             call.byte_offsets[n] + static_cast<uint64_t>(s), scratch);
                 }
             });
         }
     }
 
-    // Puts the model's token, or the one that is given, at s; does the row go on?
-    bool accept(int64_t n, int64_t s, int32_t token) {
-        if (token < 0) {
-            call.counts[n] = -1;
-            return false;
-        }
-        const int32_t given = call.given[n * a.S + s];
-        call.tokens[n * a.S + s] = static_cast<int16_t>(given >= 0 ? given : token);
-        call.counts[n] = s + 1;
-        return s + 1 < call.room[n] && (given >= 0 || token != kEndOfPatch);
+    // Writes the token of row n at s; whether the row has another.
+    bool accept(int64_t n, int64_t s, int32_t sampled_token) {
+        const int64_t at = n * a.S + s;
+        const auto accepted =
+            accept_token(static_cast<int32_t>(s), sampled_token, call.prefix_tokens[at], call.max_tokens[n]);
+        if (accepted.token >= 0) call.tokens[at] = static_cast<int16_t>(accepted.token);
+        call.counts[n] = accepted.count;
+        return accepted.continues;
     }
 
-    // Logits behind a wrong guess are those of another file.
-    void forget_logits(int64_t n, int64_t begin, int64_t end) {
+    // The logits after a wrong draft are those of another file.
+    void clear_logits(int64_t n, int64_t begin, int64_t end) {
         if (call.logits == nullptr) return;
-        std::fill(call.logits + (n * a.S + begin) * kVocabulary, call.logits + (n * a.S + end) * kVocabulary, NAN);
+        std::fill(call.logits + (n * a.S + begin) * kVocabSize, call.logits + (n * a.S + end) * kVocabSize, NAN);
     }
 
     const ByteDecoder& a;
-    const ByteDecode& call;
+    const ByteDecodeCall& call;
     Team& team;
     const Isa isa;
     Cache cache;
@@ -128,12 +128,12 @@ class Chunk {
     Aligned<float> logits;
     int64_t first = 0;
     std::vector<int64_t> slots, positions;
-    std::vector<int32_t> chosen;
+    std::vector<int32_t> sampled;
 };
 
 }  // namespace
 
-void byte_decode(const ByteDecoder& a, const ByteDecode& call, Team& team, Isa isa) {
+void byte_decode(const ByteDecoder& a, const ByteDecodeCall& call, Team& team, Isa isa) {
     std::fill_n(call.tokens, call.N * a.S, static_cast<int16_t>(kEndOfPatch));
     const int64_t rows = std::min(call.N, kByteDecodeRows);
     if (rows == 0) return;

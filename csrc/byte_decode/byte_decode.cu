@@ -1,5 +1,5 @@
-// The byte decoder on a GPU: a persistent kernel for few patches (persistent_body.h), and for many, whose layers are
-// the library's products, the choice of a byte and what follows from it. Not yet run on a GPU.
+// The byte decoder on a GPU: a persistent kernel for few patches (persistent_body.h), and for many, whose layers torch
+// runs, the sampling of a byte (accept.h). Not yet run on a GPU.
 #include <cuda_runtime.h>
 
 #include <stdexcept>
@@ -39,23 +39,22 @@ template <class W>
 __global__ void __launch_bounds__(kThreads, 1)
     _byte_decode_kernel(const __grid_constant__ PersistentPlan plan,
                         const __grid_constant__ PersistentWeights<W> weights,
-                        const __grid_constant__ PersistentCall call, const __grid_constant__ PersistentRoom room,
-                        uint32_t* arrived) {
+                        const __grid_constant__ PersistentCall call,
+                        const __grid_constant__ PersistentWorkspace workspace, uint32_t* arrived) {
     extern __shared__ __align__(16) unsigned char shared[];
     DeviceGrid grid(arrived);
-    Persistent<W, DeviceGrid>(plan, weights, call, room, grid, shared).run();
+    Persistent<W, DeviceGrid>(plan, weights, call, workspace, grid, shared).run();
 }
 
 // A warp a row.
-__global__ void __launch_bounds__(kLanes) _byte_accept_kernel(const Accept call) {
-    __shared__ double ranked[kLanes * kOwn];
+__global__ void __launch_bounds__(kLanes) _byte_accept_kernel(const AcceptCall call) {
+    __shared__ double ranked[kLanes * kTokensPerLane];
     for (int64_t n = blockIdx.x; n < call.N; n += gridDim.x) {
-        if (call.going[n] == 0) continue;
-        const uint64_t position = call.starts[n] + static_cast<uint64_t>(call.s);
-        const int32_t chosen =
-            choose_by_warp(call.logits + n * kChoices, call.sampling_of(n), call.indices[n], position, ranked);
+        if (call.active[n] == 0) continue;
+        const int32_t sampled = choose_by_warp(call.logits + n * kVocabSize, call.sampling_of(n), call.rng_streams[n],
+                                               call.byte_offset_of(n), ranked);
         sync_lanes();
-        if (threadIdx.x == 0) call.take(n, chosen);
+        if (threadIdx.x == 0) call.accept(n, sampled);
     }
 }
 
@@ -63,9 +62,9 @@ template <class W>
 PersistentWeights<W> weights_at(const PersistentShape& shape, const uint64_t* addresses) {
     const auto floats = [&] { return reinterpret_cast<const float*>(*addresses++); };
     const auto matrix = [&] { return reinterpret_cast<const W*>(*addresses++); };
-    PersistentWeights<W> found{};
+    PersistentWeights<W> weights{};
     for (int64_t i = 0; i < shape.layers; ++i) {
-        PersistentLayer<W>& layer = found.layers[i];
+        PersistentLayer<W>& layer = weights.layers[i];
         layer.ln_1_weight = floats();
         layer.ln_1_bias = floats();
         layer.attn_weight = matrix();
@@ -79,16 +78,16 @@ PersistentWeights<W> weights_at(const PersistentShape& shape, const uint64_t* ad
         layer.mlp_proj_weight = matrix();
         layer.mlp_proj_bias = floats();
     }
-    found.ln_f_weight = floats();
-    found.ln_f_bias = floats();
-    found.wpe = floats();
-    found.wte = floats();
-    found.head = matrix();
-    return found;
+    weights.ln_f_weight = floats();
+    weights.ln_f_bias = floats();
+    weights.wpe = floats();
+    weights.wte = floats();
+    weights.head = matrix();
+    return weights;
 }
 
 template <class W>
-void launch(PersistentShape shape, const uint64_t* addresses, PersistentCall call, float* start, uint32_t* arrived,
+void launch(PersistentShape shape, const uint64_t* addresses, PersistentCall call, float* memory, uint32_t* arrived,
             cudaStream_t stream) {
     int device = 0, blocks = 0, cooperative = 0;
     cuda_check(cudaGetDevice(&device), "byte_decode");
@@ -99,9 +98,9 @@ void launch(PersistentShape shape, const uint64_t* addresses, PersistentCall cal
     const auto kernel = _byte_decode_kernel<W>;
     cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared), "byte_decode");
     PersistentWeights<W> weights = weights_at<W>(shape, addresses);
-    PersistentRoom room = persistent_room_at(start, shape, call.N);
+    PersistentWorkspace workspace = persistent_workspace_at(memory, shape, call.N);
     cuda_check(cudaMemsetAsync(arrived, 0, sizeof *arrived, stream), "byte_decode");
-    void* arguments[] = {&plan, &weights, &call, &room, &arrived};
+    void* arguments[] = {&plan, &weights, &call, &workspace, &arrived};
     cuda_check(cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), dim3(blocks), dim3(kThreads),
                                            arguments, plan.shared, stream),
                "byte_decode");
@@ -110,15 +109,16 @@ void launch(PersistentShape shape, const uint64_t* addresses, PersistentCall cal
 }  // namespace
 
 void byte_decode_cuda(const PersistentShape& shape, int dtype, const uint64_t* addresses, const PersistentCall& call,
-                      float* room, uint32_t* arrived, void* stream) {
-    if (!persistent_takes(shape) || call.N < 1 || call.N > kPersistentRows) {
-        throw std::invalid_argument("byte_decode: a shape or number of patches that the kernel does not take");
+                      float* workspace, uint32_t* arrived, void* stream) {
+    if (!persistent_supports(shape) || call.N < 1 || call.N > kPersistentRows) {
+        throw std::invalid_argument(
+            "byte_decode: expected a shape and number of patches that the kernel supports, got others");
     }
     const auto run = dtype == 0 ? launch<float> : launch<uint16_t>;
-    run(shape, addresses, call, room, arrived, static_cast<cudaStream_t>(stream));
+    run(shape, addresses, call, workspace, arrived, static_cast<cudaStream_t>(stream));
 }
 
-void byte_accept_cuda(const Accept& call, void* stream) {
+void byte_accept_cuda(const AcceptCall& call, void* stream) {
     if (call.N == 0) return;
     const unsigned blocks = static_cast<unsigned>(call.N < (1 << 30) ? call.N : 1 << 30);
     _byte_accept_kernel<<<blocks, kLanes, 0, static_cast<cudaStream_t>(stream)>>>(call);

@@ -1,6 +1,6 @@
-// The byte decoder on a GPU for few patches: all bytes, layers, the head and the choice of each byte in one launch of
-// one kernel whose blocks stay. Letters: N patches, S bytes a patch, D width, H heads, d = D / H, F hidden width, V =
-// 257.
+// The byte decoder on a GPU for few patches: all bytes, layers, the head and the sampling of each byte in one launch of
+// one persistent kernel.
+// Letters: N patches, S bytes a patch, D width, H heads, d = D / H, F hidden width, V = 257.
 #pragma once
 
 #include <cstdint>
@@ -19,11 +19,12 @@ struct PersistentShape {
     float eps;
 };
 
-// Whether the kernel takes a model of this shape: at most 8 layers, 32 bytes a patch, a hidden width of 3,072 and heads
-// of 256 channels, all widths multiples of 8.
-bool persistent_takes(const PersistentShape& shape);
+// Whether the kernel supports a model of this shape: at most 8 layers, 32 bytes a patch, a hidden width of 3,072 and
+// heads of 256 channels, all widths multiples of 8.
+bool persistent_supports(const PersistentShape& shape);
 
-// Weights [outputs, inputs], W float or uint16_t holding bf16; the others in fp32. All on the device, 32 bytes aligned.
+// Weights [outputs, inputs], W float or uint16_t holding bf16; the others in fp32. All on the device, aligned to 32
+// bytes.
 template <class W>
 struct PersistentLayer {
     const float *ln_1_weight, *ln_1_bias;
@@ -47,8 +48,8 @@ struct PersistentWeights {
     const W* head;     // [V, D]
 };
 
-// What the blocks pass one another: on the device, fp32, of any content. All sizes in elements.
-struct PersistentRoom {
+// Memory through which the blocks exchange activations: on the device, fp32, uninitialised.
+struct PersistentWorkspace {
     float* x;         // [N, D]: the residual stream
     float* q;         // [N, D]
     float* keys;      // [layers, N, S, D]
@@ -59,30 +60,30 @@ struct PersistentRoom {
     float* logits;    // [N, V]
 };
 
-// Floats that a room for N patches takes, each of its parts padded to 8.
-int64_t persistent_room(const PersistentShape& shape, int64_t N);
+// Floats of a workspace for N patches, each of its parts padded to a multiple of 8.
+int64_t persistent_workspace_size(const PersistentShape& shape, int64_t N);
 
-// Cuts such a room.
-PersistentRoom persistent_room_at(float* start, const PersistentShape& shape, int64_t N);
+// The parts of a workspace that starts at `memory`.
+PersistentWorkspace persistent_workspace_at(float* memory, const PersistentShape& shape, int64_t N);
 
-// As ByteDecode of byte_decode.h, without drafts; on the device.
+// As ByteDecodeCall of byte_decode.h, without drafts; on the device.
 struct PersistentCall {
     const float* features;
     int32_t N;  // 1 … kPersistentRows
-    const int16_t* given;
-    const int64_t* room;
-    const uint64_t* indices;
-    const uint64_t* starts;
+    const int16_t* prefix_tokens;
+    const int64_t* max_tokens;
+    const uint64_t* rng_streams;
+    const uint64_t* byte_offsets;
     Sampling sampling;
-    int16_t* tokens;  // holds 256s before
+    int16_t* tokens;  // filled with 256 before the launch
     int64_t* counts;
-    float* logits;  // or null; what is not computed is left as it is
+    float* logits;  // or null; positions that are not computed are not written
 };
 
 // One cooperative launch on `stream`. `arrived` is one uint32_t of the device. Throws std::runtime_error when the
-// launch fails, std::invalid_argument for a shape or N that the kernel does not take. dtype 0 float, 1 bf16;
+// launch fails, std::invalid_argument for a shape or N that the kernel does not support. dtype 0 float, 1 bf16;
 // `addresses`: the pointers of PersistentWeights in their order, 12 for each of shape.layers layers and then five.
 void byte_decode_cuda(const PersistentShape& shape, int dtype, const uint64_t* addresses, const PersistentCall& call,
-                      float* room, uint32_t* arrived, void* stream);
+                      float* workspace, uint32_t* arrived, void* stream);
 
 }  // namespace bgpt

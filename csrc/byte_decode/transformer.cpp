@@ -11,19 +11,19 @@
 namespace bgpt {
 namespace {
 
-// Multiplications that are worth telling another thread of: some 3 us of one core's work.
-constexpr int64_t kPiece = int64_t{1} << 17;
-// An odd number of cache lines from row to row, so that the rows of a tile do not fall on one another in the cache.
+// Multiplications that are worth giving to another thread: some 3 us of one core's work.
+constexpr int64_t kGrain = int64_t{1} << 17;
+// An odd number of cache lines from row to row, so that the rows of a tile do not evict one another from the cache.
 constexpr int64_t kLine = 32;
-constexpr int64_t kTogether = 16;  // tokens of a head whose slots are filled and read together
+constexpr int64_t kHeadTokens = 16;  // tokens of a head that are stored and attended from together
 
 int64_t padded(int64_t width) { return (width + kLine - 1) / kLine / 2 * 2 * kLine + kLine; }
 
 int64_t input_size(Precision precision) { return precision == Precision::float32 ? 4 : 2; }
 
 int64_t grain(int64_t count, int64_t work, const Team& team) {
-    const int64_t worth = kPiece / std::max<int64_t>(work, 1) + 1;
-    return std::max(worth, count / (team.size() * 8));
+    const int64_t min_count = kGrain / std::max<int64_t>(work, 1) + 1;
+    return std::max(min_count, count / (team.size() * 8));
 }
 
 void check(const char* name, int64_t value, int64_t limit) {
@@ -32,9 +32,9 @@ void check(const char* name, int64_t value, int64_t limit) {
                             ", got " + std::to_string(value));
 }
 
-// Row t of `from` [T, D], normed, to the inputs of a next layer.
-void norm_rows(const Transformer& a, const Norm& norm, const float* from, unsigned char* to, int64_t to_row, int64_t T,
-               Team& team, Isa isa) {
+// Normalises the rows of `from` [T, D] to the inputs of a next layer.
+void normalize_rows(const Transformer& a, const Norm& norm, const float* from, unsigned char* to, int64_t to_row,
+                    int64_t T, Team& team, Isa isa) {
     team.for_each(T, grain(T, 4 * a.D, team), [&](int64_t begin, int64_t end) {
         for (int64_t t = begin; t < end; ++t) {
             layer_norm_row({from + t * a.D, norm.weight.data(), norm.bias.data(), a.D, a.eps}, a.precision,
@@ -43,21 +43,21 @@ void norm_rows(const Transformer& a, const Norm& norm, const float* from, unsign
     });
 }
 
-// Does no token see another of the same call?
-bool are_apart(const CachedAttention& call) {
+// Whether no token attends to another one of the same call.
+bool are_independent(const CachedAttention& call) {
     for (int64_t t = 1; t < call.T; ++t) {
         if (call.slots[t] <= call.slots[t - 1]) return false;
     }
     return true;
 }
 
-// Calls body(h, first, last) for the tokens [first, last) at head h, all of them together being all heads' tokens.
-// Heads outside, tokens inside: tokens of one sequence find its keys in the processor's cache.
+// Calls body(h, first, last) for the tokens [first, last) at head h, until each token has had each head. Heads outside,
+// tokens inside: the tokens of one sequence read its keys from the processor's cache.
 template <class Body>
-void over_heads(const CachedAttention& call, int64_t work, Team& team, const Body& body) {
+void for_each_head(const CachedAttention& call, int64_t work, Team& team, const Body& body) {
     team.for_each(call.H * call.T, grain(call.H * call.T, work, team), [&](int64_t begin, int64_t end) {
         while (begin < end) {
-            const int64_t h = begin / call.T, stop = std::min({end, (h + 1) * call.T, begin + kTogether});
+            const int64_t h = begin / call.T, stop = std::min({end, (h + 1) * call.T, begin + kHeadTokens});
             body(h, begin - h * call.T, stop - h * call.T);
             begin = stop;
         }
@@ -67,17 +67,15 @@ void over_heads(const CachedAttention& call, int64_t work, Team& team, const Bod
 void attention(const Transformer& a, const CachedAttention& call, unsigned char* inputs, int64_t row, Team& team,
                Isa isa) {
     const int64_t d = call.d, size = input_size(a.precision);
-    // Where no token sees another's, a few are put right before they are attended from: their slots, which are large,
-    // come from memory once.
-    const bool apart = are_apart(call);
-    if (!apart) {
-        over_heads(call, 2 * d, team,
-                   [&](int64_t h, int64_t first, int64_t last) { store_keys_values(call, h, first, last); });
+    // Independent tokens are stored right before attention from them, a few at a time, so that their slots, which are
+    // large, are read from memory once.
+    const bool independent = are_independent(call);
+    if (!independent) {
+        for_each_head(call, 2 * d, team,
+                      [&](int64_t h, int64_t first, int64_t last) { store_keys_values(call, h, first, last); });
     }
-    int64_t seen = 0;
-    for (int64_t t = 0; t < call.T; ++t) seen += call.positions[t] + 1;
-    over_heads(call, 4 * d * seen / call.T, team, [&](int64_t h, int64_t first, int64_t last) {
-        if (apart) store_keys_values(call, h, first, last);
+    for_each_head(call, 4 * d * attended_positions(call) / call.T, team, [&](int64_t h, int64_t first, int64_t last) {
+        if (independent) store_keys_values(call, h, first, last);
         attend(call, h, first, last, isa);
         for (int64_t t = first; t < last; ++t) {
             to_inputs(call.y + t * a.D + h * d, d, a.precision, inputs + (t * row + h * d) * size);
@@ -126,7 +124,7 @@ Workspace::Workspace(const Transformer& transformer, int64_t count)
       attended(aligned<float>(rows * transformer.D)),
       inputs(aligned<unsigned char>(rows * input_row * 4)),
       hidden(aligned<unsigned char>(rows * hidden_row * 4)) {
-    // The link that makes an odd width even stays 0.
+    // The input that makes an odd width even stays 0.
     std::memset(inputs.get(), 0, rows * input_row * 4);
     std::memset(hidden.get(), 0, rows * hidden_row * 4);
 }
@@ -147,18 +145,18 @@ void run_layers(const Transformer& a, Cache& cache, Workspace& w, const int64_t*
     }
     for (size_t i = 0; i < a.layers.size(); ++i) {
         const Layer& layer = *a.layers[i];
-        norm_rows(a, layer.ln_1, w.x.get(), w.inputs.get(), w.input_row, T, team, isa);
+        normalize_rows(a, layer.ln_1, w.x.get(), w.inputs.get(), w.input_row, T, team, isa);
         linear({&layer.attn, w.inputs.get(), w.input_row, T, w.qkv.get(), 3 * a.D, Epilogue::store}, team, isa);
         attention(a,
                   {w.qkv.get(), cache.keys[i].get(), cache.values[i].get(), slots, positions, w.attended.get(), T, a.H,
                    a.D / a.H, cache.L, cache.B, a.precision != Precision::float32},
                   w.inputs.get(), w.input_row, team, isa);
         linear({&layer.attn_proj, w.inputs.get(), w.input_row, T, w.x.get(), a.D, Epilogue::add}, team, isa);
-        norm_rows(a, layer.ln_2, w.x.get(), w.inputs.get(), w.input_row, T, team, isa);
+        normalize_rows(a, layer.ln_2, w.x.get(), w.inputs.get(), w.input_row, T, team, isa);
         linear({&layer.fc, w.inputs.get(), w.input_row, T, w.hidden.get(), w.hidden_row, Epilogue::gelu}, team, isa);
         linear({&layer.mlp_proj, w.hidden.get(), w.hidden_row, T, w.x.get(), a.D, Epilogue::add}, team, isa);
     }
-    norm_rows(a, *a.ln_f, w.x.get(), w.inputs.get(), w.input_row, T, team, isa);
+    normalize_rows(a, *a.ln_f, w.x.get(), w.inputs.get(), w.input_row, T, team, isa);
 }
 
 void features(const Transformer& a, Cache& cache, Workspace& w, const float* x, const int64_t* slots,

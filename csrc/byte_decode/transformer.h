@@ -1,5 +1,6 @@
-// A GPT-2 for inference: layers over caches of keys and values, their weights packed once, every token's bits the same
-// in any company. Letters: T tokens, D width, H heads, d = D / H, F hidden width, L positions a slot, B slots.
+// A GPT-2 for inference: layers over caches of keys and values, their weights packed once. A token's bits do not depend
+// on the other tokens of a call. Letters: T tokens, D width, H heads, d = D / H, F hidden width, L positions a slot, B
+// slots.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +19,7 @@ struct Norm {
     std::vector<float> weight, bias;
 };
 
-// Where a layer's parameters lie, fp32 and contiguous, weights [in, out]; they are copied.
+// The addresses of a layer's parameters, fp32 and contiguous, weights [in, out]; they are copied.
 struct LayerAddresses {
     const float *ln_1_weight, *ln_1_bias, *attn_weight, *attn_bias, *attn_proj_weight, *attn_proj_bias;
     const float *ln_2_weight, *ln_2_bias, *fc_weight, *fc_bias, *mlp_proj_weight, *mlp_proj_bias;
@@ -47,15 +48,15 @@ struct Transformer {
     int64_t positions = 0;
 };
 
-// Keys and values of all layers, uninitialised: a slot's memory is touched when its positions are.
+// Keys and values of all layers, uninitialised: the system provides a slot's memory when it is first written.
 struct Cache {
     Cache(const Transformer& transformer, int64_t B, int64_t L);
     int64_t B, L;
-    // A layer each: [B, H, d, L] and [B, H, L, d], in fp32, or in bf16 where the linear layers have fewer bits.
+    // One of each a layer: [B, H, d, L] and [B, H, L, d], in fp32, or in bf16 where the linear layers have fewer bits.
     std::vector<Aligned<unsigned char>> keys, values;
 };
 
-// Room for the activations of up to `rows` tokens.
+// Memory for the activations of up to `rows` tokens.
 struct Workspace {
     Workspace(const Transformer& transformer, int64_t rows);
     int64_t rows;
@@ -65,13 +66,14 @@ struct Workspace {
 };
 
 // Runs T <= workspace.rows tokens, embeddings in workspace.x [T, D] without their positions, through all layers and the
-// last norm. Their keys and values enter the cache at (slots, positions) [T], each appearing once, and each token sees
-// its slot's positions up to its own. The result is left in workspace.inputs, as the inputs of a linear layer.
+// last norm. Their keys and values are stored in the cache at (slots, positions) [T], which are all different, and each
+// token attends to its slot's positions up to its own. The result is in workspace.inputs, as the inputs of a linear
+// layer.
 // Throws std::out_of_range for a slot or position outside the cache or the position embeddings.
 void run_layers(const Transformer& transformer, Cache& cache, Workspace& workspace, const int64_t* slots,
                 const int64_t* positions, int64_t T, Team& team, Isa isa);
 
-// The same for any T, by chunks: x [T, D] to features y [T, D], fp32.
+// The same for any T, in chunks: x [T, D] to features y [T, D], fp32.
 void features(const Transformer& transformer, Cache& cache, Workspace& workspace, const float* x, const int64_t* slots,
               const int64_t* positions, int64_t T, float* y, Team& team, Isa isa);
 

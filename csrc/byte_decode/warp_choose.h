@@ -1,5 +1,6 @@
-// Choosing a token by a warp: the choices of sampling.cpp, its sums over tokens in pieces of 9. They differ in their
-// last bits alone, so the choice differs where a draw is within 1e-15 of the border between two tokens.
+// Samples a token by a warp, as choose() of sampling.cpp does; sums over tokens are added 9 tokens a lane first. They
+// differ in their last bits alone, so the token differs only where the random number is within 1e-15 of the border
+// between two tokens.
 #pragma once
 
 #include "byte_decode/lanes.h"
@@ -8,157 +9,160 @@
 
 namespace bgpt {
 
-constexpr int kChoices = 257;
-constexpr int kOwn = 9;  // tokens a lane, neighbours
+constexpr int kTokensPerLane = 9;  // neighbours
 
-// From values of tokens, in their order, to sums up to each: those of a lane first, then those of the lanes before it.
-// Equal neighbours stay equal: a token that adds nothing is never drawn. Returns the sum of all.
-BGPT_DEVICE double scanned(Lanes<double> (&value)[kOwn]) {
+// Replaces the values of tokens by their inclusive prefix sums, in the order of the tokens: first within a lane, then
+// over the lanes before it. A token of value 0 gets the sum of its predecessor exactly, so that it is never sampled.
+// Returns the sum of all.
+BGPT_DEVICE double prefix_sums(Lanes<double> (&value)[kTokensPerLane]) {
     BGPT_UNROLL
-    for (int i = 1; i < kOwn; ++i) {
-        each_lane([&](int lane) { value[i][lane] += value[i - 1][lane]; });
+    for (int i = 1; i < kTokensPerLane; ++i) {
+        for_each_lane([&](int lane) { value[i][lane] += value[i - 1][lane]; });
     }
-    Lanes<double> before;
-    each_lane([&](int lane) { before[lane] = 0; });
+    Lanes<double> previous_sum;
+    for_each_lane([&](int lane) { previous_sum[lane] = 0; });
     double total = 0;
     for (int other = 0; other < kLanes; ++other) {
-        const double sum = from_lane(value[kOwn - 1], other);
-        each_lane([&](int lane) {
-            if (lane > other) before[lane] += sum;
+        const double sum = lane_value(value[kTokensPerLane - 1], other);
+        for_each_lane([&](int lane) {
+            if (lane > other) previous_sum[lane] += sum;
         });
         total += sum;
     }
     BGPT_UNROLL
-    for (int i = 0; i < kOwn; ++i) {
-        each_lane([&](int lane) { value[i][lane] += before[lane]; });
+    for (int i = 0; i < kTokensPerLane; ++i) {
+        for_each_lane([&](int lane) { value[i][lane] += previous_sum[lane]; });
     }
     return total;
 }
 
-// The place of each token by its logit, of equals the lower token first.
-BGPT_DEVICE void ranks_of(const Lanes<float> (&logit)[kOwn], Lanes<int> (&rank)[kOwn]) {
+// The rank of each token by its logit; of equal logits the lower token comes first.
+BGPT_DEVICE void token_ranks(const Lanes<float> (&logit)[kTokensPerLane], Lanes<int> (&rank)[kTokensPerLane]) {
     BGPT_UNROLL
-    for (int i = 0; i < kOwn; ++i) {
-        each_lane([&](int lane) { rank[i][lane] = 0; });
+    for (int i = 0; i < kTokensPerLane; ++i) {
+        for_each_lane([&](int lane) { rank[i][lane] = 0; });
     }
     for (int other = 0; other < kLanes; ++other) {
         BGPT_UNROLL
-        for (int j = 0; j < kOwn; ++j) {
-            const float theirs = from_lane(logit[j], other);
+        for (int j = 0; j < kTokensPerLane; ++j) {
+            const float other_logit = lane_value(logit[j], other);
             BGPT_UNROLL
-            for (int i = 0; i < kOwn; ++i) {
-                each_lane([&](int lane) {
+            for (int i = 0; i < kTokensPerLane; ++i) {
+                for_each_lane([&](int lane) {
                     const float own = logit[i][lane];
-                    rank[i][lane] += theirs > own || (theirs == own && other * kOwn + j < lane * kOwn + i);
+                    rank[i][lane] += other_logit > own ||
+                                     (other_logit == own && other * kTokensPerLane + j < lane * kTokensPerLane + i);
                 });
             }
         }
     }
 }
 
-// How many of the `kept` likeliest tokens top-p keeps. `ranked` has room for kLanes * kOwn values of this warp.
-BGPT_DEVICE int crossing(const Lanes<float> (&logit)[kOwn], const Lanes<int> (&rank)[kOwn], float most, int kept,
-                         double top_p, double* ranked) {
-    Lanes<double> share[kOwn], part;
+// How many of the `count` likeliest tokens are left by top-p. `ranked` holds kLanes * kTokensPerLane values of the
+// warp.
+BGPT_DEVICE int top_p_count(const Lanes<float> (&logit)[kTokensPerLane], const Lanes<int> (&rank)[kTokensPerLane],
+                            float max_logit, int count, double top_p, double* ranked) {
+    Lanes<double> probability[kTokensPerLane], part;
     sync_lanes();
     BGPT_UNROLL
-    for (int i = 0; i < kOwn; ++i) {
-        each_lane([&](int lane) {
-            const double away = static_cast<double>(logit[i][lane]) - static_cast<double>(most);
-            ranked[rank[i][lane]] = rank[i][lane] < kept ? exp(away) : 0.0;
+    for (int i = 0; i < kTokensPerLane; ++i) {
+        for_each_lane([&](int lane) {
+            const double difference = static_cast<double>(logit[i][lane]) - static_cast<double>(max_logit);
+            ranked[rank[i][lane]] = rank[i][lane] < count ? exp(difference) : 0.0;
         });
     }
     sync_lanes();
-    each_lane([&](int lane) { part[lane] = 0; });
+    for_each_lane([&](int lane) { part[lane] = 0; });
     BGPT_UNROLL
-    for (int i = 0; i < kOwn; ++i) {
-        each_lane([&](int lane) { part[lane] += share[i][lane] = ranked[lane * kOwn + i]; });
+    for (int i = 0; i < kTokensPerLane; ++i) {
+        for_each_lane([&](int lane) { part[lane] += probability[i][lane] = ranked[lane * kTokensPerLane + i]; });
     }
-    const double total = summed(part);
+    const double total = lane_sum(part);
     BGPT_UNROLL
-    for (int i = 0; i < kOwn; ++i) {
-        each_lane([&](int lane) { share[i][lane] /= total; });
+    for (int i = 0; i < kTokensPerLane; ++i) {
+        for_each_lane([&](int lane) { probability[i][lane] /= total; });
     }
-    scanned(share);
+    prefix_sums(probability);
     Lanes<int> first;
-    each_lane([&](int lane) { first[lane] = kept; });
+    for_each_lane([&](int lane) { first[lane] = count; });
     BGPT_UNROLL
-    for (int i = kOwn - 1; i >= 0; --i) {
-        each_lane([&](int lane) {
-            if (share[i][lane] > top_p && lane * kOwn + i + 1 < first[lane]) first[lane] = lane * kOwn + i + 1;
+    for (int i = kTokensPerLane - 1; i >= 0; --i) {
+        for_each_lane([&](int lane) {
+            if (probability[i][lane] > top_p && lane * kTokensPerLane + i + 1 < first[lane])
+                first[lane] = lane * kTokensPerLane + i + 1;
         });
     }
-    return smallest(first);
+    return lane_min(first);
 }
 
-// The token that `choose` takes; -1 where a logit is NaN or infinite. `ranked` as above.
-BGPT_DEVICE int choose_by_warp(const float* logits, const Sampling& sampling, uint64_t index, uint64_t position,
+// The token that choose() of sampling.h returns; -1 where a logit is NaN or infinite. `ranked` as above.
+BGPT_DEVICE int choose_by_warp(const float* logits, const Sampling& sampling, uint64_t rng_stream, uint64_t byte_offset,
                                double* ranked) {
-    Lanes<float> logit[kOwn], best;
-    Lanes<int> bad, token;
-    each_lane([&](int lane) {
-        bad[lane] = 0;
+    Lanes<float> logit[kTokensPerLane], best;
+    Lanes<int> is_bad, token;
+    for_each_lane([&](int lane) {
+        is_bad[lane] = 0;
         best[lane] = -INFINITY;
     });
     BGPT_UNROLL
-    for (int i = 0; i < kOwn; ++i) {
-        each_lane([&](int lane) {
-            const bool is_token = lane * kOwn + i < kChoices;
-            logit[i][lane] = is_token ? load_fresh(logits + lane * kOwn + i) : -INFINITY;
-            bad[lane] |= is_token && !(fabsf(logit[i][lane]) < INFINITY);
+    for (int i = 0; i < kTokensPerLane; ++i) {
+        for_each_lane([&](int lane) {
+            const bool is_token = lane * kTokensPerLane + i < kVocabSize;
+            logit[i][lane] = is_token ? load_fresh(logits + lane * kTokensPerLane + i) : -INFINITY;
+            is_bad[lane] |= is_token && !(fabsf(logit[i][lane]) < INFINITY);
             best[lane] = best[lane] < logit[i][lane] ? logit[i][lane] : best[lane];
         });
     }
-    if (largest(bad) != 0) return -1;
-    const float most = largest(best);
-    each_lane([&](int lane) { token[lane] = kChoices; });
+    if (lane_max(is_bad) != 0) return -1;
+    const float max_logit = lane_max(best);
+    for_each_lane([&](int lane) { token[lane] = kVocabSize; });
     BGPT_UNROLL
-    for (int i = kOwn - 1; i >= 0; --i) {
-        each_lane([&](int lane) {
-            if (logit[i][lane] == most) token[lane] = lane * kOwn + i;
+    for (int i = kTokensPerLane - 1; i >= 0; --i) {
+        for_each_lane([&](int lane) {
+            if (logit[i][lane] == max_logit) token[lane] = lane * kTokensPerLane + i;
         });
     }
-    if (sampling.temperature == 0) return smallest(token);
+    if (sampling.temperature == 0) return lane_min(token);
 
-    const bool use_top_k = sampling.top_k > 0 && sampling.top_k < kChoices;
-    Lanes<int> rank[kOwn];
-    int kept = kChoices;
+    const bool use_top_k = sampling.top_k > 0 && sampling.top_k < kVocabSize;
+    Lanes<int> rank[kTokensPerLane];
+    int count = kVocabSize;
     if (use_top_k || sampling.top_p < 1) {
-        ranks_of(logit, rank);
-        if (use_top_k) kept = static_cast<int>(sampling.top_k);
-        if (sampling.top_p < 1) kept = crossing(logit, rank, most, kept, sampling.top_p, ranked);
+        token_ranks(logit, rank);
+        if (use_top_k) count = static_cast<int>(sampling.top_k);
+        if (sampling.top_p < 1) count = top_p_count(logit, rank, max_logit, count, sampling.top_p, ranked);
     } else {
         BGPT_UNROLL
-        for (int i = 0; i < kOwn; ++i) {
-            each_lane([&](int lane) { rank[i][lane] = lane * kOwn + i < kChoices ? 0 : kChoices; });
+        for (int i = 0; i < kTokensPerLane; ++i) {
+            for_each_lane([&](int lane) { rank[i][lane] = lane * kTokensPerLane + i < kVocabSize ? 0 : kVocabSize; });
         }
     }
-    Lanes<double> score[kOwn], part;
-    each_lane([&](int lane) { part[lane] = 0; });
+    Lanes<double> score[kTokensPerLane], part;
+    for_each_lane([&](int lane) { part[lane] = 0; });
     BGPT_UNROLL
-    for (int i = 0; i < kOwn; ++i) {
-        each_lane([&](int lane) {
-            const double away = static_cast<double>(logit[i][lane]) - static_cast<double>(most);
-            score[i][lane] = rank[i][lane] < kept ? exp(away / sampling.temperature) : 0.0;
+    for (int i = 0; i < kTokensPerLane; ++i) {
+        for_each_lane([&](int lane) {
+            const double difference = static_cast<double>(logit[i][lane]) - static_cast<double>(max_logit);
+            score[i][lane] = rank[i][lane] < count ? exp(difference / sampling.temperature) : 0.0;
             part[lane] += score[i][lane];
         });
     }
-    const double total = summed(part);
+    const double total = lane_sum(part);
     BGPT_UNROLL
-    for (int i = 0; i < kOwn; ++i) {
-        each_lane([&](int lane) { score[i][lane] /= total; });
+    for (int i = 0; i < kTokensPerLane; ++i) {
+        for_each_lane([&](int lane) { score[i][lane] /= total; });
     }
-    const double sum = scanned(score);
-    const double draw = uniform(sampling.seed, index, position) * sum;
-    each_lane([&](int lane) { token[lane] = kChoices; });
+    const double sum = prefix_sums(score);
+    const double threshold = uniform(sampling.seed, rng_stream, byte_offset) * sum;
+    for_each_lane([&](int lane) { token[lane] = kVocabSize; });
     BGPT_UNROLL
-    for (int i = kOwn - 1; i >= 0; --i) {
-        each_lane([&](int lane) {
-            // The second condition counts only where rounding has put the draw at the sum of all.
-            if (score[i][lane] > draw || score[i][lane] >= sum) token[lane] = lane * kOwn + i;
+    for (int i = kTokensPerLane - 1; i >= 0; --i) {
+        for_each_lane([&](int lane) {
+            // The second condition matters only where rounding has made the threshold equal to the sum of all.
+            if (score[i][lane] > threshold || score[i][lane] >= sum) token[lane] = lane * kTokensPerLane + i;
         });
     }
-    return smallest(token);
+    return lane_min(token);
 }
 
 }  // namespace bgpt

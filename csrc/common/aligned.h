@@ -1,5 +1,5 @@
-// Uninitialised memory on cache lines; what is large lies on huge pages where the system has them to give, which a
-// stream through hundreds of megabytes needs.
+// Uninitialised memory aligned to cache lines; large blocks use huge pages where the system has them, which reading
+// hundreds of megabytes in sequence needs.
 #pragma once
 
 #include <cstdint>
@@ -27,7 +27,7 @@ Aligned<T> aligned(int64_t count) {
     void* memory = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment + alignment);
     if (memory == nullptr) throw std::bad_alloc();
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-    // A wish: where it is refused, nothing but speed changes.
+    // Where the system refuses, only speed changes.
     if (alignment == huge) madvise(memory, bytes / huge * huge, MADV_HUGEPAGE);
 #endif
     return Aligned<T>(static_cast<T*>(memory));

@@ -1,5 +1,5 @@
 // BGPT_CLONES before a function: the compiler makes an AVX-512, an AVX2 and a portable version of it, and the loader
-// picks one for the processor at hand. For loops that the compiler vectorises by itself.
+// picks the one for the processor. For loops that the compiler vectorises by itself.
 #pragma once
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__SANITIZE_ADDRESS__) && \

@@ -1,11 +1,11 @@
-// Which vector instructions this processor has, asked once, at run time.
+// The vector instructions of this processor, determined once, at run time.
 #pragma once
 
 namespace bgpt {
 
 enum class Isa { portable = 0, avx2 = 1, avx512 = 2 };
 
-// The widest instruction set that both this build and this processor know.
+// The widest instruction set that both this build and this processor have.
 inline Isa best_isa() {
 #if defined(__x86_64__)
     static const Isa isa = [] {

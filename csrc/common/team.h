@@ -1,5 +1,5 @@
-// A team of threads for a call that is many short parallel phases: its members live as long as the call, so that
-// nothing spins between calls and fork() stays safe, and spin only from one phase to the next.
+// A team of threads for a call of many short parallel phases: the threads exist for the call alone, so that none spins
+// between calls and fork() stays safe, and they spin only from one phase to the next.
 #pragma once
 
 #include <algorithm>
@@ -14,11 +14,11 @@
 
 namespace bgpt {
 
-// One thread, the owner, gives phases; the others help. A piece is claimed before it is run, and the owner waits for
-// pieces, not for threads: a helper that the system has put aside, or that wakes late, holds nothing up.
+// One thread, the owner, starts the phases; the others help. A chunk is claimed before it is run, and the owner waits
+// for chunks, not for threads: a helper that the system has suspended, or that wakes late, delays nothing.
 class Team {
   public:
-    explicit Team(int64_t threads) : wanted_(std::max<int64_t>(threads, 1) - 1) {}
+    explicit Team(int64_t threads) : num_helpers_(std::max<int64_t>(threads, 1) - 1) {}
     Team(const Team&) = delete;
     Team& operator=(const Team&) = delete;
     ~Team() {
@@ -27,20 +27,20 @@ class Team {
         for (auto& helper : helpers_) helper.join();
     }
 
-    int64_t size() const { return wanted_ + 1; }
+    int64_t size() const { return num_helpers_ + 1; }
 
-    // Calls body(begin, end) on pieces of [0, count) of `grain` items, and returns when all are done. The first
-    // exception of a piece is thrown again here. One piece runs on the owner without any ado.
+    // Calls body(begin, end) on chunks of [0, count) of `grain` items, and returns when all are done. The first
+    // exception of a chunk is thrown again here. A single chunk runs on the owner without synchronisation.
     template <class Body>
     void for_each(int64_t count, int64_t grain, const Body& body) {
-        const int64_t pieces = (count + grain - 1) / grain;
-        if (pieces <= 1 || wanted_ == 0) {
+        const int64_t chunks = (count + grain - 1) / grain;
+        if (chunks <= 1 || num_helpers_ == 0) {
             if (count > 0) body(int64_t{0}, count);
             return;
         }
         start();
-        // No phase: a helper that still reads the last one's ticket, all of whose pieces are claimed, must not take
-        // what is set up here for more of them.
+        // Ticket 0 is no phase: a helper that still reads the last phase's ticket, whose chunks are all claimed, must
+        // not mistake what is set up here for more of them.
         ticket_.store(0, std::memory_order_relaxed);
         body_.store(&body, std::memory_order_release);
         call_.store([](const void* any, int64_t begin, int64_t end) { (*static_cast<const Body*>(any))(begin, end); },
@@ -53,7 +53,7 @@ class Team {
         wake();
         while (claim()) {
         }
-        for (int64_t spin = 0; done_.load(std::memory_order_acquire) < pieces; ++spin) {
+        for (int64_t spin = 0; done_.load(std::memory_order_acquire) < chunks; ++spin) {
             spin < kSpins ? pause() : std::this_thread::yield();
         }
         if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
@@ -70,12 +70,12 @@ class Team {
 
     void start() {
         if (!helpers_.empty()) return;
-        helpers_.reserve(wanted_);
+        helpers_.reserve(num_helpers_);
         try {
-            while (static_cast<int64_t>(helpers_.size()) < wanted_) helpers_.emplace_back([this] { help(); });
+            while (static_cast<int64_t>(helpers_.size()) < num_helpers_) helpers_.emplace_back([this] { help(); });
         } catch (const std::system_error&) {
-            // No more threads are to be had: those that there are do it all.
-            wanted_ = static_cast<int64_t>(helpers_.size());
+            // The system has no more threads: those that exist do all the work.
+            num_helpers_ = static_cast<int64_t>(helpers_.size());
         }
     }
 
@@ -84,8 +84,9 @@ class Team {
         signal_.notify_all();
     }
 
-    // Claims a piece and runs it; false when none is left. What is read before the claim belongs to the claimed phase:
-    // the owner takes the ticket away before it changes any of it, so whoever has read what is new fails to exchange.
+    // Claims a chunk and runs it; false when none is unclaimed. What is read before the claim belongs to the claimed
+    // phase: the owner withdraws the ticket before it changes any of it, so that the exchange fails for a thread that
+    // has read new values.
     bool claim() {
         uint64_t ticket = ticket_.load(std::memory_order_acquire);
         for (;;) {
@@ -113,21 +114,23 @@ class Team {
     }
 
     void help() {
-        uint32_t seen = 0;
+        uint32_t last_signal = 0;
         while (!stop_.load(std::memory_order_relaxed)) {
             while (claim()) {
             }
-            for (int64_t spin = 0; spin < kSpins && signal_.load(std::memory_order_acquire) == seen; ++spin) pause();
-            signal_.wait(seen, std::memory_order_acquire);
-            seen = signal_.load(std::memory_order_acquire);
+            for (int64_t spin = 0; spin < kSpins && signal_.load(std::memory_order_acquire) == last_signal; ++spin)
+                pause();
+            signal_.wait(last_signal, std::memory_order_acquire);
+            last_signal = signal_.load(std::memory_order_acquire);
         }
     }
 
     using Call = void (*)(const void*, int64_t, int64_t);
-    int64_t wanted_;
+    int64_t num_helpers_;
     std::vector<std::thread> helpers_;
     uint64_t phase_ = 0;
-    alignas(64) std::atomic<uint64_t> ticket_{0};  // the phase's number, then the pieces claimed
+    alignas(64) std::atomic<uint64_t> ticket_{
+        0};  // the phase's number in the upper half, the number of claimed chunks in the lower
     alignas(64) std::atomic<int64_t> done_{0};
     alignas(64) std::atomic<uint32_t> signal_{0};
     std::atomic<const void*> body_{nullptr};

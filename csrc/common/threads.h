@@ -10,33 +10,33 @@
 
 namespace bgpt {
 
-// Calls body(begin, end) on contiguous pieces of [0, count) from up to `threads` threads, and returns when all are
-// done. The first exception a piece throws is thrown again here. `least` is the smallest piece worth a thread of its
-// own.
+// Calls body(begin, end) on contiguous chunks of [0, count) from up to `threads` threads, and returns when all are
+// done. The first exception that a chunk throws is thrown again here. No chunk is smaller than `grain`, below which a
+// thread does not pay.
 template <class Body>
-void parallel_for(int64_t count, int64_t threads, int64_t least, Body body) {
-    const int64_t pieces = std::clamp<int64_t>(count / std::max<int64_t>(least, 1), 1, std::max<int64_t>(threads, 1));
-    if (pieces == 1) {
+void parallel_for(int64_t count, int64_t threads, int64_t grain, Body body) {
+    const int64_t chunks = std::clamp<int64_t>(count / std::max<int64_t>(grain, 1), 1, std::max<int64_t>(threads, 1));
+    if (chunks == 1) {
         if (count > 0) body(int64_t{0}, count);
         return;
     }
-    std::vector<std::exception_ptr> errors(pieces);
-    auto run = [&](int64_t piece) {
+    std::vector<std::exception_ptr> errors(chunks);
+    auto run = [&](int64_t chunk) {
         try {
-            body(count * piece / pieces, count * (piece + 1) / pieces);
+            body(count * chunk / chunks, count * (chunk + 1) / chunks);
         } catch (...) {
-            errors[piece] = std::current_exception();
+            errors[chunk] = std::current_exception();
         }
     };
     std::vector<std::thread> pool;
-    pool.reserve(pieces - 1);
+    pool.reserve(chunks - 1);
     try {
-        for (int64_t piece = 1; piece < pieces; ++piece) pool.emplace_back(run, piece);
+        for (int64_t chunk = 1; chunk < chunks; ++chunk) pool.emplace_back(run, chunk);
     } catch (const std::system_error&) {
-        // No more threads are to be had: the pieces that have none are done here.
+        // The system has no more threads: the chunks without one run here.
     }
     run(0);
-    for (int64_t piece = static_cast<int64_t>(pool.size()) + 1; piece < pieces; ++piece) run(piece);
+    for (int64_t chunk = static_cast<int64_t>(pool.size()) + 1; chunk < chunks; ++chunk) run(chunk);
     for (auto& thread : pool) thread.join();
     for (const auto& error : errors) {
         if (error) std::rethrow_exception(error);

@@ -1,8 +1,8 @@
 #include "common/bind.h"
 
 #include "cpu_states/machine.h"
-#include "cpu_states/parallel_stream.h"
-#include "cpu_states/released_stream.h"
+#include "cpu_states/philox_stream.h"
+#include "cpu_states/python_stream.h"
 #include "cpu_states/text.h"
 #include "cpu_states/traces.h"
 #include "patches/patches.h"
@@ -13,13 +13,17 @@ void bind_cpu_states(py::module_& m) {
     using namespace cpu_states;
     using Bytes = std::span<const uint8_t>;
 
-    std::vector<std::tuple<const char*, int, int>> instructions;
-    for (int32_t op = 0; op < kOpcodes; ++op) {
-        instructions.emplace_back(mnemonic(op), min_operands(op), max_operands(op));
-    }
-    m.attr("cpu_states_instructions") = instructions;
-    m.attr("cpu_states_faults") =
-        py::make_tuple("none", "opcode", "operand_missing", "operand_surplus", "register_range", "pc_range", "no_halt");
+    m.def("cpu_states_instructions", [] {
+        std::vector<std::tuple<const char*, int, int>> instructions;
+        for (int32_t op = 0; op < kOpcodes; ++op) {
+            instructions.emplace_back(mnemonic(op), min_operands(op), max_operands(op));
+        }
+        return instructions;
+    });
+    m.def("cpu_states_faults", [] {
+        return std::vector<const char*>{"none",           "opcode",   "operand_missing", "operand_surplus",
+                                        "register_range", "pc_range", "no_halt"};
+    });
 
     py::class_<Options> options(m, "CpuStatesOptions");
     def_init(
@@ -31,16 +35,16 @@ void bind_cpu_states(py::module_& m) {
             }
             return Options{R, M, min_program, max_program};
         });
-    py::class_<ReleasedStream> stream(m, "CpuStatesReleasedStream");
+    py::class_<PythonStream> stream(m, "CpuStatesPythonStream");
     def_init(
         stream, {"key", "options"}, +[](const std::vector<uint32_t>& key, const Options& options) {
-            if (key.empty()) throw std::invalid_argument("CpuStatesReleasedStream: an empty key");
-            return ReleasedStream(key, options);
+            if (key.empty()) throw std::invalid_argument("CpuStatesPythonStream: an empty key");
+            return PythonStream(key, options);
         });
-    def(stream, "skip", {"count"}, +[](ReleasedStream& self, int64_t count) { self.skip(count); });
+    def(stream, "skip", {"count"}, +[](PythonStream& self, int64_t count) { self.skip(count); });
     def(
         stream, "fill", {"out", "capacity", "offsets", "count"},
-        +[](ReleasedStream& self, uint8_t* out, int64_t capacity, int64_t* offsets, int64_t count) {
+        +[](PythonStream& self, uint8_t* out, int64_t capacity, int64_t* offsets, int64_t count) {
             return self.fill(out, capacity, offsets, count);
         });
 
@@ -53,7 +57,7 @@ void bind_cpu_states(py::module_& m) {
     def(m, "cpu_states_write", {"options", "seed", "indices", "offsets", "count", "out", "threads"}, &write_selected);
     def(m, "cpu_states_sizes_cuda", {"options", "seed", "start", "count", "sizes", "stream"}, &BGPT_CUDA(sizes_cuda));
     def(m, "cpu_states_write_cuda",
-        {"options", "seed", "start", "count", "offsets", "out", "capacity", "in_test", "stream"},
+        {"options", "seed", "start", "count", "offsets", "out", "capacity", "is_eval", "stream"},
         &BGPT_CUDA(write_cuda));
 
     def(
@@ -87,7 +91,7 @@ void bind_cpu_states(py::module_& m) {
         &find_invalid);
     def(m, "cpu_states_hash_programs",
         {"data", "offsets", "count", "num_registers", "memory_size", "hashes", "threads"}, &hash_programs);
-    def(m, "cpu_states_is_test", {"hash"}, +[](uint64_t hash) { return is_test(hash); });
+    def(m, "cpu_states_is_eval", {"hash"}, +[](uint64_t hash) { return is_eval(hash); });
     def(
         m, "cpu_states_pack", {"data", "offsets", "count", "extension", "S", "patches", "P", "cu_seqlens", "threads"},
         +[](const uint8_t* data, const int64_t* offsets, int64_t count, Bytes extension, int64_t S, int16_t* patches,

@@ -1,8 +1,7 @@
-// The parallel stream on a GPU: one thread makes one instance, with the very functions that the host runs. Programs
-// differ in length and path, so warps diverge; the traces' bytes (3.1 KB an instance) are what it must write anyway.
-// Not yet run on a GPU.
+// The Philox stream on a GPU: one thread generates one instance, with the functions that the host runs. Programs differ
+// in length and path, so warps diverge; writing the traces (3.1 KB an instance) bounds the time. Not yet run on a GPU.
 #include "common/cuda_check.h"
-#include "cpu_states/parallel_stream.h"
+#include "cpu_states/philox_stream.h"
 
 namespace bgpt::cpu_states {
 namespace {
@@ -25,7 +24,7 @@ __global__ void __launch_bounds__(kThreads)
 
 __global__ void __launch_bounds__(kThreads)
     _cpu_states_write_kernel(Options options, uint64_t seed, int64_t start, int64_t count, const int64_t* offsets,
-                             uint8_t* out, int64_t capacity, bool* in_test) {
+                             uint8_t* out, int64_t capacity, bool* is_eval) {
     const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
     for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count; i += stride) {
         const uint64_t index = static_cast<uint64_t>(start + i);
@@ -33,7 +32,7 @@ __global__ void __launch_bounds__(kThreads)
         const int64_t offset = offsets[i];
         if (offset < 0 || offset > capacity - trace_size(options.num_registers, options.memory_size, length)) continue;
         write_instance(options, seed, index, out + offset);
-        in_test[i] = is_test(program_hash(out + offset, length));
+        is_eval[i] = is_eval(program_hash(out + offset, length));
     }
 }
 
@@ -47,10 +46,10 @@ void sizes_cuda(const Options& options, uint64_t seed, int64_t start, int64_t co
 }
 
 void write_cuda(const Options& options, uint64_t seed, int64_t start, int64_t count, const int64_t* offsets,
-                uint8_t* out, int64_t capacity, bool* in_test, void* stream) {
+                uint8_t* out, int64_t capacity, bool* is_eval, void* stream) {
     if (count == 0) return;
     _cpu_states_write_kernel<<<blocks_for(count), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-        options, seed, start, count, offsets, out, capacity, in_test);
+        options, seed, start, count, offsets, out, capacity, is_eval);
     cuda_check(cudaGetLastError(), "cpu_states write");
 }
 

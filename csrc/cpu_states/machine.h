@@ -1,5 +1,5 @@
 // The toy machine of the CPU-states task (arXiv 2402.19155; semantics of the released cpu-simulation.py): its
-// instruction set, the check that bytes are a program, and its one step(). Compiles for the host and as device code.
+// instruction set, the check whether bytes are a program, and its step(). Compiles for the host and as device code.
 //
 // Letters: M bytes of memory, R registers, N executed instructions, C = 6 + R bytes a state.
 // A trace is M + (N + 1)·C bytes: the memory, the start state, and one state an executed instruction.
@@ -55,7 +55,7 @@ BGPT_HOST_DEVICE constexpr int64_t trace_size(int32_t num_registers, int32_t mem
     return memory_size + (instructions + 1) * state_size(num_registers);
 }
 
-// What to generate. Callers see to 1 ≤ num_registers ≤ 255, 0 ≤ min_program ≤ max_program and
+// What to generate. Callers ensure 1 ≤ num_registers ≤ 255, 0 ≤ min_program ≤ max_program and
 // 4·max(max_program, 1) ≤ memory_size.
 struct Options {
     int32_t num_registers;
@@ -70,7 +70,7 @@ struct Options {
 
 enum class Fault : int32_t { none, opcode, operand_missing, operand_surplus, register_range, pc_range, no_halt };
 
-// Is `ir` an instruction that the machine can execute? An operand that is absent is 0, and so are those after it.
+// Whether the machine can execute the instruction `ir`. An operand that is absent is 0, and so are those after it.
 BGPT_HOST_DEVICE inline Fault check_instruction(const uint8_t* ir, int32_t num_registers) {
     const int32_t op = ir[0];
     if (op >= kOpcodes) return Fault::opcode;
@@ -205,7 +205,7 @@ BGPT_HOST_DEVICE inline bool step(const uint8_t* memory, int32_t memory_size, in
 }
 
 // Runs the program in `memory` from PC 0 to its HLT and writes the start state and one state an executed instruction;
-// returns the bytes written. The program must have passed check_program; `values` (R + 1 bytes) is left as it ends.
+// returns the bytes written. The program must have passed check_program; `values` (R + 1 bytes) ends as the last state.
 BGPT_HOST_DEVICE inline int64_t run(const uint8_t* memory, int32_t memory_size, int32_t num_registers, uint8_t* values,
                                     uint8_t* states) {
     const uint8_t nothing_fetched[kInstruction] = {0, 0, 0, 0};

@@ -1,5 +1,6 @@
-// CPython's random.Random, as far as the released generator uses it: MT19937 (Matsumoto and Nishimura, 1998) seeded as
-// random.seed(int) does, getrandbits and _randbelow_with_getrandbits (CPython Lib/random.py, Modules/_randommodule.c).
+// The part of CPython's random.Random that the released generator uses: MT19937 (Matsumoto and Nishimura, 1998) seeded
+// as random.seed(int) does, getrandbits and _randbelow_with_getrandbits (CPython Lib/random.py,
+// Modules/_randommodule.c).
 #pragma once
 
 #include <array>
@@ -18,7 +19,7 @@ class MersenneTwister {
     // As random.seed(n): `key` is |n| in 32-bit words, the least significant first; one word of 0 for n = 0.
     explicit MersenneTwister(std::span<const uint32_t> key);
 
-    // The words drawn from now on, as many as are ready (at least one); use() says how many were taken.
+    // The next words, as many as are computed (at least one); use() advances past those that the caller used.
     std::span<const uint32_t> ready() {
         if (position_ == kWords) refill();
         return {tempered_.data() + position_, tempered_.data() + kWords};

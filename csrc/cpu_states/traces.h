@@ -5,8 +5,8 @@
 
 namespace bgpt::cpu_states {
 
-// The first trace that is not what the machine writes for its own memory and start state, or −1. The start state has
-// PC 0 and IR 0.
+// The first trace that differs from what the machine writes for the trace's memory and start state, or −1. The start
+// state has PC 0 and IR 0.
 int64_t find_invalid(const uint8_t* data, const int64_t* offsets, int64_t count, int32_t num_registers,
                      int32_t memory_size, int64_t threads);
 

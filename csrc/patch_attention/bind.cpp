@@ -12,7 +12,8 @@ void bind_patch_attention(py::module_& m) {
             const int32_t* starts, int64_t H, int64_t d, bool bf16, int64_t threads) {
             with_element_type(bf16, [&]<class X>(X*) {
                 const auto in = [](const void* address) { return static_cast<const X*>(address); };
-                short_attention(in(q), in(k), in(v), stride, static_cast<X*>(y), {B, length, starts}, H, d, threads);
+                const QKV<const X> qkv{in(q), in(k), in(v), stride};
+                short_attention(qkv, static_cast<X*>(y), {B, length, starts}, H, d, threads);
             });
         });
     def(
@@ -25,8 +26,9 @@ void bind_patch_attention(py::module_& m) {
             with_element_type(bf16, [&]<class X>(X*) {
                 const auto in = [](const void* address) { return static_cast<const X*>(address); };
                 const auto out = [](void* address) { return static_cast<X*>(address); };
-                short_attention_backward(in(dy), in(q), in(k), in(v), stride, out(dq), out(dk), out(dv), dstride,
-                                         {B, length, starts}, H, d, threads);
+                const QKV<const X> qkv{in(q), in(k), in(v), stride};
+                short_attention_backward(in(dy), qkv, {out(dq), out(dk), out(dv), dstride}, {B, length, starts}, H, d,
+                                         threads);
             });
         });
 }

@@ -1,6 +1,6 @@
-// One sequence and head at a time, in float buffers that stay in the first-level cache. Every inner loop runs over keys
-// or over channels with no sum across lanes, so that each result has one order of addition. For the usual sizes the
-// sums are vectors in registers: a loop of 16 floats the compiler would unroll to scalars before it looks for vectors.
+// One sequence and head at a time, in float buffers that fit the first-level cache. Every inner loop runs over keys or
+// over channels without a sum across lanes, so that each result has one order of addition. For the usual sizes the sums
+// are explicit vectors in registers: the compiler would unroll a loop of 16 floats to scalars before it vectorises.
 #include "patch_attention/short_attention.h"
 
 #include <bit>
@@ -30,7 +30,7 @@ BGPT_INLINE float exp_nonpositive(float x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
-    // The integer is in the sum's low bits, whatever it is made of: no conversion that a NaN would leave undefined.
+    // The integer is in the low bits of the sum, NaN or not: a conversion of a NaN would be undefined.
     const int32_t exponent = std::bit_cast<int32_t>(shifted) - std::bit_cast<int32_t>(12582912.0f);
     const float scale = std::bit_cast<float>(static_cast<uint32_t>(exponent + 127) << 23);
     return x < -87.0f ? 0.0f : p * scale;
@@ -94,7 +94,7 @@ BGPT_INLINE void times_transposed(const float* __restrict x, const float* __rest
         }
     } else {
         using Row = typename Lanes<kS>::type;
-        constexpr int64_t rows = 4;  // as many sums under way as hide an addition's latency
+        constexpr int64_t rows = 4;  // independent sums, to hide the latency of an addition
         for (int64_t i = 0; i < kS; i += rows) {
             Row sum[rows] = {};
             for (int64_t c = 0; c < d; ++c) {
@@ -179,7 +179,7 @@ BGPT_INLINE void backward(Buffers& b, int64_t S_, int64_t d_) {
     }
 }
 
-// The paper's patch of 16 and the small models' 8, at their usual head widths, get loops of known length.
+// The paper's patch of 16 bytes and the small models' 8, at their usual head widths, have loops of constant length.
 #define BGPT_FOR_SIZES(step)                              \
     if (S == 16 && d == 64) return step<16, 64>(b, S, d); \
     if (S == 16 && d == 16) return step<16, 16>(b, S, d); \
@@ -192,90 +192,73 @@ BGPT_INLINE void backward_sizes(Buffers& b, int64_t S, int64_t d) { BGPT_FOR_SIZ
 
 // One sequence of S rows and one head.
 template <class X>
-BGPT_INLINE void forward_item(Buffers& b, const X* q, const X* k, const X* v, int64_t stride, X* y, int64_t S,
-                              int64_t H, int64_t d) {
-    load(q, stride, S, d, b.q.data(), 1.0f / std::sqrt(static_cast<float>(d)));
-    load(k, stride, S, d, b.k.data(), 1.0f);
-    load(v, stride, S, d, b.v.data(), 1.0f);
+BGPT_INLINE void forward_item(Buffers& b, const QKV<const X>& qkv, X* y, int64_t S, int64_t H, int64_t d) {
+    load(qkv.q, qkv.stride, S, d, b.q.data(), 1.0f / std::sqrt(static_cast<float>(d)));
+    load(qkv.k, qkv.stride, S, d, b.k.data(), 1.0f);
+    load(qkv.v, qkv.stride, S, d, b.v.data(), 1.0f);
     forward_sizes(b, S, d);
     unload(b.y.data(), H * d, S, d, y, 1.0f);
 }
 
 template <class X>
-BGPT_INLINE void backward_item(Buffers& b, const X* dy, const X* q, const X* k, const X* v, int64_t stride, X* dq,
-                               X* dk, X* dv, int64_t dstride, int64_t S, int64_t H, int64_t d) {
+BGPT_INLINE void backward_item(Buffers& b, const X* dy, const QKV<const X>& qkv, const QKV<X>& dqkv, int64_t S,
+                               int64_t H, int64_t d) {
     const float scale = 1.0f / std::sqrt(static_cast<float>(d));
-    load(q, stride, S, d, b.q.data(), scale);
-    load(k, stride, S, d, b.k.data(), 1.0f);
-    load(v, stride, S, d, b.v.data(), 1.0f);
+    load(qkv.q, qkv.stride, S, d, b.q.data(), scale);
+    load(qkv.k, qkv.stride, S, d, b.k.data(), 1.0f);
+    load(qkv.v, qkv.stride, S, d, b.v.data(), 1.0f);
     load(dy, H * d, S, d, b.dy.data(), 1.0f);
     backward_sizes(b, S, d);
-    unload(b.dq.data(), dstride, S, d, dq, scale);
-    unload(b.dk.data(), dstride, S, d, dk, 1.0f);
-    unload(b.dv.data(), dstride, S, d, dv, 1.0f);
+    unload(b.dq.data(), dqkv.stride, S, d, dqkv.q, scale);
+    unload(b.dk.data(), dqkv.stride, S, d, dqkv.k, 1.0f);
+    unload(b.dv.data(), dqkv.stride, S, d, dqkv.v, 1.0f);
 }
 
-// Clones can not be templates.
-BGPT_CLONES void forward_one(Buffers& b, const float* q, const float* k, const float* v, int64_t stride, float* y,
-                             int64_t S, int64_t H, int64_t d) {
-    forward_item(b, q, k, v, stride, y, S, H, d);
-}
-BGPT_CLONES void forward_one(Buffers& b, const uint16_t* q, const uint16_t* k, const uint16_t* v, int64_t stride,
-                             uint16_t* y, int64_t S, int64_t H, int64_t d) {
-    forward_item(b, q, k, v, stride, y, S, H, d);
-}
-BGPT_CLONES void backward_one(Buffers& b, const float* dy, const float* q, const float* k, const float* v,
-                              int64_t stride, float* dq, float* dk, float* dv, int64_t dstride, int64_t S, int64_t H,
-                              int64_t d) {
-    backward_item(b, dy, q, k, v, stride, dq, dk, dv, dstride, S, H, d);
-}
-BGPT_CLONES void backward_one(Buffers& b, const uint16_t* dy, const uint16_t* q, const uint16_t* k, const uint16_t* v,
-                              int64_t stride, uint16_t* dq, uint16_t* dk, uint16_t* dv, int64_t dstride, int64_t S,
-                              int64_t H, int64_t d) {
-    backward_item(b, dy, q, k, v, stride, dq, dk, dv, dstride, S, H, d);
-}
+// Clones cannot be templates.
+#define BGPT_ITEM_CLONES(X)                                                                                        \
+    BGPT_CLONES void forward_one(Buffers& b, const QKV<const X>& qkv, X* y, int64_t S, int64_t H, int64_t d) {     \
+        forward_item(b, qkv, y, S, H, d);                                                                          \
+    }                                                                                                              \
+    BGPT_CLONES void backward_one(Buffers& b, const X* dy, const QKV<const X>& qkv, const QKV<X>& dqkv, int64_t S, \
+                                  int64_t H, int64_t d) {                                                          \
+        backward_item(b, dy, qkv, dqkv, S, H, d);                                                                  \
+    }
+BGPT_ITEM_CLONES(float)
+BGPT_ITEM_CLONES(uint16_t)
 
-// The fewest sequences and heads that are worth a thread: about 50 microseconds of work.
-int64_t least_items(int64_t S, int64_t d) { return 1 + 200000 / (S * S * d); }
+// Calls item(buffers, row, channel, S) for each sequence and head, where they start.
+template <class Item>
+void for_each_item(const Sequences& sequences, int64_t H, int64_t d, int64_t threads, const Item& item) {
+    // A thread gets about 50 microseconds of work at least.
+    const int64_t length = sequences.length, grain = 1 + 200000 / (length * length * d);
+    parallel_for(sequences.count * H, threads, grain, [&](int64_t begin, int64_t end) {
+        Buffers buffers(length, d);
+        for (int64_t i = begin; i < end; ++i) item(buffers, sequences.start(i / H), i % H * d, sequences.size(i / H));
+    });
+}
 
 }  // namespace
 
 template <class X>
-void short_attention(const X* q, const X* k, const X* v, int64_t stride, X* y, const Sequences& sequences, int64_t H,
-                     int64_t d, int64_t threads) {
-    const Sequences at = sequences;
-    parallel_for(at.count * H, threads, least_items(at.length, d), [=](int64_t begin, int64_t end) {
-        Buffers b(at.length, d);
-        for (int64_t item = begin; item < end; ++item) {
-            const int64_t row = at.start(item / H), head = item % H * d, in = row * stride + head;
-            forward_one(b, q + in, k + in, v + in, stride, y + row * H * d + head, at.size(item / H), H, d);
-        }
+void short_attention(const QKV<const X>& qkv, X* y, const Sequences& sequences, int64_t H, int64_t d, int64_t threads) {
+    for_each_item(sequences, H, d, threads, [&](Buffers& buffers, int64_t row, int64_t channel, int64_t S) {
+        forward_one(buffers, qkv.at(row, channel), y + row * H * d + channel, S, H, d);
     });
 }
 
 template <class X>
-void short_attention_backward(const X* dy, const X* q, const X* k, const X* v, int64_t stride, X* dq, X* dk, X* dv,
-                              int64_t dstride, const Sequences& sequences, int64_t H, int64_t d, int64_t threads) {
-    const Sequences at = sequences;
-    parallel_for(at.count * H, threads, least_items(at.length, d), [=](int64_t begin, int64_t end) {
-        Buffers b(at.length, d);
-        for (int64_t item = begin; item < end; ++item) {
-            const int64_t row = at.start(item / H), head = item % H * d;
-            const int64_t in = row * stride + head, out = row * dstride + head;
-            backward_one(b, dy + row * H * d + head, q + in, k + in, v + in, stride, dq + out, dk + out, dv + out,
-                         dstride, at.size(item / H), H, d);
-        }
+void short_attention_backward(const X* dy, const QKV<const X>& qkv, const QKV<X>& dqkv, const Sequences& sequences,
+                              int64_t H, int64_t d, int64_t threads) {
+    for_each_item(sequences, H, d, threads, [&](Buffers& buffers, int64_t row, int64_t channel, int64_t S) {
+        backward_one(buffers, dy + row * H * d + channel, qkv.at(row, channel), dqkv.at(row, channel), S, H, d);
     });
 }
 
-template void short_attention(const float*, const float*, const float*, int64_t, float*, const Sequences&, int64_t,
-                              int64_t, int64_t);
-template void short_attention(const uint16_t*, const uint16_t*, const uint16_t*, int64_t, uint16_t*, const Sequences&,
-                              int64_t, int64_t, int64_t);
-template void short_attention_backward(const float*, const float*, const float*, const float*, int64_t, float*, float*,
-                                       float*, int64_t, const Sequences&, int64_t, int64_t, int64_t);
-template void short_attention_backward(const uint16_t*, const uint16_t*, const uint16_t*, const uint16_t*, int64_t,
-                                       uint16_t*, uint16_t*, uint16_t*, int64_t, const Sequences&, int64_t, int64_t,
-                                       int64_t);
+#define BGPT_INSTANTIATE(X)                                                                                         \
+    template void short_attention(const QKV<const X>&, X*, const Sequences&, int64_t, int64_t, int64_t);            \
+    template void short_attention_backward(const X*, const QKV<const X>&, const QKV<X>&, const Sequences&, int64_t, \
+                                           int64_t, int64_t);
+BGPT_INSTANTIATE(float)
+BGPT_INSTANTIATE(uint16_t)
 
 }  // namespace bgpt

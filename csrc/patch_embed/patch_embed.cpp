@@ -29,7 +29,7 @@ BGPT_CLONES bool patches_in_range(const int16_t* patches, int64_t count) {
         const uint16_t token = static_cast<uint16_t>(patches[i]);
         worst = worst < token ? token : worst;
     }
-    return worst < kVocab;
+    return worst < kVocabSize;
 }
 
 bool positions_in_range(const int64_t* positions, int64_t count, int64_t L) {
@@ -43,7 +43,7 @@ void patch_embed(const int16_t* patches, const T* rows, const T* bias, const T* 
         std::vector<float> sum(D);
         for (int64_t p = begin; p < end; ++p) {
             for (int64_t d = 0; d < D; ++d) sum[d] = to_float(bias[d]);
-            for (int64_t s = 0; s < S; ++s) add(sum.data(), rows + (kVocab * s + patches[p * S + s]) * D, D);
+            for (int64_t s = 0; s < S; ++s) add(sum.data(), rows + (kVocabSize * s + patches[p * S + s]) * D, D);
             if (positions != nullptr) add(sum.data(), position_rows + positions[p] * D, D);
             for (int64_t d = 0; d < D; ++d) store(sum[d], y + p * D + d);
         }
@@ -61,7 +61,7 @@ void patch_embed_backward(const float* dy, const int16_t* patches, float* rows, 
     parallel_for(S, P * D < 1 << 16 ? 1 : threads, 1, [=](int64_t begin, int64_t end) {
         for (int64_t p = 0; p < P; ++p) {
             for (int64_t s = begin; s < end; ++s) {
-                add(rows + (kVocab * s + patches[p * S + s]) * D, dy + p * D, D);
+                add(rows + (kVocabSize * s + patches[p * S + s]) * D, dy + p * D, D);
             }
         }
     });

@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kThreads)
         float sum = to_float(bias[d]);
         for (int64_t s = 0; s < S; ++s) {
             const int64_t token = patches[p * S + s];
-            if (token >= 0 && token < kVocab) sum += to_float(rows[(kVocab * s + token) * D + d]);
+            if (token >= 0 && token < kVocabSize) sum += to_float(rows[(kVocabSize * s + token) * D + d]);
         }
         if (positions != nullptr) {
             const int64_t position = positions[p];

@@ -4,14 +4,14 @@
 
 #include <cstdint>
 
+#include "common/tokens.h"
+
 namespace bgpt {
 
-constexpr int64_t kVocab = 257;
-
-// Are all `count` tokens in 0..256?
+// Whether all `count` tokens are in 0..256.
 bool patches_in_range(const int16_t* patches, int64_t count);
 
-// Are all `count` positions in 0..L-1?
+// Whether all `count` positions are in 0..L-1.
 bool positions_in_range(const int64_t* positions, int64_t count, int64_t L);
 
 // y[p] = bias + sum over s of rows[257 s + patches[p, s]] + position_rows[positions[p]], added in this order and in

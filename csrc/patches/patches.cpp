@@ -5,11 +5,10 @@
 #include <stdexcept>
 
 #include "common/threads.h"
+#include "common/tokens.h"
 
 namespace bgpt {
 namespace {
-
-constexpr int16_t kEop = 256;
 
 void widen(const uint8_t* bytes, int64_t count, int16_t* out) {
     for (int64_t i = 0; i < count; ++i) out[i] = bytes[i];
@@ -20,14 +19,14 @@ void pack_document(const Document& document, int64_t begin, int64_t end, int64_t
     int16_t* const stop = out + (end - begin) * S;
     if (begin == 0) {
         widen(document.extension, document.extension_size, out);
-        std::fill(out + document.extension_size, out + S, kEop);
+        std::fill(out + document.extension_size, out + S, static_cast<int16_t>(kEndOfPatch));
         out += S;
         begin = 1;
     }
     const int64_t from = std::min((begin - 1) * S, document.content_size);
     const int64_t count = std::min(document.content_size - from, static_cast<int64_t>(stop - out));
     widen(document.content + from, count, out);
-    std::fill(out + count, stop, kEop);
+    std::fill(out + count, stop, static_cast<int16_t>(kEndOfPatch));
 }
 
 }  // namespace

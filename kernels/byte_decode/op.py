@@ -125,7 +125,7 @@ def byte_decode(
         tensors, eps = weights.tensors(), weights.eps
         if device.type == "cuda" and not (drafts is None and verify is None and not return_logits):
             raise ValueError("byte_decode: drafts, verify, return_logits: expected none of them on a GPU")
-        if device.type == "cuda" and not persistent_takes(weights):
+        if device.type == "cuda" and not persistent_supports(weights):
             raise ValueError(f"byte_decode: weights: expected a shape that the GPU kernel takes, got {_shape(weights)}")
     tokens, counts, logits = torch.ops.bgpt_fast.byte_decode(
         features,
@@ -145,10 +145,10 @@ def byte_decode(
     return Decoded(tokens, counts, logits if return_logits else None)
 
 
-def persistent_takes(weights: ByteDecoderWeights) -> bool:
-    """Whether the CUDA kernel takes a model of this shape: widths are multiples of 8, and layers, positions and widths
-    within the limits of `csrc/byte_decode/persistent.h`. It takes the paper's model."""
-    return _C.persistent_takes(_shape(weights))
+def persistent_supports(weights: ByteDecoderWeights) -> bool:
+    """Whether the CUDA kernel supports a model of this shape: widths are multiples of 8, and layers, positions and widths
+    within the limits of `csrc/byte_decode/persistent.h`. It supports the paper's model."""
+    return _C.persistent_supports(*_shape(weights))
 
 
 def byte_decode_accept(
@@ -286,20 +286,31 @@ def _cuda(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     inputs = [tensor.contiguous() for tensor in call[:5]]
     (N, D), S = call.features.shape, call.prefix_tokens.shape[1]
     shape = D, call.heads, weights[9].numel(), S, len(weights) // 12
-    workspace = call.features.new_empty(_C.persistent_room(shape, min(N, PERSISTENT_MAX_ROWS)))
+    workspace = call.features.new_empty(_C.persistent_workspace_size(*shape, min(N, PERSISTENT_MAX_ROWS)))
     arrived = call.max_tokens.new_empty(1, dtype=torch.int32)
     for first in range(0, N, PERSISTENT_MAX_ROWS):
         rows = slice(first, first + PERSISTENT_MAX_ROWS)
-        features, *others = (tensor[rows].data_ptr() for tensor in inputs)
+        features, prefix_tokens, max_tokens, rng_streams, byte_offsets = (t[rows].data_ptr() for t in inputs)
         with on_device(call.features):
             _C.byte_decode_cuda(
-                shape,
+                *shape,
                 call.eps,
                 int(weights[-1].dtype == torch.bfloat16),
                 [tensor.data_ptr() for tensor in weights],
-                [features, len(counts[rows]), *others],
-                (sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed),
-                [tokens[rows].data_ptr(), counts[rows].data_ptr(), workspace.data_ptr(), arrived.data_ptr()],
+                features,
+                len(counts[rows]),
+                prefix_tokens,
+                max_tokens,
+                rng_streams,
+                byte_offsets,
+                sampling.temperature,
+                sampling.top_k,
+                sampling.top_p,
+                sampling.seed,
+                tokens[rows].data_ptr(),
+                counts[rows].data_ptr(),
+                workspace.data_ptr(),
+                arrived.data_ptr(),
                 torch.cuda.current_stream(call.features.device).cuda_stream,
             )
     return tokens, counts, logits
@@ -316,10 +327,10 @@ def _accept_cuda(*arguments: Any) -> None:
         _C.byte_accept_cuda(*_accept_arguments(*arguments), stream)
 
 
-def _accept_arguments(*arguments: Any) -> tuple[tuple[int, int, int], list[int]]:
+def _accept_arguments(*arguments: Any) -> list[int]:
     *tensors, position = arguments
     N, S = tensors[1].shape
-    return (N, S, position), [tensor.data_ptr() for tensor in tensors]
+    return [N, S, position, *(tensor.data_ptr() for tensor in tensors)]
 
 
 def _shape(weights: ByteDecoderWeights) -> tuple[int, int, int, int, int]:

@@ -1,6 +1,6 @@
 // Runs the packed decoders on random models of odd shapes in buffers of exactly the right size, on every instruction
-// set and on several threads, and compares all bits; run by tests/generation/test_cpu_decoder_sanitizers.py under the sanitizers.
-// Arguments: models, seed, and "overrun" to hand over features one float short.
+// set and on several threads, and compares all bits; run by tests/generation/test_cpu_decoder_sanitizers.py under the
+// sanitizers. Arguments: models, seed, and "overrun" to pass features that are one float short.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -56,7 +56,7 @@ void one_model(Random& random, bool overrun) {
     const auto precision = static_cast<Precision>(random.below(3));
     const Transformer patch = random_transformer(random, D, H, F, L, precision);
     const Transformer byte = random_transformer(random, D, H, F, S + 1, precision);
-    const Floats wte = random.floats(kVocabulary * D, 0.3f);
+    const Floats wte = random.floats(kVocabSize * D, 0.3f);
     const ByteDecoder decoder(byte, wte.data(), S);
 
     // All positions of two slots, in one call.
@@ -66,18 +66,19 @@ void one_model(Random& random, bool overrun) {
         positions.push_back(t % L);
     }
     const Floats x = random.floats(2 * L * D, 1.0f), features_in = random.floats(N * D - overrun, 1.0f);
-    std::vector<int16_t> given(N * S, -1);
+    std::vector<int16_t> prefix_tokens(N * S, -1);
     std::vector<int16_t> drafts(N * S, -1);
     const auto verify = std::make_unique<bool[]>(N);
-    std::vector<int64_t> room(N);
-    std::vector<uint64_t> indices(N), starts(N);
+    std::vector<int64_t> max_tokens(N);
+    std::vector<uint64_t> rng_streams(N), byte_offsets(N);
     for (int64_t n = 0; n < N; ++n) {
-        room[n] = random.below(S) + 1;
-        for (int64_t s = random.below(S); s > 0; --s) given[n * S + s - 1] = static_cast<int16_t>(random.below(257));
+        max_tokens[n] = random.below(S) + 1;
+        for (int64_t s = random.below(S); s > 0; --s)
+            prefix_tokens[n * S + s - 1] = static_cast<int16_t>(random.below(257));
         for (int64_t s = random.below(S + 1); s > 0; --s) drafts[n * S + s - 1] = static_cast<int16_t>(random.below(4));
         verify[n] = random.below(2) == 1;
-        indices[n] = random.engine();
-        starts[n] = random.engine();
+        rng_streams[n] = random.engine();
+        byte_offsets[n] = random.engine();
     }
     const Sampling sampling{static_cast<double>(random.below(3)) / 2, random.below(300), random.below(12) / 10.0 + 0.1,
                             random.engine()};
@@ -88,13 +89,14 @@ void one_model(Random& random, bool overrun) {
         Team team(threads);
         Cache cache(patch, 2, L);
         Workspace workspace(patch, 7);
-        Result result{Floats(2 * L * D), Floats(N * S * kVocabulary, 0.0f), std::vector<int16_t>(N * S),
+        Result result{Floats(2 * L * D), Floats(N * S * kVocabSize, 0.0f), std::vector<int16_t>(N * S),
                       std::vector<int64_t>(N)};
         features(patch, cache, workspace, x.data(), slots.data(), positions.data(), 2 * L, result.features.data(), team,
                  used);
         byte_decode(decoder,
-                    {features_in.data(), N, given.data(), drafts.data(), verify.get(), room.data(), indices.data(),
-                     starts.data(), sampling, result.tokens.data(), result.counts.data(), result.logits.data()},
+                    {features_in.data(), N, prefix_tokens.data(), drafts.data(), verify.get(), max_tokens.data(),
+                     rng_streams.data(), byte_offsets.data(), sampling, result.tokens.data(), result.counts.data(),
+                     result.logits.data()},
                     team, used);
         results.push_back(std::move(result));
     }
@@ -102,48 +104,48 @@ void one_model(Random& random, bool overrun) {
         const Result& first = results.front();
         if (!equal(result.features, first.features) || !equal(result.logits, first.logits) ||
             result.tokens != first.tokens || result.counts != first.counts) {
-            std::fprintf(stderr, "other bits: D %ld H %ld F %ld S %ld L %ld N %ld precision %d\n", long(D), long(H),
-                         long(F), long(S), long(L), long(N), static_cast<int>(precision));
+            std::fprintf(stderr, "the bits differ: D %ld H %ld F %ld S %ld L %ld N %ld precision %d\n", long(D),
+                         long(H), long(F), long(S), long(L), long(N), static_cast<int>(precision));
             std::exit(1);
         }
     }
 }
 
-// Many short phases of all sizes, some of which throw.
+// Many short phases of different sizes, some of which throw.
 void phases(Random& random) {
     Team team(4);
     for (int round = 0; round < 200; ++round) {
         const int64_t count = random.below(50), grain = random.below(5) + 1;
-        std::vector<int> seen(count, 0);
-        bool thrown = false;
+        std::vector<int> times_run(count, 0);
+        bool has_thrown = false;
         try {
             team.for_each(count, grain, [&](int64_t begin, int64_t end) {
-                for (int64_t i = begin; i < end; ++i) ++seen[i];
+                for (int64_t i = begin; i < end; ++i) ++times_run[i];
                 if (round % 7 == 0 && begin == 0) throw 1;
             });
         } catch (int) {
-            thrown = true;
+            has_thrown = true;
         }
-        for (const int times : seen) {
+        for (const int times : times_run) {
             if (times != 1) std::exit(2);
         }
-        if (thrown != (round % 7 == 0 && count > 0)) std::exit(3);
+        if (has_thrown != (round % 7 == 0 && count > 0)) std::exit(3);
     }
 }
 
-// Phases of few pieces and of many in turn, as short as can be, so that helpers still look for pieces of one while the
-// next is set up.
+// Phases of few chunks and of many in turn, as short as possible, so that helpers still look for chunks of one while
+// the next is set up.
 void phases_in_a_row(int rounds) {
     Team team(2);
-    std::vector<int> seen(64);
+    std::vector<int> times_run(64);
     for (int round = 0; round < rounds; ++round) {
         const int64_t count = round % 2 == 0 ? 3 : 64;
-        std::fill(seen.begin(), seen.end(), 0);
+        std::fill(times_run.begin(), times_run.end(), 0);
         team.for_each(count, 1, [&](int64_t begin, int64_t end) {
-            for (int64_t i = begin; i < end; ++i) ++seen[i];
+            for (int64_t i = begin; i < end; ++i) ++times_run[i];
         });
         for (int64_t i = 0; i < 64; ++i) {
-            if (seen[i] != (i < count)) std::exit(4);
+            if (times_run[i] != (i < count)) std::exit(4);
         }
     }
 }

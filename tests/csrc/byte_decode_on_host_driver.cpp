@@ -1,5 +1,5 @@
-// Runs the body of the persistent byte decoder on the host: a thread for each warp of each block, the grid's barrier as
-// on a GPU. tests/csrc/test_byte_decode_on_host.py writes what it reads, and holds what it writes against the CPU's engine.
+// Runs the body of the persistent byte decoder on the host: a thread for each warp of each block, with the same barrier
+// of the grid as on a GPU. tests/csrc/test_byte_decode_on_host.py writes its input and checks its output.
 #include <barrier>
 #include <chrono>
 #include <cstdio>
@@ -20,38 +20,38 @@ using namespace bgpt;
 
 using Memory = std::unique_ptr<void, decltype(&std::free)>;
 
-// Aligned as the kernel wants it.
+// Aligned as the kernel expects.
 Memory memory(size_t bytes) { return Memory(std::aligned_alloc(32, (bytes + 31) / 32 * 32), &std::free); }
 
 struct Reader {
     std::ifstream file;
-    std::vector<Memory> kept{};
+    std::vector<Memory> arrays{};
 
     template <class T>
     T one() {
-        T found;
-        read(&found, 1);
-        return found;
+        T values;
+        read(&values, 1);
+        return values;
     }
 
     template <class T>
     void read(T* to, size_t count) {
         file.read(reinterpret_cast<char*>(to), static_cast<std::streamsize>(count * sizeof(T)));
         if (!file) {
-            std::fprintf(stderr, "the file ends too soon\n");
+            std::fprintf(stderr, "the input file is too short\n");
             std::exit(2);
         }
     }
 
     template <class T>
     T* array(size_t count) {
-        T* const found = static_cast<T*>(kept.emplace_back(memory(count * sizeof(T))).get());
-        read(found, count);
-        return found;
+        T* const values = static_cast<T*>(arrays.emplace_back(memory(count * sizeof(T))).get());
+        read(values, count);
+        return values;
     }
 };
 
-struct Block {
+struct BlockState {
     std::unique_ptr<std::barrier<>> barrier;
     Memory shared{nullptr, &std::free};
 };
@@ -63,13 +63,13 @@ struct HostGrid {
         if (warp == 0) grid.arrive();
     }
     void wait() {
-        if (warp == 0 && !lawless) grid.wait();
+        if (warp == 0 && !skips_wait) grid.wait();
         sync();
     }
     const int32_t block, blocks, warp, warps;
     std::barrier<>& barrier;
     GridBarrier grid;
-    const bool lawless;  // does not wait for the other blocks
+    const bool skips_wait;  // does not wait for the other blocks
 };
 
 template <class W>
@@ -105,35 +105,36 @@ void decode(Reader& in, const std::string& fault, std::ofstream& out) {
     weights.ln_f_weight = in.array<float>(D);
     weights.ln_f_bias = in.array<float>(D);
     weights.wpe = in.array<float>(shape.S * D);
-    weights.wte = in.array<float>(kChoices * D);
-    weights.head = in.array<W>(kChoices * D);
+    weights.wte = in.array<float>(kVocabSize * D);
+    weights.head = in.array<W>(kVocabSize * D);
     call.features = in.array<float>(N * D);
-    call.given = in.array<int16_t>(N * shape.S);
-    call.room = in.array<int64_t>(N);
-    call.indices = in.array<uint64_t>(N);
-    call.starts = in.array<uint64_t>(N);
+    call.prefix_tokens = in.array<int16_t>(N * shape.S);
+    call.max_tokens = in.array<int64_t>(N);
+    call.rng_streams = in.array<uint64_t>(N);
+    call.byte_offsets = in.array<uint64_t>(N);
 
     const float nan = std::numeric_limits<float>::quiet_NaN();
     std::vector<int16_t> tokens(N * shape.S, 256);
     std::vector<int64_t> counts(N, -2);
-    std::vector<float> logits(N * shape.S * kChoices, nan);
+    std::vector<float> logits(N * shape.S * kVocabSize, nan);
     call.tokens = tokens.data();
     call.counts = counts.data();
     call.logits = logits.data();
 
     const PersistentPlan plan = plan_of<W>(shape, N, blocks, warps);
-    const int64_t size = persistent_room(shape, N) - (fault == "overrun" ? 8 : 0);
-    const Memory start = memory(size * sizeof(float));
-    std::fill_n(static_cast<float*>(start.get()), size, nan);
-    const PersistentRoom room = persistent_room_at(static_cast<float*>(start.get()), shape, N);
+    const int64_t size = persistent_workspace_size(shape, N) - (fault == "overrun" ? 8 : 0);
+    const Memory workspace_memory = memory(size * sizeof(float));
+    std::fill_n(static_cast<float*>(workspace_memory.get()), size, nan);
+    const PersistentWorkspace workspace =
+        persistent_workspace_at(static_cast<float*>(workspace_memory.get()), shape, N);
 
     uint32_t arrived = 0;
-    std::vector<Block> made(blocks);
+    std::vector<BlockState> block_states(blocks);
     std::vector<std::thread> threads;
     for (int32_t b = 0; b < blocks; ++b) {
-        made[b].barrier = std::make_unique<std::barrier<>>(warps);
-        made[b].shared = memory(plan.shared);
-        std::fill_n(static_cast<float*>(made[b].shared.get()), plan.shared / sizeof(float), nan);
+        block_states[b].barrier = std::make_unique<std::barrier<>>(warps);
+        block_states[b].shared = memory(plan.shared);
+        std::fill_n(static_cast<float*>(block_states[b].shared.get()), plan.shared / sizeof(float), nan);
     }
     for (int32_t b = 0; b < blocks; ++b) {
         for (int32_t w = 0; w < warps; ++w) {
@@ -143,11 +144,11 @@ void decode(Reader& in, const std::string& fault, std::ofstream& out) {
                               blocks,
                               w,
                               warps,
-                              *made[b].barrier,
+                              *block_states[b].barrier,
                               GridBarrier(&arrived, static_cast<uint32_t>(blocks)),
                               fault == "barrier"};
-                auto* const shared = static_cast<unsigned char*>(made[b].shared.get());
-                Persistent<W, HostGrid>(plan, weights, call, room, grid, shared).run();
+                auto* const shared = static_cast<unsigned char*>(block_states[b].shared.get());
+                Persistent<W, HostGrid>(plan, weights, call, workspace, grid, shared).run();
             });
         }
     }
@@ -169,12 +170,13 @@ void choose(Reader& in, std::ofstream& out) {
     sampling.top_k = in.one<int64_t>();
     sampling.top_p = in.one<double>();
     sampling.seed = in.one<uint64_t>();
-    const float* logits = in.array<float>(N * kChoices);
+    const float* logits = in.array<float>(N * kVocabSize);
     const uint64_t* indices = in.array<uint64_t>(N);
     const uint64_t* positions = in.array<uint64_t>(N);
-    std::vector<double> ranked(kLanes * kOwn);
+    std::vector<double> ranked(kLanes * kTokensPerLane);
     for (int64_t n = 0; n < N; ++n) {
-        const int32_t token = choose_by_warp(logits + n * kChoices, sampling, indices[n], positions[n], ranked.data());
+        const int32_t token =
+            choose_by_warp(logits + n * kVocabSize, sampling, indices[n], positions[n], ranked.data());
         out.write(reinterpret_cast<const char*>(&token), sizeof token);
     }
 }

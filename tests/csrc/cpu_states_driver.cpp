@@ -1,6 +1,7 @@
-// Runs the toy machine, its checks and its generators on random input in buffers of exactly the right size, against the
-// plainest code; run by tests/csrc/test_cpu_states_sanitizers.py under the sanitizers. Arguments: "check", programs,
-// seed, and "overrun" to hand over a buffer one byte short; or "twister", how many draws, and the seed's 32-bit words.
+// Runs the toy machine, its checks and its generators on random input in buffers of exactly the right size, and
+// compares with the simplest code; run by tests/csrc/test_cpu_states_sanitizers.py under the sanitizers. Arguments:
+// "check", programs, seed, and "overrun" to pass a buffer one byte short; or "twister", how many draws, and the seed's
+// 32-bit words.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -10,8 +11,8 @@
 #include <vector>
 
 #include "cpu_states/machine.h"
-#include "cpu_states/parallel_stream.h"
-#include "cpu_states/released_stream.h"
+#include "cpu_states/philox_stream.h"
+#include "cpu_states/python_stream.h"
 #include "cpu_states/text.h"
 #include "cpu_states/traces.h"
 
@@ -29,10 +30,10 @@ void expect(bool holds, const char* what) {
     if (!holds) fail(what);
 }
 
-constexpr int kLeast[] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2};
-constexpr int kMost[] = {0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 3, 3, 3, 3, 3, 3, 3, 2};
+constexpr int kMinOperands[] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2};
+constexpr int kMaxOperands[] = {0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 3, 3, 3, 3, 3, 3, 3, 2};
 
-// What an instruction may look like, by counting its operands.
+// Whether an instruction is valid, by counting its operands.
 bool plain_check(const uint8_t* ir, int R) {
     if (ir[0] > 20) return false;
     if (ir[0] == 11) return ir[2] == 0 && ir[3] == 0;
@@ -44,7 +45,7 @@ bool plain_check(const uint8_t* ir, int R) {
     for (int i = 0; i < operands; ++i) {
         if (ir[1 + i] > R) return false;
     }
-    return operands >= kLeast[ir[0]] && operands <= kMost[ir[0]];
+    return operands >= kMinOperands[ir[0]] && operands <= kMaxOperands[ir[0]];
 }
 
 int plain_result(int op, int x, int y) {
@@ -105,12 +106,12 @@ Bytes plain_run(const Bytes& memory, int R, std::vector<int> values) {
     }
 }
 
-// A random memory: instructions of every form, here and there a byte of anything.
+// A random memory: instructions of every form, with some random bytes.
 Bytes random_memory(std::mt19937& draw, int R) {
     Bytes memory(4 + draw() % 80);
     for (size_t i = 0; i + 4 <= memory.size(); i += 4) {
         const int op = draw() % 8 == 0 ? 0 : static_cast<int>(draw() % 21);
-        const int operands = kLeast[op] + static_cast<int>(draw() % (kMost[op] - kLeast[op] + 1));
+        const int operands = kMinOperands[op] + static_cast<int>(draw() % (kMaxOperands[op] - kMinOperands[op] + 1));
         memory[i] = static_cast<uint8_t>(op);
         for (int j = 1; j <= operands; ++j) {
             memory[i + j] = static_cast<uint8_t>(op == LOADI ? draw() : 1 + draw() % R);
@@ -126,38 +127,38 @@ bool check_machine(std::mt19937& draw, bool overrun) {
     const Bytes memory = random_memory(draw, R);
     const int M = static_cast<int>(memory.size());
     int64_t i = 0;
-    bool good = true, halted = false;
+    bool is_valid = true, halted = false;
     for (; !halted && (i + 1) * 4 <= M; ++i) {
-        good = plain_check(memory.data() + 4 * i, R);
-        if (!good) break;
+        is_valid = plain_check(memory.data() + 4 * i, R);
+        if (!is_valid) break;
         halted = memory[4 * i] == 0;
     }
     const ProgramCheck check = check_program(memory.data(), M, R, M);
     expect(check.instructions == i, "check_program: place");
-    expect((check.fault == Fault::none) == (good && halted), "check_program: verdict");
-    expect((check.fault == Fault::no_halt) == (good && !halted), "check_program: no HLT");
+    expect((check.fault == Fault::none) == (is_valid && halted), "check_program: verdict");
+    expect((check.fault == Fault::no_halt) == (is_valid && !halted), "check_program: no HLT");
     if (check.fault != Fault::none) return false;
 
     Bytes values(R + 1);
     for (auto& value : values) value = static_cast<uint8_t>(draw() % 3 ? draw() : draw() % 2 * 255);
     const Bytes expected = plain_run(memory, R, {values.begin(), values.end()});
-    // Made at its size: a vector that grew has room behind its end, where the sanitizer sees nothing.
+    // Allocated at its final size: the sanitizer does not see overruns into a vector's spare capacity.
     Bytes trace(trace_size(R, M, check.instructions) - (overrun ? 1 : 0));
     std::copy(memory.begin(), memory.end(), trace.begin());
     Bytes used(values);
-    const int64_t written = run(trace.data(), M, R, used.data(), trace.data() + M);
-    expect(written == static_cast<int64_t>(expected.size()), "run: size");
+    const int64_t bytes_written = run(trace.data(), M, R, used.data(), trace.data() + M);
+    expect(bytes_written == static_cast<int64_t>(expected.size()), "run: size");
     expect(std::memcmp(trace.data() + M, expected.data(), expected.size()) == 0, "run: states");
 
     const std::string text = disassemble(memory.data(), check.instructions, "\n");
     expect(std::count(text.begin(), text.end(), '\n') + 1 == check.instructions, "disassemble: lines");
     int64_t offsets[2] = {0, static_cast<int64_t>(trace.size())};
-    expect(find_invalid(trace.data(), offsets, 1, R, M, 1) == -1, "find_invalid: a good trace");
+    expect(find_invalid(trace.data(), offsets, 1, R, M, 1) == -1, "find_invalid: a is_valid trace");
     uint64_t hash;
     hash_programs(trace.data(), offsets, 1, R, M, &hash, 1);
     expect(hash == program_hash(memory.data(), check.instructions), "hash_programs");
     trace[M + draw() % (trace.size() - M)] ^= 1 << draw() % 8;
-    // A start value that is another one is the start of another run, whose first state would show it too.
+    // Where the changed byte is a start value, the trace differs from the run of that start value.
     expect(find_invalid(trace.data(), offsets, 1, R, M, 1) == 0, "find_invalid: a bad state");
     offsets[1] -= 1 + static_cast<int64_t>(draw() % trace.size());
     expect(find_invalid(trace.data(), offsets, 1, R, M, 1) == 0, "find_invalid: a short trace");
@@ -166,19 +167,20 @@ bool check_machine(std::mt19937& draw, bool overrun) {
 
 void check_streams(std::mt19937& draw) {
     const int slots = 1 + static_cast<int>(draw() % 40);
-    const int most = static_cast<int>(draw() % (slots + 1));
+    const int max_program = static_cast<int>(draw() % (slots + 1));
     const Options options{1 + static_cast<int32_t>(draw() % (draw() % 4 ? 12 : 255)),
-                          4 * slots + static_cast<int>(draw() % 4), static_cast<int>(draw() % (most + 1)), most};
-    // Enough for several threads now and then.
+                          4 * slots + static_cast<int>(draw() % 4), static_cast<int>(draw() % (max_program + 1)),
+                          max_program};
+    // Sometimes enough for several threads.
     const int64_t count = draw() % (draw() % 10 ? 20 : 500);
     const std::vector<uint32_t> key{static_cast<uint32_t>(draw()), static_cast<uint32_t>(draw())};
     std::vector<int64_t> offsets(count + 1);
     Bytes data(count * options.max_trace_size());
-    ReleasedStream stream(key, options);
+    PythonStream stream(key, options);
     stream.skip(draw() % 3);
     expect(stream.fill(data.data(), static_cast<int64_t>(data.size()), offsets.data(), count) == count, "fill");
     expect(find_invalid(data.data(), offsets.data(), count, options.num_registers, options.memory_size, 3) == -1,
-           "released stream: traces");
+           "Python stream: traces");
 
     const uint64_t seed = draw();
     const int64_t start = static_cast<int64_t>(draw()) << draw() % 30;
@@ -189,7 +191,7 @@ void check_streams(std::mt19937& draw) {
     Bytes exact(offsets.back());
     write_selected(options, seed, indices.data(), offsets.data(), count, exact.data(), 1 + draw() % 3);
     expect(find_invalid(exact.data(), offsets.data(), count, options.num_registers, options.memory_size, 3) == -1,
-           "parallel stream: traces");
+           "Philox stream: traces");
 }
 
 // Every operation in each of its forms, on every value of one operand and some of the other, 0, 1, 127, 128, 254, 255
@@ -252,6 +254,6 @@ int main(int argc, char** argv) {
         if (i % 50 == 0) check_streams(draw);
     }
     std::printf("%lld memories\n", static_cast<long long>(count));
-    expect(count < 1000 || (programs > count / 5 && programs < count / 5 * 4), "one kind of memory is rare");
+    expect(count < 1000 || (programs > count / 5 && programs < count / 5 * 4), "too few valid or invalid memories");
     return 0;
 }

@@ -1,7 +1,7 @@
-// Runs the bodies of CUDA kernels on the host, for their values and for the sanitizers: the threads of the grid one
-// after the other. So it takes kernels whose threads do not speak to one another: no shared memory, barrier or shuffle,
-// which do not compile here. tests/csrc/test_cuda_on_host.py includes it ahead of a .cu file and writes `kernel<<<…>>>(…)`
-// as a call of `launch`. Types and vector intrinsics are those of CUDA's own headers, which serve host compilers too.
+// Runs the bodies of CUDA kernels on the host, for their values and for the sanitizers, one thread of the grid after
+// the other. So it supports only kernels whose threads do not communicate: shared memory, barriers and shuffles do not
+// compile here. tests/csrc/test_cuda_on_host.py includes it before a .cu file and rewrites `kernel<<<…>>>(…)` as a call
+// of `launch`. Types and vector intrinsics are those of CUDA's own headers, which host compilers can read too.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -47,6 +47,6 @@ void launch(Body body, dim3 grid, dim3 block_size, size_t, cudaStream_t) {
 #define blockDim (cuda_on_host::threads)
 #define gridDim (cuda_on_host::blocks)
 
-// The two functions of the runtime that launches call: nothing fails here.
+// The two functions of the runtime that the launching code calls.
 extern "C" inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 extern "C" inline const char* cudaGetErrorString(cudaError_t) { return "no error"; }

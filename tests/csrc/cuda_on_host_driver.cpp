@@ -1,7 +1,7 @@
-// Calls the CUDA ops whose kernels tests/csrc/cuda_on_host.h brings to the host, on random arguments in buffers of exactly
-// the right size, and compares with the ops of the CPU; run by tests/csrc/test_cuda_on_host.py under the sanitizers.
-// Arguments: "patch_embed" or "cpu_states", rounds, seed, and what to do wrong: "overrun" (a buffer one element short)
-// or "value" (one input changed in between).
+// Calls the CUDA ops whose kernels tests/csrc/cuda_on_host.h runs on the host, on random arguments in buffers of
+// exactly the right size, and compares with the ops of the CPU; run by tests/csrc/test_cuda_on_host.py under the
+// sanitizers. Arguments: "patch_embed" or "cpu_states", rounds, seed, and a fault to inject: "overrun" (a buffer one
+// element short) or "value" (one input changed in between).
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -14,7 +14,7 @@
 #include <string>
 #include <vector>
 
-#include "cpu_states/parallel_stream.h"
+#include "cpu_states/philox_stream.h"
 #include "patch_embed/patch_embed.h"
 
 namespace {
@@ -35,7 +35,7 @@ void expect(bool holds, const char* what) {
 
 template <class T>
 bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
-    // By memcmp, to which an empty vector has no address to give.
+    // memcmp needs an address, which an empty vector may not have.
     return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
 }
 
@@ -71,9 +71,9 @@ void patch_embed_round(Trial& trial, int dtype) {
     const int64_t D = trial.one_of({1, 7, 127, 128, 129, 200, 257});
     std::normal_distribution<float> normal;
     const auto floats = [&](int64_t count) {
-        std::vector<T> found(count);
-        for (T& x : found) x = T(normal(trial.random));
-        return found;
+        std::vector<T> values(count);
+        for (T& x : values) x = T(normal(trial.random));
+        return values;
     };
     std::vector<int16_t> patches(P * S);
     for (int16_t& token : patches) token = static_cast<int16_t>(trial.below(257));
@@ -81,39 +81,40 @@ void patch_embed_round(Trial& trial, int dtype) {
     for (int64_t& position : positions) position = trial.below(L);
     std::vector<T> rows = floats(S * 257 * D), bias = floats(D);
     const std::vector<T> position_rows = floats(L * D);
-    const int64_t* const places = trial.below(2) ? positions.data() : nullptr;
+    const int64_t* const positions_or_null = trial.below(2) ? positions.data() : nullptr;
 
     const T poison = T(std::numeric_limits<float>::quiet_NaN());
     std::vector<T> y(P * D - (trial.overrun && P > 0 ? 1 : 0), poison), expected(P * D, poison);
     const auto on_gpu = [&] {
-        bgpt::patch_embed_cuda(patches.data(), rows.data(), bias.data(), position_rows.data(), places, y.data(), P, S,
-                               D, L, dtype, nullptr);
+        bgpt::patch_embed_cuda(patches.data(), rows.data(), bias.data(), position_rows.data(), positions_or_null,
+                               y.data(), P, S, D, L, dtype, nullptr);
     };
     on_gpu();
     if (trial.value) bias[0] = T(100.0f);
-    on_cpu(patches.data(), rows.data(), bias.data(), position_rows.data(), places, expected.data(), P, S, D);
+    on_cpu(patches.data(), rows.data(), bias.data(), position_rows.data(), positions_or_null, expected.data(), P, S, D);
     expect(same_bits(y, expected), "patch_embed: differs from the op of the CPU");
 
-    // What is no token or position adds nothing: like rows of zeros. What it names is not even read.
+    // A token or position out of range adds nothing, as a row of zeros would, and no row is read for it.
     if (P == 0) return;
     const int64_t wrong = trial.below(P * S);
-    const int64_t keep = patches[wrong];
+    const int64_t old_token = patches[wrong];
     patches[wrong] = static_cast<int16_t>(trial.one_of({-32768, -1, 257, 32767}));
-    const int64_t lost = trial.below(P);
-    const int64_t place = positions[lost];
-    positions[lost] = trial.one_of({std::numeric_limits<int64_t>::min(), -1, L, std::numeric_limits<int64_t>::max()});
+    const int64_t wrong_position = trial.below(P);
+    const int64_t old_position = positions[wrong_position];
+    positions[wrong_position] =
+        trial.one_of({std::numeric_limits<int64_t>::min(), -1, L, std::numeric_limits<int64_t>::max()});
     on_gpu();
-    patches[wrong] = static_cast<int16_t>(keep);
-    positions[lost] = place;
+    patches[wrong] = static_cast<int16_t>(old_token);
+    positions[wrong_position] = old_position;
     std::vector<T> without(expected);
-    std::fill_n(rows.begin() + (257 * (wrong % S) + keep) * D, D, T(0.0f));
+    std::fill_n(rows.begin() + (257 * (wrong % S) + old_token) * D, D, T(0.0f));
     const int64_t p = wrong / S;
     on_cpu(&patches[p * S], rows.data(), bias.data(), position_rows.data(),
-           places == nullptr || lost == p ? nullptr : &positions[p], &without[p * D], 1, S, D);
+           positions_or_null == nullptr || wrong_position == p ? nullptr : &positions[p], &without[p * D], 1, S, D);
     // Another patch with the same token in the same slot keeps its row, so only patch p is compared.
     expect(std::equal(&y[p * D], &y[p * D] + D, &without[p * D],
                       [](T a, T b) { return std::memcmp(&a, &b, sizeof(T)) == 0; }),
-           "patch_embed: a token that is none adds something");
+           "patch_embed: a token out of range adds something");
 }
 
 void cpu_states_round(Trial& trial) {
@@ -134,12 +135,12 @@ void cpu_states_round(Trial& trial) {
         expect(indices[i] == start + i && sizes[i] == offsets[i + 1] - offsets[i], "cpu_states: sizes differ");
     }
 
-    // The last instance does not fit by one byte where `room` says so, and is then left out.
-    const bool room = count == 0 || trial.below(2) == 1;
-    const int64_t capacity = offsets[count] - (room ? 0 : 1);
-    std::vector<uint8_t> expected(offsets[count]), out(capacity - (trial.overrun && room && count > 0 ? 1 : 0), 0xA5);
+    // Unless `fits`, the last instance is one byte too long for the buffer, and is skipped.
+    const bool fits = count == 0 || trial.below(2) == 1;
+    const int64_t capacity = offsets[count] - (fits ? 0 : 1);
+    std::vector<uint8_t> expected(offsets[count]), out(capacity - (trial.overrun && fits && count > 0 ? 1 : 0), 0xA5);
     write_selected(options, seed + (trial.value ? 1 : 0), indices.data(), offsets.data(), count, expected.data(), 1);
-    const int64_t written = room ? count : count - 1;
+    const int64_t written = fits ? count : count - 1;
     std::vector<uint8_t> flags(count, 2);
     static_assert(sizeof(bool) == 1);
     write_cuda(options, seed, start, count, offsets.data(), out.data(), capacity, reinterpret_cast<bool*>(flags.data()),
@@ -149,10 +150,10 @@ void cpu_states_round(Trial& trial) {
     for (int64_t i = offsets[written]; i < capacity; ++i) expect(out[i] == 0xA5, "cpu_states: an instance is cut off");
     for (int64_t i = 0; i < written; ++i) {
         const int64_t length = draw_length(options, seed, static_cast<uint64_t>(start + i));
-        expect(flags[i] == (is_test(program_hash(expected.data() + offsets[i], length)) ? 1 : 0),
+        expect(flags[i] == (is_eval(program_hash(expected.data() + offsets[i], length)) ? 1 : 0),
                "cpu_states: splits differ");
     }
-    if (!room) expect(flags[count - 1] == 2, "cpu_states: an instance left out has a split");
+    if (!fits) expect(flags[count - 1] == 2, "cpu_states: a skipped instance has a split");
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
-// Packs random documents into a buffer of exactly the right size and compares with the plainest loop; run by
-// tests/test_patches.py under the sanitizers. Arguments: documents, seed, and "overrun" to hand over a buffer that is
-// one token short.
+// Packs random documents into a buffer of exactly the right size and compares with the simplest loop; run by
+// tests/test_patches.py under the sanitizers. Arguments: documents, seed, and "overrun" to pass a buffer that is one
+// token short.
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
@@ -38,12 +38,12 @@ int64_t fail(const char* what) {
 }
 
 // One batch; returns its number of documents.
-int64_t check(std::mt19937& draw, int64_t most, bool overrun) {
+int64_t check(std::mt19937& draw, int64_t max_documents, bool overrun) {
     auto below = [&](uint32_t n) { return static_cast<int64_t>(draw() % n); };
     const int64_t S = 1 + below(20);
-    // Now and then a document large enough that several threads share it.
+    // Sometimes a document so large that several threads share it.
     const bool large = below(500) == 0;
-    std::vector<Source> sources(1 + below(static_cast<uint32_t>(std::min<int64_t>(most, 200))));
+    std::vector<Source> sources(1 + below(static_cast<uint32_t>(std::min<int64_t>(max_documents, 200))));
     for (Source& source : sources) {
         source.extension.resize(below(static_cast<uint32_t>(S + 1)));
         source.content.resize(below(4) == 0 ? 0 : below(100));
@@ -60,11 +60,11 @@ int64_t check(std::mt19937& draw, int64_t most, bool overrun) {
     }
     const std::vector<int32_t> offsets = bgpt::patch_offsets(documents, S);
     const std::vector<int16_t> expected = plain(sources, S);
-    if (static_cast<int64_t>(expected.size()) != offsets.back() * S) fail("another number of patches");
+    if (static_cast<int64_t>(expected.size()) != offsets.back() * S) fail("wrong number of patches");
     std::unique_ptr<int16_t[]> tokens(new int16_t[expected.size() - overrun]);
     bgpt::pack_patches(documents, offsets, S, tokens.get(), 1 + below(4));
     for (size_t i = 0; i < expected.size() - overrun; ++i) {
-        if (tokens[i] != expected[i]) fail("another token");
+        if (tokens[i] != expected[i]) fail("wrong token");
     }
     return static_cast<int64_t>(sources.size());
 }
@@ -86,8 +86,8 @@ int main(int argc, char** argv) {
     std::mt19937 draw(static_cast<uint32_t>(std::atoll(argv[2])));
     int64_t done = 0;
     while (done < count) done += check(draw, count - done, argc > 3);
-    check_refused<std::invalid_argument>({nullptr, 5, nullptr, 0, true}, 1, "a long extension was taken");
-    check_refused<std::overflow_error>({nullptr, 0, nullptr, int64_t{1} << 33, true}, 1, "2^31 patches were taken");
-    check_refused<std::overflow_error>({nullptr, 0, nullptr, int64_t{1} << 32, true}, 2, "2^31 patches were taken");
+    check_refused<std::invalid_argument>({nullptr, 5, nullptr, 0, true}, 1, "a long extension was accepted");
+    check_refused<std::overflow_error>({nullptr, 0, nullptr, int64_t{1} << 33, true}, 1, "2^31 patches were accepted");
+    check_refused<std::overflow_error>({nullptr, 0, nullptr, int64_t{1} << 32, true}, 2, "2^31 patches were accepted");
     std::printf("%lld documents\n", static_cast<long long>(done));
 }

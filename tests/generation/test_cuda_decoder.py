@@ -29,7 +29,7 @@ from bgpt_fast.generation.decoders.cuda_layers import ByteWeights
 from bgpt_fast.generation.decoders.eager import EagerDecoder
 from bgpt_fast.generation.decoders.request import DecodeRequest, DecodeResult
 from bgpt_fast.generation.scoring import _score, context_bytes, score
-from bgpt_fast.kernels.byte_decode.op import PERSISTENT_MAX_ROWS, byte_decode, persistent_takes
+from bgpt_fast.kernels.byte_decode.op import PERSISTENT_MAX_ROWS, byte_decode, persistent_supports
 from bgpt_fast.kernels.byte_decode.sampling import Sampling, choose
 
 GREEDY, SAMPLED = Sampling(), Sampling(temperature=0.9, top_k=40, top_p=0.95, seed=7)
@@ -109,7 +109,7 @@ def test_which_shapes_the_kernel_takes() -> None:
     def takes(**changes: int) -> bool:
         config = BGPTConfig(**{"patch_length": 4, "patch_num_layers": 1, "byte_num_layers": 1, **changes})
         with torch.device("meta"):
-            return persistent_takes(ByteWeights(BGPT(config), "float32"))
+            return persistent_supports(ByteWeights(BGPT(config), "float32"))
 
     assert takes()
     assert takes(hidden_size=64, num_heads=8)
@@ -300,4 +300,4 @@ def test_both_engines_on_a_gpu(sampling: Sampling) -> None:
 
 def test_the_bindings_refuse_what_does_not_fit() -> None:
     with pytest.raises(TypeError):
-        _C.persistent_takes((64, 1))
+        _C.persistent_supports(64, 1)

@@ -30,7 +30,7 @@ from bgpt_fast.config import EOP, VOCAB_SIZE
 from bgpt_fast.device import Record, Replay, cuda_graph
 from bgpt_fast.generation.decoders.cuda_layers import Attend, ByteWeights, CudaLayers, PatchWeights
 from bgpt_fast.generation.decoders.request import DecodeRequest, DecodeResult
-from bgpt_fast.kernels.byte_decode.op import byte_decode, byte_decode_accept, persistent_takes
+from bgpt_fast.kernels.byte_decode.op import byte_decode, byte_decode_accept, persistent_supports
 from bgpt_fast.kernels.cached_attention.op import cached_attention
 from bgpt_fast.kernels.common.launch import on_device
 from bgpt_fast.kernels.patch_embed.op import patch_embed
@@ -149,7 +149,7 @@ class CudaWeights:
         self.record = record or cuda_graph
         self.graphed = GraphedByteDecoder(self.byte, self.record, batch_invariant=batch_invariant)
         self.has_persistent_kernel = (
-            has_cuda_decoder(self.device) and not batch_invariant and persistent_takes(self.byte)
+            has_cuda_decoder(self.device) and not batch_invariant and persistent_supports(self.byte)
         )
 
     def reload(self, model: BGPT) -> None:

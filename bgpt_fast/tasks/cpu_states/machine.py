@@ -20,7 +20,7 @@ MAX_REGISTERS = 255
 MAX_MEMORY = 2**30
 MAX_PC = 255
 
-_FAULTS: tuple[str, ...] = _C.cpu_states_faults
+_FAULTS = _C.cpu_states_faults()
 
 
 class Operation(NamedTuple):
@@ -32,7 +32,7 @@ class Operation(NamedTuple):
     max_operands: int
 
 
-OPERATIONS = tuple(Operation(opcode, *rest) for opcode, rest in enumerate(_C.cpu_states_instructions))
+OPERATIONS = tuple(Operation(opcode, *rest) for opcode, rest in enumerate(_C.cpu_states_instructions()))
 """The 21 operations by opcode."""
 _BY_NAME = {operation.name: operation for operation in OPERATIONS}
 

@@ -121,7 +121,7 @@ class ReleasedStream:
         check_int("ReleasedStream: seed", seed, -(2**4096), 2**4096)
         self.options = options
         self.position = 0
-        self._stream = _C.CpuStatesReleasedStream(_words(seed), options.to_native())
+        self._stream = _C.CpuStatesPythonStream(_words(seed), options.to_native())
         self._lock = threading.Lock()  # the native calls release the interpreter's lock
 
     def skip(self, count: int) -> None:

@@ -169,7 +169,7 @@ def split_of(
     trace = run(program, num_registers=num_registers, memory_size=memory_size)
     offsets = np.array([0, len(trace._data)], np.int64)
     [program_hash] = Traces(trace._data, offsets, num_registers, memory_size).program_hashes().tolist()
-    return "eval" if _C.cpu_states_is_test(program_hash) else "train"
+    return "eval" if _C.cpu_states_is_eval(program_hash) else "train"
 
 
 def offsets_of(sizes: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:

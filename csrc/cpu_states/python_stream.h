@@ -13,8 +13,8 @@ namespace bgpt::cpu_states {
 
 // Draws a program's instructions from raw 32-bit words without a branch that could be mispredicted. random.choice takes
 // the top bits of a word and draws again while they are out of range, which no branch predictor foresees; here every
-// word, kept or thrown away, is one look-up in the table of a small automaton: which choice it serves, what byte that
-// writes, how far the output moves, which choice is next.
+// word, accepted or rejected, is one look-up in the table of a small automaton: the byte to write, how far the output
+// moves, and the next state, which is the choice that the next word is for.
 class ProgramDrawer {
   public:
     explicit ProgramDrawer(int32_t num_registers);
@@ -34,16 +34,16 @@ class ProgramDrawer {
     std::vector<Emit> emit_;
 };
 
-class ReleasedStream {
+class PythonStream {
   public:
     // `key` as in MersenneTwister.
-    ReleasedStream(std::span<const uint32_t> key, const Options& options);
+    PythonStream(std::span<const uint32_t> key, const Options& options);
 
-    // Writes the next instances' traces at out + offsets[0] and on, until there are `count` or `capacity` bytes might
-    // not hold one more; sets offsets[i + 1] to the end of the i-th, and returns how many were written.
+    // Writes the next instances' traces from out + offsets[0] on, until there are `count` or `capacity` bytes might not
+    // hold one more; sets offsets[i + 1] to the end of the i-th, and returns how many were written.
     int64_t fill(uint8_t* out, int64_t capacity, int64_t* offsets, int64_t count);
 
-    // Passes over `count` instances.
+    // Skips `count` instances.
     void skip(int64_t count);
 
   private:

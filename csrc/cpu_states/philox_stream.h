@@ -1,5 +1,5 @@
-// The parallel stream of instances, for bulk data: the released distribution of programs from a counter-based
-// generator, so that instance i of a seed is the same whatever thread, process or GPU makes it, and in whatever order.
+// The Philox stream of instances, for bulk data: the released distribution of programs from a counter-based generator,
+// so that instance i of a seed is the same whatever thread, process or GPU generates it, and in whatever order.
 //
 // Blocks of four words, philox(seed, index, block): block 0, word 0 is the program's length; blocks 1…16 hold the start
 // values of ACC and the registers, a byte each; block 17 + j holds instructions 2j and 2j + 1, two words each.
@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "common/philox.h"
 #include "cpu_states/machine.h"
 
 namespace bgpt::cpu_states {
@@ -14,29 +15,12 @@ namespace bgpt::cpu_states {
 constexpr uint32_t kValueBlock = 1;
 constexpr uint32_t kProgramBlock = kValueBlock + (kMaxRegisters + 1) / 16;
 
-struct Words {
-    uint32_t at[4];
-};
-
-// Philox4x32-10 (Salmon et al., SC 2011) of the counter (block, index, 0) and the key `seed`.
 BGPT_HOST_DEVICE inline Words philox(uint64_t seed, uint64_t index, uint32_t block) {
-    uint32_t x0 = block, x1 = static_cast<uint32_t>(index), x2 = static_cast<uint32_t>(index >> 32), x3 = 0;
-    uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
-    for (int round = 0; round < 10; ++round) {
-        const uint64_t p = uint64_t{0xD2511F53U} * x0;
-        const uint64_t q = uint64_t{0xCD9E8D57U} * x2;
-        x0 = static_cast<uint32_t>(q >> 32) ^ x1 ^ k0;
-        x1 = static_cast<uint32_t>(q);
-        x2 = static_cast<uint32_t>(p >> 32) ^ x3 ^ k1;
-        x3 = static_cast<uint32_t>(p);
-        k0 += 0x9E3779B9U;
-        k1 += 0xBB67AE85U;
-    }
-    return {{x0, x1, x2, x3}};
+    return bgpt::philox(seed, {{block, static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32), 0}});
 }
 
-// A word read as a fraction of one: each draw takes its share of the bits and leaves the rest. Products of the sizes
-// drawn from one word stay under 2^16 here, so no outcome is off by more than 2^-16 of its probability.
+// A word as a binary fraction of 1: each draw uses up the bits of its own choice. The number of outcomes drawn from one
+// word is under 2^16 here, so that no outcome's probability is wrong by more than a factor of 1 + 2^-16.
 struct Fraction {
     uint32_t bits;
 
@@ -92,7 +76,7 @@ BGPT_HOST_DEVICE inline void write_instance(const Options& options, uint64_t see
     run(out, options.memory_size, options.num_registers, values, out + options.memory_size);
 }
 
-// A hash of a program's instructions up to its first HLT: what decides its split, whatever made it and its start state.
+// A hash of a program's instructions up to its first HLT: it decides the program's split, whatever the start state.
 BGPT_HOST_DEVICE inline uint64_t program_hash(const uint8_t* program, int64_t instructions) {
     uint64_t hash = 0xCBF29CE484222325U;
     for (int64_t i = 0; i < instructions; ++i) {
@@ -107,14 +91,14 @@ BGPT_HOST_DEVICE inline uint64_t program_hash(const uint8_t* program, int64_t in
     return hash ^ (hash >> 33);
 }
 
-// One program in 64 is for testing.
-BGPT_HOST_DEVICE constexpr bool is_test(uint64_t hash) { return hash >> 58 == 0; }
+// One program in 64 is for evaluation.
+BGPT_HOST_DEVICE constexpr bool is_eval(uint64_t hash) { return hash >> 58 == 0; }
 
-enum class Split : int32_t { all, train, test };
+enum class Split : int32_t { all, train, eval };
 
-// Finds the first `count` instances of `split` at or after `start`: their indices [count] and the places of their
-// traces, offsets [count + 1], the first 0. Returns the first index that was not looked at. Throws std::domain_error
-// when the split holds next to none of these programs. The result does not depend on `threads`.
+// Selects the first `count` instances of `split` at or after `start`: their indices [count] and the offsets of their
+// traces [count + 1], the first 0. Returns the index after the last one examined. Throws std::domain_error where fewer
+// than one of 65,536 programs belongs to the split. The result does not depend on `threads`.
 int64_t select(const Options& options, uint64_t seed, int64_t start, int64_t count, Split split, int64_t threads,
                int64_t* indices, int64_t* offsets);
 
@@ -125,9 +109,9 @@ void write_selected(const Options& options, uint64_t seed, const int64_t* indice
 // sizes[i] = bytes of instance start + i. Device memory; throws std::runtime_error when the launch fails.
 void sizes_cuda(const Options& options, uint64_t seed, int64_t start, int64_t count, int64_t* sizes, void* stream);
 
-// Writes instances start … start + count − 1 at out + offsets[i], and whether each belongs to the test split. An
-// instance that would end past `capacity` is left out.
+// Writes instances start … start + count − 1 at out + offsets[i], and whether each belongs to the evaluation split.
+// An instance that would end past `capacity` is skipped.
 void write_cuda(const Options& options, uint64_t seed, int64_t start, int64_t count, const int64_t* offsets,
-                uint8_t* out, int64_t capacity, bool* in_test, void* stream);
+                uint8_t* out, int64_t capacity, bool* is_eval, void* stream);
 
 }  // namespace bgpt::cpu_states

@@ -1,4 +1,4 @@
-#include "cpu_states/released_stream.h"
+#include "cpu_states/python_stream.h"
 
 #include <algorithm>
 #include <bit>
@@ -26,9 +26,9 @@ int count_state(int op) {
     return kCount + state;
 }
 
-// The state that draws operand `position` (1…3) when `left` operands, this one included, are still to come.
-int register_state(int position, int left) {
-    return kRegister + (position == 1 ? left - 1 : position == 2 ? left + 2 : 5);
+// The state that draws operand `position` (1…3) when `remaining` operands, this one included, are to be drawn.
+int register_state(int position, int remaining) {
+    return kRegister + (position == 1 ? remaining - 1 : position == 2 ? remaining + 2 : 5);
 }
 
 }  // namespace
@@ -72,10 +72,10 @@ ProgramDrawer::ProgramDrawer(int32_t num_registers) {
         });
     }
     for (int position = 1; position <= 3; ++position) {
-        for (int left = 1; left <= 4 - position; ++left) {
-            fill(register_state(position, left), num_registers, [&](int i) {
-                return left > 1 ? Step{byte(i + 1, 1), register_state(position + 1, left - 1)}
-                                : Step{byte(i + 1, 4 - position), kOpcode};
+        for (int remaining = 1; remaining <= 4 - position; ++remaining) {
+            fill(register_state(position, remaining), num_registers, [&](int i) {
+                return remaining > 1 ? Step{byte(i + 1, 1), register_state(position + 1, remaining - 1)}
+                                     : Step{byte(i + 1, 4 - position), kOpcode};
             });
         }
     }
@@ -100,10 +100,10 @@ void ProgramDrawer::draw(MersenneTwister& random, int32_t instructions, uint8_t*
     }
 }
 
-ReleasedStream::ReleasedStream(std::span<const uint32_t> key, const Options& options)
+PythonStream::PythonStream(std::span<const uint32_t> key, const Options& options)
     : options_(options), random_(key), drawer_(options.num_registers), skipped_(options.memory_size) {}
 
-void ReleasedStream::draw(uint8_t* values, uint8_t* memory) {
+void PythonStream::draw(uint8_t* values, uint8_t* memory) {
     for (int32_t i = 0; i <= options_.num_registers; ++i) values[i] = static_cast<uint8_t>(random_.below(256));
     const uint32_t lengths = static_cast<uint32_t>(options_.max_program - options_.min_program) + 1;
     const int32_t length = options_.min_program + static_cast<int32_t>(random_.below(lengths));
@@ -111,7 +111,7 @@ void ReleasedStream::draw(uint8_t* values, uint8_t* memory) {
     drawer_.draw(random_, length - 1, memory);
 }
 
-int64_t ReleasedStream::fill(uint8_t* out, int64_t capacity, int64_t* offsets, int64_t count) {
+int64_t PythonStream::fill(uint8_t* out, int64_t capacity, int64_t* offsets, int64_t count) {
     uint8_t values[kMaxRegisters + 1];
     int64_t i = 0;
     for (; i < count && offsets[i] + options_.max_trace_size() <= capacity; ++i) {
@@ -124,7 +124,7 @@ int64_t ReleasedStream::fill(uint8_t* out, int64_t capacity, int64_t* offsets, i
     return i;
 }
 
-void ReleasedStream::skip(int64_t count) {
+void PythonStream::skip(int64_t count) {
     uint8_t values[kMaxRegisters + 1];
     for (int64_t i = 0; i < count; ++i) draw(values, skipped_.data());
 }
