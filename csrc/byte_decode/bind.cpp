@@ -19,14 +19,9 @@ void bind_byte_decode(py::module_& m) {
         });
     def(
         transformer, "add_layer", {"addresses"}, +[](Transformer& self, const std::array<uintptr_t, 12>& addresses) {
-            const auto in = [&](int i) { return reinterpret_cast<const float*>(addresses[i]); };
-            self.add_layer({in(0), in(1), in(2), in(3), in(4), in(5), in(6), in(7), in(8), in(9), in(10), in(11)});
+            self.add_layer(std::bit_cast<LayerWeights<float>>(addresses));
         });
-    def(
-        transformer, "finish", {"ln_f_weight", "ln_f_bias", "wpe", "positions"},
-        +[](Transformer& self, const float* weight, const float* bias, const float* wpe, int64_t positions) {
-            self.finish(weight, bias, wpe, positions);
-        });
+    def(transformer, "finish", {"ln_f_weight", "ln_f_bias", "wpe", "positions"}, &Transformer::finish);
     transformer.def_property_readonly("nbytes", &Transformer::bytes);
     def(
         transformer, "features", {"cache", "x", "slots", "positions", "T", "y", "threads", "isa"},

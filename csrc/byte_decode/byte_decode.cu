@@ -2,7 +2,9 @@
 // runs, the sampling of a byte (accept.h). Not yet run on a GPU.
 #include <cuda_runtime.h>
 
+#include <cstring>
 #include <stdexcept>
+#include <type_traits>
 
 #include "byte_decode/accept.h"
 #include "byte_decode/grid_barrier.h"
@@ -60,29 +62,10 @@ __global__ void __launch_bounds__(kLanes) _byte_accept_kernel(const AcceptCall c
 
 template <class W>
 PersistentWeights<W> weights_at(const PersistentShape& shape, const uint64_t* addresses) {
-    const auto floats = [&] { return reinterpret_cast<const float*>(*addresses++); };
-    const auto matrix = [&] { return reinterpret_cast<const W*>(*addresses++); };
+    static_assert(sizeof(LayerWeights<W>) == 12 * sizeof *addresses && std::is_trivial_v<PersistentWeights<W>>);
     PersistentWeights<W> weights{};
-    for (int64_t i = 0; i < shape.layers; ++i) {
-        PersistentLayer<W>& layer = weights.layers[i];
-        layer.ln_1_weight = floats();
-        layer.ln_1_bias = floats();
-        layer.attn_weight = matrix();
-        layer.attn_bias = floats();
-        layer.attn_proj_weight = matrix();
-        layer.attn_proj_bias = floats();
-        layer.ln_2_weight = floats();
-        layer.ln_2_bias = floats();
-        layer.fc_weight = matrix();
-        layer.fc_bias = floats();
-        layer.mlp_proj_weight = matrix();
-        layer.mlp_proj_bias = floats();
-    }
-    weights.ln_f_weight = floats();
-    weights.ln_f_bias = floats();
-    weights.wpe = floats();
-    weights.wte = floats();
-    weights.head = matrix();
+    std::memcpy(weights.layers, addresses, shape.layers * sizeof(LayerWeights<W>));
+    std::memcpy(&weights.ln_f_weight, addresses + 12 * shape.layers, 5 * sizeof *addresses);
     return weights;
 }
 

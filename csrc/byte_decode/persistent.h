@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "byte_decode/layer_weights.h"
 #include "byte_decode/sampling.h"
 
 namespace bgpt {
@@ -26,22 +27,8 @@ bool persistent_supports(const PersistentShape& shape);
 // Weights [outputs, inputs], W float or uint16_t holding bf16; the others in fp32. All on the device, aligned to 32
 // bytes.
 template <class W>
-struct PersistentLayer {
-    const float *ln_1_weight, *ln_1_bias;
-    const W* attn_weight;
-    const float* attn_bias;
-    const W* attn_proj_weight;
-    const float* attn_proj_bias;
-    const float *ln_2_weight, *ln_2_bias;
-    const W* fc_weight;
-    const float* fc_bias;
-    const W* mlp_proj_weight;
-    const float* mlp_proj_bias;
-};
-
-template <class W>
 struct PersistentWeights {
-    PersistentLayer<W> layers[kPersistentLayers];
+    LayerWeights<W> layers[kPersistentLayers];
     const float *ln_f_weight, *ln_f_bias;
     const float* wpe;  // [S or more, D]
     const float* wte;  // [V, D]

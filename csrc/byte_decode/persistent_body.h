@@ -224,7 +224,7 @@ class Persistent {
     }
 
     BGPT_DEVICE Matrix<W> matrix_of(const Step& step) const {
-        const PersistentLayer<W>& at = weights.layers[step.layer];
+        const LayerWeights<W>& at = weights.layers[step.layer];
         const int32_t width = a.heads * (a.D / a.H);
         switch (step.phase) {
             case Phase::qkv:
@@ -339,7 +339,7 @@ class Persistent {
 
     // Fills `inputs` with what a step's matrix multiplies.
     BGPT_DEVICE void load(const Step& step, const Matrix<W>& m, int32_t s, int32_t row, int32_t rows) {
-        const PersistentLayer<W>& at = weights.layers[step.layer];
+        const LayerWeights<W>& at = weights.layers[step.layer];
         if (step.phase == Phase::attend_and_project) return load_attended(step.layer, s, row, rows);
         if (step.phase == Phase::project) return load_rows(workspace.attended, m, row, rows);
         if (step.phase == Phase::mlp_project) return load_rows(workspace.hidden, m, row, rows);
@@ -356,7 +356,7 @@ class Persistent {
 
     // What a step's products are added to.
     BGPT_DEVICE float start(const Step& step, int32_t n, int32_t c) const {
-        const PersistentLayer<W>& at = weights.layers[step.layer];
+        const LayerWeights<W>& at = weights.layers[step.layer];
         switch (step.phase) {
             case Phase::qkv:
                 return at.attn_bias[c];

@@ -2,11 +2,10 @@
 
 #include <algorithm>
 #include <cstring>
-#include <stdexcept>
-#include <string>
 
 #include "cached_attention/cached_attention.h"
 #include "common/bf16.h"
+#include "common/check_index.h"
 
 namespace bgpt {
 namespace {
@@ -24,12 +23,6 @@ int64_t input_size(Precision precision) { return precision == Precision::float32
 int64_t grain(int64_t count, int64_t work, const Team& team) {
     const int64_t min_count = kGrain / std::max<int64_t>(work, 1) + 1;
     return std::max(min_count, count / (team.size() * 8));
-}
-
-void check(const char* name, int64_t value, int64_t limit) {
-    if (value >= 0 && value < limit) return;
-    throw std::out_of_range(std::string("byte_decode: ") + name + ": expected 0 to " + std::to_string(limit - 1) +
-                            ", got " + std::to_string(value));
 }
 
 // Normalises the rows of `from` [T, D] to the inputs of a next layer.
@@ -85,7 +78,7 @@ void attention(const Transformer& a, const CachedAttention& call, unsigned char*
 
 }  // namespace
 
-Layer::Layer(const LayerAddresses& from, int64_t D, int64_t F, Precision precision)
+Layer::Layer(const LayerWeights<float>& from, int64_t D, int64_t F, Precision precision)
     : ln_1(from.ln_1_weight, from.ln_1_bias, D),
       ln_2(from.ln_2_weight, from.ln_2_bias, D),
       attn(from.attn_weight, 3 * D, 1, from.attn_bias, D, 3 * D, precision),
@@ -138,8 +131,8 @@ void linear(const PackedLinearCall& call, Team& team, Isa isa) {
 void run_layers(const Transformer& a, Cache& cache, Workspace& w, const int64_t* slots, const int64_t* positions,
                 int64_t T, Team& team, Isa isa) {
     for (int64_t t = 0; t < T; ++t) {
-        check("slots", slots[t], cache.B);
-        check("positions", positions[t], std::min(cache.L, a.positions));
+        check_index("byte_decode: slots", slots[t], cache.B);
+        check_index("byte_decode: positions", positions[t], std::min(cache.L, a.positions));
         const float* position = a.wpe.data() + positions[t] * a.D;
         for (int64_t i = 0; i < a.D; ++i) w.x[t * a.D + i] += position[i];
     }

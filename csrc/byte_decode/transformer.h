@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "byte_decode/layer_weights.h"
 #include "common/cpu.h"
 #include "common/team.h"
 #include "packed_linear/packed_linear.h"
@@ -19,14 +20,9 @@ struct Norm {
     std::vector<float> weight, bias;
 };
 
-// The addresses of a layer's parameters, fp32 and contiguous, weights [in, out]; they are copied.
-struct LayerAddresses {
-    const float *ln_1_weight, *ln_1_bias, *attn_weight, *attn_bias, *attn_proj_weight, *attn_proj_bias;
-    const float *ln_2_weight, *ln_2_bias, *fc_weight, *fc_bias, *mlp_proj_weight, *mlp_proj_bias;
-};
-
+// With copies of its parameters, which are fp32 and contiguous, weights [in, out].
 struct Layer {
-    Layer(const LayerAddresses& from, int64_t D, int64_t F, Precision precision);
+    Layer(const LayerWeights<float>& from, int64_t D, int64_t F, Precision precision);
     Norm ln_1, ln_2;
     PackedLinear attn, attn_proj, fc, mlp_proj;
 };
@@ -34,7 +30,9 @@ struct Layer {
 struct Transformer {
     Transformer(int64_t D, int64_t H, int64_t F, float eps, Precision precision)
         : D(D), H(H), F(F), eps(eps), precision(precision) {}
-    void add_layer(const LayerAddresses& from) { layers.push_back(std::make_unique<Layer>(from, D, F, precision)); }
+    void add_layer(const LayerWeights<float>& from) {
+        layers.push_back(std::make_unique<Layer>(from, D, F, precision));
+    }
     // The last norm and the position embeddings [positions, D].
     void finish(const float* ln_f_weight, const float* ln_f_bias, const float* wpe, int64_t positions);
     int64_t bytes() const;  // of the packed weights

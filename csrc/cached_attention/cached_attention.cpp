@@ -1,10 +1,9 @@
 #include "cached_attention/cached_attention.h"
 
 #include <algorithm>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
+#include "common/check_index.h"
 #include "common/threads.h"
 
 #define BGPT_KERNELS "cached_attention/kernels.h"
@@ -26,12 +25,6 @@ void store_keys_values_as(const CachedAttention& a, int64_t h, int64_t begin, in
     }
 }
 
-void check(const char* name, int64_t value, int64_t limit) {
-    if (value >= 0 && value < limit) return;
-    throw std::out_of_range(std::string("cached_attention: ") + name + ": expected 0 to " + std::to_string(limit - 1) +
-                            ", the cache's size, got " + std::to_string(value));
-}
-
 }  // namespace
 
 void store_keys_values(const CachedAttention& a, int64_t h, int64_t begin, int64_t end) {
@@ -51,8 +44,8 @@ int64_t attended_positions(const CachedAttention& a) {
 
 void cached_attention(const CachedAttention& a, int64_t threads, Isa isa) {
     for (int64_t t = 0; t < a.T; ++t) {
-        check("slots", a.slots[t], a.B);
-        check("positions", a.positions[t], a.L);
+        check_index("cached_attention: slots", a.slots[t], a.B, ", the cache's size");
+        check_index("cached_attention: positions", a.positions[t], a.L, ", the cache's size");
     }
     // Each thread gets about 2^19 multiplications at least: for fewer, starting a thread costs more than it saves.
     const int64_t cost = std::max<int64_t>(1, (attended_positions(a) + a.T) * a.d / std::max<int64_t>(1, a.T));

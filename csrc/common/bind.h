@@ -43,6 +43,15 @@ void def(Scope& scope, const char* name, const char* const (&names)[N], R (*f)(A
     }(std::make_index_sequence<N>());
 }
 
+template <class Scope, size_t N, class C, class R, class... A>
+void def(Scope& scope, const char* name, const char* const (&names)[N], R (C::*f)(A...)) {
+    [&]<size_t... I>(std::index_sequence<I...>) {
+        scope.def(
+            name, [f](C& self, Argument<A>... a) { return (self.*f)(a...); }, py::call_guard<py::gil_scoped_release>(),
+            py::arg(names[I]).noconvert(std::is_integral_v<A>)...);
+    }(std::make_index_sequence<N>());
+}
+
 // The same for a constructor, which `f` stands for.
 template <class Class, size_t N, class R, class... A, class... Extra>
 void def_init(Class& scope, const char* const (&names)[N], R (*f)(A...), const Extra&... extra) {

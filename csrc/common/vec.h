@@ -76,6 +76,19 @@ BGPT_INLINE Vec load_bf16(const uint16_t* p) {
     return as_floats(__builtin_convertvector(bits, Vec::Words) << 16);
 }
 
+// Adds R rows of N vectors to rows in memory that are `stride` floats apart.
+template <int R, int N>
+BGPT_INLINE void add_to_rows(const Vec (&sums)[R][N], float* y, int64_t stride) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+        for (int v = 0; v < N; ++v) {
+            float* at = y + r * stride + v * Vec::width;
+            store(at, load(at) + sums[r][v]);
+        }
+    }
+}
+
 // e^x to 1 ulp or so for -87 <= x <= 88; 0 below, infinity above, NaN for NaN.
 // e^x = 2^n e^r with n = round(x / ln 2), |r| <= ln 2 / 2, and the Taylor polynomial of degree 7 for e^r.
 BGPT_INLINE Vec vexp(Vec x) {

@@ -41,12 +41,8 @@ void bind_cpu_states(py::module_& m) {
             if (key.empty()) throw std::invalid_argument("CpuStatesPythonStream: an empty key");
             return PythonStream(key, options);
         });
-    def(stream, "skip", {"count"}, +[](PythonStream& self, int64_t count) { self.skip(count); });
-    def(
-        stream, "fill", {"out", "capacity", "offsets", "count"},
-        +[](PythonStream& self, uint8_t* out, int64_t capacity, int64_t* offsets, int64_t count) {
-            return self.fill(out, capacity, offsets, count);
-        });
+    def(stream, "skip", {"count"}, &PythonStream::skip);
+    def(stream, "fill", {"out", "capacity", "offsets", "count"}, &PythonStream::fill);
 
     def(
         m, "cpu_states_select", {"options", "seed", "start", "count", "split", "threads", "indices", "offsets"},
@@ -57,7 +53,7 @@ void bind_cpu_states(py::module_& m) {
     def(m, "cpu_states_write", {"options", "seed", "indices", "offsets", "count", "out", "threads"}, &write_selected);
     def(m, "cpu_states_sizes_cuda", {"options", "seed", "start", "count", "sizes", "stream"}, &BGPT_CUDA(sizes_cuda));
     def(m, "cpu_states_write_cuda",
-        {"options", "seed", "start", "count", "offsets", "out", "capacity", "is_eval", "stream"},
+        {"options", "seed", "start", "count", "offsets", "out", "capacity", "in_eval", "stream"},
         &BGPT_CUDA(write_cuda));
 
     def(

@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(kThreads)
 
 __global__ void __launch_bounds__(kThreads)
     _cpu_states_write_kernel(Options options, uint64_t seed, int64_t start, int64_t count, const int64_t* offsets,
-                             uint8_t* out, int64_t capacity, bool* is_eval) {
+                             uint8_t* out, int64_t capacity, bool* in_eval) {
     const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
     for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count; i += stride) {
         const uint64_t index = static_cast<uint64_t>(start + i);
@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(kThreads)
         const int64_t offset = offsets[i];
         if (offset < 0 || offset > capacity - trace_size(options.num_registers, options.memory_size, length)) continue;
         write_instance(options, seed, index, out + offset);
-        is_eval[i] = is_eval(program_hash(out + offset, length));
+        in_eval[i] = is_eval(program_hash(out + offset, length));
     }
 }
 
@@ -46,10 +46,10 @@ void sizes_cuda(const Options& options, uint64_t seed, int64_t start, int64_t co
 }
 
 void write_cuda(const Options& options, uint64_t seed, int64_t start, int64_t count, const int64_t* offsets,
-                uint8_t* out, int64_t capacity, bool* is_eval, void* stream) {
+                uint8_t* out, int64_t capacity, bool* in_eval, void* stream) {
     if (count == 0) return;
     _cpu_states_write_kernel<<<blocks_for(count), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-        options, seed, start, count, offsets, out, capacity, is_eval);
+        options, seed, start, count, offsets, out, capacity, in_eval);
     cuda_check(cudaGetLastError(), "cpu_states write");
 }
 

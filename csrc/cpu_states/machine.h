@@ -35,7 +35,7 @@ enum Opcode : uint8_t {
     AND,
     OR,
     XOR,
-    MOV,
+    MOV
 };
 constexpr int32_t kOpcodes = 21;
 constexpr int32_t kInstruction = 4;     // bytes
@@ -137,70 +137,53 @@ BGPT_HOST_DEVICE inline bool step(const uint8_t* memory, int32_t memory_size, in
     const int32_t into = ir[3] ? ir[3] : left;
     const int32_t x = values[left];
     const int32_t y = values[right];
+    const auto set = [values](int32_t index, int32_t value) {
+        values[index] = static_cast<uint8_t>(value);
+        return true;
+    };
     switch (ir[0]) {
         case HLT:
             return false;
         case CLR:
-            values[right] = 0;
-            return true;
+            return set(right, 0);
         case INC:
-            values[right] = static_cast<uint8_t>(y < 255 ? y + 1 : 255);
-            return true;
+            return set(right, y < 255 ? y + 1 : 255);
         case DEC:
-            values[right] = static_cast<uint8_t>(y > 0 ? y - 1 : 0);
-            return true;
+            return set(right, y > 0 ? y - 1 : 0);
         case SHL:
-            values[right] = static_cast<uint8_t>(y << 1);
-            return true;
+            return set(right, y << 1);
         case SHR:
-            values[right] = static_cast<uint8_t>(y >> 1);
-            return true;
+            return set(right, y >> 1);
         case ROL:
-            values[right] = static_cast<uint8_t>(y << 1 | y >> 7);
-            return true;
+            return set(right, y << 1 | y >> 7);
         case ROR:
-            values[right] = static_cast<uint8_t>(y >> 1 | y << 7);
-            return true;
+            return set(right, y >> 1 | y << 7);
         case NOT:
-            values[right] = static_cast<uint8_t>(~y);
-            return true;
+            return set(right, ~y);
         case PUSH:
-            values[0] = static_cast<uint8_t>(y);
-            return true;
+            return set(0, y);
         case POP:
-            values[right] = static_cast<uint8_t>(x);
-            return true;
+            return set(right, x);
         case LOADI:
-            values[0] = ir[1];
-            return true;
+            return set(0, ir[1]);
         case SWAP:
-            values[left] = static_cast<uint8_t>(y);
-            values[right] = static_cast<uint8_t>(x);
-            return true;
+            return set(left, y) && set(right, x);
         case ADD:
-            values[into] = static_cast<uint8_t>(x + y < 255 ? x + y : 255);
-            return true;
+            return set(into, x + y < 255 ? x + y : 255);
         case SUB:
-            values[into] = static_cast<uint8_t>(x > y ? x - y : 0);
-            return true;
+            return set(into, x > y ? x - y : 0);
         case MUL:
-            values[into] = static_cast<uint8_t>(x * y < 255 ? x * y : 255);
-            return true;
+            return set(into, x * y < 255 ? x * y : 255);
         case DIV:
-            values[into] = static_cast<uint8_t>(y ? x / y : 255);
-            return true;
+            return set(into, y ? x / y : 255);
         case AND:
-            values[into] = static_cast<uint8_t>(x & y);
-            return true;
+            return set(into, x & y);
         case OR:
-            values[into] = static_cast<uint8_t>(x | y);
-            return true;
+            return set(into, x | y);
         case XOR:
-            values[into] = static_cast<uint8_t>(x ^ y);
-            return true;
+            return set(into, x ^ y);
         default:  // MOV
-            values[left] = static_cast<uint8_t>(y);
-            return true;
+            return set(left, y);
     }
 }
 

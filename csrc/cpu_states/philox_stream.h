@@ -112,6 +112,6 @@ void sizes_cuda(const Options& options, uint64_t seed, int64_t start, int64_t co
 // Writes instances start … start + count − 1 at out + offsets[i], and whether each belongs to the evaluation split.
 // An instance that would end past `capacity` is skipped.
 void write_cuda(const Options& options, uint64_t seed, int64_t start, int64_t count, const int64_t* offsets,
-                uint8_t* out, int64_t capacity, bool* is_eval, void* stream);
+                uint8_t* out, int64_t capacity, bool* in_eval, void* stream);
 
 }  // namespace bgpt::cpu_states

@@ -90,14 +90,7 @@ BGPT_TARGET void tile(const float* x, const float* w, int64_t depth, float* y, i
             for (int v = 0; v < VECTORS; ++v) sums[r][v] = fma(factor, weights[v], sums[r][v]);
         }
     }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; ++v) {
-            float* at = y + r * N + v * Vec::width;
-            store(at, load(at) + sums[r][v]);
-        }
-    }
+    add_to_rows(sums, y, N);
 }
 
 // R rows of y against all packed panels of `columns` columns.

@@ -103,14 +103,7 @@ BGPT_TARGET void panel_tile(const typename Type::Input* x, int64_t x_row, const 
             for (int v = 0; v < VECTORS; ++v) sums[r][v] = Type::add(sums[r][v], factor, weights[v]);
         }
     }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; ++v) {
-            float* at = y + r * kPanel + v * Vec::width;
-            store(at, load(at) + sums[r][v]);
-        }
-    }
+    add_to_rows(sums, y, kPanel);
 }
 
 template <class Type, int R>

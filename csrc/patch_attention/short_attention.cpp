@@ -38,19 +38,9 @@ BGPT_INLINE float exp_nonpositive(float x) {
 
 struct Buffers {
     std::vector<float> q, k, v, kt, vt, y, dy, dq, dk, dv, weights, dscores;
-    Buffers(int64_t S, int64_t d)
-        : q(S * d),
-          k(S * d),
-          v(S * d),
-          kt(S * d),
-          vt(S * d),
-          y(S * d),
-          dy(S * d),
-          dq(S * d),
-          dk(S * d),
-          dv(S * d),
-          weights(S * S),
-          dscores(S * S) {}
+    Buffers(int64_t S, int64_t d) : weights(S * S), dscores(S * S) {
+        for (std::vector<float>* rows : {&q, &k, &v, &kt, &vt, &y, &dy, &dq, &dk, &dv}) rows->resize(S * d);
+    }
 };
 
 template <class X>

@@ -146,7 +146,7 @@ def byte_decode(
 
 
 def persistent_supports(weights: ByteDecoderWeights) -> bool:
-    """Whether the CUDA kernel supports a model of this shape: widths are multiples of 8, and layers, positions and widths
+    """Whether the CUDA kernel supports a model of this shape: widths are multiples of 8; layers, positions and widths are
     within the limits of `csrc/byte_decode/persistent.h`. It supports the paper's model."""
     return _C.persistent_supports(*_shape(weights))
 

@@ -63,28 +63,28 @@ SHAPES = {
 }
 
 
-def built(folder: Path, sanitizers: str) -> Path:
+def compiled(folder: Path, sanitizers: str) -> Path:
     sources = [ROOT / "csrc" / "byte_decode" / "persistent.cpp"]
     return compile_driver(folder, "byte_decode_on_host_driver", sources, "-O0", sanitizers=sanitizers)
 
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built(tmp_path_factory.mktemp("driver"), "address,undefined")
+    return compiled(tmp_path_factory.mktemp("driver"), "address,undefined")
 
 
 def raw(tensor: Tensor) -> bytes:
     return tensor.contiguous().view(torch.uint8).numpy().tobytes()
 
 
-def run(program: Path, what: str, content: bytes, fault: str = "") -> tuple[bytes, str]:
-    """What the driver wrote, and its complaints."""
-    given, found = program.parent / "given", program.parent / "found"
-    given.write_bytes(content)
-    found.unlink(missing_ok=True)
-    command = [str(program), what, str(given), str(found), fault]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    return (found.read_bytes() if done.returncode == 0 else b""), done.stderr
+def run(program: Path, mode: str, content: bytes, fault: str = "") -> tuple[bytes, str]:
+    """The driver's output, empty where it failed, and its stderr."""
+    source, output = program.parent / "input", program.parent / "output"
+    source.write_bytes(content)
+    output.unlink(missing_ok=True)
+    command = [str(program), mode, str(source), str(output), fault]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return (output.read_bytes() if process.returncode == 0 else b""), process.stderr
 
 
 def on_host(
@@ -106,20 +106,20 @@ def on_host(
     content += b"".join(
         raw(call[name]) for name in ("features", "prefix_tokens", "max_tokens", "rng_streams", "byte_offsets")
     )
-    found, complaints = run(program, "decode", content, fault)
+    output, stderr = run(program, "decode", content, fault)
     ends = (2 * N * S, 2 * N * S + 8 * N)
-    parts = (found[: ends[0]], found[ends[0] : ends[1]], found[ends[1] :])
+    parts = (output[: ends[0]], output[ends[0] : ends[1]], output[ends[1] :])
     dtypes = (torch.int16, torch.int64, torch.float32)
-    if not found:
-        return Decoded(*(torch.empty(0, dtype=dtype) for dtype in dtypes)), complaints
+    if not output:
+        return Decoded(*(torch.empty(0, dtype=dtype) for dtype in dtypes)), stderr
     tokens, counts, logits = (
         torch.frombuffer(bytearray(part), dtype=dtype) for part, dtype in zip(parts, dtypes, strict=True)
     )
-    return Decoded(tokens.view(N, S), counts, logits.view(N, S, 257)), complaints
+    return Decoded(tokens.view(N, S), counts, logits.view(N, S, 257)), stderr
 
 
 def test_logits_are_right_and_tokens_follow_from_them(program: Path) -> None:
-    """Against float64: float32 errs at most twice as much as the model's own float32, bfloat16 as its bfloat16."""
+    """Against float64: float32 errs at most twice as much as the model's float32, bfloat16 as its bfloat16."""
     for seed, (shape, precision, count) in enumerate(
         [
             (SHAPES["plain"], "float32", 3),
@@ -135,94 +135,95 @@ def test_logits_are_right_and_tokens_follow_from_them(program: Path) -> None:
             model = random_model(config, seed)
             call = rows(config, count, seed)
             sampling = (GREEDY, SAMPLED)[seed % 2]
-            found, complaints = on_host(program, model, shape, call, sampling, precision)
-            assert not complaints
-            # Teacher-forced by what was written; behind the end nothing was computed.
-            computed = torch.arange(S) < found.counts[:, None]
-            assert torch.equal(found.logits.isfinite().all(2), computed)
+            decoded, stderr = on_host(program, model, shape, call, sampling, precision)
+            assert not stderr
+            # Teacher-forced by the written tokens; after the end nothing was computed.
+            computed = torch.arange(S) < decoded.counts[:, None]
+            assert torch.equal(decoded.logits.isfinite().all(2), computed)
             exact = random_model(config, seed).double().byte_level_decoder
-            exact_logits = exact.logits(call["features"].double(), found.tokens)
+            exact_logits = exact.logits(call["features"].double(), decoded.tokens)
             dtype = torch.float32 if precision == "float32" else torch.bfloat16
-            plain = model.to(dtype).byte_level_decoder.logits(call["features"].to(dtype), found.tokens)
-            errors = [(logits.double() - exact_logits)[computed].abs().max() for logits in (found.logits, plain)]
+            plain = model.to(dtype).byte_level_decoder.logits(call["features"].to(dtype), decoded.tokens)
+            errors = [(logits.double() - exact_logits)[computed].abs().max() for logits in (decoded.logits, plain)]
             assert errors[0] <= 2 * errors[1] + 1e-6 * exact_logits.std()
-            check_tokens(call, found, sampling)
+            check_tokens(call, decoded, sampling)
 
 
-def check_tokens(call: dict[str, Tensor], found: Decoded, sampling: Sampling) -> None:
-    """Each token is what is given, or what the CPU's sampling takes from the same logits; rows end where they must."""
-    for n, (given, room) in enumerate(zip(call["prefix_tokens"].tolist(), call["max_tokens"].tolist(), strict=True)):
-        count = int(found.counts[n])
+def check_tokens(call: dict[str, Tensor], decoded: Decoded, sampling: Sampling) -> None:
+    """Each token is the prefix's, or the one that the CPU samples from the same logits; rows end where they must."""
+    limits = zip(call["prefix_tokens"].tolist(), call["max_tokens"].tolist(), strict=True)
+    for n, (prefix_tokens, max_tokens) in enumerate(limits):
+        count = int(decoded.counts[n])
         ended = False
         for s in range(count):
             assert not ended
-            position = int(call["byte_offsets"].view(torch.int64)[n]) + s
-            index = int(call["rng_streams"].view(torch.int64)[n])
-            (own,) = choose(found.logits[n, s : s + 1], sampling, [index], [position])
-            token = given[s] if given[s] >= 0 else own
-            assert int(found.tokens[n, s]) == token
-            ended = given[s] < 0 and token == 256
-        assert ended or count == room
-        assert bool((found.tokens[n, count:] == 256).all())
+            byte_offset = int(call["byte_offsets"].view(torch.int64)[n]) + s
+            rng_stream = int(call["rng_streams"].view(torch.int64)[n])
+            (sampled,) = choose(decoded.logits[n, s : s + 1], sampling, [rng_stream], [byte_offset])
+            token = prefix_tokens[s] if prefix_tokens[s] >= 0 else sampled
+            assert int(decoded.tokens[n, s]) == token
+            ended = prefix_tokens[s] < 0 and token == 256
+        assert ended or count == max_tokens
+        assert bool((decoded.tokens[n, count:] == 256).all())
 
 
-def test_it_writes_what_the_engine_of_the_cpu_writes(program: Path) -> None:
-    """No near tie of these seeds falls within rounding."""
+def test_it_writes_what_the_cpu_decoder_writes(program: Path) -> None:
+    """With these seeds no two logits are so close that rounding decides."""
     shape = SHAPES["plain"]
     model = random_model(shape.config)
     for seed, sampling in enumerate((GREEDY, SAMPLED)):
         call = rows(shape.config, 4, seed)
-        found, _ = on_host(program, model, shape, call, sampling)
+        decoded, _ = on_host(program, model, shape, call, sampling)
         expected = byte_decode(CpuWeights(model, "float32").byte_decoder, **call, sampling=sampling)
-        assert torch.equal(found.tokens, expected.tokens)
-        assert torch.equal(found.counts, expected.counts)
+        assert torch.equal(decoded.tokens, expected.tokens)
+        assert torch.equal(decoded.counts, expected.counts)
 
 
-def test_a_row_is_alone(program: Path) -> None:
-    """The same bits in other company, in another row, with attention joined or not, by other blocks and warps."""
+def test_a_row_does_not_depend_on_the_others(program: Path) -> None:
+    """The same bits with other rows, in another row, with attention joined or not, on other blocks and warps."""
     shape = SHAPES["several groups of heads"]
     model, call = random_model(shape.config), rows(shape.config, 9, 3)
-    whole, _ = on_host(program, model, shape, call, SAMPLED)
-    for picked, blocks, warps in (([8], 5, 6), ([7, 2], 7, 11), ([3, 8, 0], 1, 6)):
-        own = {name: torch.stack([value[n] for n in picked]) for name, value in call.items()}
-        found, complaints = on_host(program, model, shape._replace(blocks=blocks, warps=warps), own, SAMPLED)
-        assert not complaints
-        for part, all_rows in zip(found, whole, strict=True):
-            torch.testing.assert_close(part, all_rows[picked], rtol=0, atol=0, equal_nan=True)
+    together, _ = on_host(program, model, shape, call, SAMPLED)
+    for chosen_rows, blocks, warps in (([8], 5, 6), ([7, 2], 7, 11), ([3, 8, 0], 1, 6)):
+        fewer_rows = {name: torch.stack([value[n] for n in chosen_rows]) for name, value in call.items()}
+        decoded, stderr = on_host(program, model, shape._replace(blocks=blocks, warps=warps), fewer_rows, SAMPLED)
+        assert not stderr
+        for part, all_rows in zip(decoded, together, strict=True):
+            torch.testing.assert_close(part, all_rows[chosen_rows], rtol=0, atol=0, equal_nan=True)
 
 
-def test_damaged_weights_are_told(program: Path) -> None:
+def test_damaged_weights_are_reported(program: Path) -> None:
     shape = SHAPES["a width of 96, one head"]
     model, call = random_model(shape.config), rows(shape.config, 3)
     with torch.no_grad():
         model.byte_level_decoder.base.transformer.wte.weight[5] = torch.inf
-    found, _ = on_host(program, model, shape, call)
-    assert found.counts.tolist() == [-1] * 3
+    decoded, _ = on_host(program, model, shape, call)
+    assert decoded.counts.tolist() == [-1] * 3
 
 
-def test_a_damaged_row_harms_no_other(program: Path) -> None:
-    """It has no token, and is carried along as long as others go on."""
+def test_a_damaged_row_changes_no_other(program: Path) -> None:
+    """It has no token, and takes part until the others end."""
     shape = SHAPES["plain"]
     model, call = random_model(shape.config), rows(shape.config, 4)
     right, _ = on_host(program, model, shape, call)
     call["features"][1] = torch.nan
     call["prefix_tokens"][1] = -1
-    found, complaints = on_host(program, model, shape, call)
-    assert not complaints
+    decoded, stderr = on_host(program, model, shape, call)
+    assert not stderr
     assert right.counts.max() > 1
-    for damaged, others in zip(found, right, strict=True):
+    for damaged, others in zip(decoded, right, strict=True):
         torch.testing.assert_close(damaged[[0, 2, 3]], others[[0, 2, 3]], rtol=0, atol=0, equal_nan=True)
-    assert found.counts[1] == -1
+    assert decoded.counts[1] == -1
 
 
-def test_faults_are_noticed(program: Path) -> None:
+def test_injected_faults_are_detected(program: Path) -> None:
     shape = SHAPES["plain"]
     model, call = random_model(shape.config), rows(shape.config, 3)
     right, _ = on_host(program, model, shape, call)
-    _, complaints = on_host(program, model, shape, call, fault="overrun")
-    assert "AddressSanitizer" in complaints
-    lawless, _ = on_host(program, model, shape, call, fault="barrier")
-    assert not torch.equal(lawless.counts, right.counts), "blocks that do not wait for one another read nothing"
+    _, stderr = on_host(program, model, shape, call, fault="overrun")
+    assert "AddressSanitizer" in stderr
+    unsynchronised, _ = on_host(program, model, shape, call, fault="barrier")
+    assert not torch.equal(unsynchronised.counts, right.counts), "blocks that do not wait read old values"
     with torch.no_grad():
         model.byte_level_decoder.base.transformer.h[1].mlp.c_proj.bias[3] += 1
     wrong, _ = on_host(program, model, shape, call)
@@ -236,7 +237,7 @@ def samplings() -> Iterator[Sampling]:
     yield Sampling(temperature=0.7, top_k=30, top_p=0.8, seed=9)
 
 
-def test_a_warp_chooses_what_the_cpu_chooses(program: Path) -> None:
+def test_a_warp_samples_what_the_cpu_samples(program: Path) -> None:
     stream = torch.Generator().manual_seed(0)
     logits = torch.randn(40, 257, generator=stream) * torch.linspace(0.1, 20, 40)[:, None]
     logits[5] = 0.0
@@ -247,26 +248,26 @@ def test_a_warp_chooses_what_the_cpu_chooses(program: Path) -> None:
     positions = torch.randint(0, 2**40, (40,), generator=stream)
     for sampling in samplings():
         head = struct.pack("<qdqdQ", 40, sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed)
-        found, complaints = run(program, "choose", head + raw(logits) + raw(indices) + raw(positions))
-        assert not complaints
+        output, stderr = run(program, "choose", head + raw(logits) + raw(indices) + raw(positions))
+        assert not stderr
         expected = choose(logits, sampling, indices.tolist(), positions.tolist())
-        assert torch.frombuffer(bytearray(found), dtype=torch.int32).tolist() == expected
+        assert torch.frombuffer(bytearray(output), dtype=torch.int32).tolist() == expected
     for bad in (torch.nan, torch.inf, -torch.inf):
-        spoiled = logits[:1].clone()
-        spoiled[0, 256] = bad
-        found, _ = run(program, "choose", struct.pack("<qdqdQ", 1, 1.0, 0, 1.0, 0) + raw(spoiled) + bytes(16))
-        assert found == struct.pack("<i", -1)
+        damaged = logits[:1].clone()
+        damaged[0, 256] = bad
+        output, _ = run(program, "choose", struct.pack("<qdqdQ", 1, 1.0, 0, 1.0, 0) + raw(damaged) + bytes(16))
+        assert output == struct.pack("<i", -1)
 
 
 @pytest.mark.slow
-def test_threads_race_nowhere(tmp_path: Path) -> None:
-    program = built(tmp_path, "thread")
+def test_threads_do_not_race(tmp_path: Path) -> None:
+    program = compiled(tmp_path, "thread")
     for shape in SHAPES.values():
         for count in (1, 9):
             model, call = random_model(shape.config), rows(shape.config, count)
-            found, complaints = on_host(program, model, shape, call, SAMPLED)
-            assert not complaints
-            assert len(found.counts) == count
+            decoded, stderr = on_host(program, model, shape, call, SAMPLED)
+            assert not stderr
+            assert len(decoded.counts) == count
     shape = SHAPES["plain"]
-    _, complaints = on_host(program, random_model(shape.config), shape, rows(shape.config, 1), fault="barrier")
-    assert "ThreadSanitizer" in complaints
+    _, stderr = on_host(program, random_model(shape.config), shape, rows(shape.config, 1), fault="barrier")
+    assert "ThreadSanitizer" in stderr

@@ -12,31 +12,31 @@ import pytest
 from support.paths import ROOT
 
 SOURCES = ["csrc/patch_embed/patch_embed.cu", "csrc/cpu_states/cpu_states.cu"]
-WARPS = ["csrc/byte_decode/byte_decode.cu"]
-"""Whose threads speak to one another: tests/csrc/test_byte_decode_on_host.py runs their bodies."""
-BESIDE = [
+COOPERATIVE_SOURCES = ["csrc/byte_decode/byte_decode.cu"]
+"""Kernels whose threads communicate: tests/csrc/test_byte_decode_on_host.py runs their bodies."""
+CPU_SOURCES = [
     "csrc/patch_embed/patch_embed.cpp",
-    "csrc/cpu_states/parallel_stream.cpp",
+    "csrc/cpu_states/philox_stream.cpp",
     "tests/csrc/cuda_on_host_driver.cpp",
 ]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 
 def host_source(text: str) -> str:
-    """CUDA with each `kernel<<<grid, block, shared, stream>>>(arguments)` as a call of cuda_on_host::launch."""
+    """CUDA source with each `kernel<<<grid, block, shared, stream>>>(arguments)` as a call of cuda_on_host::launch."""
     launches = re.compile(r"(?P<kernel>\w+(?:<[\w:, ]*>)?)<<<(?P<shape>[^;]*?)>>>\(")
-    while found := launches.search(text):
-        end, depth = found.end(), 1
+    while match := launches.search(text):
+        end, depth = match.end(), 1
         while depth:
             depth += {"(": 1, ")": -1}.get(text[end], 0)
             end += 1
-        call = f"{found['kernel']}({text[found.end() : end]}"
-        text = f"{text[: found.start()]}cuda_on_host::launch([&] {{ {call}; }}, {found['shape']}){text[end:]}"
+        call = f"{match['kernel']}({text[match.end() : end]}"
+        text = f"{text[: match.start()]}cuda_on_host::launch([&] {{ {call}; }}, {match['shape']}){text[end:]}"
     return text
 
 
 def cuda_headers(folder: Path) -> list[str]:
-    """Where nvcc has its headers, as flags."""
+    """The include flags of nvcc's headers."""
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         pytest.skip("needs CUDA's headers: no nvcc here")
@@ -63,14 +63,14 @@ def compile_objects(folder: Path) -> list[Path]:
             source.write_text(text)
             extra = ["-include", str(ROOT / "tests/csrc/cuda_on_host.h")]
         target = folder / f"{source.stem}.o"
-        done = subprocess.run(
+        process = subprocess.run(
             [compiler, *flags, *extra, "-c", str(source), "-o", str(target)], capture_output=True, text=True
         )
-        assert done.returncode == 0, done.stderr
+        assert process.returncode == 0, process.stderr
         return target
 
     with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(compile_one, [*SOURCES, *BESIDE]))
+        return list(pool.map(compile_one, [*SOURCES, *CPU_SOURCES]))
 
 
 @pytest.fixture(scope="module")
@@ -88,34 +88,36 @@ def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("op", ["patch_embed", "cpu_states"])
 def test_kernels_compute_what_the_cpu_computes(program: Path, op: str) -> None:
-    done = run(program, op, "60", "0")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "60 rounds\n"
+    process = run(program, op, "60", "0")
+    assert process.returncode == 0, process.stderr
+    assert process.stdout == "60 rounds\n"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("op", "rounds"), [("patch_embed", "1000"), ("cpu_states", "10000")])
 def test_kernels_compute_what_the_cpu_computes_in_many_rounds(program: Path, op: str, rounds: str) -> None:
-    done = run(program, op, rounds, "1")
-    assert done.returncode == 0, done.stderr
+    process = run(program, op, rounds, "1")
+    assert process.returncode == 0, process.stderr
 
 
 @pytest.mark.parametrize("op", ["patch_embed", "cpu_states"])
-def test_an_overrun_is_seen(program: Path, op: str) -> None:
-    done = run(program, op, "10", "0", "overrun")
-    assert done.returncode != 0
-    assert "AddressSanitizer" in done.stderr
+def test_an_overrun_is_detected(program: Path, op: str) -> None:
+    process = run(program, op, "10", "0", "overrun")
+    assert process.returncode != 0
+    assert "AddressSanitizer" in process.stderr
 
 
 @pytest.mark.parametrize("op", ["patch_embed", "cpu_states"])
-def test_a_wrong_value_is_seen(program: Path, op: str) -> None:
-    done = run(program, op, "10", "0", "value")
-    assert done.returncode == 1
-    assert f"{op}: " in done.stderr
+def test_a_wrong_value_is_detected(program: Path, op: str) -> None:
+    process = run(program, op, "10", "0", "value")
+    assert process.returncode == 1
+    assert f"{op}: " in process.stderr
 
 
 def test_all_cuda_sources_are_run() -> None:
-    assert sorted([*SOURCES, *WARPS]) == sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*.cu"))
+    assert sorted([*SOURCES, *COOPERATIVE_SOURCES]) == sorted(
+        str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*.cu")
+    )
     for name in SOURCES:
         text = (ROOT / name).read_text()
         launches = host_source(text).count("cuda_on_host::launch(")

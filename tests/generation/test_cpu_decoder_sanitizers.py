@@ -18,10 +18,10 @@ def sanitized(tmp_path: Path, sanitizers: str) -> Path:
 @pytest.mark.parametrize(("sanitizers", "models"), [("address,undefined", 100), ("thread", 20)])
 def test_sanitizers_find_nothing(tmp_path: Path, sanitizers: str, models: int) -> None:
     program = sanitized(tmp_path, sanitizers)
-    done = subprocess.run([program, str(models), "0"], capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{models} models\n"
+    process = subprocess.run([program, str(models), "0"], capture_output=True, text=True, timeout=280)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout == f"{models} models\n"
     if "address" in sanitizers:
-        planted = subprocess.run([program, "1", "0", "overrun"], capture_output=True, text=True, timeout=60)
-        assert planted.returncode != 0
-        assert "AddressSanitizer" in planted.stderr, "the sanitizer sees a read past the end"
+        overrun = subprocess.run([program, "1", "0", "overrun"], capture_output=True, text=True, timeout=60)
+        assert overrun.returncode != 0
+        assert "AddressSanitizer" in overrun.stderr, "the sanitizer sees a read past the end"
