@@ -9,7 +9,7 @@ import typing
 
 __all__: list[str] = [
     "CpuStatesOptions",
-    "CpuStatesReleasedStream",
+    "CpuStatesPythonStream",
     "PackedByteDecoder",
     "PackedCache",
     "PackedTransformer",
@@ -27,7 +27,7 @@ __all__: list[str] = [
     "cpu_states_find_invalid",
     "cpu_states_hash_programs",
     "cpu_states_instructions",
-    "cpu_states_is_test",
+    "cpu_states_is_eval",
     "cpu_states_pack",
     "cpu_states_run",
     "cpu_states_select",
@@ -41,9 +41,9 @@ __all__: list[str] = [
     "patch_embed_backward",
     "patch_embed_cuda",
     "patches_in_range",
-    "persistent_room",
     "persistent_rows",
-    "persistent_takes",
+    "persistent_supports",
+    "persistent_workspace_size",
     "positions_in_range",
     "short_attention",
     "short_attention_backward",
@@ -97,7 +97,7 @@ class PackedByteDecoder:
 class CpuStatesOptions:
     def __init__(self, num_registers: int, memory_size: int, min_program: int, max_program: int) -> None: ...
 
-class CpuStatesReleasedStream:
+class CpuStatesPythonStream:
     def __init__(
         self, key: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], options: CpuStatesOptions
     ) -> None: ...
@@ -110,27 +110,59 @@ def bias_gelu_backward(
     dy: int, x: int, bias: int, dx: int, dbias: int, N: int, F: int, threads: int, isa: int
 ) -> None: ...
 def byte_accept(
-    sizes: typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(3)"],
-    addresses: typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(10)"],
+    N: int,
+    S: int,
+    s: int,
+    logits: int,
+    prefix_tokens: int,
+    max_tokens: int,
+    rng_streams: int,
+    byte_offsets: int,
+    sampling: int,
+    tokens: int,
+    counts: int,
+    next_tokens: int,
+    active: int,
 ) -> None: ...
 def byte_accept_cuda(
-    sizes: typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(3)"],
-    addresses: typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(10)"],
+    N: int,
+    S: int,
+    s: int,
+    logits: int,
+    prefix_tokens: int,
+    max_tokens: int,
+    rng_streams: int,
+    byte_offsets: int,
+    sampling: int,
+    tokens: int,
+    counts: int,
+    next_tokens: int,
+    active: int,
     stream: int,
 ) -> None: ...
 def byte_decode_cuda(
-    sizes: typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(5)"],
+    D: int,
+    H: int,
+    F: int,
+    S: int,
+    layers: int,
     eps: typing.SupportsFloat | typing.SupportsIndex,
     dtype: int,
     weights: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-    inputs: typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(6)"],
-    sampling: tuple[
-        typing.SupportsFloat | typing.SupportsIndex,
-        typing.SupportsInt | typing.SupportsIndex,
-        typing.SupportsFloat | typing.SupportsIndex,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    outputs: typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(4)"],
+    features: int,
+    N: int,
+    prefix_tokens: int,
+    max_tokens: int,
+    rng_streams: int,
+    byte_offsets: int,
+    temperature: typing.SupportsFloat | typing.SupportsIndex,
+    top_k: int,
+    top_p: typing.SupportsFloat | typing.SupportsIndex,
+    seed: int,
+    tokens: int,
+    counts: int,
+    workspace: int,
+    arrived: int,
     stream: int,
 ) -> None: ...
 def cached_attention(
@@ -150,13 +182,15 @@ def cached_attention(
 ) -> None: ...
 def cpu_states_check_program(program: bytes, num_registers: int, memory_size: int) -> tuple[int, int]: ...
 def cpu_states_disassemble(program: bytes, num_registers: int, separator: str) -> str: ...
+def cpu_states_faults() -> list[str]: ...
 def cpu_states_find_invalid(
     data: int, offsets: int, count: int, num_registers: int, memory_size: int, threads: int
 ) -> int: ...
 def cpu_states_hash_programs(
     data: int, offsets: int, count: int, num_registers: int, memory_size: int, hashes: int, threads: int
 ) -> None: ...
-def cpu_states_is_test(hash: int) -> bool: ...
+def cpu_states_instructions() -> list[tuple[str, int, int]]: ...
+def cpu_states_is_eval(hash: int) -> bool: ...
 def cpu_states_pack(
     data: int, offsets: int, count: int, extension: bytes, S: int, patches: int, P: int, cu_seqlens: int, threads: int
 ) -> None: ...
@@ -178,7 +212,7 @@ def cpu_states_write_cuda(
     offsets: int,
     out: int,
     capacity: int,
-    in_test: int,
+    in_eval: int,
     stream: int,
 ) -> None: ...
 def has_bf16_dot() -> bool: ...
@@ -224,12 +258,8 @@ def patch_embed_cuda(
     stream: int,
 ) -> None: ...
 def patches_in_range(patches: int, count: int) -> bool: ...
-def persistent_room(
-    sizes: typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(5)"], N: int
-) -> int: ...
-def persistent_takes(
-    sizes: typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(5)"],
-) -> bool: ...
+def persistent_supports(D: int, H: int, F: int, S: int, layers: int) -> bool: ...
+def persistent_workspace_size(D: int, H: int, F: int, S: int, layers: int, N: int) -> int: ...
 def positions_in_range(positions: int, count: int, L: int) -> bool: ...
 def short_attention(
     q: int,
@@ -265,38 +295,6 @@ def short_attention_backward(
 ) -> None: ...
 
 byte_decode_rows: int = 128
-cpu_states_faults: tuple = (
-    "none",
-    "opcode",
-    "operand_missing",
-    "operand_surplus",
-    "register_range",
-    "pc_range",
-    "no_halt",
-)
-cpu_states_instructions: list = [
-    ("HLT", 0, 0),
-    ("CLR", 0, 1),
-    ("INC", 0, 1),
-    ("DEC", 0, 1),
-    ("SHL", 0, 1),
-    ("SHR", 0, 1),
-    ("ROL", 0, 1),
-    ("ROR", 0, 1),
-    ("NOT", 0, 1),
-    ("PUSH", 1, 1),
-    ("POP", 1, 1),
-    ("LOADI", 1, 1),
-    ("SWAP", 1, 2),
-    ("ADD", 1, 3),
-    ("SUB", 1, 3),
-    ("MUL", 1, 3),
-    ("DIV", 1, 3),
-    ("AND", 1, 3),
-    ("OR", 1, 3),
-    ("XOR", 1, 3),
-    ("MOV", 2, 2),
-]
 persistent_rows: int = 64
 short_attention_max_length: int = 64
 with_cuda: bool

@@ -36,9 +36,9 @@ class MersenneTwister {
     // Uniform in [0, n), 1 ≤ n < 2^32: the index of random.choice, and randint(a, b) − a for n = b − a + 1.
     uint32_t below(uint32_t n) {
         const int bits = std::bit_width(n);
-        uint32_t drawn = getrandbits(bits);
-        while (drawn >= n) drawn = getrandbits(bits);
-        return drawn;
+        uint32_t value = getrandbits(bits);
+        while (value >= n) value = getrandbits(bits);
+        return value;
     }
 
   private:

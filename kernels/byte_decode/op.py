@@ -146,8 +146,8 @@ def byte_decode(
 
 
 def persistent_supports(weights: ByteDecoderWeights) -> bool:
-    """Whether the CUDA kernel supports a model of this shape: widths are multiples of 8; layers, positions and widths are
-    within the limits of `csrc/byte_decode/persistent.h`. It supports the paper's model."""
+    """Whether the CUDA kernel supports a model of this shape, such as the paper's: widths are multiples of 8; layers,
+    positions and widths are within the limits of `csrc/byte_decode/persistent.h`."""
     return _C.persistent_supports(*_shape(weights))
 
 
@@ -324,7 +324,7 @@ def _accept_cuda(*arguments: Any) -> None:
     logits = arguments[0]
     with on_device(logits):
         stream = torch.cuda.current_stream(logits.device).cuda_stream
-        _C.byte_accept_cuda(*_accept_arguments(*arguments), stream)
+        _C.byte_accept_cuda(*[*_accept_arguments(*arguments), stream])
 
 
 def _accept_arguments(*arguments: Any) -> list[int]:

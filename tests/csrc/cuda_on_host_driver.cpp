@@ -140,15 +140,15 @@ void cpu_states_round(Trial& trial) {
     const int64_t capacity = offsets[count] - (fits ? 0 : 1);
     std::vector<uint8_t> expected(offsets[count]), out(capacity - (trial.overrun && fits && count > 0 ? 1 : 0), 0xA5);
     write_selected(options, seed + (trial.value ? 1 : 0), indices.data(), offsets.data(), count, expected.data(), 1);
-    const int64_t written = fits ? count : count - 1;
+    const int64_t num_written = fits ? count : count - 1;
     std::vector<uint8_t> flags(count, 2);
     static_assert(sizeof(bool) == 1);
     write_cuda(options, seed, start, count, offsets.data(), out.data(), capacity, reinterpret_cast<bool*>(flags.data()),
                nullptr);
-    expect(std::equal(expected.begin(), expected.begin() + offsets[written], out.begin()),
+    expect(std::equal(expected.begin(), expected.begin() + offsets[num_written], out.begin()),
            "cpu_states: traces differ from the host's");
-    for (int64_t i = offsets[written]; i < capacity; ++i) expect(out[i] == 0xA5, "cpu_states: an instance is cut off");
-    for (int64_t i = 0; i < written; ++i) {
+    for (int64_t i = offsets[num_written]; i < capacity; ++i) expect(out[i] == 0xA5, "cpu_states: an instance is cut off");
+    for (int64_t i = 0; i < num_written; ++i) {
         const int64_t length = draw_length(options, seed, static_cast<uint64_t>(start + i));
         expect(flags[i] == (is_eval(program_hash(expected.data() + offsets[i], length)) ? 1 : 0),
                "cpu_states: splits differ");
