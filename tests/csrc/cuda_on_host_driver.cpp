@@ -147,7 +147,8 @@ void cpu_states_round(Trial& trial) {
                nullptr);
     expect(std::equal(expected.begin(), expected.begin() + offsets[num_written], out.begin()),
            "cpu_states: traces differ from the host's");
-    for (int64_t i = offsets[num_written]; i < capacity; ++i) expect(out[i] == 0xA5, "cpu_states: an instance is cut off");
+    for (int64_t i = offsets[num_written]; i < capacity; ++i)
+        expect(out[i] == 0xA5, "cpu_states: an instance is cut off");
     for (int64_t i = 0; i < num_written; ++i) {
         const int64_t length = draw_length(options, seed, static_cast<uint64_t>(start + i));
         expect(flags[i] == (is_eval(program_hash(expected.data() + offsets[i], length)) ? 1 : 0),
