@@ -48,10 +48,10 @@ def test_a_lost_chunk_would_show(tiny_batch: PackedPatches, monkeypatch: pytest.
     model.zero_grad()
     model(tiny_batch, tiny_batch.target_indices()[:-5]).loss.backward()
     for name, weight in model.byte_level_decoder.named_parameters():
-        found, expected = weight.grad, gradients[f"byte_level_decoder.{name}"]
-        assert found is not None
+        actual, expected = weight.grad, gradients[f"byte_level_decoder.{name}"]
+        assert actual is not None
         if name != "base.transformer.wpe.weight":
-            assert not torch.allclose(found, expected, rtol=1e-9, atol=1e-12), name
+            assert not torch.allclose(actual, expected, rtol=1e-9, atol=1e-12), name
 
 
 def test_frozen_weights_and_no_gradient(tiny_model: BGPT, tiny_batch: PackedPatches, monkeypatch) -> None:  # type: ignore[no-untyped-def]
@@ -84,16 +84,16 @@ def test_gradients_add_up_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
             assert error <= 2 * (whole[name].double() - gradient).norm() + 2**-8 * gradient.norm(), name
 
 
-def kept_bytes(model: BGPT, patches: int) -> tuple[int, int]:
+def saved_bytes(model: BGPT, patches: int) -> tuple[int, int]:
     """What a forward pass in bfloat16 keeps for backward, in bytes: by the patch decoder, and in all."""
-    kept: dict[int, int] = {}
+    storages: dict[int, int] = {}
     own = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     alive: list[Tensor] = []  # so that no storage's address is used twice
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
+            storages[storage.data_ptr()] = storage.nbytes()
             alive.append(tensor)
         return tensor
 
@@ -104,16 +104,16 @@ def kept_bytes(model: BGPT, patches: int) -> tuple[int, int]:
         torch.autocast("cpu", dtype=torch.bfloat16),
     ):
         features, targets = model._inputs(batch, batch.target_indices())
-        by_patch_decoder = sum(kept.values())
+        by_patch_decoder = sum(storages.values())
         model.byte_level_decoder.nats(features, targets)
-    return by_patch_decoder, sum(kept.values())
+    return by_patch_decoder, sum(storages.values())
 
 
 def test_memory_of_training_at_the_papers_size() -> None:
     """At most 0.25 MB a patch and 6 GB (counted, not run on a GPU): the patch decoder's share grows with the batch, the
     byte decoder's with a chunk; the rest is weights, gradients, Adam's moments and the weights in bfloat16."""
     model = BGPT(PAPER)
-    (patch_32, all_32), (patch_96, all_96) = kept_bytes(model, 32), kept_bytes(model, 96)
+    (patch_32, all_32), (patch_96, all_96) = saved_bytes(model, 32), saved_bytes(model, 96)
     a_patch = (patch_96 - patch_32) / 64
     of_bytes = ((all_96 - all_32) - (patch_96 - patch_32)) / 62  # targets: 31 of 32 patches
     fixed = model.num_parameters() * (4 + 4 + 8 + 2)

@@ -133,8 +133,8 @@ def test_a_run_and_its_pointers_name_their_checkpoints(tmp_path: Path, weights: 
         (checkpoints / "best", "step-00000001"),
     ):
         expected = load_weights(checkpoints / name).state_dict
-        found = load_weights(path).state_dict
-        assert all(torch.equal(found[key], tensor) for key, tensor in expected.items()), path
+        loaded = load_weights(path).state_dict
+        assert all(torch.equal(loaded[key], tensor) for key, tensor in expected.items()), path
     for text in ("step-00000003", "", "../checkpoints/step-00000001"):
         (checkpoints / "latest").write_text(text)
         with pytest.raises(CheckpointError, match="latest: expected the name of a checkpoint folder beside it"):
@@ -405,16 +405,16 @@ def test_damaged_released_files_never_give_other_weights(tmp_path: Path, weights
     for offset in (stream.randrange(len(content)) for _ in range(100)):
         path.write_bytes(content[:offset])
         assert refused(path), offset
-    found = 0
+    refusals = 0
     for _ in range(300):
         flipped = bytearray(content)
         flipped[stream.randrange(len(content))] ^= 1 << stream.randrange(8)
         path.write_bytes(flipped)
         if refused(path):
-            found += 1
+            refusals += 1
         else:
             assert same(load_weights(path).state_dict, weights), "only padding of the archive may change unseen"
-    assert found > 150
+    assert refusals > 150
 
 
 class Evil:
@@ -545,16 +545,16 @@ def save_attempts(folder: Path, config: BGPTConfig, weights: Weights) -> Iterato
 def test_every_failing_step_leaves_a_whole_checkpoint(folder: Path, weights: Weights) -> None:
     other = BGPTConfig(patch_size=3, patch_length=9, hidden_size=16, patch_num_layers=1, byte_num_layers=1, num_heads=1)
     new = make_weights(other, seed=1)
-    seen = []
+    outcomes = []
     for number in save_attempts(folder, other, new):
         config, loaded, _ = load_weights(folder)
         assert same(loaded, weights if config == SMALL else new), number
-        seen.append(config)
+        outcomes.append(config)
         assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"], number
-    switch = seen.index(other)
+    switch = outcomes.index(other)
     assert switch >= 8, "the old one stays through the writing of both files"
-    assert all(config == SMALL for config in seen[:switch])
-    assert all(config == other for config in seen[switch:])
+    assert all(config == SMALL for config in outcomes[:switch])
+    assert all(config == other for config in outcomes[switch:])
 
 
 def test_a_failing_save_is_named(folder: Path, weights: Weights, tmp_path: Path) -> None:
@@ -773,22 +773,22 @@ def test_bare_classifier_files_want_their_labels(tmp_path: Path, hub: Path) -> N
     for source in (tmp_path / "bare.safetensors", "owner/single", "owner/single/weights.pth"):
         with pytest.raises(CheckpointError, match="expected a label map beside the weights of a classifier"):
             load_weights(source)
-        found = load_weights(source, labels=LABELS)
-        assert found.labels == LABELS
-        assert same(found.state_dict, weights)
+        loaded = load_weights(source, labels=LABELS)
+        assert loaded.labels == LABELS
+        assert same(loaded.state_dict, weights)
 
 
 def test_every_failing_step_between_the_two_kinds_leaves_a_whole_checkpoint(folder: Path, weights: Weights) -> None:
     new = make_classifier_weights()
-    seen = []
+    outcomes = []
     for number in range(100):
         with step_fails(number, DiskFull()) as steps, contextlib.suppress(OSError):
             save_weights(folder, SMALL, new, labels=LABELS)
-        found = load_weights(folder)
-        assert same(found.state_dict, weights if found.labels is None else new), number
-        seen.append(found.labels)
+        loaded = load_weights(folder)
+        assert same(loaded.state_dict, weights if loaded.labels is None else new), number
+        outcomes.append(loaded.labels)
         if len(steps) <= number:
             break
-    switch = seen.index(LABELS)
+    switch = outcomes.index(LABELS)
     assert switch >= 8
-    assert seen == [None] * switch + [LABELS] * (len(seen) - switch)
+    assert outcomes == [None] * switch + [LABELS] * (len(outcomes) - switch)

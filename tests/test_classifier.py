@@ -199,7 +199,7 @@ def released(path: Path, model: BGPTForClassification, style: str) -> Path:
 
 
 @pytest.mark.parametrize("style", ["model", "bare", "module"])
-def test_a_released_classifier_loads_with_labels_given(tmp_path: Path, style: str) -> None:
+def test_a_released_classifier_loads_with_a_label_map(tmp_path: Path, style: str) -> None:
     torch.manual_seed(0)
     config = BGPTConfig(patch_length=20, hidden_size=64, patch_num_layers=2)
     model = randomised(BGPTForClassification(config, LABELS))

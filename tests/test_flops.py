@@ -16,7 +16,7 @@ CONFIG = BGPTConfig(patch_size=4, patch_length=9, hidden_size=32, patch_num_laye
 
 
 @pytest.mark.parametrize("drawn", [None, {1, 4, 8}], ids=["all targets", "three targets"])
-def test_flops_are_what_torch_counts(drawn: set[int] | None) -> None:
+def test_flops_are_what_torch_counts(sample: set[int] | None) -> None:
     batch = PackedPatches.from_bytes([("a", bytes(20)), ("b", bytes(5))], CONFIG)
     lengths = batch.cu_seqlens.diff()
     starts = batch.cu_seqlens.tolist()
@@ -24,12 +24,12 @@ def test_flops_are_what_torch_counts(drawn: set[int] | None) -> None:
     forward, backward = FlopCounterMode(display=False), FlopCounterMode(display=False)
     with forward:
         features = torch.cat([model.patch_level_decoder(patches) for patches in batch.patches.split(lengths.tolist())])
-        chosen = drawn or set(range(len(batch.patches))) - set(starts)
+        chosen = sample or set(range(len(batch.patches))) - set(starts)
         logits = [model.byte_level_decoder(features[i - 1], batch.patches[i]) for i in sorted(chosen)]
     with backward:
         torch.stack(logits).logsumexp(-1).sum().backward()
     one_hot = 2 * starts[-1] * 4 * 257 * 32  # the reference multiplies by one-hot matrices, which need no gradient
-    targets = None if drawn is None else len(drawn)
+    targets = None if sample is None else len(sample)
     counted = sum(forward_flops(CONFIG, lengths, targets, causal=False).values())
     assert counted + one_hot == forward.get_total_flops()
     assert 2 * counted + one_hot == backward.get_total_flops()
@@ -60,9 +60,11 @@ def test_a_classifier_has_no_byte_decoder() -> None:
 def test_sums_are_exact_and_quick() -> None:
     lengths = np.random.default_rng(0).integers(2, 1024, 4000).astype(np.int32)
     plain = sum(int(length) * (int(length) + 1) // 2 for length in lengths)
-    found = forward_flops(BGPTConfig(), lengths)
-    assert found["patch attention"] == 4 * 768 * plain * 12
-    assert found == forward_flops(BGPTConfig(), torch.from_numpy(lengths)) == forward_flops(BGPTConfig(), list(lengths))
+    counts = forward_flops(BGPTConfig(), lengths)
+    assert counts["patch attention"] == 4 * 768 * plain * 12
+    assert (
+        counts == forward_flops(BGPTConfig(), torch.from_numpy(lengths)) == forward_flops(BGPTConfig(), list(lengths))
+    )
     assert sum(forward_flops(BGPTConfig(), []).values()) == 0
     times = []
     for _ in range(20):

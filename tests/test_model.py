@@ -328,7 +328,7 @@ def test_a_bad_config_is_named(fields: dict, message: str) -> None:
 
 
 def test_every_parameter_but_the_unused_wte_gets_a_gradient(tiny_model: BGPT, tiny_batch: PackedPatches) -> None:
-    found = gradients(tiny_model, tiny_model(tiny_batch).loss)
-    missing = {name for name, _ in tiny_model.named_parameters()} - found.keys()
+    grads = gradients(tiny_model, tiny_model(tiny_batch).loss)
+    missing = {name for name, _ in tiny_model.named_parameters()} - grads.keys()
     assert missing == {"patch_level_decoder.base.wte.weight"}
-    assert all(gradient.abs().sum() > 0 for gradient in found.values())
+    assert all(gradient.abs().sum() > 0 for gradient in grads.values())

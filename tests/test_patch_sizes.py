@@ -52,10 +52,10 @@ def test_packing_loss_and_gradients_are_the_references(model: BGPT) -> None:
     torch.testing.assert_close(ours.loss, theirs.loss, rtol=1e-5, atol=0)
     ours.loss.backward()
     theirs.loss.backward()
-    wanted = dict(reference.named_parameters())
+    expected = dict(reference.named_parameters())
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
-            torch.testing.assert_close(parameter.grad, wanted[name].grad, rtol=1e-3, atol=1e-6, msg=name)
+            torch.testing.assert_close(parameter.grad, expected[name].grad, rtol=1e-3, atol=1e-6, msg=name)
     assert model.log_likelihood(batch).num_bytes.tolist() == [len(content) for _, content in documents()]
 
 
@@ -63,14 +63,14 @@ def test_generation_takes_what_is_likeliest_and_batches_change_nothing(model: BG
     prompts = [Prompt(extension, content) for extension, content in documents(1)[:4]]
     for precision in ("float32", "bfloat16", "int8"):
         generator = Generator(model, precision=precision)
-        made = generator.generate(prompts, max_new_bytes=40)
-        drawn = generator.generate(prompts, max_new_bytes=40, temperature=1.0)
-        assert [generator.generate([one], max_new_bytes=40)[0].data for one in prompts] == [one.data for one in made]
-        assert [one.data for one in drawn] != [one.data for one in made]
-        found = score(model, [("a", one.data) for one in made], precision=precision)
-        for one, logits in zip(made, found, strict=True):
-            written = [*one.data, *([EOP] if one.finished else [])]
-            assert logits.argmax(-1)[one.prompt_bytes : len(written)].tolist() == written[one.prompt_bytes :]
+        greedy = generator.generate(prompts, max_new_bytes=40)
+        sampled = generator.generate(prompts, max_new_bytes=40, temperature=1.0)
+        assert [generator.generate([one], max_new_bytes=40)[0].data for one in prompts] == [one.data for one in greedy]
+        assert [one.data for one in sampled] != [one.data for one in greedy]
+        scores = score(model, [("a", one.data) for one in greedy], precision=precision)
+        for one, logits in zip(greedy, scores, strict=True):
+            tokens = [*one.data, *([EOP] if one.finished else [])]
+            assert logits.argmax(-1)[one.prompt_bytes : len(tokens)].tolist() == tokens[one.prompt_bytes :]
 
 
 def test_scoring_is_the_models(model: BGPT) -> None:
@@ -78,8 +78,8 @@ def test_scoring_is_the_models(model: BGPT) -> None:
     batch = PackedPatches.from_bytes([("a", content)], model.config)
     [logits] = score(model, [("a", content)])
     with torch.no_grad():
-        wanted = model.logits(batch).flatten(0, 1)[: len(content) + 1]
-    torch.testing.assert_close(logits, wanted, rtol=1e-4, atol=1e-4)
+        expected = model.logits(batch).flatten(0, 1)[: len(content) + 1]
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_training_checkpoints_and_evaluation(model: BGPT, tmp_path: Path) -> None:

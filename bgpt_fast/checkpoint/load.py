@@ -85,9 +85,9 @@ def load_weights(source: str | os.PathLike[str], *, labels: Mapping[str, int] | 
         return _complete(state_dict, fields, None, labels, str(path))
     if not path.exists() and isinstance(source, str) and _HUB_ID.fullmatch(source):
         return _load_hub(source, labels)
-    found = "a file of another kind" if path.exists() else "nothing there"
+    actual = "a file of another kind" if path.exists() else "nothing there"
     raise CheckpointError(
-        f"{path}: expected a checkpoint folder, a .safetensors or .pth file, or a hub id 'owner/name', got {found}"
+        f"{path}: expected a checkpoint folder, a .safetensors or .pth file, or a hub id 'owner/name', got {actual}"
     )
 
 

@@ -65,8 +65,8 @@ def validate_state_dict(
         if not isinstance(tensor, Tensor):
             raise CheckpointError(f"{source}: {name}: expected a tensor, got {type(tensor).__name__}")
         if tuple(tensor.shape) != shape:
-            told = f"; the label map has {len(labels)} classes" if labels and name.startswith(CLASSIFIER) else ""
-            raise CheckpointError(f"{source}: {name}: expected shape {list(shape)}, got {list(tensor.shape)}{told}")
+            hint = f"; the label map has {len(labels)} classes" if labels and name.startswith(CLASSIFIER) else ""
+            raise CheckpointError(f"{source}: {name}: expected shape {list(shape)}, got {list(tensor.shape)}{hint}")
         if tensor.dtype not in DTYPES:
             raise CheckpointError(f"{source}: {name}: expected a float of 16 to 64 bits, got {tensor.dtype}")
     if LM_HEAD in state_dict and not _equal(state_dict[LM_HEAD], state_dict[WTE]):
@@ -124,8 +124,8 @@ def checked_labels(labels: object, source: str) -> dict[str, int]:
 
 def some(names: list[str]) -> str:
     """How many names there are, with the first few of them."""
-    shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
-    return f"{len(names)} ({shown})" if names else "none"
+    listed = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+    return f"{len(names)} ({listed})" if names else "none"
 
 
 def parse_config(fields: object, source: str) -> BGPTConfig:

@@ -213,9 +213,9 @@ class CheckpointStore:
         steps = self.steps()
         # Steps after the latest are what a run left behind that went on from an earlier checkpoint.
         past = [step for step in steps if latest is None or step <= latest]
-        kept = {latest, self.pointed("best"), *past[-self.keep_last :]}
+        retained = {latest, self.pointed("best"), *past[-self.keep_last :]}
         for step in steps:
-            if step not in kept:
+            if step not in retained:
                 shutil.rmtree(self.path(step), ignore_errors=True)
         self._remove_leftovers()
 

@@ -35,10 +35,10 @@ class RunLog:
             return
         if self.path.exists():
             lines = self.path.read_bytes().splitlines(keepends=True)
-            kept = [line for line in lines if _is_before(line, step, evaluated_step)]
-            if kept != lines:
+            remaining = [line for line in lines if _is_before(line, step, evaluated_step)]
+            if remaining != lines:
                 with atomic_write(self.path) as file:
-                    file.writelines(kept)
+                    file.writelines(remaining)
         self._file = self.path.open("a", encoding="utf-8")
 
     def write(self, figures: dict[str, Any]) -> None:

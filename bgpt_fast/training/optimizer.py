@@ -98,12 +98,12 @@ class Optimizers:
         Raises:
             ValueError: the state belongs to other parameters or to another optimiser.
         """
-        left = dict(tensors)
+        remaining = dict(tensors)
         for optimizer in self._all():
             fields = ("momentum_buffer",) if optimizer is self._muon else ("step", "exp_avg", "exp_avg_sq")
             state: dict[int, dict[str, Tensor]] = {}
             for index, (name, parameter) in enumerate(_named(optimizer)):
-                values = {field: left.pop(f"{name}/{field}") for field in fields if f"{name}/{field}" in left}
+                values = {field: remaining.pop(f"{name}/{field}") for field in fields if f"{name}/{field}" in remaining}
                 for field, value in values.items():
                     if field != "step" and value.shape != parameter.shape:
                         raise ValueError(
@@ -118,10 +118,10 @@ class Optimizers:
                         for field, value in values.items()
                     }
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        if left:
+        if remaining:
             raise ValueError(
-                f"optimizer state: {len(left)} tensors fit no parameter of optimizer={self._config.optimizer!r}, such "
-                f"as {sorted(left)[0]!r}; resume with the optimizer and the model that the run was started with"
+                f"optimizer state: {len(remaining)} tensors fit no parameter of optimizer={self._config.optimizer!r}, such "
+                f"as {sorted(remaining)[0]!r}; resume with the optimizer and the model that the run was started with"
             )
 
     def _all(self) -> list[torch.optim.Optimizer]:

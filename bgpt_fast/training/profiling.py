@@ -219,9 +219,9 @@ def profiled_run(run_dir: Path, after: int, steps: int) -> Iterator[StepProfiler
             yield profiler
     finally:
         if profiler.profiled:
-            found = {
+            summary = {
                 "steps": profiler.profiled,
                 "gpu_idle_share": profiler.gpu_idle_share,
                 "ops": profiler.summary(),
             }
-            write_json(run_dir / "profile.json", found)
+            write_json(run_dir / "profile.json", summary)

@@ -114,7 +114,7 @@ class ProgressBar:
         self._clock = clock
         self._last_line = float("-inf")
         self._of = f"/{steps}" if steps else ""
-        self._shown: dict[str, float] = {}
+        self._averages: dict[str, float] = {}
         self._bar: rich_progress.Progress | None = None
         if enabled and self._console.is_terminal:
             self._bar = rich_progress.Progress(
@@ -169,10 +169,12 @@ class ProgressBar:
         return " · ".join(parts)
 
     def _smooth(self, name: str, value: float) -> float:
-        self._shown[name] = (
-            value if not math.isfinite(self._shown.get(name, math.nan)) else 0.95 * self._shown[name] + 0.05 * value
+        self._averages[name] = (
+            value
+            if not math.isfinite(self._averages.get(name, math.nan))
+            else 0.95 * self._averages[name] + 0.05 * value
         )
-        return self._shown[name]
+        return self._averages[name]
 
 
 def clock_text(seconds: float) -> str:

@@ -83,8 +83,8 @@ def main(jobs: list[dict[str, Any]]) -> None:
     own_states = resuming.states_of
     chunk = bgpt_fast.byte_decoder.CHUNK
 
-    def unweighted(parallel: Any, objective: Any, batches: Any, drawn: Any, total: int, rest: str) -> torch.Tensor:
-        return weighted(parallel, objective, batches, drawn, world_size * sum(map(len, drawn)), rest)
+    def unweighted(parallel: Any, objective: Any, batches: Any, targets: Any, total: int, rest: str) -> torch.Tensor:
+        return weighted(parallel, objective, batches, targets, world_size * sum(map(len, targets)), rest)
 
     for job in jobs:
         # Faults that a right implementation must not have: each makes another run.

@@ -160,10 +160,10 @@ def test_dashboards_and_profile_are_files_of_the_run(tmp_path: Path) -> None:
         evaluate=lambda model: {"loss": next(evaluations)},
     ).train()
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    shown = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    curve = [(event.step, event.value) for event in events.Scalars("train/loss")]
     logged = [(line["step"], line["loss"]) for line in log_lines(tmp_path) if line["kind"] == "train"]
-    assert [step for step, _ in shown] == [step for step, _ in logged]
-    assert [value for _, value in shown] == pytest.approx([value for _, value in logged], rel=1e-6)
+    assert [step for step, _ in curve] == [step for step, _ in logged]
+    assert [value for _, value in curve] == pytest.approx([value for _, value in logged], rel=1e-6)
     assert [(event.step, event.value) for event in events.Scalars("eval/loss")] == [(3, 3.0), (6, 2.0)]
     profile = json.loads((tmp_path / "profile.json").read_text())
     assert profile["steps"] == 2

@@ -42,10 +42,10 @@ def test_round_trip_and_from_pretrained(tmp_path: Path) -> None:
     assert store.load_latest() is None
     folder = store.save(7, _checkpoint(7))
     assert folder.name == "step-00000007"
-    found = store.load_latest()
-    assert found is not None
-    assert found[0] == 7
-    _assert_same(found[1], _checkpoint(7))
+    latest = store.load_latest()
+    assert latest is not None
+    assert latest[0] == 7
+    _assert_same(latest[1], _checkpoint(7))
     assert BGPT.from_pretrained(folder).config == SMALL
 
 
@@ -122,9 +122,9 @@ def test_every_system_call_fails_in_turn(tmp_path: Path, monkeypatch: pytest.Mon
         if not saved:
             _assert_same(store.load(1), _checkpoint(1))
         injected, calls = calls >= fail_at, -1000
-        found = store.load_latest()
-        assert found is not None
-        _assert_same(found[1], _checkpoint(found[0]))
+        latest = store.load_latest()
+        assert latest is not None
+        _assert_same(latest[1], _checkpoint(latest[0]))
         if not injected:
             break
     assert not injected
@@ -153,9 +153,9 @@ def test_full_disk(tmp_path: Path) -> None:
             store.save(2, _checkpoint(2))
         assert store.steps() == [1]
         assert not list(tmp_path.glob(".step-*"))
-    found = store.load_latest()
-    assert found is not None
-    _assert_same(found[1], _checkpoint(1))
+    latest = store.load_latest()
+    assert latest is not None
+    _assert_same(latest[1], _checkpoint(1))
     with _largest_file(sizes[-1]):
         store.save(2, _checkpoint(2))
     assert store.pointed("latest") == 2
@@ -202,9 +202,9 @@ def test_damaged_latest_falls_back_and_says_so(tmp_path: Path, name: str) -> Non
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     with pytest.warns(UserWarning, match=rf"going on from step 1.*{name}"):
-        found = store.load_latest()
-    assert found is not None
-    _assert_same(found[1], _checkpoint(1))
+        latest = store.load_latest()
+    assert latest is not None
+    _assert_same(latest[1], _checkpoint(1))
     # Going on from there writes the damaged step again.
     store.save(2, _checkpoint(2))
     _assert_same(store.load(2), _checkpoint(2))
@@ -228,17 +228,17 @@ def test_lost_pointer_means_the_newest(tmp_path: Path, pointer: bytes | None) ->
     else:
         (tmp_path / "latest").write_bytes(pointer)
     with pytest.warns(UserWarning, match="names no checkpoint"):
-        found = store.load_latest()
-    assert found is not None
-    assert found[0] == 2
+        latest = store.load_latest()
+    assert latest is not None
+    assert latest[0] == 2
 
 
 def test_leftovers_of_a_killed_save_are_ignored_and_removed(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     folder = store.save(1, _checkpoint(1))
     shutil.copytree(folder, tmp_path / ".step-00000002.abc.part")
-    found = store.load_latest()
-    assert found is not None
-    assert found[0] == 1
+    latest = store.load_latest()
+    assert latest is not None
+    assert latest[0] == 1
     store.save(2, _checkpoint(2))
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["latest", "step-00000001", "step-00000002"]

@@ -113,10 +113,10 @@ def test_a_batch_that_is_not_finite_is_written_with_its_labels(tmp_path: Path) -
         trainer.model.classifier.weight.fill_(torch.nan)  # type: ignore[union-attr, operator]
     with pytest.raises(NonFiniteLossError) as caught:
         trainer.train()
-    written = safetensors.torch.load_file(caught.value.batch_path)
+    batch_file = safetensors.torch.load_file(caught.value.batch_path)
     batch = LabelledBytes().next_batch()
-    assert torch.equal(written["0.labels"], batch.labels)
-    assert torch.equal(written["0.patches"], torch.as_tensor(batch.batch.patches))
+    assert torch.equal(batch_file["0.labels"], batch.labels)
+    assert torch.equal(batch_file["0.patches"], torch.as_tensor(batch.batch.patches))
 
 
 def test_a_source_with_other_classes_is_refused(tmp_path: Path) -> None:

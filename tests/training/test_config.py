@@ -88,13 +88,13 @@ def test_time_progress_is_the_share_of_the_budget() -> None:
 def test_rates_are_those_that_the_optimizers_step_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
 ) -> None:
-    seen: dict[str, list[set[float]]] = {"AdamW": [], "Muon": []}
+    rates: dict[str, list[set[float]]] = {"AdamW": [], "Muon": []}
 
     def record(kind: type[torch.optim.Optimizer]) -> None:
         original = kind.step
 
         def step(self: torch.optim.Optimizer) -> Any:
-            seen[kind.__name__].append({group["lr"] for group in self.param_groups})
+            rates[kind.__name__].append({group["lr"] for group in self.param_groups})
             return original(self)
 
         monkeypatch.setattr(kind, "step", step)
@@ -109,6 +109,6 @@ def test_rates_are_those_that_the_optimizers_step_with(
     assert factors[0] == pytest.approx(0.5 / 3)
     assert factors[1] == pytest.approx(1.5 / 3)
     assert factors[9] < 0.02
-    assert seen["AdamW"] == [{0.01 * factor} for factor in factors]
-    assert seen["Muon"] == ([{0.02 * factor} for factor in factors] if optimizer == "muon" else [])
+    assert rates["AdamW"] == [{0.01 * factor} for factor in factors]
+    assert rates["Muon"] == ([{0.02 * factor} for factor in factors] if optimizer == "muon" else [])
     assert [line["learning_rate"] for line in log_lines(tmp_path)] == [0.01 * factor for factor in factors]

@@ -42,14 +42,14 @@ def losses(model: nn.Module, loss_of: Callable[[PackedPatches], Tensor], kind: s
     """The loss before each step: float64 [STEPS]."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.1)
     data = batches(kind)
-    found = []
+    curve = []
     for step in range(STEPS):
         loss = loss_of(data[step % len(data)])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        found.append(float(loss.detach()))
-    return torch.tensor(found, dtype=torch.float64)
+        curve.append(float(loss.detach()))
+    return torch.tensor(curve, dtype=torch.float64)
 
 
 def ours(dtype: torch.dtype) -> BGPT:

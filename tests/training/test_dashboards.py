@@ -67,9 +67,9 @@ def test_tensorboard_is_imported_only_when_used() -> None:
 
 def test_a_missing_tensorboard_is_named_and_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.warns(UserWarning, match="tensorboard") as told:
+    with pytest.warns(UserWarning, match="tensorboard") as warned:
         board = open_dashboards(tmp_path)
-    assert len(told) == 1
+    assert len(warned) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         board.write(1, {"loss": 1.0}, "train")
@@ -77,7 +77,7 @@ def test_a_missing_tensorboard_is_named_and_the_run_goes_on(tmp_path: Path, monk
         board.close()
 
 
-def test_a_dashboard_that_fails_is_given_up(tmp_path: Path, fake_wandb: list[dict[str, Any]]) -> None:
+def test_a_dashboard_that_fails_is_dropped(tmp_path: Path, fake_wandb: list[dict[str, Any]]) -> None:
     board = open_dashboards(tmp_path, wandb=True)
 
     def fail(figures: dict[str, float], step: int) -> None:
@@ -108,16 +108,16 @@ class FakeRun:
 @pytest.fixture
 def fake_wandb(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """A `wandb` without a network; each `init`'s arguments, and its "run"."""
-    made: list[dict[str, Any]] = []
+    runs: list[dict[str, Any]] = []
 
     def init(**settings: Any) -> FakeRun:
-        made.append({**settings, "run": FakeRun()})
-        return made[-1]["run"]
+        runs.append({**settings, "run": FakeRun()})
+        return runs[-1]["run"]
 
     module = types.ModuleType("wandb")
     module.init = init  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "wandb", module)
-    return made
+    return runs
 
 
 def test_wandb_is_one_run_over_all_sessions(tmp_path: Path, fake_wandb: list[dict[str, Any]]) -> None:
@@ -152,7 +152,7 @@ def test_a_missing_wandb_is_refused_before_anything_is_opened(tmp_path: Path, mo
     assert not list(tmp_path.iterdir())
 
 
-def test_nothing_asked_for_is_nothing_written(tmp_path: Path) -> None:
+def test_without_dashboards_nothing_is_on_the_disk(tmp_path: Path) -> None:
     board = open_dashboards(tmp_path, tensorboard=False)
     board.write(1, {"loss": 1.0}, "train")
     board.close()

@@ -103,9 +103,9 @@ def test_two_ranks_are_one_process(launched: Path, tmp_path: Path) -> None:
         assert _figures(launched / run) == pytest.approx(expected, rel=2e-5), run
     assert _figures(launched / "unweighted") != pytest.approx(once, rel=1e-3)
     for run, reference in (("ddp", "twice"), ("fsdp", "twice")):
-        found = BGPT.from_pretrained(CheckpointStore(launched / run / "checkpoints").path(6))
+        loaded = BGPT.from_pretrained(CheckpointStore(launched / run / "checkpoints").path(6))
         expected_model = BGPT.from_pretrained(CheckpointStore(tmp_path / reference / "checkpoints").path(6))
-        for (name, ours), theirs in zip(found.named_parameters(), expected_model.parameters(), strict=True):
+        for (name, ours), theirs in zip(loaded.named_parameters(), expected_model.parameters(), strict=True):
             # AdamW's first steps divide by gradients of any size: a few weights tell rounding apart.
             assert (ours - theirs).abs().mean() < 1e-5, name
 
@@ -185,9 +185,9 @@ def _saved(run: Path) -> str:
 def test_one_process_goes_on_from_two_ranks(launched: Path, tmp_path: Path, parallel: str) -> None:
     shutil.copytree(launched / parallel, tmp_path / "two")
     trainer_of(_job(tmp_path / "one", accumulation=2)).train()
-    with pytest.warns(UserWarning, match="other settings") as told:
+    with pytest.warns(UserWarning, match="other settings") as warned:
         trainers = [trainer_of(_job(tmp_path / name, steps=9, accumulation=2)) for name in ("two", "one")]
-    assert sum("had 2 ranks and goes on with 1" in str(warning.message) for warning in told) == 1
+    assert sum("had 2 ranks and goes on with 1" in str(warning.message) for warning in warned) == 1
     for trainer in trainers:
         trainer.train()
     assert _figures(tmp_path / "two") == pytest.approx(_figures(tmp_path / "one"), rel=1e-4)
@@ -247,10 +247,10 @@ def test_lost_ranks_are_named_and_a_restart_loses_nothing(
     fields = {**HARD, "save_every": 1, "timeout_seconds": timeout, "parallel": parallel}
     job = {**_job(tmp_path / "run", **fields), "dropout": 0.1}
     launch = Launch([{**job, "fault": fault, "on": lost, "at": at}], tmp_path)
-    left = launch.processes[1 - lost]
+    survivor = launch.processes[1 - lost]
     _wait_for(lambda: _is_gone(launch.processes[lost]))
     begin = time.monotonic()
-    code = left.wait(timeout=120)
+    code = survivor.wait(timeout=120)
     assert time.monotonic() - begin < timeout + 10
     assert code not in (0, None)
     launch.processes[lost].send_signal(signal.SIGKILL)

@@ -27,7 +27,7 @@ def recorded(step: Replay) -> Replay:
     return step
 
 
-def made(model: BGPT, patches: int = 40, targets: int = 6) -> GraphedGradients:
+def graphed_gradients(model: BGPT, patches: int = 40, targets: int = 6) -> GraphedGradients:
     record = None if DEVICE == "cuda" else recorded
     return GraphedGradients(model, patches, targets, autocast=False, record=record)
 
@@ -38,18 +38,18 @@ def gradients(model: BGPT) -> dict[str, Tensor]:
 
 def batches(count: int) -> list[tuple[PackedPatches, Tensor]]:
     source = RandomSource()
-    found = [source.next_batch() for _ in range(count)]
+    items = [source.next_batch() for _ in range(count)]
     generator = torch.Generator().manual_seed(0)
     return [
         (batch, batch.target_indices()[torch.randperm(len(batch.target_indices()), generator=generator)[:6]].sort()[0])
-        for batch in found
+        for batch in items
     ]
 
 
 @pytest.mark.parametrize("patches", [29, 40])
 def test_filled_batches_have_their_own_gradients(patches: int) -> None:
     model = make_model(CONFIG).to(DEVICE).train()
-    graphed = made(model, patches)
+    graphed = graphed_gradients(model, patches)
     for batch, targets in batches(5):
         if not graphed.fits(batch, targets):
             assert batch.num_patches > patches or len(targets) < 6
@@ -69,7 +69,7 @@ def test_filled_batches_have_their_own_gradients(patches: int) -> None:
 
 def test_batches_add_up_and_keep_their_tensors() -> None:
     model = make_model(CONFIG).to(DEVICE).train()
-    graphed = made(model)
+    graphed = graphed_gradients(model)
     (first, first_targets), (second, second_targets) = batches(2)
     graphed.add(first, first_targets, 1.0)
     places = {name: p.grad.data_ptr() for name, p in model.named_parameters() if p.grad is not None}
@@ -82,12 +82,12 @@ def test_batches_add_up_and_keep_their_tensors() -> None:
     assert places == {name: p.grad.data_ptr() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def test_shapes_that_do_not_fit_are_told() -> None:
-    graphed = made(make_model(CONFIG).to(DEVICE))
+def test_shapes_that_do_not_fit() -> None:
+    graphed = graphed_gradients(make_model(CONFIG).to(DEVICE))
     (batch, targets), *_ = batches(1)
     assert graphed.fits(batch, targets)
     assert not graphed.fits(batch, targets[:5])
-    assert not made(make_model(CONFIG).to(DEVICE), batch.num_patches - 1).fits(batch, targets)
+    assert not graphed_gradients(make_model(CONFIG).to(DEVICE), batch.num_patches - 1).fits(batch, targets)
 
 
 class RoomySource(RandomSource):

@@ -38,11 +38,11 @@ def test_the_chosen_steps_are_in_the_trace(tmp_path: Path, first: int, name: str
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         train(profiler, 7)
-    found = names(path)
-    assert sorted(event for event in found if "Step#" in event) == [
+    events = names(path)
+    assert sorted(event for event in events if "Step#" in event) == [
         f"ProfilerStep#{number}" for number in (first - 1, first)
     ]
-    assert [found.count(event) for event in ("forward", "optimizer", "aten::mm")] == [2, 2, 2]
+    assert [events.count(event) for event in ("forward", "optimizer", "aten::mm")] == [2, 2, 2]
     assert profiler.profiled == 2
     assert list(path.parent.iterdir()) == [path]
 

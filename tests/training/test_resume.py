@@ -260,25 +260,25 @@ def _resources() -> tuple[int, int, int]:
 
 @pytest.mark.parametrize("steps", [300, pytest.param(2000, marks=pytest.mark.slow)])
 def test_long_runs_hold_on_to_nothing(tmp_path: Path, steps: int) -> None:
-    seen: dict[int, tuple[int, int, int]] = {}
+    resources: dict[int, tuple[int, int, int]] = {}
 
     def watch(position: int) -> None:
         if position >= 100 and position % 20 == 0:
-            seen[position] = _resources()
+            resources[position] = _resources()
             # A save that is still being written has a file open; what is leaked stays open.
             for _ in range(100):
-                if seen[position][2] <= seen[min(seen)][2]:
+                if resources[position][2] <= resources[min(resources)][2]:
                     break
                 time.sleep(0.02)
-                seen[position] = _resources()
+                resources[position] = _resources()
 
     make_trainer(tmp_path, RandomSource(before=watch), steps=100 + steps, save_every=100, eval_every=50).train()
-    assert len({threads for _, threads, _ in seen.values()}) == 1
-    descriptors = [number for _, _, number in seen.values()]
+    assert len({threads for _, threads, _ in resources.values()}) == 1
+    descriptors = [number for _, _, number in resources.values()]
     assert max(descriptors) == descriptors[0]
     if steps >= 1000:
-        positions = torch.tensor([float(position) for position in seen])
-        kilobytes = torch.tensor([float(resident) for resident, _, _ in seen.values()])
+        positions = torch.tensor([float(position) for position in resources])
+        kilobytes = torch.tensor([float(resident) for resident, _, _ in resources.values()])
         centred = positions - positions.mean()
         slope = float((centred * (kilobytes - kilobytes.mean())).sum() / (centred**2).sum())
         assert slope * 1000 < 1024

@@ -33,7 +33,7 @@ def failing(at: int) -> RandomSource:
 
 
 @pytest.mark.parametrize(("at", "prefetch"), [(7, 0), (6, 2)], ids=["second batch", "first batch, read ahead"])
-def test_data_that_fails_is_told_when_what_was_trained_is_saved(tmp_path: Path, at: int, prefetch: int) -> None:
+def test_an_error_in_the_data_saves_the_run_first(tmp_path: Path, at: int, prefetch: int) -> None:
     make_trainer(tmp_path / "straight", **HARD).train()
     stopped = make_trainer(tmp_path / "run", failing(at), prefetch=prefetch, **HARD)
     with pytest.raises(DataError, match="the disk is gone") as caught:

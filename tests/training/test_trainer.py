@@ -80,25 +80,25 @@ def test_clipping(tmp_path: Path) -> None:
 
 
 def test_targets_are_drawn_without_replacement_by_seed_and_step(tmp_path: Path) -> None:
-    seen: dict[str, list[torch.Tensor]] = {}
+    targets: dict[str, list[torch.Tensor]] = {}
 
     def run(name: str, **fields: Any) -> None:
         trainer = make_trainer(tmp_path / name, targets_per_step=5, accumulation=2, steps=3, **fields)
-        seen[name] = []
-        trainer.model.register_forward_pre_hook(lambda module, args: seen[name].append(args[1].clone()))
+        targets[name] = []
+        trainer.model.register_forward_pre_hook(lambda module, args: targets[name].append(args[1].clone()))
         trainer.train()
 
     run("one")
     run("again")
     run("other", seed=1)
-    assert len(seen["one"]) == 6
+    assert len(targets["one"]) == 6
     source = RandomSource()
-    for drawn in seen["one"]:
+    for sample in targets["one"]:
         allowed = set(source.next_batch().target_indices().tolist())
-        assert len(set(drawn.tolist())) == len(drawn) == min(5, len(allowed))
-        assert set(drawn.tolist()) <= allowed
-    assert all(torch.equal(a, b) for a, b in zip(seen["one"], seen["again"], strict=True))
-    assert not all(torch.equal(a, b) for a, b in zip(seen["one"], seen["other"], strict=True))
+        assert len(set(sample.tolist())) == len(sample) == min(5, len(allowed))
+        assert set(sample.tolist()) <= allowed
+    assert all(torch.equal(a, b) for a, b in zip(targets["one"], targets["again"], strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(targets["one"], targets["other"], strict=True))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -134,12 +134,12 @@ def test_non_finite_stops_before_the_update(tmp_path: Path, where: str, value: f
     assert caught.value.step == 5
     assert trainer.step == 4
     # The weights in memory are those of step 4, and so is the last checkpoint.
-    found = trainer.store.load_latest()
-    assert found is not None
-    assert found[0] == 4
+    latest = trainer.store.load_latest()
+    assert latest is not None
+    assert latest[0] == 4
     for name, tensor in trainer.model.state_dict().items():
         assert torch.isfinite(tensor).all()
-        assert torch.equal(tensor, found[1].weights[name])
+        assert torch.equal(tensor, latest[1].weights[name])
     expected = RandomSource()
     expected.position = 8
     with safe_open(caught.value.batch_path, "pt") as file:
