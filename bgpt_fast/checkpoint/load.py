@@ -1,7 +1,7 @@
 """Weights read from disk: safetensors folders, bare safetensors files, the released `.pth` layout, and hub ids.
 
 A folder holds `model.safetensors`, whose metadata carry the config (and a classifier's label map), and `config.json`
-with the same and the SHA-256 of the weights, so that damage to either file is found.
+with the same and the SHA-256 of the weights, by which damage to either file is detected.
 """
 
 from __future__ import annotations
@@ -53,8 +53,7 @@ def load_weights(source: str | os.PathLike[str], *, labels: Mapping[str, int] | 
     """Reads a checkpoint onto the CPU, in the dtype it is stored in; nothing in it is ever executed.
 
     Sizes that a file does not state are inferred from its tensors, attention heads as one per 64 channels. A folder's
-    weights are held against their SHA-256, a `.pth` file's against its checksums, a bare `.safetensors` file's values
-    against nothing.
+    weights are checked by their SHA-256, a `.pth` file's by its checksums; a bare `.safetensors` file has none.
 
     Args:
         source: a folder of `save_weights`; a training run's folder, of which the latest checkpoint is taken, or its
@@ -92,7 +91,7 @@ def load_weights(source: str | os.PathLike[str], *, labels: Mapping[str, int] | 
 
 
 def _followed(path: Path) -> Path:
-    """The checkpoint folder that a training run, or one of its pointers, names; any other path as it is."""
+    """The checkpoint folder that a training run or one of its pointers names; any other path unchanged."""
     if not (path / CONFIG_FILE).exists() and (path / "checkpoints" / "latest").is_file():
         path = path / "checkpoints" / "latest"
     if path.name not in ("latest", "best") or not path.is_file():

@@ -1,4 +1,4 @@
-"""`.pth` files of strangers: read as plain tensors, or refused.
+"""Untrusted `.pth` files: read as plain tensors, or refused.
 
 `torch.load(weights_only=True)` runs no code of the file, but allocates what the file asks for and does not see damage;
 so sizes, checksums and the pickle's calls are checked first.
@@ -30,7 +30,7 @@ def read_pth(path: Path) -> tuple[dict[str, Tensor], Any]:
 
     Returns:
         The tensors on the CPU, without "module." before their names and without the masks that an old transformers
-        stored; and what stands under "config", or None.
+        stored; and the value of "config", or None.
 
     Raises:
         CheckpointError: damaged, unsafe, or no dict of tensors.
@@ -39,7 +39,7 @@ def read_pth(path: Path) -> tuple[dict[str, Tensor], Any]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        # Whatever a hostile pickle makes the restricted unpickler raise, the file is refused and nothing of it has run.
+        # Whatever the restricted unpickler raises on a hostile pickle, the file is refused and none of it has run.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
             f"{path}: expected plain tensors, got a file that torch refuses: {reason:.300}"
@@ -68,11 +68,11 @@ def read_pth(path: Path) -> tuple[dict[str, Tensor], Any]:
 
 
 def _check_archive(path: Path) -> None:
-    """Refuses what torch.load might read wrongly or hugely: damage, bombs, and calls of anything but tensor makers."""
+    """Refuses damage, archives that unpack to more, and pickles that call anything but constructors of tensors."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-            # torch.save compresses nothing, so whatever unpacks to more than the file is a bomb.
+            # torch.save does not compress, so an archive that unpacks to more than the file is hostile.
             packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
             if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
                 raise CheckpointError(

@@ -39,26 +39,25 @@ def save_weights(
     dtype: torch.dtype | None = None,
     labels: Mapping[str, int] | None = None,
 ) -> None:
-    """Writes `model.safetensors` and `config.json` so that at any moment, crashes included, the folder loads as before
-    or as after.
+    """Writes `model.safetensors` and `config.json`; whenever a crash comes, the folder loads as before or as after.
 
     Args:
-        directory: made if missing. A checkpoint that stands there is replaced.
+        directory: created if missing; a checkpoint in it is replaced.
         config: the model's sizes.
         state_dict: the weights by their released names, on any device; the tied `lm_head` may be absent.
         dtype: float32, bfloat16, float16 or float64 to store in; None keeps each tensor's own.
         labels: of a classifier, class name → index 0…n − 1; None for a generative model.
 
     Raises:
-        CheckpointError: the weights do not fit the config and labels, or overflow in `dtype`. Nothing was written.
-        OSError: the disk is full or refuses; the error names the folder, and what stood there loads as before.
+        CheckpointError: the weights do not fit the config and labels, or overflow in `dtype`; nothing is saved.
+        OSError: the disk is full or fails; the error names the folder, and an earlier checkpoint there still loads.
     """
     folder = Path(directory)
     entry: dict[str, Any] = {"config": config.to_dict()}
     if labels is not None:
         entry["labels"] = parse_labels(labels, "save")
     tensors = _storable(config, state_dict, dtype, entry.get("labels"))
-    # One entry, not two: safetensors writes them in an order that changes, and the same weights make the same file.
+    # One metadata entry: safetensors writes several in varying order, and equal weights must make equal files.
     fields = {**entry["config"], **({} if labels is None else {"labels": entry["labels"]})}
     content = safetensors.torch.save(tensors, metadata={"bgpt_config": json.dumps(fields)})
     entry["sha256"] = hashlib.sha256(content).hexdigest()
@@ -67,20 +66,20 @@ def save_weights(
         previous = _intact_entry(folder)
         with atomic_write(folder / WEIGHTS_FILE) as file:
             file.write(content)
-            # Until the weights are renamed, the folder's config.json vouches for the old ones as well.
+            # config.json has the SHA-256 of the old weights as well, until the new ones are renamed.
             write_json(folder / CONFIG_FILE, {**manifest, "previous": previous})
     except OSError as error:
         raise OSError(
-            error.errno, f"{error.strerror}; the checkpoint was not saved, an older one there is whole", str(folder)
+            error.errno, f"{error.strerror}; the checkpoint was not saved, an older one there is intact", str(folder)
         ) from error
     if previous is not None:
-        # The new checkpoint is whole already; vouching for the old weights a while longer does no harm.
+        # The new checkpoint is complete; an entry of the old weights does no harm.
         with contextlib.suppress(OSError):
             write_json(folder / CONFIG_FILE, manifest)
 
 
 def to_released(config: BGPTConfig, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights as a strict load of the paper's model takes them: every released name, on the CPU, contiguous.
+    """The weights for a strict load by the paper's model: every released name, on the CPU, contiguous.
 
     The paper's model is the authors' code on today's transformers, which keeps no `attn.bias` buffers.
 
@@ -95,8 +94,8 @@ def save_released(path: str | os.PathLike[str], config: BGPTConfig, state_dict: 
     """Writes a released-style `.pth` file {'model': `to_released(…)`, 'config': sizes}, atomically.
 
     Raises:
-        CheckpointError: the weights do not fit the config. Nothing was written.
-        OSError: the file cannot be written; what stood there is untouched.
+        CheckpointError: the weights do not fit the config; nothing changes on the disk.
+        OSError: the file cannot be written; an earlier one is unchanged.
     """
     buffer = io.BytesIO()
     torch.save({"model": to_released(config, state_dict), "config": config.to_dict()}, buffer)
@@ -131,7 +130,7 @@ def _storable(
 
 
 def _intact_entry(folder: Path) -> dict[str, Any] | None:
-    """The config.json entry of the weights that stand in `folder`, or None if they cannot be loaded anyway."""
+    """The config.json entry of the weights in `folder`, or None if they do not load."""
     try:
         entries = read_entries(folder)
         with open(folder / WEIGHTS_FILE, "rb") as file:

@@ -1,4 +1,4 @@
-"""What a model's weights must be: names, shapes and dtypes, of generative models and of classifiers.
+"""What a checkpoint must hold: names, shapes and dtypes of weights, and config.json.
 
 Shape letters: S bytes a patch, D width, n classes.
 """
@@ -44,7 +44,7 @@ def validate_state_dict(
         config: the model's sizes.
         state_dict: the weights by their released names. `lm_head` is tied to the byte decoder's `wte` and may be
             absent; if it is there, it must be equal.
-        labels: of a classifier, which has a head of as many rows in the place of the byte decoder; None for a
+        labels: of a classifier, which has a head with a row for each class instead of the byte decoder; None for a
             generative model.
         source: what the error begins with.
 
@@ -76,10 +76,10 @@ def validate_state_dict(
 
 
 def inferred_sizes(state_dict: Mapping[str, Tensor], source: str, *, is_classifier: bool = False) -> dict[str, int]:
-    """The config's sizes as the tensors show them; those of a byte decoder only of a generative model.
+    """The config's sizes, inferred from the tensors; those of a byte decoder only of a generative model.
 
     Raises:
-        CheckpointError: a tensor that shows them is missing or of a wrong rank.
+        CheckpointError: a tensor with such a size is missing or of a wrong rank.
     """
     shapes = {}
     tables = (PATCH_EMBEDDING, f"{_PATCH_BASE}wpe.weight", *(() if is_classifier else (f"{_BYTE_BASE}wpe.weight",)))
@@ -110,7 +110,7 @@ def checked_labels(labels: object, source: str) -> dict[str, int]:
         source: what the error begins with.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is no such map.
     """
     if not isinstance(labels, Mapping):
         raise ValueError(f"{source}: labels: expected a dict, got {type(labels).__name__}")
@@ -123,7 +123,7 @@ def checked_labels(labels: object, source: str) -> dict[str, int]:
 
 
 def some(names: list[str]) -> str:
-    """How many names there are, with the first few of them."""
+    """The number of names and the first few of them."""
     listed = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
     return f"{len(names)} ({listed})" if names else "none"
 
@@ -145,9 +145,9 @@ def parse_labels(labels: object, source: str) -> dict[str, int]:
 
 
 def read_entries(folder: Path) -> list[dict[str, Any]]:
-    """The weights that a folder's config.json vouches for: [{"config", "sha256"}], the newest first.
+    """The entries of a folder's config.json: [{"config", "sha256"}], the newest first; of a classifier with "labels".
 
-    The entry of a classifier has "labels" beside them.
+    There are two while a save is under way, or was cut short: the weights' SHA-256 tells which one holds.
     """
     path = folder / CONFIG_FILE
     if not path.is_file():

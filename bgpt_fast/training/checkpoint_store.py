@@ -1,7 +1,7 @@
-"""Checkpoint folders of a training run: whole or absent, sealed by SHA-256, never overwritten in place.
+"""Checkpoint folders of a training run: complete or absent, checked by SHA-256, never overwritten in place.
 
     checkpoints/step-00001234/   config.json, {model,optimizer,rng}.safetensors, state.json, manifest.json
-                                 and of an FSDP run optimizer/*.safetensors, the ranks' parts of its optimiser state
+                                 an FSDP run also has optimizer/*.safetensors, the optimiser state by rank
     checkpoints/{latest,best}    the name of a folder
 
 A folder is written under a temporary name, every file flushed, then renamed, the rename flushed, and only then named by
@@ -52,7 +52,7 @@ class CheckpointWriteError(OSError):
 
 @dataclass
 class RunState:
-    """All that a run needs to go on.
+    """Everything that a run needs to resume.
 
     Args:
         model_config: the model's sizes.
@@ -60,9 +60,9 @@ class RunState:
         optimizer: tensors of the optimisers' state by name.
         rng: states of the random generators, uint8 tensors by name.
         state: the rest, JSON-ready: step, seconds, the source's position, the training config.
-        write_shards: writes the parts of tensors that several ranks share into a folder, all ranks taking part; what
-            is loaded has them whole among `optimizer`.
-        labels: a classifier's label map; None for a generative model.
+        write_shards: writes the tensors that are split over ranks into a folder, all ranks together; a loaded state
+            has them whole in `optimizer`.
+        labels: a classifier's label map; None of a generative model.
     """
 
     model_config: BGPTConfig
@@ -78,8 +78,8 @@ class CheckpointStore:
     """The checkpoints of one run.
 
     Args:
-        folder: where they are; made at the first save.
-        keep_last: how many to keep; the best one is kept beside them.
+        folder: their parent; created by the first save.
+        keep_last: how many stay on the disk, beside the best one.
     """
 
     def __init__(self, folder: str | os.PathLike[str], keep_last: int = 2) -> None:
@@ -93,17 +93,17 @@ class CheckpointStore:
         return self.folder / f"step-{step:08d}"
 
     def steps(self) -> list[int]:
-        """Steps that have a folder, rising; whether they are intact is not looked at."""
+        """Steps that have a folder, rising, damaged ones included."""
         if not self.folder.is_dir():
             return []
         names = (_FOLDER.fullmatch(entry.name) for entry in self.folder.iterdir() if entry.is_dir())
         return sorted(int(name[1]) for name in names if name)
 
     def save(self, step: int, checkpoint: RunState, *, best: bool = False) -> Path:
-        """Writes a checkpoint, then points `latest` (and `best`) at it, then deletes the ones no longer kept.
+        """Writes a checkpoint, then points `latest` (and `best`) at it, then deletes old ones.
 
         Raises:
-            CheckpointWriteError: any of it failed, as on a full disk; `latest` names a whole checkpoint as before.
+            CheckpointWriteError: it failed, as on a full disk; `latest` still names a complete checkpoint.
         """
         target = self.path(step)
         try:
@@ -132,7 +132,7 @@ class CheckpointStore:
         """Reads the checkpoint of `step` after checking it against its manifest; tensors are on the CPU.
 
         Raises:
-            CheckpointDamagedError: missing, incomplete or altered; says which file.
+            CheckpointDamagedError: names the file that is missing, incomplete or altered.
         """
         folder = self.path(step)
         version = _verify(folder)
@@ -153,7 +153,7 @@ class CheckpointStore:
     def load_latest(self) -> tuple[int, RunState] | None:
         """The newest intact checkpoint and its step; None where the run has none.
 
-        `latest` is tried first, then the other folders from the newest on; each damaged one is named in a warning.
+        Tries `latest`, then the other folders from the newest on; a warning names each damaged one.
 
         Raises:
             CheckpointDamagedError: there are checkpoints, and all are damaged.
@@ -195,7 +195,7 @@ class CheckpointStore:
         if not target.exists():
             os.rename(temporary, target)
             return
-        # A folder cannot be renamed onto another: one of the same step, damaged or abandoned, steps aside first.
+        # A folder cannot be renamed onto another: an old one of the same step is moved away first.
         aside = tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=self.folder)
         os.rename(target, aside)
         try:
@@ -211,7 +211,7 @@ class CheckpointStore:
     def _prune(self) -> None:
         latest = self.pointed("latest")
         steps = self.steps()
-        # Steps after the latest are what a run left behind that went on from an earlier checkpoint.
+        # Steps after the latest are from a session before the run went back to an earlier checkpoint.
         past = [step for step in steps if latest is None or step <= latest]
         retained = {latest, self.pointed("best"), *past[-self.keep_last :]}
         for step in steps:
@@ -247,7 +247,7 @@ def _write_files(folder: Path, checkpoint: RunState) -> None:
 
 
 def _manifest(digests: dict[str, str], version: int = FORMAT) -> bytes:
-    """The manifest's only valid bytes: whatever differs from them is damage, the seal over itself included."""
+    """The manifest as bytes, with a checksum of itself; a file with any other bytes is damaged."""
     body: dict[str, Any] = {"format": version, "sha256": digests}
     seal = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     return (json.dumps({**body, "seal": seal}, sort_keys=True, indent=1) + "\n").encode()
@@ -293,7 +293,7 @@ def _shard_names(folder: Path) -> list[str]:
 def _shards(folder: Path) -> dict[str, Tensor]:
     if not folder.is_dir():
         return {}
-    # torch's distributed checkpoints take a second to import, and few runs have any.
+    # torch's distributed checkpoints take a second to import, and few runs use them.
     from bgpt_fast.training.shards import load_shards
 
     return load_shards(folder)

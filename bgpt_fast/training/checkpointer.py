@@ -200,7 +200,7 @@ class Checkpointer:
 
 
 def _shard_writer(parts: dict[str, Tensor], ranks: Ranks) -> ShardWriter:
-    # torch's distributed checkpoints take a second to import, and few runs have any.
+    # torch's distributed checkpoints take a second to import, and few runs use them.
     from bgpt_fast.training.shards import ShardWriter
 
     return ShardWriter(parts, ranks)

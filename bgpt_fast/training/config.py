@@ -1,4 +1,4 @@
-"""What a training run is told."""
+"""The settings of a training run."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any, Literal, get_args, get_type_hints
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long, how fast and how often; every field has a default that works for small models.
+    """Settings of a training run; every default works for small models.
 
     Args:
-        steps: optimiser steps; 0 means no limit but `max_minutes`.
-        max_minutes: minutes of training, earlier sessions of the run included; it then saves and ends. 0: no limit.
+        steps: optimiser steps; 0: no limit but `max_minutes`.
+        max_minutes: minutes of training, earlier sessions of the run included, after which it saves and ends. 0: no
+            limit.
         schedule_by: "steps", or "time": the learning rate follows the share of `max_minutes` that has passed, or
-            that of `steps` if they are given too and nearer. Only "steps" resumes bit for bit.
+            that of `steps`, if set, where it is larger. Only "steps" resumes bit for bit.
         learning_rate: peak rate.
         warmup_share: share of the run in which the rate rises linearly from 0.
         schedule: "cosine", or "wsd": warm-up, stable, linear decay.
@@ -25,34 +26,34 @@ class TrainConfig:
         weight_decay: of matrices; biases, LayerNorms and position embeddings have none.
         betas, eps: AdamW's.
         grad_clip: largest gradient norm; 0 means no clipping.
-        accumulation: batches a step; their mean is weighted by their targets, so that the step equals one large batch.
+        accumulation: batches a step; gradients are weighted by targets, so that the step equals one large batch.
         optimizer: "adamw", or "muon": torch.optim.Muon for the matrices of the decoders' layers, AdamW for the rest.
-        muon_learning_rate: Muon's peak rate; None means `learning_rate`, as its updates are scaled to AdamW's size.
+        muon_learning_rate: Muon's peak rate; None means `learning_rate`, as its updates have the size of AdamW's.
         muon_momentum: Muon's momentum.
         precision: "fp32", or "bf16": autocast over fp32 weights.
-        targets_per_step: target patches of each batch that the byte decoder sees, drawn without replacement; 0: all.
+        targets_per_step: target patches of each batch that the loss is computed for, a random sample; 0: all.
         eval_every: steps between evaluations; 0 means at the end only.
         save_every: steps between checkpoints; 0 means at the end only.
-        keep_last: checkpoints kept, the best one apart.
-        best_metric: the evaluation figure that chooses the best checkpoint, which is then kept; "" means none.
+        keep_last: number of latest checkpoints on the disk, beside the best one.
+        best_metric: the evaluation figure by which the best checkpoint is chosen, which stays on the disk; "": none.
         best_is: whether the "lowest" or the "highest" figure is best.
-        stop_at: end the run once an evaluation's `best_metric` is as good as this; None: never.
+        stop_at: ends the run once an evaluation's `best_metric` is as good as this; None: never.
         log_every: steps between lines of log.jsonl.
-        seed: of dropout and of the drawn targets.
-        threads: CPU threads of torch; None leaves them alone.
-        device: "auto" means the GPU where there is one; of several ranks on a machine each takes its own.
-        parallel: how several ranks (`torchrun`) share the work: "ddp" has the whole model on each, "fsdp" a part.
+        seed: of dropout and of the sample of targets.
+        threads: CPU threads of torch; None: unchanged.
+        device: "auto" is the GPU where there is one; of several ranks on a machine each uses its own.
+        parallel: with several ranks (`torchrun`): "ddp" has the whole model on each, "fsdp" a part of it.
         timeout_seconds: how long a rank waits for another before it ends with `RankFailedError`.
-        activation_checkpointing: keep only the patch decoder's layer inputs and compute the rest again for gradients.
+        activation_checkpointing: store only the inputs of the patch decoder's layers; recompute the rest in backward.
         cuda_graph: record the forward and backward pass of full batches with `targets_per_step` targets once, and
-            replay it; other batches go as before. For one GPU, without dropout. Not yet run on a GPU.
-        prefetch: batches that are prepared while the model works on the ones before; 0: none.
-        prefetch_process: prepare them in a process of its own instead of a thread.
-        async_saves: write checkpoints beside training, from copies on the CPU; False waits for each.
-        tensorboard: write the figures for TensorBoard too.
-        wandb: log them to Weights & Biases too, in `wandb_project`.
-        wandb_project: a project's name there.
-        profile_steps: steps to profile, of which a trace for Perfetto is written; 0: none.
+            replay it; other batches run without it. For one GPU, without dropout. Not yet run on a GPU.
+        prefetch: batches that are prepared ahead, while the model trains; 0: none.
+        prefetch_process: prepare them in another process instead of a thread.
+        async_saves: write checkpoints in the background, from copies on the CPU; False: wait for each.
+        tensorboard: also write the figures for TensorBoard.
+        wandb: also log them to Weights & Biases.
+        wandb_project: the project's name there.
+        profile_steps: steps to profile, with a trace for Perfetto; 0: none.
         profile_after: steps of a session before the profiled ones.
 
     Raises:
@@ -137,7 +138,7 @@ class TrainConfig:
         self._require("threads", self.threads is None or self.threads >= 1, "at least 1, or None")
         if self.cuda_graph and not self.targets_per_step:
             raise ValueError(
-                "TrainConfig.cuda_graph: expected targets_per_step with it, so that all batches have as many"
+                "TrainConfig.cuda_graph: expected targets_per_step above 0, so that all batches have as many targets"
             )
         if self.optimizer == "muon" and self.parallel == "fsdp":
             raise ValueError(
@@ -148,7 +149,7 @@ class TrainConfig:
                 f"TrainConfig: warmup_share {self.warmup_share} + decay_share {self.decay_share}: expected at most 1"
             )
         if self.steps == 0 and self.max_minutes == 0:
-            raise ValueError("TrainConfig: steps and max_minutes are both 0: expected a limit; give either")
+            raise ValueError("TrainConfig: steps and max_minutes are both 0: expected a limit; set one of them")
         if self.schedule_by == "time" and self.max_minutes == 0:
             raise ValueError('TrainConfig.schedule_by: "time" needs max_minutes above 0')
         if self.schedule_by == "steps" and self.steps == 0:
@@ -177,7 +178,7 @@ class TrainConfig:
 
 
 def _checked_type(name: str, value: Any, hint: Any) -> Any:
-    """`value` as its field's type; an int where a float belongs is taken, nothing else is converted."""
+    """`value` as its field's type; an int becomes a float where the field is one, nothing else is converted."""
     choices = get_args(hint)
     if hint == tuple[float, float]:
         if not isinstance(value, (tuple, list)) or len(value) != 2:

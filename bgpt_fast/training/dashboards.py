@@ -14,23 +14,23 @@ from bgpt_fast.files import atomic_write
 
 
 class Dashboards:
-    """Writes a run's figures where one can watch them; they go on without double points when the run is resumed.
+    """Writes a run's figures to TensorBoard and W&B; a resumed run continues the curves without double points.
 
     TensorBoard's files are in `run_dir/tensorboard`; without its package the run goes on, and a warning names it.
     W&B's files are in `run_dir/wandb`, and the id by which a resumed run is the same run there in `run_dir/wandb-id`.
-    A dashboard that fails while the run goes on is given up with a warning: `log.jsonl` has all figures anyway.
+    A dashboard that fails during the run is dropped with a warning: `log.jsonl` has all figures anyway.
 
     Args:
-        run_dir: the run's folder; made if missing.
+        run_dir: the run's folder; created if missing.
         tensorboard: whether to write for TensorBoard.
-        wandb: whether to log to W&B. Steps that it has seen already, before the run went back to its last checkpoint,
-            keep their first figures there, which a deterministic run repeats.
+        wandb: whether to log to W&B. If a run goes back to its last checkpoint, W&B shows the first figures of the
+            repeated steps, to which those of a deterministic run are equal.
         project: W&B's project.
-        config: what the run was told, JSON-ready; shown by both.
-        step: steps done before this session. What TensorBoard was given for later ones is hidden.
+        config: the run's settings, JSON-ready; both show them.
+        step: steps done before this session. TensorBoard hides earlier figures of later steps.
 
     Raises:
-        ImportError: `wandb` is asked for and not installed.
+        ImportError: `wandb` is True and the package is not installed.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Dashboards:
         step: int = 0,
     ) -> None:
         self._boards: list[_Board] = []
-        # W&B first: it may refuse, and then nothing has been opened.
+        # W&B first: if it raises, nothing else is open.
         if wandb:
             self._boards.append(_WandB(run_dir, project, config))
         if tensorboard:
@@ -57,17 +57,17 @@ class Dashboards:
                 )
 
     def write(self, step: int, figures: Mapping[str, float], prefix: str) -> None:
-        """Shows figures of a step as `prefix/name`; those that are not finite are left out."""
+        """Shows figures of a step as `prefix/name`; those that are not finite are omitted."""
         finite = {f"{prefix}/{name}": float(value) for name, value in figures.items() if math.isfinite(value)}
         if finite:
             self._each(lambda board: board.write(step, finite))
 
     def flush(self) -> None:
-        """Brings what was written so far to the disk, as before a checkpoint, so that a crash leaves no gap."""
+        """Flushes to the disk, as before a checkpoint, so that a crash leaves no gap in the curves."""
         self._each(lambda board: board.flush())
 
     def close(self) -> None:
-        """Writes what is left; may be called twice."""
+        """Flushes and closes; may be called twice."""
         self._each(lambda board: board.close())
         self._boards = []
 
@@ -75,10 +75,10 @@ class Dashboards:
         for board in list(self._boards):
             try:
                 act(board)
-            # Whatever it is (a full disk, a lost login), it is no reason to lose a run.
+            # No failure of a dashboard (a full disk, a lost login) may end a run.
             except Exception as error:
                 self._boards.remove(board)
-                warnings.warn(f"{board.name}: given up: {type(error).__name__}: {error}", stacklevel=3)
+                warnings.warn(f"{board.name}: dropped: {type(error).__name__}: {error}", stacklevel=3)
 
 
 class _Board(Protocol):
@@ -137,7 +137,7 @@ class _WandB:
         self._run.log(figures, step=step)
 
     def flush(self) -> None:
-        """W&B's own process has it already."""
+        """W&B sends figures from a process of its own."""
 
     def close(self) -> None:
         self._run.finish()

@@ -32,7 +32,7 @@ class TrainingInterrupted(RuntimeError):
 
 
 class NonFiniteLossError(FloatingPointError):
-    """A loss or gradient was NaN or infinite; raised before the update, so the weights and checkpoints are still good.
+    """A loss or gradient was NaN or infinite; raised before the update, so weights and checkpoints are intact.
 
     Args:
         step: the step that failed, counted from 1.
@@ -48,18 +48,18 @@ class NonFiniteLossError(FloatingPointError):
         self.batch_path = batch_path
         super().__init__(
             f"step {step}: loss {loss}, gradient norm {grad_norm}: expected finite numbers; no update was made and the "
-            f"last checkpoint is good. The batch is in {batch_path}. Lower the learning rate, lengthen the warm-up "
+            f"last checkpoint is intact. The batch is in {batch_path}. Lower the learning rate, lengthen the warm-up "
             "or use fp32"
         )
 
 
 class RankFailedError(RuntimeError):
-    """Other ranks of a run failed, were killed or stopped answering; every rank left ends with this.
+    """Other ranks of a run failed, were killed or do not answer; every remaining rank raises this.
 
     Args:
         rank: this process's number.
-        ranks: what is known of each rank that is missing; empty where all answer, as after a network failure.
-        reason: what the collective said.
+        ranks: the error of each failed rank, as far as known; empty where all answer, as after a network failure.
+        reason: the text of the collective's error.
     """
 
     def __init__(self, rank: int, ranks: Mapping[int, str], reason: str) -> None:
@@ -68,6 +68,6 @@ class RankFailedError(RuntimeError):
         named = "; ".join(f"rank {number}: {text}" for number, text in sorted(self.ranks.items()))
         first_line = next(iter(reason.splitlines()), "")
         super().__init__(
-            f"rank {rank} cannot go on: {named or 'no rank is missing: is the network whole?'} ({first_line}). "
-            "The last checkpoint is good: start the run again to go on from it"
+            f"rank {rank} cannot go on: {named or 'all ranks answer: is the network down?'} ({first_line}). "
+            "The last checkpoint is intact: start the run again to go on from it"
         )

@@ -1,4 +1,4 @@
-"""A ready-made evaluation: bits per byte of held-out batches."""
+"""Evaluation of a model in bits per byte on batches that it is not trained on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def likelihood_evaluation(batches: Sequence[PackedPatches]) -> Callable[[BGPT], 
     """An `evaluate` for `Trainer`: the model's bits per position and per byte over `batches`, teacher-forced.
 
     Args:
-        batches: held-out documents on any device, such as `FileSource(..., split="eval").one_pass()` as a list.
+        batches: evaluation documents on any device, such as `FileSource(..., split="eval").one_pass()` as a list.
 
     Returns:
         A function of the model; its result's names are those of `BitsPerByte.to_dict`, and `loss` in nats a position.

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a wish to stop at the next good moment."""
+"""SIGTERM and SIGINT as requests to stop after the current step."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any, Self
 
 
 class StopEvaluation(BaseException):
-    """Raised inside an evaluation by the first signal: what it has so far is dropped, nothing else is lost."""
+    """Raised inside an evaluation by the first signal; its results so far are dropped."""
 
 
 class Interrupts:
-    """Notes SIGTERM and SIGINT while the block runs; the second one acts as it did before.
+    """Records the first SIGTERM or SIGINT in the block; a second one has its usual effect.
 
-    Outside the main thread, where Python allows no handlers, nothing is noted.
+    Outside the main thread, where Python allows no signal handlers, it does nothing.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Interrupts:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._note)
+                self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
@@ -38,7 +38,7 @@ class Interrupts:
 
     @contextlib.contextmanager
     def stopping_evaluation(self) -> Iterator[None]:
-        """A block that the first signal leaves at once, by `StopEvaluation`; not entered if it has come already."""
+        """A block in which the first signal raises `StopEvaluation`, also one that came before it."""
         self._evaluating = True
         try:
             if self.received:
@@ -47,7 +47,7 @@ class Interrupts:
         finally:
             self._evaluating = False
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         self.received = number
         self._restore()
         if self._evaluating:

@@ -1,4 +1,4 @@
-"""What a run writes besides checkpoints: its log, and the batch of a step that failed."""
+"""A run's log, and the batches of a step that is not finite."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class RunLog:
     """log.jsonl: a JSON object a line, in the order of the steps; non-finite figures are written as null.
 
     Args:
-        path: the file; made when opened.
+        path: the file; created by `open_at`.
         enabled: False writes nothing, on ranks that do not log.
     """
 
@@ -30,7 +30,7 @@ class RunLog:
         self._file: IO[str] | None = None
 
     def open_at(self, step: int, evaluated_step: int) -> None:
-        """Opens for appending after `step`; drops lines torn by a crash, or that a resumed run will write again."""
+        """Opens for appending after `step`; removes lines cut by a crash, and those that a resumed run writes again."""
         if not self._enabled:
             return
         if self.path.exists():
@@ -51,7 +51,7 @@ class RunLog:
         self._file.flush()
 
     def sync(self) -> None:
-        """Makes the lines so far durable."""
+        """Flushes the lines to the disk."""
         if self._file is not None:
             os.fsync(self._file.fileno())
 
@@ -70,12 +70,12 @@ def _is_before(line: bytes, step: int, evaluated_step: int) -> bool:
         return False
 
 
-def write_batches(path: Path, batches: Sequence[Mapping[str, Tensor]], notes: dict[str, Any]) -> None:
-    """Writes batches as safetensors: each one's tensors as `N.name`, N from 0; `notes` become the metadata."""
+def write_batches(path: Path, batches: Sequence[Mapping[str, Tensor]], metadata: dict[str, Any]) -> None:
+    """Writes batches as safetensors: each one's tensors as `N.name`, N from 0; `metadata` is stored with them."""
     tensors = {
         f"{index}.{name}": torch.as_tensor(tensor).contiguous()
         for index, batch in enumerate(batches)
         for name, tensor in batch.items()
     }
     with atomic_write(path) as file:
-        file.write(safetensors.torch.save(tensors, {name: str(value) for name, value in notes.items()}))
+        file.write(safetensors.torch.save(tensors, {name: str(value) for name, value in metadata.items()}))

@@ -12,7 +12,7 @@ from bgpt_fast.training.parallel.dtensor import with_layout_of
 
 
 def is_layer_matrix(name: str, parameter: Tensor) -> bool:
-    """Whether a parameter is a matrix of a decoder's layers (attention or MLP), as against embeddings and vectors."""
+    """Whether a parameter is a matrix of a decoder's layers (attention or MLP), not an embedding or a vector."""
     return parameter.ndim == 2 and ".h." in name
 
 
@@ -22,11 +22,11 @@ def is_decayed(name: str, parameter: Tensor) -> bool:
 
 
 class Optimizers:
-    """The optimisers of one model, stepped together; their state is kept by parameter name.
+    """The optimisers of one model, stepped together, with their state by parameter name.
 
     Args:
-        named_parameters: `model.named_parameters()`, on the device where they will train.
-        config: optimiser, weight decay, betas, eps and momentum count.
+        named_parameters: `model.named_parameters()`, on the device of training.
+        config: uses optimiser, learning rates, weight decay, betas, eps and momentum.
     """
 
     def __init__(self, named_parameters: Iterable[tuple[str, nn.Parameter]], config: TrainConfig) -> None:
@@ -52,7 +52,7 @@ class Optimizers:
                 lr=config.muon_learning_rate or config.learning_rate,
                 weight_decay=config.weight_decay,
                 momentum=config.muon_momentum,
-                # The shape factor of the original depends on rows / columns, and Conv1D stores its weights transposed.
+                # Muon's original factor depends on rows / columns, and Conv1D stores its weights transposed.
                 adjust_lr_fn="match_rms_adamw",
             )
         self._config = config
@@ -79,7 +79,7 @@ class Optimizers:
             optimizer.step()
 
     def zero_grad(self, *, keep: bool = False) -> None:
-        """Drops all gradients; with `keep`, their tensors stay and become zero."""
+        """Removes all gradients; with `keep`, sets them to zero in place."""
         for optimizer in self._all():
             optimizer.zero_grad(set_to_none=not keep)
 
@@ -120,8 +120,8 @@ class Optimizers:
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         if remaining:
             raise ValueError(
-                f"optimizer state: {len(remaining)} tensors fit no parameter of optimizer={self._config.optimizer!r}, such "
-                f"as {sorted(remaining)[0]!r}; resume with the optimizer and the model that the run was started with"
+                f"optimizer state: {len(remaining)} tensors fit no parameter of optimizer={self._config.optimizer!r}, "
+                f"such as {min(remaining)!r}; resume with the optimizer and the model that the run was started with"
             )
 
     def _all(self) -> list[torch.optim.Optimizer]:

@@ -1,4 +1,4 @@
-"""torch's random generators of every rank: seeded apart, saved together, restored each to its own."""
+"""torch's random generators of all ranks: each has its own seed, and a checkpoint has the states of all."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def restore_random_state(states: dict[str, Tensor], device: torch.device) -> None:
-    """Goes back to what `random_state` gave."""
+    """Restores the states of `random_state`."""
     torch.set_rng_state(states["torch"])
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)
 
 
 def join_ranks(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """One dict of all ranks' states; rank 0's keep their names, so that one rank's checkpoint looks as ever."""
+    """One dict of all ranks' states: "rank1/torch" and so on; those of rank 0 have no prefix."""
     return {_prefix(rank) + name: value for rank, own in enumerate(states) for name, value in own.items()}
 
 
 def states_of(joined: dict[str, Tensor], rank: int) -> dict[str, Tensor]:
-    """A rank's part of `join_ranks`."""
+    """A rank's states in a dict of `join_ranks`."""
     prefix = _prefix(rank)
     names = {name: name.removeprefix(prefix) for name in joined if name.startswith(prefix)}
     return {own: joined[name] for name, own in names.items() if "/" not in own}

@@ -1,4 +1,4 @@
-"""The learning rate as a function of the share of the run that is done: no state, so nothing to lose on resume."""
+"""The learning rate as a function of the share of the run that is done: there is no state to save."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def schedule_factor(config: TrainConfig, progress: float) -> float:
     """The learning rate as a share of its peak.
 
     Args:
-        config: `schedule`, `warmup_share`, `decay_share` and `min_lr_ratio` count.
+        config: uses `schedule`, `warmup_share`, `decay_share` and `min_lr_ratio`.
         progress: share of the run that is done; values outside 0…1 are clamped.
 
     Returns:
@@ -20,26 +20,26 @@ def schedule_factor(config: TrainConfig, progress: float) -> float:
     progress = min(max(progress, 0.0), 1.0)
     if progress < config.warmup_share:
         return progress / config.warmup_share
-    floor = config.min_lr_ratio
+    last = config.min_lr_ratio
     if config.schedule == "cosine":
         done = (progress - config.warmup_share) / (1.0 - config.warmup_share)
-        return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * done))
+        return last + (1.0 - last) * 0.5 * (1.0 + math.cos(math.pi * done))
     start = 1.0 - config.decay_share
     if progress < start or config.decay_share == 0.0:
         return 1.0
-    return 1.0 - (1.0 - floor) * (progress - start) / config.decay_share
+    return 1.0 - (1.0 - last) * (progress - start) / config.decay_share
 
 
 def step_progress(config: TrainConfig, step: int) -> float:
-    """Where step `step`, from 0, stands in a run of `config.steps`: mid-step, so that no step is at rate 0."""
+    """The share of `config.steps` done in the middle of step `step`, from 0: no step has rate 0."""
     return (step + 0.5) / config.steps
 
 
 def time_progress(config: TrainConfig, step: int, seconds: float, last_step_seconds: float) -> float:
-    """Where step `step`, from 0, which starts `seconds` into a run of `config.max_minutes`, stands at its middle.
+    """The share of `config.max_minutes` that has passed in the middle of a step that starts at `seconds`.
 
-    If `config.steps` limits the run too, the limit that is nearer counts. The first step, of whose length nothing is
-    known, is taken to last a second.
+    If `config.steps` limits the run too, the larger share counts. A step is estimated to last as long as the one before
+    it, the first one a second.
     """
     by_time = (seconds + 0.5 * (last_step_seconds or 1.0)) / (60.0 * config.max_minutes)
     return max(by_time, step_progress(config, step)) if config.steps else by_time

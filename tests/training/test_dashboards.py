@@ -84,7 +84,7 @@ def test_a_dashboard_that_fails_is_dropped(tmp_path: Path, fake_wandb: list[dict
         raise OSError("no space left")
 
     fake_wandb[0]["run"].log = fail
-    with pytest.warns(UserWarning, match="W&B: given up: OSError: no space left"):
+    with pytest.warns(UserWarning, match="W&B: dropped: OSError: no space left"):
         board.write(1, {"loss": 1.0}, "train")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
