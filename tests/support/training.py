@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from bgpt_fast.config import BGPTConfig
 from bgpt_fast.model import BGPT
 from bgpt_fast.patches import PackedPatches
 from bgpt_fast.training import TrainConfig, Trainer
+from support.paths import TESTS
 
 CONFIG = BGPTConfig(
     patch_size=4, patch_length=16, hidden_size=32, patch_num_layers=1, byte_num_layers=1, dropout=0.1, num_heads=2
@@ -51,6 +54,12 @@ class RandomSource:
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "random", "seed": self.seed}
+
+
+def child_environment(**variables: str) -> dict[str, str]:
+    """Variables for a Python process that finds tests and package as this one does, and computes on one thread."""
+    paths = [str(TESTS), *(path for path in sys.path if path)]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", **variables}
 
 
 def make_model(config: BGPTConfig = CONFIG, seed: int = 0) -> BGPT:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import signal
 import socket
@@ -19,7 +18,7 @@ import pytest
 import torch
 from support.paths import TESTS
 from support.rank_child import trainer_of
-from support.training import fingerprint, log_lines, losses, make_trainer
+from support.training import child_environment, fingerprint, log_lines, losses, make_trainer
 
 from bgpt_fast.model import BGPT
 from bgpt_fast.training import CheckpointDamagedError, TrainConfig
@@ -33,9 +32,7 @@ class Launch:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        paths = [str(TESTS), *(path for path in sys.path if path)]
-        common = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-        common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world_size)}
+        common = child_environment(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=str(world_size))
         self.errors = [folder / f"stderr-{rank}-{port}" for rank in range(world_size)]
         self.processes = [
             subprocess.Popen(
@@ -277,12 +274,10 @@ def _wait_for(condition: Callable[[], bool]) -> None:
 
 @pytest.mark.slow
 def test_torchrun_starts_ranks(tmp_path: Path) -> None:
-    paths = [str(TESTS), *(path for path in sys.path if path)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     subprocess.run(
         [*command, str(TESTS / "support" / "rank_child.py"), json.dumps([_job(tmp_path / "run")])],
-        env=environment,
+        env=child_environment(),
         check=True,
         timeout=240,
     )

@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from support.paths import TESTS
-from support.training import RandomSource, fingerprint, log_lines, losses, make_trainer
+from support.training import RandomSource, child_environment, fingerprint, log_lines, losses, make_trainer
 
 from bgpt_fast.checkpoint.schema import PATCH_EMBEDDING
 from bgpt_fast.model import BGPT
@@ -183,9 +182,7 @@ except TrainingInterrupted as error:
 
 
 def _start(run_dir: Path, save_every: int) -> subprocess.Popen[bytes]:
-    paths = [str(TESTS), *(path for path in sys.path if path)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", CHILD, str(run_dir), str(save_every)], env=environment)
+    return subprocess.Popen([sys.executable, "-c", CHILD, str(run_dir), str(save_every)], env=child_environment())
 
 
 def test_signalled_processes_exit_with_their_codes(tmp_path: Path) -> None:
@@ -237,11 +234,9 @@ print(json.dumps(count))
 
 @pytest.mark.slow
 def test_fifty_kills_change_nothing(tmp_path: Path) -> None:
-    paths = [str(TESTS), *(path for path in sys.path if path)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     steps = 600
     command = [sys.executable, "-c", SUPERVISOR, str(tmp_path / "killed"), "50", str(steps)]
-    output = subprocess.run(command, env=environment, check=True, capture_output=True, timeout=280).stdout
+    output = subprocess.run(command, env=child_environment(), check=True, capture_output=True, timeout=280).stdout
     assert json.loads(output) == 50
     straight = make_trainer(
         tmp_path / "straight", steps=steps, save_every=1, accumulation=2, targets_per_step=9, threads=1

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from support.paths import TESTS
-from support.training import CONFIG, RandomSource, fingerprint, losses, make_model, make_trainer
+from support.training import CONFIG, RandomSource, child_environment, fingerprint, losses, make_model, make_trainer
 
 from bgpt_fast.data import DataError
 from bgpt_fast.folder_lock import FolderInUseError, FolderLock
@@ -148,13 +148,11 @@ def test_all_ranks_are_refused(tmp_path: Path) -> None:
     note = tmp_path / "run/.ranks-first/1"
     note.parent.mkdir()
     note.touch()
-    paths = [str(TESTS), *(path for path in sys.path if path)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     job = json.dumps([{"run": str(tmp_path / "run")}])
     refused = subprocess.run(
         [*command, str(TESTS / "support" / "rank_child.py"), job],
-        env=environment,
+        env=child_environment(),
         capture_output=True,
         timeout=240,
         check=False,
