@@ -15,7 +15,7 @@ from bgpt_fast.flops import forward_flops, peak_flops, peak_flops_of, training_f
 CONFIG = BGPTConfig(patch_size=4, patch_length=9, hidden_size=32, patch_num_layers=2, byte_num_layers=3, num_heads=4)
 
 
-@pytest.mark.parametrize("drawn", [None, {1, 4, 8}], ids=["all targets", "three targets"])
+@pytest.mark.parametrize("sample", [None, {1, 4, 8}], ids=["all targets", "three targets"])
 def test_flops_are_what_torch_counts(sample: set[int] | None) -> None:
     batch = PackedPatches.from_bytes([("a", bytes(20)), ("b", bytes(5))], CONFIG)
     lengths = batch.cu_seqlens.diff()
