@@ -58,7 +58,7 @@ class BitsPerByte:
 
     @property
     def per_byte(self) -> float:
-        """Bits a real byte; NaN where there is none."""
+        """Bits a real byte; NaN without any."""
         return self.nats / math.log(2) / self.bytes if self.bytes else math.nan
 
     def to_dict(self) -> dict[str, float]:

@@ -131,7 +131,7 @@ class BGPT(nn.Module):
         return restored(lambda: cls(checkpoint.config), checkpoint.state_dict, device=device, dtype=dtype)
 
     def save_pretrained(self, directory: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> None:
-        """Writes `config.json` and `model.safetensors`, complete or absent; `dtype` None keeps the weights' own."""
+        """Writes `config.json` and `model.safetensors`, atomically; `dtype` None keeps that of the weights."""
         save_weights(directory, self.config, self.state_dict(), dtype=dtype)
 
     def num_parameters(self) -> int:

@@ -1,4 +1,4 @@
-"""Checkpoints of models: `load_weights`, `save_weights`, `save_released`, and what they must hold."""
+"""Checkpoints of models: `load_weights`, `save_weights`, `save_released`, and checks of their content."""
 
 from bgpt_fast.checkpoint.load import Checkpoint, load_weights
 from bgpt_fast.checkpoint.save import save_released, save_weights, to_released

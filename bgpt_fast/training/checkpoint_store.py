@@ -43,7 +43,7 @@ _SHARD_FILE = re.compile(_SHARDS + r"/[\w-]+\.safetensors")
 
 
 class CheckpointDamagedError(CheckpointError):
-    """A training checkpoint is incomplete or not what was written."""
+    """A training checkpoint is incomplete, or differs from what was saved."""
 
 
 class CheckpointWriteError(OSError):
@@ -184,7 +184,7 @@ class CheckpointStore:
         )
 
     def pointed(self, name: str) -> int | None:
-        """The step that the pointer `latest` or `best` names; None where there is no readable pointer."""
+        """The step that the pointer `latest` or `best` names; None without a readable pointer."""
         try:
             match = _FOLDER.fullmatch((self.folder / name).read_text("ascii").strip())
         except (OSError, ValueError):

@@ -137,7 +137,7 @@ class _WandB:
         self._run.log(figures, step=step)
 
     def flush(self) -> None:
-        """W&B sends figures from a process of its own."""
+        """Nothing to do: W&B sends figures from another process."""
 
     def close(self) -> None:
         self._run.finish()

@@ -150,7 +150,7 @@ class Ranks:
             file.write(text.encode("utf-8", "backslashreplace"))
 
     def _failed_ranks(self) -> dict[int, str]:
-        """The ranks that reported an error of their own or nothing at all, and what is known of each."""
+        """The errors of failed ranks; a rank without a report was killed or stopped."""
         deadline = time.monotonic() + _REPORT_SECONDS
         while True:
             reports: dict[int, str] = {}

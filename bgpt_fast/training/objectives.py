@@ -72,7 +72,7 @@ class NextBytes(Objective[PackedPatches]):
         count = config.targets_per_step
         if count == 0 or len(indices) <= count:
             return indices
-        # Each batch has a random stream of its own: no state to save, and the same sample after a resume.
+        # A random stream for each batch: no state to save, and the same sample after a resume.
         generator = np.random.default_rng([config.seed, step, index])
         chosen = generator.choice(len(indices), count, replace=False, shuffle=False)
         return indices[torch.from_numpy(np.sort(chosen))]

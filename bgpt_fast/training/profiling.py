@@ -1,4 +1,4 @@
-"""Where a step's time goes: named phases, and a trace of a few steps for Perfetto.
+"""Profiling of training steps: named phases, and a trace of a few steps for Perfetto.
 
 NVTX ranges and the GPU's side of a trace have not been run on a GPU yet.
 """
@@ -28,12 +28,12 @@ _ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
 
 
 class phase:
-    """A block of work by its name, in torch.profiler's traces and, once CUDA is in use, as an NVTX range for Nsight.
+    """A named block in torch.profiler's traces and, once CUDA is initialised, an NVTX range for Nsight.
 
-    Costs about a microsecond where nothing profiles. Not for code that torch.compile sees.
+    Costs about a microsecond when nothing profiles. Not for code under torch.compile.
 
     Args:
-        name: as it will be shown, such as "forward".
+        name: such as "forward".
     """
 
     __slots__ = ("_has_range", "_name", "_record")
@@ -44,7 +44,7 @@ class phase:
         self._has_range = False
 
     def __enter__(self) -> None:
-        # No one can ask whether Nsight listens; the profiler can be asked, and a record costs ten times the question.
+        # There is no query for Nsight; torch's profiler has one, which costs a tenth of a record.
         if torch.cuda.is_initialized():
             torch.cuda.nvtx.range_push(self._name)
             self._has_range = True
@@ -66,9 +66,9 @@ class phase:
 class StepProfiler:
     """Profiles a few steps of a session by torch.profiler and writes their trace; use as a context manager.
 
-    `step()` is called at the end of each training step. Once the profiled steps are over the trace is written, whole or
-    not at all, and nothing is left that costs time. A session that ends before writes the steps that it has profiled.
-    What goes wrong with the writing is a warning: a run is worth more than its trace.
+    `step()` is called at the end of each training step. After the profiled steps the trace is written atomically, and
+    later steps cost nothing. A session that ends earlier writes the steps that it has profiled. Failures to write are
+    warnings, so that they do not end a run.
 
     Args:
         path: the trace, in Chrome's JSON, which ui.perfetto.dev opens; compressed if it ends in ".gz". Each rank that
@@ -76,6 +76,10 @@ class StepProfiler:
         first: the first profiled step of the session, from 1. The step before it warms the profiler up; 1 has none,
             and shows the profiler's own start.
         steps: how many steps are profiled.
+
+    Attributes:
+        profiled: steps that were profiled.
+        gpu_idle_share: share of the profiled time in which the GPU was idle; None without a GPU.
 
     Raises:
         ValueError: `first` or `steps` is below 1.
@@ -97,7 +101,7 @@ class StepProfiler:
     def __enter__(self) -> Self:
         warmup = min(1, self._first - 1)
         with warnings.catch_warnings():
-            # What a missing warm-up costs is said above.
+            # The class's docstring says what a missing warm-up means.
             warnings.filterwarnings("ignore", "Profiler won't be using warmup")
             plan = schedule(wait=self._first - 1 - warmup, warmup=warmup, active=self.steps, repeat=1)
         activities = [ProfilerActivity.CPU]
@@ -122,7 +126,7 @@ class StepProfiler:
         self._profile = None
 
     def step(self) -> None:
-        """Says that a training step is over."""
+        """Ends a training step."""
         if self._profile is None:
             return
         self._done += 1
@@ -132,12 +136,11 @@ class StepProfiler:
             self._profile = None
 
     def summary(self) -> list[dict[str, Any]]:
-        """The ops and phases that took most time of their own, without what they called: JSON-ready, at most 20.
+        """The 20 ops and phases with the most self time, without that of the ops they call; JSON-ready.
 
         Returns:
-            By falling time on the GPU, or on the CPU where there is none: `name`, `calls`, `cpu_seconds` and
-            `gpu_seconds`, sums over the profiled steps. Empty until the trace is written. The share of the time in
-            which a GPU was idle is in `gpu_idle_share`, None where there is none.
+            Rows by falling time on the GPU, or on the CPU without one: `name`, `calls`, `cpu_seconds` and
+            `gpu_seconds`, sums over the profiled steps. Empty until the trace is written.
         """
         return [dict(row) for row in self._rows]
 
@@ -164,7 +167,7 @@ class StepProfiler:
 
     def _write(self, profiler: profile) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        # torch takes only a name, and leaves a torn file there if it fails.
+        # torch's export takes a path and leaves an incomplete file behind if it fails.
         with tempfile.TemporaryDirectory(prefix=f".{self.path.name[:64]}.", dir=self.path.parent) as folder:
             plain = Path(folder) / "trace.json"
             profiler.export_chrome_trace(str(plain))
@@ -185,7 +188,7 @@ def idle_share(events: Iterable[Mapping[str, Any]]) -> float | None:
         events: a Chrome trace's, of one GPU.
 
     Returns:
-        From 0 to 1; None where nothing ran on a GPU, or no step is marked.
+        From 0 to 1; None where nothing ran on a GPU, or no step is in the trace.
     """
     busy, steps = [], []
     for event in events:

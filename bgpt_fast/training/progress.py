@@ -150,7 +150,7 @@ class ProgressBar:
             self._console.print(f"{100 * done:3.0f}% · {text}", highlight=False, soft_wrap=True)
 
     def message(self, text: str) -> None:
-        """Shows a line of its own."""
+        """Shows a line of text."""
         if self._enabled:
             self._console.print(text, highlight=False, soft_wrap=True, markup=False)
 

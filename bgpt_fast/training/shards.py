@@ -62,7 +62,7 @@ class ShardWriter:
 
 
 def load_shards(folder: Path) -> dict[str, Tensor]:
-    """The tensors that a `ShardWriter` of any number of ranks wrote, whole and on the CPU."""
+    """The full tensors that `ShardWriter`s of any number of ranks wrote, on the CPU."""
     metadata = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     tensors: dict[str, Any] = {
         name: torch.empty(part.size, dtype=part.properties.dtype)

@@ -147,7 +147,7 @@ class Trainer:
 
     @property
     def resumed(self) -> bool:
-        """Whether the run goes on from a checkpoint."""
+        """Whether the run continues from a checkpoint."""
         return self._checkpointer.step is not None
 
     def train(self) -> TrainResult:
@@ -262,7 +262,7 @@ class Trainer:
             self.source.load_state_dict(position)
 
     def _describe(self) -> None:
-        """Writes run.json: the settings, and what the source describes, such as files that it skipped."""
+        """Writes run.json: the settings, and what the source's own description, with the files that it skipped."""
         if self.ranks.is_main:
             write_json(self.run_dir / "run.json", {**self._settings(), "source": self._feed.describe()})
 

@@ -1,4 +1,4 @@
-"""What runs beside training changes nothing of it: batches read ahead, checkpoints written behind, figures shown."""
+"""Background work changes no result: batches read ahead, asynchronous checkpoints, dashboards."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_batches_read_ahead_are_the_same_batches(tmp_path: Path, process: bool) 
     ahead.train()
     assert losses(tmp_path / "ahead") == losses(tmp_path / "plain")
     assert fingerprint(ahead) == fingerprint(plain)
-    # The source stands after the last batch that was used, not after those read ahead.
+    # The source's position is after the last batch that was used, not after those read ahead.
     assert source.position == 12
 
 
@@ -63,7 +63,7 @@ def test_a_source_that_fails_ahead_fails_at_its_own_step(tmp_path: Path) -> None
 
 
 def _resumed_from_step_3(tmp_path: Path) -> tuple[list[float], list[float]]:
-    """The losses of a run, and of one that goes on from the run's checkpoint of step 3, written while it went on."""
+    """Losses of a run, and of one resumed from its checkpoint of step 3, which was written while training continued."""
     make_trainer(tmp_path / "straight", steps=6, save_every=3, keep_last=9).train()
     latest = tmp_path / "straight" / "checkpoints" / "latest"
     expected = losses(tmp_path / "straight")
@@ -72,7 +72,7 @@ def _resumed_from_step_3(tmp_path: Path) -> tuple[list[float], list[float]]:
     return expected, losses(tmp_path / "straight")
 
 
-def test_a_checkpoint_is_of_its_step_though_training_goes_on(tmp_path: Path, slow_saves: list[str]) -> None:
+def test_a_checkpoint_is_of_its_step_while_training_continues(tmp_path: Path, slow_saves: list[str]) -> None:
     expected, got = _resumed_from_step_3(tmp_path)
     assert got == expected
     assert all(name.startswith("bgpt-save") for name in slow_saves)
@@ -86,7 +86,7 @@ def test_negative_control_without_copies_a_checkpoint_is_of_a_later_step(
     assert got != expected
 
 
-def test_training_goes_on_while_it_saves_and_ends_when_all_is_there(tmp_path: Path, slow_saves: list[str]) -> None:
+def test_training_continues_during_a_save_and_ends_after_it(tmp_path: Path, slow_saves: list[str]) -> None:
     trainer = make_trainer(tmp_path, steps=4, save_every=2)
     result = trainer.train()
     assert trainer.store.pointed("latest") == 4
@@ -94,7 +94,7 @@ def test_training_goes_on_while_it_saves_and_ends_when_all_is_there(tmp_path: Pa
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("bgpt-save")]
 
 
-def test_a_save_that_fails_behind_stops_training_at_the_next_step(
+def test_a_failed_background_save_stops_training_at_the_next_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(self: CheckpointStore, step: int, *arguments: Any, **named: Any) -> Path:
@@ -112,7 +112,7 @@ def test_a_save_that_fails_behind_stops_training_at_the_next_step(
     assert trainer.step == 3
 
 
-def test_saves_run_one_after_the_other_and_tell_once(tmp_path: Path) -> None:
+def test_saves_run_one_after_the_other_and_raise_once(tmp_path: Path) -> None:
     order: list[int] = []
     saves = AsyncSaver()
 

@@ -1,4 +1,4 @@
-"""What ends a run by itself: data that cannot be read, and another run in its folder."""
+"""Errors that end a run: unreadable data, and another run in the same folder."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_an_error_in_the_data_saves_the_run_first(tmp_path: Path, at: int, prefe
     assert stopped.store.pointed("latest") == 3
     assert caught.value.__notes__ == [f"saved in {stopped.store.path(3)}: start the same run again to go on"]
     assert stopped.source.state_dict() == {"position": 6}, "where step 4 begins"
-    # The data is there again: the run is the one that never stopped, the batch before the one that failed included.
+    # With the data readable again the run equals one that never stopped; no batch of the failed step is lost.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*resuming with other settings")
         resumed = make_trainer(tmp_path / "run", **HARD)
@@ -52,7 +52,9 @@ def test_an_error_in_the_data_saves_the_run_first(tmp_path: Path, at: int, prefe
     assert fingerprint(resumed) == fingerprint(make_trainer(tmp_path / "straight", **HARD))
 
 
-def test_nothing_is_saved_of_no_step_nor_of_spoilt_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_step_or_with_infinite_weights_nothing_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = make_trainer(tmp_path / "first", failing(0))
     with pytest.raises(DataError) as caught:
         first.train()
@@ -80,7 +82,7 @@ def test_nothing_is_saved_of_no_step_nor_of_spoilt_weights(tmp_path: Path, monke
     with pytest.raises(DataError, match="the disk is gone") as caught:
         make_trainer(tmp_path / "full", failing(2)).train()
     assert caught.value.__notes__ == ["no space"]
-    # Being saved is not saved: it may fail yet.
+    # A save that is still running may fail.
     with pytest.raises(DataError, match="the disk is gone") as caught:
         make_trainer(tmp_path / "full later", failing(3), save_every=3).train()
     assert caught.value.__notes__ == ["no space"]
@@ -92,7 +94,7 @@ def test_a_second_run_in_the_folder_is_refused_at_once(tmp_path: Path) -> None:
         make_trainer(tmp_path / "run", steps=2)
     first.train()
     assert not (tmp_path / "run/.lock").exists()
-    # Notes of ranks belong to the run that holds the folder; the next start removes them.
+    # The error reports of ranks belong to the run that holds the lock; the next start removes them.
     note = tmp_path / "run/.ranks-first/1"
     note.parent.mkdir()
     note.touch()
@@ -103,13 +105,13 @@ def test_a_second_run_in_the_folder_is_refused_at_once(tmp_path: Path) -> None:
     lock.release()
     make_trainer(tmp_path / "run", steps=2)
     assert not note.parent.exists()
-    # Between sessions the folder is free, and a session of the same trainer takes it again.
+    # Between sessions the folder is unlocked, and a session of the same trainer locks it again.
     lock = FolderLock(tmp_path / "run", "another run")
     with pytest.raises(FolderInUseError):
         first.train()
     lock.release()
     first.train()
-    # One that may not go on there does not keep the folder.
+    # A trainer that is refused for another reason does not keep the lock.
     other = make_model(dataclasses.replace(CONFIG, byte_num_layers=2))
     with pytest.raises(ValueError, match="another model"):
         Trainer(other, RandomSource(), first.config, tmp_path / "run")
@@ -127,7 +129,7 @@ make_trainer(__import__("pathlib").Path(sys.argv[1]), RandomSource(before=wait),
 """
 
 
-def test_a_run_that_was_killed_locks_nobody_out(tmp_path: Path) -> None:
+def test_a_killed_run_does_not_block_the_next(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", CHILD, str(tmp_path / "run")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as child:
@@ -159,6 +161,6 @@ def test_all_ranks_are_refused(tmp_path: Path) -> None:
     )
     lock.release()
     assert refused.returncode != 0
-    assert refused.stderr.count(b"is at work here") >= 2, "rank 0 knows, and tells the other"
+    assert refused.stderr.count(b"is at work here") >= 2, "rank 0 broadcasts the error"
     assert not (tmp_path / "run/checkpoints").exists()
     assert list((tmp_path / "run").glob(".ranks-*/*")) == [note], "the first run's, and none of the refused one"

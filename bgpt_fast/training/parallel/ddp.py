@@ -1,4 +1,4 @@
-"""A model on several ranks, whole on each: torch's DistributedDataParallel; or on a single process, as it is."""
+"""A model with a full copy on each rank: torch's DistributedDataParallel. On a single process it does nothing."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _UNUSED = "patch_level_decoder.base.wte.weight"
 
 
 class DataParallel:
-    """Forward, gradients and weights of a model that is whole on each rank.
+    """Backward pass, gradient clipping and weights of a model with a full copy on each rank.
 
-    Gradients are sums over ranks of what each rank's loss gave: the ranks' weights make them the global mean's.
+    A gradient is the sum over ranks; each rank scales its loss so that the sum is the gradient of the global mean.
 
     Args:
-        model: on its device; takes rank 0's weights.
-        ranks: who takes part.
+        model: on its device; gets rank 0's weights.
+        ranks: the ranks of the run.
     """
 
     def __init__(self, model: Model, ranks: Ranks) -> None:
@@ -39,24 +39,28 @@ class DataParallel:
         self._prepare()
 
     def _prepare(self) -> None:
-        # The patch decoder's `wte` is never used: DDP would wait for its gradient.
+        # The patch decoder never uses its `wte`, and DDP would wait for its gradient.
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, [_UNUSED])
         self._forward = DistributedDataParallel(self.model, init_sync=False)
 
     def backward(self, loss: Callable[[nn.Module], Tensor], *, last: bool) -> None:
-        """Adds the gradient of a loss, computed by `loss` with the module to call; `last` of a step adds up the ranks'.
+        """Adds the gradient of a loss; the `last` call of a step also sums gradients over ranks.
 
         Every rank calls this equally often in a step.
+
+        Args:
+            loss: computes it with the module that it gets.
+            last: whether this is the last call of the step.
         """
         with self._collecting(last):
-            # Ranks' gradients are averaged, and a global mean's gradient is the sum of its parts.
+            # DDP and FSDP average over ranks, and a sum is needed.
             mean = loss(self._forward) * self.ranks.world_size
             with phase("backward"):
                 mean.backward()
 
     @contextlib.contextmanager
     def _collecting(self, last: bool) -> Iterator[None]:
-        """A block whose gradients are averaged over ranks only if `last`."""
+        """A block whose backward pass averages gradients over ranks only if `last`."""
         if isinstance(self._forward, DistributedDataParallel) and not last:
             with self._forward.no_sync():
                 yield
@@ -64,18 +68,18 @@ class DataParallel:
             yield
 
     def clip(self, parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
-        """Scales the gradients to a norm of at most `limit`; returns the norm before, of all ranks' parts together."""
+        """Scales the gradients to a norm of at most `limit`; returns the norm before, that of all ranks' parts."""
         return torch.nn.utils.clip_grad_norm_(parameters, limit)
 
     def weights(self) -> dict[str, Tensor]:
-        """The whole `state_dict`; every rank calls this, and on all but rank 0 it may be empty."""
+        """The full `state_dict`, which may be empty on all ranks but 0; every rank must call this."""
         return self.model.state_dict()
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
-        """Takes a whole `state_dict`."""
+        """Loads a full `state_dict`."""
         self.model.load_state_dict(weights)
 
     @contextlib.contextmanager
     def whole_model(self) -> Iterator[Model]:
-        """A model for an evaluation, which may use it in any way: a copy where the model is in parts."""
+        """The model for an evaluation; with FSDP a full copy of it."""
         yield self.model

@@ -19,7 +19,7 @@ def is_dtensor(tensor: Tensor) -> TypeGuard[DTensor]:
 
 
 def with_layout_of(tensor: Tensor, target: Tensor) -> Tensor:
-    """A tensor, of which every rank has the whole, on the device of `target` and split over ranks as `target` is."""
+    """A tensor that every rank has, moved to the device of `target` and split over ranks as `target` is."""
     local = tensor.to(target.device)
     if not is_dtensor(target):
         return local
