@@ -107,35 +107,23 @@ class TrainConfig:
             object.__setattr__(
                 self, field.name, _checked_type(field.name, getattr(self, field.name), hints[field.name])
             )
-        for name in (
-            "steps",
-            "targets_per_step",
-            "eval_every",
-            "save_every",
-            "seed",
-            "prefetch",
-            "profile_steps",
-            "profile_after",
+        for names, holds, expected in (
+            ("steps targets_per_step eval_every save_every seed prefetch", lambda x: x >= 0, "at least 0"),
+            ("profile_steps profile_after max_minutes weight_decay grad_clip", lambda x: x >= 0, "at least 0"),
+            ("accumulation keep_last log_every", lambda x: x >= 1, "at least 1"),
+            ("learning_rate eps timeout_seconds", lambda x: x > 0, "a positive number"),
+            ("decay_share min_lr_ratio", lambda x: 0 <= x <= 1, "a share from 0 to 1"),
+            ("warmup_share", lambda x: 0 <= x < 1, "a share from 0 to less than 1"),
+            ("betas", lambda x: all(0 <= beta < 1 for beta in x), "two numbers from 0 to below 1"),
+            ("muon_momentum", lambda x: 0 <= x < 1, "0 ≤ momentum < 1"),
+            ("muon_learning_rate", lambda x: x is None or x > 0, "a positive number or None"),
+            ("stop_at", lambda x: x is None or bool(self.best_metric), "None where there is no best_metric"),
+            ("threads", lambda x: x is None or x >= 1, "at least 1, or None"),
         ):
-            self._require(name, getattr(self, name) >= 0, "at least 0")
-        for name in ("accumulation", "keep_last", "log_every"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("max_minutes", "weight_decay", "grad_clip"):
-            self._require(name, getattr(self, name) >= 0.0, "at least 0")
-        for name in ("learning_rate", "eps", "timeout_seconds"):
-            self._require(name, getattr(self, name) > 0.0, "a positive number")
-        for name in ("warmup_share", "decay_share", "min_lr_ratio"):
-            self._require(name, 0.0 <= getattr(self, name) <= 1.0, "a share from 0 to 1")
-        self._require("warmup_share", self.warmup_share < 1.0, "less than 1")
-        self._require("betas", all(0.0 <= beta < 1.0 for beta in self.betas), "two numbers from 0 to below 1")
-        self._require("muon_momentum", 0.0 <= self.muon_momentum < 1.0, "0 ≤ momentum < 1")
-        self._require(
-            "muon_learning_rate",
-            self.muon_learning_rate is None or self.muon_learning_rate > 0,
-            "a positive number or None",
-        )
-        self._require("stop_at", self.stop_at is None or bool(self.best_metric), "None where there is no best_metric")
-        self._require("threads", self.threads is None or self.threads >= 1, "at least 1, or None")
+            for name in names.split():
+                value = getattr(self, name)
+                if not holds(value):
+                    raise ValueError(f"TrainConfig.{name}: expected {expected}, got {value!r}")
         if self.cuda_graph and not self.targets_per_step:
             raise ValueError(
                 "TrainConfig.cuda_graph: expected targets_per_step above 0, so that all batches have as many targets"
@@ -156,10 +144,6 @@ class TrainConfig:
             raise ValueError(
                 'TrainConfig.steps: expected at least 1 for schedule_by="steps", got 0; or use schedule_by="time"'
             )
-
-    def _require(self, name: str, holds: bool, expected: str) -> None:
-        if not holds:
-            raise ValueError(f"TrainConfig.{name}: expected {expected}, got {getattr(self, name)!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as a JSON-ready dict."""
