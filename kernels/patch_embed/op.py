@@ -71,13 +71,8 @@ def patch_embed(
     return torch.ops.bgpt_fast.patch_embed(patches, weight, bias, position_weight, positions)
 
 
-def _forward_cpu(
-    patches: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    position_weight: Tensor | None = None,
-    positions: Tensor | None = None,
-) -> Tensor:
+def _forward_cpu(patches: Tensor, weight: Tensor, bias: Tensor, *position: Tensor | None) -> Tensor:
+    position_weight, positions = position or (None, None)
     patches = patches.contiguous()
     if not _C.patches_in_range(patches.data_ptr(), patches.numel()):
         raise ValueError(f"patch_embed: patches: expected tokens 0…256, got {int(patches.min())}…{int(patches.max())}")
@@ -86,29 +81,21 @@ def _forward_cpu(
         if not _C.positions_in_range(positions.data_ptr(), positions.numel(), L):
             limits = f"{int(positions.min())}…{int(positions.max())}"
             raise ValueError(f"patch_embed: positions: expected 0…{L - 1}, rows of position_weight, got {limits}")
+    tensors = patches, weight, bias, position_weight, positions
     if weight.dtype not in _CPU_KERNELS:
-        return patch_embed_reference(patches, weight, bias, position_weight, positions)
-    return _call(
-        _C.patch_embed,
-        (patches, weight, bias, position_weight, positions),
-        weight.dtype == torch.bfloat16,
-        torch.get_num_threads(),
-    )
+        return patch_embed_reference(*tensors)
+    return _call(_C.patch_embed, tensors, weight.dtype == torch.bfloat16, torch.get_num_threads())
 
 
-def _forward_cuda(
-    patches: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    position_weight: Tensor | None = None,
-    positions: Tensor | None = None,
-) -> Tensor:
+def _forward_cuda(patches: Tensor, weight: Tensor, bias: Tensor, *position: Tensor | None) -> Tensor:
+    position_weight, positions = position or (None, None)
+    tensors = patches, weight, bias, position_weight, positions
     if weight.dtype == torch.float64:
-        return patch_embed_reference(patches, weight, bias, position_weight, positions)
+        return patch_embed_reference(*tensors)
     with torch.cuda.device(weight.device):
         return _call(
             _C.patch_embed_cuda,
-            (patches, weight, bias, position_weight, positions),
+            tensors,
             0 if position_weight is None else len(position_weight),
             {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}[weight.dtype],
             torch.cuda.current_stream(weight.device).cuda_stream,
