@@ -36,7 +36,7 @@ def missing(baseline: str, device: torch.device) -> str | None:
     if baseline == COMPILED and device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
         return "torch.compile needs a C++ compiler for the CPU"
     if baseline in _GPU_ONLY and device.type != "cuda":
-        return "runs on a GPU alone"
+        return "needs a GPU"
     package, module = _PACKAGES.get(baseline, ("torch", ""))
     return f"not installed: pip install {package}" if module and not importlib.util.find_spec(module) else None
 

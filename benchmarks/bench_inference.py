@@ -1,8 +1,8 @@
-"""Reading prompts, writing files and scoring documents, beside the released way and plain torch with caches.
+"""Reading prompts, writing files and scoring documents, beside the released method and plain torch with caches.
 
     pytest benchmarks/bench_inference.py --size full
 
-An implementation in float32 whose bytes differ from ours is not timed. The released way has no batches: its rate is
+An implementation in float32 whose bytes differ from ours is not timed. The released method has no batches: its rate is
 that of one file, whatever the batch. Scoring is `BGPT.log_likelihood`.
 """
 

@@ -1,9 +1,9 @@
-"""A whole training step (forward, backward, AdamW) beside the released way, the reference and MEGABYTE.
+"""A whole training step (forward, backward, AdamW) beside the released method, the reference and MEGABYTE.
 
     pytest benchmarks/bench_training.py --size full --dtype float32,bfloat16
 
-All but MEGABYTE start from the same random weights, and the float32 losses of ours and the released way are compared
-before anything is timed. The released way pads documents to the longest, multiplies by one-hot matrices and runs 17
+All but MEGABYTE start from the same random weights, and the float32 losses of ours and the released method are compared
+before anything is timed. The released method pads documents to the longest, multiplies by one-hot matrices and runs 17
 positions for 16 bytes; on a GPU it has its own float16 autocast. The reference takes documents of equal length only.
 Peak memory is that of a step: gradients and activations.
 """

@@ -1,8 +1,8 @@
-"""The implementations of generation: `Generator`, the released way, and plain torch with caches.
+"""The implementations of generation: `Generator`, the released method, and plain torch with caches.
 
-All use the same random weights, which never end a file, and the greedy choice. The released way is Hugging Face's GPT-2
-for both decoders, one file at a time, without caches: the whole context goes through the patch decoder for each patch,
-and all bytes of the patch so far through the byte decoder for each byte.
+All use the same random weights, which never end a file, and the greedy choice. The released method is Hugging Face's
+GPT-2 for both decoders, one file at a time, without caches: for each patch the patch decoder computes the whole context
+again, and for each byte the byte decoder all earlier bytes of the patch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The released way: the paper's model from Hugging Face's GPT-2, as its authors assembled and ran it."""
+"""The released method: the paper's model from Hugging Face's GPT-2, as its authors assembled and ran it."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 OURS = "bgpt_fast"
-RELEASED = "released way"
+RELEASED = "released method"
 REFERENCE = "reference"
 COMPILED = "reference, torch.compile"
 CACHED = "KV-cached torch"

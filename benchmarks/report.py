@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.charts import as_png, as_svg, charts
+from benchmarks.names import RELEASED
 from benchmarks.results import Comparison, Results, digits, duration, rate, read, share_of_peak, size, work_rate
 from bgpt_fast.files import atomic_write
 
@@ -131,13 +132,13 @@ def page(results: Results) -> str:
 
 
 def _cards(results: Results) -> list[str]:
-    """The speed-ups over the released way."""
+    """The speed-ups over the released method."""
     cards = []
     for comparison in results.comparisons("training", "generation", "scoring"):
         for item in comparison.items:
             times = comparison.times_faster(item)
-            if item.implementation == "released way" and times:
-                what = f"{comparison.what}, {comparison.dtype}, against the released way"
+            if item.implementation == RELEASED and times:
+                what = f"{comparison.what}, {comparison.dtype}, against the released method"
                 cards.append(f'<div class="card"><b>{times:.3g} ×</b><span>{html.escape(what)}</span></div>')
     return cards
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.names import OURS
+from benchmarks.names import OURS, RELEASED
 
 _OLD_NAMES = {"limits": "peak", "peers": "baselines", "of_ceiling": "of_peak", "floor": "least_seconds"}
 """Keys that results of version 0.1 have."""
@@ -118,7 +118,8 @@ def read(path: Path) -> Results:
         ValueError: it is another file.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8").replace('"released way"', f'"{RELEASED}"')  # of version 0.1
+        content = json.loads(text)
         items = tuple(Item(entry["fullname"], _renamed(entry["extra_info"])) for entry in content["benchmarks"])
         head = _renamed(content["bgpt_fast"])
     except (KeyError, TypeError, json.JSONDecodeError) as error:

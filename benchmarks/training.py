@@ -83,8 +83,8 @@ def training_step(
 ) -> tuple[nn.Module, Callable[[], Tensor]]:
     """An implementation, and an update of it by AdamW, which returns the loss.
 
-    Reduced precision is by autocast. On a GPU the released way has its own float16 autocast with scaled losses and the
-    plain AdamW, the others the fused one.
+    Reduced precision is by autocast. On a GPU the released method has its own float16 autocast with scaled losses and
+    the plain AdamW, the others the fused one.
     """
     device = batch.patches.device
     model, loss_of = model_and_loss(name, config, device)

@@ -57,8 +57,8 @@ def test_the_whole_suite_at_tiny_sizes(tmp_path: Path) -> None:
     kinds = {item["kind"] for item in items}
     assert kinds == {"op", "training", "phases", "generation", "scoring", "data", "checkpoint", "cpu states", "curve"}
     assert {case.name for case in CASES} <= {item["what"].rsplit(" ", 1)[0] for item in items}
-    sides = {item["implementation"] for item in items if item["kind"] in ("training", "generation")}
-    assert {"bgpt_fast", "released way", "KV-cached torch", "reference"} <= sides
+    implementations = {item["implementation"] for item in items if item["kind"] in ("training", "generation")}
+    assert {"bgpt_fast", "released method", "KV-cached torch", "reference"} <= implementations
     assert all(item["median"] > 0 for item in items)
     assert all(item["of_peak"] > 0 for item in items if item["bytes"])
 
@@ -130,7 +130,7 @@ def test_missing_baselines_have_a_reason(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     status = baselines.status(CPU)
     assert status["MEGABYTE-pytorch"] == "missing: not installed: pip install MEGABYTE-pytorch"
-    assert status["FlexAttention"] == "missing: runs on a GPU alone"
+    assert status["FlexAttention"] == "missing: needs a GPU"
     assert status["reference"].startswith("torch ")
 
 

@@ -272,7 +272,7 @@ def test_the_table_and_the_targets() -> None:
     text = report.table(result)
     assert "faster up to 2 patches; PERSISTENT_ROWS is 24" in text
     assert "4096 patches: 2000000 B/s graphed; batch-invariant in 2.50 × the time" in text
-    for part in ("layer_norm", "2.00 × SDPA", "MFU 56.0 %", "released MISSED", "10.0 × the released way", "90 %"):
+    for part in ("layer_norm", "2.00 × SDPA", "MFU 56.0 %", "released MISSED", "10.0 × the released method", "90 %"):
         assert part in text
     assert max(map(len, text.splitlines())) < 200
 

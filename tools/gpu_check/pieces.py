@@ -109,13 +109,13 @@ def training(item: str, setting: Setting) -> dict[str, Any]:
         return losses_agree(config, setting.device)
     documents = 2
     if not setting.quick:
-        # As many as fit for the released way and the reference too.
+        # As many as fit for the released method and the reference too.
         documents = 64 if torch.cuda.get_device_properties(setting.device).total_memory > 100e9 else 32
     return measure_step(item, config, documents, setting.device, seconds=0.02 if setting.quick else 3.0)
 
 
 def generation(item: str, setting: Setting) -> dict[str, Any]:
-    """Bytes a second of the Generator at one batch size, or of the released way."""
+    """Bytes a second of the Generator at one batch size, or of the released method."""
     config, context, rounds = (TINY, 3, 3) if setting.quick else (BGPTConfig(), 64, 6)
     is_released = item == RELEASED
     files, rounds = (1, min(rounds, 4)) if is_released else (int(item), rounds)

@@ -9,7 +9,7 @@ from benchmarks.names import COMPILED, OURS, RELEASED
 from tools.gpu_check.items import BATCHES, DECODED, FOLDERS, ITEMS, OPS
 
 TARGETS = {"mfu": 0.55, "compiled": 1.3, "released": 3.0}
-"""The least of: the share of 989 TFLOP/s; times the reference under torch.compile; times the released way."""
+"""The least of: the share of 989 TFLOP/s; times the reference under torch.compile; times the released method."""
 
 
 def items_of(result: Mapping[str, Any], piece: str) -> dict[str, Any]:
@@ -170,7 +170,7 @@ def _generation(result: Mapping[str, Any]) -> list[str]:
     lines = []
     for name, item in items_of(result, "generation").items():
         what = f"batch {name}" if name in BATCHES else name
-        ratio = f", {ratios[name]:.1f} × the released way" if name in ratios else ""
+        ratio = f", {ratios[name]:.1f} × the released method" if name in ratios else ""
         lines.append(f"generation, {what}: {item['bytes_per_s']:.0f} B/s{ratio}")
     rates = [item["instances_per_s"] / 1e6 for item in items_of(result, "cpu_states").values()]
     return lines + [f"CPU states: {rate:.1f} M instances/s" for rate in rates]

@@ -1,4 +1,4 @@
-"""The whole training step on a GPU: of `BGPT`, of the reference under torch.compile, and of the released way.
+"""The whole training step on a GPU: of `BGPT`, of the reference under torch.compile, and of the released method.
 
 All three start from the same weights and take the same documents of equal length, so that nothing is padded.
 """
@@ -32,7 +32,7 @@ def losses_agree(config: BGPTConfig, device: torch.device) -> dict[str, float]:
 def measure_step(name: str, config: BGPTConfig, documents: int, device: torch.device, seconds: float) -> dict[str, Any]:
     """Times one implementation; if memory runs out, with half the documents, and so on.
 
-    In bfloat16 on a GPU, the released way in float16. In float32 on a CPU, where the reference is not compiled,
+    In bfloat16 on a GPU, the released method in float16. In float32 on a CPU, where the reference is not compiled,
     which would take minutes.
 
     Returns:
