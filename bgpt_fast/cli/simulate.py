@@ -30,9 +30,9 @@ from bgpt_fast.model import BGPT
 from bgpt_fast.report.simulation_page import ProgramView, write_simulation_page
 from bgpt_fast.tasks.cpu_states import StreamOptions, Traces, column_names, format_difference
 from bgpt_fast.tasks.cpu_states.assessment import Chunk, Evaluator
+from bgpt_fast.tasks.cpu_states.chunk_journal import ChunkJournal, digest
 from bgpt_fast.tasks.cpu_states.predictions import PredictionTable, predictions_to_parquet, write_predictions
-from bgpt_fast.tasks.cpu_states.programs import count_programs, random_pieces, read_pieces
-from bgpt_fast.tasks.cpu_states.saved_piece import SavedPiece, digest
+from bgpt_fast.tasks.cpu_states.programs import count_programs, random_chunks, read_chunks
 from bgpt_fast.tasks.cpu_states.views import program_view
 
 PAGE = "report.html"
@@ -93,13 +93,13 @@ def run(words: Sequence[str]) -> int:
         if getattr(options, name) < least:
             raise ValueError(f"--{name}: expected at least {least}, got {getattr(options, name)}")
     machine = options.machine
-    pieces = (
-        read_pieces(options.programs, machine, acc=options.acc, registers=options.registers)
+    chunks = (
+        read_chunks(options.programs, machine, acc=options.acc, registers=options.registers)
         if options.programs
-        else random_pieces(options.random, machine, seed=options.seed)
+        else random_chunks(options.random, machine, seed=options.seed)
     )
-    # The first piece is read before the model is loaded, so that a wrong program is an error at once.
-    first = next(pieces, None)
+    # The first chunk is read before the model is loaded, so that a wrong program is an error at once.
+    first = next(chunks, None)
     if first is None:
         raise ValueError("simulate: expected at least one program, got none")
     model = load_model(options.checkpoint, options.device)
@@ -108,17 +108,17 @@ def run(words: Sequence[str]) -> int:
     folder = SimulationFolder(options.output, {**plan, "model": fingerprint(model)})
     try:
         if folder.complete:
-            return _check_complete(options, itertools.chain([first], pieces))
+            return _check_complete(options, itertools.chain([first], chunks))
         if folder.resumed:
             console.print(f"{options.output}: resumes where it was stopped", markup=False)
         total = count_programs(options.programs) if options.programs else options.random
-        _simulate(options, model, folder, itertools.chain([first], pieces), total)
+        _simulate(options, model, folder, itertools.chain([first], chunks), total)
     finally:
         folder.close()
     return 0
 
 
-def _simulate(options: Simulate, model: BGPT, folder: SimulationFolder, pieces: Iterator[Traces], total: int) -> None:
+def _simulate(options: Simulate, model: BGPT, folder: SimulationFolder, chunks: Iterator[Traces], total: int) -> None:
     machine = options.machine
     draft = options.draft and next(model.parameters()).device.type == "cpu"
     evaluator = Evaluator(
@@ -137,20 +137,20 @@ def _simulate(options: Simulate, model: BGPT, folder: SimulationFolder, pieces: 
             path = options.output / "predicted.parquet"
             parquet = stack.enter_context(predictions_to_parquet(path, machine.num_registers, machine.memory_size))
         progress = _Progress(stack.enter_context(generation_progress("simulating")), total)
-        for index, traces in enumerate(pieces):
-            with SavedPiece(folder.piece(index), traces) as saved:
+        for index, traces in enumerate(chunks):
+            with ChunkJournal(folder.chunk(index), traces) as saved:
                 was_complete = saved.complete
-                progress.piece(len(saved.predicted), len(traces), 0)
-                piece = evaluator.add(traces, progress=progress.piece, saved=saved)
+                progress.chunk(len(saved.predicted), len(traces), 0)
+                chunk = evaluator.add(traces, progress=progress.chunk, saved=saved)
             progress.next(len(traces))
             programs.update(digest(traces))
             # Equal programs may start from different registers: a number keeps them apart.
             new = [f"{len(names) + place:06d}-{trace.name}" for place, trace in enumerate(traces)]
             if options.write in ("bin", "both"):
-                write_predictions(options.output / "predicted", new, piece.predicted, keep=was_complete)
+                write_predictions(options.output / "predicted", new, chunk.predicted, keep=was_complete)
             if parquet is not None:
-                parquet.add(new, piece.predicted, traces)
-            examples.add(new, piece)
+                parquet.add(new, chunk.predicted, traces)
+            examples.add(new, chunk)
             names += new
     assessment = evaluator.assessment()
     figures = assessment.to_dict()
@@ -179,7 +179,7 @@ def _outputs(options: Simulate) -> list[str]:
     return [REPORT, *page, *traces.get(options.write, ["predicted/", "predicted.parquet"])]
 
 
-def _check_complete(options: Simulate, pieces: Iterator[Traces]) -> int:
+def _check_complete(options: Simulate, chunks: Iterator[Traces]) -> int:
     """Checks a complete simulation and prints that there is nothing to do.
 
     Raises:
@@ -188,7 +188,7 @@ def _check_complete(options: Simulate, pieces: Iterator[Traces]) -> int:
     report = json.loads((options.output / REPORT).read_bytes())
     if options.programs:
         programs = hashlib.sha256()
-        for traces in pieces:
+        for traces in chunks:
             programs.update(digest(traces))
         if programs.hexdigest() != report["programs_digest"]:
             paths = ", ".join(map(str, options.programs))
@@ -221,22 +221,22 @@ class _Example:
 
 
 class _Progress:
-    """The progress over all pieces."""
+    """The progress over all chunks."""
 
     def __init__(self, show: GenerationProgress, total: int) -> None:
         self._show, self._total = show, total
-        self._programs = self._bytes = self._piece_bytes = 0
+        self._programs = self._bytes = self._chunk_bytes = 0
 
-    def piece(self, done: int, _: int, new_bytes: int) -> None:
-        """Shows the progress of the current piece."""
-        self._piece_bytes = new_bytes
+    def chunk(self, done: int, _: int, new_bytes: int) -> None:
+        """Shows the progress of the current chunk."""
+        self._chunk_bytes = new_bytes
         self._show(self._programs + done, self._total, self._bytes + new_bytes)
 
     def next(self, programs: int) -> None:
-        """Starts the piece after one of so many programs."""
+        """Starts the chunk after one of so many programs."""
         self._programs += programs
-        self._bytes += self._piece_bytes
-        self._piece_bytes = 0
+        self._bytes += self._chunk_bytes
+        self._chunk_bytes = 0
 
 
 class _Examples:
@@ -247,8 +247,8 @@ class _Examples:
         self._wrong: list[_Example] = []
         self._right: list[_Example] = []
 
-    def add(self, names: Sequence[str], piece: Chunk) -> None:
-        for name, truth, predicted, forced in zip(names, piece.traces, piece.predicted, piece.forced, strict=True):
+    def add(self, names: Sequence[str], chunk: Chunk) -> None:
+        for name, truth, predicted, forced in zip(names, chunk.traces, chunk.predicted, chunk.forced, strict=True):
             examples = self._right if predicted.to_bytes() == truth.to_bytes() else self._wrong
             if len(examples) < self._count:
                 view = program_view(name, truth, predicted, forced)

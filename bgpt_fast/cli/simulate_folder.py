@@ -20,7 +20,7 @@ _PLAN = "plan.json"
 class SimulationFolder:
     """A folder of one simulation, which is resumed there if it was stopped; locked against other processes.
 
-    Until the end, OUTPUT/unfinished/ holds the plan and a file for each piece (`SavedPiece`).
+    Until the end, OUTPUT/unfinished/ holds the plan and a file for each chunk (`ChunkJournal`).
 
     Args:
         path: new, empty, or of the same simulation.
@@ -53,14 +53,14 @@ class SimulationFolder:
             self.close()
             raise
 
-    def piece(self, index: int) -> Path:
-        """Returns the file where a piece is saved while it is simulated."""
+    def chunk(self, index: int) -> Path:
+        """Returns the file where a chunk is saved while it is simulated."""
         return self._unfinished / f"{index:06d}.piece"
 
     def finish(self, report: Mapping[str, Any]) -> None:
-        """Writes report.json, which marks the simulation as complete, and removes the saved pieces."""
+        """Writes report.json, which marks the simulation as complete, and removes the saved chunks."""
         write_json(self.path / REPORT, {**report, "plan": self._plan})
-        (self._unfinished / _PLAN).unlink(missing_ok=True)  # first: pieces without a plan are ignored
+        (self._unfinished / _PLAN).unlink(missing_ok=True)  # first: chunks without a plan are ignored
         shutil.rmtree(self._unfinished, ignore_errors=True)
 
     def close(self) -> None:

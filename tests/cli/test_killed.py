@@ -23,10 +23,10 @@ from bgpt_fast.cli import common, simulate
 from bgpt_fast.cli.main import main
 from bgpt_fast.folder_lock import FolderInUseError, FolderLock
 from bgpt_fast.tasks import cpu_states as cpu
-from bgpt_fast.tasks.cpu_states.programs import random_pieces
-from bgpt_fast.tasks.cpu_states.saved_piece import SavedPiece
+from bgpt_fast.tasks.cpu_states.chunk_journal import ChunkJournal
+from bgpt_fast.tasks.cpu_states.programs import random_chunks
 
-PROGRAMS, PIECE = 70, 16
+PROGRAMS, CHUNK_SIZE = 70, 16
 TIMES = ("seconds", "per_second", "options", "made_now", "there_already", "bytes_per_second", "new_bytes")
 
 CHILD = """
@@ -34,11 +34,11 @@ import functools, os, signal, sys
 import torch
 torch.set_num_threads(1)
 from bgpt_fast.cli import main, outputs, simulate
-from bgpt_fast.tasks.cpu_states.saved_piece import SavedPiece
+from bgpt_fast.tasks.cpu_states.chunk_journal import ChunkJournal
 
-count, piece, *words = sys.argv[1:]
+count, chunk_size, *words = sys.argv[1:]
 left = int(count)
-simulate.random_pieces = functools.partial(simulate.random_pieces, piece=int(piece))
+simulate.random_chunks = functools.partial(simulate.random_chunks, chunk_size=int(chunk_size))
 
 def dying(real, torn):
     @functools.wraps(real)
@@ -53,7 +53,7 @@ def dying(real, torn):
         return result
     return after
 
-SavedPiece.add = dying(SavedPiece.add, torn=True)
+ChunkJournal.add = dying(ChunkJournal.add, torn=True)
 outputs.OutputFolder.add = dying(outputs.OutputFolder.add, torn=False)
 sys.exit(main.main(words))
 """
@@ -61,7 +61,7 @@ sys.exit(main.main(words))
 
 def kill_after(count: int, words: list[str]) -> None:
     """Runs the command in a child that dies after `count` files."""
-    command = [sys.executable, "-c", CHILD, str(count), str(PIECE), *words]
+    command = [sys.executable, "-c", CHILD, str(count), str(CHUNK_SIZE), *words]
     child = subprocess.run(command, capture_output=True, timeout=120, check=False)
     assert child.returncode == -signal.SIGKILL, child.stderr.decode()
 
@@ -105,14 +105,14 @@ def test_a_killed_simulation_resumes_after_the_last_program(
     assert not (out / "report.json").exists()
     assert not (out / "predicted.parquet").exists()
     added: list[int] = []
-    real = SavedPiece.add
+    real = ChunkJournal.add
 
-    def add(self: SavedPiece, place: int, *rest: Any) -> None:
+    def add(self: ChunkJournal, place: int, *rest: Any) -> None:
         added.append(place)
         real(self, place, *rest)
 
-    monkeypatch.setattr(SavedPiece, "add", add)
-    monkeypatch.setattr(simulate, "random_pieces", partial(random_pieces, piece=PIECE))
+    monkeypatch.setattr(ChunkJournal, "add", add)
+    monkeypatch.setattr(simulate, "random_chunks", partial(random_chunks, chunk_size=CHUNK_SIZE))
     assert main(simulating(checkpoint, out)) == 0
     assert "resumes where it was stopped" in " ".join(capsys.readouterr().out.split())
     assert len(added) == PROGRAMS - sum(count - 1 for count in kills), "a record that was cut is made again"
@@ -170,17 +170,17 @@ def test_changed_programs_are_another_simulation(
     assert f"holds the simulation of other programs than are in {program} now" in capsys.readouterr().err
 
 
-def test_every_cut_and_every_flip_of_a_saved_piece_is_noticed(tmp_path: Path) -> None:
+def test_every_cut_and_every_flip_of_a_chunk_journal_is_detected(tmp_path: Path) -> None:
     traces = cpu.generate(5, num_registers=2, memory_size=16, max_program=4)
-    path = tmp_path / "piece"
+    path = tmp_path / "journal"
     predicted = [cpu.PredictedTrace(trace.to_bytes(), index % 2 == 0, 2, 16) for index, trace in enumerate(traces)]
-    with SavedPiece(path, traces) as saved:
+    with ChunkJournal(path, traces) as saved:
         saved.add_forced([trace.states[1:].astype("<i2") for trace in traces], 0.5)
         for index, one in enumerate(predicted):
             saved.add(index, one, index + 1.0)
         assert saved.complete
     whole = path.read_bytes()
-    with SavedPiece(path, traces) as saved:
+    with ChunkJournal(path, traces) as saved:
         assert saved.complete
         assert saved.predicted == dict(enumerate(predicted))
         assert (saved.seconds, saved.forced_seconds) == (5.0, 0.5)
@@ -193,12 +193,12 @@ def test_every_cut_and_every_flip_of_a_saved_piece_is_noticed(tmp_path: Path) ->
         flipped[place] ^= 1 << bit
         for content in (whole[:place], bytes(flipped)):
             path.write_bytes(content)
-            with SavedPiece(path, traces) as saved:
+            with ChunkJournal(path, traces) as saved:
                 assert not saved.complete
                 assert saved.predicted.items() <= dict(enumerate(predicted)).items()
     path.write_bytes(whole)
     with pytest.raises(ValueError, match="made of other programs"):
-        SavedPiece(path, traces[1:])
+        ChunkJournal(path, traces[1:])
 
 
 @pytest.mark.parametrize("command", [pytest.param("generate", marks=pytest.mark.slow), "convert"])

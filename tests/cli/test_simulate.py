@@ -1,4 +1,4 @@
-"""`bgpt-fast simulate`: programs of every kind, in pieces, to files, figures and a page."""
+"""`bgpt-fast simulate`: programs of every kind, in chunks, to files, figures and a page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bgpt_fast.cli import simulate
 from bgpt_fast.cli.main import main
 from bgpt_fast.report.simulation_page import ProgramView, write_simulation_page
 from bgpt_fast.tasks import cpu_states as cpu
-from bgpt_fast.tasks.cpu_states.programs import random_pieces, read_pieces
+from bgpt_fast.tasks.cpu_states.programs import random_chunks, read_chunks
 from bgpt_fast.tasks.cpu_states.views import program_view
 
 OPTIONS = cpu.StreamOptions(2, 16, 1, 4)
@@ -84,23 +84,23 @@ def test_a_register_out_of_place_is_named(
     assert not (tmp_path / "out").exists()
 
 
-def test_every_kind_of_program_in_pieces_of_any_size(
+def test_every_kind_of_program_in_chunks_of_any_size(
     tmp_path: Path, checkpoint: Path, programs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = [programs / name for name in ("add.asm", "many", "five.parquet", "code.bin", "trace.bin")]
     words = ["simulate", *map(str, paths), "--checkpoint", str(checkpoint), *MACHINE, "--registers", "1", "2"]
     assert main([*words, "--write", "both", "--output", str(tmp_path / "whole")]) == 0
-    pieces = list(read_pieces(paths, OPTIONS, registers=(1, 2), piece=2))
-    assert [len(piece) for piece in pieces] == [1, 2, 1, 2, 2, 1, 2]
-    monkeypatch.setattr(simulate, "read_pieces", lambda *a, **k: read_pieces(*a, **k, piece=2))
-    assert main([*words, "--write", "both", "--output", str(tmp_path / "pieces")]) == 0
+    chunks = list(read_chunks(paths, OPTIONS, registers=(1, 2), chunk_size=2))
+    assert [len(chunk) for chunk in chunks] == [1, 2, 1, 2, 2, 1, 2]
+    monkeypatch.setattr(simulate, "read_chunks", lambda *a, **k: read_chunks(*a, **k, chunk_size=2))
+    assert main([*words, "--write", "both", "--output", str(tmp_path / "chunks")]) == 0
     whole = figures(tmp_path / "whole")
-    assert whole == figures(tmp_path / "pieces")
+    assert whole == figures(tmp_path / "chunks")
     assert whole["free_running"]["programs"] == 11
 
     from pyarrow import parquet
 
-    for name in ("whole", "pieces"):
+    for name in ("whole", "chunks"):
         table = parquet.read_table(tmp_path / name / "predicted.parquet").to_pydict()
         assert table["name"] == whole["files"]
         assert table["program"][0] == "LOADI 7\nADD A\nHLT"
@@ -116,9 +116,9 @@ def test_every_kind_of_program_in_pieces_of_any_size(
 
 def test_random_programs_are_those_of_the_stream() -> None:
     whole = cpu.generate(50, seed=3, num_registers=2, memory_size=16, max_program=4, stream="philox", split="eval")
-    pieces = list(random_pieces(50, OPTIONS, seed=3, piece=7))
-    assert [len(piece) for piece in pieces] == [7] * 7 + [1]
-    assert [trace for piece in pieces for trace in piece] == list(whole)
+    chunks = list(random_chunks(50, OPTIONS, seed=3, chunk_size=7))
+    assert [len(chunk) for chunk in chunks] == [7] * 7 + [1]
+    assert [trace for chunk in chunks for trace in chunk] == list(whole)
 
 
 def test_what_is_wrong_with_a_file_is_named(

@@ -10,9 +10,9 @@ from bgpt_fast.tasks.cpu_states.evaluation import (
 )
 from bgpt_fast.tasks.cpu_states.export import (
     read_folder,
-    read_folder_pieces,
+    read_folder_chunks,
     read_parquet,
-    read_parquet_pieces,
+    read_parquet_chunks,
     write_folder,
     write_parquet,
 )
@@ -54,9 +54,9 @@ __all__ = [
     "generate_released_split",
     "pack_traces",
     "read_folder",
-    "read_folder_pieces",
+    "read_folder_chunks",
     "read_parquet",
-    "read_parquet_pieces",
+    "read_parquet_chunks",
     "run",
     "simulate",
     "split_of",

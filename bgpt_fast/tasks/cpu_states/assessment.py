@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from bgpt_fast.generation import Generator
 from bgpt_fast.model import BGPT
+from bgpt_fast.tasks.cpu_states.chunk_journal import ChunkJournal
 from bgpt_fast.tasks.cpu_states.evaluation import CPUStateReport, StateCounts
 from bgpt_fast.tasks.cpu_states.formatting import predicted_bytes
 from bgpt_fast.tasks.cpu_states.machine import state_size
-from bgpt_fast.tasks.cpu_states.saved_piece import SavedPiece
 from bgpt_fast.tasks.cpu_states.simulation import simulate_iter, teacher_forced
 from bgpt_fast.tasks.cpu_states.trace import PredictedTrace
 from bgpt_fast.tasks.cpu_states.traces import Traces
@@ -111,7 +111,7 @@ class Evaluator:
         self._states = 0
         self._seconds = self._forced_seconds = 0.0
 
-    def add(self, traces: Traces, *, progress: Progress | None = None, saved: SavedPiece | None = None) -> Chunk:
+    def add(self, traces: Traces, *, progress: Progress | None = None, saved: ChunkJournal | None = None) -> Chunk:
         """Runs and scores more programs.
 
         Args:
@@ -132,7 +132,7 @@ class Evaluator:
         self._states += sum(len(tail) // self._size for tail in tails)
         return Chunk(traces, forced, predicted)
 
-    def _teacher_forced(self, traces: Traces, saved: SavedPiece | None) -> list[NDArray[np.int16]]:
+    def _teacher_forced(self, traces: Traces, saved: ChunkJournal | None) -> list[NDArray[np.int16]]:
         if saved is not None and saved.forced is not None:
             self._forced_seconds += saved.forced_seconds
             return saved.forced
@@ -145,7 +145,7 @@ class Evaluator:
         return forced
 
     def _free_running(
-        self, traces: Traces, progress: Progress | None, saved: SavedPiece | None
+        self, traces: Traces, progress: Progress | None, saved: ChunkJournal | None
     ) -> list[PredictedTrace]:
         predicted = {} if saved is None else dict(saved.predicted)
         before = 0.0 if saved is None else saved.seconds

@@ -73,11 +73,11 @@ def read_folder(directory: _Path, num_registers: int = 10, memory_size: int = 10
         OSError: a file could not be read.
     """
     return Traces.from_list(
-        [trace for piece in read_folder_pieces(directory, num_registers, memory_size) for trace in piece]
+        [trace for chunk_size in read_folder_chunks(directory, num_registers, memory_size) for trace in chunk_size]
     )
 
 
-def read_folder_pieces(
+def read_folder_chunks(
     directory: _Path, num_registers: int = 10, memory_size: int = 1024, *, rows: int = _ROWS_A_GROUP
 ) -> Iterator[Traces]:
     """As `read_folder`, at most `rows` traces at a time, so that the folder may be larger than memory."""
@@ -145,7 +145,7 @@ def read_parquet(path: _Path) -> Traces:
         return _checked_traces(path, file.read(columns=["data"]), machine)
 
 
-def read_parquet_pieces(path: _Path, *, rows: int = _ROWS_A_GROUP) -> Iterator[Traces]:
+def read_parquet_chunks(path: _Path, *, rows: int = _ROWS_A_GROUP) -> Iterator[Traces]:
     """As `read_parquet`, at most `rows` traces at a time, so that the file may be larger than memory."""
     with _open_parquet(path) as file:
         machine = _machine(path, file.schema_arrow)

@@ -6,46 +6,48 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from bgpt_fast.tasks.cpu_states.export import count_folder, count_parquet, read_folder_pieces, read_parquet_pieces
+from bgpt_fast.tasks.cpu_states.export import count_folder, count_parquet, read_folder_chunks, read_parquet_chunks
 from bgpt_fast.tasks.cpu_states.machine import ProgramError
 from bgpt_fast.tasks.cpu_states.options import StreamOptions
 from bgpt_fast.tasks.cpu_states.streams import generate
 from bgpt_fast.tasks.cpu_states.trace import Trace, run
 from bgpt_fast.tasks.cpu_states.traces import Traces
 
-PIECE = 2048
+CHUNK_SIZE = 2048
 """Programs of a chunk: enough for full batches, a few MB of the released machine's traces."""
 
 
-def random_pieces(count: int, machine: StreamOptions, *, seed: int = 0, piece: int = PIECE) -> Iterator[Traces]:
+def random_chunks(
+    count: int, machine: StreamOptions, *, seed: int = 0, chunk_size: int = CHUNK_SIZE
+) -> Iterator[Traces]:
     """Programs of the Philox stream's evaluation split.
 
     Args:
         count: how many.
         machine: the machine and its programs.
         seed: 0…2⁶⁴ − 1.
-        piece: most programs of a chunk; does not change the programs.
+        chunk_size: most programs of a chunk; does not change the programs.
 
     Raises:
         TypeError, ValueError: a wrong argument.
     """
     start = 0
-    for done in range(0, count, piece):
+    for done in range(0, count, chunk_size):
         traces = generate(
-            min(piece, count - done), seed=seed, stream="philox", split="eval", start=start, **asdict(machine)
+            min(chunk_size, count - done), seed=seed, stream="philox", split="eval", start=start, **asdict(machine)
         )
         assert traces.next_start is not None
         start = traces.next_start
         yield traces
 
 
-def read_pieces(
+def read_chunks(
     paths: Sequence[Path],
     machine: StreamOptions,
     *,
     acc: int = 0,
     registers: Sequence[int] = (),
-    piece: int = PIECE,
+    chunk_size: int = CHUNK_SIZE,
 ) -> Iterator[Traces]:
     """Programs from files, in the order of the paths.
 
@@ -55,7 +57,7 @@ def read_pieces(
         machine: the machine's sizes; traces must have them.
         acc: ACC at the start of assembly and machine code.
         registers: the registers at the start; empty means zeros.
-        piece: most programs of a chunk.
+        chunk_size: most programs of a chunk.
 
     Raises:
         ProgramError, TraceError: what is wrong with a file; a note names it.
@@ -71,9 +73,9 @@ def read_pieces(
                     yield Traces.from_list(single)
                     single = []
                 many = (
-                    read_folder_pieces(path, R, M, rows=piece)
+                    read_folder_chunks(path, R, M, rows=chunk_size)
                     if path.is_dir()
-                    else read_parquet_pieces(path, rows=piece)
+                    else read_parquet_chunks(path, rows=chunk_size)
                 )
                 for traces in many:
                     _check_machine(traces, R, M)
@@ -91,7 +93,7 @@ def read_pieces(
                 error.add_note(f"in {path}")
             raise
         single.append(one)
-        if len(single) == piece:
+        if len(single) == chunk_size:
             yield Traces.from_list(single)
             single = []
     if single:

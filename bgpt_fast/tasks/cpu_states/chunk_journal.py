@@ -33,7 +33,7 @@ class _Record(NamedTuple):
     content: bytes
 
 
-class SavedPiece:
+class ChunkJournal:
     """The journal of one chunk, read and then extended record by record; a context manager.
 
     An incomplete or damaged record is removed, with all that follow it.
@@ -65,7 +65,7 @@ class SavedPiece:
             self.close()
             raise
 
-    def __enter__(self) -> SavedPiece:
+    def __enter__(self) -> ChunkJournal:
         return self
 
     def __exit__(
