@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Unpack
 
-from bgpt_fast.checks import check_int
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data import PairSource
 from bgpt_fast.data.file_index import Paths, SkipReport, as_roots
@@ -13,20 +13,11 @@ from bgpt_fast.data.source import DataError
 from bgpt_fast.documents import PatchError, Truncation, count_patches, extension_of, read_part
 from bgpt_fast.model import BGPT
 from bgpt_fast.patches import PackedPatches
-from bgpt_fast.tasks.evaluation import Document, FileReport, Progress, evaluate_documents
+from bgpt_fast.tasks.evaluation import Document, EvaluationOptions, FileReport, check_arguments, evaluate_documents
 
 
 def evaluate_pairs(
-    model: BGPT,
-    paths: Paths,
-    conversion: str,
-    *,
-    patches_per_batch: int = 8192,
-    baselines: bool = True,
-    resamples: int = 1000,
-    confidence: float = 0.95,
-    seed: int = 0,
-    progress: Progress | None = None,
+    model: BGPT, paths: Paths, conversion: str, **options: Unpack[EvaluationOptions]
 ) -> dict[str, FileReport]:
     """Scores the target files of pairs, teacher-forced after their source files.
 
@@ -37,10 +28,7 @@ def evaluate_pairs(
         model: on any device, trained on such pairs.
         paths: files and folders, as `PairSource`; all pairs in them are scored.
         conversion: "abc->mid", or "abc&mid" for both directions.
-        patches_per_batch: most patches of a batch, sources included; at least the context.
-        baselines: also compress the target files (`bgpt_fast.tasks.baselines.Compressors`).
-        resamples, confidence, seed: of the bootstrap over pairs (`bootstrap_interval`).
-        progress: called with (pairs done, all pairs, target bytes scored so far), for each direction.
+        options: see `EvaluationOptions`; sources count in a batch, and progress starts again for each direction.
 
     Returns:
         The report of each direction by its name, such as "abc->mid"; its files are the targets.
@@ -49,9 +37,7 @@ def evaluate_pairs(
         DataError: no such path, or no pair that can be scored.
         TypeError, ValueError: a wrong argument.
     """
-    if not isinstance(model, BGPT):
-        raise TypeError(f"evaluate_pairs: model: expected a BGPT, got {type(model).__name__}")
-    check_int("evaluate_pairs: patches_per_batch", patches_per_batch, 1)
+    check_arguments("evaluate_pairs", model, options)
     config = model.config
     directions = parse_conversion(conversion)
     try:
@@ -68,18 +54,7 @@ def evaluate_pairs(
         for name, reason in source.skipped.items():
             skips.add(name, reason)
         pairs = [pair for pair in source.paths if extension_of(pair[0]) == direction[0]]
-        report = evaluate_documents(
-            model,
-            _documents(pairs, config, skips),
-            len(pairs),
-            skips,
-            patches_per_batch=patches_per_batch,
-            baselines=baselines,
-            resamples=resamples,
-            confidence=confidence,
-            seed=seed,
-            progress=progress,
-        )
+        report = evaluate_documents(model, _documents(pairs, config, skips), len(pairs), skips, **options)
         if report is None:
             raise DataError(
                 f"evaluate_pairs: expected at least one pair that can be read, got none; skipped: {skips.by_reason}"

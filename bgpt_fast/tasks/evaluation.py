@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -114,17 +114,24 @@ class FileReport:
         }
 
 
-def evaluate_files(
-    model: BGPT,
-    paths: Paths,
-    *,
-    patches_per_batch: int = 8192,
-    baselines: bool = True,
-    resamples: int = 1000,
-    confidence: float = 0.95,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> FileReport:
+class EvaluationOptions(TypedDict, total=False):
+    """Keyword arguments of `evaluate_files` and `evaluate_pairs`.
+
+    patches_per_batch: most patches of a batch, 8,192 by default; at least the context.
+    baselines: also compress the scored files (`bgpt_fast.tasks.baselines.Compressors`); the default.
+    resamples, confidence, seed: of the bootstrap over files (`bootstrap_interval`); by default 1,000, 0.95 and 0.
+    progress: called with (files done, all files, bytes scored so far).
+    """
+
+    patches_per_batch: int
+    baselines: bool
+    resamples: int
+    confidence: float
+    seed: int
+    progress: Progress | None
+
+
+def evaluate_files(model: BGPT, paths: Paths, **options: Unpack[EvaluationOptions]) -> FileReport:
     """Scores a model on files, teacher-forced, without dropout.
 
     Files are read, packed and scored batch by batch; memory holds one batch, the byte decoder's logits of 2,048
@@ -135,37 +142,29 @@ def evaluate_files(
     Args:
         model: on any device.
         paths: files and folders, as `FileSource`; empty files are skipped.
-        patches_per_batch: most patches of a batch; at least the context.
-        baselines: also compress the same bytes (`bgpt_fast.tasks.baselines.Compressors`).
-        resamples, confidence, seed: of the bootstrap over files (`bootstrap_interval`).
-        progress: called with (files done, all files, bytes scored so far).
+        options: see `EvaluationOptions`.
 
     Raises:
         DataError: no such path, or no file that can be scored.
         TypeError, ValueError: a wrong argument.
     """
-    if not isinstance(model, BGPT):
-        raise TypeError(f"evaluate_files: model: expected a BGPT, got {type(model).__name__}")
-    check_int("evaluate_files: patches_per_batch", patches_per_batch, 1)
+    check_arguments("evaluate_files", model, options)
     skips = SkipReport()
     entries = find_files(as_roots(paths), skips)
-    report = evaluate_documents(
-        model,
-        (_document(file, model.config, skips) for file in entries),
-        len(entries),
-        skips,
-        patches_per_batch=patches_per_batch,
-        baselines=baselines,
-        resamples=resamples,
-        confidence=confidence,
-        seed=seed,
-        progress=progress,
-    )
+    documents = (_document(file, model.config, skips) for file in entries)
+    report = evaluate_documents(model, documents, len(entries), skips, **options)
     if report is None:
         raise DataError(
             f"evaluate_files: expected at least one file that can be read, got none; skipped: {skips.by_reason}"
         )
     return report
+
+
+def check_arguments(function: str, model: object, options: EvaluationOptions) -> None:
+    """Raises TypeError or ValueError for a wrong model or batch size."""
+    if not isinstance(model, BGPT):
+        raise TypeError(f"{function}: model: expected a BGPT, got {type(model).__name__}")
+    check_int(f"{function}: patches_per_batch", options.get("patches_per_batch", 1), 1)
 
 
 class Document(NamedTuple):
@@ -195,12 +194,12 @@ def evaluate_documents(
     count: int,
     skips: SkipReport,
     *,
-    patches_per_batch: int,
-    baselines: bool,
-    resamples: int,
-    confidence: float,
-    seed: int,
-    progress: Progress | None,
+    patches_per_batch: int = 8192,
+    baselines: bool = True,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> FileReport | None:
     """As `evaluate_files`, for packed documents; returns None if there are none.
 

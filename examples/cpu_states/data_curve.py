@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from train_paper import MACHINE, PAPER
+from train_paper import MACHINE, PAPER, TRAINING
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from training_runs import argument_parser, gpu_training, print_claims, runs_folder, write_results
+import training_runs as runs
 
 from bgpt_fast import BGPT, BGPTConfig, PackedPatches
 from bgpt_fast.report.plots import COLORS, new_figure, save_figure
@@ -85,18 +85,8 @@ def full(steps: int = 20_000) -> Settings:
         model=PAPER,
         machine=MACHINE,
         programs=128,
-        training=gpu_training(
-            steps=steps,
-            learning_rate=1e-3,
-            muon_learning_rate=0.02,
-            optimizer="muon",
-            schedule="wsd",
-            warmup_share=0.02,
-            decay_share=0.5,
-            weight_decay=0.0,
-            eps=1e-10,
-            eval_every=max(1, steps // 40),
-            save_every=max(1, steps // 40),
+        training=dataclasses.replace(
+            TRAINING, steps=steps, eval_every=max(1, steps // 40), save_every=max(1, steps // 40)
         ),
         scored=1000,
     )
@@ -248,7 +238,7 @@ def draw(sets: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> int:
-    parser = argument_parser(__doc__, full="the paper's model and machine, for a GPU; not run yet")
+    parser = runs.argument_parser(__doc__, full="the paper's model and machine, for a GPU; not run yet")
     parser.add_argument("--counts", type=int, nargs="+", default=list(COUNTS), help="programs of each set, rising")
     parser.add_argument("--steps", type=int, help="of each run; by default 2000, and 20000 for --full")
     parser.add_argument("--scored", type=int, help="programs for the final scores")
@@ -258,7 +248,7 @@ def main() -> int:
     settings = dataclasses.replace(settings, scored=options.scored or settings.scored)
     held_out = generate(settings.scored, seed=settings.seed + 1, stream="philox", split="eval", **settings.machine)
     sets = []
-    with runs_folder(options) as folder:
+    with runs.runs_folder(options) as folder:
         for count in sorted(options.counts):
             print(f"{count:,} programs:", flush=True)
             figures = run(count, settings, held_out, folder / str(count))
@@ -271,7 +261,7 @@ def main() -> int:
                     flush=True,
                 )
     claim_results = claims(sets)
-    output = write_results(
+    output = runs.write_results(
         __file__,
         parser,
         options,
@@ -287,7 +277,7 @@ def main() -> int:
         },
     )
     draw(sets, output.with_suffix(".png"))
-    return print_claims(claim_results)
+    return runs.print_claims(claim_results)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,18 @@ from bgpt_fast.training import TrainConfig, Trainer, TrainingInterrupted
 
 PAPER = BGPTConfig(byte_init="numeric", byte_init_std=0.05, position_init_std=0.1)
 MACHINE = {"num_registers": 10, "memory_size": 1024, "min_program": 1, "max_program": 255}
+TRAINING = TrainConfig(
+    schedule="wsd",
+    warmup_share=0.02,
+    decay_share=0.5,
+    optimizer="muon",
+    muon_learning_rate=0.02,
+    learning_rate=1e-3,
+    eps=1e-10,
+    weight_decay=0.0,
+    precision="bf16",
+    tensorboard=False,
+)
 TINY = BGPTConfig(
     patch_size=16, patch_length=16, hidden_size=32, patch_num_layers=1, byte_num_layers=1, num_heads=2, byte_num_heads=2
 )
@@ -53,23 +65,14 @@ def main() -> int:
     model = BGPT(config)
     source = CPUStateSource(config, seed=0, documents_per_batch=options.programs, long_share=0.3, **machine)
     held_out = generate(options.held_out, seed=20240229, stream="philox", split="eval", **machine)
-    training = TrainConfig(
+    training = dataclasses.replace(
+        TRAINING,
         steps=options.steps,
-        schedule="wsd",
-        warmup_share=0.02,
-        decay_share=0.5,
-        optimizer="muon",
-        muon_learning_rate=0.02,
-        learning_rate=1e-3,
-        eps=1e-10,
-        weight_decay=0.0,
-        precision="bf16",
         eval_every=options.eval_every,
         save_every=options.eval_every,
         best_metric="state_byte_accuracy",
         best_is="highest",
         stop_at=options.target,
-        tensorboard=False,
     )
     trainer = Trainer(model, source, training, options.output, teacher_forced_evaluation(held_out))
     session = threading.Timer(60 * options.session_minutes, os.kill, (os.getpid(), signal.SIGTERM))

@@ -23,16 +23,7 @@ import torch
 from media_data import FULL, MODALITIES, Labelled, Media, MissingDataError, Sizes, prepare
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from training_runs import (
-    PAPER,
-    argument_parser,
-    cpu_model,
-    cpu_training,
-    gpu_training,
-    print_claims,
-    runs_folder,
-    write_results,
-)
+import training_runs as runs
 
 from bgpt_fast import BGPT, BGPTConfig
 from bgpt_fast.classifier import BGPTForClassification
@@ -77,7 +68,7 @@ def small() -> Settings:
     """Of CPU size: models of 0.9 M parameters, on one thread."""
     return Settings(
         sizes=Sizes(),
-        model=cpu_model(
+        model=runs.cpu_model(
             patch_length=130,
             hidden_size=96,
             patch_num_layers=3,
@@ -86,7 +77,7 @@ def small() -> Settings:
             position_init_std=0.1,
         ),
         patches_per_batch=520,
-        pre_training=cpu_training(
+        pre_training=runs.cpu_training(
             steps=260,
             learning_rate=3e-3,
             muon_learning_rate=0.02,
@@ -95,7 +86,7 @@ def small() -> Settings:
             save_every=50,
             keep_last=1,
         ),
-        fine_tuning=cpu_training(
+        fine_tuning=runs.cpu_training(
             learning_rate=2e-3, muon_learning_rate=0.01, schedule="cosine", save_every=100, keep_last=1
         ),
         epochs={"text": 6, "image": 5, "audio": 2, "spectrogram": 4},
@@ -106,10 +97,10 @@ def full() -> Settings:
     """The paper's model on standard files of the paper's sizes, for a GPU in bfloat16; not run yet."""
     return Settings(
         sizes=FULL,
-        model=PAPER,
+        model=runs.PAPER,
         patches_per_batch=16_384,
-        pre_training=gpu_training(steps=10_000, learning_rate=1e-4, warmup_share=0.1),
-        fine_tuning=gpu_training(learning_rate=1e-5, warmup_share=0.1),
+        pre_training=runs.gpu_training(steps=10_000, learning_rate=1e-4, warmup_share=0.1),
+        fine_tuning=runs.gpu_training(learning_rate=1e-5, warmup_share=0.1),
         epochs=dict.fromkeys(("text", "image", "audio", "spectrogram"), 32),
     )
 
@@ -294,18 +285,18 @@ def _print_figures(name: str, figures: Iterator[tuple[str, str]]) -> None:
 
 
 def main() -> int:
-    parser = argument_parser(__doc__)
+    parser = runs.argument_parser(__doc__)
     parser.add_argument("--modalities", nargs="+", choices=MODALITIES, default=list(MODALITIES), help="some of them")
     options = parser.parse_args()
-    with runs_folder(options) as folder:
+    with runs.runs_folder(options) as folder:
         try:
             result = run(tuple(options.modalities), full() if options.full else small(), folder)
         except MissingDataError as error:
             print(f"nothing was run: {error}; or leave it out by --modalities", file=sys.stderr)
             return 2
     if options.output is not None or set(options.modalities) == set(MODALITIES):
-        write_results(__file__, parser, options, result)
-    return print_claims(result["claims"])
+        runs.write_results(__file__, parser, options, result)
+    return runs.print_claims(result["claims"])
 
 
 if __name__ == "__main__":

@@ -15,23 +15,13 @@ from mos6502_source import Mos6502Source
 from mos6502_traces import ProgramOptions, generate
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from training_runs import (
-    PAPER,
-    argument_parser,
-    cpu_model,
-    cpu_training,
-    gpu_training,
-    limited_to,
-    runs_folder,
-    size_of,
-    write_results,
-)
+import training_runs as runs
 
 from bgpt_fast import BGPT, BGPTConfig
 from bgpt_fast.training import TrainConfig, Trainer
 
 PROGRAMS = ProgramOptions(memory_size=32, min_program=1, max_program=8)
-SMALL = cpu_model(
+SMALL = runs.cpu_model(
     patch_length=13,
     hidden_size=128,
     patch_num_layers=4,
@@ -46,12 +36,12 @@ FULL_PROGRAMS = ProgramOptions(memory_size=256, min_program=1, max_program=120)
 def settings(full: bool, minutes: float) -> tuple[BGPTConfig, ProgramOptions, TrainConfig]:
     """Model, programs and training: of CPU size, or the paper's model for a GPU."""
     if full:
-        return PAPER, FULL_PROGRAMS, gpu_training(**limited_to(minutes))
-    return SMALL, PROGRAMS, cpu_training(**limited_to(minutes), decay_share=0.95)
+        return runs.PAPER, FULL_PROGRAMS, runs.gpu_training(**runs.limited_to(minutes))
+    return SMALL, PROGRAMS, runs.cpu_training(**runs.limited_to(minutes), decay_share=0.95)
 
 
 def main() -> int:
-    parser = argument_parser(__doc__)
+    parser = runs.argument_parser(__doc__)
     parser.add_argument("--minutes", type=float, help="of training; by default 15, and 240 for --full")
     parser.add_argument("--held-out", type=int, default=500, help="programs for the scores")
     options = parser.parse_args()
@@ -59,7 +49,7 @@ def main() -> int:
     config, programs, training = settings(options.full, minutes)
     torch.manual_seed(0)
     model = BGPT(config)
-    with runs_folder(options) as folder:
+    with runs.runs_folder(options) as folder:
         source = Mos6502Source(config, documents_per_batch=64, options=programs)
         result = Trainer(model, source, training, folder).train()
     reports = evaluate(model, generate(options.held_out, seed=1, split="eval", options=programs))
@@ -68,8 +58,8 @@ def main() -> int:
             f"{name}: {report.accuracy:.4%} of the state bytes, {report.changed_accuracy:.4%} of the changed ones, "
             f"{report.exact_programs:.2%} of the programs (copying: {report.copy_baseline:.4%} of the state bytes)"
         )
-    options.output = options.output or Path(__file__).with_name(f"mos6502.{size_of(options)}.json")
-    write_results(
+    options.output = options.output or Path(__file__).with_name(f"mos6502.{runs.size_of(options)}.json")
+    runs.write_results(
         __file__,
         parser,
         options,

@@ -23,16 +23,7 @@ import torch
 from excerpts import write_excerpts
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from training_runs import (
-    PAPER,
-    argument_parser,
-    cpu_model,
-    cpu_training,
-    gpu_training,
-    limited_to,
-    runs_folder,
-    write_results,
-)
+import training_runs as runs
 
 from bgpt_fast import BGPT, BGPTConfig
 from bgpt_fast.data import PairSource
@@ -49,7 +40,7 @@ PUBLISHED = {"abc->mid": 0.0011}
 """Bits per byte on IrishMAN's whole tunes, of the published model of 110 M parameters (arXiv 2402.19155)."""
 NOTES = (4, 8)
 """Fewest and most notes of a bar."""
-SMALL = cpu_model(
+SMALL = runs.cpu_model(
     patch_size=4,
     patch_length=64,
     hidden_size=96,
@@ -84,9 +75,11 @@ class Size:
 def size_of_run(full: bool, minutes: float) -> Size:
     """Returns the run of CPU size, or that of the paper's model for a GPU."""
     if full:
-        training = gpu_training(**limited_to(minutes), warmup_share=0.1)
-        return Size(PAPER, training, 8192, excerpts=False, test_share=0.1)
-    return Size(SMALL, cpu_training(**limited_to(minutes), decay_share=0.7), 512, excerpts=True, test_share=0.05)
+        training = runs.gpu_training(**runs.limited_to(minutes), warmup_share=0.1)
+        return Size(runs.PAPER, training, 8192, excerpts=False, test_share=0.1)
+    return Size(
+        SMALL, runs.cpu_training(**runs.limited_to(minutes), decay_share=0.7), 512, excerpts=True, test_share=0.05
+    )
 
 
 def data(size: Size, collections: Sequence[str | os.PathLike[str]], folder: Path) -> dict[str, Any]:
@@ -199,7 +192,7 @@ def assess(model: BGPT, folder: Path, held_out: int) -> dict[str, Any]:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    parser = argument_parser(__doc__, full="complete tunes and the paper's model, for a GPU")
+    parser = runs.argument_parser(__doc__, full="complete tunes and the paper's model, for a GPU")
     parser.add_argument("--minutes", type=float, help="of training; by default 30, and 240 for --full")
     parser.add_argument("--held-out", type=int, default=300, help="test pairs that are converted each way")
     parser.add_argument("--collections", nargs="*", default=[], help="ABC files and folders, such as IrishMAN's")
@@ -208,14 +201,14 @@ def main(words: Sequence[str] | None = None) -> int:
     size = size_of_run(options.full, minutes)
     torch.manual_seed(size.training.seed)
     model = BGPT(size.model)
-    with runs_folder(options) as folder:
+    with runs.runs_folder(options) as folder:
         data_figures = data(size, options.collections, folder)
         source = PairSource(folder / "pairs/train", "abc&mid", size.model, size.patches_per_batch, split="all")
         start = time.process_time()
         training = Trainer(model, source, size.training, folder / "run").train()
         core_minutes = (time.process_time() - start) / 60
         directions = assess(model, folder / "pairs", options.held_out)
-    write_results(
+    runs.write_results(
         __file__,
         parser,
         options,

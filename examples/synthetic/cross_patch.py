@@ -14,8 +14,7 @@ import random
 import sys
 from collections.abc import Callable
 
-from synthetic_documents import SMALL, Experiment, Rule, main
-from training_runs import PAPER, cpu_training, gpu_training
+from synthetic_documents import SMALL, Experiment, Rule, main, runs
 
 from bgpt_fast.tasks.evaluation import FileReport
 
@@ -85,7 +84,7 @@ def experiments() -> dict[str, Experiment]:
             delay_line(k, PATCH),
             dataclasses.replace(SMALL, patch_size=PATCH, patch_length=k + COPIED + 2),
             16,
-            cpu_training(steps=steps),
+            runs.cpu_training(steps=steps),
             most_excess=0.01,
             measure=recalled_behind(k, PATCH),
             least={"least_recalled_share": 0.99},
@@ -96,7 +95,7 @@ def experiments() -> dict[str, Experiment]:
         recall(PATCH),
         small,
         18,
-        cpu_training(steps=400, learning_rate=5e-3),
+        runs.cpu_training(steps=400, learning_rate=5e-3),
         most_excess=0.01,
         held_out=300,
         measure=recalled_at_each_distance,
@@ -107,13 +106,13 @@ def experiments() -> dict[str, Experiment]:
 
 def full_experiments() -> dict[str, Experiment]:
     """With the paper's model."""
-    S = PAPER.patch_size
+    S = runs.PAPER.patch_size
     result = {
         f"delay_{k}": Experiment(
             delay_line(k, S),
-            PAPER,
+            runs.PAPER,
             64,
-            gpu_training(steps=3000),
+            runs.gpu_training(steps=3000),
             most_excess=0.001,
             measure=recalled_behind(k, S),
             least={"least_recalled_share": 0.99},
@@ -122,9 +121,9 @@ def full_experiments() -> dict[str, Experiment]:
     }
     result["recall"] = Experiment(
         recall(S),
-        PAPER,
+        runs.PAPER,
         128,
-        gpu_training(steps=2000),
+        runs.gpu_training(steps=2000),
         most_excess=0.001,
         held_out=1000,
         measure=recalled_at_each_distance,

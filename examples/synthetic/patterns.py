@@ -11,8 +11,7 @@ import math
 import random
 import sys
 
-from synthetic_documents import SMALL, Experiment, Rule, main
-from training_runs import PAPER, cpu_training, gpu_training
+from synthetic_documents import SMALL, Experiment, Rule, main, runs
 
 SIZE = 248
 FULL_SIZE = 8000
@@ -42,12 +41,12 @@ def repeats(size: int) -> Rule:
 def experiments() -> dict[str, Experiment]:
     """Of CPU size."""
     return {
-        "alternating": Experiment(alternating(SIZE), SMALL, 8, cpu_training(steps=60), most_excess=0.002),
+        "alternating": Experiment(alternating(SIZE), SMALL, 8, runs.cpu_training(steps=60), most_excess=0.002),
         "repeats": Experiment(
             repeats(SIZE),
             dataclasses.replace(SMALL, byte_num_heads=8),
             16,
-            cpu_training(steps=1500),
+            runs.cpu_training(steps=1500),
             most_excess=0.02,
         ),
     }
@@ -56,8 +55,10 @@ def experiments() -> dict[str, Experiment]:
 def full_experiments() -> dict[str, Experiment]:
     """With the paper's model."""
     return {
-        "alternating": Experiment(alternating(FULL_SIZE), PAPER, 32, gpu_training(steps=500), most_excess=0.001),
-        "repeats": Experiment(repeats(FULL_SIZE), PAPER, 32, gpu_training(steps=3000), most_excess=0.001),
+        "alternating": Experiment(
+            alternating(FULL_SIZE), runs.PAPER, 32, runs.gpu_training(steps=500), most_excess=0.001
+        ),
+        "repeats": Experiment(repeats(FULL_SIZE), runs.PAPER, 32, runs.gpu_training(steps=3000), most_excess=0.001),
     }
 
 

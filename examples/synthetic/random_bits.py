@@ -11,8 +11,7 @@ import math
 import random
 import sys
 
-from synthetic_documents import SMALL, Experiment, Rule, main
-from training_runs import PAPER, cpu_training, gpu_training
+from synthetic_documents import SMALL, Experiment, Rule, main, runs
 
 SIZE = 248
 FULL_SIZE = 8000
@@ -59,16 +58,16 @@ def _cost(rare: int, count: int) -> float:
 def experiments() -> dict[str, Experiment]:
     """Of CPU size."""
     return {
-        "coin": Experiment(coin(SIZE), SMALL, 8, cpu_training(steps=200), most_excess=0.05),
-        "flipping": Experiment(flipping(SIZE), SMALL, 16, cpu_training(steps=600), most_excess=0.05),
+        "coin": Experiment(coin(SIZE), SMALL, 8, runs.cpu_training(steps=200), most_excess=0.05),
+        "flipping": Experiment(flipping(SIZE), SMALL, 16, runs.cpu_training(steps=600), most_excess=0.05),
     }
 
 
 def full_experiments() -> dict[str, Experiment]:
     """With the paper's model."""
     return {
-        "coin": Experiment(coin(FULL_SIZE), PAPER, 32, gpu_training(steps=2000), most_excess=0.01),
-        "flipping": Experiment(flipping(FULL_SIZE), PAPER, 32, gpu_training(steps=5000), most_excess=0.01),
+        "coin": Experiment(coin(FULL_SIZE), runs.PAPER, 32, runs.gpu_training(steps=2000), most_excess=0.01),
+        "flipping": Experiment(flipping(FULL_SIZE), runs.PAPER, 32, runs.gpu_training(steps=5000), most_excess=0.01),
     }
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from training_runs import argument_parser, cpu_model, runs_folder, write_results
+import training_runs as runs
 
 from bgpt_fast import BGPT, BGPTConfig, PackedPatches
 from bgpt_fast.files import atomic_write
@@ -27,7 +27,7 @@ from bgpt_fast.metrics import bootstrap_interval
 from bgpt_fast.tasks.evaluation import FileReport, evaluate_files
 from bgpt_fast.training import TrainConfig, Trainer
 
-SMALL = cpu_model(
+SMALL = runs.cpu_model(
     patch_size=8,
     patch_length=33,
     hidden_size=64,
@@ -182,7 +182,7 @@ def main(script: str, description: str, small: Mapping[str, Experiment], full: M
         small: experiments by name, of CPU size, the smallest one first.
         full: the same, and some that the small model does not learn, with the paper's model.
     """
-    parser = argument_parser(description)
+    parser = runs.argument_parser(description)
     parser.add_argument("--only", nargs="+", choices=list(full), metavar="NAME", help=f"some of {', '.join(full)}")
     options = parser.parse_args()
     experiments = full if options.full else small
@@ -190,7 +190,7 @@ def main(script: str, description: str, small: Mapping[str, Experiment], full: M
     if missing := set(names) - set(experiments):
         parser.error(f"--only: expected some of {', '.join(experiments)}, got {', '.join(missing)}, which take --full")
     results: dict[str, Any] = {}
-    with runs_folder(options) as folder:
+    with runs.runs_folder(options) as folder:
         for name in names:
             print(f"{name}:", flush=True)
             results[name] = figures = run(experiments[name], folder / name)
@@ -201,5 +201,5 @@ def main(script: str, description: str, small: Mapping[str, Experiment], full: M
                 flush=True,
             )
     if options.output is not None or set(names) == set(experiments):
-        write_results(script, parser, options, {"experiments": results})
+        runs.write_results(script, parser, options, {"experiments": results})
     return 0 if all(figures["holds"] for figures in results.values()) else 1

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 sys.path += [str(Path(__file__).resolve().parents[1] / name) for name in ("", "synthetic")]
+import training_runs as runs
 from flat_baseline import (
     FlatConfig,
     FlatModel,
@@ -34,7 +35,6 @@ from flat_baseline import (
 )
 from mixed_documents import Documents, mixed_documents
 from synthetic_documents import Rule, SyntheticDocuments
-from training_runs import argument_parser, cpu_training, gpu_training, print_claims, runs_folder, write_results
 
 from bgpt_fast import BGPT, BGPTConfig, PackedPatches
 from bgpt_fast.files import write_json
@@ -101,7 +101,7 @@ SMALL = Settings(
     text_bytes=480,
     documents=16,
     minutes=1.0,
-    training=cpu_training(learning_rate=3e-3, muon_learning_rate=0.02, warmup_share=0.03, decay_share=0.5),
+    training=runs.cpu_training(learning_rate=3e-3, muon_learning_rate=0.02, warmup_share=0.03, decay_share=0.5),
 )
 """Of CPU size: 0.3 to 0.8 M parameters."""
 FULL = Settings(
@@ -117,7 +117,7 @@ FULL = Settings(
     text_bytes=8000,
     documents=32,
     minutes=120.0,
-    training=gpu_training(),
+    training=runs.gpu_training(),
 )
 """The paper's width, depth and context, for a GPU; not yet run."""
 
@@ -423,7 +423,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    parser = argument_parser(__doc__, full="the paper's width and depth, for a GPU; not run yet")
+    parser = runs.argument_parser(__doc__, full="the paper's width and depth, for a GPU; not run yet")
     parser.add_argument("--minutes", type=float, help="of training for each model; by default 1, and 120 for --full")
     options = parser.parse_args()
     settings = FULL if options.full else SMALL
@@ -434,12 +434,12 @@ def main() -> int:
         torch.set_num_threads(settings.training.threads)
     contents = [content for _, content in documents.held_out]
     entropy = entropy_of_bytes(contents)
-    with runs_folder(options) as folder:
+    with runs.runs_folder(options) as folder:
         results = run(settings, documents, folder)
     print(table(results))
     compressors = compression_scores(contents, [content for _, content in documents.training])
     claim_results = claims(results, entropy)
-    output = write_results(
+    output = runs.write_results(
         __file__,
         parser,
         options,
@@ -454,7 +454,7 @@ def main() -> int:
         },
     )
     draw(results, output.with_suffix(".png"))
-    return print_claims(claim_results)
+    return runs.print_claims(claim_results)
 
 
 if __name__ == "__main__":

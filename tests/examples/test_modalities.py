@@ -111,7 +111,7 @@ def test_the_script_says_what_is_missing(
     assert not output.exists()
 
 
-@pytest.mark.parametrize(("words", "written"), [([], ["modalities.cpu.json"]), (["--modalities", "image"], [])])
+@pytest.mark.parametrize(("words", "results"), [([], ["modalities.cpu.json"]), (["--modalities", "image"], [])])
 def test_some_of_it_replaces_no_results(
     recipe: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], results: list[str]
 ) -> None:

@@ -99,7 +99,7 @@ def test_held_out_documents_are_others(recipe: ModuleType) -> None:
 
 @pytest.mark.parametrize("recipe", ["cross_patch"], indirect=True)
 @pytest.mark.parametrize(
-    ("words", "ran", "written"),
+    ("words", "ran", "output_name"),
     [
         ([], ["delay_1", "delay_4", "delay_16", "recall"], "recipe.cpu.json"),
         (["--only", "recall"], ["recall"], None),
