@@ -89,7 +89,7 @@ def test_the_steps_are_write_fsync_rename_fsync(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("existed", [True, False])
 @pytest.mark.parametrize("number", range(len(STEPS)))
-def test_each_step_failing_leaves_old_or_new(tmp_path: Path, number: int, existed: bool) -> None:
+def test_a_failure_of_each_step_leaves_the_old_or_the_new_file(tmp_path: Path, number: int, existed: bool) -> None:
     path = tmp_path / "a"
     if existed:
         path.write_bytes(b"old")
@@ -103,7 +103,7 @@ def test_each_step_failing_leaves_old_or_new(tmp_path: Path, number: int, existe
 
 
 @pytest.mark.parametrize("number", range(len(STEPS)))
-def test_a_crash_in_each_step_leaves_old_or_new(tmp_path: Path, number: int) -> None:
+def test_a_crash_in_each_step_leaves_the_old_or_the_new_file(tmp_path: Path, number: int) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"old")
     assert dies_in_step(number, lambda: write(path, b"content"))

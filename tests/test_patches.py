@@ -285,7 +285,7 @@ def test_files_that_hide_their_size_are_refused() -> None:
 
 
 @pytest.mark.timeout(20)
-def test_a_sparse_giant_is_read_only_where_it_is_packed(tmp_path: Path) -> None:
+def test_of_a_sparse_giant_only_the_packed_bytes_are_read(tmp_path: Path) -> None:
     path = tmp_path / "giant.bin"
     path.write_bytes(b"head")
     os.truncate(path, 10 * 2**30)
@@ -483,7 +483,7 @@ def test_concatenate() -> None:
         PackedPatches.concatenate([complete, masked])
 
 
-def test_moving_never_reads_values_and_takes_everything_along() -> None:
+def test_moving_reads_no_values_and_moves_all_fields() -> None:
     targets = torch.tensor([False, True, False, False, True])
     moved = PackedPatches(PATCHES, OFFSETS, targets=targets, truncated=1, truncated_bytes=9).to("meta")
     assert moved.targets is not None

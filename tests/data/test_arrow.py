@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def test_splits_are_disjoint_complete_and_decided_by_content(folder: Path) -> No
     assert sorted(content for _, content in _documents(list(again.one_pass()))) == sorted(held_out)
 
 
-def test_text_columns_of_every_kind_give_their_bytes(tmp_path: Path) -> None:
+def test_text_columns_of_every_type_become_bytes(tmp_path: Path) -> None:
     texts = ["ä", "text", "x" * 9] * 7
     for name, kind in (("a", pa.string()), ("b", pa.large_string()), ("d", pa.dictionary(pa.int32(), pa.string()))):
         _write_ipc(tmp_path / f"{name}.arrow", pa.table({"content": pa.array(texts, kind)}), stream=True, rows=5)
@@ -121,23 +122,11 @@ def test_files_that_vanish_are_skipped(folder: Path) -> None:
         skip(source, 200)
 
 
-def test_over_long_rows_give_windows_in_training_and_their_head_in_a_pass(tmp_path: Path) -> None:
-    content = np.random.default_rng(0).bytes(4000)
-    pq.write_table(pa.table({"content": [content]}), tmp_path / "long.parquet")
-    source = ArrowSource(tmp_path, "content", CONFIG, 16, split="all")
-    documents = _documents([source.next_batch() for _ in range(12)])
-    assert all(document in content for _, document in documents)
-    assert len(set(documents)) > 3
-    assert source.describe()["documents_cut"] == 12
-    ((_, head),) = _documents(list(source.one_pass()))
-    assert content.startswith(head)
-
-
 @pytest.mark.parametrize(
     "fields",
     [{"split": "train"}, {"eval_share": 0.3}, {"buffer_rows": 30}, {"buffer_bytes": 99}, {"extension_column": "ext"}],
 )
-def test_a_position_among_other_rows_is_said(folder: Path, fields: dict[str, Any]) -> None:
+def test_a_position_among_other_rows_warns(folder: Path, fields: dict[str, Any]) -> None:
     before: dict[str, Any] = {"split": "eval", "eval_share": 0.9}
     source = _source(folder, **before)
     source.next_batch()
@@ -161,7 +150,7 @@ def test_memory_is_bounded_by_the_buffer(tmp_path: Path) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
 
 
-def test_what_cannot_be_trained_on_is_named_before_the_first_step(folder: Path, tmp_path: Path) -> None:
+def test_unusable_data_is_an_error_before_the_first_step(folder: Path, tmp_path: Path) -> None:
     for fields, message in (
         ({"column": "contents"}, r"expected a column 'contents', got \['content', 'ext'\]"),
         ({"extension_column": "kind"}, "expected a column 'kind'"),
@@ -189,55 +178,50 @@ def test_without_pyarrow_the_error_says_what_to_install(folder: Path, monkeypatc
         _source(folder)
 
 
-def test_files_are_streamed_from_a_url(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fsspec = pytest.importorskip("fsspec")
-    memory = fsspec.filesystem("memory")
+@pytest.fixture
+def url(folder: Path) -> Iterator[str]:
+    """The folder's files behind a URL."""
+    memory = pytest.importorskip("fsspec").filesystem("memory")
     for path in folder.iterdir():
         memory.pipe(f"/rows/{path.name}", path.read_bytes())
-    try:
-        remote = ArrowSource("memory://rows", "content", CONFIG, 64, extension_column="ext")
-        local = ArrowSource(folder, "content", CONFIG, 64, extension_column="ext")
-        assert remote.paths == [f"memory:///rows/{Path(path).name}" for path in local.paths]
-        assert remote.describe()["bytes"] == local.describe()["bytes"]
-        for _ in range(5):
-            assert remote.next_batch().to_bytes() == local.next_batch().to_bytes()
-        position = remote.state_dict()
-        again = ArrowSource("memory://rows", "content", CONFIG, 64, extension_column="ext")
-        again.load_state_dict(position)
-        assert again.next_batch().to_bytes() == local.next_batch().to_bytes()
-        one = ArrowSource(remote.paths[0], "content", CONFIG, 64, extension_column="ext")
-        assert one.paths == remote.paths[:1]
-        monkeypatch.setattr(arrow_files, "_open", _lost)
-        with pytest.raises(DataError, match="the connection is gone"):
-            list(remote.one_pass())
-    finally:
-        memory.rm("/rows", recursive=True)
+    yield "memory://rows"
+    memory.rm("/rows", recursive=True)
+
+
+def test_files_are_streamed_from_a_url(folder: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    remote = ArrowSource(url, "content", CONFIG, 64, extension_column="ext")
+    local = ArrowSource(folder, "content", CONFIG, 64, extension_column="ext")
+    assert remote.paths == [f"memory:///rows/{Path(path).name}" for path in local.paths]
+    assert remote.describe()["bytes"] == local.describe()["bytes"]
+    for _ in range(5):
+        assert remote.next_batch().to_bytes() == local.next_batch().to_bytes()
+    again = ArrowSource(url, "content", CONFIG, 64, extension_column="ext")
+    again.load_state_dict(remote.state_dict())
+    assert again.next_batch().to_bytes() == local.next_batch().to_bytes()
+    one = ArrowSource(remote.paths[0], "content", CONFIG, 64, extension_column="ext")
+    assert one.paths == remote.paths[:1]
+    monkeypatch.setattr(arrow_files, "_open", _lose_connection)
+    with pytest.raises(DataError, match="the connection is gone"):
+        list(remote.one_pass())
     with pytest.raises(DataError, match="FileNotFoundError"):
         ArrowSource("memory://nowhere", "content", CONFIG, 64)
     with pytest.raises(DataError, match="give a URL that fsspec can open"):
         ArrowSource("feathers://nowhere", "content", CONFIG, 64)
 
 
-def test_after_a_lost_connection_the_epoch_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fsspec = pytest.importorskip("fsspec")
-    memory = fsspec.filesystem("memory")
-    for path in folder.iterdir():
-        memory.pipe(f"/rows/{path.name}", path.read_bytes())
-    try:
-        source = ArrowSource("memory://rows", "content", CONFIG, 50, split="all", buffer_rows=40)
-        # The first buffer is of the first file, the second one needs the next.
-        with monkeypatch.context() as patch:
-            patch.setattr(arrow_files, "_open", _lost)
-            with pytest.raises(DataError, match="the connection is gone"):
-                skip(source, 100)
-        batches = 0
-        while source.state_dict()["epoch"] == 0:
-            source.next_batch()
-            batches += 1
-        assert batches > 20
-    finally:
-        memory.rm("/rows", recursive=True)
+def test_after_a_lost_connection_the_epoch_goes_on(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = ArrowSource(url, "content", CONFIG, 50, split="all", buffer_rows=40)
+    # The first buffer is of the first file, the second one needs the next.
+    with monkeypatch.context() as patch:
+        patch.setattr(arrow_files, "_open", _lose_connection)
+        with pytest.raises(DataError, match="the connection is gone"):
+            skip(source, 100)
+    batches = 0
+    while source.state_dict()["epoch"] == 0:
+        source.next_batch()
+        batches += 1
+    assert batches > 20
 
 
-def _lost(path: str) -> Any:
+def _lose_connection(path: str) -> Any:
     raise ConnectionResetError(f"{path}: reset")

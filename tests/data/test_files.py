@@ -60,7 +60,7 @@ def test_the_seed_decides_the_order(folder: Path) -> None:
     assert not equal(batch, other.next_batch())
 
 
-def test_changed_files_are_said(folder: Path) -> None:
+def test_a_position_among_changed_files_warns(folder: Path) -> None:
     source = FileSource(folder, CONFIG, 50)
     source.next_batch()
     state = source.state_dict()
@@ -104,19 +104,6 @@ def test_copies_stay_on_one_side_when_split_by_content(tmp_path: Path) -> None:
     assert sides["path"][0] & sides["path"][1]
 
 
-def test_over_long_files_give_windows_in_training_and_their_head_in_a_pass(tmp_path: Path) -> None:
-    content = np.random.default_rng(0).bytes(4000)
-    (tmp_path / "long.bin").write_bytes(content)
-    source = FileSource(tmp_path, CONFIG, 16, split="all")
-    documents = contents([source.next_batch() for _ in range(12)])
-    assert all(document in content for document in documents)
-    assert len(set(documents)) > 3
-    assert source.describe()["documents_cut"] == 12
-    (head,) = contents(list(source.one_pass()))
-    assert content.startswith(head)
-    assert len(head) >= FITS
-
-
 def test_a_file_counts_once_however_it_is_reached(folder: Path) -> None:
     path = folder / "d0" / "000.bin"
     (folder / "link.bin").symlink_to(path)
@@ -126,7 +113,7 @@ def test_a_file_counts_once_however_it_is_reached(folder: Path) -> None:
     assert len(source) == 40
 
 
-def test_what_cannot_be_read_is_counted_and_skipped(folder: Path) -> None:
+def test_unusable_files_are_counted_and_skipped(folder: Path) -> None:
     (folder / "empty.bin").write_bytes(b"")
     (folder / "dangling.bin").symlink_to(folder / "nowhere")
     os.mkfifo(folder / "pipe.bin")
@@ -190,7 +177,7 @@ def test_growing_and_huge_sparse_files_take_bounded_memory(tmp_path: Path) -> No
     assert not source.describe()["skipped"]
 
 
-def test_nothing_to_read_is_named_before_the_first_step(tmp_path: Path, folder: Path) -> None:
+def test_nothing_to_read_is_an_error_before_the_first_step(tmp_path: Path, folder: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     pipe = tmp_path / "pipe"

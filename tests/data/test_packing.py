@@ -91,7 +91,7 @@ def test_an_epochs_batches_are_estimated_without_reading_or_moving(folder: Path,
     assert estimate > source.total_patches / patches_per_batch
 
 
-def test_positions_hold_the_look_ahead(folder: Path) -> None:
+def test_positions_include_the_window(folder: Path) -> None:
     source = FileSource(folder, CONFIG, 128)
     for _ in range(9):
         source.next_batch()
@@ -116,7 +116,7 @@ def test_damaged_and_foreign_positions_are_named(folder: Path) -> None:
             source.load_state_dict(foreign)
 
 
-def test_skipping_is_drawing_without_reading(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_skipping_a_batch_reads_no_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = FileSource(folder, CONFIG, 128), FileSource(folder, CONFIG, 128)
     one.next_batch()
     with monkeypatch.context() as patch:

@@ -117,7 +117,7 @@ def test_pairs_that_vanish_are_left_out(folder: Path) -> None:
     assert source.describe()["skipped"] == {"vanished": 1}
 
 
-def test_a_position_in_other_directions_is_said(folder: Path) -> None:
+def test_a_position_in_other_directions_warns(folder: Path) -> None:
     both = PairSource(folder, "abc&mid", CONFIG, 64, split="all")
     both.next_batch()
     one = PairSource(folder, "abc->mid", CONFIG, 64, split="all")

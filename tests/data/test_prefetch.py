@@ -96,7 +96,7 @@ def test_batches_are_made_ahead_of_the_position() -> None:
 
 
 @pytest.mark.parametrize("process", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_errors_come_in_the_consumer_after_the_batches_before_them(process: bool) -> None:
+def test_errors_are_raised_after_the_batches_before_them(process: bool) -> None:
     expected = WorkerError if process else CountingSource.Failure
     with Prefetcher(CountingSource(fail_at=2), depth=4, process=process) as ahead:
         for _ in range(2):

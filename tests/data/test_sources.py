@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from support.batches import equal, skip
+from support.batches import contents, equal, skip
 
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data import (
@@ -26,6 +26,7 @@ from bgpt_fast.data import (
 )
 
 CONFIG = BGPTConfig(patch_size=4, patch_length=32, hidden_size=8, patch_num_layers=1, byte_num_layers=1)
+BATCH: dict[str, Any] = {"patches_per_batch": 64}
 Make = Callable[..., Any]
 
 
@@ -59,11 +60,11 @@ def mixed(folder: Path, rank: int = 0, world_size: int = 1, **options: Any) -> M
 
 
 SOURCES: dict[str, Make] = {
-    "files": lambda folder, **options: FileSource(folder / "files", CONFIG, 64, **options),
-    "labelled": lambda folder, **options: LabelledSource(folder / "files", CONFIG, 64, **options),
+    "files": lambda folder, **options: FileSource(folder / "files", CONFIG, **BATCH | options),
+    "labelled": lambda folder, **options: LabelledSource(folder / "files", CONFIG, **BATCH | options),
     "pairs": lambda folder, **options: PairSource(folder / "files", "abc&mid", CONFIG, 64, **options),
     "arrow": lambda folder, **options: ArrowSource(
-        folder / "rows", "content", CONFIG, 64, **{"buffer_rows": 15, **options}
+        folder / "rows", "content", CONFIG, **BATCH | {"buffer_rows": 15} | options
     ),
     "mixed": mixed,
 }
@@ -157,3 +158,26 @@ def test_a_position_among_other_files_goes_to_the_next_epoch_with_a_warning(make
     assert (other.state_dict()["epoch"], other.state_dict()["offset"]) == (1, 0)
     with pytest.raises(DataError, match="expected a position in"):
         other.load_state_dict({**state, "source": "another"})
+
+
+@pytest.mark.parametrize("name", ["files", "labelled", "arrow"])
+def test_training_has_windows_of_documents_over_the_context_and_a_pass_their_heads(name: str, tmp_path: Path) -> None:
+    content = np.random.default_rng(0).bytes(4000)
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files/dog_long.bin").write_bytes(content)
+    (tmp_path / "rows").mkdir()
+    if name == "arrow":
+        parquet = pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pytest.importorskip("pyarrow").table({"content": [content]}), tmp_path / "rows/a.parquet")
+    source = SOURCES[name](tmp_path, split="all", patches_per_batch=CONFIG.patch_length)
+
+    def contents_of(batches: Iterable[Any]) -> list[bytes]:
+        return contents(getattr(batch, "batch", batch) for batch in batches)
+
+    windows = contents_of(source.next_batch() for _ in range(12))
+    assert all(window in content for window in windows)
+    assert len(set(windows)) > 3
+    assert source.describe()["documents_cut"] == 12
+    (head,) = contents_of(source.one_pass())
+    assert content.startswith(head)
+    assert len(head) == (CONFIG.patch_length - 1) * CONFIG.patch_size

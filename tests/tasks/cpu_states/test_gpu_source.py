@@ -115,7 +115,7 @@ def test_a_run_goes_on_from_one_source_with_the_other(
         assert torch.equal(tensor, gpu[name])
 
 
-def test_train_makes_programs_where_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_generates_programs_on_the_device_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     options = Train(training=dataclasses.replace(Train().training, device="cpu"))
     assert type(train_data.TrainData(options, options.model).source) is cpu.CPUStateSource
     on_gpu = dataclasses.replace(options, machine_on="gpu")

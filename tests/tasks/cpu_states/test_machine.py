@@ -73,7 +73,7 @@ def test_assemble_and_disassemble_round_trip() -> None:
         assert cpu.disassemble(code + bytes(20), num_registers=R) == oracle.lines(program)
 
 
-def test_white_space_and_what_stands_behind_hlt() -> None:
+def test_white_space_and_lines_behind_hlt() -> None:
     code = cpu.assemble(["  ADD \t A  B ", "HLT\n", "LOADI 007"])
     assert code == bytes([13, 1, 2, 0, 0, 0, 0, 0, 11, 7, 0, 0])
     assert cpu.disassemble(code) == ["ADD A B", "HLT"]
@@ -83,7 +83,7 @@ def test_white_space_and_what_stands_behind_hlt() -> None:
     assert trace.program_bytes == code[:8]
 
 
-def test_run_takes_lines_and_machine_code_alike() -> None:
+def test_run_accepts_lines_and_machine_code() -> None:
     lines = ["LOADI 200", "ADD A", "POP B", "HLT"]
     from_lines = cpu.run(lines, 1, [100] * 10)
     assert from_lines == cpu.run(cpu.assemble(lines), np.uint8(1), np.full(10, 100, np.uint8).tolist())
@@ -197,7 +197,7 @@ def test_refused_types() -> None:
         cpu.disassemble([0, 0, 0, 0])  # type: ignore[arg-type]
 
 
-def test_from_bytes_takes_what_the_machine_writes_and_nothing_else() -> None:
+def test_from_bytes_accepts_traces_of_the_machine_alone() -> None:
     truth = cpu.run(["LOADI 9", "ADD B", "POP A", "HLT"], 3, [1, 2, 3], 3, 64)
     content = truth.to_bytes()
     assert cpu.Trace.from_bytes(content, 3, 64) == truth

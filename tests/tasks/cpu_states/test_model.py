@@ -46,7 +46,7 @@ def test_traces_are_packed_as_their_files_are(S: int, R: int, M: int) -> None:
 
 
 @pytest.mark.parametrize(("S", "R", "M"), LAYOUTS)
-def test_targets_are_what_the_machine_decides(S: int, R: int, M: int) -> None:
+def test_targets_are_the_patches_with_predictable_bytes(S: int, R: int, M: int) -> None:
     traces = traces_of(5, R, M)
     packed = cpu.pack_traces(traces, config_of(S))
     assert packed.targets is not None
@@ -74,7 +74,7 @@ def test_a_trace_over_the_context_is_refused() -> None:
 
 
 @pytest.mark.parametrize("long_share", [0.0, 0.5, 1.0])
-def test_the_source_goes_on_where_it_was_saved(long_share: float) -> None:
+def test_the_source_resumes_at_its_position(long_share: float) -> None:
     def source(**changes: Any) -> cpu.CPUStateSource:
         arguments = {**SMALL, "seed": 3, "documents_per_batch": 5, "long_share": long_share, **changes}
         return cpu.CPUStateSource(CONFIG, **arguments)
@@ -130,7 +130,7 @@ def test_ranks_share_what_one_process_sees(long_share: float) -> None:
         source(rank=3, world_size=3)
 
 
-def test_the_source_gives_its_split_alone() -> None:
+def test_the_source_has_programs_of_its_split_alone() -> None:
     source = cpu.CPUStateSource(CONFIG, **SMALL, documents_per_batch=200, long_share=0.25)
     files = [content for _, content in source.next_batch().to_bytes()]
     traces = [cpu.Trace.from_bytes(content, 2, 64) for content in files]
@@ -194,7 +194,7 @@ def test_simulate_accepts_any_bytes_of_the_model() -> None:
         assert "predicted bytes are wrong" in cpu.format_difference(one, trace)
 
 
-def test_a_program_is_simulated_alike_whatever_is_beside_it() -> None:
+def test_a_simulation_is_independent_of_the_other_programs() -> None:
     torch.manual_seed(0)
     model = BGPT(CONFIG).eval()
     traces = cpu.generate(6, seed=3, **SMALL)

@@ -90,7 +90,7 @@ def test_released_stream_in_chunks() -> None:
     assert later.next_start == 50
 
 
-def test_released_stream_where_the_expected_size_is_far_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_released_stream_grows_its_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = cpu.generate(300, seed=2)
     monkeypatch.setattr(cpu.ReleasedStream, "_likely_size", lambda self, count: self.options.max_trace_size + count)
     assert cpu.generate(300, seed=2).data.tobytes() == whole.data.tobytes()
@@ -258,6 +258,6 @@ def test_the_gpu_makes_the_same_bytes() -> None:
         assert in_eval.tolist() == [kind == "eval" for kind in kinds]
 
 
-def test_the_gpu_door_refuses_other_devices() -> None:
+def test_generate_on_gpu_refuses_other_devices() -> None:
     with pytest.raises(ValueError, match="expected a CUDA device, got cpu"):
         cpu.generate_on_gpu(1, options=cpu.StreamOptions(), device="cpu")
