@@ -1,7 +1,7 @@
-"""Drafters: guesses at what a file goes on with, which the engine checks many at a time.
+"""Drafters: proposals for a file's next bytes, many of which the decoder verifies in one pass (speculative decoding).
 
-A drafter never changes a byte: the model's own choice stands at every place, greedy or drawn, and a right guess only
-saves the time of waiting for the byte before it.
+A drafter never changes a byte: every byte is the model's own choice, greedy or sampled. A right draft saves the time of
+decoding the bytes before it one by one.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 Drafter = Callable[[int, bytes], bytes]
-"""(place of the prompt in the list, the file so far) → the bytes that may come next, any number of them."""
+"""(index of the prompt in the list, the file so far) → the bytes that may come next, any number of them."""
 
 
 class RepeatDrafter:
-    """Guesses that the last `period` bytes come again, as states and samples do that change little.
+    """Drafts the last `period` bytes again: for states and audio samples that change little.
 
     Args:
         period: bytes; 16 is a patch of the paper's model.
@@ -27,16 +27,16 @@ class RepeatDrafter:
             raise ValueError(f"RepeatDrafter: period: expected at least 1, got {period}")
         self.period = period
 
-    def __call__(self, place: int, data: bytes) -> bytes:
+    def __call__(self, index: int, data: bytes) -> bytes:
         return data[-self.period :] if len(data) >= self.period else b""
 
 
 class LookupDrafter:
-    """Guesses what followed the last bytes when they stood in the file before, latest first.
+    """Drafts the bytes that followed the latest earlier occurrence of the file's last bytes.
 
     Args:
-        longest, shortest: how many last bytes to look for, the longest run that is found counts.
-        length: bytes to guess.
+        longest, shortest: how many last bytes to search for; longer matches are preferred.
+        length: bytes to draft.
 
     Raises:
         ValueError: not 1 ≤ shortest ≤ longest, or length below 1.
@@ -50,28 +50,27 @@ class LookupDrafter:
             )
         self.longest, self.shortest, self.length = longest, shortest, length
 
-    def __call__(self, place: int, data: bytes) -> bytes:
+    def __call__(self, index: int, data: bytes) -> bytes:
         for size in range(min(self.longest, len(data) - 1), self.shortest - 1, -1):
-            # The last occurrence but the one that ends the file.
-            at = data.rfind(data[-size:], 0, len(data) - 1)
-            if at >= 0:
-                return data[at + size : at + size + self.length]
+            # The last occurrence before the one at the file's end.
+            start = data.rfind(data[-size:], 0, len(data) - 1)
+            if start >= 0:
+                return data[start + size : start + size + self.length]
         return b""
 
 
 class KnownDrafter:
-    """Guesses that each file comes out as a given one: the truth of a simulation, an earlier run, a similar file.
+    """Drafts from a known content for each file: a simulation's true states, an earlier run, a similar file.
 
-    With the states that a machine goes through, the model's whole rollout up to its first wrong byte is checked at
-    once.
+    With the true states of a simulation, many states are verified in one pass, up to the model's first wrong byte.
 
     Args:
-        files: the contents to expect, in the order of the prompts.
+        files: the expected contents, in the order of the prompts.
     """
 
     def __init__(self, files: Sequence[bytes]) -> None:
         self.files = files
 
-    def __call__(self, place: int, data: bytes) -> bytes:
-        known = self.files[place] if place < len(self.files) else b""
+    def __call__(self, index: int, data: bytes) -> bytes:
+        known = self.files[index] if index < len(self.files) else b""
         return known[len(data) :] if known.startswith(data) else b""

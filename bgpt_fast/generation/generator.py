@@ -73,13 +73,8 @@ class Generator:
     ) -> None:
         if not isinstance(model, BGPT):
             raise TypeError(f"Generator: model: expected a BGPT, got {type(model).__name__}")
-        for name, value in (("max_batch", max_batch), ("max_memory", max_memory)):
-            if value is None:
-                continue
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"Generator: {name}: expected an int, got {type(value).__name__}")
-            if value < 1:
-                raise ValueError(f"Generator: {name}: expected at least 1, got {value}")
+        _check_count("max_batch", max_batch, 1)
+        _check_count("max_memory", max_memory, 1)
         if precision is not None and precision not in PRECISIONS:
             raise ValueError(f"Generator: precision: expected one of {PRECISIONS} or None, got {precision!r}")
         if not isinstance(batch_invariant, bool | None):
@@ -107,9 +102,8 @@ class Generator:
         """
         config = self.model.config
         entries = config.patch_num_layers * cache_length(patches) + config.byte_num_layers * config.patch_size
-        return (
-            (8 if (self.precision or default_precision(self.model)) == "float32" else 4) * config.hidden_size * entries
-        )
+        precision = self.precision or default_precision(self.model)
+        return (8 if precision == "float32" else 4) * config.hidden_size * entries
 
     def generate(
         self,
@@ -162,7 +156,7 @@ class Generator:
                 progress=progress,
             )
         )
-        return [files[place] for place in range(len(prompts))]
+        return [files[i] for i in range(len(prompts))]
 
     def generate_iter(
         self,
@@ -179,11 +173,7 @@ class Generator:
         """As `generate`, but yields (index of the prompt in the list, Generation) as soon as each file ends."""
         if isinstance(prompts, str | bytes | Prompt) or not isinstance(prompts, Sequence):
             raise TypeError(f"Generator: prompts: expected a list of Prompt, got {type(prompts).__name__}")
-        if max_new_bytes is not None:
-            if not isinstance(max_new_bytes, int) or isinstance(max_new_bytes, bool):
-                raise TypeError(f"Generator: max_new_bytes: expected an int, got {type(max_new_bytes).__name__}")
-            if max_new_bytes < 0:
-                raise ValueError(f"Generator: max_new_bytes: expected at least 0, got {max_new_bytes}")
+        _check_count("max_new_bytes", max_new_bytes, 0)
         sampling = Sampling(temperature, top_k, top_p, seed)
         device = device_of(self.model)
         if drafter is not None and device.type != "cpu":
@@ -283,3 +273,12 @@ class Generator:
             )
             for i, (prompt, capacity) in enumerate(zip(prompts, capacities, strict=True))
         ]
+
+
+def _check_count(name: str, value: object, minimum: int) -> None:
+    if value is None:
+        return
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"Generator: {name}: expected an int, got {type(value).__name__}")
+    if value < minimum:
+        raise ValueError(f"Generator: {name}: expected at least {minimum}, got {value}")

@@ -1,4 +1,4 @@
-"""What generation takes and gives."""
+"""Prompt and Generation: the input and the output of a Generator."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ class Prompt:
 
     Args:
         extension: the file's kind, such as "txt"; stored as `PackedPatches.from_bytes` says.
-        data: the bytes that the file begins with, any number of them; none means a file from its extension alone.
-        index: which random stream this file draws from, 0 … 2⁶⁴-1; None means its place in the list of prompts.
-        source: for conversion, (extension, content) of a document that stands before this one in the context, without
-            its end-of-file patch, as `PairSource` packs pairs for training; this file's extension patch separates the
-            two.
+        data: the file's first bytes; empty means a file from its extension alone.
+        index: the file's random stream, 0 … 2⁶⁴-1; None means its index in the list of prompts.
+        source: for conversion, (extension, content) of a document that precedes this one in the context, without its
+            end-of-file patch, as `PairSource` packs pairs for training; this file's extension patch separates the two.
 
     Raises:
         TypeError, ValueError: a field has a wrong type or is out of range.
@@ -44,7 +43,7 @@ class Prompt:
             raise ValueError(f"Prompt.index: expected 0 ≤ index < 2⁶⁴, got {self.index}")
 
     def source_patches(self, patch_size: int) -> int:
-        """Patches of the source in the context, its extension's included; 0 without one."""
+        """Patches of the source in the context, including its extension patch; 0 without a source."""
         return 0 if self.source is None else 1 - -len(self.source[1]) // patch_size
 
 
@@ -53,11 +52,11 @@ class Generation:
     """A generated file.
 
     Args:
-        data: the file's whole content, the prompt's data and then the new bytes.
-        finished: whether the model ended the file; False where the context or `max_new_bytes` cut it.
-        prompt_bytes: bytes of `data` that came from the prompt.
-        drafted: bytes that a drafter guessed and that were looked at.
-        accepted: of these, the ones that the model wrote too. How a file was made, so neither counts for equality.
+        data: the file's content: the prompt's data, then the new bytes.
+        finished: whether the model ended the file; False where the context or `max_new_bytes` ended it.
+        prompt_bytes: bytes of `data` that come from the prompt.
+        drafted: bytes that a drafter proposed and the decoder verified; does not count for equality.
+        accepted: drafted bytes that the model chose too; does not count for equality.
     """
 
     data: bytes
@@ -68,5 +67,5 @@ class Generation:
 
     @property
     def new_bytes(self) -> bytes:
-        """The bytes behind the prompt."""
+        """The bytes after the prompt."""
         return self.data[self.prompt_bytes :]

@@ -41,7 +41,7 @@ class DecodeStep(NamedTuple):
 
     Args:
         patches: int16 [T, S] for the prefill, at the sequence's positions from `cached_patches` on.
-        rows: patches to decode, one behind each of the last patches of the prefill.
+        rows: patches to decode, one after each of the last patches of the prefill.
     """
 
     patches: Tensor
@@ -56,7 +56,7 @@ class Sequence:
         rng_stream: its random stream.
         data: the prompt's bytes.
         limit: bytes of the file at most.
-        patches: int16 [T, S], the complete patches of the prompt, behind those of the source and the extension patch.
+        patches: int16 [T, S], the complete patches of the prompt, preceded by the source's and the extension patch.
         source_patches: number of patches of the source.
     """
 

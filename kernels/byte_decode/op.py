@@ -93,29 +93,24 @@ def byte_decode(
         TypeError, ValueError: a wrong dtype, shape, device or value, or an option that the device does not have.
     """
     device, N, S = features.device, len(features), weights.patch_size
-    check_tensor("byte_decode", "features", features, dtypes=(torch.float32,), shape=("N", weights.width))
-    arguments: dict[str, tuple[Tensor, torch.dtype, tuple[int, ...]]]
-    arguments = {"prefix_tokens": (prefix_tokens, torch.int16, (N, S)), "max_tokens": (max_tokens, torch.int64, (N,))}
-    arguments |= {"rng_streams": (rng_streams, torch.uint64, (N,)), "byte_offsets": (byte_offsets, torch.uint64, (N,))}
-    if drafts is not None:
-        arguments["drafts"] = drafts, torch.int16, (N, S)
-    if verify is not None:
-        arguments["verify"] = verify, torch.bool, (N,)
-    for name, (value, dtype, shape) in arguments.items():
-        check_tensor("byte_decode", name, value, dtypes=(dtype,), shape=shape, device=device)
-    if device.type == "cpu" and N:
-        # Elsewhere reading the values would wait for the device.
-        ranges: tuple[tuple[str, Tensor | None, int, int], ...]
-        ranges = (
-            ("prefix_tokens", prefix_tokens, -1, EOP),
-            ("drafts", drafts, -1, EOP),
-            ("max_tokens", max_tokens, 1, S),
-        )
-        for name, tensor, low, high in ranges:
-            if tensor is not None and not low <= int(tensor.min()) <= int(tensor.max()) <= high:
-                raise ValueError(
-                    f"byte_decode: {name}: expected {low} to {high}, got {int(tensor.min())} to {int(tensor.max())}"
-                )
+    tokens_limits = -1, EOP
+    for name, tensor, dtype, shape, limits in (
+        ("features", features, torch.float32, ("N", weights.width), None),
+        ("prefix_tokens", prefix_tokens, torch.int16, (N, S), tokens_limits),
+        ("max_tokens", max_tokens, torch.int64, (N,), (1, S)),
+        ("rng_streams", rng_streams, torch.uint64, (N,), None),
+        ("byte_offsets", byte_offsets, torch.uint64, (N,), None),
+        ("drafts", drafts, torch.int16, (N, S), tokens_limits),
+        ("verify", verify, torch.bool, (N,), None),
+    ):
+        if tensor is None:
+            continue
+        check_tensor("byte_decode", name, tensor, dtypes=(dtype,), shape=shape, device=device)
+        # Reading values would wait for a GPU.
+        if limits is not None and device.type == "cpu" and N:
+            low, high = int(tensor.min()), int(tensor.max())
+            if low < limits[0] or high > limits[1]:
+                raise ValueError(f"byte_decode: {name}: expected {limits[0]} to {limits[1]}, got {low} to {high}")
     handle, tensors, eps = 0, [], 0.0
     if isinstance(weights, PackedByteDecoder):
         if device.type != "cpu":
@@ -184,32 +179,26 @@ def byte_decode_accept(
     Raises:
         TypeError, ValueError: a wrong dtype, shape or device.
     """
-    device, (N, S) = logits.device, prefix_tokens.shape
-    check_tensor("byte_decode_accept", "logits", logits, dtypes=(torch.float32,), shape=(N, VOCAB_SIZE))
-    for name, value in (("prefix_tokens", prefix_tokens), ("tokens", tokens)):
-        check_tensor("byte_decode_accept", name, value, dtypes=(torch.int16,), shape=(N, S), device=device)
-    numbers = {"max_tokens": max_tokens, "rng_streams": rng_streams, "byte_offsets": byte_offsets}
-    for name, value in {**numbers, "counts": counts, "next_tokens": next_tokens}.items():
-        check_tensor("byte_decode_accept", name, value, dtypes=(torch.int64,), shape=(N,), device=device)
-    check_tensor("byte_decode_accept", "sampling", sampling, dtypes=(torch.int64,), shape=(4,), device=device)
-    check_tensor("byte_decode_accept", "active", active, dtypes=(torch.uint8,), shape=(N,), device=device)
+    N, S = prefix_tokens.shape
+    arguments = (
+        ("logits", logits, torch.float32, (N, VOCAB_SIZE)),
+        ("prefix_tokens", prefix_tokens, torch.int16, (N, S)),
+        ("max_tokens", max_tokens, torch.int64, (N,)),
+        ("rng_streams", rng_streams, torch.int64, (N,)),
+        ("byte_offsets", byte_offsets, torch.int64, (N,)),
+        ("sampling", sampling, torch.int64, (4,)),
+        ("tokens", tokens, torch.int16, (N, S)),
+        ("counts", counts, torch.int64, (N,)),
+        ("next_tokens", next_tokens, torch.int64, (N,)),
+        ("active", active, torch.uint8, (N,)),
+    )
+    for name, tensor, dtype, shape in arguments:
+        check_tensor("byte_decode_accept", name, tensor, dtypes=(dtype,), shape=shape, device=logits.device)
+        if not tensor.is_contiguous():
+            raise ValueError(f"byte_decode_accept: {name}: expected a contiguous tensor, got {list(tensor.stride())}")
     if not 0 <= position < S:
         raise ValueError(f"byte_decode_accept: position: expected 0 to {S - 1}, got {position}")
-    tensors = (
-        logits,
-        prefix_tokens,
-        max_tokens,
-        rng_streams,
-        byte_offsets,
-        sampling,
-        tokens,
-        counts,
-        next_tokens,
-        active,
-    )
-    if not all(tensor.is_contiguous() for tensor in tensors):
-        raise ValueError("byte_decode_accept: expected contiguous tensors, got one with other strides")
-    torch.ops.bgpt_fast.byte_decode_accept(*tensors, position)
+    torch.ops.bgpt_fast.byte_decode_accept(*(tensor for _, tensor, *_ in arguments), position)
 
 
 class _Call(NamedTuple):

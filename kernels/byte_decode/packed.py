@@ -1,7 +1,7 @@
 """Weights packed for the CPU's `byte_decode`, and the layers of a GPT-2 on new tokens with them.
 
 Layers, norms, positions and attention run in C++ from weights that are packed once. A token's bits depend only on that
-token and on the earlier tokens that it attends to: not on the rest of the batch, its place in it, the number of threads
+token and on the earlier tokens that it attends to: not on the rest of the batch, its index in it, the number of threads
 or the instruction set.
 
 Shape letters: T tokens, S bytes a patch, D width, F hidden width, V = 257.

@@ -122,7 +122,9 @@ def test_which_shapes_the_kernel_takes() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.9, "top_k": 50, "seed": 3}], ids=["greedy", "sampled"])
-def test_a_generator_on_them_writes_the_same_files(options: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_generator_with_graphs_gives_the_same_files(
+    options: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = random_model(CONFIG)
     prompts = [Prompt("bin", bytes(range(n))) for n in (0, 5, 16)]
     options = {**options, "max_new_bytes": 20}
@@ -144,7 +146,7 @@ def test_a_generator_on_them_writes_the_same_files(options: dict[str, float], mo
     assert changed == Generator(model).generate(prompts, **options)
 
 
-def test_batch_invariant_logits_are_a_patch_s_own() -> None:
+def test_batch_invariant_logits_do_not_depend_on_the_batch() -> None:
     model, request = random_model(CONFIG), request_of(40, GREEDY)
     features, patches = request.features, request.prefix_tokens.clamp(min=0)
     with torch.inference_mode():
@@ -164,7 +166,7 @@ def test_batch_invariant_logits_are_a_patch_s_own() -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_batch_invariant_graphs_write_what_the_model_says(precision: str) -> None:
+def test_batch_invariant_graphs_decode_what_the_cpu_decodes(precision: str) -> None:
     model, request = random_model(CONFIG), request_of(9, SAMPLED)
     features, patches = request.features, request.prefix_tokens * 0
     with torch.inference_mode():
@@ -266,20 +268,20 @@ def test_batch_invariance_on_a_gpu(precision: str) -> None:
     model = random_model(CONFIG).cuda()
     prompts = [Prompt("bin", bytes(range(n % 30)), n) for n in range(100)]
 
-    def written(batch: int, some: list[Prompt] = prompts) -> list[Generation]:
+    def generate(batch: int, some: list[Prompt] = prompts) -> list[Generation]:
         generator = Generator(model, max_batch=batch, precision=precision, batch_invariant=True)
         return generator.generate(some, temperature=0.9, seed=3)
 
-    together = written(128)
+    together = generate(128)
     for batch in (1, 2, 3, 7, 64):
-        assert written(batch) == together
-    assert [written(1, [prompt])[0] for prompt in prompts[:5]] == together[:5]
+        assert generate(batch) == together
+    assert [generate(1, [prompt])[0] for prompt in prompts[:5]] == together[:5]
     scored = list(score(model, [("bin", file.data) for file in together], precision=precision))
     for index, (file, rows_) in enumerate(zip(together, scored, strict=True)):
         tokens = [*file.new_bytes, 256] if file.finished else [*file.new_bytes]
         at = range(file.prompt_bytes, file.prompt_bytes + len(tokens))
-        drawn = choose(rows_[at.start : at.stop].cpu(), Sampling(temperature=0.9, seed=3), [index] * len(tokens), at)
-        assert drawn == tokens
+        chosen = choose(rows_[at.start : at.stop].cpu(), Sampling(temperature=0.9, seed=3), [index] * len(tokens), at)
+        assert chosen == tokens
 
 
 @pytest.mark.gpu

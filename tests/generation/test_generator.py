@@ -51,9 +51,9 @@ def model() -> BGPT:
     return decided(CONFIG)
 
 
-def random_prompts(count: int, room: int = CAPACITY, seed: int = 0) -> list[Prompt]:
+def random_prompts(count: int, capacity: int = CAPACITY, seed: int = 0) -> list[Prompt]:
     stream = random.Random(seed)
-    sizes = [0, 1, 4, 7, room - 1, *(stream.randrange(room) for _ in range(count))][:count]
+    sizes = [0, 1, 4, 7, capacity - 1, *(stream.randrange(capacity) for _ in range(count))][:count]
     return [
         Prompt(stream.choice(["bin", "txt", "", "a_long_one"]), stream.randbytes(size), i)
         for i, size in enumerate(sizes)
@@ -101,7 +101,7 @@ def make_eager_decoder(model: BGPT, slots: int, length: int, **options: object) 
     return EagerDecoder(model, slots, length)
 
 
-def files_are_alone(model: BGPT, prompts: list[Prompt], sizes: Iterable[int], options: dict[str, float]) -> bool:
+def files_are_independent(model: BGPT, prompts: list[Prompt], sizes: Iterable[int], options: dict[str, float]) -> bool:
     """Whether each file is the same in batches of all sizes, in any slot, in any order, and in slots used again."""
     alone = [Generator(model).generate([prompt], **options)[0] for prompt in prompts]
     same = True
@@ -116,8 +116,8 @@ def files_are_alone(model: BGPT, prompts: list[Prompt], sizes: Iterable[int], op
 
 
 @pytest.mark.parametrize("options", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-def test_files_do_not_see_each_other(model: BGPT, options: dict[str, float]) -> None:
-    assert files_are_alone(model, random_prompts(16, seed=2), (2, 3, 7, 16), options)
+def test_files_are_independent(model: BGPT, options: dict[str, float]) -> None:
+    assert files_are_independent(model, random_prompts(16, seed=2), (2, 3, 7, 16), options)
 
 
 def test_a_shared_random_stream_is_noticed(model: BGPT, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +128,7 @@ def test_a_shared_random_stream_is_noticed(model: BGPT, monkeypatch: pytest.Monk
 
     monkeypatch.setattr("bgpt_fast.kernels.byte_decode.sampling.uniform", shared)
     monkeypatch.setattr(generator, "make_decoder", make_eager_decoder)
-    assert not files_are_alone(model, random_prompts(6, seed=2), (2, 3), SAMPLED)
+    assert not files_are_independent(model, random_prompts(6, seed=2), (2, 3), SAMPLED)
 
 
 @pytest.mark.parametrize("options", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
@@ -156,7 +156,7 @@ def test_the_cpu_decoder_gives_what_the_eager_one_gives_with_the_shipped_checkpo
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])
-def test_files_do_not_see_each_other_in_fewer_bits(model: BGPT, precision: str) -> None:
+def test_files_are_independent_in_fewer_bits(model: BGPT, precision: str) -> None:
     prompts = random_prompts(12, seed=2)
     alone = [Generator(model, precision=precision).generate([prompt], **SAMPLED)[0] for prompt in prompts]
     for size in (2, 3, 12):
@@ -227,8 +227,8 @@ def test_weights_are_packed_once_until_they_change(model: BGPT, monkeypatch: pyt
         Generator(model, precision="fp8")
 
 
-def logits_are_alone(model: BGPT) -> bool:
-    """Are features and logits bit-equal in batches of 1 to 64, prefilled at once or patch by patch?"""
+def logits_are_independent(model: BGPT) -> bool:
+    """Whether features and logits have the same bits in batches of 1 to 64, prefilled at once or patch by patch."""
     T, S = 5, CONFIG.patch_size
     patches = torch.randint(0, 257, (64, T, S), dtype=torch.int16, generator=torch.Generator().manual_seed(0))
 
@@ -251,8 +251,8 @@ def logits_are_alone(model: BGPT) -> bool:
         )
 
 
-def test_logits_do_not_see_each_other(model: BGPT) -> None:
-    assert logits_are_alone(model)
+def test_logits_are_independent(model: BGPT) -> None:
+    assert logits_are_independent(model)
 
 
 def test_rounding_that_depends_on_the_batch_is_noticed(model: BGPT, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +269,7 @@ def test_rounding_that_depends_on_the_batch_is_noticed(model: BGPT, monkeypatch:
         return F.gelu(y, approximate="tanh") if gelu else y
 
     monkeypatch.setattr(eager, "invariant_linear", split_where_rows_are_few)
-    assert not logits_are_alone(model)
+    assert not logits_are_independent(model)
 
 
 def test_the_reference_operations_write_the_same_files(model: BGPT, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,7 +299,7 @@ def test_a_gpu_writes_the_same_files(model: BGPT) -> None:
 
 
 @pytest.mark.parametrize("width", [1, 31, 32, 77, 256, 768])
-def test_torch_layer_norm_does_not_see_other_rows(width: int) -> None:
+def test_torch_layer_norm_rows_are_independent(width: int) -> None:
     x = torch.randn(67, width, generator=torch.Generator().manual_seed(width))
     weight, bias = x[0] + 1, x[1]
     whole = F.layer_norm(x, (width,), weight, bias)
@@ -358,14 +358,14 @@ def test_iteration_gives_files_as_they_end_and_progress_counts(model: BGPT) -> N
     expected = Generator(model).generate(prompts, **SAMPLED)
     calls: list[tuple[int, int, int]] = []
     engine = Generator(model, max_batch=4)
-    seen = []
+    finished = []
     for place, file in engine.generate_iter(prompts, progress=lambda *counts: calls.append(counts), **SAMPLED):
         assert not torch.is_inference_mode_enabled()
         assert file == expected[place]
-        assert calls[-1][0] > len(seen)
-        seen.append(place)
-    assert sorted(seen) == list(range(9))
-    assert seen != list(range(9))
+        assert calls[-1][0] > len(finished)
+        finished.append(place)
+    assert sorted(finished) == list(range(9))
+    assert finished != list(range(9))
     assert calls == sorted(calls)
     assert calls[-1] == (9, 9, sum(len(file.new_bytes) for file in expected))
 
@@ -523,10 +523,10 @@ def test_no_memory_for_the_caches_is_a_named_error(model: BGPT, monkeypatch: pyt
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-def test_a_hundred_files_do_not_see_each_other(options: dict[str, float]) -> None:
+def test_a_hundred_files_are_independent(options: dict[str, float]) -> None:
     config = BGPTConfig(patch_length=14, hidden_size=96, patch_num_layers=3, byte_num_layers=2, num_heads=3)
-    prompts = random_prompts(100, room=13 * 16, seed=9)
-    assert files_are_alone(decided(config, end=3.0), prompts, (2, 3, 7, 64, 128), options)
+    prompts = random_prompts(100, capacity=13 * 16, seed=9)
+    assert files_are_independent(decided(config, end=3.0), prompts, (2, 3, 7, 64, 128), options)
 
 
 @pytest.mark.slow

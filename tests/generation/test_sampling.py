@@ -1,4 +1,4 @@
-"""Choosing bytes: the right distribution, in the released order of filters, from streams that share nothing."""
+"""Choosing bytes: the right distribution, filters in the released order, independent random streams."""
 
 from __future__ import annotations
 
@@ -45,35 +45,40 @@ def test_probabilities_are_the_released_ones(temperature: float, top_k: int, top
     torch.testing.assert_close(ours, released(logits, temperature, top_k, top_p), rtol=1e-9, atol=1e-12)
 
 
-def test_the_order_of_the_filters_matters_here() -> None:
-    """Top-p before top-k, or after the temperature, would keep other tokens: the parity test can fail."""
+def test_another_order_of_filters_gives_other_tokens() -> None:
+    """Negative control: top-p before top-k, or after the temperature, would keep other tokens."""
     logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
-    kept = probabilities(logits, Sampling(1.0, 2, 0.5))[0] > 0
-    assert kept.tolist() == [True, False, False, False]  # 0.4 is 0.57 of what top-k leaves; of all, 0.4 is not over 0.5
-    kept = probabilities(logits, Sampling(0.1, 0, 0.5))[0] > 0
-    assert kept.tolist() == [True, True, False, False]  # at temperature 0.1 the first alone would be over 0.5
+    remaining = probabilities(logits, Sampling(1.0, 2, 0.5))[0] > 0
+    assert remaining.tolist() == [
+        True,
+        False,
+        False,
+        False,
+    ]  # 0.4 is 0.57 of what top-k leaves; of all, 0.4 is not over 0.5
+    remaining = probabilities(logits, Sampling(0.1, 0, 0.5))[0] > 0
+    assert remaining.tolist() == [True, True, False, False]  # at temperature 0.1 the first alone would be over 0.5
 
 
 @pytest.mark.parametrize(
-    ("top_p", "kept"),
+    ("top_p", "remaining"),
     [(0.3, 1), (0.49, 1), (0.51, 2), (0.74, 2), (0.76, 3), (0.87, 3), (0.88, 4), (0.99, 4), (1.0, 4), (7.0, 4)],
 )
-def test_top_p_keeps_the_token_that_crosses(top_p: float, kept: int) -> None:
+def test_top_p_keeps_the_token_that_crosses(top_p: float, remaining: int) -> None:
     """The tokens' sums are 0.5, 0.75, 0.875 and 1."""
     logits = torch.tensor([[0.125, 0.5, 0.125, 0.25]]).log()
     likeliest = [1, 3, 0, 2]
     positive = probabilities(logits, Sampling(1.0, 0, top_p))[0] > 0
-    assert positive[likeliest].tolist() == [True] * kept + [False] * (4 - kept)
+    assert positive[likeliest].tolist() == [True] * remaining + [False] * (4 - remaining)
 
 
-def test_top_k_keeps_k_of_equal_tokens_the_lower_first() -> None:
+def test_top_k_keeps_the_lowest_of_equal_tokens() -> None:
     for k in (1, 2, 3):
         p = probabilities(torch.zeros(2, 5), Sampling(1.0, k))
         assert p.tolist() == [[1 / k] * k + [0.0] * (5 - k)] * 2
     assert probabilities(torch.zeros(1, 5), Sampling(1.0, 0)).tolist() == [[0.2] * 5]
 
 
-def test_greedy_takes_the_likeliest_and_the_lower_of_equals() -> None:
+def test_greedy_takes_the_likeliest_and_the_lowest_of_equals() -> None:
     logits = random_logits(50)
     assert choose(logits, Sampling(), [0] * 50, [0] * 50) == logits.argmax(1).tolist()
     for size in (3, 16, 257):
@@ -83,7 +88,7 @@ def test_greedy_takes_the_likeliest_and_the_lower_of_equals() -> None:
     assert choose(tied, Sampling(0.0, 3, 0.2), [5], [6]) == [31]
 
 
-def test_a_temperature_near_zero_is_greedy_but_for_ties() -> None:
+def test_a_temperature_near_zero_is_greedy_except_for_ties() -> None:
     logits = random_logits(50)
     for temperature in (1e-3, 1e-30, 5e-324):
         assert choose(logits, Sampling(temperature), range(50), [0] * 50) == logits.argmax(1).tolist()
@@ -97,9 +102,11 @@ def test_a_temperature_near_zero_is_greedy_but_for_ties() -> None:
 
 def chi_square(tokens: list[int], expected: Tensor) -> float:
     counts = np.bincount(tokens, minlength=len(expected))
-    wanted = expected.numpy() * len(tokens)
-    assert counts[wanted == 0].sum() == 0
-    return float(((counts - wanted) ** 2 / np.where(wanted > 0, wanted, 1))[wanted > 0].sum())
+    expected_counts = expected.numpy() * len(tokens)
+    assert counts[expected_counts == 0].sum() == 0
+    return float(
+        ((counts - expected_counts) ** 2 / np.where(expected_counts > 0, expected_counts, 1))[expected_counts > 0].sum()
+    )
 
 
 @pytest.mark.parametrize(
@@ -107,7 +114,7 @@ def chi_square(tokens: list[int], expected: Tensor) -> float:
 )
 @pytest.mark.parametrize("varied", ["index", "position", "seed"])
 def test_draws_follow_the_distribution(temperature: float, top_k: int, top_p: float, varied: str) -> None:
-    """20,000 draws; 25.7 is the 99.99 % quantile of chi-square with 5 degrees of freedom, the most there are here."""
+    """20,000 draws; 25.7 is the 99.99 % quantile of chi-square with 5 degrees of freedom, the maximum here."""
     count, sampling = 20_000, Sampling(temperature, top_k, top_p, seed=7)
     logits = LOGITS.expand(count, -1)
     if varied == "index":
@@ -122,7 +129,7 @@ def test_draws_follow_the_distribution(temperature: float, top_k: int, top_p: fl
     assert chi_square(tokens, released(LOGITS, temperature * 1.2, top_k, top_p)[0]) > 25.7
 
 
-def test_a_row_does_not_see_its_batch() -> None:
+def test_a_row_does_not_depend_on_its_batch() -> None:
     logits, sampling = random_logits(67), Sampling(0.9, 100, 0.95, seed=1)
     whole = probabilities(logits, sampling)
     tokens = choose(logits, sampling, range(67), range(67, 134))
@@ -160,12 +167,12 @@ def test_the_last_token_can_be_drawn_and_an_impossible_one_cannot(monkeypatch: p
     ],
 )
 def test_philox_known_answers(counter: list[int], key: list[int], expected: list[int]) -> None:
-    """The vectors that come with Random123, the authors' library."""
+    """The test vectors of Random123, the authors' library."""
     words = philox(tuple(np.array([c], np.uint64) for c in counter), tuple(np.uint64(k) for k in key))  # type: ignore[arg-type]
     assert [int(word[0]) for word in words] == expected
 
 
-def test_uniform_numbers_stand_on_their_own() -> None:
+def test_uniform_numbers_depend_on_seed_stream_and_position() -> None:
     numbers = uniform(5, [0, 1, 2**64 - 1, 0], [0, 0, 7, 2**40])
     assert numbers.dtype == np.float64
     assert ((numbers >= 0) & (numbers < 1)).all()

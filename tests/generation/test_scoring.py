@@ -82,8 +82,8 @@ def test_generation_samples_from_these_logits(model: BGPT) -> None:
         start = file.prompt_bytes
         expected = [*file.new_bytes, 256] if file.finished else [*file.new_bytes]
         stop = start + len(expected)
-        drawn = choose(rows[start:stop], Sampling(**options), [prompt.index] * len(expected), range(start, stop))
-        assert drawn == expected
+        chosen = choose(rows[start:stop], Sampling(**options), [prompt.index] * len(expected), range(start, stop))
+        assert chosen == expected
 
 
 def test_the_bits_are_those_that_generation_computed(model: BGPT, monkeypatch: pytest.MonkeyPatch) -> None:

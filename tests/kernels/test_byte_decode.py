@@ -98,8 +98,8 @@ def assert_same(decoded: Decoded, expected: Decoded) -> None:
     torch.testing.assert_close(decoded.logits, expected.logits, rtol=0, atol=0, equal_nan=True)
 
 
-def rows_are_alone(decode: Decode, sizes: tuple[int, ...], count: int = 64) -> bool:
-    """Are logits and bytes equal in batches of all sizes, in any order, beside rows that stop early?"""
+def rows_are_independent(decode: Decode, sizes: tuple[int, ...], count: int = 64) -> bool:
+    """Whether logits and bytes are equal in batches of several sizes, in any order, beside rows that end early."""
     call = rows(CONFIG, count)
     whole = decode(**call)
     assert whole.logits is not None
@@ -118,14 +118,14 @@ def rows_are_alone(decode: Decode, sizes: tuple[int, ...], count: int = 64) -> b
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_rows_do_not_see_each_other(precision: str) -> None:
+def test_rows_are_independent(precision: str) -> None:
     decode = functools.partial(
         byte_decode,
         packed(CONFIG, precision).byte_decoder,
         sampling=Sampling(temperature=0.9, top_k=100, top_p=0.99, seed=5),
         return_logits=True,
     )
-    assert rows_are_alone(decode, (1, 2, 3, 7, 33))
+    assert rows_are_independent(decode, (1, 2, 3, 7, 33))
     # More rows than a chunk of the byte decoder has, and than a tile.
     many = rows(CONFIG, 150)
     for which in (torch.arange(150)[3:140], torch.tensor([149])):
@@ -141,7 +141,7 @@ def test_rounding_that_depends_on_the_batch_is_noticed() -> None:
             call["features"] = call["features"] * (1 + 2e-7)
         return byte_decode(model.byte_decoder, **call, return_logits=True)
 
-    assert not rows_are_alone(broken, (1, 7))
+    assert not rows_are_independent(broken, (1, 7))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -405,7 +405,7 @@ def test_accept_gives_what_its_reference_gives(position: int) -> None:
         (0, torch.zeros(30, 256), ValueError, r"logits: expected shape \[30, 257\]"),
         (7, torch.zeros(30), TypeError, "counts: expected dtype int64"),
         (9, torch.zeros(30), TypeError, "active: expected dtype uint8"),
-        (0, torch.zeros(257, 30).t(), ValueError, "expected contiguous tensors"),
+        (0, torch.zeros(257, 30).t(), ValueError, "logits: expected a contiguous tensor"),
     ):
         with pytest.raises(error, match=message):
             byte_decode_accept(*ours[:i], value, *ours[i + 1 :], position)
@@ -429,7 +429,7 @@ def test_opcheck(count: int) -> None:
             torch.library.opcheck(torch.ops.bgpt_fast.byte_decode, arguments)
 
 
-def test_a_decoder_that_is_gone_is_not_used() -> None:
+def test_the_handle_of_a_deleted_decoder_is_refused() -> None:
     handle = packed(CONFIG).byte_decoder.handle
     call = rows(CONFIG, 1)
     streams, offsets = (call[name].view(torch.int64) for name in ("rng_streams", "byte_offsets"))

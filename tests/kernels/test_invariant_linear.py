@@ -142,8 +142,8 @@ def test_rows_are_independent_on_a_gpu(dtype: torch.dtype) -> None:
     x, weight, bias = sample(70, 288, 160, seed=2)
     exact = invariant_linear_reference(*(t.to(dtype).double() for t in (x, weight, bias)), True)
     plain = invariant_linear_reference(*(t.to("cuda", dtype) for t in (x, weight, bias)), True).cpu()
-    floor = 4 * torch.finfo(torch.float32).eps * exact.abs().max()
-    assert (on_gpu(x, weight, bias) - exact).abs().max() <= 2 * (plain - exact).abs().max() + floor
+    rounding = 4 * torch.finfo(torch.float32).eps * exact.abs().max()
+    assert (on_gpu(x, weight, bias) - exact).abs().max() <= 2 * (plain - exact).abs().max() + rounding
 
 
 @pytest.mark.parametrize("rows", [1, 5, 40])
@@ -162,8 +162,8 @@ def test_error_is_at_most_twice_plain_float32(shape: tuple[int, int, int], gelu:
     x, weight, bias = sample(*shape, seed=4)
     exact = invariant_linear_reference(x.double(), weight.double(), bias.double(), gelu)
     plain = (invariant_linear_reference(x, weight, bias, gelu) - exact).abs().max()
-    floor = 4 * torch.finfo(torch.float32).eps * exact.abs().max()
-    assert (invariant_linear(x, weight, bias, gelu=gelu) - exact).abs().max() <= 2 * plain + floor
+    rounding = 4 * torch.finfo(torch.float32).eps * exact.abs().max()
+    assert (invariant_linear(x, weight, bias, gelu=gelu) - exact).abs().max() <= 2 * plain + rounding
 
 
 def test_gelu_over_the_range_of_float32() -> None:

@@ -39,7 +39,7 @@ class Decoder(Protocol):
         """
 
     def write(self, request: DecodeRequest) -> DecodeResult:
-        """Decodes a patch behind each of the request's features."""
+        """Decodes the patch that follows each of the request's features."""
 
     def logits(self, features: Tensor, tokens: Tensor, count: int) -> Tensor:
         """Logits of the first `count` bytes of patches, teacher-forced.
@@ -129,12 +129,14 @@ def make_decoder(
         raise ValueError(f"precision: expected None or one of {offered} {where}, got {precision!r}")
     if batch_invariant and not has_engine(device):
         raise ValueError(f"batch_invariant: expected None or False {where}, got True")
-    cache = WeightCache() if cache is None else cache
     if device.type == "cpu":
-        return CpuDecoder(cache.for_cpu(model, precision), slots, length)
+        # Without a cache, no fingerprint of the weights is needed.
+        packed = CpuWeights(model, precision) if cache is None else cache.for_cpu(model, precision)
+        return CpuDecoder(packed, slots, length)
     if has_engine(device):
         record = None if use_graphs else _run_directly
-        return CudaDecoder(cache.for_cuda(model, precision, batch_invariant, record), slots, length)
+        weights = (cache or WeightCache()).for_cuda(model, precision, batch_invariant, record)
+        return CudaDecoder(weights, slots, length)
     return EagerDecoder(model, slots, length)
 
 
