@@ -65,17 +65,21 @@ def format_difference(predicted: PredictedTrace | Trace | bytes, truth: Trace) -
     table = _table(
         [["", "truth", *[""] * (len(headings) - 1), "", "predicted"], ["step", *headings, "│", *headings]], rows
     )
-    return f"{table}\n{_verdict(tail, true_states[1:].reshape(-1), C)}"
+    count, first_step = first_wrong_step(predicted, truth)
+    total = max(len(tail), true_states[1:].size)
+    where = "every state is right" if first_step is None else f"the first difference is at step {first_step}"
+    rest = f"; {len(tail) % C} bytes at the end are no full state" if len(tail) % C else ""
+    return f"{table}\n{count} of {total} predicted bytes are wrong: {where}{rest}"
 
 
-def _verdict(tail: NDArray[np.uint8], truth: NDArray[np.uint8], C: int) -> str:
-    both = min(len(tail), len(truth))
-    total = max(len(tail), len(truth))
-    wrong = np.flatnonzero(np.append(tail[:both] != truth[:both], np.ones(total - both, bool)))
-    where = f"the first difference is at step {wrong[0] // C + 1}" if len(wrong) else "every state is right"
-    leftover = len(tail) % C
-    rest = f"; {leftover} bytes at the end are no full state" if leftover else ""
-    return f"{len(wrong)} of {total} predicted bytes are wrong: {where}{rest}"
+def first_wrong_step(predicted: PredictedTrace | Trace | bytes, truth: Trace) -> tuple[int, int | None]:
+    """The number of wrong bytes, with missing and surplus ones, and the step of the first; None if there is none."""
+    tail = np.frombuffer(predicted_bytes(predicted, truth), np.uint8)
+    true = truth.states[1:].reshape(-1)
+    both = min(len(tail), len(true))
+    surplus = max(len(tail), len(true)) - both
+    wrong = np.flatnonzero(np.append(tail[:both] != true[:both], np.ones(surplus, bool)))
+    return len(wrong), int(wrong[0]) // state_size(truth.num_registers) + 1 if len(wrong) else None
 
 
 def predicted_bytes(predicted: PredictedTrace | Trace | bytes, truth: Trace) -> bytes:

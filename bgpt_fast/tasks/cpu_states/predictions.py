@@ -8,13 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bgpt_fast.files import atomic_write, fsync_folder
 from bgpt_fast.tasks.cpu_states.export import METADATA, import_pyarrow
-from bgpt_fast.tasks.cpu_states.formatting import predicted_bytes
-from bgpt_fast.tasks.cpu_states.machine import state_size
-from bgpt_fast.tasks.cpu_states.trace import PredictedTrace, Trace
+from bgpt_fast.tasks.cpu_states.formatting import first_wrong_step
+from bgpt_fast.tasks.cpu_states.trace import PredictedTrace
 from bgpt_fast.tasks.cpu_states.traces import Traces
 
 
@@ -62,37 +59,11 @@ def _has_size(path: Path, size: int) -> bool:
         return False
 
 
-def first_wrong_step(predicted: PredictedTrace, truth: Trace) -> tuple[int, int | None]:
-    """The number of wrong bytes, with missing and surplus ones, and the step of the first; None if there is none."""
-    tail = np.frombuffer(predicted_bytes(predicted, truth), np.uint8)
-    true = truth.states[1:].reshape(-1)
-    both = min(len(tail), len(true))
-    wrong = np.flatnonzero(tail[:both] != true[:both])
-    count = len(wrong) + abs(len(tail) - len(true))
-    if count == 0:
-        return 0, None
-    first = int(wrong[0]) if len(wrong) else both
-    return count, first // state_size(truth.num_registers) + 1
-
-
 class PredictionTable:
     """A Parquet file that is written in chunks, a row group each; `predictions_to_parquet` opens one."""
 
-    def __init__(self, file: Any, num_registers: int, memory_size: int) -> None:
-        pyarrow, parquet = import_pyarrow()
-        self._pyarrow = pyarrow
-        columns = [
-            ("name", pyarrow.string()),
-            ("program", pyarrow.large_string()),
-            ("data", pyarrow.large_binary()),
-            ("truth", pyarrow.large_binary()),
-            ("finished", pyarrow.bool_()),
-            ("wrong_bytes", pyarrow.int32()),
-            ("first_wrong_step", pyarrow.int32()),
-        ]
-        machine = f"{num_registers} {memory_size}".encode()
-        self._schema = pyarrow.schema(columns, metadata={METADATA + b".predicted": machine})
-        self._writer = parquet.ParquetWriter(file, self._schema)
+    def __init__(self, writer: Any) -> None:
+        self._writer = writer
 
     def add(self, names: Sequence[str], predicted: Sequence[PredictedTrace], truths: Traces) -> None:
         """Writes a row for each program.
@@ -102,6 +73,7 @@ class PredictionTable:
             predicted: the predictions; the column data has the complete file.
             truths: the machine's traces of the same programs.
         """
+        pyarrow, _ = import_pyarrow()
         scores = [first_wrong_step(one, truth) for one, truth in zip(predicted, truths, strict=True)]
         values = [
             list(names),
@@ -112,12 +84,9 @@ class PredictionTable:
             [wrong for wrong, _ in scores],
             [step for _, step in scores],
         ]
-        columns = [self._pyarrow.array(column, field.type) for column, field in zip(values, self._schema, strict=True)]
-        self._writer.write_table(self._pyarrow.Table.from_arrays(columns, schema=self._schema))
-
-    def close(self) -> None:
-        """Writes the end of the file."""
-        self._writer.close()
+        schema = self._writer.schema
+        columns = [pyarrow.array(column, field.type) for column, field in zip(values, schema, strict=True)]
+        self._writer.write_table(pyarrow.Table.from_arrays(columns, schema=schema))
 
 
 @contextlib.contextmanager
@@ -132,9 +101,17 @@ def predictions_to_parquet(path: Path, num_registers: int, memory_size: int) -> 
         ImportError: pyarrow is missing.
         OSError: the file could not be written.
     """
-    with atomic_write(path) as file:
-        table = PredictionTable(file, num_registers, memory_size)
-        try:
-            yield table
-        finally:
-            table.close()
+    pyarrow, parquet = import_pyarrow()
+    columns = [
+        ("name", pyarrow.string()),
+        ("program", pyarrow.large_string()),
+        ("data", pyarrow.large_binary()),
+        ("truth", pyarrow.large_binary()),
+        ("finished", pyarrow.bool_()),
+        ("wrong_bytes", pyarrow.int32()),
+        ("first_wrong_step", pyarrow.int32()),
+    ]
+    machine = f"{num_registers} {memory_size}".encode()
+    schema = pyarrow.schema(columns, metadata={METADATA + b".predicted": machine})
+    with atomic_write(path) as file, parquet.ParquetWriter(file, schema) as writer:
+        yield PredictionTable(writer)
