@@ -1,11 +1,10 @@
-"""Text, images and audio with labels, of what packages bring; and spectrograms of the audio.
+"""Labelled text, images and audio from installed packages, and spectrograms of the audio.
 
-Nothing is fetched and nothing is kept in the repository: sources are read where their packages put them, standardised
-as `bgpt-fast data media` does it, and split by content, icons and prompts by their names.
+The sources are read from their packages, standardised as by `bgpt-fast data media`, and split by content, icons and
+prompts by their names. Nothing is downloaded, and the repository has no copy.
 
-text: Debian's fortunes, a class a topic. image: scikit-learn's digits, a class a digit, and Tango's icons, which are
-for pre-training alone. audio: Asterisk's prompts, which are the same sentences in several languages, a class a
-language; it is that of its speaker too.
+text: Debian's fortunes, by topic. image: scikit-learn's digits, by digit, and Tango's icons, for pre-training alone.
+audio: Asterisk's prompts, the same sentences in several languages, by language, which is also the speaker.
 """
 
 from __future__ import annotations
@@ -31,16 +30,16 @@ MODALITIES = ("text", "image", "audio")
 TASKS = (*MODALITIES, "spectrogram")
 TEST_SHARE = 0.2
 PACKAGES = {"text": ["sklearn"], "image": ["sklearn", "PIL"], "audio": ["sklearn", "PIL", "soundfile", "soxr"]}
-"""What a modality takes from its data to the classifiers that it is held against."""
+"""Packages that a modality needs for its data and its baselines."""
 
 
 class MissingDataError(RuntimeError):
-    """A package that brings data is not installed; the message says which."""
+    """A package with data is not installed; the message names it."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large files are, and how many.
+    """Sizes and numbers of files.
 
     Args:
         image_side: pixels of an image's side.
@@ -48,9 +47,9 @@ class Sizes:
         clip_seconds: length of a clip.
         recordings: prompts of each language, spread over the alphabet; 0 means all.
         digits: images of digits; 0 means all 1,797.
-        labelled: documents with labels in training, of each class of text, image, audio and spectrogram; 0: all.
-        held_out: documents in the test set, of each class; 0 means all.
-        scored: files of each modality that bits per byte are measured on; 0 means all.
+        labelled: labelled training documents of each class of text, image, audio and spectrogram; 0 means all.
+        held_out: test documents of each class; 0 means all.
+        scored: files of each modality for bits per byte; 0 means all.
     """
 
     image_side: int = 16
@@ -66,12 +65,12 @@ class Sizes:
 FULL = Sizes(
     image_side=32, sample_rate=8000, clip_seconds=1.0, recordings=0, labelled=(0, 0, 0, 0), held_out=0, scored=0
 )
-"""Standard files of the paper's sizes, all that there is."""
+"""All files, in the paper's sizes."""
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """A classification: its classes' indices, and paths of the files to learn from and to be tested on."""
+    """A classification task: indices of its classes, and paths of training and test files."""
 
     labels: dict[str, int]
     train: list[str]
@@ -80,7 +79,7 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Media:
-    """What was made: folders to pre-train on, files to measure bits per byte on, classifications, notes on data."""
+    """The data: folders for pre-training, files for bits per byte, classification tasks, and counts."""
 
     pre_training: dict[str, Path]
     scored: dict[str, list[str]]
@@ -89,10 +88,10 @@ class Media:
 
 
 def prepare(modalities: tuple[str, ...], sizes: Sizes, folder: Path) -> Media:
-    """Makes standard files of the modalities, or takes up those of an earlier run in `folder`.
+    """Makes standard files of the modalities, or uses those of an earlier run in `folder`.
 
     Raises:
-        MissingDataError: names the package that brings what is missing.
+        MissingDataError: names the missing package.
     """
     media = Media({}, {}, {}, {})
     for modality in modalities:

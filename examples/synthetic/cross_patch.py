@@ -3,7 +3,7 @@
 recall: four patches of one letter, k - 1 patches of nothing, four of the letter again; one model for all k, and the
 extension says which.
 delay: k random letters, then 16 that are those of k patches before: the model must find each by its distance.
-A patch holds one letter and zeros. A model that does not reach back pays 4 bits for each letter that it should know.
+A patch holds one letter and zeros. A model without the earlier patches needs 4 bits for each repeated letter.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ PATCH = 4
 
 
 def recall(patch_size: int) -> Rule:
-    """A letter in four patches, k - 1 patches of nothing, the letter in four again; the extension says k.
+    """A letter in four patches, k - 1 patches of zeros, the letter in four again; the extension states k.
 
-    Four and not one, since copying from patch to patch is learned first, and from far away only then.
+    Four patches and not one, since copying from the previous patch is learned before copying from far away.
     """
 
     def make(stream: random.Random) -> tuple[str, bytes]:
@@ -41,7 +41,7 @@ def recall(patch_size: int) -> Rule:
 
 
 def recalled_at_each_distance(report: FileReport) -> dict[str, float]:
-    """The share of the letter that comes through, of each k, and the least of them."""
+    """Returns the recalled share of the letter for each k, and the lowest of them."""
     letters = dict.fromkeys(report.by_extension, 0)
     for file in report.files:
         letters[file.extension] += 1
@@ -54,7 +54,7 @@ def recalled_at_each_distance(report: FileReport) -> dict[str, float]:
 
 
 def delay_line(k: int, patch_size: int) -> Rule:
-    """k random letters, then 16 that are those of k patches before; a letter a patch."""
+    """k random letters, then 16 copies of those k patches before; a letter a patch."""
 
     def make(stream: random.Random) -> tuple[str, bytes]:
         letters = [stream.choice(LETTERS) for _ in range(k)]

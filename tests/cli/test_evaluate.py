@@ -51,7 +51,7 @@ def test_files(checkpoint: Path, data: Path, tmp_path: Path, capsys: pytest.Capt
     assert json.loads(capsys.readouterr().out)["baselines_bits_per_byte"] == {}
 
 
-def test_the_target_part_of_pairs(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_target_files_of_pairs_are_scored(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stream = random.Random(0)
     (tmp_path / "pairs").mkdir()
     for number, size in enumerate((10, 30, 100)):  # the last pair is over the context
@@ -105,7 +105,7 @@ def test_generated_files(checkpoint: Path, data: Path, tmp_path: Path, capsys: p
     assert "errors by decoder" in output
 
 
-def test_generated_files_are_held_against_their_own_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_generated_files_are_compared_with_their_own_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "made").mkdir()
     (tmp_path / "pairs").mkdir()
     for number in range(3):
@@ -122,9 +122,7 @@ def test_generated_files_are_held_against_their_own_kind(tmp_path: Path, capsys:
     assert json.loads(capsys.readouterr().out)["generated"]["real"]["files"] == 6
 
 
-def test_the_reports_of_generate_are_no_generated_files(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_reports_of_generate_are_left_out(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     generated = tmp_path / "made"
     words = ["generate", "--checkpoint", str(checkpoint), "--count", "2", "--output", str(generated)]
     assert main([*words, "--max-new-bytes", "30"]) == 0

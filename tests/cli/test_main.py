@@ -210,7 +210,7 @@ def test_a_refused_run_keeps_its_options(tmp_path: Path, capsys: pytest.CaptureF
     assert (tmp_path / "run/options.json").read_text() == options
 
 
-def test_options_on_the_command_line_win_over_the_file(tmp_path: Path) -> None:
+def test_the_command_line_takes_precedence_over_the_file(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text('{"training": {"steps": 100, "max_minutes": 0, "schedule_by": "steps"}}')
     words = ["train", "--config", str(tmp_path / "c.json"), "--output", str(tmp_path / "run"), *MACHINE, *MODEL]
     words += ["--programs-per-batch", "4", "--eval-programs", "5", "--training.max-minutes", "0"]
@@ -230,7 +230,7 @@ def test_a_diverging_training_is_named(tmp_path: Path, capsys: pytest.CaptureFix
     assert "NonFiniteLossError" in capsys.readouterr().err
 
 
-def test_wrong_places_are_named_before_anything_runs(
+def test_wrong_paths_are_errors_before_anything_runs(
     tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--checkpoint", str(checkpoint), "--output", str(tmp_path / "out")]

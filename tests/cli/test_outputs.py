@@ -95,7 +95,7 @@ def test_other_files_are_never_replaced_without_a_flag(
     assert not list(out.glob(".*"))
 
 
-def test_a_failed_write_leaves_no_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = OutputFolder(tmp_path / "out", {"a": (1, 2)}, "files")
 
     def full(*_: object) -> None:
@@ -143,7 +143,7 @@ def tunes(tmp_path: Path) -> Path:
     return folder
 
 
-def test_convert_is_the_generation_behind_the_source(
+def test_convert_generates_after_the_source(
     tmp_path: Path, checkpoint: Path, tunes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -166,7 +166,7 @@ def test_convert_is_the_generation_behind_the_source(
 
 
 @pytest.mark.parametrize("source", [b"a", b"K:G\nabc|", b"seventeen bytes!!"])
-def test_a_conversion_sees_what_a_pair_showed_in_training(tmp_path: Path, checkpoint: Path, source: bytes) -> None:
+def test_conversion_prompts_equal_training_pairs(tmp_path: Path, checkpoint: Path, source: bytes) -> None:
     """Each byte is the likeliest, teacher-forced on the document that `PairSource` makes of source and result."""
     model = BGPT.from_pretrained(checkpoint, dtype=torch.float32).eval()
     [outputs] = Generator(model).generate([Prompt("mid", source=("abc", source))], max_new_bytes=16)

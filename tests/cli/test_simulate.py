@@ -67,7 +67,7 @@ def test_a_folder_with_brackets_is_no_markup(
     assert "out[/red]/: predicted traces" in "".join(capsys.readouterr().out.split("\n"))
 
 
-def test_a_register_out_of_place_is_named(
+def test_wrong_registers_are_named(
     tmp_path: Path, checkpoint: Path, programs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["simulate", str(programs / "add.asm"), "--checkpoint", str(checkpoint), *MACHINE]
@@ -121,7 +121,7 @@ def test_random_programs_are_those_of_the_stream() -> None:
     assert [trace for chunk in chunks for trace in chunk] == list(whole)
 
 
-def test_what_is_wrong_with_a_file_is_named(
+def test_wrong_program_files_are_named(
     tmp_path: Path, checkpoint: Path, programs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["simulate", "--checkpoint", str(checkpoint), "--output", str(tmp_path / "out"), *MACHINE]
@@ -185,25 +185,10 @@ class _Page(HTMLParser):
         self.data += text if self._in_data else ""
 
 
-def test_the_page_is_one_whole_file_with_the_wrong_programs_first(tmp_path: Path, checkpoint: Path) -> None:
+def test_the_page_is_self_contained_with_wrong_programs_first(tmp_path: Path, checkpoint: Path) -> None:
     out = tmp_path / "out"
-    assert (
-        main(
-            [
-                "simulate",
-                "--checkpoint",
-                str(checkpoint),
-                "--random",
-                "8",
-                "--page",
-                "5",
-                "--output",
-                str(out),
-                *MACHINE,
-            ]
-        )
-        == 0
-    )
+    words = ["simulate", "--checkpoint", str(checkpoint), "--random", "8", "--page", "5", "--output", str(out)]
+    assert main([*words, *MACHINE]) == 0
     text = (out / "report.html").read_text()
     page = _Page(text)
     assert page.open == []

@@ -163,7 +163,7 @@ def test_epochs_are_steps(tmp_path: Path, files: Path, capsys: pytest.CaptureFix
         assert "--epochs: expected a number of passes above 0" in capsys.readouterr().err
 
 
-def test_an_epoch_is_a_pass_though_batches_are_not_full(tmp_path: Path) -> None:
+def test_an_epoch_is_one_pass_with_partly_filled_batches(tmp_path: Path) -> None:
     folder = tmp_path / "large"
     folder.mkdir()
     for index in range(50):
@@ -174,7 +174,7 @@ def test_an_epoch_is_a_pass_though_batches_are_not_full(tmp_path: Path) -> None:
     assert lines(tmp_path, "train")[-1]["step"] == 100
 
 
-def test_evaluation_data_of_its_own_and_its_limit(tmp_path: Path, files: Path) -> None:
+def test_separate_evaluation_data_and_its_limit(tmp_path: Path, files: Path) -> None:
     words = ["--data", files, "--eval-data", files]
     assert run(tmp_path, *words) == 0
     whole = TrainData(_options(tmp_path), _options(tmp_path).model)._held_out()
@@ -211,7 +211,7 @@ def test_evaluation_on_training_data_warns(
     assert ("is training data, too" in capsys.readouterr().err) == (held_out != "part-of-it")
 
 
-def test_a_mixture_of_a_folder_and_its_part_holds_out_alike(
+def test_a_mixture_of_a_folder_and_its_subfolder_shares_the_split(
     tmp_path: Path, files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     part = files / "part"

@@ -85,7 +85,7 @@ def test_every_byte_has_a_frequency(tool: ModuleType) -> None:
         assert (np.diff(shares) >= 1).all()
 
 
-def test_damage_is_named_and_never_restored(tool: ModuleType, model: BGPT) -> None:
+def test_damaged_compressed_files_are_errors(tool: ModuleType, model: BGPT) -> None:
     content = CONTENTS["random"]
     data = tool.compress(model, "bin", content)
     for size in (0, 5, 40, len(data) - 1):

@@ -142,7 +142,7 @@ def test_operations_are_counted_and_matched() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_training_learns_and_says_what_it_saw(optimizer: Any) -> None:
+def test_training_learns_and_counts_its_bytes(optimizer: Any) -> None:
     source = Documents([("txt", b"abababababab"), ("txt", b"abab"), ("bin", b"ab")])
     settings = TrainConfig(steps=60, learning_rate=2e-2, optimizer=optimizer, device="cpu", threads=1)
     model = flat()
@@ -182,7 +182,7 @@ def test_generation_is_that_of_single_steps() -> None:
         generate_flat(model, prompts, max_new_bytes=30)
 
 
-def test_weights_come_back(tmp_path: Path) -> None:
+def test_weights_are_saved_and_loaded(tmp_path: Path) -> None:
     one, other = flat(0), flat(1)
     tokens = torch.tensor([[1, 2, 3]])
     assert not torch.equal(one(tokens), other(tokens))

@@ -46,7 +46,7 @@ def sharded(processes: int, prompts: list[Path], checkpoint: Path, output: Path)
 
 
 @pytest.mark.slow
-def test_two_ranks_make_what_one_process_makes(tmp_path: Path, checkpoint: Path, prompts: list[Path]) -> None:
+def test_two_ranks_generate_the_files_of_one_process(tmp_path: Path, checkpoint: Path, prompts: list[Path]) -> None:
     output = tmp_path / "out"
     # A prompt that is not there yet: rank 1 fails, and with it the command.
     content = prompts[3].read_bytes()

@@ -95,7 +95,7 @@ def test_a_missing_package_is_named(data: ModuleType, tmp_path: Path, monkeypatc
         data.prepare(("text",), data.Sizes(), tmp_path / "out")
 
 
-def test_the_script_says_what_is_missing(
+def test_the_script_names_a_missing_package(
     data: ModuleType,
     recipe: ModuleType,
     tmp_path: Path,
@@ -112,7 +112,7 @@ def test_the_script_says_what_is_missing(
 
 
 @pytest.mark.parametrize(("words", "results"), [([], ["modalities.cpu.json"]), (["--modalities", "image"], [])])
-def test_some_of_it_replaces_no_results(
+def test_a_partial_run_replaces_no_results(
     recipe: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], results: list[str]
 ) -> None:
     monkeypatch.setattr(recipe, "run", lambda *_: {"claims": {}})

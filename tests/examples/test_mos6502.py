@@ -94,7 +94,7 @@ def test_random_programs_end_and_the_splits_share_none() -> None:
     assert len(generate(0, options=OPTIONS)) == 0
 
 
-def test_the_source_goes_on_where_it_was() -> None:
+def test_the_source_resumes_at_its_position() -> None:
     source = Mos6502Source(CONFIG, documents_per_batch=3, seed=1, options=OPTIONS)
     source.next_batch()
     state = source.state_dict()
@@ -131,7 +131,7 @@ def test_scores_of_known_errors() -> None:
         score(truth[:-1], traces)
 
 
-def test_a_model_trains_and_is_put_to_the_test(tmp_path: Path) -> None:
+def test_a_model_trains_and_is_evaluated(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = BGPT(CONFIG)
     source = Mos6502Source(CONFIG, documents_per_batch=2, options=OPTIONS)

@@ -37,7 +37,7 @@ def bars_of(excerpts: ModuleType, text: str) -> list[str]:
     return [bar[len(HEAD) :] for bar in result]
 
 
-def test_plain_bars_alone_are_taken(excerpts: ModuleType) -> None:
+def test_only_plain_bars_are_extracted(excerpts: ModuleType) -> None:
     music = "|: D2 F>A | ^c,/2d'3/2 _e/ | DFA |1 A2 (3def | [DF]A FA :|2 {g}AF DA | C-C DE | D2 zA || D2 F>A |]\n"
     assert bars_of(excerpts, HEAD + music) == ["D2F>A|\n", "^c,/2d'3/2_e/|\n", "DFA|\n"]
     # A line's end is no bar's end; comments, and broken rhythm that nothing follows, are none of it.

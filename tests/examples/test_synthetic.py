@@ -83,7 +83,7 @@ def test_random_bits(recipe: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("recipe", ["random_bits"], indirect=True)
-def test_held_out_documents_are_others(recipe: ModuleType) -> None:
+def test_held_out_documents_are_not_in_training(recipe: ModuleType) -> None:
     documents = importlib.import_module("synthetic_documents")
     rule = recipe.coin(200)
     training = {rule.document(0, number) for number in range(50)}
@@ -107,7 +107,7 @@ def test_held_out_documents_are_others(recipe: ModuleType) -> None:
         (["--full", "--only", "delay_256"], ["delay_256"], None),
     ],
 )
-def test_all_run_by_default_and_some_replace_no_results(
+def test_all_experiments_run_by_default_and_a_partial_run_replaces_no_results(
     recipe: ModuleType,
     words: list[str],
     ran: list[str],
@@ -131,7 +131,7 @@ def test_all_run_by_default_and_some_replace_no_results(
 
 
 @pytest.mark.parametrize("recipe", ["cross_patch"], indirect=True)
-def test_what_takes_the_full_model_is_named(
+def test_experiments_of_the_full_model_are_named(
     recipe: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     documents = importlib.import_module("synthetic_documents")

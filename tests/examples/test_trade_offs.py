@@ -35,7 +35,7 @@ def trade_offs(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("trade_offs")
 
 
-def test_sets_are_different_programs_and_hold_smaller_sets(data_curve: ModuleType) -> None:
+def test_sets_are_different_programs_and_contain_smaller_sets(data_curve: ModuleType) -> None:
     machine = {"num_registers": 2, "memory_size": 32, "min_program": 2, "max_program": 3}
     large, small = (data_curve.different_programs(count, 0, machine) for count in (400, 50))
     assert len(set(large.program_hashes().tolist())) == 400
@@ -46,7 +46,7 @@ def test_sets_are_different_programs_and_hold_smaller_sets(data_curve: ModuleTyp
     assert not set(large.program_hashes().tolist()) & set(held_out.program_hashes().tolist())
 
 
-def test_each_program_of_a_set_comes_once_a_round(data_curve: ModuleType) -> None:
+def test_each_program_of_a_set_comes_once_an_epoch(data_curve: ModuleType) -> None:
     settings = data_curve.small()
     traces = data_curve.different_programs(10, 0, settings.machine)
     source = data_curve.FixedPrograms(traces, settings.model, 4)
@@ -65,7 +65,7 @@ def test_each_program_of_a_set_comes_once_a_round(data_curve: ModuleType) -> Non
         data_curve.FixedPrograms(traces[:9], settings.model, 4).load_state_dict(state)
 
 
-def test_a_tiny_curve_is_measured_and_drawn(data_curve: ModuleType, tmp_path: Path) -> None:
+def test_a_tiny_curve_is_measured_and_plotted(data_curve: ModuleType, tmp_path: Path) -> None:
     settings = data_curve.small(steps=2)
     training = dataclasses.replace(settings.training, eval_every=0, precision="fp32")
     settings = dataclasses.replace(settings, programs=4, training=training, scored=20)
@@ -95,7 +95,7 @@ def test_claims_of_the_curve_can_fail(data_curve: ModuleType) -> None:
         assert not all(data_curve.claims(bad).values())
 
 
-def test_documents_are_of_three_kinds_and_held_out_ones_are_others(
+def test_documents_have_three_kinds_and_splits_share_none(
     trade_offs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("sklearn")
@@ -133,7 +133,7 @@ def tiny(trade_offs: ModuleType) -> Any:
     )
 
 
-def test_a_tiny_comparison_is_measured_taken_up_and_drawn(trade_offs: ModuleType, tmp_path: Path) -> None:
+def test_a_tiny_comparison_is_measured_resumed_and_plotted(trade_offs: ModuleType, tmp_path: Path) -> None:
     settings = tiny(trade_offs)
     texts = [("txt", bytes([65 + number]) * 60) for number in range(8)]
     documents = trade_offs.Documents(texts[:6], texts[6:])

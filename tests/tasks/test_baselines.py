@@ -29,7 +29,7 @@ def test_bits_are_those_of_the_compressors() -> None:
     assert (result[0].files, result[0].num_bytes) == (3, size)
 
 
-def test_files_one_by_one_give_what_they_give_together() -> None:
+def test_files_one_by_one_have_the_scores_of_all_together() -> None:
     draw = np.random.default_rng(0)
     letters = np.frombuffer(b"etaoin shrdlu", np.uint8)
     files = [draw.choice(letters, size).tobytes() for size in (3000, 1, 0, 5000, 40_000)]
@@ -62,7 +62,7 @@ def twice(content: bytes) -> Callable[[int], dict[str, float]]:
     return compress
 
 
-def test_training_files_help_where_they_are_alike() -> None:
+def test_training_files_help_similar_files() -> None:
     draw = np.random.default_rng(0)
     known, unknown = draw.bytes(5000), draw.bytes(5000)
     pytest.importorskip("zstandard")
@@ -96,7 +96,7 @@ def files(seed: int, count: int) -> list[tuple[str, bytes]]:
 
 
 @pytest.mark.parametrize("method", ["nearest-centroid", "gradient-boosting"])
-def test_byte_counts_tell_classes_apart(method: str) -> None:
+def test_byte_counts_separate_classes(method: str) -> None:
     if method == "gradient-boosting":
         pytest.importorskip("sklearn")
     report = classify_by_bytes(files(0, 100), files(1, 20), method)  # type: ignore[arg-type]

@@ -72,7 +72,7 @@ def test_predictions_are_those_of_each_document_alone(model: BGPTForClassificati
     assert any(one.is_cut for one in predictions)
 
 
-def test_batches_hold_as_much_as_they_may(model: BGPTForClassification, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_are_filled_up_to_the_limit(model: BGPTForClassification, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
     forward = BGPTForClassification.forward
     monkeypatch.setattr(
@@ -99,7 +99,7 @@ def test_predictions_stream(model: BGPTForClassification) -> None:
     assert len(samples) <= 10
 
 
-def test_a_head_decides_a_cut_document(model: BGPTForClassification) -> None:
+def test_a_truncated_document_is_classified_by_its_head(model: BGPTForClassification) -> None:
     content = np.random.default_rng(1).bytes(1000)
     alive = PackedPatches.from_bytes([("txt", content)], CONFIG).to_bytes()[0][1]
     [cut] = predict(model, [("txt", content)])
@@ -142,7 +142,7 @@ def test_wrong_documents_are_named(model: BGPTForClassification) -> None:
         predict(model, [], patches_per_batch=0)
 
 
-def test_predicting_leaves_the_model_as_it_was() -> None:
+def test_prediction_restores_the_training_mode() -> None:
     model = BGPTForClassification(BGPTConfig(**{**CONFIG.to_dict(), "dropout": 0.5}), LABELS)
     model.patch_level_decoder.eval()
     first = predict(model, documents(0))
@@ -177,7 +177,7 @@ def test_loss_and_accuracy_count_documents(model: BGPTForClassification) -> None
     assert report.documents == 30
 
 
-def test_evaluation_wants_documents_of_known_classes(model: BGPTForClassification) -> None:
+def test_evaluation_refuses_unknown_classes(model: BGPTForClassification) -> None:
     for nothing in ([], [LabelledBatch(PackedPatches.from_bytes([], CONFIG), torch.empty(0, dtype=torch.int64))]):
         with pytest.raises(ValueError, match="expected at least one document, got none"):
             accuracy_evaluation(nothing)

@@ -41,7 +41,7 @@ def bars(seed: int, count: int) -> list[tuple[str, bytes]]:
 
 
 @pytest.mark.parametrize("make", [in_order, bars])
-def test_it_learns_what_counting_cannot_tell(make: object) -> None:
+def test_it_learns_classes_with_equal_byte_counts(make: object) -> None:
     train, test = make(0, 40), make(1, 10)  # type: ignore[operator]
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
@@ -56,7 +56,7 @@ def test_it_learns_what_counting_cannot_tell(make: object) -> None:
     assert again.correct == 20 - report.correct, "the same network, other labels"
 
 
-def test_a_document_is_judged_alone() -> None:
+def test_a_document_does_not_depend_on_its_batch() -> None:
     torch.manual_seed(0)
     network = _Bytes(3).eval()
     rows = [np.frombuffer(content, np.uint8) for content in (b"", b"a", b"hello world", bytes(range(100)))]
@@ -68,7 +68,7 @@ def test_a_document_is_judged_alone() -> None:
     assert not torch.allclose(together[2], together[3], atol=1e-3)
 
 
-def test_what_says_bm_and_is_no_image_is_bytes() -> None:
+def test_a_false_bmp_is_classified_by_bytes() -> None:
     pytest.importorskip("PIL")
     files = [(label, b"BM" + bytes([value] * 20)) for label, value in (("low", 3), ("high", 200)) for _ in range(10)]
     assert classify_by_cnn(files, files, steps=40).accuracy == 1

@@ -27,7 +27,7 @@ def score(predicted: bytes, truth: bytes, name: str = "a.mid", **options: float)
     return evaluate_conversion([Conversion(name, predicted, truth)], **options)
 
 
-def test_the_truth_is_right() -> None:
+def test_the_true_files_have_full_scores() -> None:
     report = score(midi(SCALE), midi(SCALE))
     assert (report.exact, report.decoding) == (1, 1)
     assert report.notes is not None
@@ -65,7 +65,7 @@ def test_notes_right(wrong: list[tuple[int, int, int]], matched: int) -> None:
     assert notes.f1 == 2 * matched / (len(wrong) + 8)
 
 
-def test_the_tolerance_is_the_callers() -> None:
+def test_the_onset_tolerance_is_an_argument() -> None:
     late = midi([(onset + 60, length, pitch) for onset, length, pitch in SCALE])
     assert score(late, midi(SCALE), onset_tolerance=0.0625).notes.matched == 8
     assert score(midi(SCALE), midi(SCALE), onset_tolerance=0).notes.matched == 8
@@ -73,7 +73,7 @@ def test_the_tolerance_is_the_callers() -> None:
         score(late, late, onset_tolerance=-1)
 
 
-def test_what_does_not_decode_has_no_right_note() -> None:
+def test_a_file_that_does_not_decode_has_no_right_note() -> None:
     truth = midi(SCALE)
     report = score(truth[:-9], truth)
     assert (report.exact, report.decoding) == (0, 0)
@@ -89,7 +89,7 @@ def test_no_note_is_matched_twice() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_as_many_as_can_be_are_matched(seed: int) -> None:
+def test_the_matching_is_the_largest(seed: int) -> None:
     draw = random.Random(seed)
     ours, theirs = ([Note(draw.randrange(12) / 10, 9, 60) for _ in range(draw.randrange(6))] for _ in range(2))
 
@@ -124,7 +124,7 @@ def test_several_files_together() -> None:
 
 
 @pytest.mark.skipif(shutil.which("abc2midi") is None, reason="abc2midi is not installed")
-def test_abc_is_heard() -> None:
+def test_notes_of_abc_come_from_abc2midi() -> None:
     truth = b"X:1\nL:1/8\nK:C\nCDEF GABc|\n"
     report = score(b"X:1\nL:1/8\nK:C\nC D E F G A B d|\n", truth, "a.abc")
     assert report.exact == 0

@@ -115,7 +115,7 @@ def test_agrees_with_the_model_and_with_training(tiny_model: BGPT, folder: Path)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7])
-def test_neither_batches_nor_chunks_show(
+def test_scores_do_not_depend_on_batches_or_chunks(
     tiny_model: BGPT, folder: Path, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = evaluate_files(tiny_model, folder)
@@ -135,7 +135,7 @@ def test_dropout_is_off_and_the_mode_stays(folder: Path) -> None:
     assert all(module.training for module in model.modules())
 
 
-def test_a_worked_example_of_which_decoder_is_at_fault(
+def test_errors_by_decoder_in_a_worked_example(
     tiny_model: BGPT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file.txt").write_bytes(b"abcdefghijklm")
@@ -195,7 +195,7 @@ def test_over_long_files_are_cut_and_counted(tiny_model: BGPT, tmp_path: Path) -
     assert report.baselines["gzip_solid"] < report.baselines["gzip"]
 
 
-def test_what_cannot_be_read_is_skipped_and_named(tiny_model: BGPT, folder: Path) -> None:
+def test_unreadable_files_are_skipped_and_named(tiny_model: BGPT, folder: Path) -> None:
     whole = evaluate_files(tiny_model, folder)
     (folder / "empty.txt").write_bytes(b"")
     os.mkfifo(folder / "pipe.txt")
@@ -225,7 +225,7 @@ def test_wrong_arguments_are_named(tiny_model: BGPT, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"resamples": 0}, {"confidence": 1.0}, {"seed": -1}])
-def test_options_of_the_bootstrap_are_named_before_files_are_scored(
+def test_wrong_bootstrap_options_fail_before_files_are_scored(
     tiny_model: BGPT, folder: Path, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any]
 ) -> None:
     def scored(model: BGPT, batch: PackedPatches) -> BatchScores:

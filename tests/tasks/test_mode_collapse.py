@@ -9,7 +9,7 @@ import pytest
 from bgpt_fast.tasks.mode_collapse import ORDERS, TAIL, WINDOW, diversity, repetition
 
 
-def test_random_bytes_show_nothing() -> None:
+def test_random_bytes_have_no_signs_of_collapse() -> None:
     stream = random.Random(0)
     files = [stream.randbytes(700) for _ in range(20)]
     result = diversity(files)
@@ -50,7 +50,7 @@ def test_distinct_ngrams_by_counting(size: int) -> None:
     assert result.longest_run == longest
 
 
-def test_of_a_long_file_the_tail_is_looked_at() -> None:
+def test_loops_of_long_files_are_searched_at_the_end() -> None:
     data = random.Random(0).randbytes(100_000)
     assert repetition(data + b"ab" * (TAIL // 2)).loop_share == 1.0
     assert repetition(data + b"ab" * (TAIL // 4)).loop_share == pytest.approx(0.5, abs=1e-4)
@@ -79,7 +79,7 @@ def test_copies_and_shared_parts() -> None:
     assert diversity([one] * 5).signs[0] == "80% of the files equal an earlier one"
 
 
-def test_collapse_shows_against_real_files_alone() -> None:
+def test_signs_need_more_repetition_than_real_files() -> None:
     stream = random.Random(2)
     header = stream.randbytes(400)
     real = diversity([header + stream.randbytes(200) for _ in range(10)])
@@ -93,7 +93,7 @@ def test_collapse_shows_against_real_files_alone() -> None:
     assert any("loops by half or more (real files: 0%)" in sign for sign in loops.signs)
 
 
-def test_nothing_and_next_to_nothing() -> None:
+def test_empty_and_tiny_files() -> None:
     with pytest.raises(ValueError, match="expected at least one"):
         diversity([])
     result = diversity([b""])

@@ -50,7 +50,7 @@ def collection(tmp_path: Path) -> Path:
     return tmp_path / "in"
 
 
-def test_collections_are_taken_apart() -> None:
+def test_collections_are_split_into_tunes() -> None:
     tunes = split_collection(COLLECTION.encode())
     assert [one.number for one in tunes] == list("12345678")
     assert tunes[0].title == "The Long Road"
@@ -86,7 +86,7 @@ def test_notes_follow_the_tempo() -> None:
 
 
 @needs_abc2midi
-def test_abc2midi_plays_what_is_written() -> None:
+def test_abc2midi_converts_the_notes() -> None:
     midi_file, complaint = abc_to_midi(f"X:1\n{HEAD}Q:1/4=120\nK:C\nC2 ^D4 c2|\n".encode())
     assert [note.pitch for note in read_notes(midi_file)] == [60, 63, 72]
     assert [note.onset for note in read_notes(midi_file)] == pytest.approx([0, 0.5, 1.5], abs=0.002)

@@ -23,13 +23,13 @@ def model() -> BGPT:
     return BGPT.from_pretrained(FOLDER, dtype=torch.float32)
 
 
-def test_it_is_small_and_made_by_the_committed_recipe(model: BGPT) -> None:
+def test_the_checkpoint_is_small_and_has_the_committed_options(model: BGPT) -> None:
     assert (FOLDER / "model.safetensors").stat().st_size <= 8_000_000
     assert json.loads((FOLDER / "options.json").read_text()) == json.loads((EXAMPLE / "checkpoint.json").read_text())
     assert model.config == options_from_file(FOLDER / "options.json").model
 
 
-def test_it_simulates_programs_that_nobody_has_seen(model: BGPT) -> None:
+def test_the_checkpoint_simulates_held_out_programs(model: BGPT) -> None:
     machine = options_from_file(FOLDER / "options.json").machine
     held_out = generate(150, seed=77, stream="philox", split="eval", **asdict(machine))
     result = assess(model, held_out)
@@ -46,7 +46,7 @@ def test_it_simulates_programs_that_nobody_has_seen(model: BGPT) -> None:
     assert assess(model, held_out[:20]).teacher_forced.accuracy < 0.9
 
 
-def test_its_scores_are_written_beside_it() -> None:
+def test_the_scores_of_the_checkpoint_are_recorded() -> None:
     training = json.loads((FOLDER / "training.json").read_text())
     assert training["held_out_programs"] >= 1000
     assert training["teacher_forced"]["accuracy"] >= 0.99

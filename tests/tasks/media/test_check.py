@@ -47,7 +47,7 @@ def test_good_files_decode_and_their_halves_do_not(name: str) -> None:
     assert check(name, bytes(range(256)) * 9).decodes is False
 
 
-def test_what_it_says() -> None:
+def test_descriptions_of_files() -> None:
     assert check("x.bmp", GOOD["a.bmp"]).says == "BMP 32×32 RGB"
     assert check("x.wav", GOOD["a.wav"]).says == "WAV PCM_U8 8000 Hz, 1 channel, 1.000 s"
     assert check("x.mid", GOOD["a.mid"]).says == "MIDI 1 notes, 0.5 s"
@@ -57,7 +57,7 @@ def test_what_it_says() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", GOOD)
-def test_no_damage_raises(name: str, seed: int) -> None:
+def test_damaged_files_raise_no_other_error(name: str, seed: int) -> None:
     draw = np.random.default_rng(seed)
     for _ in range(15):
         content = bytearray(GOOD[name])
@@ -91,7 +91,7 @@ class _Page(HTMLParser):
         self.tags.append((tag, dict(attrs)))
 
 
-def test_the_gallery_needs_nothing_else(tmp_path: Path) -> None:
+def test_the_gallery_is_self_contained(tmp_path: Path) -> None:
     exhibits = [Exhibit(name, content, truth=GOOD[name]) for name, content in GOOD.items()]
     exhibits += [Exhibit("half.bmp", GOOD["a.bmp"][:99]), Exhibit("<b>\udcff.txt", b"<script>alert(1)</script>")]
     checked = write_gallery(tmp_path / "page.html", "A <title>", exhibits)

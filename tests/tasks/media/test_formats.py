@@ -64,7 +64,7 @@ def test_sizes_and_fits() -> None:
 FITS = ("stretch", "crop", "pad")
 
 
-def test_transparency_shows_white_and_cameras_are_turned() -> None:
+def test_transparency_becomes_white_and_exif_rotation_applies() -> None:
     clear = io.BytesIO()
     Image.new("RGBA", (4, 4), (10, 20, 30, 0)).save(clear, "PNG")
     assert (pixels(standard_image(clear.getvalue())) == 255).all()
@@ -86,7 +86,7 @@ def test_sixteen_bit_greys_keep_their_upper_bits() -> None:
     np.testing.assert_array_equal(pixels(standard_image(grey.getvalue()))[:, :, 0], values >> 8)
 
 
-def test_images_that_are_none() -> None:
+def test_contents_that_are_no_images() -> None:
     frames = {"save_all": True, "append_images": [Image.new("L", (20, 12), 9)]}
     assert reason(standard_image, png(0, mode="L", file_format="GIF", **frames)) == "animated image"
     assert reason(standard_image, png(0, mode="CMYK", file_format="JPEG")) == "CMYK image"
@@ -130,7 +130,7 @@ def test_other_rates_and_lengths() -> None:
     assert [len(clip) for clip in standard] == [44 + 1000] * 4
 
 
-def test_audio_that_is_none() -> None:
+def test_contents_that_are_no_audio() -> None:
     whole = sound(0, 9000, format="WAV")
     assert reason(standard_audio, whole[:9000]) == "audio cut short"
     assert reason(standard_audio, whole[:30]) == "damaged audio"
@@ -173,7 +173,7 @@ def test_text_becomes_utf_8(content: bytes, expected: str) -> None:
     assert standard_text(content) == [expected.encode()]
 
 
-def test_text_in_another_encoding_and_in_parts() -> None:
+def test_text_encoding_and_separator() -> None:
     assert standard_text("Grüße".encode("latin-1"), "latin-1") == ["Grüße".encode()]
     assert standard_text(b"one\n%\n \n%\ntwo", separator="\n%\n") == [b"one", b"two"]
     with pytest.raises(ValueError, match="expected the name of an encoding"):
@@ -189,7 +189,7 @@ def test_long_text_is_cut_between_words_or_characters(text: str) -> None:
     assert cut_text(text.encode(), 0) == [text.encode()]
 
 
-def test_text_that_is_none() -> None:
+def test_contents_that_are_no_text() -> None:
     assert reason(standard_text, b"caf\xe9") == "text that is not UTF-8"
     assert reason(standard_text, b"\xff", "ascii") == "text that is neither UTF-8 nor ascii"
     assert reason(standard_text, b"a\0b") == "text with control characters"
@@ -210,7 +210,7 @@ def test_damage_is_the_only_error_of_damaged_media(seed: int) -> None:
                 assert function(bytes(damaged))
 
 
-def test_a_sample_rate_that_cannot_be() -> None:
+def test_an_impossible_sample_rate() -> None:
     whole = bytearray(sound(0, 100, 8000, format="WAV"))
     at = whole.index(b"fmt ") + 12
     for rate in (1, 1 << 30):

@@ -43,7 +43,7 @@ def tree(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_kinds_labels_and_sides(tmp_path: Path, media: Path) -> None:
+def test_kinds_labels_and_splits(tmp_path: Path, media: Path) -> None:
     report = standardise(media, tmp_path / "out", plan=HALF, workers=1)
     assert (report.sources, report.used, report.skipped) == (22, 22, {})
     files = {name: count for name, count in report.files.items() if count}
@@ -57,7 +57,7 @@ def test_kinds_labels_and_sides(tmp_path: Path, media: Path) -> None:
     assert json.loads((tmp_path / "out/report.json").read_text())["labels"] == report.labels
 
 
-def test_all_of_one_recording_is_on_one_side(tmp_path: Path, media: Path) -> None:
+def test_clips_of_one_recording_share_a_split(tmp_path: Path, media: Path) -> None:
     standardise(media, tmp_path / "out", plan=HALF, workers=1)
     sides: dict[str, set[str]] = {}
     for name in tree(tmp_path / "out"):
@@ -68,7 +68,7 @@ def test_all_of_one_recording_is_on_one_side(tmp_path: Path, media: Path) -> Non
     assert set.union(*sides.values()) == {"train", "test"}, "the split is none otherwise"
 
 
-def test_copies_and_equal_outputs_are_on_no_two_sides(tmp_path: Path) -> None:
+def test_copies_and_equal_outputs_are_skipped(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     for index in range(8):
@@ -81,7 +81,7 @@ def test_copies_and_equal_outputs_are_on_no_two_sides(tmp_path: Path) -> None:
     assert len(contents) == len(set(contents)) == 8
 
 
-def test_bad_media_is_named_and_the_run_goes_on(tmp_path: Path, media: Path) -> None:
+def test_bad_media_is_skipped_and_named(tmp_path: Path, media: Path) -> None:
     (media / "cmyk.jpg").write_bytes(png(0, mode="CMYK", file_format="JPEG"))
     (media / "cut.wav").write_bytes(sound(0, 9000, format="WAV")[:3000])
     (media / "cut.png").write_bytes(png(0)[:200])
@@ -104,7 +104,7 @@ def test_bad_media_is_named_and_the_run_goes_on(tmp_path: Path, media: Path) -> 
     assert any("cut.wav" in line and "bytes of" in line for line in report.first_skipped)
 
 
-def test_a_second_run_makes_nothing_and_says_the_same(
+def test_a_second_run_converts_nothing_and_reports_the_same(
     tmp_path: Path, media: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (media / "cut.png").write_bytes(png(0)[:200])
@@ -115,7 +115,7 @@ def test_a_second_run_makes_nothing_and_says_the_same(
     assert tree(tmp_path / "out") == before
 
 
-def test_a_stopped_run_goes_on(tmp_path: Path, media: Path) -> None:
+def test_a_stopped_run_resumes(tmp_path: Path, media: Path) -> None:
     standardise(media, tmp_path / "whole", plan=HALF, workers=1)
 
     class Stopped(Exception):
@@ -134,7 +134,7 @@ def test_a_stopped_run_goes_on(tmp_path: Path, media: Path) -> None:
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
-def test_new_sources_are_taken_up(tmp_path: Path, media: Path) -> None:
+def test_new_sources_are_added(tmp_path: Path, media: Path) -> None:
     standardise(media, tmp_path / "out", plan=HALF, workers=1)
     before = tree(tmp_path / "out")
     (media / "cat/new.png").write_bytes(png(77))
@@ -146,7 +146,7 @@ def test_new_sources_are_taken_up(tmp_path: Path, media: Path) -> None:
     assert "cat_new-" in new
 
 
-def test_other_options_and_others_files_are_left_alone(tmp_path: Path, media: Path) -> None:
+def test_other_options_and_foreign_folders_are_refused(tmp_path: Path, media: Path) -> None:
     standardise(media, tmp_path / "out", plan=HALF, workers=1)
     with pytest.raises(FileExistsError, match="same options"):
         standardise(media, tmp_path / "out", MediaOptions(image_size=(8, 8)), plan=HALF, workers=1)
@@ -167,7 +167,7 @@ def test_a_file_in_the_way_is_not_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "a.txt").read_text() == "mine"
 
 
-def test_processes_give_what_one_gives(tmp_path: Path, media: Path) -> None:
+def test_several_processes_give_the_same_files(tmp_path: Path, media: Path) -> None:
     for index in range(250):
         (media / f"{index}.txt").write_text(f"number {index}")
     one = standardise(media, tmp_path / "one", plan=HALF, workers=1)
@@ -185,7 +185,7 @@ def _kills_at_seven(item: int) -> int:
 
 
 @pytest.mark.slow
-def test_an_item_that_kills_its_process_is_one_item(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_of_a_process_fails_one_item_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bgpt_fast.tasks.media.pool._FEW", 0)
     report_json = list(ordered_map(_kills_at_seven, range(20), workers=2, crashed=lambda item: 1000 + item))
     assert report_json == [1007 if item == 7 else -item for item in range(20)]
@@ -204,7 +204,7 @@ def test_test_inputs_are_the_test_set(tmp_path: Path, media: Path) -> None:
         standardise(media, tmp_path / "out", test_inputs=media / "cat/1.png", workers=1)
 
 
-def test_groups_stay_together(tmp_path: Path) -> None:
+def test_groups_share_a_split(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     for speaker in range(8):
@@ -217,7 +217,7 @@ def test_groups_stay_together(tmp_path: Path) -> None:
     assert {side for _, side in sides} == {"train", "test"}
 
 
-def test_documents_of_one_file_go_their_own_ways_and_their_pieces_together(tmp_path: Path) -> None:
+def test_documents_of_one_file_have_independent_splits(tmp_path: Path) -> None:
     texts = [f"{number} one two three\nfour five six {number}" for number in range(20)]
     (tmp_path / "cookies").write_text("\n%\n".join([*texts, texts[0]]))
     options = MediaOptions(text_separator="\\n%\\n", text_bytes=24)
@@ -272,14 +272,14 @@ def test_wrong_options_are_named(wrong: object) -> None:
         wrong()  # type: ignore[operator]
 
 
-def test_nothing_to_take(tmp_path: Path) -> None:
+def test_inputs_without_usable_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="got none"):
         standardise(tmp_path, tmp_path / "out")
     with pytest.raises(DataError, match="nowhere"):
         standardise(tmp_path / "nowhere", tmp_path / "out")
 
 
-def test_the_command_makes_what_a_classifier_takes(
+def test_the_command_writes_files_for_a_classifier(
     tmp_path: Path, media: Path, capsys: pytest.CaptureFixture[str], tiny_config: object
 ) -> None:
     (media / "cut.wav").write_bytes(sound(0, 9000, format="WAV")[:3000])
