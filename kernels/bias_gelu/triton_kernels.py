@@ -1,14 +1,14 @@
-"""bias_gelu on a GPU, one pass each way. Not yet run on a GPU.
+"""bias_gelu's Triton kernels, one pass in each direction. Not yet run on a GPU.
 
-The tanh GELU is z · σ(2u), u = √(2/π) (z + 0.044715 z³): one exp2 and one division an element, which keeps its relative
-accuracy where 1 + tanh u cancels. A program has BLOCK_F columns, a power of two that divides F where it can (1,024 of
-3,072), so that no lane idles, a warp for each 256 of them and 16 elements a thread, in 16-byte loads; a thread's rows
-share their columns, so the bias is loaded once and sums over rows need no exchange between threads. Backward: a program
-goes through a run of rows with its part of dbias in registers; parts go to memory once a program, [runs, F] in float32,
-and a second kernel adds them in a fixed order. The number of runs depends on the shape alone.
+The tanh GELU is z · σ(2u), u = √(2/π) (z + 0.044715 z³): one exp2 and one division an element, with full relative
+accuracy where 1 + tanh u would cancel. A program has BLOCK_F columns, a power of two that divides F where possible
+(1,024 of 3,072), so no lane idles; one warp for each 256 columns, 16 elements a thread in 16-byte loads. All rows of a
+thread have the same columns, so the bias is loaded once and sums over rows need no exchange between threads. Backward:
+a program loops over a range of rows with its partial dbias in registers and writes it once, [ranges, F] in float32; a
+second kernel adds the partial sums in a fixed order. The number of ranges depends on the shape alone.
 
 Predicted on an H200 (4.3 TB/s) at F = 3072 in bf16: forward 4 F bytes a row = 12.3 KB, 2.9 ns; backward 6 F = 18.4 KB,
-4.3 ns. Some 20 F FLOPs forward and 30 F backward, and 2 F of the special-function units, 1.7 ns, under the loads.
+4.3 ns. The arithmetic, some 20 F FLOPs forward and 30 F backward and 2 F special functions (1.7 ns), takes less.
 
 Shape letters: N rows, F features.
 """
@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bgpt_fast.kernels.common.launch import CompileCase, on_device
+from bgpt_fast.kernels.common.launch import WIDE_LOADS, CompileCase, on_device, with_row_stride
 
 
 @triton.jit
@@ -124,19 +124,12 @@ def _tile(F: int) -> _Tile:
 _ELEMENTS = 16  # of a thread
 _SUM_BLOCK = {"BLOCK_PARTS": 128, "BLOCK_F": 16}
 _SUM_WARPS = 4
-_WIDE = (r"ld\.global\S*\.v4|ld\.global\S*\.v2\.b64",)
 
 
 def _rows_a_program(N: int, F: int, tile: _Tile) -> int:
     """Rows of a backward program: some 24 warps for each of an H100's 132 multiprocessors, whatever the device is."""
     runs = max(1, 132 * 24 // (tile.warps * triton.cdiv(F, tile.block_f)))
     return triton.cdiv(triton.cdiv(N, tile.rows), runs) * tile.rows
-
-
-def _strided(x: Tensor) -> tuple[Tensor, int]:
-    """Rows whose columns lie side by side, and the distance between them."""
-    x = x if x.stride(1) == 1 else x.contiguous()
-    return x, x.stride(0)
 
 
 def bias_gelu_forward(x: Tensor, bias: Tensor) -> Tensor:
@@ -146,7 +139,7 @@ def bias_gelu_forward(x: Tensor, bias: Tensor) -> Tensor:
     if y.numel() == 0:
         return y
     tile = _tile(F)
-    x, x_stride = _strided(x)
+    x, x_stride = with_row_stride(x)
     with on_device(x):
         _bias_gelu_fwd_kernel[(triton.cdiv(N, tile.rows) * triton.cdiv(F, tile.block_f),)](
             x, x_stride, bias.contiguous(), y, N, F=F, ROWS=tile.rows, BLOCK_F=tile.block_f, num_warps=tile.warps
@@ -165,8 +158,8 @@ def bias_gelu_backward(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Ten
     share = _rows_a_program(N, F, tile)
     runs = triton.cdiv(N, share)
     parts = torch.empty(runs, F, dtype=torch.float32, device=x.device)
-    dy, dy_stride = _strided(dy)
-    x, x_stride = _strided(x)
+    dy, dy_stride = with_row_stride(dy)
+    x, x_stride = with_row_stride(x)
     with on_device(x):
         _bias_gelu_bwd_kernel[(runs * triton.cdiv(F, tile.block_f),)](
             dy,
@@ -211,7 +204,7 @@ def compile_cases() -> list[CompileCase]:
                             {"F": F, "ROWS": tile.rows, "BLOCK_F": tile.block_f},
                             {"num_warps": tile.warps},
                             frozenset({"rows", "rows_a_program"} & types.keys()),
-                            _WIDE,
+                            (WIDE_LOADS,),
                         )
                     )
         cases.append(
@@ -222,7 +215,7 @@ def compile_cases() -> list[CompileCase]:
                 {"F": 3072, **_SUM_BLOCK},
                 {"num_warps": _SUM_WARPS},
                 frozenset({"parts"}),
-                _WIDE,
+                (WIDE_LOADS,),
             )
         )
     return cases

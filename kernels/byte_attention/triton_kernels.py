@@ -36,7 +36,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bgpt_fast.kernels.common.launch import CompileCase, on_device
+from bgpt_fast.kernels.common.launch import DTYPE_NAMES, TENSOR_CORES, CompileCase, on_device
 
 
 @triton.jit
@@ -344,13 +344,10 @@ def byte_attention_projected_forward(x: Tensor, weight: Tensor, bias: Tensor, he
     return y
 
 
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-
-
 def compile_cases() -> list[CompileCase]:
     """Every compilation that the launchers can choose for patches of 16 bytes, and of 8 and 32 with heads of 64."""
     cases = []
-    for name, dtype in _DTYPES.items():
+    for dtype, name in DTYPE_NAMES.items():
         for S, d in ((16, 16), (16, 32), (16, 64), (8, 64), (32, 64)):
             cases += [_case(way, name, dtype, S, d) for way in ("fwd", "bwd")]
         for D in (128, 192, 768, 1024):
@@ -360,7 +357,7 @@ def compile_cases() -> list[CompileCase]:
 
 
 def _expects(dtype: torch.dtype) -> tuple[str, ...]:
-    return () if dtype == torch.float32 else ("mma.sync|wgmma|tcgen05.mma",)
+    return () if dtype == torch.float32 else (TENSOR_CORES,)
 
 
 def _case(way: str, name: str, dtype: torch.dtype, S: int, d: int) -> CompileCase:

@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from bgpt_fast.config import VOCAB_SIZE
-from bgpt_fast.kernels.common.launch import CompileCase, on_device
+from bgpt_fast.kernels.common.launch import DTYPE_NAMES, CompileCase, on_device
 from bgpt_fast.kernels.common.one_hot import byte_row_sums, one_hot_compile_cases
 
 _BLOCK_ROWS = 16
@@ -99,10 +99,9 @@ def _block_d(D: int) -> int:
 
 def compile_cases() -> list[CompileCase]:
     """Every compilation that the two launchers can choose at realistic sizes."""
-    names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
     widths = (128, 192, 768, 1024)
     cases = []
-    for dtype, short in names.items():
+    for dtype, short in DTYPE_NAMES.items():
         for table in sorted({short, "fp32"}):
             for D in widths:
                 types = {"features": f"*{short}", "patches": "*i16", "wte": f"*{table}", "wpe": f"*{table}"}

@@ -1,4 +1,4 @@
-"""What every Triton launch shares: the caller's device, and a list of what dispatch may compile."""
+"""What all Triton kernels share: launching on the caller's device, and the list of what dispatch may compile."""
 
 from __future__ import annotations
 
@@ -12,22 +12,35 @@ from torch import Tensor
 
 
 def on_device(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Makes the tensor's GPU the current one, where Triton launches; on the CPU (Triton's interpreter) does nothing."""
+    """Makes the tensor's GPU the current one, on which Triton launches; does nothing for CPU tensors (interpreter)."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+
+
+def with_row_stride(x: Tensor) -> tuple[Tensor, int]:
+    """A matrix with contiguous rows, copied where they are not, and the distance between its rows."""
+    x = x if x.stride(1) == 1 else x.contiguous()
+    return x, x.stride(0)
+
+
+DTYPE_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+"""Triton's names of the kernels' dtypes."""
+TENSOR_CORES = "mma.sync|wgmma|tcgen05.mma"
+WIDE_LOADS = r"ld\.global\S*\.v4|ld\.global\S*\.v2\.b64"
+"""PTX that a `CompileCase` may expect: matrix products on tensor cores, loads of 16 bytes."""
 
 
 @dataclass(frozen=True)
 class CompileCase:
-    """One compilation of a Triton kernel that dispatch can choose, to be proved without a GPU.
+    """One compilation of a Triton kernel that dispatch can choose, which is checked without a GPU.
 
     Args:
-        name: of the case, unique in its room, such as "byte_attention_fwd bf16 d64".
+        name: of the case, unique in its op, such as "byte_attention_fwd bf16 d64".
         kernel: the `@triton.jit` function.
         types: of each argument that is no constexpr, as Triton writes them: "*bf16", "*fp32", "*i16", "i32", "fp32".
         constexprs: the values of the others.
-        options: num_warps, num_stages: as the launch passes them.
+        options: num_warps, num_stages, as the launch passes them.
         unaligned: arguments that are not always multiples of 16 (pointers: not always 16-byte aligned).
-        expects: pieces of PTX that must be there, such as "mma.sync" or "ld.global.v4"; alternatives are joined by "|".
+        expects: regular expressions for instructions that the PTX must have, such as "mma.sync" or "ld.global.v4".
     """
 
     name: str

@@ -33,7 +33,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bgpt_fast.kernels.common.launch import CompileCase, on_device
+from bgpt_fast.kernels.common.launch import DTYPE_NAMES, TENSOR_CORES, CompileCase, on_device
 
 _SUM_BLOCK = 1024
 
@@ -207,9 +207,9 @@ def one_hot_compile_cases(
         S, V: as the two functions have them.
         is_bytes: `byte_row_sums`.
     """
-    short = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+    short = DTYPE_NAMES[dtype]
     result = "fp32" if is_bytes else short
-    matrix = "fma.rn" if short == "fp32" else "mma.sync|wgmma|tcgen05.mma"
+    matrix = "fma.rn" if short == "fp32" else TENSOR_CORES
     cases = []
     for out in sorted({"fp32", result}):
         for D in widths:

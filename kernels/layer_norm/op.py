@@ -137,18 +137,7 @@ def _native_backward(
     )
 
 
-def _backward_by_rows(
-    dy: Tensor,
-    dtotal: Tensor | None,
-    x: Tensor,
-    weight: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    dx: Tensor | None,
-    dresidual: Tensor,
-    dropout: float,
-    seed: int,
-) -> tuple[Tensor, Tensor]:
+def _backward_by_rows(dy, dtotal, x, weight, mean, rstd, dx, dresidual, dropout, seed):  # type: ignore[no-untyped-def]
     """Writes dx (where it is a tensor) and dresidual, _CPU_ROWS rows at a time, and returns dweight and dbias."""
     sums = [mean.new_zeros(2, len(weight))]
     for rows in _row_slices(len(x)):
@@ -180,17 +169,7 @@ def _add_forward_cpu(
     return y, total, mean, rstd
 
 
-def _add_backward_cpu(
-    dy: Tensor,
-    dtotal: Tensor | None,
-    total: Tensor,
-    weight: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    dtype: torch.dtype,
-    dropout: float,
-    seed: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _add_backward_cpu(dy, dtotal, total, weight, mean, rstd, dtype, dropout, seed):  # type: ignore[no-untyped-def]
     same = dropout == 0.0 and dtype == total.dtype
     if same and dtype == mean.dtype:
         dresidual, dweight, dbias = _native_backward(dy, total, weight, mean, rstd)

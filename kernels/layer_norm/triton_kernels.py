@@ -1,20 +1,20 @@
-"""layer_norm and add_layer_norm on a GPU, one pass each way. Not yet run on a GPU.
+"""The Triton kernels of layer_norm and add_layer_norm, one pass in each direction. Not yet run on a GPU.
 
-A program normalises whole rows of D columns, padded to BLOCK_D, a power of two. With a warp for each 256 columns and
-16-byte loads a thread holds the same columns of each of its rows, so that sums over columns are few shuffles (and one
-exchange between warps for several rows at once) and sums over rows need none at D ≥ 256. Forward: 32 elements a thread,
-4 rows a program at 1,024 columns. Backward: 16 elements a thread (32 elements take 182 registers), with dropout 8
-(16 take up to 128). A backward program goes through a run of rows and keeps its part of dweight and dbias in
-registers; parts go to memory once a program, [programs, D] in float32, and a second kernel adds them in a fixed order.
-The number of programs depends on the shape alone.
+A program normalises complete rows of D columns, padded to BLOCK_D, a power of two. With a warp for each 256 columns and
+16-byte loads a thread has the same columns of each of its rows, so sums over columns take few shuffles (and one
+exchange between warps for several rows at once) and sums over rows take none at D ≥ 256. Forward: 32 elements a thread,
+4 rows a program at 1,024 columns. Backward: 16 elements a thread (32 take 182 registers), 8 with dropout (16 take up to
+128). A backward program loops over a range of rows with its partial dweight and dbias in registers and writes them
+once, [programs, D] in float32; a second kernel adds them in a fixed order. The number of programs depends on the shape
+alone.
 
-Dropout draws four words of 32 bits for four neighbouring columns from one call of Philox, a quarter of `tl.rand`'s cost
-(some 15 integer instructions an element, hidden under the memory traffic as predicted), and again in the backward: no
-mask is stored.
+Dropout takes the four 32-bit words of one call of Philox for four neighbouring columns, a quarter of `tl.rand`'s cost
+(some 15 integer instructions an element, predicted to take less time than the memory traffic), and computes them again
+in the backward: no mask is stored.
 
 Predicted on an H200 (4.3 TB/s) at D = 768 with x in bf16: layer_norm 4 D bytes a row = 3.1 KB, 0.71 ns forward, 6 D =
 4.6 KB, 1.1 ns backward; add_layer_norm over a bf16 residual 8 D = 6.1 KB, 1.4 ns each way, over a float32 residual
-12 D = 9.2 KB, 2.1 ns forward, 16 D = 12.3 KB, 2.9 ns backward. Some 8 D FLOPs forward, 14 D backward, under the loads.
+12 D = 9.2 KB, 2.1 ns forward, 16 D = 12.3 KB, 2.9 ns backward. Some 8 D FLOPs forward, 14 D backward, which take less.
 
 Shape letters: N rows, D width.
 """
@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bgpt_fast.kernels.common.launch import CompileCase, on_device
+from bgpt_fast.kernels.common.launch import WIDE_LOADS, CompileCase, on_device, with_row_stride
 from bgpt_fast.kernels.layer_norm.reference import dropout_scale, dropout_threshold
 
 
@@ -191,7 +191,6 @@ def _tile(D: int, backward: bool = False, dropout: float = 0.0) -> _Tile:
 _REGISTERS = 96  # a thread, at most: without a bound the compiler spills a few to fit in one program more
 _SUM_BLOCK = {"BLOCK_PARTS": 128, "BLOCK_D": 16}
 _SUM_WARPS = 4
-_WIDE = (r"ld\.global\S*\.v4|ld\.global\S*\.v2\.b64",)
 
 
 def _rows_a_program(N: int, tile: _Tile) -> int:
@@ -200,16 +199,19 @@ def _rows_a_program(N: int, tile: _Tile) -> int:
     return triton.cdiv(triton.cdiv(N, tile.rows), programs) * tile.rows
 
 
-def _strided(x: Tensor) -> tuple[Tensor, int]:
-    """Rows whose columns lie side by side, and the distance between them."""
-    x = x if x.stride(1) == 1 else x.contiguous()
-    return x, x.stride(0)
-
-
 def _halves(seed: int) -> tuple[int, int]:
     """The low and high 32 bits of a seed, as signed numbers: of one type in the kernel whatever the seed."""
     low, high = (part - 2**32 if part >= 2**31 else part for part in (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF))
     return low, high
+
+
+def _constants(tile: _Tile, D: int, dropout: float) -> dict[str, float]:
+    threshold, scale = dropout_threshold(dropout), dropout_scale(dropout)
+    return {"D": D, "THRESHOLD": threshold, "SCALE": scale, "ROWS": tile.rows, "BLOCK_D": tile.block_d}
+
+
+def _options(tile: _Tile) -> dict[str, int]:
+    return {"num_warps": tile.warps, "maxnreg": _REGISTERS}
 
 
 def layer_norm_forward(
@@ -227,16 +229,7 @@ def add_layer_norm_forward(
     return _forward(x, residual, weight, bias, eps, x.dtype, dropout, seed)
 
 
-def _forward(
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    dtype: torch.dtype,
-    dropout: float,
-    seed: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _forward(x, residual, weight, bias, eps, dtype, dropout, seed):
     N, D = x.shape
     y = torch.empty(N, D, dtype=dtype, device=x.device)
     total = y if residual is None else torch.empty(N, D, dtype=residual.dtype, device=x.device)
@@ -244,8 +237,8 @@ def _forward(
     if N == 0:
         return y, total, mean, rstd
     tile = _tile(D)
-    x, x_stride = _strided(x)
-    added, added_stride = (x, x_stride) if residual is None else _strided(residual)
+    x, x_stride = with_row_stride(x)
+    added, added_stride = (x, x_stride) if residual is None else with_row_stride(residual)
     with on_device(x):
         _layer_norm_fwd_kernel[(triton.cdiv(N, tile.rows),)](
             x,
@@ -261,14 +254,9 @@ def _forward(
             N,
             eps,
             *_halves(seed),
-            D=D,
             ADD=residual is not None,
-            THRESHOLD=dropout_threshold(dropout),
-            SCALE=dropout_scale(dropout),
-            ROWS=tile.rows,
-            BLOCK_D=tile.block_d,
-            num_warps=tile.warps,
-            maxnreg=_REGISTERS,
+            **_constants(tile, D, dropout),
+            **_options(tile),
         )
     return y, total, mean, rstd
 
@@ -281,17 +269,7 @@ def layer_norm_backward(
     return dx, *_backward(dy, None, x, weight, mean, rstd, dx, None, 0.0, 0)
 
 
-def add_layer_norm_backward(
-    dy: Tensor,
-    dtotal: Tensor | None,
-    total: Tensor,
-    weight: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    dtype: torch.dtype,
-    dropout: float,
-    seed: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def add_layer_norm_backward(dy, dtotal, total, weight, mean, rstd, dtype, dropout, seed):
     """dx [N, D] in `dtype`, dresidual [N, D] in total's, dweight and dbias [D]; dx is [0, D] where it is dresidual."""
     dresidual = torch.empty(total.shape, dtype=total.dtype, device=total.device)
     if dropout == 0.0 and dtype == total.dtype:
@@ -301,19 +279,8 @@ def add_layer_norm_backward(
     return dx, dresidual, *_backward(dy, dtotal, total, weight, mean, rstd, dx, dresidual, dropout, seed)
 
 
-def _backward(
-    dy: Tensor,
-    dtotal: Tensor | None,
-    x: Tensor,
-    weight: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    dx: Tensor,
-    dresidual: Tensor | None,
-    dropout: float,
-    seed: int,
-) -> tuple[Tensor, Tensor]:
-    """Fills dx and dresidual, and gives dweight and dbias."""
+def _backward(dy, dtotal, x, weight, mean, rstd, dx, dresidual, dropout, seed):
+    """Writes dx and dresidual (where it is a tensor), and returns dweight and dbias."""
     N, D = x.shape
     dweight, dbias = (torch.zeros(D, dtype=weight.dtype, device=x.device) for _ in range(2))
     if N == 0:
@@ -322,9 +289,9 @@ def _backward(
     share = _rows_a_program(N, tile)
     programs = triton.cdiv(N, share)
     parts = [torch.empty(programs, D, dtype=torch.float32, device=x.device) for _ in range(2)]
-    dy, dy_stride = _strided(dy)
-    x, x_stride = _strided(x)
-    added, added_stride = (dy, dy_stride) if dtotal is None else _strided(dtotal)
+    dy, dy_stride = with_row_stride(dy)
+    x, x_stride = with_row_stride(x)
+    added, added_stride = (dy, dy_stride) if dtotal is None else with_row_stride(dtotal)
     with on_device(x):
         _layer_norm_bwd_kernel[(programs,)](
             dy,
@@ -342,15 +309,10 @@ def _backward(
             N,
             share,
             *_halves(seed),
-            D=D,
             HAS_DTOTAL=dtotal is not None,
             HAS_DRESIDUAL=dresidual is not None,
-            THRESHOLD=dropout_threshold(dropout),
-            SCALE=dropout_scale(dropout),
-            ROWS=tile.rows,
-            BLOCK_D=tile.block_d,
-            num_warps=tile.warps,
-            maxnreg=_REGISTERS,
+            **_constants(tile, D, dropout),
+            **_options(tile),
         )
         _layer_norm_bwd_sum_kernel[(triton.cdiv(D, _SUM_BLOCK["BLOCK_D"]),)](
             *parts, dweight, dbias, programs, D=D, **_SUM_BLOCK, num_warps=_SUM_WARPS
@@ -379,7 +341,7 @@ def compile_cases() -> list[CompileCase]:
         types = {"dweight_parts": "*fp32", "dbias_parts": "*fp32", "dweight": f"*{x}", "dbias": f"*{x}", "parts": "i32"}
         name, constants = f"layer_norm_bwd_sum {x} d768", {"D": 768, **_SUM_BLOCK}
         options, unaligned = {"num_warps": _SUM_WARPS}, frozenset({"parts"})
-        cases.append(CompileCase(name, _layer_norm_bwd_sum_kernel, types, constants, options, unaligned, _WIDE))
+        cases.append(CompileCase(name, _layer_norm_bwd_sum_kernel, types, constants, options, unaligned, (WIDE_LOADS,)))
     return list({case.name: case for case in cases}.values())
 
 
@@ -388,22 +350,13 @@ def _forward_case(D: int, x: str, weight: str, y: str, residual: str | None, dro
     types = {"x": f"*{x}", "x_stride": "i32", "residual": f"*{residual or x}", "residual_stride": "i32"}
     types |= {"weight": f"*{weight}", "bias": f"*{weight}", "y": f"*{y}", "total": f"*{residual or y}"}
     types |= {"mean": "*fp32", "rstd": "*fp32", "rows": "i32", "eps": "fp32", "seed_low": "i32", "seed_high": "i32"}
-    constants: dict[str, float] = {"D": D, "ADD": residual is not None, "THRESHOLD": dropout_threshold(dropout)}
-    constants |= {"SCALE": dropout_scale(dropout), "ROWS": tile.rows, "BLOCK_D": tile.block_d}
+    constants = _constants(tile, D, dropout) | {"ADD": residual is not None}
     name = (
         f"layer_norm_fwd {x} weight {weight} y {y}" if residual is None else f"add_layer_norm_fwd {x} weight {weight}"
     )
     name += (f" residual {residual}" if residual else "") + (" dropout" if dropout else "") + f" d{D}"
     unaligned = frozenset({"rows", "seed_low", "seed_high"})
-    return CompileCase(
-        name,
-        _layer_norm_fwd_kernel,
-        types,
-        constants,
-        {"num_warps": tile.warps, "maxnreg": _REGISTERS},
-        unaligned,
-        _WIDE,
-    )
+    return CompileCase(name, _layer_norm_fwd_kernel, types, constants, _options(tile), unaligned, (WIDE_LOADS,))
 
 
 def _backward_case(
@@ -414,18 +367,9 @@ def _backward_case(
     types |= {"x": f"*{x}", "x_stride": "i32", "weight": f"*{weight}", "mean": "*fp32", "rstd": "*fp32"}
     types |= {"dx": f"*{dx}", "dresidual": f"*{dresidual or dx}", "dweight_parts": "*fp32", "dbias_parts": "*fp32"}
     types |= {"rows": "i32", "rows_a_program": "i32", "seed_low": "i32", "seed_high": "i32"}
-    constants: dict[str, float] = {"D": D, "HAS_DTOTAL": has_dtotal, "HAS_DRESIDUAL": dresidual is not None}
-    constants |= {"THRESHOLD": dropout_threshold(dropout), "SCALE": dropout_scale(dropout)}
-    constants |= {"ROWS": tile.rows, "BLOCK_D": tile.block_d}
+    constants = _constants(tile, D, dropout)
+    constants |= {"HAS_DTOTAL": has_dtotal, "HAS_DRESIDUAL": dresidual is not None}
     name = f"layer_norm_bwd dy {dy} x {x} weight {weight} dx {dx}" + (" dtotal" if has_dtotal else "")
     name += (f" dresidual {dresidual}" if dresidual else "") + (" dropout" if dropout else "") + f" d{D}"
     unaligned = frozenset({"rows", "rows_a_program", "seed_low", "seed_high"})
-    return CompileCase(
-        name,
-        _layer_norm_bwd_kernel,
-        types,
-        constants,
-        {"num_warps": tile.warps, "maxnreg": _REGISTERS},
-        unaligned,
-        _WIDE,
-    )
+    return CompileCase(name, _layer_norm_bwd_kernel, types, constants, _options(tile), unaligned, (WIDE_LOADS,))

@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bgpt_fast.kernels.common.launch import CompileCase, on_device
+from bgpt_fast.kernels.common.launch import DTYPE_NAMES, TENSOR_CORES, CompileCase, on_device
 
 
 @triton.jit
@@ -224,8 +224,8 @@ def compile_cases() -> list[CompileCase]:
         types = {**types, "N": "i32", "D": "i32"}
         cases.append(CompileCase(name, kernel, types, constexprs, options, frozenset({"N"}), expects))
 
-    for short, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32)):
-        value, dot = f"*{short}", "fma.rn.f32" if short == "fp32" else "mma.sync|wgmma|tcgen05.mma"
+    for dtype, short in DTYPE_NAMES.items():
+        value, dot = f"*{short}", "fma.rn.f32" if short == "fp32" else TENSOR_CORES
         loads, stores = "cp.async.cg.shared.global", "st.global.v4"
         rows, columns = _row_tile(257, dtype), {"COLUMNS": _columns(257)}
         for token in ("i16", "i64"):

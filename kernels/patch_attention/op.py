@@ -96,17 +96,9 @@ def _flash_package(capability: int) -> Callable[..., object] | None:
 def _package_flash(
     package: Callable[..., object], q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int
 ) -> Tensor:
-    result = package(
-        q,
-        k,
-        v,
-        cu_seqlens_q=cu_seqlens,
-        cu_seqlens_k=cu_seqlens,
-        max_seqlen_q=max_seqlen,
-        max_seqlen_k=max_seqlen,
-        causal=True,
-        deterministic=True,
-    )
+    offsets = {"cu_seqlens_q": cu_seqlens, "cu_seqlens_k": cu_seqlens}
+    lengths = {"max_seqlen_q": max_seqlen, "max_seqlen_k": max_seqlen}
+    result = package(q, k, v, **offsets, **lengths, causal=True, deterministic=True)
     y = result[0] if isinstance(result, tuple) else result  # flash-attn 4 returns the log-sum-exp too
     assert isinstance(y, Tensor)
     return y
@@ -190,20 +182,10 @@ def _short_documents(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_se
     q, k, v = _rows(q, k, v)
     cu_seqlens = cu_seqlens.contiguous()
     y = q.new_empty(P, H, d)
-    _C.short_attention(
-        q.data_ptr(),
-        k.data_ptr(),
-        v.data_ptr(),
-        q.stride(0),
-        y.data_ptr(),
-        len(cu_seqlens) - 1,
-        max_seqlen,
-        cu_seqlens.data_ptr(),
-        H,
-        d,
-        q.dtype == torch.bfloat16,
-        torch.get_num_threads(),
-    )
+    qs, ks, vs, ys = (t.data_ptr() for t in (q, k, v, y))
+    B, offsets = len(cu_seqlens) - 1, cu_seqlens.data_ptr()
+    is_bf16, threads = q.dtype == torch.bfloat16, torch.get_num_threads()
+    _C.short_attention(qs, ks, vs, q.stride(0), ys, B, max_seqlen, offsets, H, d, is_bf16, threads)
     return y
 
 
@@ -215,23 +197,11 @@ def _short_documents_backward(
     q, k, v = _rows(q, k, v)
     dy, cu_seqlens = dy.contiguous(), cu_seqlens.contiguous()
     dq, dk, dv = (q.new_empty(P, H, d) for _ in range(3))
+    dys, qs, ks, vs, dqs, dks, dvs = (t.data_ptr() for t in (dy, q, k, v, dq, dk, dv))
+    B, offsets = len(cu_seqlens) - 1, cu_seqlens.data_ptr()
+    is_bf16, threads = q.dtype == torch.bfloat16, torch.get_num_threads()
     _C.short_attention_backward(
-        dy.data_ptr(),
-        q.data_ptr(),
-        k.data_ptr(),
-        v.data_ptr(),
-        q.stride(0),
-        dq.data_ptr(),
-        dk.data_ptr(),
-        dv.data_ptr(),
-        H * d,
-        len(cu_seqlens) - 1,
-        max_seqlen,
-        cu_seqlens.data_ptr(),
-        H,
-        d,
-        q.dtype == torch.bfloat16,
-        torch.get_num_threads(),
+        dys, qs, ks, vs, q.stride(0), dqs, dks, dvs, H * d, B, max_seqlen, offsets, H, d, is_bf16, threads
     )
     return dq, dk, dv
 
