@@ -232,7 +232,7 @@ def _file_tables(of: str, report: FileReport) -> list[Table]:
     rows = [
         ["data patches right to the last position", percent(decoders["right_share"])],
         ["wrong from the first byte: patch level", percent(decoders["patch_level_error_share"])],
-        ["wrong behind a right first byte: byte level", percent(decoders["byte_level_error_share"])],
+        ["wrong after a right first byte: byte level", percent(decoders["byte_level_error_share"])],
         ["bits per byte of first bytes", decimal(decoders["first_byte"]["bits_per_byte"])],
         ["bits per byte of later bytes", decimal(decoders["later_bytes"]["bits_per_byte"])],
     ]

@@ -124,7 +124,7 @@ class OutputFolder:
             is_own = _holds(target, content) or self._exists(name)
             if os.path.lexists(target) and not self._overwrite and not is_own:
                 raise FileExistsError(
-                    f"{target}: another file is there; move it, choose another --output, or pass --overwrite"
+                    f"{target}: the path holds another file; move it, choose another --output, or pass --overwrite"
                 )
             with atomic_write(target) as file:
                 file.write(content)

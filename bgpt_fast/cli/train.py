@@ -42,7 +42,7 @@ def run(words: Sequence[str]) -> int:
         # Not earlier: a run that cannot be resumed with these options keeps its own.
         write_json(options.output / "options.json", as_json(options))
         if trainer.resumed:
-            console.print(f"{options.output}: goes on from step {trainer.step}")
+            console.print(f"{options.output}: resumes from step {trainer.step}")
     try:
         result = trainer.train()
     except TrainingInterrupted as stop:

@@ -1,4 +1,4 @@
-"""An arithmetic coder on integer frequencies, in whole numbers alone: what one machine writes, any machine reads.
+"""An arithmetic coder with integer arithmetic, so that any machine decodes what another has encoded.
 
 Source: Witten, Neal, Cleary: Arithmetic Coding for Data Compression, Communications of the ACM 30 (1987).
 """
@@ -10,18 +10,18 @@ _TOP = (1 << _BITS) - 1
 _HALF = 1 << (_BITS - 1)
 _QUARTER = 1 << (_BITS - 2)
 MAX_TOTAL = _QUARTER
-"""The frequencies of a symbol's alphabet may add up to no more."""
+"""Largest sum of the frequencies of an alphabet."""
 
 
 class Encoder:
-    """Narrows an interval symbol by symbol; `finish` gives the bytes of a number inside it."""
+    """Narrows an interval symbol by symbol; `finish` returns the bytes of a number inside it."""
 
     def __init__(self) -> None:
         self._low, self._high, self._pending = 0, _TOP, 0
         self._bits: list[int] = []
 
     def encode(self, start: int, stop: int, total: int) -> None:
-        """Takes the symbol whose share of `total` is [start, stop), 0 ≤ start < stop ≤ total ≤ MAX_TOTAL."""
+        """Encodes the symbol with the share [start, stop) of `total`, 0 ≤ start < stop ≤ total ≤ MAX_TOTAL."""
         width = self._high - self._low + 1
         self._low, self._high = self._low + width * start // total, self._low + width * stop // total - 1
         while True:
@@ -40,7 +40,7 @@ class Encoder:
             self._low, self._high = 2 * self._low, 2 * self._high + 1
 
     def finish(self) -> bytes:
-        """All symbols' bytes. Zeros at the end are left out: the decoder reads zeros behind the last byte."""
+        """Returns the bytes of all symbols, without zeros at the end, which the decoder adds."""
         self._pending += 1
         self._emit(int(self._low >= _QUARTER))
         text = "".join(map(str, self._bits))
@@ -53,7 +53,7 @@ class Encoder:
 
 
 class Decoder:
-    """Reads the symbols of an `Encoder` again, given the same frequencies."""
+    """Decodes the symbols of an `Encoder` with the same frequencies."""
 
     def __init__(self, data: bytes) -> None:
         self._data, self._at = data, 0
@@ -62,11 +62,11 @@ class Decoder:
             self._value = 2 * self._value + self._bit()
 
     def target(self, total: int) -> int:
-        """A number in 0 … total - 1 inside the next symbol's share."""
+        """Returns a number in 0 … total - 1 inside the next symbol's share."""
         return ((self._value - self._low + 1) * total - 1) // (self._high - self._low + 1)
 
     def decode(self, start: int, stop: int, total: int) -> None:
-        """Passes the symbol whose share, with `target` in it, is [start, stop)."""
+        """Skips the symbol with the share [start, stop), which contains `target`."""
         width = self._high - self._low + 1
         self._low, self._high = self._low + width * start // total, self._low + width * stop // total - 1
         while True:

@@ -3,10 +3,10 @@
     python examples/compression/compress.py compress trace.bin trace.bgpt --checkpoint examples/cpu_states/checkpoint
     python examples/compression/compress.py restore trace.bgpt again.bin --checkpoint examples/cpu_states/checkpoint
 
-The file is cut into blocks that the model's context holds, each coded on its own. Compressing scores all bytes of a
-block at once (`score`); restoring asks for one byte after the other, all blocks side by side (`ByteStreams`). Both get
-the same bits, so both make the same integer frequencies. That holds on one kind of machine and build of torch; what is
-restored is checked against the file's checksum, so anything else is an error and never wrong bytes.
+The file is split into blocks that fit the model's context, each coded independently. Compressing scores all bytes of a
+block at once (`score`); restoring computes one byte after the other, for all blocks in parallel (`ByteStreams`). Both
+have bit-identical logits, so both get the same integer frequencies. That holds on one kind of machine and build of
+torch; restored bytes are checked by a checksum, so anything else is an error and never wrong bytes.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from bgpt_fast.generation.scoring import ByteStreams, context_bytes, score
 MAGIC = b"bGPT-ac1"
 TOTAL = 1 << 24
 FLOOR = 1 / 64
-"""Share of the probability that is spread over all bytes: what the model takes for impossible costs at most 14 bits."""
+"""Share of the probability that all bytes have equally, so that no byte takes more than 14 bits."""
 _HEADER = struct.Struct("<8s8sQIIB")
 
 
 class CompressedError(ValueError):
-    """Data that cannot be restored: damaged, no such file, or written with another model or machine."""
+    """Data that cannot be restored: damaged, not of this format, or of another model or machine."""
 
 
 class Header(NamedTuple):
-    """What stands before the blocks: model, sizes, checksum and extension."""
+    """The header of a compressed file: model, sizes, checksum and extension."""
 
     fingerprint: bytes
     size: int
@@ -53,7 +53,7 @@ class Header(NamedTuple):
 
 
 def fingerprint(model: BGPT) -> bytes:
-    """Eight bytes that tell one model's weights from another's."""
+    """Returns eight bytes that identify a model's weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode() + tensor.float().cpu().numpy().tobytes())
@@ -61,10 +61,10 @@ def fingerprint(model: BGPT) -> bytes:
 
 
 def cumulative_frequencies(logits: NDArray[np.float32]) -> NDArray[np.int64]:
-    """int64 [257]: byte b has [c[b], c[b + 1]) of TOTAL. One row at a time, so that its bits depend on the row alone.
+    """Returns int64 [257]: byte b has the share [c[b], c[b + 1]) of TOTAL. Its bits depend on this row alone.
 
     Args:
-        logits: float32 [257]; the end of the file is left out, since the size is known.
+        logits: float32 [257]; that of the end of the file does not count, since the size is known.
     """
     scores = logits[:256].astype(np.float64)
     weights = np.exp(scores - scores.max())
@@ -77,14 +77,14 @@ def cumulative_frequencies(logits: NDArray[np.float32]) -> NDArray[np.int64]:
 def compress(
     model: BGPT, extension: str, content: bytes, *, block_bytes: int | None = None, max_batch: int = 16
 ) -> bytes:
-    """The file in fewer bytes, if the model knows its kind.
+    """Compresses a file.
 
     Args:
-        model: from whose probabilities.
-        extension: tells the model what the file is.
+        model: its probabilities are the code's.
+        extension: of the file.
         content: any bytes.
-        block_bytes: how many of them are coded together, at most the context's, which None means.
-        max_batch: blocks side by side; changes nothing.
+        block_bytes: bytes of a block, at most the context's; None means the context's.
+        max_batch: blocks scored in parallel; does not change the result.
 
     Raises:
         ValueError: block_bytes does not fit the context.
@@ -108,7 +108,7 @@ def compress(
 
 
 def read_header(data: bytes) -> tuple[Header, list[bytes]]:
-    """The header and the blocks' coded bytes; raises CompressedError if they are not all there."""
+    """Returns the header and the coded blocks; raises CompressedError if they are incomplete."""
     try:
         magic, model, size, checksum, block_bytes, length = _HEADER.unpack_from(data)
         if magic != MAGIC or block_bytes < 1:
@@ -128,12 +128,12 @@ def read_header(data: bytes) -> tuple[Header, list[bytes]]:
 
 
 def restore(model: BGPT, data: bytes, *, max_batch: int = 64) -> bytes:
-    """What `compress` was given.
+    """Restores the content of a compressed file.
 
     Args:
-        model: the very one that compressed.
-        data: what `compress` returned.
-        max_batch: blocks side by side; changes nothing.
+        model: the one that compressed it.
+        data: a result of `compress`.
+        max_batch: blocks restored in parallel; does not change the result.
 
     Raises:
         CompressedError: the data is damaged, or another model, machine or build wrote it.
@@ -174,7 +174,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=["compress", "restore"])
     parser.add_argument("source", type=Path)
-    parser.add_argument("target", type=Path, help="is replaced if it is there")
+    parser.add_argument("target", type=Path, help="the file to write; an existing one is replaced")
     parser.add_argument("--checkpoint", required=True, help="a folder of weights, a .safetensors or .pth file")
     parser.add_argument("--block-bytes", type=int, help="bytes coded together; the context's by default")
     options = parser.parse_args()

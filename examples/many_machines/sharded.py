@@ -1,11 +1,11 @@
-"""Continues files on many processes: each takes every W-th prompt, writes its part, and the first one merges the parts.
+"""Continues files on W processes: each takes every W-th prompt and writes its part; the first one merges the parts.
 
     torchrun --nproc-per-node 2 examples/many_machines/sharded.py prompts/*.bin \\
         --checkpoint examples/cpu_states/checkpoint --output generated
 
-On several machines give torchrun its --nnodes and --rdzv-endpoint, and an --output that all of them see. A file's
-bytes depend on its prompt and its place in the list alone, so any number of processes makes the same files. Killed and
-started again with the same number, it makes only what is missing.
+On several machines give torchrun its --nnodes and --rdzv-endpoint, and an --output on a shared file system. A file's
+bytes depend only on its prompt and its index in the list, so the number of processes does not change them. Started
+again with the same number after a kill, it generates only the missing files.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@
     python examples/many_machines/with_ray.py prompts/*.bin --checkpoint examples/cpu_states/checkpoint \\
         --output generated-parquet --actors 2
 
-Ray spreads the actors over the machines of its cluster, gives each a GPU where --gpus says so, starts those that died
-again, and streams: of any number of files only some are in memory at once. A file's bytes depend on its prompt and its
-place in the list alone, so they are those of `sharded.py` and of one process.
+Ray distributes the actors over the machines of its cluster, gives each the GPUs of --gpus, restarts dead ones, and
+streams, so that memory holds only some files. A file's bytes depend only on its prompt and its index in the list, so
+they equal those of `sharded.py` and of one process.
 """
 
 from __future__ import annotations

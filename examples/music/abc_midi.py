@@ -1,4 +1,4 @@
-"""ABC to MIDI and back: one model learns both ways from pairs that abc2midi made, and is held against the true files.
+"""ABC to MIDI and back: one model learns both directions from pairs by abc2midi, and is scored on held-out pairs.
 
 By default single bars of the Irish tunes that music21 brings (excerpts.py), with a model of CPU size; --full takes
 complete tunes and the paper's model. The results on held-out titles go to abc_midi.cpu.json beside this script. The
@@ -137,7 +137,7 @@ def _shared_prefix(first: bytes, second: bytes) -> int:
 
 
 def compressors(pairs: Sequence[tuple[Path, Path]], training: Sequence[tuple[Path, Path]]) -> dict[str, float]:
-    """Bits per byte of the targets by general compressors, after they have seen the training pairs and the sources."""
+    """Bits per byte of the targets by general compressors, after the training pairs and the sources."""
     training_files = [path.read_bytes() for pair in training for path in pair]
     sources = [source.read_bytes() for source, _ in pairs]
     both = [path.read_bytes() for pair in pairs for path in pair]

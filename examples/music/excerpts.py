@@ -1,8 +1,8 @@
-"""Single bars of the Irish tunes, as an ABC collection: conversion at a size that a small model learns on a CPU.
+"""Single bars of the Irish tunes as an ABC collection: pairs that a small model learns on a CPU.
 
-A bar is taken if it holds plain notes alone (accidentals, octaves, lengths and broken rhythm; no chords, grace notes,
-triplets, ties or signs), so that it means the same without the bars before it. Each gets its tune's metre, unit length
-and key, and its title, by which training and test are kept apart.
+A bar is extracted if it has plain notes only (accidentals, octaves, lengths and broken rhythm; no chords, grace notes,
+triplets, ties or signs), so that it does not depend on earlier bars. Each gets its tune's metre, unit length and key,
+and its title, which decides the split.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ BETWEEN_BARS = re.compile(r"[|:\[\]]+\d?")
 
 
 def plain_bars(tune: Tune, fewest: int, most: int) -> Iterator[str]:
-    """The plain bars of a tune as ABC tunes of their own, each once.
+    """Yields the plain bars of a tune as ABC tunes, each once.
 
-    None of a tune that changes key, metre or unit length by a line of its own.
+    A tune with a second line of key, metre or unit length has none.
 
     Args:
-        tune: as it stands in a collection.
+        tune: of a collection.
         fewest, most: notes of a bar.
     """
     fields: dict[str, str] = {}
@@ -54,7 +54,7 @@ def plain_bars(tune: Tune, fewest: int, most: int) -> Iterator[str]:
 
 
 def whole_bars(music: str) -> Iterator[str]:
-    """What stands between bar lines, without spaces; a bar with chords or fields in it is no plain one."""
+    """Yields the text between bar lines, without spaces; chords and fields become "&", which no plain bar has."""
     music = re.sub(r"\[(?=[^|\d])[^\]]*\]", "&", music)
     for bar in BETWEEN_BARS.split(music):
         if bar := re.sub(r"\s", "", bar):
@@ -62,7 +62,7 @@ def whole_bars(music: str) -> Iterator[str]:
 
 
 def write_excerpts(collections: Sequence[str | Path], path: Path, *, fewest: int, most: int) -> int:
-    """Writes the plain bars of all tunes of some collections as one collection; returns how many there are.
+    """Writes the plain bars of all tunes of some collections as one collection; returns their number.
 
     Args:
         collections: .abc files, and folders of them.

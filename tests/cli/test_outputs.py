@@ -88,7 +88,7 @@ def test_other_files_are_never_replaced_without_a_flag(
     (out / JOURNAL).write_bytes((out / JOURNAL).read_bytes().splitlines(keepends=True)[0])
     (out / "00001.bin").write_bytes(b"mine")
     assert main([*words, "--seed", "1"]) == 1
-    assert "00001.bin: another file is there" in capsys.readouterr().err
+    assert "00001.bin: the path holds another file" in capsys.readouterr().err
     assert (out / "00001.bin").read_bytes() == b"mine"
     assert main([*words, "--seed", "2", "--overwrite"]) == 0
     assert contents(out) != first
