@@ -12,6 +12,8 @@ from typing import Any, Self
 from rich import progress as rich_progress
 from rich.console import Console
 
+from bgpt_fast.training.config import TrainConfig
+
 
 @dataclass
 class Progress:
@@ -52,6 +54,23 @@ class Progress:
         """The inverse of `to_dict`."""
         loss = math.nan if state["loss"] is None else state["loss"]
         return cls(**{name: state[name] for name in cls.__dataclass_fields__} | {"loss": loss})
+
+    def stopped_by(self, config: TrainConfig) -> str:
+        """The limit that the run has reached: "steps", "time" or "target"; "" if none."""
+        if config.steps and self.step >= config.steps:
+            return "steps"
+        if config.max_minutes and self.seconds >= 60.0 * config.max_minutes:
+            return "time"
+        value, target = self.evaluation.get(config.best_metric, math.nan), config.stop_at
+        if target is not None and (value >= target if config.best_is == "highest" else value <= target):
+            return "target"
+        return ""
+
+    def share_done(self, config: TrainConfig) -> float:
+        """The share of the run's steps or minutes that is done, whichever is larger, from 0 to 1."""
+        by_steps = self.step / config.steps if config.steps else 0.0
+        by_time = self.seconds / (60.0 * config.max_minutes) if config.max_minutes else 0.0
+        return min(max(by_steps, by_time), 1.0)
 
 
 @dataclass(frozen=True)
@@ -138,11 +157,11 @@ class ProgressBar:
         if self._bar is not None:
             self._bar.stop()
 
-    def update(self, figures: StepFigures, done: float, seconds_left: float) -> None:
-        """Shows a step: `done` is the share of the run, `seconds_left` an estimate."""
+    def update(self, figures: StepFigures, done: float) -> None:
+        """Shows a step; `done` is the share of the run, from which the remaining time is estimated."""
         if not self._enabled:
             return
-        text = self._text(figures, seconds_left)
+        text = self._text(figures, figures.seconds * (1.0 - done) / done if done else 0.0)
         if self._bar is not None:
             self._bar.update(self._task, completed=done, description=text)
         elif self._clock() - self._last_line >= self._line_seconds or done >= 1.0:

@@ -209,8 +209,7 @@ class Trainer:
                 figures = self._step_or_save()
                 patches += figures.patches
                 training_seconds += self._progress.last_step_seconds
-                done, seconds_left = self._done_and_left()
-                bar.update(figures, done, seconds_left)
+                bar.update(figures, self._progress.share_done(self.config))
                 if self.step % self.config.log_every == 0 or self._stopped_by():
                     known = {k: v for k, v in dataclasses.asdict(figures).items() if v is not None}
                     self._log.write({"kind": "train", **known})
@@ -267,24 +266,7 @@ class Trainer:
             write_json(self.run_dir / "run.json", {**self._settings(), "source": self._feed.describe()})
 
     def _stopped_by(self) -> str:
-        if self.config.steps and self.step >= self.config.steps:
-            return "steps"
-        if self.config.max_minutes and self.seconds >= 60.0 * self.config.max_minutes:
-            return "time"
-        value = self._progress.evaluation.get(self.config.best_metric, math.nan)
-        target = self.config.stop_at
-        if target is not None and (value >= target if self.config.best_is == "highest" else value <= target):
-            return "target"
-        return ""
-
-    def _done_and_left(self) -> tuple[float, float]:
-        shares = []
-        if self.config.steps:
-            shares.append(self.step / self.config.steps)
-        if self.config.max_minutes:
-            shares.append(self.seconds / (60.0 * self.config.max_minutes))
-        done = min(max(shares), 1.0)
-        return done, self.seconds * (1.0 - done) / done if done else 0.0
+        return self._progress.stopped_by(self.config)
 
     def _step(self) -> StepFigures:
         """One step; returns its figures."""

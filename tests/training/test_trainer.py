@@ -273,9 +273,8 @@ def test_progress_shows_every_figure(terminal: bool) -> None:
     ticks = iter(range(1000))
     with ProgressBar(20, console=console, line_seconds=10, clock=lambda: float(next(ticks))) as progress:
         for step in range(1, 21):
-            progress.update(
-                StepFigures(step, 1.25, 1.8, 0.75, 1e-3, 0.5, 90, 9, 0.98, 5000.0, 0.1, 0.4, 9.0), step / 20, 75.0
-            )
+            figures = StepFigures(step, 1.25, 1.8, 0.75, 1e-3, 0.5, 90, 9, 0.98, 5000.0, 0.1, 0.4, 300.0)
+            progress.update(figures, 0.8 if terminal or step < 20 else 1.0)
         progress.message("[note]")
     text = stream.getvalue()
     parts = ["loss 1.2500", "1.8000 bits/byte", "75.0% right", "5,000 patches/s", "MFU 40.0%", "98.0% full"]
