@@ -1,26 +1,26 @@
-"""byte_attention on a GPU, each way, and its forward with the projection in front. Not yet run on a GPU.
+"""byte_attention's Triton kernels, forward and backward, and its forward with the projection. Not yet run on a GPU.
 
 A tile is a few patches × a few heads, padded to powers of two of at least 16 bytes and 16 channels. Each (patch, head)
-is one item of a batched `tl.dot`, a warp's own 16 × 16 scores as mma.m16n8k16. Beside a 128-row tile with a
-block-diagonal mask that is an eighth of the products and exponentials, and no product has rows of two patches in it, so
-that a NaN can not reach a neighbour. Compiled for sm_90 at d = 64 in bf16: 56 registers for 64 rows on 4 warps, with
-the guard below 88; block-diagonal 76 for 64 rows, 210 for 128. Two items a warp take twice the registers and save
-nothing. Several narrow heads go in a tile: memory is read in pieces of 128 bytes.
+is one item of a batched `tl.dot`: a warp computes 16 × 16 scores with mma.m16n8k16. Compared with a 128-row tile and a
+block-diagonal mask that is an eighth of the products and exponentials, and no product has rows of two patches, so a NaN
+cannot reach another patch. Compiled for sm_90 at d = 64 in bf16: 56 registers for 64 rows on 4 warps, 88 with the
+second path below; block-diagonal 76 for 64 rows, 210 for 128. Two items a warp take twice the registers and save
+nothing. A tile has several narrow heads, because memory is read in pieces of 128 bytes.
 
 Within a patch a later byte has weight 0, and 0 · NaN would still reach the earlier ones through the product. A tile
 whose v is not finite takes a second path: those numbers count as 0, and NaN is added to the rows that attend to them
 (where v is infinite too). The usual path costs one sum over v. In the backward a NaN stays in its patch.
 
-The backward has nothing but qkv and computes the weights again: a fifth of its products, against 2 · S numbers a row
-and head to write and read. Both passes are memory-bound. Predicted on an H200 (4.3 TB/s) at S = 16, D = 768 in bf16:
-forward 8 D bytes a row = 6.1 KB, 1.4 ns (its instructions are some two fifths of what can be issued in that time);
+The backward computes the weights again from qkv: a fifth of its products, instead of 2 · S numbers a row and head that
+would be written and read. Both passes are memory-bound. Predicted on an H200 (4.3 TB/s) at S = 16, D = 768 in bf16:
+forward 8 D bytes a row = 6.1 KB, 1.4 ns (its instructions need some two fifths of that time);
 backward 14 D = 10.8 KB, 2.5 ns. 64 D FLOPs a row forward and 160 D backward, as padded: under 0.2 ns at 790 TFLOP/s.
-Patches of more than 32 bytes are right, not tuned: the registers of some tiles spill.
+Patches of more than 32 bytes are correct but not tuned: some tiles spill registers.
 
 With the projection a program accumulates q, k and v of 128 rows × 64 channels (one head of 64, two of 32), rounds them
-as a product of its own would, and attends. Predicted: it is bound by L2, from which the programs of a row read 46 KB:
-8.4 ns at 5.5 TB/s, where product (4.5 ns of FLOPs), 4.6 KB written and attention take some 7 ns. So 9.2 KB a row less
-of memory traffic and no qkv in memory, but no gain in time. Tiles of 256 rows × 1 head (32 KB a row, 5.9 ns) or
+as a separate product would, and attends. Predicted: it is bound by L2, from which the programs of a row read 46 KB:
+8.4 ns at 5.5 TB/s, where product (4.5 ns of FLOPs), 4.6 KB written and attention take some 7 ns. So it saves 9.2 KB of
+memory traffic a row, but no time. Tiles of 256 rows × 1 head (32 KB a row, 5.9 ns) or
 128 rows × 2 heads (37 KB, 6.7 ns) spill.
 
 Shape letters: T patches, S bytes a patch, H heads, d channels a head, D = H · d.
@@ -41,7 +41,7 @@ from bgpt_fast.kernels.common.launch import DTYPE_NAMES, TENSOR_CORES, CompileCa
 
 @triton.jit
 def _dot(a, b):
-    """Batched product; a batch of one is a plain one, which several warps can share."""
+    """Batched product; a batch of one becomes a plain product, which several warps can share."""
     if a.shape[0] == 1:
         product = tl.dot(tl.reshape(a, a.shape[1:]), tl.reshape(b, b.shape[1:]), input_precision="ieee")
         return tl.expand_dims(product, 0)
@@ -60,7 +60,7 @@ def _places(
     S_PAD: tl.constexpr,
     D_PAD: tl.constexpr,
 ):
-    """Rows (of T · S), columns (of H · d) and which exist, for items × bytes × channels."""
+    """Row indices (of T · S), column indices (of H · d) and which of them exist, for items × bytes × channels."""
     item = tl.arange(0, PATCHES * HEADS)[:, None, None]
     byte = tl.arange(0, S_PAD)[None, :, None]
     channel = tl.arange(0, D_PAD)[None, None, :]
@@ -73,7 +73,7 @@ def _places(
 
 @triton.jit
 def _weights(q, k, d: tl.constexpr):
-    """Softmax weights before the division by their sums, 0 for later bytes (padding is later), and the sums."""
+    """Softmax weights before the division by their sums, 0 for later bytes (padding counts as later), and the sums."""
     i = tl.arange(0, q.shape[1])[None, :, None]
     j = tl.arange(0, q.shape[1])[None, None, :]
     visible = j <= i
@@ -195,7 +195,7 @@ def _byte_attention_projected_fwd_kernel(
     channel = tl.arange(0, HEADS * D_PAD)[None, :]
     head = tile % groups * HEADS
     if d == D_PAD:
-        # In these words the compiler sees that columns lie side by side.
+        # In this form the compiler sees that columns are contiguous.
         column = head * d + channel
         real = column < H * d
     else:
@@ -228,7 +228,7 @@ def _byte_attention_projected_fwd_kernel(
     tl.store(y + y_row * (H * d) + y_column, _attend(qs, ks, vs, d).to(dtype), mask=y_real)
 
 
-_BLOCK = 32  # of D, that the projection multiplies at a time: 64 spill on sm_80
+_BLOCK = 32  # channels of D that the projection multiplies at a time; 64 spill on sm_80
 
 
 @dataclass(frozen=True)

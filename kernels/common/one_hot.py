@@ -1,25 +1,24 @@
 """Sums of rows by label, Σ_r [label(r) = l] · dy[r], as products with one-hot tiles on tensor cores: the gradient of an
 embedding table, with no one-hot in memory, no sort and no atomics. Not yet run on a GPU.
 
-Layout: the labels lie along M, the rows of dy along K, its columns along N. A program owns BLOCK_V labels × BLOCK_D
-columns and walks a share of the rows; it compares its rows' labels with its own in registers, so only dy and the tokens
-are read. The tables of all slots are stacked into one axis of S·V labels, and cut into blocks wherever they end: at
-V = 257 that pads 2.7 % (4,224 for 4,112) where blocks of one slot would pad 49 %. Such a block meets two slots at most,
-so a row has two labels in it at most. The same second label makes dwpe of `byte_embed` free: S more labels in the
-padding of the 257.
+Layout: M is the labels, K the rows of dy, N its columns. A program computes BLOCK_V labels × BLOCK_D columns over a
+part of the rows; it compares the rows' labels with its own in registers, so only dy and the tokens are read. The tables
+of all slots are one axis of S·V labels, which is cut into blocks across the slots' borders: at V = 257 that pads 2.7 %
+(4,224 for 4,112) where blocks of one slot would pad 49 %. A block includes at most two slots, so a row has at most two
+labels in it. `byte_embed` uses the second label for dwpe at no cost: S more labels in the padding of the 257.
 
 Why 128 × 256: dy is read from L2 once for each block of labels, at BLOCK_V FLOP a byte (128 → 6.2 TB/s at 790 TFLOP/s;
-64 would be twice what an L2 gives), and a one-hot element costs about 1/32 cycle of an SM's integer lanes against
-BLOCK_D/2048 of its tensor cores. The labels of the next step are read before this step's product, since two-byte loads
-cannot be pipelined by cp.async. float32 runs as exact products on the ordinary cores (`input_precision="ieee"`: a
-one-hot factor is 0 or 1, so each product is exact in every dtype, and the only error is that of the fp32 sum).
+64 would need twice the bandwidth of L2), and a one-hot element costs about 1/32 cycle of an SM's integer lanes, beside
+BLOCK_D/2048 of its tensor cores. The labels of the next step are read before this step's product, because cp.async
+cannot pipeline two-byte loads. float32 products run on the ordinary cores (`input_precision="ieee"`); a one-hot factor
+is 0 or 1, so each product is exact in every dtype, and the only error is that of the fp32 sum.
 
 Per row of dy: 2 · 4,224 · D FLOP and 2 · D · 33 bytes from L2 for `patch_embed`; 2 · 384 · D and 2 · D · 3 for
 `byte_embed`. Predicted on an H200 at D = 768 in bf16: 16,384 patches 135 µs + 24 µs for the partial sums; the byte
 decoder's 262,144 rows 200–220 µs + 15 µs.
 
 NaN and infinity: 0 · NaN is NaN, so a NaN or an infinity in column d of one row of dy makes column d of every label
-NaN, exactly as in the product with a one-hot matrix; it is never hidden, and never reaches another column.
+NaN, as in the product with a one-hot matrix. It is never lost and reaches no other column.
 """
 
 from __future__ import annotations
@@ -76,7 +75,7 @@ def _one_hot_sums_kernel(  # type: ignore[no-untyped-def]
     BLOCK_V: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    # Blocks of labels first: neighbours in time read the same rows of dy, which then come from L2.
+    # Blocks of labels first: programs that run at the same time read the same rows of dy, which then come from L2.
     V_BLOCKS: tl.constexpr = (LABELS + BLOCK_V - 1) // BLOCK_V
     D_BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
     program = tl.program_id(0)
@@ -115,13 +114,13 @@ def _sum_splits_kernel(partials, sums, splits, count, BLOCK: tl.constexpr):  # t
 
 
 def one_hot_sums(tokens: Tensor, dy: Tensor, V: int, dtype: torch.dtype) -> Tensor:
-    """Sums the rows of `dy` by the tokens they stand for; every column of `tokens` is a slot with a table of its own.
+    """Sums the rows of `dy` by their tokens; every column of `tokens` is a slot with its own table.
 
     Bit-equal for equal arguments: the order of the sums depends on the shape alone. Accumulated in fp32, rounded once
     to `dtype`.
 
     Args:
-        tokens: integers [P, S]; one outside 0…V−1 adds its row nowhere.
+        tokens: integers [P, S]; the row of one outside 0…V−1 is not added.
         dy: float32, bfloat16 or float16 [P, D].
         V: tokens a slot.
         dtype: of the result, float32 or `dy`'s.

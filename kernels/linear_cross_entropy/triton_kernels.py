@@ -1,19 +1,20 @@
 # mypy: allow-untyped-defs
-"""linear_cross_entropy in Triton. Not yet run on a GPU.
+"""linear_cross_entropy's Triton kernels. Not yet run on a GPU.
 
-V = 257 tokens are a tile of MAIN = 256 columns for the matrix unit and one column apart, a vector product with the rows
-of x that lie in shared memory already. (As a second `tl.dot`, of 16 columns, it made Triton give every warp all 256
-columns on sm_80, and every tiling spilled.) Any other V is one tile, padded to a power of two.
+V = 257 tokens are a tile of MAIN = 256 columns on tensor cores and one separate column, a vector product with the rows
+of x that are in shared memory already. (A second `tl.dot` of 16 columns made Triton give every warp all 256 columns on
+sm_80, and every tiling spilled.) Any other V is one tile, padded to a power of two.
 
-Forward: a program keeps the [64, 257] logits of 64 rows in registers and streams x and the weight past them, 64
-channels at a time. Backward, first kernel: it computes the same logits again, turns them into dlogits where they are,
-writes them once in the dtype of x (528 bytes a row) and multiplies them with the weight for dx. Second kernel: dweight
-= dlogitsᵀ x by tiles of [257, 64 channels], the rows split among as many programs as fill a large GPU; each split
-leaves a float32 partial, added in order. (dweight in the first kernel would need 257·D float32 sums a program, 0.8 MB
-at D = 768. The library's product may round the partials of its own splits to bfloat16, by torch's defaults.)
+Forward: a program has the [64, 257] logits of 64 rows in registers and loads x and the weight 64 channels at a time.
+Backward, first kernel: it computes the same logits again, turns them into dlogits in registers, writes those once in
+the dtype of x (528 bytes a row) and multiplies them with the weight for dx. Second kernel: dweight = dlogitsᵀ x by
+tiles of [257, 64 channels], with the rows split among as many programs as fill a large GPU; each split writes a float32
+partial sum, and these are added in order. (dweight in the first kernel would need 257·D float32 sums a program, 0.8 MB
+at D = 768. The library's product may round the partial sums of its splits to bfloat16, by torch's defaults.)
 
-64 rows: 128 rows take 8 warps to 250–255 registers; 64 leave room on sm_80, sm_90 and sm_100, and in the forward pass
-two programs fit an SM of sm_90, one's softmax under the other's products. A row of 768 channels, forward: 0.40 MFLOP,
+Why 64 rows: with 128 rows, 8 warps need 250–255 registers; 64 rows compile without spills on sm_80, sm_90 and sm_100,
+and in the forward pass two programs fit on an SM of sm_90, so that one computes its softmax during the other's
+products. A row of 768 channels, forward: 0.40 MFLOP,
 1.5 KB of x, 6.2 KB of weight from L2 (395 KB, read by each program). Backward: 1.19 MFLOP, 5.7 KB of x, dx and dlogits
 from and to memory, 24 KB with L2. Predicted on an H200 (790 TFLOP/s, 4.3 TB/s, L2 taken as 5.5 TB/s): forward 1.4 ns a
 row, backward 4.3 ns, both bound by L2; 0.09 and 0.28 ms for 4,096 patches of 16.
