@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import socket
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.cpp import compile_driver, op_sources
 
 from bgpt_fast import BGPTConfig, PackedPatches
 from bgpt_fast import documents as documents_module
@@ -519,26 +517,3 @@ def test_patches_that_are_no_file_are_refused(rows: list[list[int]]) -> None:
     batch = PackedPatches(patches, torch.tensor([0, 2, len(patches)], dtype=torch.int32))
     with pytest.raises(PatchError, match="document 1: expected bytes, then <eop> as padding"):
         batch.to_bytes()
-
-
-def sanitized(tmp_path: Path, sanitizers: str) -> Path:
-    return compile_driver(tmp_path, "patches_driver", op_sources("patches"), sanitizers=sanitizers)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
-def test_sanitizers_find_nothing_in_a_million_documents(tmp_path: Path, sanitizers: str) -> None:
-    program = sanitized(tmp_path, sanitizers)
-    done = subprocess.run([program, "1000000", "1"], capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "1000000 documents\n"
-
-
-def test_sanitizers_find_nothing(tmp_path: Path) -> None:
-    program = sanitized(tmp_path, "address,undefined")
-    done = subprocess.run([program, "10000", "0"], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "10000 documents\n"
-    planted = subprocess.run([program, "10", "0", "overrun"], capture_output=True, text=True, timeout=60)
-    assert planted.returncode != 0
-    assert "AddressSanitizer" in planted.stderr, "the sanitizer sees a write past the end"

@@ -6,6 +6,28 @@
 
 namespace bgpt {
 
+namespace {
+
+#define BGPT_ACCEPT_NAMES                                                                                        \
+    "N", "S", "s", "logits", "prefix_tokens", "max_tokens", "rng_streams", "byte_offsets", "sampling", "tokens", \
+        "counts", "next_tokens", "active"
+
+template <auto accept, class... Stream, size_t N>
+void def_accept(py::module_& m, const char* name, const char* const (&names)[N]) {
+    def(
+        m, name, names,
+        +[](int64_t rows, int64_t S, int64_t s, const float* logits, const int16_t* prefix_tokens,
+            const int64_t* max_tokens, const uint64_t* rng_streams, const uint64_t* byte_offsets,
+            const Sampling* sampling, int16_t* tokens, int64_t* counts, int64_t* next_tokens, uint8_t* active,
+            Stream... stream) {
+            accept({rows, S, s, logits, prefix_tokens, max_tokens, rng_streams, byte_offsets, sampling, tokens, counts,
+                    next_tokens, active},
+                   stream...);
+        });
+}
+
+}  // namespace
+
 void bind_byte_decode(py::module_& m) {
     m.def("has_bf16_dot", &has_bf16_dot);
     m.attr("byte_decode_rows") = kByteDecodeRows;
@@ -69,29 +91,8 @@ void bind_byte_decode(py::module_& m) {
                         team, isa);
         });
 
-    def(
-        m, "byte_accept",
-        {"N", "S", "s", "logits", "prefix_tokens", "max_tokens", "rng_streams", "byte_offsets", "sampling", "tokens",
-         "counts", "next_tokens", "active"},
-        +[](int64_t N, int64_t S, int64_t s, const float* logits, const int16_t* prefix_tokens,
-            const int64_t* max_tokens, const uint64_t* rng_streams, const uint64_t* byte_offsets,
-            const Sampling* sampling, int16_t* tokens, int64_t* counts, int64_t* next_tokens, uint8_t* active) {
-            byte_accept({N, S, s, logits, prefix_tokens, max_tokens, rng_streams, byte_offsets, sampling, tokens,
-                         counts, next_tokens, active});
-        });
-    def(
-        m, "byte_accept_cuda",
-        {"N", "S", "s", "logits", "prefix_tokens", "max_tokens", "rng_streams", "byte_offsets", "sampling", "tokens",
-         "counts", "next_tokens", "active", "stream"},
-        +[](int64_t N, int64_t S, int64_t s, const float* logits, const int16_t* prefix_tokens,
-            const int64_t* max_tokens, const uint64_t* rng_streams, const uint64_t* byte_offsets,
-            const Sampling* sampling, int16_t* tokens, int64_t* counts, int64_t* next_tokens, uint8_t* active,
-            void* stream) {
-            BGPT_CUDA(byte_accept_cuda)
-            ({N, S, s, logits, prefix_tokens, max_tokens, rng_streams, byte_offsets, sampling, tokens, counts,
-              next_tokens, active},
-             stream);
-        });
+    def_accept<&byte_accept>(m, "byte_accept", {BGPT_ACCEPT_NAMES});
+    def_accept<&BGPT_CUDA(byte_accept_cuda), void*>(m, "byte_accept_cuda", {BGPT_ACCEPT_NAMES, "stream"});
 
     // The persistent kernel of a GPU.
     m.attr("persistent_rows") = kPersistentRows;

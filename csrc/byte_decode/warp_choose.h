@@ -5,7 +5,6 @@
 
 #include "byte_decode/lanes.h"
 #include "byte_decode/sampling.h"
-#include "byte_decode/uniform.h"
 
 namespace bgpt {
 

@@ -6,7 +6,6 @@
 namespace bgpt::BGPT_ISA {
 namespace {
 
-constexpr int64_t SUMS = 16;  // the same on every instruction set, so that all add in the same order
 constexpr int64_t BLOCK = 4;  // vectors whose chains run side by side, to cover the latency of an FMA
 // Vectors of keys whose scores stay in registers, so that a channel's keys are read in long runs.
 constexpr int64_t KEY_BLOCK = BGPT_VEC == 2 ? 16 : 8;
@@ -60,7 +59,7 @@ BGPT_TARGET float exponentiate(float* scores, int64_t padded) {
         const Vec score = load(scores + j);
         largest = where_greater(score, largest, score, largest);
     }
-    float lanes[SUMS];
+    float lanes[Vec::width];
     store(lanes, largest);
     const Vec shift = broadcast(*std::max_element(lanes, lanes + Vec::width));
     Vec sums[SUMS / Vec::width];
@@ -73,11 +72,7 @@ BGPT_TARGET float exponentiate(float* scores, int64_t padded) {
             sums[v] = sums[v] + weight;
         }
     }
-    for (int64_t v = 0; v < SUMS / Vec::width; ++v) store(lanes + v * Vec::width, sums[v]);
-    for (int64_t half = SUMS / 2; half > 0; half /= 2) {
-        for (int64_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-    }
-    return lanes[0];
+    return tree_sum(sums);
 }
 
 template <int VECTORS, class V>

@@ -76,6 +76,17 @@ BGPT_INLINE Vec load_bf16(const uint16_t* p) {
     return as_floats(__builtin_convertvector(bits, Vec::Words) << 16);
 }
 
+// The sum of SUMS floats in a fixed tree, the same whatever the width of the vectors that hold them.
+constexpr int64_t SUMS = 16;
+BGPT_INLINE float tree_sum(const Vec (&sums)[SUMS / Vec::width]) {
+    float lanes[SUMS];
+    for (int64_t v = 0; v < SUMS / Vec::width; ++v) store(lanes + v * Vec::width, sums[v]);
+    for (int64_t half = SUMS / 2; half > 0; half /= 2) {
+        for (int64_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+    }
+    return lanes[0];
+}
+
 // Adds R rows of N vectors to rows in memory that are `stride` floats apart.
 template <int R, int N>
 BGPT_INLINE void add_to_rows(const Vec (&sums)[R][N], float* y, int64_t stride) {

@@ -2,8 +2,6 @@
 namespace bgpt::BGPT_ISA {
 namespace {
 
-constexpr int64_t SUMS = 16;  // the same on every instruction set, so that all add in the same order
-
 // The sum of f(x) over a row, in SUMS sums, added in a fixed tree; f must return 0 in the lanes after the end.
 template <class F>
 BGPT_INLINE float row_sum(int64_t width, const F& f) {
@@ -15,12 +13,7 @@ BGPT_INLINE float row_sum(int64_t width, const F& f) {
             if (at < width) sums[v] = sums[v] + f(at, std::min(Vec::width, width - at));
         }
     }
-    float lanes[SUMS];
-    for (int64_t v = 0; v < SUMS / Vec::width; ++v) store(lanes + v * Vec::width, sums[v]);
-    for (int64_t half = SUMS / 2; half > 0; half /= 2) {
-        for (int64_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-    }
-    return lanes[0];
+    return tree_sum(sums);
 }
 
 struct LoadAt {

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from support.cpp import compile_driver, run_driver
 from support.paths import ROOT
 
 SOURCES = ["csrc/patch_embed/patch_embed.cu", "csrc/cpu_states/cpu_states.cu"]
@@ -17,9 +17,7 @@ COOPERATIVE_SOURCES = ["csrc/byte_decode/byte_decode.cu"]
 CPU_SOURCES = [
     "csrc/patch_embed/patch_embed.cpp",
     "csrc/cpu_states/philox_stream.cpp",
-    "tests/csrc/cuda_on_host_driver.cpp",
 ]
-SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 
 def host_source(text: str) -> str:
@@ -46,49 +44,22 @@ def cuda_headers(folder: Path) -> list[str]:
     return re.findall(r"-isystem \S+|-I\S+", re.findall(r'INCLUDES="(.*?)"', plan)[0])
 
 
-def compile_objects(folder: Path) -> list[Path]:
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("needs g++")
-    includes = [flag.replace("-I", "-isystem", 1) for flag in cuda_headers(folder)]
-    flags = ["-std=c++20", "-O1", "-g1", "-pthread", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", *SANITIZERS]
-    flags += ["-DBGPT_FAST_WITH_CUDA", f"-I{ROOT / 'csrc'}", *includes]
-
-    def compile_one(name: str) -> Path:
-        source = ROOT / name
-        extra = []
-        if name.endswith(".cu"):
-            text = host_source(source.read_text())
-            source = folder / f"{source.stem}_on_host.cpp"
-            source.write_text(text)
-            extra = ["-include", str(ROOT / "tests/csrc/cuda_on_host.h")]
-        target = folder / f"{source.stem}.o"
-        process = subprocess.run(
-            [compiler, *flags, *extra, "-c", str(source), "-o", str(target)], capture_output=True, text=True
-        )
-        assert process.returncode == 0, process.stderr
-        return target
-
-    with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(compile_one, [*SOURCES, *CPU_SOURCES]))
-
-
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cuda_on_host")
-    objects = compile_objects(folder)
-    target = folder / "driver"
-    subprocess.run(["g++", "-pthread", *SANITIZERS, *map(str, objects), "-o", str(target)], check=True)
-    return target
-
-
-def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=120)
+    flags = [flag.replace("-I", "-isystem", 1) for flag in cuda_headers(folder)]
+    sources = [ROOT / name for name in CPU_SOURCES]
+    for name in SOURCES:
+        sources.append(folder / f"{Path(name).stem}_on_host.cpp")
+        text = host_source((ROOT / name).read_text())
+        sources[-1].write_text(f'#include "{ROOT / "tests/csrc/cuda_on_host.h"}"\n{text}')
+    flags.append("-DBGPT_FAST_WITH_CUDA")
+    return compile_driver(folder, "cuda_on_host_driver", sources, *flags, sanitizers="address,undefined")
 
 
 @pytest.mark.parametrize("op", ["patch_embed", "cpu_states"])
 def test_kernels_compute_what_the_cpu_computes(program: Path, op: str) -> None:
-    process = run(program, op, "60", "0")
+    process = run_driver(program, op, "60", "0")
     assert process.returncode == 0, process.stderr
     assert process.stdout == "60 rounds\n"
 
@@ -96,20 +67,20 @@ def test_kernels_compute_what_the_cpu_computes(program: Path, op: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("op", "rounds"), [("patch_embed", "1000"), ("cpu_states", "10000")])
 def test_kernels_compute_what_the_cpu_computes_in_many_rounds(program: Path, op: str, rounds: str) -> None:
-    process = run(program, op, rounds, "1")
+    process = run_driver(program, op, rounds, "1")
     assert process.returncode == 0, process.stderr
 
 
 @pytest.mark.parametrize("op", ["patch_embed", "cpu_states"])
 def test_an_overrun_is_detected(program: Path, op: str) -> None:
-    process = run(program, op, "10", "0", "overrun")
+    process = run_driver(program, op, "10", "0", "overrun")
     assert process.returncode != 0
     assert "AddressSanitizer" in process.stderr
 
 
 @pytest.mark.parametrize("op", ["patch_embed", "cpu_states"])
 def test_a_wrong_value_is_detected(program: Path, op: str) -> None:
-    process = run(program, op, "10", "0", "value")
+    process = run_driver(program, op, "10", "0", "value")
     assert process.returncode == 1
     assert f"{op}: " in process.stderr
 

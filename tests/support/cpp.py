@@ -32,3 +32,7 @@ def compile_driver(output: Path, driver: str, sources: list[Path], *flags: str, 
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return program
+
+
+def run_driver(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=280)
