@@ -1,5 +1,5 @@
 // Runs the packed decoders on random models of odd shapes in buffers of exactly the right size, on every instruction
-// set and on several threads, and compares all bits; run by tests/generation/test_cpu_decoder_sanitizers.py under the
+// set and on several threads, and compares all bits; run by tests/csrc/test_sanitizers.py under the
 // sanitizers. Arguments: models, seed, and "overrun" to pass features that are one float short.
 #include <cstdio>
 #include <cstdlib>

@@ -1,5 +1,5 @@
 // Runs the toy machine, its checks and its generators on random input in buffers of exactly the right size, and
-// compares with the simplest code; run by tests/csrc/test_cpu_states_sanitizers.py under the sanitizers. Arguments:
+// compares with the simplest code; run by tests/csrc/test_sanitizers.py under the sanitizers. Arguments:
 // "check", programs, seed, and "overrun" to pass a buffer one byte short; or "twister", how many draws, and the seed's
 // 32-bit words.
 #include <algorithm>

@@ -1,6 +1,6 @@
 // Packs random documents into a buffer of exactly the right size and compares with the simplest loop; run by
-// tests/test_patches.py under the sanitizers. Arguments: documents, seed, and "overrun" to pass a buffer that is one
-// token short.
+// tests/csrc/test_sanitizers.py under the sanitizers. Arguments: documents, seed, and "overrun" to pass a buffer that
+// is one token short.
 #include <cstdio>
 #include <cstdlib>
 #include <memory>

@@ -20,6 +20,7 @@ Shape letters: T tokens, N patches, S bytes a patch, D width, H heads, d = D / H
 from __future__ import annotations
 
 import math
+import warnings
 
 import torch
 from torch import Tensor
@@ -50,7 +51,10 @@ def graph_rows(count: int) -> int:
 
 
 def has_cuda_decoder(device: torch.device) -> bool:
-    """Whether the device is a GPU and the extension was built with nvcc."""
+    """Whether the device is a GPU and the extension was built with nvcc; warns where only the latter is missing."""
+    if device.type == "cuda" and not _C.with_cuda:
+        text = "bgpt_fast was built without CUDA, so that the GPU runs the slower eager decoder; build it where nvcc is"
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
     return device.type == "cuda" and _C.with_cuda
 
 
