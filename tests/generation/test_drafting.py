@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.byte_decode import decided_model
 
 from bgpt_fast import BGPT, BGPTConfig, Generation, Generator, Prompt
 from bgpt_fast.generation import generator
@@ -23,14 +24,7 @@ OPTIONS = {"greedy": {}, "sampled": {"temperature": 0.9, "top_k": 200, "top_p": 
 
 @pytest.fixture(scope="module")
 def model() -> BGPT:
-    torch.manual_seed(0)
-    model = BGPT(CONFIG)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(5)
-        base = model.byte_level_decoder.base.transformer
-        base.ln_f.bias += 7.5 * base.wte.weight[256] / base.wte.weight[256].square().sum()
-    return model
+    return decided_model(CONFIG)
 
 
 def prompts_of(count: int, seed: int = 0) -> list[Prompt]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.byte_decode import decided_model, ending_model
 from support.paths import EXAMPLES
 from torch import Tensor
 from torch.nn import functional as F
@@ -31,24 +32,9 @@ GREEDY: dict[str, float] = {}
 SAMPLED: dict[str, float] = {"temperature": 0.9, "top_k": 200, "top_p": 0.98, "seed": 3}
 
 
-def decided(config: BGPTConfig, seed: int = 0, end: float = 7.5) -> BGPT:
-    """A random model with large weights: its choices depend on all of its context.
-
-    `end` is added to the logits of `<eop>`, so that some files end before the context does.
-    """
-    torch.manual_seed(seed)
-    model = BGPT(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(5)
-        base = model.byte_level_decoder.base.transformer
-        base.ln_f.bias += end * base.wte.weight[256] / base.wte.weight[256].square().sum()
-    return model
-
-
 @pytest.fixture(scope="module")
 def model() -> BGPT:
-    return decided(CONFIG)
+    return decided_model(CONFIG)
 
 
 def random_prompts(count: int, capacity: int = CAPACITY, seed: int = 0) -> list[Prompt]:
@@ -140,7 +126,7 @@ def test_the_cpu_decoder_gives_what_the_eager_one_gives(
     files = Generator(model, max_batch=7).generate(prompts, **options)
     monkeypatch.setattr(generator, "make_decoder", make_eager_decoder)
     assert Generator(model).generate(prompts, **options) == files
-    assert Generator(decided(CONFIG, seed=1)).generate(prompts, **options) != files
+    assert Generator(decided_model(CONFIG, seed=1)).generate(prompts, **options) != files
 
 
 def test_the_cpu_decoder_gives_what_the_eager_one_gives_with_the_shipped_checkpoint(
@@ -208,7 +194,7 @@ def test_weights_are_packed_once_until_they_change(model: BGPT, monkeypatch: pyt
             super().__init__(model, precision)
 
     monkeypatch.setattr(base, "CpuWeights", Counted)
-    own, prompts = decided(CONFIG), random_prompts(3, seed=7)
+    own, prompts = decided_model(CONFIG), random_prompts(3, seed=7)
     engine = Generator(own)
     first = engine.generate(prompts)
     assert engine.generate(prompts) == first
@@ -218,7 +204,7 @@ def test_weights_are_packed_once_until_they_change(model: BGPT, monkeypatch: pyt
             parameter.mul_(0.5)
     assert engine.generate(prompts) != first
     assert len(packed) == 2
-    engine.model = decided(CONFIG)
+    engine.model = decided_model(CONFIG)
     assert engine.generate(prompts) == first
     engine.precision = "int8"
     engine.generate(prompts)
@@ -293,7 +279,7 @@ def test_the_reference_operations_write_the_same_files(model: BGPT, monkeypatch:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_a_gpu_writes_the_same_files(model: BGPT) -> None:
     prompts = random_prompts(8, seed=11)
-    on_gpu = decided(CONFIG).cuda()
+    on_gpu = decided_model(CONFIG).cuda()
     for options in (GREEDY, SAMPLED):
         assert Generator(on_gpu).generate(prompts, **options) == Generator(model).generate(prompts, **options)
 
@@ -341,13 +327,7 @@ def test_max_new_bytes(model: BGPT, size: int, limit: int) -> None:
 
 
 def test_an_empty_file_and_no_prompts(model: BGPT) -> None:
-    torch.manual_seed(0)
-    ending = BGPT(CONFIG)
-    with torch.no_grad():
-        base = ending.byte_level_decoder.base.transformer
-        base.ln_f.weight.zero_()
-        base.ln_f.bias.copy_(base.wte.weight[256] * 100)
-    files = Generator(ending).generate([Prompt("txt"), Prompt("txt", b"12345"), Prompt("txt", b"1234")])
+    files = Generator(ending_model(CONFIG)).generate([Prompt("txt"), Prompt("txt", b"12345"), Prompt("txt", b"1234")])
     assert files == [Generation(b"", True, 0), Generation(b"12345", True, 5), Generation(b"1234", True, 4)]
     assert Generator(model).generate([]) == []
     assert list(Generator(model).generate_iter(())) == []
@@ -373,29 +353,29 @@ def test_iteration_gives_files_as_they_end_and_progress_counts(model: BGPT) -> N
 def test_other_dtypes_and_the_model_is_left_alone(model: BGPT) -> None:
     """bfloat16 weights are exact in both precisions; a bfloat16 model's own is bfloat16."""
     prompts = random_prompts(4, seed=6)
-    half = decided(CONFIG).bfloat16().train()
+    half = decided_model(CONFIG).bfloat16().train()
     before = {name: tensor.clone() for name, tensor in half.state_dict().items()}
-    same = decided(CONFIG).bfloat16().float()
+    same = decided_model(CONFIG).bfloat16().float()
     for precision in (None, "bfloat16", "float32"):
         files = Generator(half, precision=precision).generate(prompts, **SAMPLED)
         assert files == Generator(same, precision=precision or "bfloat16").generate(prompts, **SAMPLED)
-    single = decided(CONFIG).half()
-    assert Generator(single).generate(prompts) == Generator(decided(CONFIG).half().float()).generate(prompts)
+    single = decided_model(CONFIG).half()
+    assert Generator(single).generate(prompts) == Generator(decided_model(CONFIG).half().float()).generate(prompts)
     assert half.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in half.state_dict().items())
 
 
 def test_weights_are_read_at_each_call() -> None:
-    model = decided(CONFIG)
+    model = decided_model(CONFIG)
     engine, prompts = Generator(model), random_prompts(4, seed=7)
     first = engine.generate(prompts)
-    model.load_state_dict(decided(CONFIG, seed=1).state_dict())
-    assert engine.generate(prompts) == Generator(decided(CONFIG, seed=1)).generate(prompts) != first
+    model.load_state_dict(decided_model(CONFIG, seed=1).state_dict())
+    assert engine.generate(prompts) == Generator(decided_model(CONFIG, seed=1)).generate(prompts) != first
 
 
 def test_changes_that_torch_does_not_count_are_seen(model: BGPT) -> None:
     """A fused optimizer's steps, as the Trainer takes them, and changes through `.data`."""
-    own, prompts = decided(CONFIG), random_prompts(4, seed=7)
+    own, prompts = decided_model(CONFIG), random_prompts(4, seed=7)
     engine = Generator(own)
     files = [engine.generate(prompts)]
     optimizer = torch.optim.AdamW(own.parameters(), lr=0.05, fused=True)
@@ -450,7 +430,7 @@ def test_threads_change_nothing(model: BGPT) -> None:
 
 def test_one_byte_patches_and_the_shortest_context() -> None:
     config = BGPTConfig(patch_size=1, patch_length=2, hidden_size=8, patch_num_layers=1, byte_num_layers=1)
-    (file,) = Generator(decided(config)).generate([Prompt("")])
+    (file,) = Generator(decided_model(config)).generate([Prompt("")])
     assert len(file.data) == (0 if file.finished else 1)
 
 
@@ -495,7 +475,7 @@ def test_errors_come_before_anything_runs(model: BGPT, monkeypatch: pytest.Monke
 
 def test_a_damaged_model_is_named_and_a_good_one_still_works(model: BGPT) -> None:
     expected = Generator(model).generate([Prompt("bin", b"1")])
-    broken = decided(CONFIG)
+    broken = decided_model(CONFIG)
     with torch.no_grad():
         broken.patch_level_decoder.base.h[1].mlp.c_fc.weight[3, 5] = torch.nan
     with pytest.raises(FloatingPointError, match=r"NaN or infinite logits for prompts \[0, 1\]"):
@@ -526,14 +506,14 @@ def test_no_memory_for_the_caches_is_a_named_error(model: BGPT, monkeypatch: pyt
 def test_a_hundred_files_are_independent(options: dict[str, float]) -> None:
     config = BGPTConfig(patch_length=14, hidden_size=96, patch_num_layers=3, byte_num_layers=2, num_heads=3)
     prompts = random_prompts(100, capacity=13 * 16, seed=9)
-    assert files_are_independent(decided(config, end=3.0), prompts, (2, 3, 7, 64, 128), options)
+    assert files_are_independent(decided_model(config, end=3.0), prompts, (2, 3, 7, 64, 128), options)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_cached_equals_recomputed_many(options: dict[str, float]) -> None:
     """The recomputation of all files side by side, a byte a call."""
-    model, prompts = decided(CONFIG), random_prompts(1000, seed=10)
+    model, prompts = decided_model(CONFIG), random_prompts(1000, seed=10)
     cached = Generator(model).generate(prompts, **options)
     files = [Generation(prompt.data, False, len(prompt.data)) for prompt in prompts]
     for _ in range(CAPACITY + 1):

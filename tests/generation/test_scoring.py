@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.byte_decode import decided_model
 from torch import Tensor
 
 from bgpt_fast import BGPT, BGPTConfig, Generator, PackedPatches, Prompt
@@ -27,13 +28,7 @@ Documents = list[tuple[str, bytes]]
 
 @pytest.fixture(scope="module")
 def model() -> BGPT:
-    """A model with large weights: its probabilities depend on all of its context."""
-    torch.manual_seed(0)
-    model = BGPT(CONFIG).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(5)
-    return model
+    return decided_model(CONFIG, end=0.0).eval()
 
 
 def random_documents(count: int, seed: int = 0) -> Documents:

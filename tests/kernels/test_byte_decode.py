@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from support.byte_decode import SHAPES, random_model, rows
+from support.byte_decode import SHAPES, ending_model, random_model, rows
 from torch import Tensor
 
-from bgpt_fast import _C, BGPT, BGPTConfig
+from bgpt_fast import _C, BGPTConfig
 from bgpt_fast.generation.decoders.cpu import CpuDecoder, CpuWeights
 from bgpt_fast.generation.decoders.cuda_layers import ByteWeights
 from bgpt_fast.kernels.byte_decode.op import Decoded, byte_decode, byte_decode_accept
@@ -218,18 +218,8 @@ def test_draws_follow_the_probabilities() -> None:
     assert chi_squared(0.8) > 1.5  # draws at another temperature are noticed
 
 
-def ending_model() -> BGPT:
-    """A model that ends every file at once."""
-    model = random_model(CONFIG)
-    with torch.no_grad():
-        base = model.byte_level_decoder.base.transformer
-        base.ln_f.weight.zero_()
-        base.ln_f.bias.copy_(base.wte.weight[256] * 100)
-    return model
-
-
 def test_a_row_ends_at_eop_or_max_tokens_and_never_in_the_prefix() -> None:
-    decode = functools.partial(byte_decode, CpuWeights(ending_model(), "float32").byte_decoder)
+    decode = functools.partial(byte_decode, CpuWeights(ending_model(CONFIG), "float32").byte_decoder)
     prefix = torch.full((3, 16), -1, dtype=torch.int16)
     prefix[1, :4] = torch.tensor([5, 256, 7, 8])
     prefix[2, :] = 9

@@ -50,3 +50,28 @@ def rows(config: BGPTConfig, count: int, seed: int = 0) -> dict[str, Tensor]:
         "rng_streams": torch.randint(0, 2**62, (count,), generator=stream).to(torch.uint64),
         "byte_offsets": torch.randint(0, 2**40, (count,), generator=stream).to(torch.uint64),
     }
+
+
+def decided_model(config: BGPTConfig, seed: int = 0, end: float = 7.5) -> BGPT:
+    """A random model with large weights: its choices depend on all of its context.
+
+    `end` is added to the logits of `<eop>`, so that some files end before the context does.
+    """
+    torch.manual_seed(seed)
+    model = BGPT(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(5)
+        base = model.byte_level_decoder.base.transformer
+        base.ln_f.bias += end * base.wte.weight[256] / base.wte.weight[256].square().sum()
+    return model
+
+
+def ending_model(config: BGPTConfig) -> BGPT:
+    """A model that ends every file at once."""
+    model = random_model(config)
+    with torch.no_grad():
+        base = model.byte_level_decoder.base.transformer
+        base.ln_f.weight.zero_()
+        base.ln_f.bias.copy_(base.wte.weight[256] * 100)
+    return model

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from bgpt_fast.config import EOP, VOCAB_SIZE
 from bgpt_fast.generation.decoders.request import DecodeRequest, DecodeResult
-from bgpt_fast.kernels.byte_decode.sampling import choose
+from bgpt_fast.kernels.byte_decode.reference import byte_decode_accept_reference
 from bgpt_fast.kernels.cached_attention.op import cached_attention
 from bgpt_fast.kernels.invariant_linear.op import invariant_linear
 from bgpt_fast.kernels.patch_embed.op import patch_embed
@@ -58,35 +58,22 @@ class EagerDecoder:
         return self.patch_decoder(patch_embed(patches, *self.patch_embedding), self._cache, slots, positions)
 
     def write(self, request: DecodeRequest) -> DecodeResult:
-        """As `Decoder.write`; a call stops at the first NaN or infinite logits."""
+        """As `Decoder.write`, without drafts."""
         assert request.drafts is None
         N, S = request.prefix_tokens.shape
-        prefix, max_tokens = request.prefix_tokens.tolist(), request.max_tokens.tolist()
-        streams, offsets = request.rng_streams.tolist(), request.byte_offsets.tolist()
-        tokens, counts = [[EOP] * S for _ in range(N)], [0] * N
-        rows, inputs = list(range(N)), request.features
-        cache = self.byte_decoder.new_cache(N, S)
+        streams, offsets = (numbers.view(torch.int64) for numbers in (request.rng_streams, request.byte_offsets))
+        inputs = request.prefix_tokens, request.max_tokens, streams, offsets
+        prefix, max_tokens, streams, offsets = (values.to(self.device) for values in inputs)
+        tokens, active = torch.full_like(prefix, EOP), torch.ones_like(max_tokens, dtype=torch.uint8)
+        counts, next_tokens = torch.zeros_like(max_tokens), torch.zeros_like(max_tokens)
+        call = prefix, max_tokens, streams, offsets, request.sampling.to_tensor(), tokens, counts, next_tokens, active
+        rows, cache = torch.arange(N, device=self.device), self.byte_decoder.new_cache(N, S)
         for s in range(S):
-            logits = self._step(inputs, cache, torch.tensor(rows, device=self.device), s)
-            is_finite = logits.isfinite().all(1).tolist()
-            if not all(is_finite):
-                for row, row_is_finite in zip(rows, is_finite, strict=True):
-                    counts[row] = counts[row] if row_is_finite else -1
+            x = request.features if s == 0 else self.wte[next_tokens]
+            byte_decode_accept_reference(self._step(x, cache, rows, s), *call, s)
+            if not bool(active.any()):
                 break
-            positions = [offsets[row] + s for row in rows]
-            chosen = choose(logits, request.sampling, [streams[row] for row in rows], positions)
-            active = []
-            for row, token in zip(rows, chosen, strict=True):
-                in_prefix = prefix[row][s] >= 0
-                tokens[row][s] = prefix[row][s] if in_prefix else token
-                counts[row] = s + 1
-                if s + 1 < max_tokens[row] and (in_prefix or token != EOP):
-                    active.append(row)
-            rows = active
-            if not rows:
-                break
-            inputs = self.wte[torch.tensor([tokens[row][s] for row in rows], device=self.device)]
-        return DecodeResult(tokens, counts)
+        return DecodeResult(tokens.tolist(), counts.tolist())
 
     def logits(self, features: Tensor, tokens: Tensor, count: int) -> Tensor:
         """As `Decoder.logits`."""
