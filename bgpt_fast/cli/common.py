@@ -80,7 +80,7 @@ def read_options(
     args = ["--help" if word == "--help-all" else word for word in words]
     for place, word in enumerate(args):
         name, separator, value = word.partition("=")
-        new = renamed_value(f"bgpt-fast {command}: option", name, renamed or {}, stacklevel=1)
+        new = renamed_value("option", name, renamed or {}, stacklevel=1)
         args[place] = f"{new}{separator}{value}"
     if default is None:
         return tyro.cli(kind, prog=prog, args=args)

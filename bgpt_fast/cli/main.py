@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import signal
@@ -9,6 +10,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 COMMANDS = {
     "train": "train a model on files, or on random programs of the CPU-state machine",
@@ -66,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("default", category=DeprecationWarning, module="bgpt_fast")
+            warnings.showwarning = functools.partial(_show_warning, words[0])
             return module.run(words[1:])
     except SystemExit as stop:  # tyro's own: 0 after --help, 2 after wrong usage
         return stop.code if isinstance(stop.code, int) else 2
@@ -87,6 +90,10 @@ def _failed(command: str, error: Exception) -> int:
     notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
     print(f"bgpt-fast {command}: {type(error).__name__}: {error}{notes}", file=sys.stderr)
     return 1
+
+
+def _show_warning(command: str, message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
+    print(f"bgpt-fast {command}: {category.__name__}: {message}", file=sys.stderr)
 
 
 def _terminated(number: int, frame: object) -> None:

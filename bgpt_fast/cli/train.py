@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -23,7 +21,6 @@ from bgpt_fast.training import Trainer, TrainingInterrupted, TrainResult
 
 
 def run(words: Sequence[str]) -> int:
-    warnings.showwarning = _show_warning
     options = read_options(Train, "train", words, _defaults(words), LAYOUT)
     task = task_of(options)
     model: BGPT | BGPTForClassification
@@ -105,7 +102,3 @@ def _report(options: Train, result: TrainResult) -> None:
     curve = options.output / "training_curve.png"
     training_curve(result.log_path, curve, options.output.name)
     console.print(f"curve: {curve}")
-
-
-def _show_warning(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
-    print(f"bgpt-fast train: {category.__name__}: {message}", file=sys.stderr)
