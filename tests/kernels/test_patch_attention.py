@@ -172,10 +172,10 @@ def test_the_best_installed_flash_attention_is_taken(
         monkeypatch.setitem(sys.modules, name, modules[name] if name in installed else None)
     op._flash_package.cache_clear()
     try:
-        found = op._flash_package(generation)
+        package = op._flash_package(generation)
     finally:
         op._flash_package.cache_clear()
-    assert found is (None if chosen is None else modules[chosen].flash_attn_varlen_func)
+    assert package is (None if chosen is None else modules[chosen].flash_attn_varlen_func)
 
 
 @pytest.mark.parametrize("gives_lse", [False, True])
