@@ -211,14 +211,17 @@ def test_the_total_is_rounded_as_in_float64(backend: Backend) -> None:
         assert total.dtype == F32 or (total != exact).float().mean() < 0.01
 
 
-def test_unused_results_have_no_part_in_the_gradients(backend: Backend) -> None:
-    x, residual, weight, bias = (t.requires_grad_() for t in inputs(backend, (9, 24)))
+@pytest.mark.parametrize(("dtype", "tolerance"), [(F64, {}), (F32, {"rtol": 1e-5, "atol": 1e-4})], ids=str)
+def test_unused_results_have_no_part_in_the_gradients(
+    backend: Backend, dtype: torch.dtype, tolerance: dict[str, float]
+) -> None:
+    x, residual, weight, bias = (t.requires_grad_() for t in inputs(backend, (9, 24), (dtype,) * 3))
     for choose in (0, 1):
         ours = torch.autograd.grad(add_layer_norm(x, residual, weight, bias)[choose].square().sum(), (x, residual))
         total = residual + x
         want = (plain_norm(total, weight, bias, x.dtype), total)[choose].square().sum()
         for got, expected in zip(ours, torch.autograd.grad(want, (x, residual)), strict=True):
-            torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-4)
+            torch.testing.assert_close(got, expected, **tolerance)
     # A gradient of zeros has the bits of none.
     both = [t.detach() for t in (x, residual, weight, bias)]
 

@@ -255,7 +255,7 @@ class OpTests:
         """The floor, as arguments of `assert_accurate`."""
         return {}
 
-    def strides_tolerance(self, backend: Backend) -> dict[str, float]:
+    def strides_tolerance(self, backend: Backend, dtype: torch.dtype) -> dict[str, float]:
         """How far results may be from those at other strides: no bit, unless an op says otherwise."""
         return {"rtol": 0.0, "atol": 0.0}
 
@@ -304,7 +304,7 @@ class OpTests:
         pairs.append((results(self.function, inputs, ones), expected))
         for ours, expected in pairs:
             for got, want in zip(ours.all, expected.all, strict=True):
-                torch.testing.assert_close(got, want, **self.strides_tolerance(backend))
+                torch.testing.assert_close(got, want, **self.strides_tolerance(backend, want.dtype))
 
     def test_repeated_runs_are_bit_equal(self, backend: Backend) -> None:
         shape = {"cpu": self.LARGE_SHAPES[0], "interpreter": self.STRIDED_SHAPE, "cuda": self.GPU_SHAPE}[backend.name]
