@@ -6,6 +6,7 @@ import random
 
 import pytest
 import torch
+from support.cli import CommandLine
 
 from bgpt_fast import BGPT, BGPTConfig, PackedPatches
 
@@ -15,6 +16,11 @@ TINY = BGPTConfig(patch_size=4, patch_length=24, hidden_size=32, patch_num_layer
 @pytest.fixture
 def tiny_config() -> BGPTConfig:
     return TINY
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    return CommandLine(capsys)
 
 
 @pytest.fixture

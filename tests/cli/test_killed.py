@@ -16,11 +16,10 @@ from typing import Any
 
 import pytest
 import torch
-from support.cli import CONFIG, MACHINE
+from support.cli import CONFIG, MACHINE, CommandLine
 
 from bgpt_fast import BGPT, folder_lock
 from bgpt_fast.cli import common, simulate
-from bgpt_fast.cli.main import main
 from bgpt_fast.folder_lock import FolderInUseError, FolderLock
 from bgpt_fast.tasks import cpu_states as cpu
 from bgpt_fast.tasks.cpu_states.chunk_journal import ChunkJournal
@@ -93,11 +92,7 @@ def simulating(checkpoint: Path, output: Path) -> list[str]:
     "kills", [(21,), pytest.param((1, 15, 16, 1, 30), marks=pytest.mark.slow)], ids=["once", "often"]
 )
 def test_a_killed_simulation_resumes_after_the_last_program(
-    tmp_path: Path,
-    checkpoint: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    kills: tuple[int, ...],
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, cli: CommandLine, kills: tuple[int, ...]
 ) -> None:
     out = tmp_path / "out"
     for count in kills:
@@ -113,10 +108,9 @@ def test_a_killed_simulation_resumes_after_the_last_program(
 
     monkeypatch.setattr(ChunkJournal, "add", add)
     monkeypatch.setattr(simulate, "random_chunks", partial(random_chunks, chunk_size=CHUNK_SIZE))
-    assert main(simulating(checkpoint, out)) == 0
-    assert "resumes where it was stopped" in " ".join(capsys.readouterr().out.split())
+    assert "resumes where it was stopped" in cli.text(*simulating(checkpoint, out))
     assert len(added) == PROGRAMS - sum(count - 1 for count in kills), "a record that was cut is made again"
-    assert main(simulating(checkpoint, tmp_path / "whole")) == 0
+    cli.run(*simulating(checkpoint, tmp_path / "whole"))
     assert contents(out) == contents(tmp_path / "whole")
     assert len(list((out / "predicted").iterdir())) == PROGRAMS
     assert {path.name for path in out.iterdir()} == {"predicted", "predicted.parquet", "report.json", "report.html"}
@@ -124,50 +118,38 @@ def test_a_killed_simulation_resumes_after_the_last_program(
     # It is there: nothing is made again, and what was not asked for then is told.
     added.clear()
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
-    assert main(simulating(checkpoint, out)) == 0
-    assert "all 70 programs were simulated already" in " ".join(capsys.readouterr().out.split())
+    assert "all 70 programs were simulated already" in cli.text(*simulating(checkpoint, out))
     assert added == []
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
     next((out / "predicted").iterdir()).unlink()
-    assert main(simulating(checkpoint, out)) == 1
-    assert "the simulation is complete, but predicted/" in capsys.readouterr().err
+    cli.fails("the simulation is complete, but predicted/", *simulating(checkpoint, out))
 
 
-def test_only_the_same_simulation_is_resumed(
-    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_only_the_same_simulation_is_resumed(tmp_path: Path, checkpoint: Path, cli: CommandLine) -> None:
     out = tmp_path / "out"
     words = simulating(checkpoint, out)
     lock = FolderLock(out, "a simulation")
-    assert main(words) == 1
-    assert f"process {os.getpid()}" in capsys.readouterr().err
+    cli.fails(f"process {os.getpid()}", *words)
     lock.release()
-    assert main(words) == 0
-    assert main([*words, "--seed", "2"]) == 1
-    assert "made by other options or another model (seed differ)" in capsys.readouterr().err
+    cli.run(*words)
+    cli.fails("made by other options or another model (seed differ)", *words, "--seed", "2")
     torch.manual_seed(1)
     BGPT(CONFIG).save_pretrained(tmp_path / "other")
-    assert main(simulating(tmp_path / "other", out)) == 1
-    assert "(model differ)" in capsys.readouterr().err
+    cli.fails("(model differ)", *simulating(tmp_path / "other", out))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/file").write_bytes(b"x")
-    assert main(simulating(checkpoint, tmp_path / "mine")) == 1
-    assert "expected a new or empty folder" in capsys.readouterr().err
+    cli.fails("expected a new or empty folder", *simulating(checkpoint, tmp_path / "mine"))
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["file"]
 
 
-def test_changed_programs_are_another_simulation(
-    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_changed_programs_are_another_simulation(tmp_path: Path, checkpoint: Path, cli: CommandLine) -> None:
     program = tmp_path / "p.asm"
     program.write_text("CLR\nHLT\n")
     words = ["simulate", str(program), "--checkpoint", str(checkpoint), "--output", str(tmp_path / "out"), *MACHINE]
-    assert main(words) == 0
-    assert main(words) == 0
-    assert "simulated already" in " ".join(capsys.readouterr().out.split())
+    cli.run(*words)
+    assert "simulated already" in cli.text(*words)
     program.write_text("HLT\n")
-    assert main(words) == 1
-    assert f"holds the simulation of other programs than are in {program} now" in capsys.readouterr().err
+    cli.fails(f"holds the simulation of other programs than are in {program} now", *words)
 
 
 def test_every_cut_and_every_flip_of_a_chunk_journal_is_detected(tmp_path: Path) -> None:
@@ -203,7 +185,7 @@ def test_every_cut_and_every_flip_of_a_chunk_journal_is_detected(tmp_path: Path)
 
 @pytest.mark.parametrize("command", [pytest.param("generate", marks=pytest.mark.slow), "convert"])
 def test_a_killed_command_generates_only_missing_files(
-    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str], command: str
+    tmp_path: Path, checkpoint: Path, cli: CommandLine, command: str
 ) -> None:
     sources = tmp_path / "sources"
     sources.mkdir()
@@ -218,25 +200,24 @@ def test_a_killed_command_generates_only_missing_files(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bgpt_fast.cli.generation_options.generate_files", stop)
-        assert main([*words, "--output", str(out)]) == 128 + signal.SIGINT
+        cli.run(*words, "--output", out, code=128 + signal.SIGINT)
     assert [path.name for path in out.iterdir()] == ["made.jsonl"], "the lock goes with a command that is stopped"
     kill_after(4, [*words, "--output", str(out)])
     assert not (out / "report.json").exists()
-    assert main([*words, "--output", str(out)]) == 0
+    cli.run(*words, "--output", out)
     report = json.loads((out / "report.json").read_text())
     assert (report["made_now"], report["there_already"]) == (5, 4)
-    assert main([*words, "--output", str(tmp_path / "whole")]) == 0
+    cli.run(*words, "--output", tmp_path / "whole")
     outputs = {path.name: path.read_bytes() for path in out.glob("*.mid")}
     assert outputs == {path.name: path.read_bytes() for path in (tmp_path / "whole").glob("*.mid")}
     assert len(outputs) == 9
     torch.manual_seed(1)
     BGPT(CONFIG).save_pretrained(tmp_path / "other")
     again = [str(tmp_path / "other") if word == str(checkpoint) else word for word in words]
-    assert main([*again, "--output", str(out)]) == 1
-    assert "made by other options" in capsys.readouterr().err
+    cli.fails("made by other options", *again, "--output", out)
     if command == "convert":
         (sources / "3.abc").write_bytes(b"K:G and another tune")
-        assert main([*words, "--output", str(out)]) == 0
+        cli.run(*words, "--output", out)
         report = json.loads((out / "report.json").read_text())
         assert (report["made_now"], report["there_already"]) == (1, 8), "a source that has changed is converted again"
         assert (out / "3.mid").read_bytes() != outputs["3.mid"]

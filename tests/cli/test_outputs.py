@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from support.cli import CommandLine
 
 from bgpt_fast import BGPT, BGPTConfig, Generator, Prompt
-from bgpt_fast.cli.main import main
 from bgpt_fast.cli.outputs import JOURNAL, OutputFolder
 from bgpt_fast.data import PairSource
 from bgpt_fast.folder_lock import FolderInUseError
@@ -44,12 +44,12 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_generate_resumes_after_a_stop(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_generate_resumes_after_a_stop(tmp_path: Path, checkpoint: Path, cli: CommandLine) -> None:
     (tmp_path / "start").write_bytes(b"RIFF")
     out = tmp_path / "out"
-    words = ["generate", "--checkpoint", str(checkpoint), "--ext", "wav", "--count", "12", "--seed", "4"]
-    words += ["--prompt", str(tmp_path / "start"), "--output", str(out)]
-    assert main(words) == 0
+    words = ["generate", "--checkpoint", checkpoint, "--ext", "wav", "--count", "12", "--seed", "4"]
+    words += ["--prompt", tmp_path / "start", "--output", out]
+    assert "12 files generated" in cli.text(*words)
     report_json = report(out)
     whole = contents(out)
     assert list(whole) == [f"{index:05d}.wav" for index in range(12)]
@@ -60,37 +60,33 @@ def test_generate_resumes_after_a_stop(tmp_path: Path, checkpoint: Path, capsys:
         assert file["finished"] == (file["ended_by"] == "model")
         assert file["bytes"] == len(whole[file["path"]]) == file["new_bytes"] + 4
         assert file["source"].endswith("start")
-    assert "12 files generated" in " ".join(capsys.readouterr().out.split())
 
     # What a kill leaves: a file without its line, a line cut in the middle, a file that is gone.
     lines = (out / JOURNAL).read_bytes().splitlines(keepends=True)
     (out / JOURNAL).write_bytes(b"".join(lines[:9]) + lines[9][:7])
     (out / "00003.wav").unlink()
     (out / ".00004.wav.0123456789abcdef.part").write_bytes(b"RIF")
-    assert main([*words, "--max-batch", "2", "--max-memory-mb", "50", "--batch-invariant"]) == 0
+    assert "existed already and were not generated again" in cli.text(
+        *words, "--max-batch", "2", "--max-memory-mb", "50", "--batch-invariant"
+    )
     assert contents(out) == whole
     assert report(out)["made_now"] in (4, 5), "12 less 8 in the journal, and the one that is gone if it was among them"
-    assert "existed already and were not generated again" in " ".join(capsys.readouterr().out.split())
-    assert main(words) == 0
+    cli.run(*words)
     assert report(out)["made_now"] == 0
 
 
-def test_other_files_are_never_replaced_without_a_flag(
-    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_files_are_never_replaced_without_a_flag(tmp_path: Path, checkpoint: Path, cli: CommandLine) -> None:
     out = tmp_path / "out"
-    words = ["generate", "--checkpoint", str(checkpoint), "--count", "2", "--output", str(out)]
-    assert main([*words, "--seed", "1"]) == 0
+    words = ["generate", "--checkpoint", checkpoint, "--count", "2", "--output", out]
+    cli.run(*words, "--seed", "1")
     first = contents(out)
-    assert main([*words, "--seed", "2"]) == 1
-    assert "this one was made by other options" in capsys.readouterr().err
+    cli.fails("this one was made by other options", *words, "--seed", "2")
     assert contents(out) == first
     (out / JOURNAL).write_bytes((out / JOURNAL).read_bytes().splitlines(keepends=True)[0])
     (out / "00001.bin").write_bytes(b"mine")
-    assert main([*words, "--seed", "1"]) == 1
-    assert "00001.bin: the path holds another file" in capsys.readouterr().err
+    cli.fails("00001.bin: the path holds another file", *words, "--seed", "1")
     assert (out / "00001.bin").read_bytes() == b"mine"
-    assert main([*words, "--seed", "2", "--overwrite"]) == 0
+    cli.run(*words, "--seed", "2", "--overwrite")
     assert contents(out) != first
     assert not list(out.glob(".*"))
 
@@ -116,18 +112,17 @@ def test_a_failed_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.Monke
     assert not again.has("x/y.bin", "of another prompt")
 
 
-def test_wrong_generate_options_are_named(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_generate_options_are_named(tmp_path: Path, checkpoint: Path, cli: CommandLine) -> None:
     (tmp_path / "long.txt").write_bytes(bytes(56))
-    words = ["generate", "--checkpoint", str(checkpoint), "--output", str(tmp_path / "out")]
+    words = ["generate", "--checkpoint", checkpoint, "--output", tmp_path / "out"]
     for more, message in (
-        ([str(tmp_path / "long.txt")], "long.txt: expected a prompt of fewer than 56 bytes"),
+        ([tmp_path / "long.txt"], "long.txt: expected a prompt of fewer than 56 bytes"),
         (["--count", "0"], "--count: expected at least 1"),
         (["--max-new-bytes", "-1"], "max_new_bytes: expected at least 0"),
         (["--top-p", "0"], "top_p: expected a number over 0"),
         (["--max-memory-mb", "0"], "max_memory: expected at least 1"),
     ):
-        assert main([*words, *more]) == 1
-        assert message in capsys.readouterr().err
+        cli.fails(message, *words, *more)
 
 
 @pytest.fixture
@@ -143,19 +138,16 @@ def tunes(tmp_path: Path) -> Path:
     return folder
 
 
-def test_convert_generates_after_the_source(
-    tmp_path: Path, checkpoint: Path, tunes: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_convert_generates_after_the_source(tmp_path: Path, checkpoint: Path, tunes: Path, cli: CommandLine) -> None:
     out = tmp_path / "out"
-    words = ["convert", str(tunes), "--to", "mid", "--checkpoint", str(checkpoint), "--output", str(out)]
-    assert main([*words, "--keep-cut"]) == 0
+    words = ["convert", tunes, "--to", "mid", "--checkpoint", checkpoint, "--output", out]
+    assert "2 sources skipped" in cli.text(*words, "--keep-cut")
     report_json = report(out)
     outputs = contents(out)
     assert sorted(outputs) == sorted([*(f"{index}.mid" for index in range(6)), "below/odd[red].mid"])
     reasons = {os.path.basename(item["source"]): item["reason"] for item in report_json["skipped"]}
     assert reasons["empty.abc"] == "empty"
     assert reasons["long.abc"] == "over the context: 8 patches with the target's extension, and the context holds 8"
-    assert "2 sources skipped" in " ".join(capsys.readouterr().out.split())
     model = BGPT.from_pretrained(checkpoint, dtype=torch.float32)
     for name, content in outputs.items():
         source = (tunes / name).with_suffix(".abc").read_bytes()
@@ -184,43 +176,39 @@ def test_conversion_prompts_equal_training_pairs(tmp_path: Path, checkpoint: Pat
 
 
 def test_convert_leaves_out_cut_files_and_resumes(
-    tmp_path: Path, checkpoint: Path, tunes: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, checkpoint: Path, tunes: Path, cli: CommandLine
 ) -> None:
     out = tmp_path / "out"
-    words = ["convert", str(tunes), "--to", "mid", "--checkpoint", str(checkpoint), "--output", str(out)]
+    words = ["convert", tunes, "--to", "mid", "--checkpoint", checkpoint, "--output", out]
     words += ["--temperature", "1", "--seed", "2", "--max-new-bytes", "20"]
-    assert main(words) == 0
+    assert "cut ones left out" in cli.text(*words)
     report_json = report(out)
     assert 0 < report_json["left_out"] < 7
     assert {file["path"] for file in report_json["files"] if file["finished"]} == set(contents(out))
-    assert "cut ones left out" in " ".join(capsys.readouterr().out.split())
     before = contents(out)
     (tunes / "new.abc").write_bytes(b"new")
-    assert main([*words, "--max-batch", "1", "--batch-invariant"]) == 0
+    cli.run(*words, "--max-batch", "1", "--batch-invariant")
     assert report(out)["there_already"] == len(before)
     assert report(out)["made_now"] + report(out)["left_out"] == 8 - len(before)
     assert before.items() <= contents(out).items()
 
 
-def test_wrong_convert_options_are_named(
-    tmp_path: Path, checkpoint: Path, tunes: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["convert", "--checkpoint", str(checkpoint), "--output", str(tmp_path / "out"), "--to"]
+def test_wrong_convert_options_are_named(tmp_path: Path, checkpoint: Path, tunes: Path, cli: CommandLine) -> None:
+    words = ["convert", "--checkpoint", checkpoint, "--output", tmp_path / "out", "--to"]
     (tunes / "0.txt").write_bytes(b"x")
     for name in ("report", "made"):
         (tunes / f"below/{name}.abc").write_bytes(b"x")  # only at the top are these the command's own
         (tmp_path / f"{name}.abc").write_bytes(b"x")
     for more, code, message in (
-        (["json", str(tmp_path / "report.abc")], 1, "report.abc' would become 'report.json', which the command writes"),
-        (["jsonl", str(tmp_path / "made.abc")], 1, "made.abc' would become 'made.jsonl', which the command writes"),
-        (["mid", str(tunes)], 1, "would both become '0.mid'"),
-        (["mid", str(tunes), "--from", "abc", "--too-long", "error"], 1, "long.abc: over the context: 8 patches"),
-        (["mid", str(tunes), "--from", "wav"], 1, "expected at least one file to convert, got none"),
-        (["../x", str(tunes)], 1, "--to: expected an extension"),
-        (["", str(tunes)], 1, "--to: expected an extension"),
-        (["mid", str(tmp_path / "nowhere")], 1, "give files and folders that exist"),
+        (["json", tmp_path / "report.abc"], 1, "report.abc' would become 'report.json', which the command writes"),
+        (["jsonl", tmp_path / "made.abc"], 1, "made.abc' would become 'made.jsonl', which the command writes"),
+        (["mid", tunes], 1, "would both become '0.mid'"),
+        (["mid", tunes, "--from", "abc", "--too-long", "error"], 1, "long.abc: over the context: 8 patches"),
+        (["mid", tunes, "--from", "wav"], 1, "expected at least one file to convert, got none"),
+        (["../x", tunes], 1, "--to: expected an extension"),
+        (["", tunes], 1, "--to: expected an extension"),
+        (["mid", tmp_path / "nowhere"], 1, "give files and folders that exist"),
         (["mid"], 1, "expected at least one file to convert, got none"),
     ):
-        assert main([*words, *more]) == code
-        assert message in capsys.readouterr().err
+        assert message in cli.run(*words, *more, code=code).err
     assert not (tmp_path / "out").exists()

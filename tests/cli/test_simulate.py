@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.cli import MACHINE
+from support.cli import MACHINE, CommandLine
 
 from bgpt_fast.cli import simulate
-from bgpt_fast.cli.main import main
 from bgpt_fast.report.simulation_page import ProgramView, write_simulation_page
 from bgpt_fast.tasks import cpu_states as cpu
 from bgpt_fast.tasks.cpu_states.programs import random_chunks, read_chunks
@@ -45,11 +44,13 @@ def figures(folder: Path) -> dict[str, Any]:
     return {name: report(folder)[name] for name in ("teacher_forced", "free_running", "states", "files")}
 
 
-def test_registers_never_take_a_file_for_a_number(tmp_path: Path, checkpoint: Path, programs: Path) -> None:
-    common = ["--checkpoint", str(checkpoint), *MACHINE, "--show", "0", "--batch-invariant"]
-    names = [str(programs / "add.asm"), str(programs / "code.bin")]
+def test_registers_never_take_a_file_for_a_number(
+    tmp_path: Path, checkpoint: Path, programs: Path, cli: CommandLine
+) -> None:
+    common = ["--checkpoint", checkpoint, *MACHINE, "--show", "0", "--batch-invariant"]
+    names = [programs / "add.asm", programs / "code.bin"]
     for index, words in enumerate((["--registers", "3", "9", *names], [*names, "--registers", "3", "9"])):
-        assert main(["simulate", *words, *common, "--acc", "5", "--output", str(tmp_path / f"{index}")]) == 0
+        cli.run("simulate", *words, *common, "--acc", "5", "--output", tmp_path / f"{index}")
     first, second = tmp_path / "0/predicted", tmp_path / "1/predicted"
     contents = [path.read_bytes() for path in sorted(first.iterdir())]
     assert contents == [path.read_bytes() for path in sorted(second.iterdir())]
@@ -59,41 +60,36 @@ def test_registers_never_take_a_file_for_a_number(tmp_path: Path, checkpoint: Pa
 
 
 def test_a_folder_with_brackets_is_no_markup(
-    tmp_path: Path, checkpoint: Path, programs: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, checkpoint: Path, programs: Path, cli: CommandLine
 ) -> None:
     out = tmp_path / "out[/red]"
-    words = ["simulate", str(programs / "add.asm"), "--checkpoint", str(checkpoint), *MACHINE, "--output", str(out)]
-    assert main(words) == 0
-    assert "out[/red]/: predicted traces" in "".join(capsys.readouterr().out.split("\n"))
+    words = ["simulate", programs / "add.asm", "--checkpoint", checkpoint, *MACHINE, "--output", out]
+    assert "out[/red]/: predicted traces" in "".join(cli.run(*words).out.split("\n"))
 
 
-def test_wrong_registers_are_named(
-    tmp_path: Path, checkpoint: Path, programs: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["simulate", str(programs / "add.asm"), "--checkpoint", str(checkpoint), *MACHINE]
+def test_wrong_registers_are_named(tmp_path: Path, checkpoint: Path, programs: Path, cli: CommandLine) -> None:
+    words = ["simulate", programs / "add.asm", "--checkpoint", checkpoint, *MACHINE]
     for more, message in (
         (["--registers", "1"], "registers: expected 2 values, one a register, got 1"),
         (["--registers", "1", "256"], "register B: expected 0…255, got 256"),
         (["--page", "-1"], "--page: expected at least 0"),
         (["--random", "0"], "--random: expected at least 1"),
     ):
-        assert main([*words, *more, "--output", str(tmp_path / "out")]) == 1
-        assert message in capsys.readouterr().err
-    assert main(["simulate", "--registers", "1", "2", "nowhere.asm", *words[2:]]) == 1
-    assert "nowhere.asm" in capsys.readouterr().err
+        cli.fails(message, *words, *more, "--output", tmp_path / "out")
+    cli.fails("nowhere.asm", "simulate", "--registers", "1", "2", "nowhere.asm", *words[2:])
     assert not (tmp_path / "out").exists()
 
 
 def test_every_kind_of_program_in_chunks_of_any_size(
-    tmp_path: Path, checkpoint: Path, programs: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, checkpoint: Path, programs: Path, monkeypatch: pytest.MonkeyPatch, cli: CommandLine
 ) -> None:
     paths = [programs / name for name in ("add.asm", "many", "five.parquet", "code.bin", "trace.bin")]
-    words = ["simulate", *map(str, paths), "--checkpoint", str(checkpoint), *MACHINE, "--registers", "1", "2"]
-    assert main([*words, "--write", "both", "--output", str(tmp_path / "whole")]) == 0
+    words = ["simulate", *map(str, paths), "--checkpoint", checkpoint, *MACHINE, "--registers", "1", "2"]
+    cli.run(*words, "--write", "both", "--output", tmp_path / "whole")
     chunks = list(read_chunks(paths, OPTIONS, registers=(1, 2), chunk_size=2))
     assert [len(chunk) for chunk in chunks] == [1, 2, 1, 2, 2, 1, 2]
     monkeypatch.setattr(simulate, "read_chunks", lambda *a, **k: read_chunks(*a, **k, chunk_size=2))
-    assert main([*words, "--write", "both", "--output", str(tmp_path / "chunks")]) == 0
+    cli.run(*words, "--write", "both", "--output", tmp_path / "chunks")
     whole = figures(tmp_path / "whole")
     assert whole == figures(tmp_path / "chunks")
     assert whole["free_running"]["programs"] == 11
@@ -121,10 +117,8 @@ def test_random_programs_are_those_of_the_stream() -> None:
     assert [trace for chunk in chunks for trace in chunk] == list(whole)
 
 
-def test_wrong_program_files_are_named(
-    tmp_path: Path, checkpoint: Path, programs: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["simulate", "--checkpoint", str(checkpoint), "--output", str(tmp_path / "out"), *MACHINE]
+def test_wrong_program_files_are_named(tmp_path: Path, checkpoint: Path, programs: Path, cli: CommandLine) -> None:
+    words = ["simulate", "--checkpoint", checkpoint, "--output", tmp_path / "out", *MACHINE]
     (programs / "code.bin").write_bytes(bytes([99, 0, 0, 0]))
     other = cpu.generate(2, num_registers=3, memory_size=16, max_program=4)
     cpu.write_parquet(other, tmp_path / "other.parquet")
@@ -136,12 +130,11 @@ def test_wrong_program_files_are_named(
         (tmp_path / "no.parquet", "expected a Parquet file"),
         (tmp_path / "empty", "expected .bin files"),
     ):
-        assert main([*words, str(name)]) == 1
-        assert message in capsys.readouterr().err
+        cli.fails(message, *words, name)
 
 
 def test_without_pyarrow_the_extra_is_named(
-    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, cli: CommandLine
 ) -> None:
     real = builtins.__import__
 
@@ -152,9 +145,8 @@ def test_without_pyarrow_the_extra_is_named(
 
     monkeypatch.delitem(sys.modules, "pyarrow", raising=False)
     monkeypatch.setattr(builtins, "__import__", without)
-    words = ["simulate", "--checkpoint", str(checkpoint), "--output", str(tmp_path / "out"), *MACHINE, "--random", "2"]
-    assert main([*words, "--write", "parquet"]) == 1
-    assert "bgpt-fast[data]" in capsys.readouterr().err
+    words = ["simulate", "--checkpoint", checkpoint, "--output", tmp_path / "out", *MACHINE, "--random", "2"]
+    cli.fails("bgpt-fast[data]", *words, "--write", "parquet")
     assert not (tmp_path / "out/predicted.parquet").exists()
 
 
@@ -185,10 +177,12 @@ class _Page(HTMLParser):
         self.data += text if self._in_data else ""
 
 
-def test_the_page_is_self_contained_with_wrong_programs_first(tmp_path: Path, checkpoint: Path) -> None:
+def test_the_page_is_self_contained_with_wrong_programs_first(
+    tmp_path: Path, checkpoint: Path, cli: CommandLine
+) -> None:
     out = tmp_path / "out"
-    words = ["simulate", "--checkpoint", str(checkpoint), "--random", "8", "--page", "5", "--output", str(out)]
-    assert main([*words, *MACHINE]) == 0
+    words = ["simulate", "--checkpoint", checkpoint, "--random", "8", "--page", "5", "--output", out]
+    cli.run(*words, *MACHINE)
     text = (out / "report.html").read_text()
     page = _Page(text)
     assert page.open == []

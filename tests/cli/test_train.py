@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from support.cli import CommandLine
 
 from bgpt_fast import BGPT, BGPTConfig, BGPTForClassification
-from bgpt_fast.cli.main import main
 from bgpt_fast.cli.train_data import TrainData
-from bgpt_fast.cli.train_options import Train, options_from_file
+from bgpt_fast.cli.train_options import options_from_file
 from bgpt_fast.training.presets import PRESETS
 
 TINY: dict[str, Any] = {
@@ -32,6 +34,7 @@ TINY: dict[str, Any] = {
         "precision": "fp32",
     },
 }  # fmt: skip
+Run = Callable[..., str]
 STILL = {"steps": 1, "learning_rate": 1e-30, "muon_learning_rate": 1e-30}
 RELEASED = """
 TRAIN_FOLDERS = [
@@ -73,13 +76,18 @@ def files(tmp_path: Path) -> Path:
     return folder
 
 
-def run(tmp_path: Path, *words: object, **options: Any) -> int:
-    """`bgpt-fast train` with tiny options."""
-    tmp_path.mkdir(exist_ok=True)
-    path = tmp_path / "tiny.yaml"
-    merged = {**TINY, **options, "training": {**TINY["training"], **options.get("training", {})}}
-    path.write_text(yaml.safe_dump(merged))
-    return main(["train", "--config", str(path), "--output", str(tmp_path / "run"), *map(str, words)])
+@pytest.fixture
+def run(cli: CommandLine) -> Run:
+    """`bgpt-fast train` with tiny options; returns its standard error."""
+
+    def run(folder: Path, *words: object, code: int = 0, **options: Any) -> str:
+        folder.mkdir(exist_ok=True)
+        path = folder / "tiny.yaml"
+        merged = {**TINY, **options, "training": {**TINY["training"], **options.get("training", {})}}
+        path.write_text(yaml.safe_dump(merged))
+        return str(cli.run("train", "--config", path, "--output", folder / "run", *words, code=code).err)
+
+    return run
 
 
 def lines(tmp_path: Path, kind: str) -> list[dict[str, Any]]:
@@ -87,18 +95,16 @@ def lines(tmp_path: Path, kind: str) -> list[dict[str, Any]]:
     return [line for line in entries if line["kind"] == kind]
 
 
-def test_files_are_packed_full_and_a_curve_is_drawn(tmp_path: Path, files: Path) -> None:
-    assert run(tmp_path, "--data", files, training={"steps": 8}) == 0
+def test_files_are_packed_full_and_a_curve_is_drawn(tmp_path: Path, files: Path, run: Run) -> None:
+    run(tmp_path, "--data", files, training={"steps": 8})
     assert all(line["fill"] >= 0.98 for line in lines(tmp_path, "train"))
     assert lines(tmp_path, "eval")[0]["loss"] > 0
     assert (tmp_path / "run/training_curve.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_classification_from_scratch_from_a_generative_model_and_on(
-    tmp_path: Path, files: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_classification_from_scratch_from_a_generative_model_and_on(tmp_path: Path, files: Path, run: Run) -> None:
     words = ["--data", files, "--task", "classification"]
-    assert run(tmp_path / "a", *words, training={"steps": 40, "learning_rate": 0.01, "optimizer": "adamw"}) == 0
+    run(tmp_path / "a", *words, training={"steps": 40, "learning_rate": 0.01, "optimizer": "adamw"})
     assert lines(tmp_path / "a", "train")[-1]["accuracy"] > 0.9
     assert "bits_per_byte" not in lines(tmp_path / "a", "train")[-1]
     assert lines(tmp_path / "a", "eval")[-1]["accuracy"] > 0.9
@@ -106,132 +112,118 @@ def test_classification_from_scratch_from_a_generative_model_and_on(
     model = BGPTForClassification.from_pretrained(classifier)
     assert model.labels == {"ones.bin": 0, "ones.neg": 1, "twos.bin": 2, "twos.neg": 3}
 
-    assert run(tmp_path / "b", "--data", files) == 0
+    run(tmp_path / "b", "--data", files)
     generative = tmp_path / "b/run/checkpoints/step-00000003"
-    assert run(tmp_path / "c", *words, "--init-from", generative, training=STILL) == 0
+    run(tmp_path / "c", *words, "--init-from", generative, training=STILL)
     started = BGPTForClassification.from_pretrained(tmp_path / "c/run/checkpoints/step-00000001").state_dict()
     for name, tensor in BGPT.from_pretrained(generative).patch_level_decoder.state_dict().items():
         torch.testing.assert_close(started[f"patch_level_decoder.{name}"], tensor)
 
-    assert run(tmp_path / "d", *words, "--init-from", classifier, training=STILL) == 0
+    run(tmp_path / "d", *words, "--init-from", classifier, training=STILL)
     assert lines(tmp_path / "d", "eval")[-1]["accuracy"] == lines(tmp_path / "a", "eval")[-1]["accuracy"]
-    assert run(tmp_path / "e", "--data", files, "--init-from", classifier) == 1
-    assert "expected a generative model, got a classifier" in capsys.readouterr().err
+    error = run(tmp_path / "e", "--data", files, "--init-from", classifier, code=1)
+    assert "expected a generative model, got a classifier" in error
 
 
-def test_conversion_pairs_both_ways(tmp_path: Path, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(tmp_path, "--data", files, "--conversion", "bin&neg", model={**TINY["model"], "patch_length": 64}) == 0
+def test_conversion_pairs_both_ways(tmp_path: Path, files: Path, run: Run) -> None:
+    run(tmp_path, "--data", files, "--conversion", "bin&neg", model={**TINY["model"], "patch_length": 64})
     described = json.loads((tmp_path / "run/run.json").read_text())["source"]
     assert described["kind"] == "pairs"
-    assert run(tmp_path / "x", "--data", files, "--conversion", "bin->mid") == 1
-    assert "DataError" in capsys.readouterr().err
+    assert "DataError" in run(tmp_path / "x", "--data", files, "--conversion", "bin->mid", code=1)
 
 
-def test_rows_of_parquet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_of_parquet(tmp_path: Path, run: Run) -> None:
     pa = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     texts = [f"row {index} " * (1 + index % 9) for index in range(200)]
     parquet.write_table(pa.table({"text": texts}), tmp_path / "rows.parquet")
-    assert run(tmp_path, "--data", tmp_path / "rows.parquet") == 1
-    assert "expected --column" in capsys.readouterr().err
-    assert run(tmp_path, "--data", tmp_path / "rows.parquet", "--column", "text") == 0
+    assert "expected --column" in run(tmp_path, "--data", tmp_path / "rows.parquet", code=1)
+    run(tmp_path, "--data", tmp_path / "rows.parquet", "--column", "text")
     assert json.loads((tmp_path / "run/run.json").read_text())["source"]["kind"] == "arrow"
 
 
-def test_a_mixture_of_files_and_the_machine(tmp_path: Path, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mixture_of_files_and_the_machine(tmp_path: Path, files: Path, run: Run) -> None:
     words = ["--data", files, "cpu-states"]
-    assert run(tmp_path, *words) == 1
-    assert "expected --weights" in capsys.readouterr().err
-    assert run(tmp_path, *words, "--weights", 0.5, 0.5, training={"steps": 12}) == 0
+    assert "expected --weights" in run(tmp_path, *words, code=1)
+    run(tmp_path, *words, "--weights", 0.5, 0.5, training={"steps": 12})
     described = json.loads((tmp_path / "run/run.json").read_text())["source"]
     assert described["kind"] == "mixed"
     assert sum(described["batches"]) == 12
     assert all(described["batches"])
-    assert run(tmp_path / "x", *words, "--weights", 1) == 1
-    assert "expected one for each of the 2 --data" in capsys.readouterr().err
+    assert "expected one for each of the 2 --data" in run(tmp_path / "x", *words, "--weights", 1, code=1)
 
 
-def test_epochs_are_steps(tmp_path: Path, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_epochs_are_steps(tmp_path: Path, files: Path, run: Run) -> None:
     options = options_from_file(_file(tmp_path, {**TINY, "data": [str(files)]}))
     patches = TrainData(options, options.model).source.total_patches  # type: ignore[attr-defined]
-    assert run(tmp_path, "--data", files, "--epochs", 1.5) == 0
+    run(tmp_path, "--data", files, "--epochs", 1.5)
     assert lines(tmp_path, "train")[-1]["step"] == pytest.approx(1.5 * patches / 64, abs=1)
-    assert run(tmp_path / "x", "--epochs", 1) == 1
-    assert "--epochs: expected files" in capsys.readouterr().err
+    assert "--epochs: expected files" in run(tmp_path / "x", "--epochs", 1, code=1)
     for epochs in ("-1", "inf", "nan"):
-        assert run(tmp_path / "y", "--data", files, f"--epochs={epochs}") == 1
-        assert "--epochs: expected a number of passes above 0" in capsys.readouterr().err
+        error = run(tmp_path / "y", "--data", files, f"--epochs={epochs}", code=1)
+        assert "--epochs: expected a number of passes above 0" in error
 
 
-def test_an_epoch_is_one_pass_with_partly_filled_batches(tmp_path: Path) -> None:
+def test_an_epoch_is_one_pass_with_partly_filled_batches(tmp_path: Path, run: Run) -> None:
     folder = tmp_path / "large"
     folder.mkdir()
     for index in range(50):
         # 32 patches each: of batches of 63 patches, every one has a single file.
         (folder / f"{index}.bin").write_bytes(bytes([index]) * 240)
     words = ["--data", folder, "--epochs", 2, "--eval-share", 0, "--patches-per-batch", 63]
-    assert run(tmp_path, *words) == 0
+    run(tmp_path, *words)
     assert lines(tmp_path, "train")[-1]["step"] == 100
 
 
-def test_separate_evaluation_data_and_its_limit(tmp_path: Path, files: Path) -> None:
+def test_separate_evaluation_data_and_its_limit(tmp_path: Path, files: Path, run: Run) -> None:
     words = ["--data", files, "--eval-data", files]
-    assert run(tmp_path, *words) == 0
-    whole = TrainData(_options(tmp_path), _options(tmp_path).model)._held_out()
+    run(tmp_path, *words)
+    whole = _train_data(tmp_path)._held_out()
     assert sum(batch.num_documents for batch in whole) == 80
-    assert run(tmp_path / "x", *words, "--eval-patches", 70) == 0
-    limited = TrainData(_options(tmp_path / "x"), _options(tmp_path / "x").model)._held_out()
-    assert len(limited) == 2
+    run(tmp_path / "x", *words, "--eval-patches", 70)
+    assert len(_train_data(tmp_path / "x")._held_out()) == 2
 
 
-def test_evaluation_data_may_be_files_and_rows(tmp_path: Path, files: Path) -> None:
+def test_evaluation_data_may_be_files_and_rows(tmp_path: Path, files: Path, run: Run) -> None:
     pa = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     parquet.write_table(pa.table({"text": [f"row {index} " * 5 for index in range(50)]}), tmp_path / "rows.parquet")
     words = ["--data", tmp_path / "rows.parquet", "--column", "text", "--eval-data", tmp_path / "rows.parquet", files]
-    assert run(tmp_path, *words) == 0
-    held_out = TrainData(_options(tmp_path), _options(tmp_path).model)._held_out()
-    extensions = [extension for batch in held_out for extension, _ in batch.to_bytes()]
-    assert {extension: extensions.count(extension) for extension in set(extensions)} == {
-        "txt": 50,
-        "bin": 40,
-        "neg": 40,
-    }
+    run(tmp_path, *words)
+    held_out = _train_data(tmp_path)._held_out()
+    extensions = Counter(extension for batch in held_out for extension, _ in batch.to_bytes())
+    assert extensions == {"txt": 50, "bin": 40, "neg": 40}
 
 
 @pytest.mark.parametrize("held_out", ["files", "files/part", ".", "part-of-it"])
-def test_evaluation_on_training_data_warns(
-    tmp_path: Path, files: Path, capsys: pytest.CaptureFixture[str], held_out: str
-) -> None:
+def test_evaluation_on_training_data_warns(tmp_path: Path, files: Path, run: Run, held_out: str) -> None:
     (files / "part").mkdir()
     (files / "part" / "ones_x.bin").write_bytes(b"part" * 20)
     (tmp_path / "part-of-it").mkdir()
     (tmp_path / "part-of-it" / "ones_y.bin").write_bytes(b"apart" * 20)
-    assert run(tmp_path, "--data", files, "--eval-data", tmp_path / held_out) == 0
-    assert ("is training data, too" in capsys.readouterr().err) == (held_out != "part-of-it")
+    error = run(tmp_path, "--data", files, "--eval-data", tmp_path / held_out)
+    assert ("is training data, too" in error) == (held_out != "part-of-it")
 
 
-def test_a_mixture_of_a_folder_and_its_subfolder_shares_the_split(
-    tmp_path: Path, files: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_mixture_of_a_folder_and_its_subfolder_shares_the_split(tmp_path: Path, files: Path, run: Run) -> None:
     part = files / "part"
     part.mkdir()
     for index in range(30):
         (part / f"{index}.bin").write_bytes(b"%d " % index * 30)
     words = ["--data", files, part, "--weights", 1, 1]
-    assert run(tmp_path, *words) == 1
-    assert f"{part} is in" in capsys.readouterr().err
+    assert f"{part} is in" in run(tmp_path, *words, code=1)
     # By content, a file is on one side, whichever way it is reached.
-    assert run(tmp_path, *words, "--split-by", "content") == 0
-    data = TrainData(_options(tmp_path), _options(tmp_path).model)
+    run(tmp_path, *words, "--split-by", "content")
+    data = _train_data(tmp_path)
     held_out = {content for batch in data._held_out() for _, content in batch.to_bytes()}
     learned = {Path(path).read_bytes() for source in data.source.sources for path in source.paths}  # type: ignore[attr-defined]
     assert held_out
     assert not held_out & learned
 
 
-def _options(tmp_path: Path) -> Train:
-    return options_from_file(tmp_path / "run/options.json")
+def _train_data(tmp_path: Path) -> TrainData:
+    options = options_from_file(tmp_path / "run/options.json")
+    return TrainData(options, options.model)
 
 
 def _file(tmp_path: Path, options: dict[str, Any]) -> Path:
@@ -240,10 +232,10 @@ def _file(tmp_path: Path, options: dict[str, Any]) -> Path:
     return path
 
 
-def test_options_files_reproduce_a_run(tmp_path: Path, files: Path) -> None:
-    assert run(tmp_path, "--data", files, "--weights", 1.0) == 0
+def test_options_files_reproduce_a_run(tmp_path: Path, files: Path, cli: CommandLine, run: Run) -> None:
+    run(tmp_path, "--data", files, "--weights", 1.0)
     again = tmp_path / "again"
-    assert main(["train", "--config", str(tmp_path / "run/options.json"), "--output", str(again)]) == 0
+    cli.run("train", "--config", tmp_path / "run/options.json", "--output", again)
     first, second = (
         BGPT.from_pretrained(folder / "checkpoints/step-00000003").state_dict() for folder in (tmp_path / "run", again)
     )
@@ -260,19 +252,22 @@ def test_presets(tmp_path: Path) -> None:
     assert all(preset.patches_per_batch >= preset.model.patch_length for preset in PRESETS.values())
 
 
-def test_an_options_file_without_a_preset_takes_the_one_of_the_data(tmp_path: Path, files: Path) -> None:
+def test_an_options_file_without_a_preset_takes_the_one_of_the_data(
+    tmp_path: Path, files: Path, cli: CommandLine
+) -> None:
     path = _file(tmp_path, {"training": {**TINY["training"], "steps": 1}})
-    words = ["--output", str(tmp_path / "run"), "--patches-per-batch", "128", "--eval-share", "0"]
-    assert main(["train", "--config", str(path), "--data", str(files), *words]) == 0
-    assert _options(tmp_path).model == PRESETS["tiny"].model
+    words = ["--output", tmp_path / "run", "--patches-per-batch", 128, "--eval-share", 0]
+    cli.run("train", "--config", path, "--data", files, *words)
+    assert options_from_file(tmp_path / "run/options.json").model == PRESETS["tiny"].model
 
 
 @pytest.mark.parametrize("task", ["generation", "classification"])
-def test_dropout_option_applies_to_a_checkpoint(tmp_path: Path, files: Path, task: str) -> None:
+def test_dropout_option_applies_to_a_checkpoint(tmp_path: Path, files: Path, task: str, run: Run) -> None:
     words = ["--data", files, "--task", task]
-    assert run(tmp_path / "a", *words) == 0
+    run(tmp_path / "a", *words)
     start = tmp_path / "a/run/checkpoints/step-00000003"
-    assert run(tmp_path / "b", *words, "--init-from", start, "--model.dropout", 0.25, training=STILL) == 0
+    words += ["--init-from", start, "--model.dropout", 0.25]
+    run(tmp_path / "b", *words, training=STILL)
     kind = BGPT if task == "generation" else BGPTForClassification
     began, ended = (kind.from_pretrained(path) for path in (start, tmp_path / "b/run/checkpoints/step-00000001"))
     assert (began.config.dropout, ended.config.dropout) == (0.0, 0.25)
@@ -280,18 +275,16 @@ def test_dropout_option_applies_to_a_checkpoint(tmp_path: Path, files: Path, tas
         torch.testing.assert_close(ended.state_dict()[name], tensor)
     assert lines(tmp_path / "b", "train")[0]["loss"] != lines(tmp_path / "b", "eval")[-1]["loss"]
     # The same run goes on, whose model has that dropout.
-    assert run(tmp_path / "b", *words, "--init-from", start, "--model.dropout", 0.25, training=STILL) == 0
+    run(tmp_path / "b", *words, training=STILL)
 
 
-def test_unknown_classes_of_a_classifier_warn(tmp_path: Path, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_classes_of_a_classifier_warn(tmp_path: Path, files: Path, run: Run) -> None:
     words = ["--data", files, "--task", "classification"]
-    assert run(tmp_path / "a", *words) == 0
+    run(tmp_path / "a", *words)
     start = tmp_path / "a/run/checkpoints/step-00000003"
-    assert run(tmp_path / "b", *words, "--init-from", start) == 0
-    assert "of none of its classes" not in capsys.readouterr().err
+    assert "of none of its classes" not in run(tmp_path / "b", *words, "--init-from", start)
     (files / "threes_1.bin").write_bytes(b"three")
-    assert run(tmp_path / "c", *words, "--init-from", start) == 0
-    assert "1 files are of none of its classes" in capsys.readouterr().err
+    assert "1 files are of none of its classes" in run(tmp_path / "c", *words, "--init-from", start)
 
 
 @pytest.mark.parametrize(
@@ -332,23 +325,17 @@ def test_bad_options_are_named(tmp_path: Path, options: Any, message: str) -> No
     ],
 )
 def test_options_that_contradict(
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    words: list[str],
-    message: str,
+    tmp_path: Path, cli: CommandLine, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file.txt").write_text("a file")
-    assert main(["train", "--output", str(tmp_path / "run"), *words]) == 1
-    assert message in capsys.readouterr().err
+    cli.fails(message, "train", "--output", tmp_path / "run", *words)
 
 
-def test_migrate_config(tmp_path: Path, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_migrate_config(tmp_path: Path, cli: CommandLine) -> None:
     (tmp_path / "config.py").write_text(RELEASED)
     target = tmp_path / "new.yaml"
-    assert main(["migrate-config", str(tmp_path / "config.py"), "--output", str(target)]) == 0
-    out = capsys.readouterr().out
+    out = cli.run("migrate-config", tmp_path / "config.py", "--output", target).out
     assert "MY_OWN: unknown" in out
     assert "WEIGHTS_PATH: not carried over" in out
     options = options_from_file(target)
@@ -360,8 +347,7 @@ def test_migrate_config(tmp_path: Path, files: Path, capsys: pytest.CaptureFixtu
     training = options.training
     assert (training.learning_rate, training.accumulation, training.targets_per_step) == (1e-4, 2, 100)
     assert (training.schedule, training.warmup_share, training.optimizer) == ("cosine", 0.1, "adamw")
-    assert main(["migrate-config", str(tmp_path / "config.py"), "--output", str(target)]) == 1
-    assert "exists" in capsys.readouterr().err
+    cli.fails("exists", "migrate-config", tmp_path / "config.py", "--output", target)
 
 
 @pytest.mark.parametrize(
@@ -375,11 +361,10 @@ def test_migrate_config(tmp_path: Path, files: Path, capsys: pytest.CaptureFixtu
     ],
 )
 def test_migrate_config_refuses(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cli: CommandLine, text: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("config.py").write_text(text)
-    assert main(["migrate-config", "config.py", "--output", "new.yaml"]) == 1
-    assert message in capsys.readouterr().err
+    cli.fails(message, "migrate-config", "config.py", "--output", "new.yaml")
     assert not Path("ran").exists()
     assert not Path("new.yaml").exists()

@@ -1,6 +1,37 @@
-"""A tiny model and machine for tests of the command line."""
+"""A tiny model and machine for tests of the command line, and the command line itself."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
 
 from bgpt_fast import BGPTConfig
+from bgpt_fast.cli.main import main
 
 CONFIG = BGPTConfig(patch_size=8, patch_length=16, hidden_size=16, patch_num_layers=1, byte_num_layers=1, num_heads=2)
 MACHINE = ["--machine.num-registers", "2", "--machine.memory-size", "16", "--machine.max-program", "4"]
+
+
+class CommandLine:
+    """Runs `bgpt-fast` in this process and checks its exit code."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    def run(self, *words: object, code: int = 0) -> Any:
+        """Returns what this command alone printed, as `out` and `err`."""
+        self._capsys.readouterr()
+        assert main([str(word) for word in words]) == code
+        return self._capsys.readouterr()
+
+    def text(self, *words: object) -> str:
+        """Returns the standard output without its line breaks."""
+        return " ".join(self.run(*words).out.split())
+
+    def json(self, *words: object) -> Any:
+        return json.loads(self.run(*words, "--json").out)
+
+    def fails(self, message: str, *words: object) -> None:
+        assert message in self.run(*words, code=1).err

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.cli import CommandLine
 
 from bgpt_fast.cli import data_baselines
-from bgpt_fast.cli.main import main
 from bgpt_fast.tasks.baselines import Compressors, classify_by_bytes, compression_scores, entropy_of_bytes
 from bgpt_fast.tasks.cnn_baseline import classify_by_cnn
 
@@ -127,23 +127,19 @@ def test_digits_by_their_bytes() -> None:
     assert 0.2 < report.accuracy < 0.7
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command(tmp_path: Path, cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     for side, seed in (("train", 0), ("test", 1)):
         (tmp_path / side).mkdir()
         for index, (label, content) in enumerate(files(seed, 5)):
             (tmp_path / side / f"{label}_{index}.bin").write_bytes(content)
-    words = ["data", "baselines", str(tmp_path / "test"), "--train", str(tmp_path / "train")]
-    assert main([*words, "--output", str(tmp_path / "b.json")]) == 0
-    assert "gzip -9" in capsys.readouterr().out
+    words = ["data", "baselines", tmp_path / "test", "--train", tmp_path / "train"]
+    assert "gzip -9" in cli.run(*words, "--output", tmp_path / "b.json").out
     result = json.loads((tmp_path / "b.json").read_text())
     assert result["files"] == 10
     assert result["classifiers"]["nearest-centroid"]["documents"] == 10
     assert 6 < result["entropy_of_bytes"] < math.log2(200)
     monkeypatch.setattr(data_baselines, "classify_by_cnn", functools.partial(classify_by_cnn, steps=2))
-    assert main([*words, "--cnn", "--json"]) == 0
-    result = json.loads(capsys.readouterr().out)
+    result = cli.json(*words, "--cnn")
     assert result["classifiers"]["CNN"]["documents"] == 10
-    assert main(["data", "baselines", str(tmp_path / "test"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["classifiers"] == {}
-    assert main(["data", "baselines", str(tmp_path / "test"), "--cnn"]) == 1
-    assert "got 0 classes and 0 files" in capsys.readouterr().err
+    assert cli.json("data", "baselines", tmp_path / "test")["classifiers"] == {}
+    cli.fails("got 0 classes and 0 files", "data", "baselines", tmp_path / "test", "--cnn")

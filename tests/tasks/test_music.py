@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.cli import CommandLine
 from support.media import midi
 
 from bgpt_fast import BGPTConfig
-from bgpt_fast.cli.main import main
 from bgpt_fast.data import DataError, PairSource
 from bgpt_fast.tasks.media import MediaError
 from bgpt_fast.tasks.music import Note, abc_to_midi, make_pairs, read_notes, split_collection, tidy
@@ -167,13 +167,10 @@ def test_a_program_that_crashes_hangs_or_writes_nonsense(tmp_path: Path, monkeyp
     assert report.skipped == {"no MIDI file": 1}
 
 
-def test_without_the_program(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: CommandLine) -> None:
     monkeypatch.setenv("PATH", os.fspath(tmp_path))
     (tmp_path / "a.abc").write_text(tune(1, "One", "C8|"))
-    assert main(["data", "music", str(tmp_path / "a.abc"), "--output", str(tmp_path / "out")]) == 1
-    assert "apt install abcmidi" in capsys.readouterr().err
+    cli.fails("apt install abcmidi", "data", "music", tmp_path / "a.abc", "--output", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -190,13 +187,12 @@ def test_wrong_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @needs_abc2midi
-def test_the_irish_tunes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_irish_tunes(tmp_path: Path, cli: CommandLine) -> None:
     pytest.importorskip("music21")
     folders = irish_collections()
     assert len(folders) == 3
     [first] = sorted(Path(folders[0]).glob("0001-0050.abc"))
-    assert main(["data", "music", str(first), "--output", str(tmp_path / "out")]) == 0
-    output = capsys.readouterr().out
+    output = cli.run("data", "music", first, "--output", tmp_path / "out").out
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert report["tunes"] == 50
     assert sum(report["pairs"].values()) == 50

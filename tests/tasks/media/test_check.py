@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.cli import CommandLine
 from support.media import midi, png, sound
 
-from bgpt_fast.cli.main import main
 from bgpt_fast.data import DataError
 from bgpt_fast.tasks.media import standard_audio, standard_image
 from bgpt_fast.tasks.media_check import check, check_files, summarise
@@ -122,7 +122,7 @@ def test_scores_and_tones() -> None:
     assert len(synthesise([Note(0.0, 9999.0, 60), Note(5000.0, 9999.0, 70)])) <= 60 * 8000 + 1
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(tmp_path: Path, cli: CommandLine) -> None:
     for folder in ("made", "true"):
         (tmp_path / folder / "sub").mkdir(parents=True)
     (tmp_path / "true/sub/a.mid").write_bytes(midi([(0, 480, 60), (480, 480, 62)]))
@@ -132,10 +132,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     (tmp_path / "made/report.json").write_text("{}")
     (tmp_path / "made/lonely.mid").write_bytes(b"MThd")
     (tmp_path / "made" / os.fsdecode(b"odd\xff\n.txt")).write_bytes(b"\xff")
-    words = ["data", "check", str(tmp_path / "made"), "--truth", str(tmp_path / "true")]
-    words += ["--output", str(tmp_path / "check.json"), "--gallery", str(tmp_path / "page.html")]
-    assert main(words) == 0
-    output = capsys.readouterr().out
+    words = ["data", "check", tmp_path / "made", "--truth", tmp_path / "true"]
+    words += ["--output", tmp_path / "check.json", "--gallery", tmp_path / "page.html"]
+    output = cli.run(*words).out
     assert "1 damaged MIDI file" in output
     assert "33.33 %" in output
     figures = json.loads((tmp_path / "check.json").read_bytes())
@@ -151,7 +150,5 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert figures["without_truth"][0] == "lonely.mid"
     assert figures["missing"] == ["missing.mid"]
     assert "the true file" in (tmp_path / "page.html").read_text()
-    assert main([*words, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["files"] == 3
-    assert main(["data", "check", str(tmp_path / "true"), "--truth", str(tmp_path / "none")]) == 1
-    assert "expected one folder" in capsys.readouterr().err
+    assert cli.json(*words)["files"] == 3
+    cli.fails("expected one folder", "data", "check", tmp_path / "true", "--truth", tmp_path / "none")

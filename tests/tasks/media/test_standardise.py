@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+from support.cli import CommandLine
 from support.media import png, sound
 
-from bgpt_fast.cli.main import main
 from bgpt_fast.data import DataError, LabelledSource
 from bgpt_fast.data.labelled import label_of
 from bgpt_fast.tasks.media import MediaOptions, Plan, standardise
@@ -280,12 +280,11 @@ def test_inputs_without_usable_files(tmp_path: Path) -> None:
 
 
 def test_the_command_writes_files_for_a_classifier(
-    tmp_path: Path, media: Path, capsys: pytest.CaptureFixture[str], tiny_config: object
+    tmp_path: Path, media: Path, cli: CommandLine, tiny_config: object
 ) -> None:
     (media / "cut.wav").write_bytes(sound(0, 9000, format="WAV")[:3000])
-    words = ["data", "media", str(media), "--output", str(tmp_path / "out"), "--labels", "folder", "--workers", "1"]
-    assert main([*words, "--audio", "both", "--image-size", "8", "8", "--test-share", "0.3"]) == 0
-    output = capsys.readouterr().out
+    words = ["data", "media", media, "--output", tmp_path / "out", "--labels", "folder", "--workers", "1"]
+    output = cli.run(*words, "--audio", "both", "--image-size", "8", "8", "--test-share", "0.3").out
     assert "1 audio cut short" in output
     assert "train/image" in output
     source = LabelledSource(tmp_path / "out/train", tiny_config, 64, split="all")  # type: ignore[arg-type]
@@ -293,7 +292,5 @@ def test_the_command_writes_files_for_a_classifier(
     images = list((tmp_path / "out").glob("*/image/*.bmp"))
     assert len(images) == 12 + 12
     assert all(path.stat().st_size == 54 + 192 for path in images)
-    assert main(["data", "media", str(media), "--output", str(tmp_path)]) == 1
-    assert "outside of the output folder" in capsys.readouterr().err
-    assert main(["data", "media", str(media / "cat"), "--output", str(media / "dog")]) == 1
-    assert "expected a new or empty folder" in capsys.readouterr().err
+    cli.fails("outside of the output folder", "data", "media", media, "--output", tmp_path)
+    cli.fails("expected a new or empty folder", "data", "media", media / "cat", "--output", media / "dog")
