@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import random
+from typing import Any, TypeVar
 
 import pytest
 import torch
 from support.cli import CommandLine
+from torch import Tensor, nn
 
 from bgpt_fast import BGPT, BGPTConfig, PackedPatches
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 TINY = BGPTConfig(patch_size=4, patch_length=24, hidden_size=32, patch_num_layers=2, byte_num_layers=2, num_heads=4)
 
@@ -34,6 +38,31 @@ def random_documents(seed: int, sizes: list[int]) -> list[tuple[str, bytes]]:
     stream = random.Random(seed)
     extensions = ["bin", "", "txt", "md"]
     return [(extensions[i % 4], stream.randbytes(size)) for i, size in enumerate(sizes)]
+
+
+def randomised(model: AnyModule, seed: int = 0) -> AnyModule:
+    """In eval mode, with biases and LayerNorms away from 0 and 1, so that a missing one changes results."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    return model.eval()
+
+
+def released_weights(weights: dict[str, Tensor], style: str, **others: Any) -> dict[str, Any]:
+    """The content of a released checkpoint: the weights of an old transformers, with its masks.
+
+    Args:
+        weights: of two patch layers.
+        style: "bare", "model" (below that key, beside `others`) or "module" (so, and names begin with it).
+    """
+    weights = {name: tensor.contiguous() for name, tensor in weights.items()}
+    for layer in range(2):
+        weights[f"patch_level_decoder.base.h.{layer}.attn.bias"] = torch.ones(1, 1, 8, 8, dtype=torch.uint8)
+        weights[f"patch_level_decoder.base.h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
+    if style == "module":
+        weights = {f"module.{name}": tensor for name, tensor in weights.items()}
+    return weights if style == "bare" else {"model": weights, **others}
 
 
 @pytest.fixture

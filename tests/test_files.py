@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
 import shutil
 import stat
 import subprocess
@@ -13,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.write_faults import DiskFull, dies_in_step, step_fails
+from support.write_faults import dies_in_step, disk_full, largest_file, step_fails
 
 from bgpt_fast import files
 from bgpt_fast.files import atomic_write, fsync_folder, write_json
@@ -25,6 +24,13 @@ AFTER_RENAME = STEPS.index("replace") + 1
 def write(path: Path, content: bytes) -> None:
     with atomic_write(path) as file:
         file.write(content)
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """A file named a."""
+    (tmp_path / "a").write_bytes(b"old")
+    return tmp_path / "a"
 
 
 def listing(folder: Path) -> list[str]:
@@ -40,14 +46,12 @@ def test_writes_and_replaces(tmp_path: Path) -> None:
     assert listing(path.parent) == ["a.bin"]
 
 
-def test_the_target_is_untouched_until_the_block_ends(tmp_path: Path) -> None:
-    path = tmp_path / "a"
-    path.write_bytes(b"old")
-    with atomic_write(path) as file:
+def test_the_target_is_untouched_until_the_block_ends(old: Path) -> None:
+    with atomic_write(old) as file:
         file.write(b"new")
         file.flush()
-        assert path.read_bytes() == b"old"
-    assert path.read_bytes() == b"new"
+        assert old.read_bytes() == b"old"
+    assert old.read_bytes() == b"new"
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077])
@@ -66,23 +70,20 @@ def test_long_and_odd_names(tmp_path: Path) -> None:
         assert (tmp_path / name).read_bytes() == b"x"
 
 
-def test_an_exception_in_the_block_leaves_the_old_file_alone(tmp_path: Path) -> None:
-    path = tmp_path / "a"
-    path.write_bytes(b"old")
-
+def test_an_exception_in_the_block_leaves_the_old_file_alone(tmp_path: Path, old: Path) -> None:
     def interrupted() -> None:
-        with atomic_write(path) as file:
+        with atomic_write(old) as file:
             file.write(b"half")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert path.read_bytes() == b"old"
+    assert old.read_bytes() == b"old"
     assert listing(tmp_path) == ["a"]
 
 
 def test_the_steps_are_write_fsync_rename_fsync(tmp_path: Path) -> None:
-    with step_fails(-1, DiskFull()) as steps:
+    with step_fails(-1, disk_full) as steps:
         write(tmp_path / "a", b"content")
     assert steps == STEPS
 
@@ -93,7 +94,7 @@ def test_a_failure_of_each_step_leaves_the_old_or_the_new_file(tmp_path: Path, n
     path = tmp_path / "a"
     if existed:
         path.write_bytes(b"old")
-    with step_fails(number, DiskFull()), pytest.raises(OSError, match="No space left"):
+    with step_fails(number, disk_full), pytest.raises(OSError, match="No space left"):
         write(path, b"content")
     if number >= AFTER_RENAME:
         assert path.read_bytes() == b"content"
@@ -103,39 +104,27 @@ def test_a_failure_of_each_step_leaves_the_old_or_the_new_file(tmp_path: Path, n
 
 
 @pytest.mark.parametrize("number", range(len(STEPS)))
-def test_a_crash_in_each_step_leaves_the_old_or_the_new_file(tmp_path: Path, number: int) -> None:
-    path = tmp_path / "a"
-    path.write_bytes(b"old")
-    assert dies_in_step(number, lambda: write(path, b"content"))
-    assert path.read_bytes() == (b"content" if number >= AFTER_RENAME else b"old")
-    assert not dies_in_step(len(STEPS), lambda: write(path, b"content"))
-    assert path.read_bytes() == b"content"
+def test_a_crash_in_each_step_leaves_the_old_or_the_new_file(old: Path, number: int) -> None:
+    assert dies_in_step(number, lambda: write(old, b"content"))
+    assert old.read_bytes() == (b"content" if number >= AFTER_RENAME else b"old")
+    assert not dies_in_step(len(STEPS), lambda: write(old, b"content"))
+    assert old.read_bytes() == b"content"
 
 
-def test_the_fault_tests_catch_writing_in_place(tmp_path: Path) -> None:
-    path = tmp_path / "a"
-    path.write_bytes(b"old")
-
+def test_the_fault_tests_catch_writing_in_place(old: Path) -> None:
     def write_in_place() -> None:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_TRUNC), "wb") as file:
+        with os.fdopen(os.open(old, os.O_WRONLY | os.O_TRUNC), "wb") as file:
             file.write(b"content")
 
-    with step_fails(0, DiskFull()), pytest.raises(OSError, match="No space left"):
+    with step_fails(0, disk_full), pytest.raises(OSError, match="No space left"):
         write_in_place()
-    assert path.read_bytes() not in (b"old", b"content")
+    assert old.read_bytes() not in (b"old", b"content")
 
 
-def test_a_real_limit_of_the_file_size_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "a"
-    path.write_bytes(b"old")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            write(path, bytes(1 << 20))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert path.read_bytes() == b"old"
+def test_a_real_limit_of_the_file_size_leaves_the_old_file(tmp_path: Path, old: Path) -> None:
+    with largest_file(4096), pytest.raises(OSError, match="File too large"):
+        write(old, bytes(1 << 20))
+    assert old.read_bytes() == b"old"
     assert listing(tmp_path) == ["a"]
 
 

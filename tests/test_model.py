@@ -6,11 +6,12 @@ import copy
 
 import pytest
 import torch
-from conftest import TINY, random_documents
+from conftest import TINY, random_documents, randomised
 
 from benchmarks.hugging_face import HuggingFaceBGPT
 from bgpt_fast import BGPT, BGPTConfig, Generator, PackedPatches, Prompt, ReferenceBGPT
-from bgpt_fast.checkpoint.schema import PATCH_EMBEDDING
+from bgpt_fast.checkpoint import save_released
+from bgpt_fast.checkpoint.schema import LM_HEAD, PATCH_EMBEDDING, validate_state_dict
 
 SHAPES = {
     "several heads, patches of 4": (TINY, [9, 0, 33, 1, 16, 64]),
@@ -24,15 +25,6 @@ SHAPES = {
 def _case(request: pytest.FixtureRequest) -> tuple[BGPTConfig, PackedPatches]:
     config, sizes = SHAPES[request.param]
     return config, PackedPatches.from_bytes(random_documents(1, sizes), config)
-
-
-def randomised(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Biases and LayerNorms away from 0 and 1, so that a lost one shows."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
-    return model.eval()
 
 
 def gradients(model: torch.nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -215,7 +207,9 @@ def test_log_likelihood_sums_each_document(tiny_model: BGPT, tiny_batch: PackedP
 
 def test_paper_size_has_the_published_number_of_parameters() -> None:
     with torch.device("meta"):
-        assert BGPT(BGPTConfig()).num_parameters() == 110_084_352
+        model = BGPT(BGPTConfig())
+    assert model.num_parameters() == 110_084_352
+    validate_state_dict(BGPTConfig(), {name: t for name, t in model.state_dict().items() if name != LM_HEAD})
 
 
 def test_initial_distribution_is_gpt2s() -> None:
@@ -278,6 +272,8 @@ def test_saved_and_loaded_is_the_same(tmp_path, tiny_model: BGPT, tiny_batch: Pa
     assert torch.equal(loaded.state_dict()[PATCH_EMBEDDING], table.t())
     assert torch.equal(loaded(tiny_batch).nats, tiny_model(tiny_batch).nats)
     assert BGPT.from_pretrained(tmp_path / "model", dtype=torch.bfloat16)(tiny_batch).loss.isfinite()
+    save_released(tmp_path / "weights.pth", tiny_model.config, tiny_model.state_dict())
+    assert torch.equal(BGPT.from_pretrained(tmp_path / "weights.pth")(tiny_batch).nats, tiny_model(tiny_batch).nats)
 
 
 def test_compiled_model_is_equal(tiny_model: BGPT, tiny_batch: PackedPatches) -> None:

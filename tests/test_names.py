@@ -27,12 +27,13 @@ RENAMED = {
 }
 """Classes and functions of earlier versions that have a new name."""
 FOREIGN = re.compile(r"\w*NotFoundError")
-"""Names of Python and of other libraries that would be refused."""
+HYPOTHESIS = ("from hypothesis import", "@given(")
+"""Names of Python and of other libraries that would be refused, and lines with Hypothesis's `given`."""
 
 
 def python_identifiers(source: str) -> Iterator[tuple[int, str]]:
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.NAME and not keyword.iskeyword(token.string):
+        if token.type == tokenize.NAME and not (keyword.iskeyword(token.string) or token.line.startswith(HYPOTHESIS)):
             yield token.start[0], token.string
 
 

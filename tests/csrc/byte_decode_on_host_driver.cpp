@@ -49,6 +49,15 @@ struct Reader {
         read(values, count);
         return values;
     }
+
+    Sampling sampling() {
+        Sampling sampling{};
+        sampling.temperature = one<double>();
+        sampling.top_k = one<int64_t>();
+        sampling.top_p = one<double>();
+        sampling.seed = one<uint64_t>();
+        return sampling;
+    }
 };
 
 struct BlockState {
@@ -80,10 +89,7 @@ void decode(Reader& in, const std::string& fault, std::ofstream& out) {
     const int32_t N = in.one<int32_t>(), blocks = in.one<int32_t>(), warps = in.one<int32_t>();
     PersistentCall call{};
     call.N = N;
-    call.sampling.temperature = in.one<double>();
-    call.sampling.top_k = in.one<int64_t>();
-    call.sampling.top_p = in.one<double>();
-    call.sampling.seed = in.one<uint64_t>();
+    call.sampling = in.sampling();
 
     const int64_t D = shape.D, F = shape.F;
     PersistentWeights<W> weights{};
@@ -165,11 +171,7 @@ void decode(Reader& in, const std::string& fault, std::ofstream& out) {
 
 void choose(Reader& in, std::ofstream& out) {
     const int64_t N = in.one<int64_t>();
-    Sampling sampling{};
-    sampling.temperature = in.one<double>();
-    sampling.top_k = in.one<int64_t>();
-    sampling.top_p = in.one<double>();
-    sampling.seed = in.one<uint64_t>();
+    const Sampling sampling = in.sampling();
     const float* logits = in.array<float>(N * kVocabSize);
     const uint64_t* indices = in.array<uint64_t>(N);
     const uint64_t* positions = in.array<uint64_t>(N);

@@ -1,4 +1,4 @@
-"""One rank of the runs that `test_training_distributed.py` asks for: `python rank_child.py JOBS`, JOBS as JSON."""
+"""One rank of the runs that tests/training/test_distributed.py starts: `python rank_child.py JOBS`, JOBS as JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -19,27 +18,11 @@ import bgpt_fast.byte_decoder
 import bgpt_fast.training.checkpointer
 import bgpt_fast.training.step
 from bgpt_fast.data import DataError
-from bgpt_fast.patches import PackedPatches
-from bgpt_fast.training import NonFiniteLossError, TrainConfig, Trainer, TrainingInterrupted, rank_and_world_size
-from support.training import CONFIG, RandomSource, make_model
+from bgpt_fast.model import BGPT
+from bgpt_fast.training import NonFiniteLossError, Trainer, TrainingInterrupted, rank_and_world_size
+from support.training import CONFIG, RandomSource, make_model, make_trainer
 
 SIGNALS = {"term": signal.SIGTERM, "kill": signal.SIGKILL, "stop": signal.SIGSTOP}
-
-
-class SharedSource(RandomSource):
-    """A global batch of five documents of unequal lengths, of which each rank takes every `world_size`-th."""
-
-    def __init__(self, rank: int = 0, world_size: int = 1, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self.rank, self.world_size = rank, world_size
-
-    def next_batch(self) -> PackedPatches:
-        if self.before is not None:
-            self.before(self.position)
-        rng = np.random.default_rng([self.seed, self.position])
-        self.position += 1
-        documents = [("bin", rng.integers(0, 4, rng.integers(1, 50)).astype(np.uint8).tobytes()) for _ in range(5)]
-        return PackedPatches.from_bytes(documents[self.rank :: self.world_size], CONFIG)
 
 
 def trainer_of(job: dict[str, Any], rank: int = 0, world_size: int = 1) -> Trainer:
@@ -59,13 +42,12 @@ def trainer_of(job: dict[str, Any], rank: int = 0, world_size: int = 1) -> Train
             elif job["fault"] == "error":
                 raise DataError("the disk is gone")
 
-    fields: dict[str, Any] = {"steps": 6, "learning_rate": 3e-3, "device": "cpu", "save_every": 0, "threads": 1}
-    fields |= {"prefetch": 0, "tensorboard": False}
-    evaluate = (lambda model: {"weights": float(sum(p.abs().sum() for p in model.parameters()))}) if rank == 0 else None
-    evaluate = evaluate or (lambda model: {"weights": -1.0})
-    source = SharedSource(rank, world_size, before=before)
-    config = TrainConfig(**{**fields, **job.get("fields", {})})
-    return Trainer(model, source, config, job["run"], evaluate, show_progress=False)
+    def evaluate(model: BGPT) -> dict[str, float]:
+        return {"weights": float(sum(p.abs().sum() for p in model.parameters())) if rank == 0 else -1.0}
+
+    source = RandomSource(documents=5, before=before, rank=rank, world_size=world_size)
+    fields = {"steps": 6, "threads": 1, **job.get("fields", {})}
+    return make_trainer(Path(job["run"]), source, evaluate, model, **fields)
 
 
 def _no_group_left() -> None:

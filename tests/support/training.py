@@ -5,18 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.model import BGPT
 from bgpt_fast.patches import PackedPatches
-from bgpt_fast.training import TrainConfig, Trainer
+from bgpt_fast.training import TrainConfig, Trainer, TrainingInterrupted
 from support.paths import TESTS
 
 CONFIG = BGPTConfig(
@@ -24,13 +27,25 @@ CONFIG = BGPTConfig(
 )
 
 
-class RandomSource:
-    """Seeded batches of documents of many lengths; `before` is called with the number of each batch."""
+RANK_CHILD = str(TESTS / "support" / "rank_child.py")
 
-    def __init__(self, seed: int = 0, documents: int = 3, before: Callable[[int], None] | None = None) -> None:
-        self.seed = seed
-        self.documents = documents
-        self.before = before
+
+class RandomSource:
+    """Seeded batches of documents of many lengths, of which each rank takes every `world_size`-th.
+
+    `before` is called with the number of each batch.
+    """
+
+    def __init__(
+        self,
+        seed: int = 0,
+        documents: int = 3,
+        before: Callable[[int], None] | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.seed, self.documents, self.before = seed, documents, before
+        self.rank, self.world_size = rank, world_size
         self.position = 0
 
     def next_batch(self) -> PackedPatches:
@@ -38,13 +53,9 @@ class RandomSource:
             self.before(self.position)
         rng = np.random.default_rng([self.seed, self.position])
         self.position += 1
-        return PackedPatches.from_bytes(
-            [
-                ("bin", rng.integers(0, 4, rng.integers(1, 50)).astype(np.uint8).tobytes())
-                for _ in range(self.documents)
-            ],
-            CONFIG,
-        )
+        sizes = (rng.integers(1, 50) for _ in range(self.documents))
+        documents = [("bin", rng.integers(0, 4, size).astype(np.uint8).tobytes()) for size in sizes]
+        return PackedPatches.from_bytes(documents[self.rank :: self.world_size], CONFIG)
 
     def state_dict(self) -> dict[str, Any]:
         return {"position": self.position}
@@ -62,23 +73,46 @@ def child_environment(**variables: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", **variables}
 
 
+def torchrun(jobs: list[dict[str, Any]]) -> subprocess.CompletedProcess[bytes]:
+    """Runs the jobs of rank_child.py on two ranks."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [RANK_CHILD, json.dumps(jobs)]
+    return subprocess.run(command, env=child_environment(), capture_output=True, timeout=240)
+
+
 def make_model(config: BGPTConfig = CONFIG, seed: int = 0) -> BGPT:
     torch.manual_seed(seed)
     return BGPT(config)
 
 
-def make_trainer(run_dir: Path, source: RandomSource | None = None, evaluate: Any = None, **fields: Any) -> Trainer:
+def make_trainer(run_dir: Path, source: Any = None, evaluate: Any = None, model: Any = None, **fields: Any) -> Trainer:
     # Nothing is read ahead: what a source does at its N-th batch falls into step N.
     defaults: dict[str, Any] = {"steps": 8, "learning_rate": 3e-3, "device": "cpu", "save_every": 0, "prefetch": 0}
-    defaults["tensorboard"] = False
-    return Trainer(
-        make_model(),
-        source or RandomSource(),
-        TrainConfig(**{**defaults, **fields}),
-        run_dir,
-        evaluate,
-        show_progress=False,
-    )
+    config = TrainConfig(**{**defaults, "tensorboard": False, **fields})
+    return Trainer(model or make_model(), source or RandomSource(), config, run_dir, evaluate, show_progress=False)
+
+
+def train(run_dir: Path, source: Any = None, **fields: Any) -> Trainer:
+    """The trainer of `make_trainer`, after its run."""
+    trainer = make_trainer(run_dir, source, **fields)
+    trainer.train()
+    return trainer
+
+
+def interrupt(run_dir: Path, at: int, number: int = signal.SIGTERM, **fields: Any) -> Trainer:
+    """The trainer of a run that a signal to this process, sent before batch `at`, has ended."""
+
+    def send(position: int) -> None:
+        if position == at:
+            os.kill(os.getpid(), number)
+
+    trainer = make_trainer(run_dir, RandomSource(before=send), **fields)
+    with pytest.raises(TrainingInterrupted, match="saved in") as caught:
+        trainer.train()
+    assert caught.value.exit_code == 128 + number
+    assert caught.value.step == trainer.step
+    assert caught.value.checkpoint == trainer.store.path(trainer.step)
+    return trainer
 
 
 def fingerprint(trainer: Trainer) -> str:

@@ -6,22 +6,40 @@ import contextlib
 import errno
 import io
 import os
+import resource
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 
-class DiskFull:
-    """What a step does that fails: ENOSPC, as a full disk answers."""
-
-    def __call__(self) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def flip(content: bytes, bit: int) -> bytes:
+    """The content with one bit changed."""
+    flipped = bytearray(content)
+    flipped[bit // 8] ^= 1 << bit % 8
+    return bytes(flipped)
 
 
 @contextlib.contextmanager
-def step_fails(number: int, fail: Callable[[], object]) -> Iterator[list[str]]:
-    """Within the block, the `number`-th of all calls that make, write, flush or rename a file calls `fail` instead.
+def largest_file(size: int) -> Iterator[None]:
+    """Every write past `size` bytes fails, as on a full disk (EFBIG instead of ENOSPC; Python ignores SIGXFSZ)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def disk_full() -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@contextlib.contextmanager
+def step_fails(
+    number: int, fail: Callable[[], object], calls: tuple[str, ...] = ("fsync", "replace")
+) -> Iterator[list[str]]:
+    """Within the block, `fail` replaces the `number`-th of all calls that make or write a file, and of `calls` of `os`.
 
     A failing write has written half of its bytes. Yields the names of the steps as they are taken.
     """
@@ -53,7 +71,7 @@ def step_fails(number: int, fail: Callable[[], object]) -> Iterator[list[str]]:
         patch.setattr(
             os, "open", lambda path, flags, *mode: (making if flags & os.O_CREAT else opened)(path, flags, *mode)
         )
-        for name in ("fsync", "replace"):
+        for name in calls:
             patch.setattr(os, name, wrapped(name, getattr(os, name)))
         yield steps
 

@@ -6,21 +6,18 @@ import gzip
 import json
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support.training import RandomSource, fingerprint, log_lines, losses, make_trainer
+from support.training import RandomSource, fingerprint, log_lines, losses, make_trainer, train
 from torch import Tensor
 
 import bgpt_fast.training.checkpointer
 from bgpt_fast.training import CheckpointWriteError
 from bgpt_fast.training.checkpoint_store import CheckpointStore
 from bgpt_fast.training.checkpointer import AsyncSaver, snapshot
-
-SaveStep = Callable[..., Path]
 
 
 @pytest.fixture
@@ -40,11 +37,9 @@ def slow_saves(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.parametrize("process", [False, True])
 def test_batches_read_ahead_are_the_same_batches(tmp_path: Path, process: bool) -> None:
-    plain = make_trainer(tmp_path / "plain", steps=6, accumulation=2)
-    plain.train()
+    plain = train(tmp_path / "plain", steps=6, accumulation=2)
     source = RandomSource()
-    ahead = make_trainer(tmp_path / "ahead", source, steps=6, accumulation=2, prefetch=3, prefetch_process=process)
-    ahead.train()
+    ahead = train(tmp_path / "ahead", source, steps=6, accumulation=2, prefetch=3, prefetch_process=process)
     assert losses(tmp_path / "ahead") == losses(tmp_path / "plain")
     assert fingerprint(ahead) == fingerprint(plain)
     # The source's position is after the last batch that was used, not after those read ahead.
@@ -64,12 +59,11 @@ def test_a_source_that_fails_ahead_fails_at_its_own_step(tmp_path: Path) -> None
 
 def _resumed_from_step_3(tmp_path: Path) -> tuple[list[float], list[float]]:
     """Losses of a run, and of one resumed from its checkpoint of step 3, which was written while training continued."""
-    make_trainer(tmp_path / "straight", steps=6, save_every=3, keep_last=9).train()
-    latest = tmp_path / "straight" / "checkpoints" / "latest"
-    expected = losses(tmp_path / "straight")
-    latest.write_text("step-00000003\n")
-    make_trainer(tmp_path / "straight", steps=6, save_every=3, keep_last=9).train()
-    return expected, losses(tmp_path / "straight")
+    train(tmp_path, steps=6, save_every=3, keep_last=9)
+    expected = losses(tmp_path)
+    (tmp_path / "checkpoints" / "latest").write_text("step-00000003\n")
+    train(tmp_path, steps=6, save_every=3, keep_last=9)
+    return expected, losses(tmp_path)
 
 
 def test_a_checkpoint_is_of_its_step_while_training_continues(tmp_path: Path, slow_saves: list[str]) -> None:
@@ -150,15 +144,8 @@ def test_dashboards_and_profile_are_files_of_the_run(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     evaluations = iter([3.0, 2.0])
-    make_trainer(
-        tmp_path,
-        steps=6,
-        eval_every=3,
-        tensorboard=True,
-        profile_steps=2,
-        profile_after=2,
-        evaluate=lambda model: {"loss": next(evaluations)},
-    ).train()
+    fields = {"steps": 6, "eval_every": 3, "tensorboard": True, "profile_steps": 2, "profile_after": 2}
+    train(tmp_path, evaluate=lambda model: {"loss": next(evaluations)}, **fields)
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     curve = [(event.step, event.value) for event in events.Scalars("train/loss")]
     logged = [(line["step"], line["loss"]) for line in log_lines(tmp_path) if line["kind"] == "train"]

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from support.write_faults import disk_full, flip, largest_file, step_fails
 
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.model import BGPT
@@ -37,15 +37,19 @@ def _assert_same(one: RunState, other: RunState) -> None:
         assert all(torch.equal(mine[name], its[name]) for name in mine)
 
 
+def _assert_latest(store: CheckpointStore, step: int) -> None:
+    latest = store.load_latest()
+    assert latest is not None
+    assert latest[0] == step
+    _assert_same(latest[1], _checkpoint(step))
+
+
 def test_round_trip_and_from_pretrained(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path / "checkpoints")
     assert store.load_latest() is None
     folder = store.save(7, _checkpoint(7))
     assert folder.name == "step-00000007"
-    latest = store.load_latest()
-    assert latest is not None
-    assert latest[0] == 7
-    _assert_same(latest[1], _checkpoint(7))
+    _assert_latest(store, 7)
     assert BGPT.from_pretrained(folder).config == SMALL
 
 
@@ -90,58 +94,25 @@ def test_files_then_folder_then_pointer(tmp_path: Path, monkeypatch: pytest.Monk
     assert after == ["fsync folder top", "fsync file top", "replace latest", "fsync folder top"]
 
 
-def test_every_system_call_fails_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fail_at = 0
-    calls = 0
-    failed: set[str] = set()
-
-    def failing(name: str) -> Callable[..., Any]:
-        original = getattr(os, name)
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == fail_at:
-                failed.add(name)
-                raise OSError(28, "No space left on device")
-            return original(*args, **kwargs)
-
-        return call
-
-    for name in ("fsync", "replace", "rename", "chmod", "mkdir"):
-        monkeypatch.setattr(os, name, failing(name))
-    for fail_at in range(1, 200):
-        store = CheckpointStore(tmp_path / str(fail_at), keep_last=1)
-        calls = -1000
+def test_every_system_call_fails_in_turn(tmp_path: Path) -> None:
+    calls = ("fsync", "replace", "rename", "chmod", "mkdir")
+    for number in range(200):
+        store = CheckpointStore(tmp_path / str(number), keep_last=1)
         store.save(1, _checkpoint(1))
-        calls = 0
-        saved = False
-        with contextlib.suppress(CheckpointWriteError):
+        is_saved = False
+        with step_fails(number, disk_full, calls) as steps, contextlib.suppress(CheckpointWriteError):
             store.save(2, _checkpoint(2))
-            saved = True
-        if not saved:
+            is_saved = True
+        if not is_saved:
             _assert_same(store.load(1), _checkpoint(1))
-        injected, calls = calls >= fail_at, -1000
         latest = store.load_latest()
         assert latest is not None
         _assert_same(latest[1], _checkpoint(latest[0]))
-        if not injected:
+        if len(steps) <= number:
             break
-    assert not injected
-    assert fail_at > 20
-    assert failed == {"fsync", "replace", "rename", "chmod", "mkdir"}
+    assert number == len(steps) > 20
+    assert set(steps) == {"make", "write", *calls}
     assert store.steps() == [2]
-
-
-@contextlib.contextmanager
-def _largest_file(size: int) -> Iterator[None]:
-    """Every write past `size` bytes fails, as on a full disk (EFBIG instead of ENOSPC; Python ignores SIGXFSZ)."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_full_disk(tmp_path: Path) -> None:
@@ -149,24 +120,14 @@ def test_full_disk(tmp_path: Path) -> None:
     folder = store.save(1, _checkpoint(1))
     sizes = sorted(path.stat().st_size for path in folder.iterdir())
     for size in [0, 1, *(limit - 1 for limit in sizes)]:
-        with _largest_file(size), pytest.raises(CheckpointWriteError, match="intact"):
+        with largest_file(size), pytest.raises(CheckpointWriteError, match="intact"):
             store.save(2, _checkpoint(2))
         assert store.steps() == [1]
         assert not list(tmp_path.glob(".step-*"))
-    latest = store.load_latest()
-    assert latest is not None
-    _assert_same(latest[1], _checkpoint(1))
-    with _largest_file(sizes[-1]):
+    _assert_latest(store, 1)
+    with largest_file(sizes[-1]):
         store.save(2, _checkpoint(2))
     assert store.pointed("latest") == 2
-
-
-def _flip(path: Path, bit: int) -> None:
-    with path.open("r+b") as file:
-        file.seek(bit // 8)
-        (byte,) = file.read(1)
-        file.seek(bit // 8)
-        file.write(bytes([byte ^ 1 << bit % 8]))
 
 
 def test_bit_flips_and_truncation_are_refused(tmp_path: Path) -> None:
@@ -175,20 +136,14 @@ def test_bit_flips_and_truncation_are_refused(tmp_path: Path) -> None:
     files = sorted(path for path in folder.iterdir())
     assert len(files) == 6
     rng = np.random.default_rng(0)
-    for trial in range(1000):
+    for trial in range(1200):
         path = files[trial % len(files)]
-        bit = int(rng.integers(8 * path.stat().st_size))
-        _flip(path, bit)
+        content = path.read_bytes()
+        bit = int(rng.integers(8 * len(content)))
+        path.write_bytes(flip(content, bit) if trial < 1000 else content[: bit // 8])
         with pytest.raises(CheckpointDamagedError, match=path.name):
             store.load(3)
-        _flip(path, bit)
-    for trial in range(200):
-        path = files[trial % len(files)]
-        whole = path.read_bytes()
-        path.write_bytes(whole[: int(rng.integers(len(whole)))])
-        with pytest.raises(CheckpointDamagedError, match=path.name):
-            store.load(3)
-        path.write_bytes(whole)
+        path.write_bytes(content)
     # What is whole again is not refused.
     _assert_same(store.load(3), _checkpoint(3))
 
@@ -198,13 +153,10 @@ def test_damaged_latest_falls_back_and_says_so(tmp_path: Path, name: str) -> Non
     store = CheckpointStore(tmp_path)
     store.save(1, _checkpoint(1))
     path = store.save(2, _checkpoint(2)) / name
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    content = path.read_bytes()
+    path.write_bytes(flip(content, len(content) // 2 * 8))
     with pytest.warns(UserWarning, match=rf"going on from step 1.*{name}"):
-        latest = store.load_latest()
-    assert latest is not None
-    _assert_same(latest[1], _checkpoint(1))
+        _assert_latest(store, 1)
     # Going on from there writes the damaged step again.
     store.save(2, _checkpoint(2))
     _assert_same(store.load(2), _checkpoint(2))
@@ -228,17 +180,13 @@ def test_lost_pointer_means_the_newest(tmp_path: Path, pointer: bytes | None) ->
     else:
         (tmp_path / "latest").write_bytes(pointer)
     with pytest.warns(UserWarning, match="names no checkpoint"):
-        latest = store.load_latest()
-    assert latest is not None
-    assert latest[0] == 2
+        _assert_latest(store, 2)
 
 
 def test_leftovers_of_a_killed_save_are_ignored_and_removed(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     folder = store.save(1, _checkpoint(1))
     shutil.copytree(folder, tmp_path / ".step-00000002.abc.part")
-    latest = store.load_latest()
-    assert latest is not None
-    assert latest[0] == 1
+    _assert_latest(store, 1)
     store.save(2, _checkpoint(2))
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["latest", "step-00000001", "step-00000002"]

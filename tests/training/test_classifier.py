@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 from support.training import CONFIG as DROPPING
-from support.training import fingerprint, log_lines, make_trainer
+from support.training import RandomSource, fingerprint, log_lines, make_trainer
 from torch.nn import functional as F
 
 from bgpt_fast import BGPTForClassification
@@ -22,20 +22,12 @@ from bgpt_fast.training.checkpoint_store import CheckpointStore
 
 CONFIG = dataclasses.replace(DROPPING, dropout=0.0)
 LABELS = {"low.bin": 0, "high.bin": 1, "mixed.bin": 2}
-FIELDS: dict[str, Any] = {
-    "steps": 6, "learning_rate": 3e-3, "device": "cpu", "save_every": 0, "prefetch": 0, "tensorboard": False,
-    "threads": 1,
-}  # fmt: skip
 
 
-class LabelledBytes:
+class LabelledBytes(RandomSource):
     """Seeded batches of documents whose bytes tell their class."""
 
-    def __init__(self, documents: int = 5) -> None:
-        self.documents = documents
-        self.position = 0
-
-    def next_batch(self) -> LabelledBatch:
+    def next_batch(self) -> LabelledBatch:  # type: ignore[override]
         stream = random.Random(self.position)
         self.position += 1
         labels = [stream.randrange(3) for _ in range(self.documents)]
@@ -44,29 +36,21 @@ class LabelledBytes:
         batch = PackedPatches.from_bytes([("bin", body) for body in bodies], CONFIG)
         return LabelledBatch(batch, torch.tensor(labels))
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"position": self.position}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.position = state["position"]
-
-    def describe(self) -> dict[str, Any]:
-        return {"kind": "labelled bytes"}
-
 
 def trainer_of(
     run: Path, source: Any = None, labels: dict[str, int] = LABELS, config: Any = CONFIG, **fields: Any
 ) -> Trainer:
     torch.manual_seed(0)
     model = BGPTForClassification(config, labels)
-    return Trainer(model, source or LabelledBytes(), TrainConfig(**{**FIELDS, **fields}), run, show_progress=False)
+    fields = {"steps": 6, "threads": 1, **fields}
+    return make_trainer(run, source or LabelledBytes(documents=5), model=model, **fields)
 
 
 def test_a_step_minimises_the_mean_over_documents(tmp_path: Path) -> None:
     torch.manual_seed(0)
     expected = BGPTForClassification(CONFIG, LABELS).train()
     trainer = trainer_of(tmp_path, steps=1, accumulation=2, grad_clip=0.0)
-    source = LabelledBytes()
+    source = LabelledBytes(documents=5)
     batches = [source.next_batch() for _ in range(2)]
     logits = torch.cat([expected(batch.batch) for batch in batches])
     labels = torch.cat([batch.labels for batch in batches])
@@ -114,13 +98,13 @@ def test_a_batch_that_is_not_finite_is_written_with_its_labels(tmp_path: Path) -
     with pytest.raises(NonFiniteLossError) as caught:
         trainer.train()
     batch_file = safetensors.torch.load_file(caught.value.batch_path)
-    batch = LabelledBytes().next_batch()
+    batch = LabelledBytes(documents=5).next_batch()
     assert torch.equal(batch_file["0.labels"], batch.labels)
     assert torch.equal(batch_file["0.patches"], torch.as_tensor(batch.batch.patches))
 
 
 def test_a_source_with_other_classes_is_refused(tmp_path: Path) -> None:
-    source = LabelledBytes()
+    source = LabelledBytes(documents=5)
     source.labels = dict(LABELS)  # type: ignore[attr-defined]
     trainer_of(tmp_path, source, steps=1).train()
     source.labels = {"low.bin": 1, "high.bin": 0, "mixed.bin": 2}  # type: ignore[attr-defined]
@@ -131,21 +115,10 @@ def test_a_source_with_other_classes_is_refused(tmp_path: Path) -> None:
 def test_stop_at_ends_the_run_and_a_new_start_stays_ended(tmp_path: Path) -> None:
     scores = iter([0.2, 0.6, 0.9, 0.95])
 
-    def train() -> tuple[int, str]:
-        trainer = make_trainer(
-            tmp_path,
-            evaluate=lambda model: {"accuracy": next(scores)},
-            steps=20,
-            eval_every=2,
-            best_metric="accuracy",
-            best_is="highest",
-            stop_at=0.9,
-        )
-        result = trainer.train()
-        return result.steps, result.stopped_by
-
-    assert train() == (6, "target")
-    assert train() == (6, "target")
+    fields = {"steps": 20, "eval_every": 2, "best_metric": "accuracy", "best_is": "highest", "stop_at": 0.9}
+    for _ in range(2):
+        result = make_trainer(tmp_path, evaluate=lambda model: {"accuracy": next(scores)}, **fields).train()
+        assert (result.steps, result.stopped_by) == (6, "target")
     assert CheckpointStore(tmp_path / "checkpoints").pointed("best") == 6
     with pytest.raises(ValueError, match="stop_at: expected None where there is no best_metric"):
         TrainConfig(stop_at=0.9)

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from support.training import CONFIG as DROPPING
-from support.training import RandomSource, losses, make_model
+from support.training import RandomSource, losses, make_model, make_trainer
 from torch import Tensor
 
+from bgpt_fast.config import BGPTConfig
 from bgpt_fast.model import BGPT
 from bgpt_fast.patches import PackedPatches
 from bgpt_fast.training import TrainConfig, Trainer
@@ -38,12 +39,13 @@ def gradients(model: BGPT) -> dict[str, Tensor]:
 
 def batches(count: int) -> list[tuple[PackedPatches, Tensor]]:
     source = RandomSource()
-    items = [source.next_batch() for _ in range(count)]
     generator = torch.Generator().manual_seed(0)
-    return [
-        (batch, batch.target_indices()[torch.randperm(len(batch.target_indices()), generator=generator)[:6]].sort()[0])
-        for batch in items
-    ]
+    pairs = []
+    for _ in range(count):
+        batch = source.next_batch()
+        targets = batch.target_indices()
+        pairs.append((batch, targets[torch.randperm(len(targets), generator=generator)[:6]].sort()[0]))
+    return pairs
 
 
 @pytest.mark.parametrize("patches", [29, 40])
@@ -90,26 +92,21 @@ def test_shapes_that_do_not_fit() -> None:
     assert not graphed_gradients(make_model(CONFIG).to(DEVICE), batch.num_patches - 1).fits(batch, targets)
 
 
-class RoomySource(RandomSource):
+class BoundedSource(RandomSource):
     patches_per_batch = 60
 
 
-def train(run: Path, **fields: Any) -> Trainer:
-    settings: dict[str, Any] = {
-        "steps": 6, "accumulation": 2, "learning_rate": 3e-3, "targets_per_step": 9, "save_every": 0, "prefetch": 0,
-        "tensorboard": False, "device": DEVICE, "threads": 1,
-    }  # fmt: skip
-    config = TrainConfig(**{**settings, **fields})
-    trainer = Trainer(make_model(CONFIG), RoomySource(documents=6), config, run, show_progress=False)
-    return trainer
+def trainer_of(run: Path, source: RandomSource | None = None, config: BGPTConfig = CONFIG, **fields: Any) -> Trainer:
+    settings = {"steps": 6, "accumulation": 2, "targets_per_step": 9, "device": DEVICE, "threads": 1, **fields}
+    return make_trainer(run, source or BoundedSource(documents=6), model=make_model(config), **settings)
 
 
 def test_a_run_is_the_same_with_and_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if DEVICE == "cpu":
         monkeypatch.setattr("bgpt_fast.training.graphed.cuda_graph", recorded)
         monkeypatch.setattr("bgpt_fast.training.step.CAN_GRAPH", ("cpu", "cuda"))
-    train(tmp_path / "plain").train()
-    graphed = train(tmp_path / "graphed", cuda_graph=True)
+    trainer_of(tmp_path / "plain").train()
+    graphed = trainer_of(tmp_path / "graphed", cuda_graph=True)
     graphed.train()
     assert graphed._train_step.graphed_batches > 6
     for got, expected in zip(losses(tmp_path / "graphed"), losses(tmp_path / "plain"), strict=True):
@@ -121,10 +118,9 @@ def test_what_cannot_be_recorded_is_refused(tmp_path: Path, monkeypatch: pytest.
         TrainConfig(cuda_graph=True)
     if DEVICE == "cpu":
         with pytest.raises(ValueError, match="cuda_graph: expected a CUDA device, got cpu"):
-            train(tmp_path, cuda_graph=True)
+            trainer_of(tmp_path, cuda_graph=True)
         monkeypatch.setattr("bgpt_fast.training.step.CAN_GRAPH", ("cpu", "cuda"))
-    config = TrainConfig(cuda_graph=True, targets_per_step=9, device=DEVICE)
     with pytest.raises(ValueError, match="cuda_graph: expected no dropout"):
-        Trainer(make_model(DROPPING), RoomySource(), config, tmp_path, show_progress=False)
+        trainer_of(tmp_path, config=DROPPING, cuda_graph=True)
     with pytest.raises(ValueError, match="cuda_graph: expected a source with patches_per_batch"):
-        Trainer(make_model(CONFIG), RandomSource(), config, tmp_path, show_progress=False)
+        trainer_of(tmp_path, RandomSource(), cuda_graph=True)

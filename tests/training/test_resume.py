@@ -16,7 +16,16 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from support.training import RandomSource, child_environment, fingerprint, log_lines, losses, make_trainer
+from support.training import (
+    RandomSource,
+    child_environment,
+    fingerprint,
+    interrupt,
+    log_lines,
+    losses,
+    make_trainer,
+    train,
+)
 
 from bgpt_fast.checkpoint.schema import PATCH_EMBEDDING
 from bgpt_fast.model import BGPT
@@ -25,20 +34,13 @@ from bgpt_fast.training import TrainingInterrupted, checkpoint_store
 HARD: dict[str, Any] = {"steps": 12, "accumulation": 2, "targets_per_step": 9, "threads": 1}
 
 
-def _send(number: int, at: int) -> RandomSource:
-    """A source that sends this process a signal when batch `at` is asked for."""
-    return RandomSource(before=lambda position: os.kill(os.getpid(), number) if position == at else None)
-
-
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize(("schedule", "precision"), [("cosine", "fp32"), ("wsd", "bf16")])
 def test_resumed_run_is_the_same_run(tmp_path: Path, optimizer: str, schedule: str, precision: str) -> None:
     fields = {**HARD, "optimizer": optimizer, "schedule": schedule, "precision": precision}
-    straight = make_trainer(tmp_path / "straight", **fields)
-    straight.train()
+    straight = train(tmp_path / "straight", **fields)
     for at in (5, 14):
-        with pytest.raises(TrainingInterrupted):
-            make_trainer(tmp_path / "resumed", _send(signal.SIGTERM, at), **fields).train()
+        interrupt(tmp_path / "resumed", at, **fields)
     resumed = make_trainer(tmp_path / "resumed", **fields)
     assert resumed.resumed
     assert resumed.step == 8
@@ -52,10 +54,8 @@ def test_resumed_run_is_the_same_run(tmp_path: Path, optimizer: str, schedule: s
 @pytest.mark.parametrize("damage", [None, "not transposed"])
 def test_a_checkpoint_of_format_1_goes_on(tmp_path: Path, damage: str | None) -> None:
     """There AdamW's averages for the patch embedding are [D, S·V], as in released checkpoints."""
-    straight = make_trainer(tmp_path / "straight", **HARD)
-    straight.train()
-    with pytest.raises(TrainingInterrupted):
-        make_trainer(tmp_path / "resumed", _send(signal.SIGTERM, 9), **HARD).train()
+    straight = train(tmp_path / "straight", **HARD)
+    interrupt(tmp_path / "resumed", 9, **HARD)
     (folder,) = (tmp_path / "resumed" / "checkpoints").glob("step-*")
     state = safetensors.torch.load_file(folder / "optimizer.safetensors")
     averages = [name for name in state if name.startswith(PATCH_EMBEDDING) and not name.endswith("/step")]
@@ -70,17 +70,13 @@ def test_a_checkpoint_of_format_1_goes_on(tmp_path: Path, damage: str | None) ->
         with pytest.raises(ValueError, match="expected shape"):
             make_trainer(tmp_path / "resumed", **HARD)
         return
-    resumed = make_trainer(tmp_path / "resumed", **HARD)
-    resumed.train()
-    assert fingerprint(resumed) == fingerprint(straight)
+    assert fingerprint(train(tmp_path / "resumed", **HARD)) == fingerprint(straight)
 
 
 @pytest.mark.parametrize("forgotten", ["optimizer", "rng", "source"])
 def test_each_part_of_the_state_counts(tmp_path: Path, forgotten: str) -> None:
-    straight = make_trainer(tmp_path / "straight", **HARD)
-    straight.train()
-    with pytest.raises(TrainingInterrupted):
-        make_trainer(tmp_path / "resumed", _send(signal.SIGTERM, 9), **HARD).train()
+    train(tmp_path / "straight", **HARD)
+    interrupt(tmp_path / "resumed", 9, **HARD)
     resumed = make_trainer(tmp_path / "resumed", **HARD)
     if forgotten == "optimizer":
         for optimizer in resumed._optimizers._all():
@@ -102,21 +98,16 @@ def test_lost_steps_are_made_again_and_logged_once(tmp_path: Path) -> None:
         make_trainer(tmp_path / "run", RandomSource(before=crash), steps=10, save_every=3).train()
     with (tmp_path / "run" / "log.jsonl").open("a") as log:
         log.write('{"kind": "train", "step": 8, "lo')
-    make_trainer(tmp_path / "run", steps=10, save_every=3).train()
-    make_trainer(tmp_path / "straight", steps=10, save_every=3).train()
+    for name in ("run", "straight"):
+        train(tmp_path / name, steps=10, save_every=3)
     assert losses(tmp_path / "run") == losses(tmp_path / "straight")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_signals_finish_the_step_and_save(tmp_path: Path, number: int, code: int) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_finish_the_step_and_save(tmp_path: Path, number: int) -> None:
     before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
-    trainer = make_trainer(tmp_path, _send(number, 3), steps=10)
-    with pytest.raises(TrainingInterrupted, match="saved in") as caught:
-        trainer.train()
-    assert caught.value.exit_code == code
-    assert caught.value.step == 4
-    assert trainer.store.pointed("latest") == 4
-    assert caught.value.checkpoint == trainer.store.path(4)
+    trainer = interrupt(tmp_path, 3, number, steps=10)
+    assert trainer.step == trainer.store.pointed("latest") == 4
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
 
 
@@ -135,7 +126,7 @@ def test_signal_in_an_evaluation_cuts_it_short_and_resume_repeats_it(tmp_path: P
     with pytest.raises(TrainingInterrupted):
         make_trainer(tmp_path / "run", evaluate=evaluate, steps=4, eval_every=2).train()
     assert time.monotonic() - started < 30
-    make_trainer(tmp_path / "run", evaluate=evaluate, steps=4, eval_every=2).train()
+    train(tmp_path / "run", evaluate=evaluate, steps=4, eval_every=2)
     assert [(line["kind"], line["step"]) for line in log_lines(tmp_path / "run")] == [
         ("train", 1), ("train", 2), ("eval", 2), ("train", 3), ("train", 4), ("eval", 4),
     ]  # fmt: skip
@@ -238,11 +229,9 @@ def test_fifty_kills_change_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-c", SUPERVISOR, str(tmp_path / "killed"), "50", str(steps)]
     output = subprocess.run(command, env=child_environment(), check=True, capture_output=True, timeout=280).stdout
     assert json.loads(output) == 50
-    straight = make_trainer(
-        tmp_path / "straight", steps=steps, save_every=1, accumulation=2, targets_per_step=9, threads=1
-    )
-    straight.train()
-    killed = make_trainer(tmp_path / "killed", steps=steps, save_every=1, accumulation=2, targets_per_step=9, threads=1)
+    fields = {**HARD, "steps": steps, "save_every": 1}
+    straight = train(tmp_path / "straight", **fields)
+    killed = make_trainer(tmp_path / "killed", **fields)
     assert fingerprint(killed) == fingerprint(straight)
     assert losses(tmp_path / "killed") == losses(tmp_path / "straight")
 
@@ -267,7 +256,7 @@ def test_long_runs_hold_on_to_nothing(tmp_path: Path, steps: int) -> None:
                 time.sleep(0.02)
                 resources[position] = _resources()
 
-    make_trainer(tmp_path, RandomSource(before=watch), steps=100 + steps, save_every=100, eval_every=50).train()
+    train(tmp_path, RandomSource(before=watch), steps=100 + steps, save_every=100, eval_every=50)
     assert len({threads for _, threads, _ in resources.values()}) == 1
     descriptors = [number for _, _, number in resources.values()]
     assert max(descriptors) == descriptors[0]
@@ -285,8 +274,7 @@ def test_long_runs_hold_on_to_nothing(tmp_path: Path, steps: int) -> None:
 def test_gpu_runs_train_and_resume(tmp_path: Path, optimizer: str) -> None:
     """Not yet run on a GPU."""
     fields: dict[str, Any] = {**HARD, "optimizer": optimizer, "precision": "bf16", "device": "cuda"}
-    with pytest.raises(TrainingInterrupted):
-        make_trainer(tmp_path, _send(signal.SIGTERM, 9), **fields).train()
+    interrupt(tmp_path, 9, **fields)
     stopped = torch.cuda.get_rng_state()
     resumed = make_trainer(tmp_path, **fields)
     assert torch.equal(resumed._checkpointer._rng["cuda"], stopped)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import subprocess
 import sys
@@ -13,8 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.paths import TESTS
-from support.training import CONFIG, RandomSource, child_environment, fingerprint, losses, make_model, make_trainer
+from support.training import CONFIG, RandomSource, fingerprint, losses, make_model, make_trainer, torchrun, train
 
 from bgpt_fast.data import DataError
 from bgpt_fast.folder_lock import FolderInUseError, FolderLock
@@ -34,7 +32,7 @@ def failing(at: int) -> RandomSource:
 
 @pytest.mark.parametrize(("at", "prefetch"), [(7, 0), (6, 2)], ids=["second batch", "first batch, read ahead"])
 def test_an_error_in_the_data_saves_the_run_first(tmp_path: Path, at: int, prefetch: int) -> None:
-    make_trainer(tmp_path / "straight", **HARD).train()
+    straight = train(tmp_path / "straight", **HARD)
     stopped = make_trainer(tmp_path / "run", failing(at), prefetch=prefetch, **HARD)
     with pytest.raises(DataError, match="the disk is gone") as caught:
         stopped.train()
@@ -49,7 +47,7 @@ def test_an_error_in_the_data_saves_the_run_first(tmp_path: Path, at: int, prefe
     assert resumed.step == 3
     resumed.train()
     assert losses(tmp_path / "run") == losses(tmp_path / "straight")
-    assert fingerprint(resumed) == fingerprint(make_trainer(tmp_path / "straight", **HARD))
+    assert fingerprint(resumed) == fingerprint(straight)
 
 
 def test_without_a_step_or_with_infinite_weights_nothing_is_saved(
@@ -79,13 +77,11 @@ def test_without_a_step_or_with_infinite_weights_nothing_is_saved(
         raise CheckpointWriteError("no space")
 
     monkeypatch.setattr(CheckpointStore, "save", full)
-    with pytest.raises(DataError, match="the disk is gone") as caught:
-        make_trainer(tmp_path / "full", failing(2)).train()
-    assert caught.value.__notes__ == ["no space"]
-    # A save that is still running may fail.
-    with pytest.raises(DataError, match="the disk is gone") as caught:
-        make_trainer(tmp_path / "full later", failing(3), save_every=3).train()
-    assert caught.value.__notes__ == ["no space"]
+    # At 3, a save that is still running fails.
+    for at, save_every in ((2, 0), (3, 3)):
+        with pytest.raises(DataError, match="the disk is gone") as caught:
+            train(tmp_path / f"full {at}", failing(at), save_every=save_every)
+        assert caught.value.__notes__ == ["no space"]
 
 
 def test_a_second_run_in_the_folder_is_refused_at_once(tmp_path: Path) -> None:
@@ -112,9 +108,8 @@ def test_a_second_run_in_the_folder_is_refused_at_once(tmp_path: Path) -> None:
     lock.release()
     first.train()
     # A trainer that is refused for another reason does not keep the lock.
-    other = make_model(dataclasses.replace(CONFIG, byte_num_layers=2))
     with pytest.raises(ValueError, match="another model"):
-        Trainer(other, RandomSource(), first.config, tmp_path / "run")
+        make_trainer(tmp_path / "run", model=make_model(dataclasses.replace(CONFIG, byte_num_layers=2)))
     FolderLock(tmp_path / "run", "another run").release()
 
 
@@ -150,15 +145,7 @@ def test_all_ranks_are_refused(tmp_path: Path) -> None:
     note = tmp_path / "run/.ranks-first/1"
     note.parent.mkdir()
     note.touch()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    job = json.dumps([{"run": str(tmp_path / "run")}])
-    refused = subprocess.run(
-        [*command, str(TESTS / "support" / "rank_child.py"), job],
-        env=child_environment(),
-        capture_output=True,
-        timeout=240,
-        check=False,
-    )
+    refused = torchrun([{"run": str(tmp_path / "run")}])
     lock.release()
     assert refused.returncode != 0
     assert refused.stderr.count(b"is at work here") >= 2, "rank 0 broadcasts the error"

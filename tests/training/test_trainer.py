@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -12,17 +13,17 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors import safe_open
-from support.training import CONFIG, RandomSource, log_lines, losses, make_model, make_trainer
+from support.training import CONFIG, RandomSource, log_lines, losses, make_model, make_trainer, train
 
 from bgpt_fast.data import DataError
 from bgpt_fast.model import BGPT
 from bgpt_fast.patches import PackedPatches
-from bgpt_fast.training import NonFiniteLossError, TrainConfig, Trainer, likelihood_evaluation
+from bgpt_fast.training import NonFiniteLossError, TrainConfig, likelihood_evaluation
 from bgpt_fast.training.progress import ProgressBar, StepFigures, clock_text
 
 
 class _Joined(RandomSource):
-    """As one batch what `RandomSource` gives in `parts`."""
+    """`RandomSource` with `parts` of its batches joined into one."""
 
     def __init__(self, parts: int) -> None:
         super().__init__()
@@ -32,31 +33,16 @@ class _Joined(RandomSource):
         return PackedPatches.concatenate([super(_Joined, self).next_batch() for _ in range(self.parts)])
 
 
-class _Skipping(RandomSource):
-    """`RandomSource` from a later batch on."""
-
-    def __init__(self, position: int) -> None:
-        super().__init__()
-        self.position = position
-
-
-def _gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
-    trainer.train()
+def _gradients(run_dir: Path, source: RandomSource | None = None, **fields: Any) -> dict[str, torch.Tensor]:
+    """The gradients of the only step of a run without dropout."""
+    model = make_model(dataclasses.replace(CONFIG, dropout=0.0))
+    trainer = train(run_dir, source, model=model, steps=1, **fields)
     return {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
 
 
-def _no_dropout(run_dir: Path, source: RandomSource, **fields: Any) -> Trainer:
-    trainer = make_trainer(run_dir, source, **fields)
-    for module in trainer.model.modules():
-        if hasattr(module, "dropout"):
-            module.dropout = 0.0
-    return trainer
-
-
 def test_accumulation_equals_the_big_batch(tmp_path: Path) -> None:
-    fields: dict[str, Any] = {"steps": 1, "grad_clip": 0.0}
-    parts = _gradients(_no_dropout(tmp_path / "parts", RandomSource(), accumulation=3, **fields))
-    whole = _gradients(_no_dropout(tmp_path / "whole", _Joined(3), **fields))
+    parts = _gradients(tmp_path / "parts", accumulation=3, grad_clip=0.0)
+    whole = _gradients(tmp_path / "whole", _Joined(3), grad_clip=0.0)
     assert parts.keys() == whole.keys()
     for name in whole:
         torch.testing.assert_close(parts[name], whole[name], rtol=1e-5, atol=1e-7)
@@ -65,14 +51,17 @@ def test_accumulation_equals_the_big_batch(tmp_path: Path) -> None:
     source = RandomSource()
     counts = {len(source.next_batch().target_indices()) for _ in range(3)}
     assert len(counts) == 3
-    unweighted = [_gradients(_no_dropout(tmp_path / str(i), _Skipping(i), **fields)) for i in range(3)]
+    unweighted = []
+    for position in range(3):
+        source.position = position
+        unweighted.append(_gradients(tmp_path / str(position), source, grad_clip=0.0))
     mean = sum(gradients["patch_level_decoder.patch_embedding.weight"] for gradients in unweighted) / 3
     assert not torch.allclose(mean, whole["patch_level_decoder.patch_embedding.weight"], rtol=1e-3, atol=1e-7)
 
 
 def test_clipping(tmp_path: Path) -> None:
     for clip in (0.0, 0.01):
-        gradients = _gradients(make_trainer(tmp_path / str(clip), steps=1, grad_clip=clip))
+        gradients = _gradients(tmp_path / str(clip), grad_clip=clip)
         norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm().item()
         logged = losses(tmp_path / str(clip))[0][3]
         assert logged > 0.1
@@ -164,33 +153,26 @@ def test_evaluation_is_apart_from_training(tmp_path: Path) -> None:
     )
     result = trainer.train()
     assert calls == [(step, False, False) for step in (2, 4, 6, 7)]
-    assert [line["accuracy"] for line in log_lines(tmp_path / "with") if line["kind"] == "eval"] == [
-        0.1,
-        0.9,
-        0.5,
-        None,
-    ]
+    accuracies = [line["accuracy"] for line in log_lines(tmp_path / "with") if line["kind"] == "eval"]
+    assert accuracies == [0.1, 0.9, 0.5, None]
     assert math.isnan(result.evaluation["accuracy"])
     assert trainer.store.pointed("best") == 4
-    make_trainer(tmp_path / "without", steps=7).train()
+    train(tmp_path / "without", steps=7)
     assert losses(tmp_path / "with") == losses(tmp_path / "without")
 
 
-def test_unknown_best_metric_is_named(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, evaluate=lambda model: {"loss": 1.0}, steps=1, best_metric="accuracy")
+def test_a_best_metric_that_no_evaluation_has_is_named(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path / "a", evaluate=lambda model: {"loss": 1.0}, steps=1, best_metric="accuracy")
     with pytest.raises(ValueError, match=r"best_metric: expected one of \['loss'\]"):
         trainer.train()
-
-
-def test_a_best_metric_without_an_evaluation_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"best_metric: expected evaluate with it, .* got 'loss'"):
-        make_trainer(tmp_path, steps=1, best_metric="loss", stop_at=0.5)
+        make_trainer(tmp_path / "b", steps=1, best_metric="loss", stop_at=0.5)
 
 
 @pytest.mark.parametrize("changed", [{"best_metric": "accuracy"}, {"best_is": "highest"}, {}])
 def test_the_best_of_another_metric_is_forgotten(tmp_path: Path, changed: dict[str, Any]) -> None:
     fields: dict[str, Any] = {"eval_every": 1, "best_metric": "loss", "evaluate": lambda model: {"loss": 0.5}}
-    make_trainer(tmp_path, steps=2, **fields).train()
+    train(tmp_path, steps=2, **fields)
     fields |= {**changed, "evaluate": lambda model: {"loss": 0.5, "accuracy": 0.9}}
     with pytest.warns(UserWarning, match="other settings"):
         trainer = make_trainer(tmp_path, steps=3, **fields)
@@ -229,28 +211,21 @@ def test_minutes_end_a_run_that_is_saved_and_goes_on(tmp_path: Path) -> None:
 
 
 def test_another_models_run_is_refused(tmp_path: Path) -> None:
-    make_trainer(tmp_path, steps=1).train()
-    other = make_model(type(CONFIG)(**{**CONFIG.to_dict(), "hidden_size": 16}))
+    train(tmp_path, steps=1)
     with pytest.raises(ValueError, match="another model"):
-        Trainer(other, RandomSource(), TrainConfig(device="cpu"), tmp_path)
+        make_trainer(tmp_path, model=make_model(dataclasses.replace(CONFIG, hidden_size=16)))
 
 
 def test_unusable_devices_and_batches_are_named(tmp_path: Path) -> None:
     for device in ("cuda:99", "gpu"):
         with pytest.raises(ValueError, match=device):
             make_trainer(tmp_path, device=device)
-
-    class Empty(RandomSource):
-        def next_batch(self) -> PackedPatches:
-            return PackedPatches.from_bytes([], CONFIG)
-
     with pytest.raises(DataError, match="at least one target"):
-        make_trainer(tmp_path, Empty()).train()
+        train(tmp_path, RandomSource(documents=0))
 
 
 def test_run_json_says_what_was_trained_on(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, steps=1)
-    trainer.train()
+    trainer = train(tmp_path, steps=1)
     run = json.loads((tmp_path / "run.json").read_text())
     assert TrainConfig.from_dict(run["training"]) == trainer.config
     assert type(CONFIG).from_dict(run["model"]) == CONFIG
@@ -258,7 +233,7 @@ def test_run_json_says_what_was_trained_on(tmp_path: Path) -> None:
 
 
 def test_log_every_keeps_the_last_step(tmp_path: Path) -> None:
-    make_trainer(tmp_path, steps=8, log_every=3).train()
+    train(tmp_path, steps=8, log_every=3)
     assert [line["step"] for line in log_lines(tmp_path)] == [3, 6, 8]
     assert log_lines(tmp_path)[0].keys() == {
         "kind", "step", "loss", "bits_per_byte", "learning_rate", "grad_norm", "patches", "documents",
