@@ -12,6 +12,7 @@
 #include <limits>
 #include <random>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "cpu_states/philox_stream.h"
@@ -39,28 +40,23 @@ bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
     return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
 }
 
-// The op of the CPU, which has no fp16.
-void on_cpu(const int16_t* patches, const float* rows, const float* bias, const float* position_rows,
-            const int64_t* positions, float* y, int64_t P, int64_t S, int64_t D) {
-    bgpt::patch_embed(patches, rows, bias, position_rows, positions, y, P, S, D, 1);
-}
-
-void on_cpu(const int16_t* patches, const __nv_bfloat16* rows, const __nv_bfloat16* bias,
-            const __nv_bfloat16* position_rows, const int64_t* positions, __nv_bfloat16* y, int64_t P, int64_t S,
-            int64_t D) {
-    const auto bits = [](const __nv_bfloat16* x) { return reinterpret_cast<const uint16_t*>(x); };
-    bgpt::patch_embed(patches, bits(rows), bits(bias), bits(position_rows), positions, reinterpret_cast<uint16_t*>(y),
-                      P, S, D, 1);
-}
-
-void on_cpu(const int16_t* patches, const __half* rows, const __half* bias, const __half* position_rows,
-            const int64_t* positions, __half* y, int64_t P, int64_t S, int64_t D) {
+// The op of the CPU; for fp16, which it does not have, the simplest loop.
+template <class T>
+void on_cpu(const int16_t* patches, const T* rows, const T* bias, const T* position_rows, const int64_t* positions,
+            T* y, int64_t P, int64_t S, int64_t D) {
+    if constexpr (!std::is_same_v<T, __half>) {
+        using Bits = std::conditional_t<std::is_same_v<T, float>, float, uint16_t>;
+        const auto bits = [](const T* x) { return reinterpret_cast<const Bits*>(x); };
+        bgpt::patch_embed(patches, bits(rows), bits(bias), bits(position_rows), positions, reinterpret_cast<Bits*>(y),
+                          P, S, D, 1);
+        return;
+    }
     for (int64_t p = 0; p < P; ++p) {
         for (int64_t d = 0; d < D; ++d) {
-            float sum = __half2float(bias[d]);
-            for (int64_t s = 0; s < S; ++s) sum += __half2float(rows[(257 * s + patches[p * S + s]) * D + d]);
-            if (positions != nullptr) sum += __half2float(position_rows[positions[p] * D + d]);
-            y[p * D + d] = __float2half(sum);
+            float sum = static_cast<float>(bias[d]);
+            for (int64_t s = 0; s < S; ++s) sum += static_cast<float>(rows[(257 * s + patches[p * S + s]) * D + d]);
+            if (positions != nullptr) sum += static_cast<float>(position_rows[positions[p] * D + d]);
+            y[p * D + d] = T(sum);
         }
     }
 }

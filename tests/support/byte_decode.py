@@ -9,15 +9,7 @@ from bgpt_fast import BGPT, BGPTConfig
 
 SHAPES = {
     "plain": BGPTConfig(patch_length=20, hidden_size=64, patch_num_layers=2, byte_num_layers=2),
-    "odd": BGPTConfig(
-        patch_size=5,
-        patch_length=20,
-        hidden_size=33,
-        patch_num_layers=1,
-        byte_num_layers=2,
-        num_heads=3,
-        byte_num_heads=1,
-    ),
+    "odd": BGPTConfig(5, 20, 33, 1, 2, num_heads=3, byte_num_heads=1),
     "one head a channel": BGPTConfig(
         patch_size=1, patch_length=20, hidden_size=8, patch_num_layers=1, byte_num_layers=1, num_heads=8
     ),
