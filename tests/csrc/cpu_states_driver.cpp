@@ -153,7 +153,7 @@ bool check_machine(std::mt19937& draw, bool overrun) {
     const std::string text = disassemble(memory.data(), check.instructions, "\n");
     expect(std::count(text.begin(), text.end(), '\n') + 1 == check.instructions, "disassemble: lines");
     int64_t offsets[2] = {0, static_cast<int64_t>(trace.size())};
-    expect(find_invalid(trace.data(), offsets, 1, R, M, 1) == -1, "find_invalid: a is_valid trace");
+    expect(find_invalid(trace.data(), offsets, 1, R, M, 1) == -1, "find_invalid: a valid trace");
     uint64_t hash;
     hash_programs(trace.data(), offsets, 1, R, M, &hash, 1);
     expect(hash == program_hash(memory.data(), check.instructions), "hash_programs");
@@ -203,14 +203,9 @@ void check_values() {
             if (op == LOADI) continue;
             for (int x = 0; x < 256; x += x % 127 == 0 ? 1 : 7) {
                 for (int y = 0; y < 256; ++y) {
-                    const Bytes memory{static_cast<uint8_t>(op),
-                                       static_cast<uint8_t>(form > 0),
-                                       uint8_t(form > 1 ? 2 : 0),
-                                       uint8_t(form > 2 ? 3 : 0),
-                                       0,
-                                       0,
-                                       0,
-                                       0};
+                    Bytes memory(8);
+                    memory[0] = static_cast<uint8_t>(op);
+                    for (int i = 1; i <= form; ++i) memory[i] = static_cast<uint8_t>(i);
                     Bytes values{static_cast<uint8_t>(form < 2 ? x : 77), static_cast<uint8_t>(form < 2 ? y : x),
                                  static_cast<uint8_t>(y), 99};
                     const Bytes expected = plain_run(memory, 3, {values.begin(), values.end()});
