@@ -42,15 +42,7 @@ class Shape(NamedTuple):
 
     @property
     def config(self) -> BGPTConfig:
-        return BGPTConfig(
-            patch_size=self.patch_size,
-            patch_length=4,
-            hidden_size=self.width,
-            patch_num_layers=1,
-            byte_num_layers=self.layers,
-            num_heads=1,
-            byte_num_heads=self.heads,
-        )
+        return BGPTConfig(self.patch_size, 4, self.width, 1, self.layers, num_heads=1, byte_num_heads=self.heads)
 
 
 SHAPES = {

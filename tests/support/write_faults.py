@@ -67,10 +67,12 @@ def step_fails(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fdopen", lambda descriptor, mode: File(io.FileIO(descriptor, mode)))
-        opened, making = os.open, wrapped("make", os.open)
-        patch.setattr(
-            os, "open", lambda path, flags, *mode: (making if flags & os.O_CREAT else opened)(path, flags, *mode)
-        )
+        real_open, make = os.open, wrapped("make", os.open)
+
+        def open_file(path: Any, flags: int, *mode: int, **keywords: Any) -> int:
+            return (make if flags & os.O_CREAT else real_open)(path, flags, *mode, **keywords)
+
+        patch.setattr(os, "open", open_file)
         for name in calls:
             patch.setattr(os, name, wrapped(name, getattr(os, name)))
         yield steps

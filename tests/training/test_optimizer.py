@@ -11,9 +11,13 @@ from bgpt_fast.training import TrainConfig
 from bgpt_fast.training.optimizer import Optimizers, is_decayed
 
 
-def _stepped(optimizer: str, steps: int = 2) -> tuple[BGPT, Optimizers]:
+def _optimizers(model: BGPT, kind: str) -> Optimizers:
+    return Optimizers(model.named_parameters(), TrainConfig(optimizer=kind))  # type: ignore[arg-type]
+
+
+def _stepped(kind: str, steps: int = 2) -> tuple[BGPT, Optimizers]:
     model = make_model()
-    optimizers = Optimizers(model.named_parameters(), TrainConfig(optimizer=optimizer))  # type: ignore[arg-type]
+    optimizers = _optimizers(model, kind)
     source = RandomSource()
     for _ in range(steps):
         _step(model, optimizers, source)
@@ -46,17 +50,15 @@ def test_muon_takes_the_layers_matrices_alone() -> None:
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_state_goes_on_bit_for_bit(kind: str) -> None:
     model, optimizers = _stepped(kind)
-    copy = make_model()
-    copy.load_state_dict(model.state_dict())
-    resumed = Optimizers(copy.named_parameters(), TrainConfig(optimizer=kind))  # type: ignore[arg-type]
+    copy, fresh = make_model(), make_model()
+    for other in (copy, fresh):
+        other.load_state_dict(model.state_dict())
+    resumed, forgetful = _optimizers(copy, kind), _optimizers(fresh, kind)
     # As a file gives them back: contiguous, whatever the strides of the parameter.
     state = {
         name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in optimizers.state_tensors().items()
     }
     resumed.load_state_tensors(state)
-    fresh = make_model()
-    fresh.load_state_dict(model.state_dict())
-    forgetful = Optimizers(fresh.named_parameters(), TrainConfig(optimizer=kind))  # type: ignore[arg-type]
     for one, its in ((model, optimizers), (copy, resumed), (fresh, forgetful)):
         _step(one, its, RandomSource(seed=5))
     weights = [torch.cat([p.detach().flatten() for p in one.parameters()]) for one in (model, copy, fresh)]
