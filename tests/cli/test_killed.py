@@ -88,6 +88,12 @@ def simulating(checkpoint: Path, output: Path) -> list[str]:
     return [*words, "--write", "both", "--page", "2", "--max-batch", "8", *MACHINE]
 
 
+def other_model(folder: Path) -> Path:
+    torch.manual_seed(1)
+    BGPT(CONFIG).save_pretrained(folder / "other")
+    return folder / "other"
+
+
 @pytest.mark.parametrize(
     "kills", [(21,), pytest.param((1, 15, 16, 1, 30), marks=pytest.mark.slow)], ids=["once", "often"]
 )
@@ -133,9 +139,7 @@ def test_only_the_same_simulation_is_resumed(tmp_path: Path, checkpoint: Path, c
     lock.release()
     cli.run(*words)
     cli.fails("made by other options or another model (seed differ)", *words, "--seed", "2")
-    torch.manual_seed(1)
-    BGPT(CONFIG).save_pretrained(tmp_path / "other")
-    cli.fails("(model differ)", *simulating(tmp_path / "other", out))
+    cli.fails("(model differ)", *simulating(other_model(tmp_path), out))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/file").write_bytes(b"x")
     cli.fails("expected a new or empty folder", *simulating(checkpoint, tmp_path / "mine"))
@@ -211,9 +215,7 @@ def test_a_killed_command_generates_only_missing_files(
     outputs = {path.name: path.read_bytes() for path in out.glob("*.mid")}
     assert outputs == {path.name: path.read_bytes() for path in (tmp_path / "whole").glob("*.mid")}
     assert len(outputs) == 9
-    torch.manual_seed(1)
-    BGPT(CONFIG).save_pretrained(tmp_path / "other")
-    again = [str(tmp_path / "other") if word == str(checkpoint) else word for word in words]
+    again = [str(other_model(tmp_path)) if word == str(checkpoint) else word for word in words]
     cli.fails("made by other options", *again, "--output", out)
     if command == "convert":
         (sources / "3.abc").write_bytes(b"K:G and another tune")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from support.cli import CommandLine
+from support.cli import CommandLine, read_report
 
 from bgpt_fast import BGPT, BGPTConfig, Generator, Prompt
 from bgpt_fast.cli.outputs import JOURNAL, OutputFolder
@@ -33,10 +31,6 @@ def checkpoint(tmp_path: Path) -> Path:
     return tmp_path / "checkpoint"
 
 
-def report(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "report.json").read_text())
-
-
 def contents(folder: Path) -> dict[str, bytes]:
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return {
@@ -50,7 +44,7 @@ def test_generate_resumes_after_a_stop(tmp_path: Path, checkpoint: Path, cli: Co
     words = ["generate", "--checkpoint", checkpoint, "--ext", "wav", "--count", "12", "--seed", "4"]
     words += ["--prompt", tmp_path / "start", "--output", out]
     assert "12 files generated" in cli.text(*words)
-    report_json = report(out)
+    report_json = read_report(out)
     whole = contents(out)
     assert list(whole) == [f"{index:05d}.wav" for index in range(12)]
     assert (report_json["made_now"], report_json["there_already"]) == (12, 0)
@@ -70,9 +64,11 @@ def test_generate_resumes_after_a_stop(tmp_path: Path, checkpoint: Path, cli: Co
         *words, "--max-batch", "2", "--max-memory-mb", "50", "--batch-invariant"
     )
     assert contents(out) == whole
-    assert report(out)["made_now"] in (4, 5), "12 less 8 in the journal, and the one that is gone if it was among them"
+    assert read_report(out)["made_now"] in (4, 5), (
+        "12 less 8 in the journal, and the one that is gone if it was among them"
+    )
     cli.run(*words)
-    assert report(out)["made_now"] == 0
+    assert read_report(out)["made_now"] == 0
 
 
 def test_other_files_are_never_replaced_without_a_flag(tmp_path: Path, checkpoint: Path, cli: CommandLine) -> None:
@@ -142,7 +138,7 @@ def test_convert_generates_after_the_source(tmp_path: Path, checkpoint: Path, tu
     out = tmp_path / "out"
     words = ["convert", tunes, "--to", "mid", "--checkpoint", checkpoint, "--output", out]
     assert "2 sources skipped" in cli.text(*words, "--keep-cut")
-    report_json = report(out)
+    report_json = read_report(out)
     outputs = contents(out)
     assert sorted(outputs) == sorted([*(f"{index}.mid" for index in range(6)), "below/odd[red].mid"])
     reasons = {os.path.basename(item["source"]): item["reason"] for item in report_json["skipped"]}
@@ -182,14 +178,14 @@ def test_convert_leaves_out_cut_files_and_resumes(
     words = ["convert", tunes, "--to", "mid", "--checkpoint", checkpoint, "--output", out]
     words += ["--temperature", "1", "--seed", "2", "--max-new-bytes", "20"]
     assert "cut ones left out" in cli.text(*words)
-    report_json = report(out)
+    report_json = read_report(out)
     assert 0 < report_json["left_out"] < 7
     assert {file["path"] for file in report_json["files"] if file["finished"]} == set(contents(out))
     before = contents(out)
     (tunes / "new.abc").write_bytes(b"new")
     cli.run(*words, "--max-batch", "1", "--batch-invariant")
-    assert report(out)["there_already"] == len(before)
-    assert report(out)["made_now"] + report(out)["left_out"] == 8 - len(before)
+    assert read_report(out)["there_already"] == len(before)
+    assert read_report(out)["made_now"] + read_report(out)["left_out"] == 8 - len(before)
     assert before.items() <= contents(out).items()
 
 

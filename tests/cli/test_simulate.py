@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.cli import MACHINE, CommandLine
+from support.cli import MACHINE, CommandLine, read_report
 
 from bgpt_fast.cli import simulate
 from bgpt_fast.report.simulation_page import ProgramView, write_simulation_page
@@ -36,12 +36,8 @@ def programs(tmp_path: Path) -> Path:
     return folder
 
 
-def report(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "report.json").read_text())
-
-
 def figures(folder: Path) -> dict[str, Any]:
-    return {name: report(folder)[name] for name in ("teacher_forced", "free_running", "states", "files")}
+    return {name: read_report(folder)[name] for name in ("teacher_forced", "free_running", "states", "files")}
 
 
 def test_registers_never_take_a_file_for_a_number(
@@ -193,7 +189,7 @@ def test_the_page_is_self_contained_with_wrong_programs_first(
     data = json.loads(page.data)
     assert data["columns"] == ["PC", "ACC", "IR0", "IR1", "IR2", "IR3", "A", "B"]
     assert len(data["programs"]) == 5
-    assert data["figures"]["free_running"] == report(out)["free_running"]
+    assert data["figures"]["free_running"] == read_report(out)["free_running"]
     for program in data["programs"]:
         content = (out / "predicted" / program["name"]).read_bytes()
         flat = [value for row in program["free"] for value in row if value is not None]

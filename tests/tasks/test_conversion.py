@@ -196,11 +196,11 @@ def test_only_the_target_is_counted(tmp_path: Path, tiny_model: BGPT) -> None:
 
 def test_no_pairs_are_named(tmp_path: Path, tiny_model: BGPT) -> None:
     write_pairs(tmp_path / "pairs", [(90, 90)])
-    with pytest.raises(DataError, match="expected pairs of abc and mid files within the context of 24 patches"):
-        evaluate_pairs(tiny_model, tmp_path / "pairs", "abc->mid")
-    with pytest.raises(ValueError, match="patches_per_batch"):
-        evaluate_pairs(tiny_model, tmp_path / "pairs", "abc->mid", patches_per_batch=0)
-    with pytest.raises(TypeError, match="expected a BGPT"):
-        evaluate_pairs("model", tmp_path / "pairs", "abc->mid")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="two different extensions"):
-        evaluate_pairs(tiny_model, tmp_path / "pairs", "abc")
+    for model, conversion, size, error, message in (
+        (tiny_model, "abc->mid", 64, DataError, "expected pairs of abc and mid files within the context of 24 patches"),
+        (tiny_model, "abc->mid", 0, ValueError, "patches_per_batch"),
+        ("model", "abc->mid", 64, TypeError, "expected a BGPT"),
+        (tiny_model, "abc", 64, ValueError, "two different extensions"),
+    ):
+        with pytest.raises(error, match=message):
+            evaluate_pairs(model, tmp_path / "pairs", conversion, patches_per_batch=size)  # type: ignore[arg-type]

@@ -108,26 +108,27 @@ def test_the_result_has_a_line_for_each_compilation(tmp_path: Path, monkeypatch:
     assert table.RESULT.read_text() == text
 
 
-def test_a_digest_follows_the_code_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table, "ROOT", tmp_path)
-    source = tmp_path / "x.py"
-    digests = []
-    for comment, value in (("one", 1), ("two", 1), ("two", 2)):
-        source.write_text(
-            f'@triton.jit\ndef _x_kernel(x):\n    """{comment}"""\n    tl.store(x, {value})  # {comment}\n'
-        )
-        digests.append(table.digest("x.py"))
-    assert digests[0] == digests[1] != digests[2]
-
-
-def test_a_cuda_digest_follows_its_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("source", "changed", "text"),
+    [
+        (
+            "x.py",
+            "x.py",
+            '@triton.jit\ndef _x_kernel(x):\n    """{comment}"""\n    tl.store(x, {value})  # {comment}\n',
+        ),
+        ("csrc/x/x.cu", "csrc/x/x.h", "int x = {value};  // {comment}"),
+    ],
+)
+def test_a_digest_follows_the_code_and_its_headers_alone(
+    source: str, changed: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(table, "ROOT", tmp_path)
     (tmp_path / "csrc/x").mkdir(parents=True)
     (tmp_path / "csrc/x/x.cu").write_text('#include "x/x.h"  // one\n')
     digests = []
-    for header in ("int x = 1;", "int x = 1;  // more", "int x = 2;"):
-        (tmp_path / "csrc/x/x.h").write_text(header)
-        digests.append(table.digest("csrc/x/x.cu"))
+    for comment, value in (("one", 1), ("two", 1), ("two", 2)):
+        (tmp_path / changed).write_text(text.format(comment=comment, value=value))
+        digests.append(table.digest(source))
     assert digests[0] == digests[1] != digests[2]
 
 

@@ -57,15 +57,17 @@ def test_kinds_labels_and_splits(tmp_path: Path, media: Path) -> None:
     assert json.loads((tmp_path / "out/report.json").read_text())["labels"] == report.labels
 
 
+def check_sides(names: list[tuple[str, str]], count: int) -> None:
+    """Each of `count` groups of (group, name) is on one side of the split, and either side has one."""
+    sides = {(group, name.split("/")[0]) for group, name in names}
+    assert len(sides) == len({group for group, _ in sides}) == count
+    assert {side for _, side in sides} == {"train", "test"}, "the split is none otherwise"
+
+
 def test_clips_of_one_recording_share_a_split(tmp_path: Path, media: Path) -> None:
     standardise(media, tmp_path / "out", plan=HALF, workers=1)
-    sides: dict[str, set[str]] = {}
-    for name in tree(tmp_path / "out"):
-        if name.endswith(".wav"):
-            sides.setdefault(name.split("/")[2].rpartition("-")[0], set()).add(name.split("/")[0])
-    assert len(sides) == 6
-    assert all(len(one) == 1 for one in sides.values())
-    assert set.union(*sides.values()) == {"train", "test"}, "the split is none otherwise"
+    names = [name for name in tree(tmp_path / "out") if name.endswith(".wav")]
+    check_sides([(name.split("/")[2].rpartition("-")[0], name) for name in names], 6)
 
 
 def test_copies_and_equal_outputs_are_skipped(tmp_path: Path) -> None:
@@ -212,9 +214,7 @@ def test_groups_share_a_split(tmp_path: Path) -> None:
             (folder / f"speaker{speaker}-{take}.txt").write_text(f"{speaker} {take}")
     standardise(folder, tmp_path / "out", plan=Plan(test_share=0.5, group=r"speaker(\d+)-"), workers=1)
     names = [name for name in tree(tmp_path / "out") if name.endswith(".txt")]
-    sides = {(name.split("speaker")[1][0], name.split("/")[0]) for name in names}
-    assert len(sides) == 8
-    assert {side for _, side in sides} == {"train", "test"}
+    check_sides([(name.split("speaker")[1][0], name) for name in names], 8)
 
 
 def test_documents_of_one_file_have_independent_splits(tmp_path: Path) -> None:
@@ -224,14 +224,12 @@ def test_documents_of_one_file_have_independent_splits(tmp_path: Path) -> None:
     report = standardise(tmp_path / "cookies", tmp_path / "out", options, Plan(test_share=0.5), workers=1)
     assert report.skipped == {"same bytes as an earlier output": 2}
     assert sum(report.files.values()) == 40
-    sides: dict[str, set[str]] = {}
+    names = []
     for name, content in tree(tmp_path / "out").items():
         if name.endswith(".txt"):
             number = (content.split() if content[:1].isdigit() else content.split()[::-1])[0].decode()
-            sides.setdefault(number, set()).add(name.split("/")[0])
-    assert len(sides) == 20
-    assert all(len(one) == 1 for one in sides.values())
-    assert set.union(*sides.values()) == {"train", "test"}
+            names.append((number, name))
+    check_sides(names, 20)
 
 
 def test_label_rules(tmp_path: Path) -> None:
