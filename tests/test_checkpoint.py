@@ -200,24 +200,21 @@ def test_the_papers_model_takes_the_export_strictly(tmp_path: Path) -> None:
         paper.load_state_dict({name: exported[name] for name in exported if name != WTE}, strict=True)
 
 
-def changed(weights: Weights, name: str, value: Any) -> Weights:
-    return {**weights, name: value}
+def without(name: str) -> Callable[[dict[str, Any]], Any]:
+    return lambda entries: {key: value for key, value in entries.items() if key != name}
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda w: {k: v for k, v in w.items() if k != WTE}, rf"1 \({WTE}\) missing and none unexpected"),
-        (lambda w: changed(w, "extra", torch.ones(1)), r"none missing and 1 \(extra\) unexpected"),
+        (without(WTE), rf"1 \({WTE}\) missing and none unexpected"),
+        (lambda w: {**w, "extra": torch.ones(1)}, r"none missing and 1 \(extra\) unexpected"),
         (lambda w: {}, r"missing: expected|\d+ \(.*, …\) missing"),
-        (
-            lambda w: changed(w, EMBEDDING, w[EMBEDDING][:, 1:]),
-            r"patch_embedding\.weight: expected shape \[8, 514\], got",
-        ),
-        (lambda w: changed(w, WTE, w[WTE].int()), r"wte\.weight: expected a float of 16 to 64 bits, got torch\.int32"),
-        (lambda w: changed(w, WTE, [1.0]), r"wte\.weight: expected a tensor, got list"),
-        (lambda w: changed(w, LM_HEAD, w[WTE] + 1), r"lm_head\.weight: expected the values of .*wte\.weight"),
-        (lambda w: changed(w, LM_HEAD, w[WTE][:1]), r"lm_head\.weight: expected shape \[257, 8\], got \[1, 8\]"),
+        (lambda w: {**w, EMBEDDING: w[EMBEDDING][:, 1:]}, r"patch_embedding\.weight: expected shape \[8, 514\], got"),
+        (lambda w: {**w, WTE: w[WTE].int()}, r"wte\.weight: expected a float of 16 to 64 bits, got torch\.int32"),
+        (lambda w: {**w, WTE: [1.0]}, r"wte\.weight: expected a tensor, got list"),
+        (lambda w: {**w, LM_HEAD: w[WTE] + 1}, r"lm_head\.weight: expected the values of .*wte\.weight"),
+        (lambda w: {**w, LM_HEAD: w[WTE][:1]}, r"lm_head\.weight: expected shape \[257, 8\], got \[1, 8\]"),
     ],
 )
 def test_wrong_weights_are_named_and_never_saved(
@@ -253,18 +250,12 @@ def test_storage_dtypes_that_do_not_hold_the_values(tmp_path: Path, weights: Wei
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            lambda w: {k: v for k, v in w.items() if k != EMBEDDING},
-            r"patch_embedding\.weight: expected a tensor.*got none",
-        ),
-        (lambda w: changed(w, EMBEDDING, torch.ones(8, 513)), r"expected shape \[D, S·257\], got \[8, 513\]"),
-        (
-            lambda w: changed(w, EMBEDDING, torch.ones(8)),
-            r"patch_embedding\.weight: expected shape \[·, ·\], got \[8\]",
-        ),
-        (lambda w: changed(w, EMBEDDING, torch.ones(0, 514)), r"expected shape \[·, ·\], got \[0, 514\]"),
-        (lambda w: changed(w, EMBEDDING, torch.ones(8, 257)), r"wpe\.weight: expected shape \[2, 8\], got \[3, 8\]"),
-        (lambda w: changed(w, PATCH_WPE, torch.ones(1, 8)), r"patch_length: expected at least 2, got 1"),
+        (without(EMBEDDING), r"patch_embedding\.weight: expected a tensor.*got none"),
+        (lambda w: {**w, EMBEDDING: torch.ones(8, 513)}, r"expected shape \[D, S·257\], got \[8, 513\]"),
+        (lambda w: {**w, EMBEDDING: torch.ones(8)}, r"patch_embedding\.weight: expected shape \[·, ·\], got \[8\]"),
+        (lambda w: {**w, EMBEDDING: torch.ones(0, 514)}, r"expected shape \[·, ·\], got \[0, 514\]"),
+        (lambda w: {**w, EMBEDDING: torch.ones(8, 257)}, r"wpe\.weight: expected shape \[2, 8\], got \[3, 8\]"),
+        (lambda w: {**w, PATCH_WPE: torch.ones(1, 8)}, r"patch_length: expected at least 2, got 1"),
         (lambda w: {k.replace("h.1.", "h.7."): v for k, v in w.items()}, r"h\.1\..* missing and .*h\.7\..* unexpected"),
     ],
 )
@@ -314,10 +305,6 @@ def test_paths_that_are_no_checkpoint(tmp_path: Path) -> None:
 def change_config(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps(change(json.loads(path.read_bytes()))))
-
-
-def without(name: str) -> Callable[[dict[str, Any]], Any]:
-    return lambda manifest: {key: value for key, value in manifest.items() if key != name}
 
 
 @pytest.mark.parametrize(
@@ -682,9 +669,9 @@ def test_classifiers_round_trip_with_their_labels(tmp_path: Path, classifier: Pa
         (None, dict, r"the \d+ tensors of a bGPT model, .* and 2 \(classifier\.weight, classifier\.bias\) unexpected"),
         ({"a": 0}, dict, r"classifier\.weight: expected shape \[1, 8\], got \[3, 8\]"),
         ({"a": 1}, dict, "save: labels: expected class names"),
-        (LABELS, lambda w: changed(w, "classifier.bias", torch.ones(2)), r"bias: expected shape \[3\], got \[2\]"),
-        (LABELS, lambda w: changed(w, LM_HEAD, torch.ones(257, 8)), "1 .*lm_head.* unexpected"),
-        (LABELS, lambda w: changed(w, WTE, torch.ones(257, 8)), "1 .*wte.* unexpected"),
+        (LABELS, lambda w: {**w, "classifier.bias": torch.ones(2)}, r"bias: expected shape \[3\], got \[2\]"),
+        (LABELS, lambda w: {**w, LM_HEAD: torch.ones(257, 8)}, "1 .*lm_head.* unexpected"),
+        (LABELS, lambda w: {**w, WTE: torch.ones(257, 8)}, "1 .*wte.* unexpected"),
         (LABELS, lambda w: make_weights(), r"tensors of a bGPT classifier, got 2 \(classifier"),
     ],
 )  # fmt: skip

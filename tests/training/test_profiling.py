@@ -29,6 +29,11 @@ def train(profiler: StepProfiler, steps: int) -> None:
             profiler.step()
 
 
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "trace.json"
+
+
 def names(path: Path) -> list[str]:
     data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     return [event.get("name", "") for event in json.loads(data)["traceEvents"] if event.get("ph") == "X"]
@@ -65,8 +70,7 @@ def test_the_summary_is_sorted_and_json_ready(tmp_path: Path) -> None:
         assert profiler.gpu_idle_share is None
 
 
-def test_a_session_that_ends_early_writes_what_it_has(tmp_path: Path) -> None:
-    path = tmp_path / "trace.json"
+def test_a_session_that_ends_early_writes_what_it_has(path: Path) -> None:
     profiler = StepProfiler(path, 2, 5)
     train(profiler, 3)
     assert profiler.profiled == 2
@@ -74,9 +78,7 @@ def test_a_session_that_ends_early_writes_what_it_has(tmp_path: Path) -> None:
     assert profiler.summary()
 
 
-def test_an_error_passes_and_the_trace_is_written(tmp_path: Path) -> None:
-    path = tmp_path / "trace.json"
-
+def test_an_error_passes_and_the_trace_is_written(path: Path) -> None:
     def fail() -> None:
         with StepProfiler(path, 1, 5) as profiler:
             with phase("forward"):
@@ -92,8 +94,7 @@ def test_an_error_passes_and_the_trace_is_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2])
-def test_a_session_that_ends_before_says_so(tmp_path: Path, steps: int) -> None:
-    path = tmp_path / "trace.json"
+def test_a_session_that_ends_before_says_so(path: Path, steps: int) -> None:
     profiler = StepProfiler(path, 3, 2)
     with pytest.warns(UserWarning, match=f"no trace was written: the session ended after {steps} steps"):
         train(profiler, steps)
@@ -117,8 +118,7 @@ def test_wrong_numbers_are_refused(tmp_path: Path, first: int, steps: int) -> No
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_on_a_gpu(tmp_path: Path) -> None:
-    path = tmp_path / "trace.json"
+def test_on_a_gpu(path: Path) -> None:
     a = torch.randn(256, 256, device="cuda")
     with StepProfiler(path, 2, 2) as profiler:
         for _ in range(4):
