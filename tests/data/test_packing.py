@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.batches import contents, equal
+from support.batches import contents, equal, skip
 
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data import DataError, FileSource, best_fit, files
@@ -58,8 +58,7 @@ def test_batches_of_mixed_files_are_full(folder: Path, patches_per_batch: int) -
     assert fill >= 0.98
     # Without a look-ahead the same files leave more room empty: the window is what fills it.
     narrow = FileSource(folder, CONFIG, patches_per_batch, split="all", look_ahead=1)
-    for _ in batches:
-        narrow.next_batch()
+    skip(narrow, len(batches))
     assert narrow.fill < fill - 0.01
 
 
@@ -93,8 +92,7 @@ def test_an_epochs_batches_are_estimated_without_reading_or_moving(folder: Path,
 
 def test_positions_include_the_window(folder: Path) -> None:
     source = FileSource(folder, CONFIG, 128)
-    for _ in range(9):
-        source.next_batch()
+    skip(source, 9)
     state = json.loads(json.dumps(source.state_dict()))
     assert state["window"]
     expected = [source.next_batch() for _ in range(70)]

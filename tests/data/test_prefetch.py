@@ -99,8 +99,7 @@ def test_batches_are_made_ahead_of_the_position() -> None:
 def test_errors_are_raised_after_the_batches_before_them(process: bool) -> None:
     expected = WorkerError if process else CountingSource.Failure
     with Prefetcher(CountingSource(fail_at=2), depth=4, process=process) as ahead:
-        for _ in range(2):
-            ahead.next_batch()
+        skip(ahead, 2)
         assert ahead.describe()["position"] <= 2
         for _ in range(2):
             with pytest.raises(expected, match="cannot make batch 2"):
@@ -135,8 +134,7 @@ def test_signals_to_the_group_leave_the_worker_working() -> None:
         assert worker.pid is not None
         for number in (signal.SIGINT, signal.SIGTERM):
             os.kill(worker.pid, number)
-        for _ in range(5):
-            ahead.next_batch()
+        skip(ahead, 5)
 
 
 @pytest.mark.slow

@@ -215,8 +215,6 @@ def test_wrong_arguments_are_named(tiny_model: BGPT, folder: Path) -> None:
         evaluate_files("model", folder)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="patches_per_batch: expected at least 1"):
         evaluate_files(tiny_model, folder, patches_per_batch=0)
-    with pytest.raises(ValueError, match="resamples"):
-        evaluate_files(tiny_model, folder, resamples=0)
     other = PackedPatches.from_bytes([("a", b"abc")], BGPTConfig(patch_size=8, patch_length=9))
     with pytest.raises(ValueError, match="expected patches of 4 bytes, got 8"):
         score_batch(tiny_model, other)

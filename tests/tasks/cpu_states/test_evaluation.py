@@ -96,16 +96,21 @@ def test_copying_scores_the_baseline() -> None:
     assert all(score.changed_accuracy == 0.0 for score in report.by_instruction.values() if score.changed_accuracy)
 
 
-def test_every_count_agrees_with_a_plain_loop() -> None:
-    draw = np.random.default_rng(3)
-    truths = cpu.generate(60, seed=4, num_registers=3, memory_size=64, max_program=16)
+def noisy(truths: cpu.Traces, seed: int) -> list[np.ndarray]:
+    """The states with wrong tokens, of which some are no bytes, and too few or too many of them."""
+    draw = np.random.default_rng(seed)
     predicted = []
     for trace in truths:
         flat = trace.states[1:].reshape(-1).astype(np.int16)
-        noise = draw.random(len(flat)) < 0.02
-        flat = np.where(noise, draw.integers(0, 257, len(flat)), flat)
+        flat = np.where(draw.random(len(flat)) < 0.02, draw.integers(0, 257, len(flat)), flat)
         flat = np.append(flat, draw.integers(0, 257, draw.choice([0, 0, 0, 5, 20])))
         predicted.append(flat[: len(flat) - draw.choice([0, 0, 0, 1, 30])])
+    return predicted
+
+
+def test_every_count_agrees_with_a_plain_loop() -> None:
+    truths = cpu.generate(60, seed=4, num_registers=3, memory_size=64, max_program=16)
+    predicted = noisy(truths, 3)
     report = cpu.evaluate_bytes(predicted, [trace.states for trace in truths])
     right = total = exact = 0
     first: dict[int, int] = {}
@@ -216,16 +221,6 @@ def test_format_trace_of_a_prediction_shows_garbage() -> None:
     assert predicted.states.shape == (2, 8)
     assert predicted.memory == truth.memory
     assert cpu.format_trace(predicted).split("\n")[-1] == "   1  9    9* <77 1 2 3>  9* 9*"
-
-
-def noisy(truths: cpu.Traces, seed: int) -> list[np.ndarray]:
-    draw = np.random.default_rng(seed)
-    predicted = []
-    for trace in truths:
-        flat = trace.states[1:].reshape(-1).astype(np.int16)
-        flat = np.where(draw.random(len(flat)) < 0.03, draw.integers(0, 257, len(flat)), flat)
-        predicted.append(np.append(flat, draw.integers(0, 256, draw.choice([0, 0, 9])))[: len(flat) + 4])
-    return predicted
 
 
 def test_counts_in_chunks_equal_those_of_all_programs() -> None:
