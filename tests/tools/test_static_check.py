@@ -118,6 +118,7 @@ def test_the_result_has_a_line_for_each_compilation(tmp_path: Path, monkeypatch:
         ),
         ("csrc/x/x.cu", "csrc/x/x.h", "int x = {value};  // {comment}"),
     ],
+    ids=["Triton", "CUDA"],
 )
 def test_a_digest_follows_the_code_and_its_headers_alone(
     source: str, changed: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
