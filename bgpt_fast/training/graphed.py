@@ -1,7 +1,4 @@
-"""A step's forward and backward pass as a CUDA graph: recorded once, then replayed with a single launch.
-
-Not yet run on a GPU.
-"""
+"""A step's forward and backward pass as a CUDA graph: recorded once, then replayed with a single launch."""
 
 from __future__ import annotations
 

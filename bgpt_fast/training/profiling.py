@@ -1,7 +1,4 @@
-"""Profiling of training steps: named phases, and a trace of a few steps for Perfetto.
-
-NVTX ranges and the GPU's side of a trace have not been run on a GPU yet.
-"""
+"""Profiling of training steps: named phases, and a trace of a few steps for Perfetto."""
 
 from __future__ import annotations
 

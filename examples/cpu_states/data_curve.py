@@ -80,7 +80,7 @@ def small(steps: int = 2000) -> Settings:
 
 
 def full(steps: int = 20_000) -> Settings:
-    """The paper's model on the paper's machine, for a GPU; not yet run."""
+    """The paper's model on the paper's machine, for a GPU."""
     return Settings(
         model=PAPER,
         machine=MACHINE,

@@ -4,7 +4,7 @@
 
 Each call trains for one session, saves, and exits with 143; the next one resumes, until `--steps` are done or
 `--target` is reached. `result.json` has the held-out scores over time, the machine and the versions. Needs none of the
-packages of the command line. Not yet run on a GPU.
+packages of the command line.
 """
 
 from __future__ import annotations

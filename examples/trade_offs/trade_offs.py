@@ -119,7 +119,7 @@ FULL = Settings(
     minutes=120.0,
     training=runs.gpu_training(),
 )
-"""The paper's width, depth and context, for a GPU; not yet run."""
+"""The paper's width, depth and context, for a GPU."""
 
 
 @dataclass(frozen=True)

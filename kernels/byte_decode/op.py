@@ -72,8 +72,8 @@ def byte_decode(
     """Decodes one patch a row, until the model ends the file, `max_tokens` is reached or the patch is full.
 
     On the CPU everything runs in one call of C++ from packed weights, and a row's bits depend on that row alone: not on
-    the other rows, the number of threads or the instruction set. On an NVIDIA GPU a persistent kernel (not yet run on a
-    GPU) decodes up to PERSISTENT_MAX_ROWS rows a launch, and a row's bits depend on that row alone there too. Plain
+    the other rows, the number of threads or the instruction set. On an NVIDIA GPU a persistent kernel
+    decodes up to PERSISTENT_MAX_ROWS rows a launch, and a row's bits depend on that row alone there too. Plain
     weights on other devices use the reference.
 
     Args:
@@ -161,7 +161,7 @@ def byte_decode_accept(
 ) -> None:
     """Chooses the tokens at one position of all active rows from their logits: one step of `byte_decode`.
 
-    It waits for nothing, so that a CUDA graph can record it. Not yet run on a GPU.
+    It waits for nothing, so that a CUDA graph can record it.
 
     Args:
         logits: float32 [N, V], contiguous.

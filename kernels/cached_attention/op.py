@@ -22,7 +22,7 @@ def cached_attention(
     On the CPU a token's bits do not depend on the other tokens of the call: for each token and head the scores, the
     softmax (largest score subtracted) and the sum over values run in one fixed order, on any number of threads and any
     instruction set. So a prefill of many tokens and decoding one by one give the same bits. The same holds on an NVIDIA
-    GPU, by a Triton kernel (not yet run on a GPU) with bits of its own. Other devices take the reference, which
+    GPU, by a Triton kernel with bits of its own. Other devices take the reference, which
     promises none of that.
 
     Args:

@@ -24,7 +24,7 @@ def invariant_linear(
     On the CPU an output is its bias plus the sums of blocks of 256 inputs, added one after the other; each block is a
     chain of fused multiply-adds in ascending order. So its bits depend on its row of `x`, its column of `weight` and
     its bias only: not on M, the row's index, the number of threads (`torch.get_num_threads()`) or the instruction set.
-    An NVIDIA GPU takes a Triton kernel with fixed tiles (not yet run on a GPU): a row's bits do not depend on M or on
+    An NVIDIA GPU takes a Triton kernel with fixed tiles: a row's bits do not depend on M or on
     its index, but they differ from the CPU's, and may change with the strides of `weight`. Other devices take the
     reference, which promises none of that. Sums are float32; a bfloat16 result is rounded once.
 

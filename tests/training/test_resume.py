@@ -272,7 +272,6 @@ def test_long_runs_hold_on_to_nothing(tmp_path: Path, steps: int) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_gpu_runs_train_and_resume(tmp_path: Path, optimizer: str) -> None:
-    """Not yet run on a GPU."""
     fields: dict[str, Any] = {**HARD, "optimizer": optimizer, "precision": "bf16", "device": "cuda"}
     interrupt(tmp_path, 9, **fields)
     stopped = torch.cuda.get_rng_state()

@@ -1,4 +1,4 @@
-"""The decoder of NVIDIA GPUs. Not yet run on a GPU; its functions run one by one on the CPU, where they are tested.
+"""The decoder of NVIDIA GPUs; its functions also run one by one on the CPU, where they are tested.
 
 The patch decoder runs its layers over a key-value cache; a call of no more patches than sequences, as each step of
 generation is, replays a CUDA graph. The byte decoder has two engines:

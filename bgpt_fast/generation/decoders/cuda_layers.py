@@ -1,6 +1,6 @@
 """The weights of the CUDA decoder as its kernels read them, and a decoder's layers on new tokens.
 
-Not yet run on a GPU. Shape letters: T tokens, D width, F hidden width, S bytes a patch, V = 257.
+Shape letters: T tokens, D width, F hidden width, S bytes a patch, V = 257.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The Philox stream on a GPU (not yet run on one)."""
+"""The Philox stream on a GPU."""
 
 from __future__ import annotations
 

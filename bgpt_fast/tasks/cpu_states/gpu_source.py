@@ -1,6 +1,6 @@
 """The machine as an endless source of training batches on the GPU.
 
-Not yet run on a GPU. Everything but the two kernels behind `generate_on_gpu` is torch, and tested on the CPU against
+Everything but the two kernels behind `generate_on_gpu` is torch, and tested on the CPU against
 `CPUStateSource`. Letters: n traces, P patches, S bytes a patch, M bytes of memory, C bytes a state.
 """
 
