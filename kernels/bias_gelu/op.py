@@ -76,13 +76,8 @@ def _forward_cpu(x: Tensor, bias: Tensor) -> Tensor:
         return torch.ops.aten.gelu_(torch.add(x, bias, out=y), approximate="tanh")
     bias = bias.float()
     for x_rows, y_rows in zip(x.split(_CPU_ROWS), y.split(_CPU_ROWS), strict=True):
-        y_rows.copy_(torch.ops.aten.gelu_(_float(x_rows) + bias, approximate="tanh"))
+        y_rows.copy_(_forward_cpu(x_rows.float(), bias))
     return y
-
-
-def _float(rows: Tensor) -> Tensor:
-    # Contiguous: in another order of its elements torch rounds some of them differently.
-    return rows.to(torch.float32, memory_format=torch.contiguous_format)
 
 
 def _backward_cpu(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,9 +93,9 @@ def _backward_cpu(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     dx, wide_bias = torch.empty(x.shape, dtype=x.dtype), bias.float()
     parts = [wide_bias.new_zeros(len(bias))]
     for dy_rows, x_rows, dx_rows in zip(*(t.split(_CPU_ROWS) for t in (dy, x, dx)), strict=True):
-        dz = torch.ops.aten.gelu_backward(_float(dy_rows), _float(x_rows) + wide_bias, approximate="tanh")
-        dx_rows.copy_(dz)
-        parts.append(dz.sum(0))
+        wide_dx, dbias = _backward_cpu(dy_rows.float(), x_rows.float(), wide_bias)
+        dx_rows.copy_(wide_dx)
+        parts.append(dbias)
     return dx, torch.stack(parts).sum(0).to(bias.dtype)
 
 
