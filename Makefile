@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 
-.PHONY: help demo test test-all lint format build stubs checkpoint static gpu-check clean
+.PHONY: help demo test test-all lint format build stubs checkpoint paper-machine static gpu-check clean
 help:
 	@echo 'make demo        simulate a CPU with the shipped model, then train one from scratch; results in demo/'
 	@echo 'make test        the tests (under 15 minutes on two cores)'
@@ -18,6 +18,7 @@ help:
 	@echo 'make build       the virtual environment and the extension; then $(BIN)/bgpt-fast --help'
 	@echo 'make stubs       the types of the extension, bgpt_fast/_C.pyi, from the built extension'
 	@echo 'make checkpoint  train the shipped model again (an hour); see examples/cpu_states/README.md'
+	@echo 'make paper-machine  train a small model on the paper'\''s own machine (hours; stop it at any moment, run it again to go on)'
 	@echo 'make static      compile every GPU kernel without a GPU (20 minutes); refreshes docs/kernels.md'
 	@echo 'make gpu-check   everything that only a GPU can prove, in 9 minutes; the result is $(RESULT)'
 
@@ -48,6 +49,10 @@ stubs: $(VENV)/.tools $(VENV)/.built
 
 checkpoint: $(VENV)/.built
 	$(BIN)/python examples/cpu_states/train_checkpoint.py
+
+# Options go through ARGS, as in: make paper-machine ARGS="--full --run runs/paper-machine-full".
+paper-machine: $(VENV)/.built
+	$(BIN)/python examples/cpu_states/paper_machine/train.py $(ARGS)
 
 static: $(VENV)/.tools $(VENV)/.built
 	$(BIN)/python -m tools.static_check

@@ -1,0 +1,129 @@
+"""Scores a model on held-out programs of the paper's machine: PYTHONPATH=. python …/evaluate.py [--model FOLDER].
+
+The programs come from the released generator's own stream, from a seed of which training saw nothing; of them, those
+count whose program is of the parallel stream's test split, so that none was ever trained on. Writes scores.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from paper_documents import operands
+
+from bgpt_fast import BGPT
+from bgpt_fast.files import write_json
+from bgpt_fast.generation import Generator
+from bgpt_fast.tasks.cpu_states import (
+    CPUStateReport,
+    ReleasedStream,
+    StreamOptions,
+    Traces,
+    evaluate,
+    evaluate_bytes,
+    simulate,
+    split_of,
+    teacher_forced,
+)
+
+HERE = Path(__file__).resolve().parent
+HELD_OUT_SEED = 20240301
+LENGTHS = ((1, 15), (16, 63), (64, 127), (128, 191), (192, 255))
+SMALL = 16
+PUBLISHED = "more than 99.99 % of state bytes (arXiv 2402.19155)"
+_WITH_OPERANDS = range(13, 20)  # ADD … XOR
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=HERE / "snapshot", help="a folder of save_pretrained")
+    parser.add_argument("--programs", type=int, default=1000, help="held-out programs")
+    parser.add_argument("--free-running", type=int, default=0, help="how many of them are run freely too")
+    parser.add_argument(
+        "--output", type=Path, help="where to write the scores; default: scores.json in the model's folder"
+    )
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    model = BGPT.from_pretrained(options.model, dtype=torch.float32)
+    found = all_scores(model, held_out(options.programs), options.free_running)
+    write_json(options.output or options.model / "scores.json", found)
+    print(found["summary"])
+    return 0
+
+
+def held_out(count: int) -> Traces:
+    """Programs of the released stream that are of the test split, the first `count` of them."""
+    stream = ReleasedStream(StreamOptions(), seed=HELD_OUT_SEED)
+    chosen: list[Any] = []
+    while len(chosen) < count:
+        chosen += [trace for trace in stream.take(4096) if split_of(trace.program_bytes) == "test"]
+    return Traces.from_list(chosen[:count])
+
+
+def all_scores(model: BGPT, programs: Traces, free_running: int) -> dict[str, Any]:
+    """Teacher-forced scores in all, by instruction, by operand size and by length, and free-running ones."""
+    predicted = teacher_forced(model, programs, batch_size=16)
+    truth = [trace.states for trace in programs]
+    report = evaluate_bytes(predicted, truth)
+    found: dict[str, Any] = {
+        "programs": len(programs),
+        "held_out_seed": HELD_OUT_SEED,
+        "published": PUBLISHED,
+        "summary": report.summary(),
+        "teacher_forced": _fields(report),
+        "by_operand_size": by_operand_size(predicted, truth),
+        "by_length": by_length(predicted, truth),
+    }
+    if free_running:
+        some = programs[:free_running]
+        free = evaluate(simulate(Generator(model, max_batch=64), some, draft=True), some)
+        found["free_running"] = _fields(free)
+        found["summary"] += "\nfree running:\n" + free.summary()
+    return found
+
+
+def by_length(predicted: list[NDArray[np.int16]], truth: list[NDArray[np.uint8]]) -> dict[str, Any]:
+    """Shares of right bytes of the programs of each range of lengths (instructions without HLT)."""
+    found = {}
+    for least, most in LENGTHS:
+        which = [i for i, states in enumerate(truth) if least <= len(states) - 2 <= most]
+        if which:
+            report = evaluate_bytes([predicted[i] for i in which], [truth[i] for i in which])
+            found[f"{least}…{most}"] = {
+                "programs": len(which),
+                "accuracy": report.accuracy,
+                "changed_accuracy": report.changed_accuracy,
+                "programs_right": report.exact_programs,
+            }
+    return found
+
+
+def by_operand_size(predicted: list[NDArray[np.int16]], truth: list[NDArray[np.uint8]]) -> dict[str, Any]:
+    """States after ADD … XOR whose ACC and registers are all right, by the larger operand."""
+    before = np.concatenate([states[1:-1] for states in truth])
+    after = np.concatenate([states[2:] for states in truth])
+    right = (np.concatenate([one[1:] for one in predicted]) == after)[:, [1, *range(6, 16)]].all(1)
+    operation, x, y = operands(before)
+    has_two = np.isin(operation, _WITH_OPERANDS)
+    is_small = np.maximum(x, y) < SMALL
+    ranges: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {"0…15": lambda s: s, "16…255": lambda s: ~s}
+    return {
+        name: {"states": int((has_two & of(is_small)).sum()), "right": float(right[has_two & of(is_small)].mean())}
+        for name, of in ranges.items()
+        if (has_two & of(is_small)).any()
+    }
+
+
+def _fields(report: CPUStateReport) -> dict[str, Any]:
+    left_out = ("wrong", "states", "first_divergence")
+    return {name: value for name, value in report.to_dict().items() if name not in left_out}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

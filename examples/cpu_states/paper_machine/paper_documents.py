@@ -1,0 +1,211 @@
+"""Training documents of the paper's machine, whole or in parts, whose patches keep the positions of the whole document.
+
+A state's successor depends on that state and on one instruction in memory, so a document may leave out everything else.
+Three kinds:
+
+- "whole": a program as the released generator draws it, every patch of it.
+- "window": of such a program of full length, a run of states and the memory that they fetch from.
+- "placed": a short program from random registers, its states and its memory moved to a random place of a long one. Its
+  registers have not been worn down to 0 and 255 by hundreds of instructions, and its initial values are small as often
+  as large.
+
+All programs are of the training split of the parallel stream.
+
+Letters: P patches, S = 16 bytes a patch and a state, M = 1,024 bytes of memory, w states of a window.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bgpt_fast import BGPTConfig
+from bgpt_fast.config import EOP
+from bgpt_fast.tasks.cpu_states import Traces, generate, pack_traces, run
+
+S = 16
+MEMORY = 1024
+LONGEST = 255
+FIRST_STATE = 1 + MEMORY // S
+"""The first state's position: behind the extension patch and the memory."""
+_SLOTS = S // 4
+
+
+class Documents(NamedTuple):
+    """patches: int16 [P, S]; cu_seqlens: int32 [B + 1]; positions: int64 [P], in the whole document; targets: bool
+    [P], which patches to predict."""
+
+    patches: Tensor
+    cu_seqlens: Tensor
+    positions: Tensor
+    targets: Tensor
+
+    @property
+    def max_seqlen(self) -> int:
+        """Patches of the longest document."""
+        return int(self.cu_seqlens.diff().max())
+
+    @staticmethod
+    def concatenate(parts: list[Documents]) -> Documents:
+        """One batch of all documents of `parts`, in order."""
+        lengths = torch.cat([part.cu_seqlens.diff() for part in parts])
+        cu_seqlens = torch.cat([torch.zeros(1, dtype=torch.int32), lengths.cumsum(0).int()])
+        patches, positions, targets = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("patches", "positions", "targets")
+        )
+        return Documents(patches, cu_seqlens, positions, targets)
+
+
+@dataclass
+class Stream:
+    """Training documents in order, from a place that can be saved.
+
+    Args:
+        config: the model's.
+        seed: of the programs and of everything drawn beside them.
+        start: the next index of the stream of programs.
+        draws: batches drawn so far, which seed what is drawn beside the programs.
+    """
+
+    config: BGPTConfig
+    seed: int
+    start: int = 0
+    draws: int = 0
+
+    def take(self, kind: str, patches: int, width: int, **options: Any) -> Documents:
+        """Documents of one kind of about `patches` patches in all; `width` counts states of a window or a program."""
+        self.draws += 1
+        rng = np.random.default_rng([self.seed, self.draws])
+        if kind == "whole":
+            return whole(self._programs(max(1, patches // 196), 1, LONGEST), self.config)
+        size = 2 + -(-width // _SLOTS) + width
+        if kind == "window":
+            return window(self._programs(max(1, patches // size), LONGEST, LONGEST), self.config, width, rng)
+        if kind == "placed":
+            return placed(self._programs(max(1, patches // (size + 1)), width - 1, width - 1), rng, **options)
+        raise ValueError(f'documents: kind: expected "whole", "window" or "placed", got {kind!r}')
+
+    def _programs(self, count: int, shortest: int, longest: int) -> Traces:
+        traces = generate(
+            count,
+            seed=self.seed,
+            min_program=shortest,
+            max_program=longest,
+            stream="parallel",
+            split="train",
+            start=self.start,
+            threads=1,
+        )
+        assert traces.next_start is not None
+        self.start = traces.next_start
+        return traces
+
+
+def whole(traces: Traces, config: BGPTConfig) -> Documents:
+    """Programs with all their patches; every state but the first, and the end of the file, are targets."""
+    batch = pack_traces(traces, config, threads=1)
+    assert batch.targets is not None
+    return Documents(batch.patches, batch.cu_seqlens, _positions(batch.cu_seqlens), batch.targets)
+
+
+def window(traces: Traces, config: BGPTConfig, width: int, rng: np.random.Generator) -> Documents:
+    """`width` + 1 states from a random place of each program, and the memory from which they fetch."""
+    batch = pack_traces(traces, config, threads=1)
+    lengths = batch.cu_seqlens.diff().long()
+    positions = _positions(batch.cu_seqlens)
+    instructions = (np.diff(traces.offsets) - MEMORY) // S - 1
+    first = (rng.random(len(instructions)) * np.maximum(1, instructions - width + 2)).astype(np.int64)
+    at = torch.from_numpy(first).repeat_interleave(lengths)
+    is_memory = (positions >= 1 + at // _SLOTS) & (positions <= 1 + (at + width - 1) // _SLOTS)
+    is_state = (positions >= FIRST_STATE + at) & (positions <= FIRST_STATE + at + width)
+    keep = (positions == 0) | (is_memory & (positions < FIRST_STATE)) | is_state
+    document = torch.arange(len(lengths)).repeat_interleave(lengths)
+    sizes = torch.bincount(document[keep], minlength=len(lengths))
+    cu_seqlens = torch.cat([torch.zeros(1, dtype=torch.int32), sizes.cumsum(0).int()])
+    targets = is_state & (positions > FIRST_STATE + at)
+    return Documents(batch.patches[keep].contiguous(), cu_seqlens, positions[keep], targets[keep])
+
+
+def placed(traces: Traces, rng: np.random.Generator, small: float = 0.5) -> Documents:
+    """Short programs, run from random registers, with their memory and states at a random place of a long program.
+
+    Args:
+        traces: of programs of at most 254 instructions with HLT.
+        rng: draws places and registers.
+        small: share of the programs whose registers start with small values (2ᵘ − 1 for u from 0 to 8, evenly);
+            the others' are even over 0 to 255.
+    """
+    parts, positions, targets = [], [], []
+    before = traces[len(traces) - 1].program_bytes
+    for trace in traces:
+        program = trace.program_bytes
+        states = run(program, *_initial_values(rng, small)).states
+        count = len(program) // 4
+        place = int(rng.integers(0, LONGEST - count + 1))
+        lead = place % _SLOTS
+        memory = np.zeros(-(-(lead + count) // _SLOTS) * S, np.uint8)
+        memory[: 4 * lead] = np.resize(np.frombuffer(before[:4], np.uint8), 4 * lead)
+        memory[4 * lead : 4 * (lead + count)] = np.frombuffer(program, np.uint8)
+        shown = states[0 if place == 0 else 1 :].astype(np.int16)
+        shown[:, 0] += place
+        parts += [_extension(), memory.reshape(-1, S).astype(np.int16), shown, np.full((1, S), EOP, np.int16)]
+        at = FIRST_STATE + place + (0 if place == 0 else 1)
+        own = [0, *range(1 + place // _SLOTS, 1 + place // _SLOTS + len(memory) // S), *range(at, at + len(shown) + 1)]
+        positions.append(np.array(own))
+        targets.append(np.array(own) > at)
+        before = program
+    cu_seqlens = np.concatenate([[0], np.cumsum([len(own) for own in positions])]).astype(np.int32)
+    arrays = (np.concatenate(parts), cu_seqlens, np.concatenate(positions), np.concatenate(targets))
+    return Documents(*(torch.from_numpy(array) for array in arrays))
+
+
+def _initial_values(rng: np.random.Generator, small: float) -> tuple[int, list[int]]:
+    """ACC and ten registers."""
+    values = rng.integers(0, 256, 11)
+    if rng.random() < small:
+        values = (2 ** (8 * rng.random(11))).astype(np.int64) - 1
+    acc, *registers = values.tolist()
+    return acc, registers
+
+
+def _extension() -> NDArray[np.int16]:
+    patch = np.full((1, S), EOP, np.int16)
+    patch[0, :3] = list(b"bin")
+    return patch
+
+
+def _positions(cu_seqlens: Tensor) -> Tensor:
+    lengths = cu_seqlens.diff().long()
+    return torch.arange(int(cu_seqlens[-1])) - cu_seqlens[:-1].long().repeat_interleave(lengths)
+
+
+def operands(states: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Of states [P, S]: the instruction's operation, and the two values that it takes (csrc/cpu_states/machine.h)."""
+    rows = states.astype(np.int64)
+    values = np.concatenate([rows[:, 1:2], rows[:, 6:]], 1)
+    operation, second = np.minimum(rows[:, 2], 20), np.minimum(rows[:, 4], 10)
+    first = np.where(operation == _LOADI, 0, np.minimum(rows[:, 3], 10))
+    place = np.arange(len(rows))
+    return operation, values[place, np.where(second > 0, first, 0)], values[place, np.where(second > 0, second, first)]
+
+
+def categories(patches: Tensor) -> Tensor:
+    """What each state's instruction asks for, int64 [P] of 0…CATEGORIES − 1: operation, operands and their sizes.
+
+    A patch that is no state has a category of no meaning.
+    """
+    rows = patches.numpy()
+    operation, x, y = operands(rows)
+    count = (rows[:, 3:6] > 0).sum(1)
+    sizes = np.searchsorted(_SIZES, x, side="right") * 4 + np.searchsorted(_SIZES, y, side="right")
+    return torch.from_numpy((operation * 4 + count) * 16 + sizes)
+
+
+_LOADI = 11
+_SIZES = (1, 16, 128)
+CATEGORIES = 21 * 4 * 4 * 4

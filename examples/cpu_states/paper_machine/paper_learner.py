@@ -1,0 +1,303 @@
+"""A model, its optimisers and its place in the curriculum: all that a run of `train.py` is, and one step of it.
+
+Letters: P patches, T target patches, S = 16 bytes a patch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from paper_documents import CATEGORIES, Documents, S, Stream, categories
+from torch import Tensor
+
+from bgpt_fast import BGPT, BGPTConfig
+from bgpt_fast.config import EOP
+from bgpt_fast.files import atomic_write
+from bgpt_fast.kernels.patch_attention.op import patch_attention
+from bgpt_fast.layers import Conv1D
+from bgpt_fast.training.config import TrainConfig
+from bgpt_fast.training.optimizer import Optimizers
+
+_RIGHT = math.log(2)
+"""A byte of less than so many nats has more than half of the probability, and is therefore the model's choice."""
+
+
+@dataclasses.dataclass
+class Place:
+    """Where a run stands.
+
+    `updates` counts those since the optimisers began; `accuracy` is of the last steps' bytes that count in the loss;
+    `width` counts states of a window; `seconds`, `core_seconds` and `targets` (patches predicted) are of all sessions;
+    `start` and `draws` are the stream's.
+    """
+
+    step: int = 0
+    updates: int = 0
+    stage: int = 0
+    stage_step: int = 0
+    width: int = 0
+    accuracy: float = 0.0
+    seconds: float = 0.0
+    core_seconds: float = 0.0
+    targets: int = 0
+    start: int = 0
+    draws: int = 0
+
+
+class Learner:
+    """Trains by a recipe.
+
+    Args:
+        recipe: as recipe.json.
+        model: a fresh one.
+        device: where it trains.
+    """
+
+    def __init__(self, recipe: dict[str, Any], model: BGPT, device: torch.device) -> None:
+        self.recipe = recipe
+        self.model = model.to(device).train()
+        self.device = device
+        self.stages: list[dict[str, Any]] = recipe["stages"]
+        self.optimizers = [_optimizer(model, recipe, kind) for kind in _KINDS]
+        self.average = {name: value.clone() for name, value in model.state_dict().items()}
+        self.errors = torch.ones(CATEGORIES)
+        self.place = Place()
+        self._is_bf16 = _wants_bf16(recipe["precision"], device)
+        self._enter()
+
+    @property
+    def stage(self) -> dict[str, Any] | None:
+        """The stage under way; None when all are done."""
+        return self.stages[self.place.stage] if self.place.stage < len(self.stages) else None
+
+    def autocast(self) -> torch.autocast:
+        """The precision in which the model computes."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._is_bf16)
+
+    def go_to(self, stage: int) -> None:
+        """Begins a stage, whatever came before."""
+        self.place.stage = stage
+        self._enter()
+
+    def _enter(self) -> None:
+        self.place.stage_step, self.place.accuracy = 0, 0.0
+        if self.stage is not None:
+            self.place.width = self.stage.get("widths", [0])[0]
+
+    def step(self) -> dict[str, float]:
+        """One update; returns its figures."""
+        stage, place = self.stage, self.place
+        assert stage is not None
+        began, core = time.perf_counter(), time.process_time()
+        documents = self._draw(stage)
+        indices = self._choose(documents, stage["targets"])
+        weights = torch.tensor(stage["column_weights"], dtype=torch.float32, device=self.device)
+        weights = weights[: int(weights.nonzero().max()) + 1]
+        nats = self._nats(documents, indices, len(weights))
+        loss = (nats * weights).sum() / (weights.sum() * len(nats))
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        rate = self._rate(stage)
+        for optimizer, kind in zip(self.optimizers, _KINDS, strict=True):
+            optimizer.set_factor(rate * stage.get("rates", {}).get(kind, 1.0))
+            if math.isfinite(float(norm)):
+                optimizer.step()
+        self._follow()
+        right = (nats.detach() < _RIGHT).float().cpu()
+        counted = right[:, weights.cpu() > 0]
+        self._remember(documents, indices, counted.amin(1))
+        self._move_on(stage, float(counted.mean()))
+        place.targets += len(indices)
+        place.seconds += time.perf_counter() - began
+        place.core_seconds += time.process_time() - core
+        figures = {"loss": float(loss.detach()), "right": float(counted.mean()), "rate": rate}
+        return figures | self._by_columns(documents, indices, right)
+
+    def _by_columns(self, documents: Documents, indices: Tensor, right: Tensor) -> dict[str, float]:
+        """Shares of right bytes: of the instruction, and of ACC and registers that change and that do not."""
+        figures = {"instruction": float(right[:, 2:6].mean())}
+        if right.shape[1] == S:
+            values = [1, *range(6, S)]
+            changed = (documents.patches[indices] != documents.patches[indices - 1])[:, values]
+            is_state = (documents.patches[indices, :1] < EOP).expand_as(changed)
+            figures["changed"] = float(right[:, values][changed & is_state].mean())
+            figures["copied"] = float(right[:, values][~changed & is_state].mean())
+        return figures
+
+    def _draw(self, stage: dict[str, Any]) -> Documents:
+        place = self.place
+        stream = Stream(self.model.config, self.recipe["seed"], place.start, place.draws)
+        parts = []
+        for part in stage["documents"]:
+            options = dict(part)
+            width = options.pop("width", place.width)
+            parts.append(stream.take(options.pop("kind"), options.pop("patches"), width, **options))
+        place.start, place.draws = stream.start, stream.draws
+        return Documents.concatenate(parts)
+
+    def _choose(self, documents: Documents, most: int) -> Tensor:
+        """Which patches to predict, rising: those whose category is often wrong come more often."""
+        indices = documents.targets.nonzero().flatten()
+        if len(indices) <= most:
+            return indices
+        errors = self.errors[categories(documents.patches)[indices - 1]]
+        weights = errors + self.recipe["evenness"] * errors.mean()
+        generator = torch.Generator().manual_seed(self.place.draws)
+        return indices[torch.multinomial(weights, most, generator=generator)].sort().values
+
+    def _nats(self, documents: Documents, indices: Tensor, columns: int) -> Tensor:
+        """−log p of the first `columns` bytes of the target patches, float32 [T, columns]."""
+        at = indices.to(self.device)
+        with self.autocast():
+            hidden = features(self.model, documents, self.device)[at - 1]
+            bytes_ = documents.patches[indices, :columns].contiguous().to(self.device)
+            return self.model.byte_level_decoder.nats(hidden, bytes_)
+
+    def _remember(self, documents: Documents, indices: Tensor, right: Tensor) -> None:
+        """The share of wrong targets of each category, averaged over its last few hundred."""
+        which = categories(documents.patches)[indices - 1]
+        count = torch.zeros(CATEGORIES).index_add_(0, which, torch.ones(len(which)))
+        wrong = torch.zeros(CATEGORIES).index_add_(0, which, 1 - right)
+        keep = 0.99**count
+        self.errors = torch.where(count > 0, keep * self.errors + (1 - keep) * wrong / count.clamp(min=1), self.errors)
+
+    def _follow(self) -> None:
+        """The averaged weights follow the weights; in a run's first steps faster."""
+        decay = min(self.recipe["average_decay"], 1 - 5 / (self.place.step + 10))
+        for name, value in self.model.state_dict().items():
+            self.average[name].lerp_(value, 1 - decay)
+
+    def _rate(self, stage: dict[str, Any]) -> float:
+        """The factor of all rates: a warm-up in a line, times the stage's own, which may change in a line."""
+        first, last = stage["rate"] if isinstance(stage["rate"], list) else [stage["rate"]] * 2
+        share = min(1.0, self.place.stage_step / stage["steps"])
+        return min(1.0, (self.place.updates + 1) / self.recipe["warm_up"]) * (first + (last - first) * share)
+
+    def _move_on(self, stage: dict[str, Any], right: float) -> None:
+        """Counts the step; wider windows or the next stage where the bytes that count are right."""
+        place = self.place
+        place.step += 1
+        place.updates += 1
+        place.stage_step += 1
+        place.accuracy = right if place.accuracy == 0.0 else 0.85 * place.accuracy + 0.15 * right
+        widths = stage.get("widths", [0])
+        is_right = place.accuracy >= stage.get("until", 2.0)
+        if is_right and place.width != widths[-1]:
+            place.width = widths[widths.index(place.width) + 1]
+            place.accuracy = 0.0
+        elif is_right or place.stage_step >= stage["steps"]:
+            place.stage += 1
+            self._enter()
+
+    def load_snapshot(self, folder: Path) -> None:
+        """Goes on from a folder of `export.py`, or from any model's weights; the optimisers begin anew."""
+        self.model.load_state_dict(BGPT.from_pretrained(folder, dtype=torch.float32).state_dict())
+        self.average = {name: value.clone() for name, value in self.model.state_dict().items()}
+        if (folder / "place.json").exists():
+            fields = json.loads((folder / "place.json").read_text())
+            self.errors = torch.tensor(fields.pop("errors"))
+            self.place = Place(**{**fields, "updates": 0})
+
+    def averaged_model(self) -> BGPT:
+        """A model of the averaged weights."""
+        model = BGPT(self.model.config)
+        model.load_state_dict(self.average)
+        return model.to(self.device).eval()
+
+    def save(self, path: Path) -> None:
+        """Writes everything, complete or absent."""
+        optimizers = [optimizer.state_tensors() for optimizer in self.optimizers]
+        with atomic_write(path) as file:
+            torch.save(
+                {
+                    "model": self.model.state_dict(),
+                    "average": self.average,
+                    "optimizers": optimizers,
+                    "errors": self.errors,
+                    "place": dataclasses.asdict(self.place),
+                    "config": self.model.config.to_dict(),
+                },
+                file,
+            )
+
+    def load(self, path: Path) -> None:
+        """Goes on from what `save` wrote."""
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        if state["config"] != self.model.config.to_dict():
+            raise ValueError(f"{path}: expected a run of {self.model.config}, got one of {state['config']}")
+        self.model.load_state_dict(state["model"])
+        self.average = state["average"]
+        for optimizer, tensors in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_tensors(tensors)
+        self.errors = state["errors"].cpu()
+        self.place = Place(**state["place"])
+
+
+def features(model: BGPT, documents: Documents, device: torch.device) -> Tensor:
+    """The patch-level decoder's features [P, D] of documents whose positions have gaps."""
+    decoder = model.patch_level_decoder
+    cu_seqlens, longest = documents.cu_seqlens.to(device), documents.max_seqlen
+    patches, positions = documents.patches.to(device), documents.positions.to(device)
+    embeddings = decoder.patch_embedding(patches, decoder.base.wpe.weight, positions)
+
+    def attend(x: Tensor, projection: Conv1D, dropout: float) -> Tensor:
+        q, k, v = projection(x).view(len(x), 3, decoder.heads, -1).unbind(1)
+        return patch_attention(q, k, v, cu_seqlens, longest, dropout=dropout).reshape(x.shape)
+
+    features_: Tensor = decoder.base(embeddings, attend)
+    return features_
+
+
+def new_model(config: BGPTConfig, seed: int) -> BGPT:
+    """A model with its initial weights, drawn from `seed`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return BGPT(config)
+
+
+_KINDS = ("embeddings", "patch_layers", "byte_layers")
+"""Parameters with rates of their own; the embeddings are all that is of no layer."""
+
+
+def _kind(name: str) -> str:
+    if ".h." not in name:
+        return "embeddings"
+    return "patch_layers" if name.startswith("patch_level_decoder") else "byte_layers"
+
+
+def _optimizer(model: BGPT, recipe: dict[str, Any], kind: str) -> Optimizers:
+    named = [(name, parameter) for name, parameter in model.named_parameters() if _kind(name) == kind]
+    training = TrainConfig(
+        steps=1,
+        optimizer="muon",
+        muon_learning_rate=recipe["muon_learning_rate"],
+        learning_rate=recipe["learning_rate"],
+        weight_decay=0.0,
+        eps=1e-10,
+    )
+    return Optimizers(named, training)
+
+
+def _wants_bf16(precision: str, device: torch.device) -> bool:
+    """Whether to compute in bfloat16; "auto" measures on a CPU which of both multiplies faster."""
+    if precision != "auto":
+        return precision == "bf16"
+    return device.type == "cuda" or _product_seconds(torch.bfloat16) < 0.5 * _product_seconds(torch.float32)
+
+
+def _product_seconds(dtype: torch.dtype) -> float:
+    a, b = torch.ones(4096, 384, dtype=dtype), torch.ones(384, 1536, dtype=dtype)
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        a @ b
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)

@@ -1,0 +1,160 @@
+"""The paper machine's recipe: partial documents hold what their targets need; a stopped run goes on as it would have."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bgpt_fast import BGPT, BGPTConfig, PackedPatches
+from bgpt_fast.config import EOP
+
+FOLDER = Path(__file__).resolve().parent.parent / "examples" / "cpu_states" / "paper_machine"
+TINY = {
+    "patch_size": 16,
+    "patch_length": 322,
+    "hidden_size": 288,
+    "patch_num_layers": 1,
+    "byte_num_layers": 1,
+    "num_heads": 4,
+    "byte_num_heads": 16,
+    "position_init": "sinusoidal",
+}
+
+
+@pytest.fixture
+def documents(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module("paper_documents")
+
+
+@pytest.fixture
+def learner(documents: ModuleType) -> ModuleType:
+    return importlib.import_module("paper_learner")
+
+
+def tiny_recipe() -> dict[str, Any]:
+    recipe = json.loads((FOLDER / "recipe.json").read_text())
+    recipe["model"] = TINY
+    recipe["precision"] = "fp32"
+    recipe["watched_programs"] = 2
+    for stage in recipe["stages"]:
+        stage["targets"] = 16
+        stage["steps"] = 6
+        for part in stage["documents"]:
+            part["patches"] = 60
+    return recipe
+
+
+@pytest.mark.parametrize(("kind", "width"), [("whole", 0), ("window", 8), ("window", 256), ("placed", 12)])
+def test_what_a_target_fetches_is_in_its_document(documents: ModuleType, kind: str, width: int) -> None:
+    stream = documents.Stream(BGPTConfig.from_dict(TINY), 5)
+    made = stream.take(kind, 700, width)
+    lengths = made.cu_seqlens.diff().long()
+    document = torch.arange(len(lengths)).repeat_interleave(lengths)
+    place_of = {pair: row for row, pair in enumerate(zip(document.tolist(), made.positions.tolist(), strict=True))}
+    fetched = 0
+    for row in made.targets.nonzero().flatten().tolist():
+        if (made.patches[row] == EOP).any():
+            continue
+        step = int(made.positions[row]) - documents.FIRST_STATE
+        memory = made.patches[place_of[int(document[row]), 1 + (step - 1) // 4]].view(4, 4)
+        assert torch.equal(memory[(step - 1) % 4], made.patches[row, 2:6])
+        assert int(made.patches[row, 0]) == min(step, 255)
+        fetched += 1
+    assert fetched > 20
+
+
+def test_small_initial_values_are_common(documents: ModuleType) -> None:
+    stream = documents.Stream(BGPTConfig.from_dict(TINY), 5)
+    patches = stream.take("placed", 2000, 6, small=1.0).patches
+    _, x, y = documents.operands(patches[patches[:, 0] < EOP].numpy())
+    assert (np.maximum(x, y) < 16).mean() > 0.3
+
+
+def test_operands_are_those_of_the_machine(documents: ModuleType) -> None:
+    state = np.array([[1, 50, 0, 0, 0, 0, *range(100, 110)]] * 4)
+    state[0, 2:6] = [13, 2, 0, 0]  # ADD B: ACC + B
+    state[1, 2:6] = [14, 3, 4, 0]  # SUB C D
+    state[2, 2:6] = [16, 1, 2, 3]  # DIV A B C: A / B → C
+    state[3, 2:6] = [11, 200, 0, 0]  # LOADI 200
+    operation, x, y = documents.operands(state)
+    assert operation.tolist() == [13, 14, 16, 11]
+    assert x.tolist() == [50, 102, 100, 50]
+    assert y.tolist() == [101, 103, 101, 50]
+
+
+def test_features_of_a_whole_document_are_the_models(documents: ModuleType, learner: ModuleType) -> None:
+    config = BGPTConfig.from_dict(TINY)
+    model = learner.new_model(config, 3).eval()
+    made = documents.Stream(config, 5).take("whole", 400, 0)
+    ours = learner.features(model, made, torch.device("cpu"))
+    batch = PackedPatches(made.patches, made.cu_seqlens)
+    theirs = model.patch_level_decoder(batch.patches, batch.cu_seqlens, batch.max_seqlen)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_initial_weights_copy_and_fetch_and_are_a_bgpt(documents: ModuleType, learner: ModuleType) -> None:
+    weights = importlib.import_module("initial_weights")
+    config = BGPTConfig.from_dict(json.loads((FOLDER / "recipe.json").read_text())["model"])
+    model = learner.new_model(config, 3).eval()
+    shapes = {name: value.shape for name, value in model.state_dict().items()}
+    weights.copy_and_fetch(model, 3, copies=True, fetches=True)
+    assert {name: value.shape for name, value in model.state_dict().items()} == shapes
+    made = documents.Stream(config, 5).take("whole", 700, 0)
+    targets = made.targets.nonzero().flatten()
+    targets = targets[made.patches[targets, 0] < EOP]
+    with torch.no_grad():
+        hidden = learner.features(model, made, torch.device("cpu"))
+        choice = model.byte_level_decoder.logits(hidden[targets - 1], made.patches[targets]).argmax(-1)
+    assert (choice == made.patches[targets])[:, 2:6].float().mean() > 0.9
+    assert (choice == made.patches[targets - 1])[:, 6:].float().mean() > 0.9
+
+
+def test_a_stopped_run_goes_on_as_it_would_have(learner: ModuleType, tmp_path: Path) -> None:
+    recipe = tiny_recipe()
+
+    def fresh() -> Any:
+        return learner.Learner(recipe, learner.new_model(BGPTConfig.from_dict(TINY), 1), torch.device("cpu"))
+
+    through = fresh()
+    losses = [through.step()["loss"] for _ in range(5)]
+    stopped = fresh()
+    for _ in range(2):
+        stopped.step()
+    stopped.save(tmp_path / "state.pt")
+    again = fresh()
+    again.load(tmp_path / "state.pt")
+    assert [again.step()["loss"] for _ in range(3)] == losses[2:]
+    for name, value in again.average.items():
+        assert torch.equal(value, through.average[name]), name
+
+
+def test_the_scripts_train_export_go_on_and_score(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps(tiny_recipe()))
+    run, snapshot = tmp_path / "run", tmp_path / "snapshot"
+    script(["train.py", "--recipe", recipe, "--run", run])
+    script(["export.py", "--run", run, "--snapshot", snapshot])
+    weights = BGPT.from_pretrained(snapshot)
+    assert weights.config == BGPTConfig.from_dict(TINY)
+    script(["train.py", "--recipe", recipe, "--run", tmp_path / "other", "--snapshot", snapshot])
+    place = torch.load(tmp_path / "other" / "state.pt", weights_only=True)["place"]
+    assert place["step"] == json.loads((snapshot / "place.json").read_text())["step"]
+    script(["evaluate.py", "--model", snapshot, "--programs", "2", "--free-running", "1"])
+    scores = json.loads((snapshot / "scores.json").read_text())
+    assert scores["programs"] == 2
+    assert 0 <= scores["teacher_forced"]["accuracy"] <= 1
+
+
+def script(arguments: list[Any]) -> None:
+    first, *rest = arguments
+    subprocess.run([sys.executable, str(FOLDER / first), *map(str, rest)], check=True, timeout=240)
