@@ -1,4 +1,4 @@
-"""The paper machine's recipe: partial documents hold what their targets need; a stopped run goes on as it would have."""
+"""The paper machine's recipe: parts of documents hold what targets need; a stopped run goes on as it would have."""
 
 from __future__ import annotations
 
@@ -117,6 +117,21 @@ def test_initial_weights_copy_and_fetch_and_are_a_bgpt(documents: ModuleType, le
         choice = model.byte_level_decoder.logits(hidden[targets - 1], made.patches[targets]).argmax(-1)
     assert (choice == made.patches[targets])[:, 2:6].float().mean() > 0.9
     assert (choice == made.patches[targets - 1])[:, 6:].float().mean() > 0.9
+
+
+def test_the_curriculum_widens_windows_and_moves_on(learner: ModuleType) -> None:
+    recipe = json.loads((FOLDER / "from_random.json").read_text())
+    recipe["model"] = TINY
+    recipe["stages"][0]["until"] = 0.0
+    for stage in recipe["stages"]:
+        stage["targets"] = 8
+        stage["documents"] = [{**part, "patches": 20} for part in stage["documents"]]
+    one = learner.Learner(recipe, learner.new_model(BGPTConfig.from_dict(TINY), 1), torch.device("cpu"))
+    places = []
+    for _ in range(7):
+        one.step()
+        places.append((one.place.stage, one.place.width))
+    assert places == [(0, 16), (0, 32), (0, 64), (0, 128), (0, 256), (1, 0), (1, 0)]
 
 
 def test_a_stopped_run_goes_on_as_it_would_have(learner: ModuleType, tmp_path: Path) -> None:

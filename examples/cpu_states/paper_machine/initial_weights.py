@@ -20,7 +20,7 @@ from torch import Tensor
 from bgpt_fast import BGPT
 
 _PER_OCTAVE = 4
-_PAIRS = 40
+_PAIRS = 32
 """Sines and cosines of positions: of periods 2, 2·2^(1/4), …"""
 _ADDRESS_PAIRS = 24
 _POSITIONS = 2 * _PAIRS
@@ -29,6 +29,8 @@ _FETCHED = _POSITIONS + _BITS * S
 _FREE = _FETCHED + _BITS * 4
 _AMPLITUDE = 0.35
 """Of bits in the residual stream, and of positions nearly."""
+_NAMES = 21
+"""Values that an operation or a register has."""
 _INSTRUCTION = range(2, 6)
 """Places of the instruction in a state."""
 
@@ -46,14 +48,19 @@ def copy_and_fetch(model: BGPT, seed: int, *, copies: bool, fetches: bool) -> No
     """
     if not (copies or fetches):
         return
-    _separate(model)
-    _decode(model, torch.Generator().manual_seed(seed), copies, fetches)
+    generator = torch.Generator().manual_seed(seed)
+    _separate(model, generator)
+    _decode(model, generator, copies, fetches)
     if fetches:
         _fetch(model)
 
 
-def _separate(model: BGPT) -> None:
-    """Positions and the bits of each byte of a patch get dimensions of their own."""
+def _separate(model: BGPT, generator: torch.Generator) -> None:
+    """Positions and the bits of each byte of a patch get dimensions of their own.
+
+    Operations and operands have a random direction each beside their bits, so that "operand 1 is register C" is one
+    product with the residual stream, not a conjunction of four bits.
+    """
     bits = _AMPLITUDE * _bits()
     embedding = model.patch_level_decoder.patch_embedding.weight  # [D, S·257]
     positions = model.patch_level_decoder.base.wpe.weight
@@ -64,6 +71,9 @@ def _separate(model: BGPT) -> None:
     for s in range(S):
         at = _POSITIONS + _BITS * s
         embedding[at : at + _BITS, 257 * s : 257 * (s + 1)] = bits.t()
+    for s in _INSTRUCTION:
+        shape = (len(embedding) - _FREE, _NAMES)
+        embedding[_FREE:, 257 * s : 257 * s + _NAMES] = 0.15 * torch.randn(shape, generator=generator)
     # Heads that have nothing to read look at the extension patch, so that must be without bits.
     for s, byte in enumerate(b"bin"):
         at = _POSITIONS + _BITS * s

@@ -96,7 +96,7 @@ class Learner:
         assert stage is not None
         began, core = time.perf_counter(), time.process_time()
         documents = self._draw(stage)
-        indices = self._choose(documents, stage["targets"])
+        indices = self._choose(documents, stage["targets"] * self.recipe["batch_scale"])
         weights = torch.tensor(stage["column_weights"], dtype=torch.float32, device=self.device)
         weights = weights[: int(weights.nonzero().max()) + 1]
         nats = self._nats(documents, indices, len(weights))
@@ -135,11 +135,12 @@ class Learner:
     def _draw(self, stage: dict[str, Any]) -> Documents:
         place = self.place
         stream = Stream(self.model.config, self.recipe["seed"], place.start, place.draws)
+        scale = self.recipe["batch_scale"]
         parts = []
         for part in stage["documents"]:
             options = dict(part)
             width = options.pop("width", place.width)
-            parts.append(stream.take(options.pop("kind"), options.pop("patches"), width, **options))
+            parts.append(stream.take(options.pop("kind"), options.pop("patches") * scale, width, **options))
         place.start, place.draws = stream.start, stream.draws
         return Documents.concatenate(parts)
 
@@ -215,12 +216,13 @@ class Learner:
     def save(self, path: Path) -> None:
         """Writes everything, complete or absent."""
         optimizers = [optimizer.state_tensors() for optimizer in self.optimizers]
+        optimizer_state = {name: value for tensors in optimizers for name, value in tensors.items()}
         with atomic_write(path) as file:
             torch.save(
                 {
                     "model": self.model.state_dict(),
                     "average": self.average,
-                    "optimizers": optimizers,
+                    "optimizers": optimizer_state,
                     "errors": self.errors,
                     "place": dataclasses.asdict(self.place),
                     "config": self.model.config.to_dict(),
@@ -235,8 +237,9 @@ class Learner:
             raise ValueError(f"{path}: expected a run of {self.model.config}, got one of {state['config']}")
         self.model.load_state_dict(state["model"])
         self.average = state["average"]
-        for optimizer, tensors in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_tensors(tensors)
+        for optimizer, kind in zip(self.optimizers, _KINDS, strict=True):
+            own = {name: value for name, value in state["optimizers"].items() if _kind(name) == kind}
+            optimizer.load_state_tensors(own)
         self.errors = state["errors"].cpu()
         self.place = Place(**state["place"])
 
@@ -263,14 +266,16 @@ def new_model(config: BGPTConfig, seed: int) -> BGPT:
         return BGPT(config)
 
 
-_KINDS = ("embeddings", "patch_layers", "byte_layers")
+_KINDS = ("embeddings", "patch_attention", "patch_mlp", "byte_layers")
 """Parameters with rates of their own; the embeddings are all that is of no layer."""
 
 
 def _kind(name: str) -> str:
     if ".h." not in name:
         return "embeddings"
-    return "patch_layers" if name.startswith("patch_level_decoder") else "byte_layers"
+    if name.startswith("byte_level_decoder"):
+        return "byte_layers"
+    return "patch_mlp" if ".mlp." in name else "patch_attention"
 
 
 def _optimizer(model: BGPT, recipe: dict[str, Any], kind: str) -> Optimizers:
