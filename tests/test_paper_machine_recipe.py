@@ -16,6 +16,7 @@ import torch
 
 from bgpt_fast import BGPT, BGPTConfig, PackedPatches
 from bgpt_fast.config import EOP
+from bgpt_fast.tasks.cpu_states import generate, split_of
 
 FOLDER = Path(__file__).resolve().parent.parent / "examples" / "cpu_states" / "paper_machine"
 TINY = {
@@ -80,6 +81,29 @@ def test_small_initial_values_are_common(documents: ModuleType) -> None:
     assert (np.maximum(x, y) < 16).mean() > 0.3
 
 
+def test_drawn_programs_hold_the_chosen_operations_and_registers(documents: ModuleType) -> None:
+    shares = np.zeros(21)
+    shares[[9, 20]] = 0.75, 0.25  # PUSH and MOV
+    rng = np.random.default_rng(3)
+    programs = [documents.draw_program(9, shares, 2, rng) for _ in range(50)]
+    assert {split_of(program) for program in programs} == {"train"}
+    rows = np.frombuffer(b"".join(programs), np.uint8).reshape(50, 10, 4)
+    assert (rows[:, -1] == 0).all()
+    assert set(rows[:, :-1, 1].flatten()) == {1, 2}
+    assert 0.65 < (rows[:, :-1, 0] == 9).mean() < 0.85
+
+
+def test_even_shares_draw_as_the_released_generator_does(documents: ModuleType) -> None:
+    rng = np.random.default_rng(4)
+    shares = np.array([0.0] + [0.05] * 20)
+    ours = np.frombuffer(b"".join(documents.draw_program(15, shares, 10, rng) for _ in range(400)), np.uint8)
+    theirs = generate(400, min_program=16, max_program=16, seed=4)  # HLT counts
+    released = np.concatenate([np.frombuffer(trace.program_bytes, np.uint8) for trace in theirs])
+    for column in range(4):
+        counts = [np.bincount(code.reshape(-1, 4)[:, column], minlength=256)[:21] / 6400 for code in (ours, released)]
+        np.testing.assert_allclose(*counts, atol=0.015)
+
+
 def test_operands_are_those_of_the_machine(documents: ModuleType) -> None:
     state = np.array([[1, 50, 0, 0, 0, 0, *range(100, 110)]] * 4)
     state[0, 2:6] = [13, 2, 0, 0]  # ADD B: ACC + B
@@ -122,7 +146,7 @@ def test_initial_weights_copy_and_fetch_and_are_a_bgpt(documents: ModuleType, le
 def test_the_curriculum_widens_windows_and_moves_on(learner: ModuleType) -> None:
     recipe = json.loads((FOLDER / "from_random.json").read_text())
     recipe["model"] = TINY
-    recipe["stages"][0]["until"] = 0.0
+    recipe["stages"][0]["until"] = ["right", 0.0]
     for stage in recipe["stages"]:
         stage["targets"] = 8
         stage["documents"] = [{**part, "patches": 20} for part in stage["documents"]]

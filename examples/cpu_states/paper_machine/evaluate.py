@@ -89,10 +89,10 @@ def all_scores(model: BGPT, programs: Traces, free_running: int) -> dict[str, An
 
 
 def by_length(predicted: list[NDArray[np.int16]], truth: list[NDArray[np.uint8]]) -> dict[str, Any]:
-    """Shares of right bytes of the programs of each range of lengths (instructions without HLT)."""
+    """Shares of right bytes of the programs of each range of lengths (instructions, HLT among them)."""
     found = {}
     for least, most in LENGTHS:
-        which = [i for i, states in enumerate(truth) if least <= len(states) - 2 <= most]
+        which = [i for i, states in enumerate(truth) if least <= len(states) - 1 <= most]
         if which:
             report = evaluate_bytes([predicted[i] for i in which], [truth[i] for i in which])
             found[f"{least}…{most}"] = {

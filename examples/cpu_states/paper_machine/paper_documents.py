@@ -6,10 +6,10 @@ Three kinds:
 - "whole": a program as the released generator draws it, every patch of it.
 - "window": of such a program of full length, a run of states and the memory that they fetch from.
 - "placed": a short program from random registers, its states and its memory moved to a random place of a long one. Its
-  registers have not been worn down to 0 and 255 by hundreds of instructions, and its initial values are small as often
-  as large.
+  registers have not been worn down to 0 and 255 by hundreds of instructions, a share of its initial values is small,
+  and it may hold some operations more often than others and name some registers alone.
 
-All programs are of the training split of the parallel stream.
+All programs are of the training split (`split_of`); evaluation is on the released distribution alone.
 
 Letters: P patches, S = 16 bytes a patch and a state, M = 1,024 bytes of memory, w states of a window.
 """
@@ -26,7 +26,8 @@ from torch import Tensor
 
 from bgpt_fast import BGPTConfig
 from bgpt_fast.config import EOP
-from bgpt_fast.tasks.cpu_states import Traces, generate, pack_traces, run
+from bgpt_fast.tasks.cpu_states import Traces, generate, pack_traces, run, split_of
+from bgpt_fast.tasks.cpu_states.machine import OPERATIONS
 
 S = 16
 MEMORY = 1024
@@ -77,8 +78,26 @@ class Stream:
     start: int = 0
     draws: int = 0
 
-    def take(self, kind: str, patches: int, width: int, **options: Any) -> Documents:
-        """Documents of one kind of about `patches` patches in all; `width` counts states of a window or a program."""
+    def take(
+        self,
+        kind: str,
+        patches: int,
+        width: int,
+        *,
+        operations: NDArray[np.float64] | None = None,
+        registers: int = 10,
+        small: float = 0.5,
+    ) -> Documents:
+        """Documents of one kind.
+
+        Args:
+            kind: "whole", "window" or "placed".
+            patches: about how many, in all.
+            width: states of a window, or instructions of a placed program.
+            operations: float [21], how often each operation stands in placed programs; None: evenly, as released.
+            registers: how many of them, from A on, placed programs name.
+            small: as `placed`.
+        """
         self.draws += 1
         rng = np.random.default_rng([self.seed, self.draws])
         if kind == "whole":
@@ -87,7 +106,11 @@ class Stream:
         if kind == "window":
             return window(self._programs(max(1, patches // size), LONGEST, LONGEST), self.config, width, rng)
         if kind == "placed":
-            return placed(self._programs(max(1, patches // (size + 1)), width - 1, width - 1), rng, **options)
+            shares = np.ones(len(OPERATIONS)) if operations is None else operations.copy()
+            shares[0] = 0.0
+            shares /= shares.sum()
+            count = max(1, patches // (size + 1))
+            return placed([draw_program(width - 1, shares, registers, rng) for _ in range(count)], rng, small)
         raise ValueError(f'documents: kind: expected "whole", "window" or "placed", got {kind!r}')
 
     def _programs(self, count: int, shortest: int, longest: int) -> Traces:
@@ -131,37 +154,70 @@ def window(traces: Traces, config: BGPTConfig, width: int, rng: np.random.Genera
     return Documents(batch.patches[keep].contiguous(), cu_seqlens, positions[keep], targets[keep])
 
 
-def placed(traces: Traces, rng: np.random.Generator, small: float = 0.5) -> Documents:
+def placed(programs: list[bytes], rng: np.random.Generator, small: float = 0.5) -> Documents:
     """Short programs, run from random registers, with their memory and states at a random place of a long program.
 
     Args:
-        traces: of programs of at most 254 instructions with HLT.
+        programs: machine code of at most 254 instructions with HLT.
         rng: draws places and registers.
         small: share of the programs whose registers start with small values (2ᵘ − 1 for u from 0 to 8, evenly);
             the others' are even over 0 to 255.
     """
     parts, positions, targets = [], [], []
-    before = traces[len(traces) - 1].program_bytes
-    for trace in traces:
-        program = trace.program_bytes
+    for i, program in enumerate(programs):
         states = run(program, *_initial_values(rng, small)).states
-        count = len(program) // 4
-        place = int(rng.integers(0, LONGEST - count + 1))
-        lead = place % _SLOTS
-        memory = np.zeros(-(-(lead + count) // _SLOTS) * S, np.uint8)
-        memory[: 4 * lead] = np.resize(np.frombuffer(before[:4], np.uint8), 4 * lead)
-        memory[4 * lead : 4 * (lead + count)] = np.frombuffer(program, np.uint8)
-        shown = states[0 if place == 0 else 1 :].astype(np.int16)
-        shown[:, 0] += place
-        parts += [_extension(), memory.reshape(-1, S).astype(np.int16), shown, np.full((1, S), EOP, np.int16)]
-        at = FIRST_STATE + place + (0 if place == 0 else 1)
-        own = [0, *range(1 + place // _SLOTS, 1 + place // _SLOTS + len(memory) // S), *range(at, at + len(shown) + 1)]
-        positions.append(np.array(own))
-        targets.append(np.array(own) > at)
-        before = program
+        patches, own, first = _place(program, states, programs[i - 1], rng)
+        parts.append(patches)
+        positions.append(own)
+        targets.append(own > first)
     cu_seqlens = np.concatenate([[0], np.cumsum([len(own) for own in positions])]).astype(np.int32)
     arrays = (np.concatenate(parts), cu_seqlens, np.concatenate(positions), np.concatenate(targets))
     return Documents(*(torch.from_numpy(array) for array in arrays))
+
+
+def draw_program(length: int, operations: NDArray[np.float64], registers: int, rng: np.random.Generator) -> bytes:
+    """A program of the training split, `length` instructions and HLT, drawn as the released generator does.
+
+    Args:
+        length: instructions before HLT.
+        operations: the probability of each operation, [21]; even ones are the released generator's.
+        registers: how many of them, from A on, are named; 10 is the released generator's.
+        rng: draws.
+    """
+    while True:
+        code = bytearray()
+        for opcode in rng.choice(len(operations), length, p=operations).tolist():
+            least, most = OPERATIONS[opcode].min_operands, OPERATIONS[opcode].max_operands
+            names = rng.integers(1, registers + 1, rng.integers(least, most + 1)).tolist()
+            operands_ = [int(rng.integers(0, 256))] if opcode == _LOADI else names
+            code += bytes([opcode, *operands_, *[0] * (3 - len(operands_))])
+        program = bytes(code) + bytes(4)
+        if split_of(program) == "train":
+            return program
+
+
+def _place(
+    program: bytes, states: NDArray[np.uint8], other: bytes, rng: np.random.Generator
+) -> tuple[NDArray[np.int16], NDArray[np.int64], int]:
+    """A program at a random address: its patches, their positions, and the position of its first state.
+
+    Before it in its first memory patch stands an instruction of the `other` program.
+    """
+    count = len(program) // 4
+    address = int(rng.integers(0, LONGEST - count + 1))
+    lead = address % _SLOTS
+    memory = np.zeros(-(-(lead + count) // _SLOTS) * S, np.uint8)
+    memory[: 4 * lead] = np.resize(np.frombuffer(other[:4], np.uint8), 4 * lead)
+    memory[4 * lead : 4 * (lead + count)] = np.frombuffer(program, np.uint8)
+    # The first state has fetched nothing; only a program at address 0 has one.
+    skipped = 0 if address == 0 else 1
+    shown = states[skipped:].astype(np.int16)
+    shown[:, 0] += address
+    end = np.full((1, S), EOP, np.int16)
+    patches = np.concatenate([_extension(), memory.reshape(-1, S).astype(np.int16), shown, end])
+    first, from_memory = FIRST_STATE + address + skipped, 1 + address // _SLOTS
+    positions = [0, *range(from_memory, from_memory + len(memory) // S), *range(first, first + len(shown) + 1)]
+    return patches, np.array(positions), first
 
 
 def _initial_values(rng: np.random.Generator, small: float) -> tuple[int, list[int]]:
@@ -204,6 +260,12 @@ def categories(patches: Tensor) -> Tensor:
     count = (rows[:, 3:6] > 0).sum(1)
     sizes = np.searchsorted(_SIZES, x, side="right") * 4 + np.searchsorted(_SIZES, y, side="right")
     return torch.from_numpy((operation * 4 + count) * 16 + sizes)
+
+
+def operation_weights(weights: dict[str, float]) -> Tensor:
+    """float [CATEGORIES]: of each category, its operation's weight by mnemonic, 1 where there is none."""
+    by_operation = torch.tensor([float(weights.get(operation.name, 1.0)) for operation in OPERATIONS])
+    return by_operation.repeat_interleave(CATEGORIES // len(OPERATIONS))
 
 
 _LOADI = 11

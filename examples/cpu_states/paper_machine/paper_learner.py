@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from paper_documents import CATEGORIES, Documents, S, Stream, categories
+from paper_documents import CATEGORIES, Documents, S, Stream, categories, operation_weights
 from torch import Tensor
 
 from bgpt_fast import BGPT, BGPTConfig
@@ -21,6 +21,7 @@ from bgpt_fast.config import EOP
 from bgpt_fast.files import atomic_write
 from bgpt_fast.kernels.patch_attention.op import patch_attention
 from bgpt_fast.layers import Conv1D
+from bgpt_fast.tasks.cpu_states.machine import OPERATIONS
 from bgpt_fast.training.config import TrainConfig
 from bgpt_fast.training.optimizer import Optimizers
 
@@ -32,9 +33,9 @@ _RIGHT = math.log(2)
 class Place:
     """Where a run stands.
 
-    `updates` counts those since the optimisers began; `accuracy` is of the last steps' bytes that count in the loss;
-    `width` counts states of a window; `seconds`, `core_seconds` and `targets` (patches predicted) are of all sessions;
-    `start` and `draws` are the stream's.
+    `updates` counts those since the optimisers began; `accuracy` is the figure that the stage aims at, of its last
+    steps; `width` counts states of a window; `seconds`, `core_seconds` and `targets` (patches predicted) are of all
+    sessions; `start` and `draws` are the stream's.
     """
 
     step: int = 0
@@ -114,12 +115,13 @@ class Learner:
         right = (nats.detach() < _RIGHT).float().cpu()
         counted = right[:, weights.cpu() > 0]
         self._remember(documents, indices, counted.amin(1))
-        self._move_on(stage, float(counted.mean()))
+        figures = {"loss": float(loss.detach()), "right": float(counted.mean()), "rate": rate}
+        figures |= self._by_columns(documents, indices, right)
+        self._move_on(stage, figures)
         place.targets += len(indices)
         place.seconds += time.perf_counter() - began
         place.core_seconds += time.process_time() - core
-        figures = {"loss": float(loss.detach()), "right": float(counted.mean()), "rate": rate}
-        return figures | self._by_columns(documents, indices, right)
+        return figures
 
     def _by_columns(self, documents: Documents, indices: Tensor, right: Tensor) -> dict[str, float]:
         """Shares of right bytes: of the instruction, and of ACC and registers that change and that do not."""
@@ -135,22 +137,26 @@ class Learner:
     def _draw(self, stage: dict[str, Any]) -> Documents:
         place = self.place
         stream = Stream(self.model.config, self.recipe["seed"], place.start, place.draws)
+        operations = self._weights(stage).view(len(OPERATIONS), -1).mean(1).double().numpy()
         scale = self.recipe["batch_scale"]
         parts = []
         for part in stage["documents"]:
-            options = dict(part)
-            width = options.pop("width", place.width)
-            parts.append(stream.take(options.pop("kind"), options.pop("patches") * scale, width, **options))
+            options = {"width": place.width, "operations": operations, **part, "patches": part["patches"] * scale}
+            parts.append(stream.take(**options))
         place.start, place.draws = stream.start, stream.draws
         return Documents.concatenate(parts)
+
+    def _weights(self, stage: dict[str, Any]) -> Tensor:
+        """How much each category counts in the choice of programs and targets, float [CATEGORIES]."""
+        errors = self.errors + self.recipe["evenness"] * self.errors.mean()
+        return errors * operation_weights(stage.get("operation_weights", {}))
 
     def _choose(self, documents: Documents, most: int) -> Tensor:
         """Which patches to predict, rising: those whose category is often wrong come more often."""
         indices = documents.targets.nonzero().flatten()
         if len(indices) <= most:
             return indices
-        errors = self.errors[categories(documents.patches)[indices - 1]]
-        weights = errors + self.recipe["evenness"] * errors.mean()
+        weights = self._weights(self.stages[self.place.stage])[categories(documents.patches)[indices - 1]]
         generator = torch.Generator().manual_seed(self.place.draws)
         return indices[torch.multinomial(weights, most, generator=generator)].sort().values
 
@@ -182,19 +188,21 @@ class Learner:
         share = min(1.0, self.place.stage_step / stage["steps"])
         return min(1.0, (self.place.updates + 1) / self.recipe["warm_up"]) * (first + (last - first) * share)
 
-    def _move_on(self, stage: dict[str, Any], right: float) -> None:
-        """Counts the step; wider windows or the next stage where the bytes that count are right."""
+    def _move_on(self, stage: dict[str, Any], figures: dict[str, float]) -> None:
+        """Counts the step; wider windows or the next stage where the stage's aim is reached."""
         place = self.place
         place.step += 1
         place.updates += 1
         place.stage_step += 1
-        place.accuracy = right if place.accuracy == 0.0 else 0.85 * place.accuracy + 0.15 * right
+        name, least = stage.get("until", ["right", 2.0])
+        value = figures[name]
+        place.accuracy = value if place.accuracy == 0.0 else 0.95 * place.accuracy + 0.05 * value
         widths = stage.get("widths", [0])
-        is_right = place.accuracy >= stage.get("until", 2.0)
-        if is_right and place.width != widths[-1]:
+        is_reached = place.accuracy >= least
+        if is_reached and place.width != widths[-1]:
             place.width = widths[widths.index(place.width) + 1]
             place.accuracy = 0.0
-        elif is_right or place.stage_step >= stage["steps"]:
+        elif is_reached or place.stage_step >= stage["steps"]:
             place.stage += 1
             self._enter()
 
