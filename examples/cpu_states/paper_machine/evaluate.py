@@ -51,9 +51,9 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(1)
     model = BGPT.from_pretrained(options.model, dtype=torch.float32)
-    found = all_scores(model, held_out(options.programs), options.free_running)
-    write_json(options.output or options.model / "scores.json", found)
-    print(found["summary"])
+    scores = all_scores(model, held_out(options.programs), options.free_running)
+    write_json(options.output or options.model / "scores.json", scores)
+    print(scores["summary"])
     return 0
 
 
@@ -62,7 +62,7 @@ def held_out(count: int) -> Traces:
     stream = ReleasedStream(StreamOptions(), seed=HELD_OUT_SEED)
     chosen: list[Any] = []
     while len(chosen) < count:
-        chosen += [trace for trace in stream.take(4096) if split_of(trace.program_bytes) == "test"]
+        chosen += [trace for trace in stream.take(4096) if split_of(trace.program_bytes) == "eval"]
     return Traces.from_list(chosen[:count])
 
 
@@ -71,7 +71,7 @@ def all_scores(model: BGPT, programs: Traces, free_running: int) -> dict[str, An
     predicted = teacher_forced(model, programs, batch_size=16)
     truth = [trace.states for trace in programs]
     report = evaluate_bytes(predicted, truth)
-    found: dict[str, Any] = {
+    scores: dict[str, Any] = {
         "programs": len(programs),
         "held_out_seed": HELD_OUT_SEED,
         "published": PUBLISHED,
@@ -83,25 +83,25 @@ def all_scores(model: BGPT, programs: Traces, free_running: int) -> dict[str, An
     if free_running:
         some = programs[:free_running]
         free = evaluate(simulate(Generator(model, max_batch=64), some, draft=True), some)
-        found["free_running"] = _fields(free)
-        found["summary"] += "\nfree running:\n" + free.summary()
-    return found
+        scores["free_running"] = _fields(free)
+        scores["summary"] += "\nfree running:\n" + free.summary()
+    return scores
 
 
 def by_length(predicted: list[NDArray[np.int16]], truth: list[NDArray[np.uint8]]) -> dict[str, Any]:
     """Shares of right bytes of the programs of each range of lengths (instructions, HLT among them)."""
-    found = {}
+    scores = {}
     for least, most in LENGTHS:
         which = [i for i, states in enumerate(truth) if least <= len(states) - 1 <= most]
         if which:
             report = evaluate_bytes([predicted[i] for i in which], [truth[i] for i in which])
-            found[f"{least}…{most}"] = {
+            scores[f"{least}…{most}"] = {
                 "programs": len(which),
                 "accuracy": report.accuracy,
                 "changed_accuracy": report.changed_accuracy,
                 "programs_right": report.exact_programs,
             }
-    return found
+    return scores
 
 
 def by_operand_size(predicted: list[NDArray[np.int16]], truth: list[NDArray[np.uint8]]) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def _separate(model: BGPT, generator: torch.Generator) -> None:
     product with the residual stream, not a conjunction of four bits.
     """
     bits = _AMPLITUDE * _bits()
-    embedding = model.patch_level_decoder.patch_embedding.weight  # [D, S·257]
+    embedding = model.patch_level_decoder.patch_embedding.weight.t()  # [D, S·257]
     positions = model.patch_level_decoder.base.wpe.weight
     angles = torch.arange(float(len(positions)))[:, None] * _frequencies(_PAIRS)
     positions.zero_()
@@ -88,8 +88,8 @@ def _decode(model: BGPT, generator: torch.Generator, copies: bool, fetches: bool
     """
     D, d = model.config.hidden_size, model.config.hidden_size // S
     # Orthogonal to the vector of ones too: LayerNorm takes the mean away, which heads would read as bits.
-    drawn = torch.randn(D - _FREE, _BITS + S + 1, generator=generator)
-    directions = torch.linalg.qr(torch.cat([torch.ones(D - _FREE, 1), drawn], 1))[0][:, 1:]
+    noise = torch.randn(D - _FREE, _BITS + S + 1, generator=generator)
+    directions = torch.linalg.qr(torch.cat([torch.ones(D - _FREE, 1), noise], 1))[0][:, 1:]
     bits, places = directions[:, :_BITS], directions[:, _BITS:]
     transformer = model.byte_level_decoder.base.transformer
     wte, wpe = transformer.wte.weight, transformer.wpe.weight

@@ -119,7 +119,7 @@ class Stream:
             seed=self.seed,
             min_program=shortest,
             max_program=longest,
-            stream="parallel",
+            stream="philox",
             split="train",
             start=self.start,
             threads=1,
@@ -211,12 +211,12 @@ def _place(
     memory[4 * lead : 4 * (lead + count)] = np.frombuffer(program, np.uint8)
     # The first state has fetched nothing; only a program at address 0 has one.
     skipped = 0 if address == 0 else 1
-    shown = states[skipped:].astype(np.int16)
-    shown[:, 0] += address
+    taught = states[skipped:].astype(np.int16)
+    taught[:, 0] += address
     end = np.full((1, S), EOP, np.int16)
-    patches = np.concatenate([_extension(), memory.reshape(-1, S).astype(np.int16), shown, end])
+    patches = np.concatenate([_extension(), memory.reshape(-1, S).astype(np.int16), taught, end])
     first, from_memory = FIRST_STATE + address + skipped, 1 + address // _SLOTS
-    positions = [0, *range(from_memory, from_memory + len(memory) // S), *range(first, first + len(shown) + 1)]
+    positions = [0, *range(from_memory, from_memory + len(memory) // S), *range(first, first + len(taught) + 1)]
     return patches, np.array(positions), first
 
 

@@ -77,7 +77,7 @@ def run(learner: Learner, recipe: dict[str, Any], folder: Path, minutes: float) 
     stopped: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: stopped.append(number))
-    held_out = generate(recipe["watched_programs"], seed=WATCHED_SEED, stream="parallel", split="test", threads=1)
+    held_out = generate(recipe["watched_programs"], seed=WATCHED_SEED, stream="philox", split="eval", threads=1)
     began = saved = watched = time.monotonic()
     smooth: dict[str, float] = {}
     with open(folder / "curve.jsonl", "a") as curve:

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.paths import EXAMPLES
 
 from bgpt_fast import BGPT, BGPTConfig, PackedPatches
 from bgpt_fast.config import EOP
 from bgpt_fast.tasks.cpu_states import generate, split_of
 
-FOLDER = Path(__file__).resolve().parent.parent / "examples" / "cpu_states" / "paper_machine"
+FOLDER = EXAMPLES / "cpu_states" / "paper_machine"
 TINY = {
     "patch_size": 16,
     "patch_length": 322,
@@ -58,18 +59,18 @@ def tiny_recipe() -> dict[str, Any]:
 @pytest.mark.parametrize(("kind", "width"), [("whole", 0), ("window", 8), ("window", 256), ("placed", 12)])
 def test_what_a_target_fetches_is_in_its_document(documents: ModuleType, kind: str, width: int) -> None:
     stream = documents.Stream(BGPTConfig.from_dict(TINY), 5)
-    made = stream.take(kind, 700, width)
-    lengths = made.cu_seqlens.diff().long()
+    sample = stream.take(kind, 700, width)
+    lengths = sample.cu_seqlens.diff().long()
     document = torch.arange(len(lengths)).repeat_interleave(lengths)
-    place_of = {pair: row for row, pair in enumerate(zip(document.tolist(), made.positions.tolist(), strict=True))}
+    place_of = {pair: row for row, pair in enumerate(zip(document.tolist(), sample.positions.tolist(), strict=True))}
     fetched = 0
-    for row in made.targets.nonzero().flatten().tolist():
-        if (made.patches[row] == EOP).any():
+    for row in sample.targets.nonzero().flatten().tolist():
+        if (sample.patches[row] == EOP).any():
             continue
-        step = int(made.positions[row]) - documents.FIRST_STATE
-        memory = made.patches[place_of[int(document[row]), 1 + (step - 1) // 4]].view(4, 4)
-        assert torch.equal(memory[(step - 1) % 4], made.patches[row, 2:6])
-        assert int(made.patches[row, 0]) == min(step, 255)
+        step = int(sample.positions[row]) - documents.FIRST_STATE
+        memory = sample.patches[place_of[int(document[row]), 1 + (step - 1) // 4]].view(4, 4)
+        assert torch.equal(memory[(step - 1) % 4], sample.patches[row, 2:6])
+        assert int(sample.patches[row, 0]) == min(step, 255)
         fetched += 1
     assert fetched > 20
 
@@ -119,9 +120,9 @@ def test_operands_are_those_of_the_machine(documents: ModuleType) -> None:
 def test_features_of_a_whole_document_are_the_models(documents: ModuleType, learner: ModuleType) -> None:
     config = BGPTConfig.from_dict(TINY)
     model = learner.new_model(config, 3).eval()
-    made = documents.Stream(config, 5).take("whole", 400, 0)
-    ours = learner.features(model, made, torch.device("cpu"))
-    batch = PackedPatches(made.patches, made.cu_seqlens)
+    sample = documents.Stream(config, 5).take("whole", 400, 0)
+    ours = learner.features(model, sample, torch.device("cpu"))
+    batch = PackedPatches(sample.patches, sample.cu_seqlens)
     theirs = model.patch_level_decoder(batch.patches, batch.cu_seqlens, batch.max_seqlen)
     torch.testing.assert_close(ours, theirs)
 
@@ -133,14 +134,14 @@ def test_initial_weights_copy_and_fetch_and_are_a_bgpt(documents: ModuleType, le
     shapes = {name: value.shape for name, value in model.state_dict().items()}
     weights.copy_and_fetch(model, 3, copies=True, fetches=True)
     assert {name: value.shape for name, value in model.state_dict().items()} == shapes
-    made = documents.Stream(config, 5).take("whole", 700, 0)
-    targets = made.targets.nonzero().flatten()
-    targets = targets[made.patches[targets, 0] < EOP]
+    sample = documents.Stream(config, 5).take("whole", 700, 0)
+    targets = sample.targets.nonzero().flatten()
+    targets = targets[sample.patches[targets, 0] < EOP]
     with torch.no_grad():
-        hidden = learner.features(model, made, torch.device("cpu"))
-        choice = model.byte_level_decoder.logits(hidden[targets - 1], made.patches[targets]).argmax(-1)
-    assert (choice == made.patches[targets])[:, 2:6].float().mean() > 0.9
-    assert (choice == made.patches[targets - 1])[:, 6:].float().mean() > 0.9
+        hidden = learner.features(model, sample, torch.device("cpu"))
+        choice = model.byte_level_decoder.logits(hidden[targets - 1], sample.patches[targets]).argmax(-1)
+    assert (choice == sample.patches[targets])[:, 2:6].float().mean() > 0.9
+    assert (choice == sample.patches[targets - 1])[:, 6:].float().mean() > 0.9
 
 
 def test_the_curriculum_widens_windows_and_moves_on(learner: ModuleType) -> None:
