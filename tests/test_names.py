@@ -27,8 +27,9 @@ RENAMED = {
 }
 """Classes and functions of earlier versions that have a new name."""
 FOREIGN = re.compile(r"\w*NotFoundError")
+"""Names of Python and of other libraries that would be refused."""
 HYPOTHESIS = ("from hypothesis import", "@given(")
-"""Names of Python and of other libraries that would be refused, and lines with Hypothesis's `given`."""
+"""Beginnings of lines that name Hypothesis's `given`."""
 
 
 def python_identifiers(source: str) -> Iterator[tuple[int, str]]:
