@@ -21,9 +21,20 @@ PAPER = BGPTConfig()
 """The paper's model of 110 M parameters, for a GPU."""
 
 
-def cpu_model(**sizes: Any) -> BGPTConfig:
-    """A model that trains on a CPU in minutes; the arguments are those of `BGPTConfig`."""
-    return BGPTConfig(**{"byte_num_layers": 1, "position_init_std": 0.3, **sizes})
+def cpu_model(patch_length: int, width: int, *, layers: int, heads: int, byte_heads: int, **others: Any) -> BGPTConfig:
+    """A model that trains on a CPU in minutes.
+
+    Args:
+        patch_length: patches of the context.
+        width: hidden size of both decoders.
+        layers, heads: of the patch decoder.
+        byte_heads: of the byte decoder, which has one layer.
+        others: further arguments of `BGPTConfig`.
+    """
+    sizes = {"patch_num_layers": layers, "byte_num_layers": 1, "num_heads": heads, "byte_num_heads": byte_heads}
+    return BGPTConfig(
+        **{"patch_length": patch_length, "hidden_size": width, **sizes, "position_init_std": 0.3, **others}
+    )
 
 
 def cpu_training(**settings: Any) -> TrainConfig:

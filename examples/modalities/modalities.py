@@ -68,14 +68,7 @@ def small() -> Settings:
     """Of CPU size: models of 0.9 M parameters, on one thread."""
     return Settings(
         sizes=Sizes(),
-        model=runs.cpu_model(
-            patch_length=130,
-            hidden_size=96,
-            patch_num_layers=3,
-            num_heads=3,
-            byte_num_heads=6,
-            position_init_std=0.1,
-        ),
+        model=runs.cpu_model(130, 96, layers=3, heads=3, byte_heads=6, position_init_std=0.1),
         patches_per_batch=520,
         pre_training=runs.cpu_training(
             steps=260,

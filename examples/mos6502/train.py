@@ -21,15 +21,7 @@ from bgpt_fast import BGPT, BGPTConfig
 from bgpt_fast.training import TrainConfig, Trainer
 
 PROGRAMS = ProgramOptions(memory_size=32, min_program=1, max_program=8)
-SMALL = runs.cpu_model(
-    patch_length=13,
-    hidden_size=128,
-    patch_num_layers=4,
-    num_heads=4,
-    byte_num_heads=8,
-    byte_init="numeric",
-    byte_init_std=0.05,
-)
+SMALL = runs.cpu_model(13, 128, layers=4, heads=4, byte_heads=8, byte_init="numeric", byte_init_std=0.05)
 FULL_PROGRAMS = ProgramOptions(memory_size=256, min_program=1, max_program=120)
 
 

@@ -40,17 +40,8 @@ PUBLISHED = {"abc->mid": 0.0011}
 """Bits per byte on IrishMAN's whole tunes, of the published model of 110 M parameters (arXiv 2402.19155)."""
 NOTES = (4, 8)
 """Fewest and most notes of a bar."""
-SMALL = runs.cpu_model(
-    patch_size=4,
-    patch_length=64,
-    hidden_size=96,
-    patch_num_layers=4,
-    num_heads=4,
-    byte_num_heads=8,
-    position_init="sinusoidal",
-    byte_init="numeric",
-    byte_init_std=0.05,
-)
+NUMERIC = {"byte_init": "numeric", "byte_init_std": 0.05, "position_init": "sinusoidal"}
+SMALL = runs.cpu_model(64, 96, layers=4, heads=4, byte_heads=8, patch_size=4, **NUMERIC)
 
 
 @dataclass(frozen=True)

@@ -27,15 +27,7 @@ from bgpt_fast.metrics import bootstrap_interval
 from bgpt_fast.tasks.evaluation import FileReport, evaluate_files
 from bgpt_fast.training import TrainConfig, Trainer
 
-SMALL = runs.cpu_model(
-    patch_size=8,
-    patch_length=33,
-    hidden_size=64,
-    patch_num_layers=2,
-    num_heads=2,
-    byte_num_heads=4,
-    byte_init_std=0.1,
-)
+SMALL = runs.cpu_model(33, 64, layers=2, heads=2, byte_heads=4, patch_size=8, byte_init_std=0.1)
 """The model of the CPU-size runs, 0.3 M parameters: learns the recipes' rules in a minute or two on one core."""
 
 
