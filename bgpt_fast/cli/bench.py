@@ -1,6 +1,6 @@
-"""`bgpt-fast bench`: runs the benchmark suite of a checkout, and its reports, each in its own process.
+"""`bgpt-fast bench`: runs the benchmark suite of a source checkout, or one of its reports, as a subprocess.
 
-The suite is not in the wheel: its baselines and their packages belong to the repository.
+The wheel does not contain the suite, because its baselines and their packages are part of the repository only.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from typing import Literal
 from bgpt_fast.cli.common import read_options
 
 _COMMANDS = {"report": "report", "compare": "compare", "docs": "docs", "instructions": "count_instructions"}
-"""What comes after `bench`, by the module of the suite that does it."""
+"""The word after `bench`, with the module of the suite that it runs."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Measures every op and the whole engine beside baselines and the machine's peak rates; needs a checkout.
+    """Measures all ops and the complete engine against baselines and the machine's peak rates; needs a source checkout.
 
-    Afterwards: `bgpt-fast bench report FILE.json` makes a page of it, `bgpt-fast bench compare A.json B.json` lists
+    Afterwards: `bgpt-fast bench report FILE.json` writes an HTML page, `bgpt-fast bench compare A.json B.json` lists
     what became slower, `bgpt-fast bench docs` writes docs/performance.md from the files in benchmarks/results/,
     `bgpt-fast bench instructions` counts the instructions of the C++ hot paths under valgrind.
 
     Args:
-        json: where the figures go, with machine, versions, commit and command.
+        json: file for the figures, with the machine, versions, commit and command.
         size: "quick" takes under 3 minutes on two cores, "full" is for published results, "tiny" is a trial.
-        device: "auto" means the GPU where there is one.
-        dtype: of ops and training, several joined by commas; None means bfloat16 on a GPU and float32 on a CPU.
-        threads: of torch on the CPU; None means torch's own choice.
-        select: only items whose names match, as pytest's -k: "training", "patch_embed and forward".
-        runs: of the whole suite in new processes; `compare` takes the noise from two or more.
-        profile: instead: a trace of training or generation for Perfetto, with the top kernels and the idle share.
-        trace: where the trace goes; None means bench_train.json.gz or bench_generate.json.gz.
+        device: "auto" uses the GPU if there is one.
+        dtype: dtypes of ops and training, separated by commas; None means bfloat16 on a GPU and float32 on a CPU.
+        threads: torch's CPU threads; None means torch's default.
+        select: run only matching items, with the syntax of pytest's -k: "training", "patch_embed and forward".
+        runs: number of runs of the suite, each in a new process; `compare` estimates the noise from two or more.
+        profile: record a Perfetto trace of training or generation instead; prints the top kernels and the idle share.
+        trace: file for the trace; None means bench_train.json.gz or bench_generate.json.gz.
     """
 
     json: Path = Path("bench.json")
@@ -52,10 +52,10 @@ class Bench:
 
 
 def checkout_of(package: Path) -> Path:
-    """The checkout with the suite that a package belongs to.
+    """Returns the source checkout, with the suite, that a package was imported from.
 
     Raises:
-        FileNotFoundError: the package was installed without one.
+        FileNotFoundError: the package is installed without a checkout.
     """
     root = package.resolve().parent
     if not (root / "benchmarks" / "suite.py").is_file():
@@ -88,7 +88,7 @@ def run(words: Sequence[str]) -> int:
 
 
 def _measure(options: Bench, root: Path, shared: list[str]) -> int:
-    """Runs the suite, each run into a file of its own; the JSON of all is written last."""
+    """Runs the suite, with a file for each run; the combined JSON is written last."""
     options.json.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{options.json.name[:64]}.", dir=options.json.parent) as scratch:
         parts = [Path(scratch).resolve() / f"{number}.json" for number in range(options.runs)]
@@ -108,7 +108,7 @@ def _measure(options: Bench, root: Path, shared: list[str]) -> int:
 
 
 def _run_module(root: Path, module: str, *words: str) -> int:
-    """`python -m module` with the checkout importable, in the caller's folder."""
+    """Runs `python -m module` in the caller's folder with the checkout importable."""
     path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-m", module, *words]
     return subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=False).returncode

@@ -1,4 +1,4 @@
-"""`bgpt-fast classify`: the class of each file, and the accuracy where the files' names say their class."""
+"""`bgpt-fast classify`: predicts the class of each file, and the accuracy if the file names state their class."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ _SHOWN_CLASSES = 12
 
 @dataclass(frozen=True)
 class Classify:
-    """The class of each file, by a trained classifier.
+    """Predicts the class of each file with a trained classifier.
 
-    Files named LABEL_anything.ext, with a class LABEL.ext of the model, are also scored: accuracy, each class,
-    confusion matrix. Files over the context are truncated. Empty and unreadable files are counted, named and left out;
-    a file that is reached twice counts once.
+    Files named LABEL_anything.ext, where LABEL.ext is a class of the model, are also scored: accuracy, scores of each
+    class, confusion matrix. Files longer than the context are truncated. Empty and unreadable files are counted and
+    reported, not classified; duplicate paths count once.
 
     Args:
-        checkpoint: a training run's folder, one of weights, a .safetensors or .pth file, or a hub id.
+        checkpoint: a training run's folder, a folder of weights, a .safetensors or .pth file, or a hub id.
         data: files and folders; folders are searched.
-        labels: a JSON file {"class name": index, …} for weights that come without one, as the released .pth files.
-        patches_per_batch: most patches of a batch.
+        labels: a JSON file {"class name": index, …} for weights without a label map, such as the released .pth files.
+        patches_per_batch: maximum number of patches in a batch.
         plots: a new or empty folder for plots of the confusion matrix and of each class; None means no plots.
-        output: a JSON file for predictions and scores; None means none.
+        output: a JSON file for predictions and scores; None writes no file.
         json: print JSON instead of tables.
-        device: "auto" means the GPU where there is one.
+        device: "auto" uses the GPU if there is one.
     """
 
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
@@ -146,7 +146,7 @@ def _read_labels(path: Path) -> dict[str, int]:
 
 
 def _true_label(file: FileEntry, labels: Mapping[str, int]) -> str | None:
-    """Returns the class in the file's name if the model has it."""
+    """Returns the class in the file's name; None if the model does not have it."""
     label = label_of(file.path)
     return label if label in labels else None
 
@@ -181,7 +181,7 @@ def _show(predictions: Sequence[tuple[FileEntry, Prediction]], report: Classific
     if report is None:
         return
     low, high = report.interval
-    # The bootstrap gives no interval for files that are all right, or all wrong.
+    # The bootstrap interval is meaningless if all predictions are right, or all wrong.
     spread = f" (95 % interval {low:.2%} to {high:.2%})" if low < high else ""
     console.print(
         f"accuracy {report.accuracy:.2%}{spread}: {report.correct} of "

@@ -1,4 +1,4 @@
-"""What several commands share: options and their help, models, output folders, progress, tables and JSON."""
+"""Helpers of several commands: options and their help, models, output folders, progress bars, tables and JSON."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ console = Console(stderr=False, highlight=False)
 
 @dataclass(frozen=True)
 class HelpLayout:
-    """Which options `--help` shows, and how `--help-all` groups all.
+    """Which options `--help` shows, and how `--help-all` groups them.
 
     Args:
         basic: names of the options that `--help` shows, dotted for nested ones, such as "training.steps".
-        groups: options that `--help-all` shows under a heading: heading, description, and field names. Nested
-            dataclasses have their own heading anyway.
+        groups: (heading, description, field names) of the options that `--help-all` groups. Nested dataclasses always
+            have their own heading.
     """
 
     basic: tuple[str, ...]
@@ -60,14 +60,14 @@ def read_options(
 
     Args:
         kind: a dataclass of options.
-        command: for the usage line.
-        words: the command line after the command.
+        command: its name, for the usage line.
+        words: the arguments after the command's name.
         default: replaces the defaults of `kind`.
         layout: shortens `--help` and adds `--help-all`; None shows all options in both.
-        renamed: the new name of each option's old one, which works with a DeprecationWarning.
+        renamed: old option name → new one; old names work with a DeprecationWarning.
 
     Raises:
-        SystemExit: with 0 after help, with 2 for wrong usage.
+        SystemExit: with code 0 after --help, with 2 for wrong usage.
     """
     prog, shows_all = f"bgpt-fast {command}", "--help-all" in words
     if layout is not None and (shows_all or {"-h", "--help"} & set(words)):
@@ -90,7 +90,7 @@ def read_options(
 def _help_schema(
     kind: type, default: Any, names: Sequence[str], groups: Mapping[str, tuple[str, tuple[str, ...]]]
 ) -> type:
-    """Returns a dataclass with some fields of `kind`, some of them in groups, for tyro to print its help."""
+    """Returns a dataclass with a selection of the fields of `kind`, partly grouped, from which tyro prints the help."""
     hints = get_type_hints(kind, include_extras=True)
     fields: list[Any] = []
     grouped = {name for _, members in groups.values() for name in members}
@@ -98,7 +98,7 @@ def _help_schema(
         nested = [name.partition(".")[2] for name in names if name.split(".")[0] == item.name]
         if not nested or item.name in grouped:
             continue
-        # A default of MISSING makes a field of the schema required, too.
+        # The default MISSING makes a field required in the schema too.
         hint, value = hints[item.name], item.default
         if default is not None:
             value = getattr(default, item.name)
@@ -112,7 +112,7 @@ def _help_schema(
         group = _help_schema(kind, default, members, {})
         marked: Any = Annotated[group, tyro.conf.OmitArgPrefixes, tyro.conf.arg(help=description)]
         fields.append((title, marked, field(default=group())))
-    # tyro takes the help texts of fields from the docstrings of a class and of its bases.
+    # tyro reads the help texts of fields from the docstrings of the class and its bases.
     bases = tuple(type(base.__name__, (), {"__doc__": base.__doc__}) for base in kind.__mro__[1:-1])
     schema = dataclasses.make_dataclass(kind.__name__, fields, bases=bases, frozen=True, kw_only=True)
     schema.__doc__ = kind.__doc__
@@ -125,11 +125,11 @@ def load_model(checkpoint: Path, device: str) -> BGPT:
 
 
 def new_folder(path: Path, of: str) -> Path:
-    """Makes an output folder before anything is computed.
+    """Creates an output folder, so that errors are raised before anything is computed.
 
     Raises:
         FileExistsError: it is not empty.
-        OSError: it cannot be made.
+        OSError: it cannot be created.
     """
     if path.is_dir() and any(path.iterdir()):
         raise FileExistsError(f"{path}: expected a new or empty folder for {of}; choose another --output or remove it")
@@ -138,7 +138,7 @@ def new_folder(path: Path, of: str) -> Path:
 
 
 def plots_folder(path: Path) -> Path:
-    """Makes a folder for plots before their figures are computed.
+    """Creates a folder for plots, so that errors are raised before the figures are computed.
 
     Raises:
         ImportError: matplotlib is missing.
@@ -150,7 +150,7 @@ def plots_folder(path: Path) -> Path:
 
 @contextlib.contextmanager
 def counting_progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on standard error; the function takes the number done and the total."""
+    """Shows a progress bar on standard error; yields a function that takes the number of items done and the total."""
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
     with bar:
@@ -164,7 +164,7 @@ def counting_progress(what: str) -> Iterator[Callable[[int, int], None]]:
 
 @contextlib.contextmanager
 def generation_progress(what: str) -> Iterator[GenerationProgress]:
-    """The progress of a `Generator.generate`: files done, new bytes a second, remaining time.
+    """Shows the progress of `Generator.generate`: files done, new bytes per second, remaining time.
 
     A bar if standard error is a terminal, otherwise a line every half minute.
     """
@@ -186,7 +186,7 @@ def generation_progress(what: str) -> Iterator[GenerationProgress]:
             nonlocal started, last_line, resumed, last_done, last_bytes
             now = time.monotonic()
             if new_bytes == last_bytes:
-                # Files of an earlier run took no time now, so they must not count in the estimate.
+                # Files of an earlier run took no time in this one, so the estimate leaves them out.
                 resumed += done - last_done
                 started = now if new_bytes == 0 else started
             last_done, last_bytes = done, new_bytes
@@ -219,22 +219,22 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
 
 def percent(share: float | None, digits: int = 2) -> str:
-    """A share as a percentage; a dash for None."""
+    """Formats a share as a percentage; None as a dash."""
     return "–" if share is None else f"{100 * share:.{digits}f} %"
 
 
 def decimal(value: float | None, digits: int = 4) -> str:
-    """A number with a fixed number of decimals; a dash for None."""
+    """Formats a number with a fixed number of decimals; None as a dash."""
     return "–" if value is None else f"{value:,.{digits}f}"
 
 
 def shown_name(name: str) -> str:
-    """A file's name as a terminal can show it: no control characters, no lone surrogates, no markup."""
+    """Returns a file name that is safe to print: without control characters, lone surrogates and markup."""
     return escape("".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in name))
 
 
 def print_skipped(by_reason: Mapping[str, int], first: Sequence[str], what: str = "skipped") -> None:
-    """Prints the number of files for each reason, and the first few names; nothing if there are none."""
+    """Prints the number of files for each reason, and the first few names; prints nothing if there are none."""
     if not by_reason:
         return
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in by_reason.items())
@@ -245,13 +245,13 @@ def print_skipped(by_reason: Mapping[str, int], first: Sequence[str], what: str 
 
 
 def check_output_file(path: Path | None) -> None:
-    """Raises IsADirectoryError before anything is computed if --output is a folder."""
+    """Raises IsADirectoryError if --output is a folder; called before anything is computed."""
     if path is not None and path.is_dir():
         raise IsADirectoryError(f"--output: expected a file to write, got the folder {path}")
 
 
 def print_report(options: Any, result: Mapping[str, Any], tables: Sequence[Table]) -> bool:
-    """Writes a result to `options.output` and prints it: as JSON with `options.json`, otherwise as tables.
+    """Writes a result to `options.output` and prints it: as JSON if `options.json`, otherwise as tables.
 
     Returns:
         Whether the tables were printed.
@@ -267,5 +267,5 @@ def print_report(options: Any, result: Mapping[str, Any], tables: Sequence[Table
 
 
 def as_json(options: Any) -> dict[str, Any]:
-    """A dataclass of options as a JSON-ready dict, with paths as text."""
+    """Returns a dataclass of options as a JSON-ready dict, with paths as strings."""
     return json.loads(json.dumps(dataclasses.asdict(options), default=str))

@@ -1,4 +1,4 @@
-"""`bgpt-fast convert`: converts files to another kind, by a model that was trained on pairs of both kinds."""
+"""`bgpt-fast convert`: converts files to another format with a model that was trained on pairs of both formats."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ LAYOUT = HelpLayout(basic=("sources", "to", "from_", "keep_cut", *BASIC_OPTIONS)
 
 @dataclass(frozen=True, kw_only=True)
 class Convert(GenerationOptions):
-    """Converts files to another kind, by a model that was trained on pairs of both kinds.
+    """Converts files to another format with a model that was trained on pairs of both formats.
 
     `bgpt-fast train --data PAIRS --conversion "abc->mid"` trains such a model.
 
-    Writes OUTPUT/NAME.TO for each source, NAME being its path below the folder on the command line, and
-    OUTPUT/report.json. A file is complete or absent: one that the model did not end is left out and counted. Run again,
-    with more sources or fewer, it generates only the missing files.
+    Writes OUTPUT/NAME.TO for each source, where NAME is its path relative to the folder on the command line, and
+    OUTPUT/report.json. A file is complete or absent: if the model did not end it, it is counted and not written.
+    A repeated run, with any sources, generates only the missing files.
 
     Args:
         sources: files and folders; folders are searched.
         to: the extension to convert to, without the dot.
-        from_: of folders, only files with this extension; None means all but those with the extension `to`.
-        keep_cut: also write files that the context or max_new_bytes cut.
-        too_long: sources that leave no space for a target in the context are skipped and counted ("skip"), or an
-            error ("error").
+        from_: take only files with this extension from folders; None takes all but those with the extension `to`.
+        keep_cut: also write files that were cut off by the context or max_new_bytes.
+        too_long: what to do with sources that leave no space for a target in the context: "skip" counts them, "error"
+            stops.
     """
 
     sources: Annotated[tuple[Path, ...], tyro.conf.Positional]
@@ -98,7 +98,7 @@ def _requests(options: Convert, config: BGPTConfig) -> tuple[list[FileRequest], 
                 raise ValueError(f"{file.path}: {reason}; use a model with a longer context, or --too-long skip")
             skipped.append({"source": file.path, "reason": reason})
             continue
-        # The random stream follows from the name, so that more sources do not change the other files.
+        # The random stream is derived from the name, so that adding sources does not change the other files.
         index = int.from_bytes(hashlib.blake2b(os.fsencode(name), digest_size=8).digest())
         requests[name] = FileRequest(name, Prompt(options.to, b"", index, (extension, content)), file.path)
     skipped += [{"source": name, "reason": reason} for name, reason in skips.reasons.items()]
@@ -109,7 +109,7 @@ def _requests(options: Convert, config: BGPTConfig) -> tuple[list[FileRequest], 
 
 
 def _context_error(file: FileEntry, config: BGPTConfig) -> str | None:
-    """Returns why a source leaves no space for a target of one patch; None if it does."""
+    """Returns an error message if a source leaves no space for a target of one patch; otherwise None."""
     patches = 1 - -file.size // config.patch_size + 1
     if patches < config.patch_length:
         return None

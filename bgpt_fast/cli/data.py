@@ -1,4 +1,4 @@
-"""`bgpt-fast data`: makes data sets, checks generated files, and computes baselines."""
+"""`bgpt-fast data`: creates data sets, checks generated files, and computes baselines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KINDS = {
 
 
 def run(words: Sequence[str]) -> int:
-    """Runs the module of the kind that the first word names."""
+    """Runs the subcommand that the first word names."""
     if not words or words[0] in ("-h", "--help"):
         width = max(map(len, KINDS))
         kinds = "\n".join(f"  {name:<{width}}  {text}" for name, text in KINDS.items())

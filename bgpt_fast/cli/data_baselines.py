@@ -1,4 +1,4 @@
-"""`bgpt-fast data baselines`: compressors and classifiers of byte counts, as baselines of a model."""
+"""`bgpt-fast data baselines`: compressors, and classifiers on byte counts, as baselines for a model."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Baselines:
     model.
 
     Args:
-        files: files and folders, the test set. Files named LABEL_anything.ext are classified too, if there is a
+        files: files and folders of the test set. Files named LABEL_anything.ext are classified too, if there is a
             training set.
         train: files and folders of the training set.
-        cnn: train a small convolutional network too, for a minute or so; needs labelled files in both sets.
-        output: a JSON file for the figures; None means none.
+        cnn: also train a small convolutional network, which takes about a minute; needs labelled files in both sets.
+        output: a JSON file for the figures; None writes no file.
         json: print JSON instead of tables.
     """
 

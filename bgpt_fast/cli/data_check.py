@@ -1,4 +1,4 @@
-"""`bgpt-fast data check`: whether generated files decode, and how they compare with the true files."""
+"""`bgpt-fast data check`: checks whether generated files decode, and compares them with the true files."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from bgpt_fast.tasks.media_gallery import Exhibit, write_gallery
 
 @dataclass(frozen=True)
 class Check:
-    """Whether files decode: images by Pillow, audio by soundfile, MIDI by mido, ABC by abc2midi, text as UTF-8.
+    """Checks whether files decode: images by Pillow, audio by soundfile, MIDI by mido, ABC by abc2midi, text as UTF-8.
 
-    With --truth, files of equal relative paths are compared too: whether all bytes are equal, and note by note for
-    music. Missing files count as wrong.
+    With --truth, files with the same relative path are also compared: whether all bytes are equal, and for music note
+    by note. Missing files count as wrong.
 
     Args:
-        files: files and folders, such as what bgpt-fast generate and bgpt-fast convert wrote.
-        truth: a folder of the true files; then FILES is one folder.
+        files: files and folders, such as the output of bgpt-fast generate or bgpt-fast convert.
+        truth: a folder of the true files; FILES must then be one folder.
         onset_tolerance: with --truth, the tolerance of a note's onset, in seconds.
-        gallery: an HTML page to write that shows the files beside the true ones; None means none.
-        gallery_files: most files on that page.
-        output: a JSON file for the figures; None means none.
+        gallery: an HTML page to write that shows the files next to the true ones; None writes no page.
+        gallery_files: maximum number of files on that page.
+        output: a JSON file for the figures; None writes no file.
         json: print JSON instead of tables.
     """
 
@@ -76,9 +76,9 @@ def run(words: Sequence[str]) -> int:
 
 
 def _pairs(options: Check) -> tuple[list[Conversion], dict[str, list[str]]]:
-    """Returns the pairs of files and true files, and the names that are in one folder alone.
+    """Returns the pairs of files and true files, and the names that are in only one of the folders.
 
-    A missing file counts as empty if other files have its extension: a conversion that did not end is not written.
+    A missing file counts as empty if other files have its extension, since an unfinished conversion is not written.
     """
     if len(options.files) != 1 or not options.files[0].is_dir() or not (options.truth and options.truth.is_dir()):
         raise ValueError("--truth: expected one folder of files and one of true files")

@@ -1,4 +1,4 @@
-"""`bgpt-fast data cpu-states`: random programs of the toy CPU and their traces."""
+"""`bgpt-fast data cpu-states`: random programs for the toy CPU, with their execution traces."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from bgpt_fast.tasks.cpu_states.streams import OLD_STREAMS
 
 @dataclass(frozen=True)
 class CPUStates:
-    """Random programs of the toy CPU and their traces: OUTPUT/train and OUTPUT/test, and OUTPUT/report.json.
+    """Random programs for the toy CPU with their traces: OUTPUT/train and OUTPUT/test, and OUTPUT/report.json.
 
     No program of the test set is in the training set.
 
     Args:
         output: the folder to write, new or empty.
-        train: training instances.
-        test: test instances.
+        train: number of training programs.
+        test: number of test programs.
         seed: of the random programs.
         stream: "python" writes, byte for byte, what the released cpu-simulation.py writes with the same seed and
-            options, less the test programs that it also trains on; "philox" is for bulk data: the same distribution,
-            made on all cores. The old names "released" and "parallel" still work.
+            options, except test programs that are also training programs; "philox" is for large data sets: the same
+            distribution, generated on all cores. The old names "released" and "parallel" still work.
         format: "folder" of released-style .bin files named by the MD5 of their program, equal programs once; or one
-            "parquet" file a set.
+            "parquet" file per set.
         machine: the machine and the length of its programs.
     """
 

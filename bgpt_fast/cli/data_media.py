@@ -1,4 +1,4 @@
-"""`bgpt-fast data media`: media files as a data set of small standard files."""
+"""`bgpt-fast data media`: converts media files to a data set of small files in standard formats."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LAYOUT = HelpLayout(
 
 @dataclass(frozen=True)
 class Media:
-    """Images, audio and text of any format as small standard files: OUTPUT/train, OUTPUT/test and OUTPUT/report.json.
+    """Converts images, audio and text to small standard files: OUTPUT/train, OUTPUT/test and OUTPUT/report.json.
 
     Images become 24-bit BMP, audio 8-bit mono WAV clips, text UTF-8. Unusable files are skipped and
     counted. All files from one source, and from copies of it, are in the same split. Run again, it resumes where it was
@@ -38,10 +38,10 @@ class Media:
     Args:
         inputs: files and folders.
         output: the folder to write, new or of an earlier run with the same options.
-        test_inputs: files and folders of the test set; without them a share of the inputs is held out.
+        test_inputs: files and folders of the test set; if empty, a share of the inputs is held out.
         media: format of the standard files.
         plan: labels and splits.
-        workers: number of processes; 0 means one a core.
+        workers: number of processes; 0 means one per core.
     """
 
     inputs: Annotated[tuple[Path, ...], tyro.conf.Positional]

@@ -1,4 +1,4 @@
-"""`bgpt-fast data music`: ABC collections as a data set of ABC and MIDI pairs."""
+"""`bgpt-fast data music`: converts ABC collections to a data set of ABC and MIDI pairs."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from bgpt_fast.tasks.music.collections import Fields
 
 @dataclass(frozen=True)
 class Music:
-    """ABC collections as pairs NAME.abc and NAME.mid: OUTPUT/train, OUTPUT/test and OUTPUT/report.json.
+    """Converts ABC collections to pairs NAME.abc and NAME.mid: OUTPUT/train, OUTPUT/test and OUTPUT/report.json.
 
     Each tune is converted by abc2midi, and the result is checked by mido. Unusable tunes are skipped and counted. All
-    settings of one title are in the same split. Run again, it resumes where it was stopped. Train on it with
+    settings of one title are in the same split. A repeated run resumes an interrupted one. Train with
     bgpt-fast train --data OUTPUT/train --task conversion --conversion "abc&mid".
 
     Args:
         inputs: .abc files and folders of them; none means the Irish tunes of music21.
         output: the folder to write, new or of an earlier run with the same options.
         test_share: share of the titles in the test set.
-        fields: "musical" leaves out titles, sources, lyrics and comments; "all" does not.
+        fields: "musical" removes titles, sources, lyrics and comments; "all" keeps everything.
         strict: skip tunes for which abc2midi reports an error, even if it writes a MIDI file.
-        workers: number of abc2midi processes; 0 means one a core.
+        workers: number of abc2midi processes; 0 means one per core.
     """
 
     inputs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()

@@ -1,4 +1,4 @@
-"""`bgpt-fast env`: the machine, the build and the package versions."""
+"""`bgpt-fast env`: prints the machine, the build and the package versions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bgpt_fast.environment import describe_environment
 
 @dataclass(frozen=True)
 class Env:
-    """Prints what this machine and this build have.
+    """Prints the hardware, the features of this build, and package versions.
 
     Args:
         json: print JSON instead of a table.

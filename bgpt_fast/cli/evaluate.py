@@ -53,30 +53,30 @@ LAYOUT = HelpLayout(
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Evaluates a model on files: bits per byte in two forms, accuracy, by extension and position, and baselines.
+    """Evaluates a model on files: bits per byte (two forms) and accuracy, by extension and position, and baselines.
 
-    With --conversion, on pairs of files: the target files alone are scored, after their sources. With --generated,
-    tests whether generated files repeat themselves or each other. Without files: accuracy on random held-out programs
-    of the CPU-state machine.
+    With --conversion, evaluates pairs of files: only the target files are scored, given their sources. With
+    --generated, tests whether generated files repeat themselves or each other. Without files, measures the accuracy on
+    random held-out programs of the CPU-state machine.
 
     Args:
         data: files and folders.
-        checkpoint: a training run's folder, one of weights, a .safetensors or .pth file, or a hub id; not needed for
-            --generated alone.
-        conversion: "abc->mid", or "abc&mid" for both directions: files that differ only in their extension are pairs.
-        generated: a folder of generated files to test for mode collapse; compared with the files of `data` that have
-            the same extensions, or with all of them if none has.
-        patches_per_batch: most patches of a batch.
+        checkpoint: a training run's folder, a folder of weights, a .safetensors or .pth file, or a hub id; not needed
+            with --generated only.
+        conversion: "abc->mid", or "abc&mid" for both directions; files that differ only in their extension are pairs.
+        generated: a folder of generated files to test for mode collapse; compared with those files of `data` that have
+            the same extensions, or with all of them if there are none.
+        patches_per_batch: maximum number of patches in a batch.
         baselines: also compress the files with gzip and xz.
         resamples: number of resamples of the bootstrap over files.
-        confidence: share of the resamples inside the intervals.
+        confidence: level of the intervals: the share of the resamples inside them.
         plots: a new or empty folder for plots; None means no plots.
         programs: number of held-out programs.
-        seed: of the bootstrap, and of the programs.
+        seed: seed of the bootstrap and of the programs.
         machine: the machine that the model was trained on.
-        output: a JSON file for the figures, with a row for each file; None means none.
+        output: a JSON file for the figures, with a row for each file; None writes no file.
         json: print JSON instead of tables.
-        device: "auto" means the GPU where there is one.
+        device: "auto" uses the GPU if there is one.
     """
 
     data: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
@@ -110,7 +110,7 @@ def run(words: Sequence[str]) -> int:
     scores = options.data and (options.checkpoint is not None or options.generated is None or options.conversion)
     if options.plots is not None and not scores:
         raise ValueError("--plots: expected a --checkpoint with it, got none: of --generated alone there are no plots")
-    # First, because it is fast: its errors are raised before a model runs for hours.
+    # First because it is fast, so that its errors are raised before a model runs for hours.
     generated = None if options.generated is None else _generated(options, options.generated)
     if scores:
         reports = _reports(options)
@@ -176,7 +176,7 @@ def _generated(options: Evaluate, folder: Path) -> dict[str, Any]:
     real = None
     if options.data:
         entries = _file_entries(options.data, skips)
-        # Generated files of pairs have one kind; their sources are no reference for them.
+        # Generated files of a conversion are targets, so the sources are not a reference for them.
         kinds = {extension_of(file.path) for file in generated}
         same_kind = [file for file in entries if extension_of(file.path) in kinds]
         real = _diversity(same_kind or entries, None)

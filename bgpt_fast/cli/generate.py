@@ -23,13 +23,13 @@ LAYOUT = HelpLayout(basic=("prompts", "ext", "count", *BASIC_OPTIONS))
 class Generate(GenerationOptions):
     """Continues files, or generates new ones from an extension alone.
 
-    Writes OUTPUT/00000.EXT, …, each complete or absent, and OUTPUT/report.json with the reason why each file ended. Run
-    again with the same options, it generates only the missing files.
+    Writes OUTPUT/00000.EXT, …, each complete or absent, and OUTPUT/report.json with the reason why each file ended. A
+    repeated run with the same options generates only the missing files.
 
     Args:
-        prompts: files to continue; none means new files.
+        prompts: files to continue; if empty, generates new files.
         prompt: one more file to continue, as an option.
-        ext: extension of the new files, without the dot; None means that of the prompt, and bin without prompts.
+        ext: extension of the new files, without the dot; None means the prompt's extension, or bin without prompts.
         count: how many files to generate from each prompt (or in total, without prompts).
     """
 

@@ -1,4 +1,4 @@
-"""The options that `bgpt-fast generate` and `bgpt-fast convert` share, and what they do with them."""
+"""The options that `bgpt-fast generate` and `bgpt-fast convert` share, and the code that applies them."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ class GenerationOptions:
     """Options of a command that generates a folder of files.
 
     Args:
-        checkpoint: a training run's folder, one of weights, a .safetensors or .pth file, or a hub id.
+        checkpoint: a training run's folder, a folder of weights, a .safetensors or .pth file, or a hub id.
         output: the folder to write; new, empty, or of an earlier run of the same command.
-        max_new_bytes: most new bytes of a file; None means until the context is full.
-        temperature: 0 takes the most likely byte each time; 1 samples from the model's distribution.
+        max_new_bytes: maximum number of new bytes of a file; None means until the context is full.
+        temperature: 0 always takes the most likely byte; 1 samples from the model's distribution.
         top_k: sample among the k most likely bytes; 0 means off.
-        top_p: sample among the most likely bytes that make up this share; 1 means off.
-        seed: of the sampling; each file has a random stream of its own.
+        top_p: sample among the most likely bytes with this total probability; 1 means off.
+        seed: seed of the sampling; each file has its own random stream.
         overwrite: generate all files again, and replace existing ones.
-        max_batch: files generated at once; None means 256, or as many as max_memory_mb allows.
-        max_memory_mb: most memory for the files generated at once, in MB of 10⁶ bytes; None means no limit.
-        batch_invariant: on a GPU, too, a file does not depend on the rest of the batch; slower. Always so on CPUs.
-        device: "auto" means the GPU where there is one.
+        max_batch: number of files generated at once; None means 256, or as many as max_memory_mb allows.
+        max_memory_mb: maximum memory for the files generated at once, in MB (10⁶ bytes); None means no limit.
+        batch_invariant: make each file independent of the rest of the batch on a GPU too; slower. Always so on CPUs.
+        device: "auto" uses the GPU if there is one.
     """
 
     checkpoint: Path
@@ -51,7 +51,7 @@ class GenerationOptions:
 
 
 BASIC_OPTIONS = ("checkpoint", "output", "max_new_bytes", "temperature", "top_p", "seed", "device")
-"""What --help shows of them."""
+"""The options of these that --help shows."""
 
 
 def generate_folder(
@@ -63,13 +63,13 @@ def generate_folder(
     keep_cut: bool = True,
     not_in_plan: Collection[str] = (),
 ) -> None:
-    """Generates the files of an output folder that it does not have yet, and its report.
+    """Generates the files that are missing from an output folder, and writes its report.
 
     Args:
         options: of the command.
-        plan_requests: by the model's sizes, the files to generate, and skipped sources with the reason.
-        of: what the files are, for errors.
-        progress: for the progress bar.
+        plan_requests: returns, for the model's config, the files to generate, and skipped sources with the reason.
+        of: description of the files, for error messages.
+        progress: label of the progress bar.
         keep_cut: also write files that the model did not end.
         not_in_plan: more options that do not change the files' content.
     """
@@ -83,7 +83,7 @@ def generate_folder(
     plan: dict[str, Any] = {name: value for name, value in values.items() if name not in (*_NOT_IN_PLAN, *not_in_plan)}
     plan["model"] = fingerprint(model)
     sampling = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "seed")}
-    # Without prompts this only checks the options, before the folder is made.
+    # An empty list of prompts only checks the options, before the folder is created.
     generator.generate([], max_new_bytes=options.max_new_bytes, **sampling)
     with closing(OutputFolder(options.output, plan, of, overwrite=options.overwrite)) as folder:
         names, seconds = generate_files(
@@ -93,6 +93,6 @@ def generate_folder(
 
 
 def check_extension(option: str, extension: str) -> None:
-    """Raises ValueError unless a file's name can have the extension."""
+    """Raises ValueError unless the extension is valid in a file name."""
     if "/" in extension or "\0" in extension:
         raise ValueError(f"{option}: expected an extension such as txt, got {extension!r}")

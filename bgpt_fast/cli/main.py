@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command line.
 
     Args:
-        arguments: without the program's name; None means the process's own.
+        arguments: without the program's name; None means those of the process.
 
     Returns:
         The exit code, as `bgpt-fast --help` lists them.
@@ -63,17 +63,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     module = importlib.import_module(f"bgpt_fast.cli.{words[0].replace('-', '_')}")
     if threading.current_thread() is threading.main_thread():
-        # Incomplete files are removed on the way out. Training handles its signals itself and saves first.
+        # Incomplete files are removed as the exception propagates. Training handles its signals itself and saves first.
         signal.signal(signal.SIGTERM, _terminated)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("default", category=DeprecationWarning, module="bgpt_fast")
             warnings.showwarning = functools.partial(_show_warning, words[0])
             return module.run(words[1:])
-    except SystemExit as stop:  # tyro's own: 0 after --help, 2 after wrong usage
+    except SystemExit as stop:  # raised by tyro: 0 after --help, 2 after wrong usage
         return stop.code if isinstance(stop.code, int) else 2
     except BrokenPipeError:
-        # The reader of our output has closed it, as `| head` does, so nothing more can be written, not even at exit.
+        # The reader closed the pipe (`| head`), so nothing more can be written, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, ImportError, MemoryError, FloatingPointError) as error:
         return _failed(words[0], error)
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, of a GPU; any other one is a bug
+        if type(error).__name__ != "OutOfMemoryError":  # only torch's GPU error is expected
             raise
         return _failed(words[0], error)
 

@@ -1,4 +1,4 @@
-"""`bgpt-fast migrate-config`: turns the released code's `config.py` into options of `bgpt-fast train`."""
+"""`bgpt-fast migrate-config`: converts the released code's `config.py` to options of `bgpt-fast train`."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ _ELSEWHERE = {
 
 @dataclass(frozen=True)
 class MigrateConfig:
-    """Turns the released code's config.py into a file of options for bgpt-fast train --config.
+    """Converts the released code's config.py to a file of options for bgpt-fast train --config.
 
     The file is parsed for constants, never run. The options follow what the released code intended (AdamW, 10 % warm-up
-    and cosine, which its training loop did not apply; dropout 0.1); constants without an option are listed.
+    and cosine, which its training loop did not apply; dropout 0.1); constants without a matching option are listed.
 
     Args:
         config: the released config.py.
@@ -84,7 +84,7 @@ def read_constants(path: Path) -> dict[str, Any]:
     """Returns the constants that a Python file assigns to names; the file is not run.
 
     Raises:
-        ValueError: it is not Python, assigns something that is not constant, or has none of the released names.
+        ValueError: it is not Python, assigns a value that is not a constant, or has none of the released names.
         OSError: it cannot be read.
     """
     try:
@@ -113,7 +113,7 @@ def migrate(constants: dict[str, Any], task: str) -> tuple[dict[str, Any], list[
     """Returns options for `bgpt-fast train`, and notes for the user.
 
     Args:
-        constants: of the released config.py; missing ones have the released values.
+        constants: those of the released config.py; missing ones take the released values.
         task: "generation" or "classification".
 
     Raises:

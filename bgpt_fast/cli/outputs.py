@@ -1,4 +1,4 @@
-"""Folders of generated files: each file is complete or absent, existing ones are not generated again."""
+"""Folders of generated files: each file is complete or absent, and existing ones are not generated again."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class FileRequest:
     """A file to generate.
 
     Args:
-        name: its path below the output folder.
+        name: its path relative to the output folder.
         prompt: what the model continues.
         source: the file that the prompt comes from, for the report.
     """
@@ -44,20 +44,20 @@ class FileRequest:
 
 
 class OutputFolder:
-    """A folder of files that one command generates; run again, it adds the missing ones.
+    """A folder of files that one command generates; a repeated command adds the missing ones.
 
-    A journal in the folder holds the command's options and a record for each file, a line each.
+    A journal in the folder has one line with the command's options and one line for each file.
 
     Args:
         path: new, empty, or of an earlier run with the same options.
         plan: the options that decide the files' content, JSON-ready.
-        of: what the files are, for errors.
+        of: description of the files, for error messages.
         overwrite: accept a folder that is not empty, and replace its files.
 
     Raises:
-        FileExistsError: the folder holds something else.
+        FileExistsError: the folder has other contents.
         FolderInUseError: another process uses it.
-        OSError: it cannot be made or read.
+        OSError: it cannot be created or read.
     """
 
     def __init__(self, path: Path, plan: Mapping[str, Any], of: str, *, overwrite: bool = False) -> None:
@@ -78,7 +78,7 @@ class OutputFolder:
         path, overwrite = self.path, self._overwrite
         journal = path / JOURNAL
         lines = _complete_lines(journal) if journal.is_file() and not overwrite else []
-        plan = json.loads(json.dumps(plan))  # as read back: tuples become lists
+        plan = json.loads(json.dumps(plan))  # the form in which it is read back: tuples become lists
         if lines and lines[0] == plan:
             self.records = {line["path"]: line for line in lines[1:]}
             remove_leftovers(path)
@@ -93,7 +93,7 @@ class OutputFolder:
                 file.write(json.dumps(line).encode() + b"\n")
 
     def has(self, name: str, prompt: str) -> bool:
-        """Whether the file of a prompt's digest exists with its recorded size, or was cut and left out."""
+        """Whether the file of this prompt digest exists with its recorded size, or was cut off and not written."""
         record = self.records.get(name)
         if record is None or record.get("prompt") != prompt:
             return False
@@ -112,15 +112,15 @@ class OutputFolder:
         """Writes a file, then its record in the journal.
 
         Raises:
-            FileExistsError: the path holds another file, which is not replaced.
+            FileExistsError: the path is another file, which is not replaced.
             OSError: the file cannot be written; no part of it is left.
         """
         target = self.path / name
         if not write and self._exists(name):
-            target.unlink(missing_ok=True)  # of an earlier prompt
+            target.unlink(missing_ok=True)  # it was generated from an earlier prompt
         if write:
-            # A run that was killed between file and journal left equal bytes; and a file of another prompt, whose
-            # source has changed since, belongs to this command, too.
+            # The file is this command's if it has equal bytes (a run was killed before it wrote the journal), or if the
+            # journal records it for another prompt (the source has changed since).
             is_own = _holds(target, content) or self._exists(name)
             if os.path.lexists(target) and not self._overwrite and not is_own:
                 raise FileExistsError(
@@ -147,15 +147,15 @@ def generate_files(
 
     Args:
         generator: the engine.
-        requests: the files; their prompts fit the context.
+        requests: the files; their prompts must fit the context.
         folder: where to write them.
-        progress: for the progress bar.
+        progress: label of the progress bar.
         sampling: as `Generator.generate` takes it.
-        max_new_bytes: most bytes to add to each prompt.
+        max_new_bytes: maximum number of bytes to add to each prompt.
         keep_cut: also write files that the model did not end.
 
     Returns:
-        The names of the new files, and the seconds it took.
+        The names of the new files, and the elapsed seconds.
     """
     missing = [request for request in requests if not folder.has(request.name, digest(request.prompt))]
     names: list[str] = []
@@ -183,7 +183,7 @@ def _generations(
     max_new_bytes: int | None,
     progress: GenerationProgress,
 ) -> Iterator[tuple[FileRequest, Generation]]:
-    """Yields files as they end; in chunks, so that the prompts of 100,000 files are not in memory at once."""
+    """Yields files as they end; works in chunks, so that the prompts of 100,000 files are not in memory at once."""
     done = new_bytes = 0
     for start in range(0, len(requests), _CHUNK):
         chunk = requests[start : start + _CHUNK]
@@ -211,10 +211,10 @@ def finish(
     """Writes report.json, releases the folder, and prints a summary.
 
     Args:
-        folder: with a record for each request.
+        folder: must have a record for each request.
         requests: all files of this command.
         new_names: the files that were generated now.
-        seconds: that it took.
+        seconds: elapsed time.
         report: further entries of report.json.
         skipped: sources without a file, with the reason.
     """
@@ -273,7 +273,7 @@ def fingerprint(model: BGPT) -> str:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes the temporary files of a command that was killed while it wrote."""
+    """Removes temporary files of a command that was killed while writing."""
     for leftover in folder.rglob(".*.part"):
         if re.search(r"\.[0-9a-f]{16}\.part$", leftover.name):
             leftover.unlink(missing_ok=True)
@@ -296,7 +296,7 @@ def _holds(path: Path, content: bytes) -> bool:
 
 
 def _complete_lines(journal: Path) -> list[Record]:
-    """Returns the journal's lines, without a last one that a crash cut."""
+    """Returns the journal's lines, without a last line that a crash truncated."""
     lines = []
     for line in journal.read_bytes().splitlines(keepends=True):
         try:

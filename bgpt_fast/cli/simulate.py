@@ -43,29 +43,29 @@ LAYOUT = HelpLayout(basic=("programs", "checkpoint", "random", "machine", "outpu
 class Simulate:
     """Simulates programs of the toy CPU with a model, and scores the predicted traces against the true ones.
 
-    The prompt is a program's memory and first state; the model writes all further states until it ends the file. Writes
-    OUTPUT/predicted/*.bin as released (or OUTPUT/predicted.parquet, or both), OUTPUT/report.json with all figures, and
-    OUTPUT/report.html, a page that shows them. A stopped simulation is resumed by the same command, with the same
-    results. Memory does not grow with the number of programs.
+    The prompt is a program's memory and first state; the model generates all further states until it ends the file.
+    Writes OUTPUT/predicted/*.bin in the released format (or OUTPUT/predicted.parquet, or both), OUTPUT/report.json with
+    all figures, and OUTPUT/report.html, a page that shows them. The same command resumes a stopped simulation, with the
+    same results. Memory use does not grow with the number of programs.
 
     Args:
-        programs: assembly (.asm, an instruction a line), .bin files (traces, or machine code alone), folders of
-            traces, or .parquet files; none means random held-out programs.
-        checkpoint: a training run's folder, one of weights, a .safetensors or .pth file, or a hub id.
-        random: number of random held-out programs, without PROGRAMS.
+        programs: assembly (.asm, one instruction per line), .bin files (traces, or machine code only), folders of
+            traces, or .parquet files; if empty, random held-out programs.
+        checkpoint: a training run's folder, a folder of weights, a .safetensors or .pth file, or a hub id.
+        random: number of random held-out programs if there are no PROGRAMS.
         seed: of the random programs.
         machine: the machine that the model was trained on.
         acc: ACC at the start of an assembly program.
-        registers: the registers at the start of an assembly program; none means zeros.
+        registers: the registers at the start of an assembly program; empty means zeros.
         draft: speculative decoding with the true machine as the draft model (on the CPU): the same bytes, two to three
             times faster with one program at a time, no faster with hundreds.
-        write: write the predicted traces as .bin files, as one Parquet file, as both or not at all.
-        show: number of programs to print beside the true ones, wrong ones first.
+        write: format of the predicted traces: .bin files, one Parquet file, both or none.
+        show: number of predicted traces to print next to the true ones, wrong ones first.
         page: number of programs that report.html shows step by step, wrong ones first; 0 means no page.
         output: the folder to write; new, empty, or of an earlier run of the same command.
-        max_batch: programs simulated at once.
-        batch_invariant: on a GPU, too, a trace does not depend on the rest of the batch; slower. Always so on CPUs.
-        device: "auto" means the GPU where there is one.
+        max_batch: number of programs simulated at once.
+        batch_invariant: make each trace independent of the rest of the batch on a GPU too; slower. Always so on CPUs.
+        device: "auto" uses the GPU if there is one.
     """
 
     checkpoint: Path
@@ -98,7 +98,7 @@ def run(words: Sequence[str]) -> int:
         if options.programs
         else random_chunks(options.random, machine, seed=options.seed)
     )
-    # The first chunk is read before the model is loaded, so that a wrong program is an error at once.
+    # The first chunk is read before the model is loaded, so that an invalid program raises its error immediately.
     first = next(chunks, None)
     if first is None:
         raise ValueError("simulate: expected at least one program, got none")
@@ -144,7 +144,7 @@ def _simulate(options: Simulate, model: BGPT, folder: SimulationFolder, chunks: 
                 chunk = evaluator.add(traces, progress=progress.chunk, saved=saved)
             progress.next(len(traces))
             programs.update(digest(traces))
-            # Equal programs may start from different registers: a number keeps them apart.
+            # Equal programs may start from different registers, so a number makes the names unique.
             new = [f"{len(names) + place:06d}-{trace.name}" for place, trace in enumerate(traces)]
             if options.write in ("bin", "both"):
                 write_predictions(options.output / "predicted", new, chunk.predicted, keep=was_complete)
@@ -173,7 +173,7 @@ def _simulate(options: Simulate, model: BGPT, folder: SimulationFolder, chunks: 
 
 
 def _outputs(options: Simulate) -> list[str]:
-    """Returns the names of what these options write."""
+    """Returns the names of the files and folders that these options write."""
     traces = {"bin": ["predicted/"], "parquet": ["predicted.parquet"], "none": []}
     page = [PAGE] if options.page else []
     return [REPORT, *page, *traces.get(options.write, ["predicted/", "predicted.parquet"])]
@@ -221,7 +221,7 @@ class _Example:
 
 
 class _Progress:
-    """The progress over all chunks."""
+    """Progress over all chunks."""
 
     def __init__(self, show: GenerationProgress, total: int) -> None:
         self._show, self._total = show, total
@@ -233,7 +233,7 @@ class _Progress:
         self._show(self._programs + done, self._total, self._bytes + new_bytes)
 
     def next(self, programs: int) -> None:
-        """Starts the chunk after one of so many programs."""
+        """Starts the next chunk; the last one had `programs` programs."""
         self._programs += programs
         self._bytes += self._chunk_bytes
         self._chunk_bytes = 0
@@ -259,7 +259,7 @@ class _Examples:
 
 
 def _registers_last(words: Sequence[str]) -> list[str]:
-    """Moves `--registers` and its numbers to the end, where it cannot take a file's name for a number."""
+    """Moves `--registers` and its numbers to the end, so that it does not parse a file name as one of its numbers."""
     words = list(words)
     if "--registers" not in words:
         return words

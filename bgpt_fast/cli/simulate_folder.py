@@ -18,22 +18,22 @@ _PLAN = "plan.json"
 
 
 class SimulationFolder:
-    """A folder of one simulation, which is resumed there if it was stopped; locked against other processes.
+    """The folder of one simulation, which resumes from it after a stop; locked against other processes.
 
-    Until the end, OUTPUT/unfinished/ holds the plan and a file for each chunk (`ChunkJournal`).
+    Until the simulation is complete, OUTPUT/unfinished/ has the plan and a file for each chunk (`ChunkJournal`).
 
     Args:
         path: new, empty, or of the same simulation.
         plan: the options that decide the results, JSON-ready.
 
     Attributes:
-        resumed: whether the folder holds a part of the simulation.
-        complete: whether the folder holds all of it.
+        resumed: whether the folder has a part of the simulation.
+        complete: whether the folder has all of it.
 
     Raises:
-        FileExistsError: the folder holds something else.
+        FileExistsError: the folder has other contents.
         FolderInUseError: another process uses it.
-        OSError: it cannot be made or read.
+        OSError: it cannot be created or read.
     """
 
     def __init__(self, path: Path, plan: Mapping[str, Any]) -> None:
@@ -54,7 +54,7 @@ class SimulationFolder:
             raise
 
     def chunk(self, index: int) -> Path:
-        """Returns the file where a chunk is saved while it is simulated."""
+        """Returns the path of the file in which a chunk's predictions are saved during the simulation."""
         return self._unfinished / f"{index:06d}.piece"
 
     def finish(self, report: Mapping[str, Any]) -> None:
@@ -88,7 +88,7 @@ class SimulationFolder:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """Returns a JSON file's object; an empty one without the file."""
+    """Returns a JSON file's object; {} if there is no file."""
     try:
         value = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):

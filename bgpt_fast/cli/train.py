@@ -1,4 +1,4 @@
-"""`bgpt-fast train`: trains a model on files, or on the endless programs of the CPU-state machine."""
+"""`bgpt-fast train`: trains a model on files, or on an endless stream of programs of the CPU-state machine."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def run(words: Sequence[str]) -> int:
         training = dataclasses.replace(training, steps=steps, max_minutes=0.0, schedule_by="steps")
     trainer = Trainer(model, data.source, training, options.output, data.evaluation())
     if trainer.ranks.is_main:
-        # Not earlier: a run that cannot be resumed with these options keeps its own.
+        # Only now: if the run cannot be resumed with these options, Trainer raises and the old file remains.
         write_json(options.output / "options.json", as_json(options))
         if trainer.resumed:
             console.print(f"{options.output}: resumes from step {trainer.step}")
@@ -51,7 +51,7 @@ def run(words: Sequence[str]) -> int:
 
 
 def _defaults(words: Sequence[str]) -> Train:
-    """The defaults of the other options, by --config, --preset and --data."""
+    """Returns the options' defaults, which depend on --config, --preset and --data."""
     path, preset = value_of(words, "--config"), value_of(words, "--preset")
     has_files = value_of(words, "--data") is not None
     base = preset_options("tiny" if has_files else "cpu-states", Train())

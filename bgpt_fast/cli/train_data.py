@@ -1,4 +1,4 @@
-"""The data of `bgpt-fast train`: sources, evaluation and label map, by its options."""
+"""The data of `bgpt-fast train`: its sources, evaluation and label map, from the options."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CPU_STATES = "cpu-states"
 
 
 def task_of(options: Train) -> Task:
-    """Returns the task, which `--task auto` leaves to the other options.
+    """Returns the task; `--task auto` derives it from the other options.
 
     Raises:
         ValueError: the options contradict one another.
@@ -72,12 +72,12 @@ class TrainData:
     """The source of a run, with this rank's share of the data, and its evaluation.
 
     Args:
-        options: of `bgpt-fast train`.
+        options: those of `bgpt-fast train`.
         config: patch size and context.
-        labels: the label map of a trained classifier; None makes one from the files.
+        labels: the label map of a trained classifier; None derives one from the files.
 
     Raises:
-        DataError, ValueError: there are no data, or the options contradict each other.
+        DataError, ValueError: there is no data, or the options contradict each other.
     """
 
     def __init__(self, options: Train, config: BGPTConfig, labels: dict[str, int] | None = None) -> None:
@@ -104,10 +104,10 @@ class TrainData:
         return max(self._options.patches_per_batch, self._config.patch_length)
 
     def steps(self, epochs: float, accumulation: int) -> int:
-        """Returns the steps of a number of epochs.
+        """Returns the number of training steps in a number of epochs.
 
         Raises:
-            ValueError: the data has no epochs of a known length: a mixture, Parquet or Arrow rows, or the machine; or
+            ValueError: an epoch has no known length: a mixture, Parquet or Arrow rows, or the machine; or
                 `epochs` is not above 0.
         """
         if not 0 < epochs < math.inf:
@@ -155,7 +155,7 @@ class TrainData:
                 f"--weights: expected one for each of the {len(self._options.data)} --data, "
                 f"got {len(self._options.weights)}"
             )
-        # The mixture is sharded, not its sources.
+        # Ranks shard the mixture, not its sources.
         sources = [
             self._machine() if self._kind(path) == "machine" else self._open([path], **split)
             for path in self._options.data
@@ -172,7 +172,7 @@ class TrainData:
         if not self._options.weights:
             groups = [[path for path in paths if self._kind(path) == kind] for kind in ("rows", "files")]
         sources = [self._open(group, **held_out) for group in groups if group]
-        # The sources take turns, so that the limit leaves none out.
+        # Round-robin over the sources, so that the limit excludes none of them.
         result: list[Any] = []
         patches = 0
         for batches in itertools.zip_longest(*(source.one_pass() for source in sources)):
@@ -257,7 +257,7 @@ class TrainData:
         """Returns the GPU that generates programs; None for the CPU.
 
         Raises:
-            ValueError: `--machine-on gpu` is impossible; says why.
+            ValueError: `--machine-on gpu` is impossible; the message says why.
         """
         machine_on, training = self._options.machine_on, self._options.training
         if machine_on == "cpu":
@@ -275,9 +275,9 @@ class TrainData:
 
 
 def rank_device(name: str) -> torch.device:
-    """Returns the device of this rank in `Trainer`, by a name of `resolve_device`.
+    """Returns the device of this rank in `Trainer`, from a name that `resolve_device` accepts.
 
-    It has a number, since the current device is not set in the thread that prepares batches.
+    It has an explicit index, since the thread that prepares batches does not set the current device.
     """
     rank, world_size = rank_and_world_size()
     if world_size > 1 and name in ("auto", "cuda") and torch.cuda.is_available():

@@ -23,38 +23,38 @@ class Train:
     """Trains a model on files, or on random programs of the CPU-state machine.
 
     A run is one folder: options.json (pass it to --config to repeat the run), log.jsonl, checkpoints/, tensorboard/,
-    training_curve.png. Started again with the same folder, a stopped run is resumed. SIGTERM and SIGINT save first.
+    training_curve.png. The same folder resumes a stopped run. SIGTERM and SIGINT save a checkpoint before exiting.
     Under torchrun each process trains on its share of the data.
 
     Args:
-        data: files and folders to train on; none means random programs of the CPU-state machine.
+        data: files and folders to train on; if empty, random programs of the CPU-state machine.
         output: the run's folder.
         config: a JSON or YAML file of options; the command line takes precedence.
         preset: defaults: cpu-states without --data, tiny with it (minutes on two cores), small (an hour of a GPU),
             paper-110m.
-        task: "auto" follows from --data and --conversion; "classification" needs files LABEL_anything.ext.
+        task: "auto" derives it from --data and --conversion; "classification" needs files LABEL_anything.ext.
         init_from: start from this checkpoint's weights and sizes.
-        conversion: "abc->mid", or "abc&mid" for both directions: pairs differ only in their extension.
-        weights: shares of the batches, one for each of --data, which are then separate sources; the path "cpu-states"
+        conversion: "abc->mid", or "abc&mid" for both directions: files of a pair differ only in their extension.
+        weights: share of the batches for each path of --data, each then a separate source; the path "cpu-states"
             means the machine.
-        column: the column to learn, of bytes or text. Files may be URLs, such as hf://datasets/owner/name/, which are
-            streamed.
-        extension: the extension of all rows.
+        column: column of a table to learn, of bytes or text. Files may be URLs, such as hf://datasets/owner/name/,
+            which are streamed.
+        extension: the extension of all rows of a table.
         extension_column: a column with each row's extension, instead of --extension.
-        patches_per_batch: most patches of a batch of packed documents; at least the context.
+        patches_per_batch: maximum number of patches in a batch of packed documents; at least the context.
         epochs: passes over the data, instead of --training.steps and --training.max-minutes.
         eval_data: files and folders to evaluate on, instead of a share of --data.
-        eval_share: share of the files that is held out for evaluation; 0: none, and no evaluation.
-        eval_patches: most patches of an evaluation.
+        eval_share: share of the files held out for evaluation; 0 means no evaluation.
+        eval_patches: maximum number of patches in an evaluation.
         split_by: hold files out by a hash of their "path", or of their "content", which keeps copies together. Pairs
             are always split by path, rows of tables by content.
         machine: the CPU-state machine and its programs.
         machine_on: where programs are generated: the "cpu", or the training "gpu"; "auto" means
             the GPU where training is on one and the build has CUDA. The programs are the same.
-        programs_per_batch: programs of a batch.
+        programs_per_batch: number of programs in a batch.
         long_share: share of a batch's programs that have the largest number of instructions; the others have any
-            length. Long programs have more targets; short ones teach where in memory to look.
-        eval_programs: held-out programs of an evaluation.
+            length. Long programs have more targets; from short ones the model learns where in memory to look.
+        eval_programs: number of held-out programs in an evaluation.
         model: sizes and initial values.
         training: duration, learning rate, evaluations, checkpoints and devices.
     """
@@ -125,7 +125,7 @@ def preset_options(name: str, base: Train) -> Train:
 
 
 def options_from_file(path: Path, base: Train | None = None) -> Train:
-    """Reads options from a file such as `bgpt-fast train` and `migrate-config` write; it may hold only some options.
+    """Reads an options file, as `bgpt-fast train` and `migrate-config` write it; it may contain only some options.
 
     Args:
         path: JSON, or YAML if it is named .yaml or .yml.
@@ -133,7 +133,7 @@ def options_from_file(path: Path, base: Train | None = None) -> Train:
             `Train()`.
 
     Raises:
-        ValueError: no mapping of options, an unknown name, or a wrong value; names it.
+        ValueError: not a mapping, an unknown name, or a wrong value; the message names it.
         OSError: the file cannot be read.
     """
     text = path.read_text(encoding="utf-8")
@@ -150,7 +150,7 @@ def options_from_file(path: Path, base: Train | None = None) -> Train:
 
 
 def _replace(base: Any, values: Any, where: str) -> Any:
-    """Returns a dataclass with some of its fields replaced by values that JSON or YAML can hold."""
+    """Returns a dataclass with some of its fields replaced by values from JSON or YAML."""
     if not isinstance(values, dict):
         raise ValueError(f"{where}: expected options by name, got {type(values).__name__}: {values!r}")
     hints = get_type_hints(type(base))
@@ -169,7 +169,7 @@ def _replace(base: Any, values: Any, where: str) -> Any:
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:
-    """Returns a value from JSON or YAML as the type of its field."""
+    """Converts a value from JSON or YAML to the type of its field."""
     options = get_args(hint)
     if get_origin(hint) is Literal:
         if value not in options:
@@ -190,7 +190,7 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
 
 
 def value_of(words: Sequence[str], option: str) -> str | None:
-    """Returns the first value of an option on a command line that is not parsed yet; None if it is not there."""
+    """Returns the first value of an option on a command line that is not parsed yet; None if the option is absent."""
     for index, word in enumerate(words):
         if word.startswith(f"{option}="):
             return word.removeprefix(f"{option}=")

@@ -19,7 +19,7 @@ def classification_plots(figures: Mapping[str, Any], folder: str | os.PathLike[s
 
     Args:
         figures: `ClassificationReport.to_dict()`.
-        folder: made if missing; existing files are replaced.
+        folder: created if missing; existing files are replaced.
 
     Returns:
         The paths of confusion.png and classes.png.

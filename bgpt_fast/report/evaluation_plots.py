@@ -1,4 +1,4 @@
-"""Plots of an evaluation on files, as PNG files: beside compressors, by position, by decoder, by file."""
+"""Plots of an evaluation on files, as PNG files: model against compressors, by position, by decoder, by file."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def evaluation_plots(figures: Mapping[str, Any], folder: str | os.PathLike[str])
     """Draws all plots of an evaluation.
 
     Args:
-        figures: `FileReport.to_dict()`, with its rows by file.
-        folder: made if missing; existing files are replaced.
+        figures: `FileReport.to_dict()`, including the rows of the files.
+        folder: created if missing; existing files are replaced.
 
     Returns:
-        The paths of baselines.png, patch_positions.png, byte_positions.png, decoders.png and files.png, without those
-        that have no data.
+        The paths of baselines.png, patch_positions.png, byte_positions.png, decoders.png and files.png, except those
+        without data.
 
     Raises:
         ImportError: matplotlib is missing.
@@ -74,7 +74,7 @@ def baselines(figures: Mapping[str, Any], path: Path) -> bool:
 
 
 def patch_positions(figures: Mapping[str, Any], path: Path) -> bool:
-    """Draws bits per byte and wrong bytes by a data patch's position in its file: the effect of context."""
+    """Draws bits per byte and wrong bytes over the data patch's position in its file: the effect of context."""
     rows = figures["by_patch_position"]
     known = [(place, row) for place, row in enumerate(rows, 1) if row["bits_per_byte"] is not None]
     if not known:
@@ -98,7 +98,7 @@ def patch_positions(figures: Mapping[str, Any], path: Path) -> bool:
 
 
 def byte_positions(figures: Mapping[str, Any], path: Path) -> bool:
-    """Draws bits per byte by position in the patch; the first byte depends on the patch-level decoder alone."""
+    """Draws bits per byte by position in the patch; the first byte depends only on the patch-level decoder."""
     rows = figures["by_byte_position"]
     values = [row["bits_per_byte"] for row in rows]
     if all(value is None for value in values):

@@ -23,7 +23,7 @@ _RIGHT, _WRONG, _MISSING = "#d8e2dc", "#c1121f", "#3d405b"
 
 
 def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
-    """Returns a figure, by its size in inches, and its axes in the common style."""
+    """Returns a figure of a size in inches, with axes in the common style."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -35,7 +35,7 @@ def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def shown_text(text: str) -> str:
-    """Returns a name that matplotlib can draw: without lone surrogates, control characters and formulas."""
+    """Returns a text that matplotlib can draw: without lone surrogates, control characters and formulas."""
     printable = (char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
     return "".join(printable).replace("$", r"\$")
 
@@ -89,7 +89,7 @@ def training_curve(log_path: Path, path: Path, title: str = "") -> None:
 
 
 def _smooth(values: NDArray[np.float64], weight: float = 0.95) -> NDArray[np.float64]:
-    """Returns the exponential moving average, corrected for its start."""
+    """Returns the exponential moving average with bias correction."""
     out = np.empty_like(values)
     mean = total = 0.0
     for index, value in enumerate(values):

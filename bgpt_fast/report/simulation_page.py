@@ -1,4 +1,4 @@
-"""A simulation as one self-contained HTML page: scores, positions of errors, each program by step."""
+"""A simulation as one self-contained HTML page: scores, error positions, and each program step by step."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class ProgramView:
     """A program for the page: the true trace and the predicted ones.
 
     Args:
-        name: of the predicted file.
-        truth: the true states, a row for each step, the first state included.
+        name: name of the predicted file.
+        truth: the true states, one row per step, including the first state.
         free: the free-running prediction from step 1; None for missing bytes. It may have fewer rows than the truth, or
             more.
         forced: the teacher-forced prediction from step 1.

@@ -1,6 +1,6 @@
 """Scores of a model on batches, summed by file, patch and byte position, and by the decoder that errs.
 
-Shape letters: B documents, T target patches, S bytes a patch, L patches of context.
+Shape letters: B documents, T target patches, S bytes per patch, L patches of context.
 """
 
 from __future__ import annotations

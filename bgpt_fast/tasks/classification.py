@@ -222,7 +222,7 @@ def predict(
         model: on any device; it runs in evaluation mode.
         documents: pairs (extension, content), paths of files, or batches of one document each. Those over the context
             are truncated to their head; `Prediction.is_cut` says which.
-        patches_per_batch: most patches of a batch; a document that has more is a batch of its own.
+        patches_per_batch: maximum number of patches in a batch; a document that has more is a batch of its own.
 
     Returns:
         One prediction for each document, in order.

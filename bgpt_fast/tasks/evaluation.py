@@ -117,7 +117,7 @@ class FileReport:
 class EvaluationOptions(TypedDict, total=False):
     """Keyword arguments of `evaluate_files` and `evaluate_pairs`.
 
-    patches_per_batch: most patches of a batch, 8,192 by default; at least the context.
+    patches_per_batch: maximum number of patches in a batch, 8,192 by default; at least the context.
     baselines: also compress the scored files (`bgpt_fast.tasks.baselines.Compressors`); the default.
     resamples, confidence, seed: of the bootstrap over files (`bootstrap_interval`); by default 1,000, 0.95 and 0.
     progress: called with (files done, all files, bytes scored so far).

@@ -59,7 +59,7 @@ class Settings:
 
 
 def small(steps: int = 2000) -> Settings:
-    """Of CPU size: 2 registers, at most 8 instructions, 0.4 M parameters, 128,000 programs in a few minutes."""
+    """Settings for a CPU: 2 registers, at most 8 instructions, 0.4 M parameters, 128,000 programs in a few minutes."""
     preset = PRESETS["cpu-states"]
     return Settings(
         model=dataclasses.replace(preset.model, patch_length=15, hidden_size=64, num_heads=2, byte_num_heads=8),

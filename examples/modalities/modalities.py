@@ -65,7 +65,7 @@ class Settings:
 
 
 def small() -> Settings:
-    """Of CPU size: models of 0.9 M parameters, on one thread."""
+    """Settings that train on a CPU: models of 0.9 M parameters, on one thread."""
     return Settings(
         sizes=Sizes(),
         model=runs.cpu_model(130, 96, layers=3, heads=3, byte_heads=6, position_init_std=0.1),

@@ -1,6 +1,6 @@
 """Accuracy of predicted states of the 6502: of all bytes, and of those that an instruction changed.
 
-Letters: N executed instructions, C = 16 bytes a state.
+Letters: N executed instructions, C = 16 bytes per state.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def recalled_behind(k: int, patch_size: int) -> Callable[[FileReport], dict[str,
 
 
 def experiments() -> dict[str, Experiment]:
-    """Of CPU size."""
+    """Settings that train on a CPU."""
     small = dataclasses.replace(SMALL, patch_size=PATCH, patch_length=DISTANCES[-1] + 2 * BLOCK + 1)
     result = {
         f"delay_{k}": Experiment(

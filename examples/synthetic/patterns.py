@@ -39,7 +39,7 @@ def repeats(size: int) -> Rule:
 
 
 def experiments() -> dict[str, Experiment]:
-    """Of CPU size."""
+    """Settings that train on a CPU."""
     return {
         "alternating": Experiment(alternating(SIZE), SMALL, 8, runs.cpu_training(steps=60), most_excess=0.002),
         "repeats": Experiment(

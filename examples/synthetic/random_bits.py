@@ -56,7 +56,7 @@ def _cost(rare: int, count: int) -> float:
 
 
 def experiments() -> dict[str, Experiment]:
-    """Of CPU size."""
+    """Settings that train on a CPU."""
     return {
         "coin": Experiment(coin(SIZE), SMALL, 8, runs.cpu_training(steps=200), most_excess=0.05),
         "flipping": Experiment(flipping(SIZE), SMALL, 16, runs.cpu_training(steps=600), most_excess=0.05),

@@ -103,7 +103,7 @@ SMALL = Settings(
     minutes=1.0,
     training=runs.cpu_training(learning_rate=3e-3, muon_learning_rate=0.02, warmup_share=0.03, decay_share=0.5),
 )
-"""Of CPU size: 0.3 to 0.8 M parameters."""
+"""Settings that train on a CPU: 0.3 to 0.8 M parameters."""
 FULL = Settings(
     hidden_size=768,
     num_heads=12,

@@ -4,7 +4,7 @@ A program is random and cannot be predicted, so memory and first state are never
 fetching correctly already scores 94.7 % with 10 registers, 90.8 % with 2 (programs of 1 to 15 instructions): hence the
 scores of the changed bytes and of programs without an error beside the total.
 
-Letters: n programs, N executed instructions of one, C = 6 + R bytes a state.
+Letters: n programs, N executed instructions of one, C = 6 + R bytes per state.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ def generate_on_gpu(
         device: a CUDA device; its current stream is used.
 
     Returns:
-        data: uint8, the traces end to end; offsets: int64 [count + 1], trace i is `data[offsets[i] : offsets[i + 1]]`;
+        data: uint8, concatenated traces; offsets: int64 [count + 1], trace i is `data[offsets[i] : offsets[i + 1]]`;
         in_eval: bool [count], whether a program is in the evaluation split. All on `device`.
 
     Raises:

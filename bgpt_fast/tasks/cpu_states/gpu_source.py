@@ -1,7 +1,7 @@
 """The machine as an endless source of training batches on the GPU.
 
 Everything but the two kernels behind `generate_on_gpu` is torch, and tested on the CPU against
-`CPUStateSource`. Letters: n traces, P patches, S bytes a patch, M bytes of memory, C bytes a state.
+`CPUStateSource`. Letters: n traces, P patches, S bytes per patch, M bytes of memory, C bytes per state.
 """
 
 from __future__ import annotations

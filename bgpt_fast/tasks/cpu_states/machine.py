@@ -1,6 +1,6 @@
 """The toy machine's assembly language, and its checks (arXiv 2402.19155; semantics of the released cpu-simulation.py).
 
-Letters: M bytes of memory, R registers, N executed instructions, C = 6 + R bytes a state.
+Letters: M bytes of memory, R registers, N executed instructions, C = 6 + R bytes per state.
 """
 
 from __future__ import annotations

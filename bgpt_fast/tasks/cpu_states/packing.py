@@ -1,6 +1,6 @@
 """Traces as packed patches, without a Python object for each document.
 
-Letters: B documents, P patches, S bytes a patch, C bytes a state.
+Letters: B documents, P patches, S bytes per patch, C bytes per state.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def pack_traces(
         config: patch size and context.
         states_only: targets are the patches with a byte behind the memory and the first state, and the end-of-file
             patch; False: all but the extension patch.
-        threads: C++ threads; None means one a core.
+        threads: C++ threads; None means one per core.
 
     Returns:
         PackedPatches on the CPU.

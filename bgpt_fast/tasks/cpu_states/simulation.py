@@ -1,6 +1,6 @@
 """Predictions of a model for the machine: free running, and teacher-forced.
 
-Letters: N executed instructions, C bytes a state, S bytes a patch, T target patches.
+Letters: N executed instructions, C bytes a state, S bytes per patch, T target patches.
 """
 
 from __future__ import annotations

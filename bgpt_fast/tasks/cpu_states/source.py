@@ -30,7 +30,7 @@ class CPUStateSource:
         long_share: share of a batch's programs that have max_program instructions; the others have any number from
             min_program on. A long program has more states to learn from for the same memory; from short ones the model
             learns where in memory the instruction is (examples/cpu_states/README.md).
-        split: "train" programs are never "eval" programs, whatever the seeds; None gives all.
+        split: "train" programs are never "eval" programs, for any seeds; None gives all.
         states_only: leave memory and first state out of the loss: a random program cannot be predicted.
         rank, world_size: which of how many processes this is: of the programs of `world_size` batches, rank r has the
             r-th part, so that all ranks together have the programs of one process with batches of `world_size` times

@@ -46,7 +46,7 @@ def generate(
             program decides, so that no evaluation program is ever a training program, whatever the seeds; one in 64 is
             for evaluation. None gives all.
         start: the first index of the stream to consider; the Python stream has to draw all before it.
-        threads: of the Philox stream; None means one a core. They never change the result.
+        threads: of the Philox stream; None means one per core. They never change the result.
         machine: the fields of `StreamOptions`.
 
     Returns:

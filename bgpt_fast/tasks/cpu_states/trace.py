@@ -1,6 +1,6 @@
 """A trace: a program's memory, its start state, and the state after each fetch.
 
-Letters: M bytes of memory, R registers, N executed instructions, C = 6 + R bytes a state.
+Letters: M bytes of memory, R registers, N executed instructions, C = 6 + R bytes per state.
 A trace is M + (N + 1)·C bytes.
 """
 

@@ -1,6 +1,6 @@
 """Many traces of one machine in one buffer.
 
-Letters: n traces, M bytes of memory, R registers, N executed instructions, C = 6 + R bytes a state.
+Letters: n traces, M bytes of memory, R registers, N executed instructions, C = 6 + R bytes per state.
 """
 
 from __future__ import annotations

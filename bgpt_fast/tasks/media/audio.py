@@ -29,7 +29,7 @@ def standard_audio(content: bytes, rate: int = 8000, seconds: float = 1.0) -> li
 
     Args:
         content: the audio file.
-        rate: samples a second of the clips.
+        rate: samples per second of the clips.
         seconds: length of a clip.
 
     Raises:

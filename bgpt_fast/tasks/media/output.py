@@ -44,7 +44,7 @@ class OutputFolder:
     missing sources. Files that are not in the journal are never replaced. Use it as a context manager.
 
     Args:
-        path: a new or empty folder, or one of an earlier run.
+        path: a new or empty folder, or that of an earlier run.
         kind: of the data set, for errors and the journal.
         options: everything that decides a source's outputs, JSON-ready.
 
@@ -52,7 +52,7 @@ class OutputFolder:
         records: the journal's records by their "key", of earlier runs and of this one.
 
     Raises:
-        FileExistsError: the folder holds something else, or data of other options.
+        FileExistsError: the folder has other contents, or data of other options.
         BlockingIOError: another process writes to it.
         OSError: it cannot be written.
     """

@@ -27,7 +27,7 @@ def ordered_map(
     Args:
         function: must pickle; its exceptions are raised here.
         items: must pickle.
-        workers: number of processes; 0 means one a core. With one, or few items, all runs in this process.
+        workers: number of processes; 0 means one per core. With one, or few items, all runs in this process.
         crashed: returns the result of an item that crashed its process, such as by a segmentation fault of a decoder.
 
     Raises:

@@ -19,7 +19,7 @@ def spectrogram_image(samples: NDArray[np.uint8], rate: int, size: tuple[int, in
 
     Args:
         samples: uint8 [n], mono; 128 is silence.
-        rate: samples a second.
+        rate: samples per second.
         size: width (columns of time) and height (mel bands).
 
     Raises:

@@ -1,4 +1,4 @@
-"""Conversion of media folders to a data set of standard files: train and test, labelled, without leakage."""
+"""Conversion of media folders to a data set of standard files: train and test, labelled, with no leakage."""
 
 from __future__ import annotations
 
@@ -61,21 +61,21 @@ def standardise(
 
     No content is in both splits: a source's split depends on its content (or group) and applies to all its clips;
     copies of an earlier source, and outputs with the bytes of an earlier output, are skipped. Unusable files are
-    skipped and counted. Run again, it resumes where it was stopped, and adds new inputs.
+    skipped and counted. A repeated run resumes an interrupted one and adds new inputs.
 
     Args:
         inputs: files and folders.
-        output: a new or empty folder, or one of an earlier run with the same options.
+        output: a new or empty folder, or that of an earlier run with the same options.
         options: format of the standard files; None means `MediaOptions()`.
         plan: labels and splits; None means `Plan()`.
         test_inputs: files and folders of the test set; then none of `inputs` is held out. They come first, so that a
             file of both is in the test set alone.
-        workers: number of processes; 0 means one a core.
+        workers: number of processes; 0 means one per core.
         progress: called with the sources done and all sources.
 
     Raises:
         DataError: no such path, no file, or a source that an earlier run put into the other split.
-        FileExistsError: the output holds something else, or has other options.
+        FileExistsError: the output folder has other contents, or has other options.
         ImportError: a decoder's package is missing.
         ValueError: two labels that become one.
     """

@@ -1,4 +1,4 @@
-"""ABC collections as a data set of pairs: NAME.abc and NAME.mid, train and test without leakage."""
+"""ABC collections as a data set of pairs: NAME.abc and NAME.mid, train and test, with no leakage between them."""
 
 from __future__ import annotations
 
@@ -96,17 +96,17 @@ def make_pairs(
 
     Args:
         inputs: .abc files, and folders of them.
-        output: a new or empty folder, or one of an earlier run with the same options.
+        output: a new or empty folder, or that of an earlier run with the same options.
         test_share: share of the titles in the test set.
         fields: "musical" leaves out titles, sources, lyrics and comments, as IrishMAN does; "all" does not.
         strict: skip tunes for which abc2midi reports an error, even if it writes a MIDI file.
-        workers: number of abc2midi processes; 0 means one a core.
+        workers: number of abc2midi processes; 0 means one per core.
         progress: called with the tunes done and all tunes.
 
     Raises:
         DataError: no such path, or no ABC file.
         FileNotFoundError: abc2midi is missing.
-        FileExistsError: the output holds something else, or has other options.
+        FileExistsError: the output folder has other contents, or has other options.
         ImportError: mido is missing.
         ValueError: a wrong argument.
     """
