@@ -84,7 +84,7 @@ OF_OPS: dict[str, dict[str, Function]] = {
 
 
 def megabyte(config: BGPTConfig) -> torch.nn.Module:
-    """MEGABYTE of about the size of a bGPT: the same patches, width, depths and heads, weights of its own."""
+    """MEGABYTE of about the size of a bGPT: the same patches, width, depths and heads, but its own weights."""
     from MEGABYTE_pytorch import MEGABYTE as Megabyte
 
     return Megabyte(

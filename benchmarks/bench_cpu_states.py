@@ -1,8 +1,8 @@
-"""Instances of the CPU-state machine: the released stream byte for byte, the parallel one, and running one program.
+"""CPU-state instances: the released generator's stream byte for byte, the parallel stream, and running one program.
 
     pytest benchmarks/bench_cpu_states.py
 
-Instances are made in batches whose memory is reused, as training and writing to disk do.
+Instances are made in batches whose memory is reused, as in training and in writing to disk.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def test_one_program(bench: Bench) -> None:
 
 
 def test_on_a_gpu(bench: Bench) -> None:
-    """The Philox stream generated on the GPU, first compared with the CPU's."""
+    """The Philox stream generated on the GPU, after a comparison with the CPU's."""
     if bench.device.type != "cuda":
         pytest.skip("instances on a GPU: needs a GPU")
     from bgpt_fast.tasks.cpu_states import generate_on_gpu

@@ -2,7 +2,7 @@
 
     pytest benchmarks/bench_curves.py
 
-`report` fits time = a · xᵉ to each curve and shows e. The model is small, so that a whole curve takes seconds.
+`report` fits time = a · xᵉ to each curve and shows e. The model is small, so that measuring a curve takes seconds.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from benchmarks.training import random_documents, training_step
 from bgpt_fast import PackedPatches
 
 _DOCUMENT = 32
-"""Patches of a document where the curve does not vary them."""
+"""Patches per document in the curves that do not vary it."""
 
 
 def test_curve(bench: Bench, curve: tuple[str, int]) -> None:

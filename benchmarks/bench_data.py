@@ -1,4 +1,4 @@
-"""Bytes to patches and back, files from disk to batches, checkpoints to disk and back.
+"""Packing bytes into patches and unpacking them, loading files into batches, saving and loading checkpoints.
 
 pytest benchmarks/bench_data.py
 """
@@ -33,7 +33,7 @@ def _full_context(config: BGPTConfig) -> int:
 
 
 def _in_python(documents: list[tuple[str, bytes]], S: int) -> torch.Tensor:
-    """The patches of documents as one writes it in Python: lists of tokens, padded, to one tensor."""
+    """Packs documents in plain Python: lists of tokens, padded, then converted to one tensor."""
     tokens: list[int] = []
     for extension, data in documents:
         for part in (extension.encode(), data):
@@ -81,7 +81,7 @@ def _write_files(folder: Path, documents: list[tuple[str, bytes]]) -> None:
 
 
 def test_data_loading(bench: Bench, tmp_path: Path) -> None:
-    """A batch of whole files, which are in the system's cache, packed."""
+    """Loads and packs a batch of whole files, which are in the system's page cache."""
     config = bench.scale.model
     documents = _documents(max(bench.scale.documents // 8, 8), _full_context(config))
     _write_files(tmp_path, documents)
@@ -92,7 +92,7 @@ def test_data_loading(bench: Bench, tmp_path: Path) -> None:
 
 
 def test_loading_small_files(bench: Bench, tmp_path: Path) -> None:
-    """An epoch of files of up to 300 bytes, which are in the system's cache, as one batch."""
+    """Loads an epoch of files of up to 300 bytes, which are in the system's page cache, as one batch."""
     config, count = bench.scale.model, bench.scale.small_files
     documents = _documents(count, min(300, _full_context(config)))
     _write_files(tmp_path, documents)

@@ -1,9 +1,9 @@
-"""Reading prompts, writing files and scoring documents, beside the released method and plain torch with caches.
+"""Prefill, generation and scoring, compared with the released method and plain torch with key-value caches.
 
     pytest benchmarks/bench_inference.py --size full
 
 An implementation in float32 whose bytes differ from ours is not timed. The released method has no batches: its rate is
-that of one file, whatever the batch. Scoring is `BGPT.log_likelihood`.
+that of one file at every batch size. Scoring is `BGPT.log_likelihood`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from bgpt_fast.generation.drafting import KnownDrafter, LookupDrafter
 
 LOOKED_UP, KNOWN = f"{OURS}, drafts looked up", f"{OURS}, drafts known"
 _BYTES_OF_A_WEIGHT = {f"{OURS}, bfloat16": 2, f"{OURS}, int8": 1}
-"""Ours with weights of fewer bits, on a CPU; their bytes may differ."""
+"""Our implementation with weights of fewer bits, on a CPU; its bytes may differ."""
 
 
 def _prepare(bench: Bench, implementation: str, batch: int) -> tuple[BGPT, list[Prompt], Generate, dict[str, Any]]:
-    """The model, prompts, an implementation of generation, and what both benchmarks of it record."""
+    """The model, prompts, an implementation of generation, and the details that both of its benchmarks record."""
     reduced, scale = implementation in _BYTES_OF_A_WEIGHT, bench.scale
     if reduced and bench.device.type == "cuda":
         pytest.skip(f"{implementation}: on a CPU only")
@@ -71,7 +71,7 @@ def test_generation(bench: Bench, implementation: str, batch: int) -> None:
 
 @pytest.mark.baselines(OURS, *_BYTES_OF_A_WEIGHT, RELEASED, CACHED)
 def test_prefill(bench: Bench, implementation: str) -> None:
-    """A prompt is read and the first patch after it written."""
+    """Reads a prompt and generates the first patch after it."""
     model, prompts, generate, details = _prepare(bench, implementation, 1)
     _check_bytes(implementation, generate(prompts, 1)[1], model, prompts)
     bench.record(
@@ -86,7 +86,7 @@ def test_prefill(bench: Bench, implementation: str) -> None:
 
 @pytest.mark.baselines(OURS, LOOKED_UP, KNOWN)
 def test_drafting(bench: Bench, implementation: str) -> None:
-    """One file, whose bytes are the same with drafts and without; the file itself is the best possible draft."""
+    """One file, whose bytes are the same with and without drafts; the file itself is the best possible draft."""
     if bench.device.type == "cuda" and implementation != OURS:
         pytest.skip(f"{implementation}: on a CPU only")
     scale = bench.scale

@@ -1,4 +1,4 @@
-"""Every op of op_cases.py beside its reference and its baselines, in both directions, and invariant_linear.
+"""Forward and backward of every op in op_cases.py, compared with its reference and baselines; and invariant_linear.
 
 pytest benchmarks/bench_ops.py -k "layer_norm and forward"
 """
@@ -22,11 +22,11 @@ from benchmarks.suite import Bench
 from bgpt_fast.kernels.invariant_linear.op import invariant_linear
 
 _BEYOND_CACHE = 100 << 20
-"""Bytes of weights that are read before one is used again."""
+"""Total bytes of the weights that calls cycle through, so that each is read from memory, not from a cache."""
 
 
 def parameters(device: torch.device, dtypes: Mapping[str, torch.dtype]) -> list[Any]:
-    """The rows (name, implementation, direction, dtype) of all cases; those of missing baselines are skipped."""
+    """The parameters (name, implementation, direction, dtype) of all cases; missing baselines are marked as skipped."""
     rows = []
     for case, (dtype_name, dtype) in itertools.product(CASES, dtypes.items()):
         if dtype not in case.dtypes:
@@ -43,7 +43,7 @@ def parameters(device: torch.device, dtypes: Mapping[str, torch.dtype]) -> list[
 
 @functools.cache
 def _checked(name: str, sizes: Sizes, dtype: torch.dtype, device: torch.device) -> None:
-    """Refuses to time an op that is wrong."""
+    """Raises if the op is wrong, so that it is not timed."""
     check(case_of(name), sizes, dtype, device)
 
 
@@ -67,7 +67,7 @@ def test_op(bench: Bench, name: str, implementation: str, direction: str, dtype:
 @pytest.mark.parametrize("rows", [1, 16, 64, 512])
 @pytest.mark.parametrize("implementation", [OURS, "F.linear"])
 def test_invariant_linear(bench: Bench, implementation: str, rows: int) -> None:
-    """With weights that come from memory, as in generation."""
+    """Reads the weights from memory, not from a cache, as in generation."""
     K, N = bench.scale.ops.D, 4 * bench.scale.ops.D
     x, bias = torch.randn(rows, K, device=bench.device), torch.randn(N, device=bench.device)
     count = _BEYOND_CACHE // (4 * K * N) if bench.scale.seconds else 1

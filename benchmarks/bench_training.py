@@ -1,11 +1,11 @@
-"""A whole training step (forward, backward, AdamW) beside the released method, the reference and MEGABYTE.
+"""A whole training step (forward, backward, AdamW), compared with the released method, the reference and MEGABYTE.
 
     pytest benchmarks/bench_training.py --size full --dtype float32,bfloat16
 
 All but MEGABYTE start from the same random weights, and the float32 losses of ours and the released method are compared
 before anything is timed. The released method pads documents to the longest, multiplies by one-hot matrices and runs 17
-positions for 16 bytes; on a GPU it has its own float16 autocast. The reference takes documents of equal length only.
-Peak memory is that of a step: gradients and activations.
+positions for 16 bytes; on a GPU it has its own float16 autocast. The reference supports only documents of equal length.
+Peak memory covers a step's gradients and activations.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from bgpt_fast.flops import forward_flops
 
 @functools.cache
 def _checked(config: BGPTConfig, kind: str, patches: int, device: torch.device) -> None:
-    """Refuses to time implementations that do not compute the same."""
+    """Raises if the implementations do not compute the same loss, so that they are not timed."""
     check_losses((OURS, RELEASED), batch_of(kind, patches, config, device), config, 1e-5)
 
 
 def padding(batch: PackedPatches) -> float:
-    """The share of positions that are padding once each document is padded to the longest."""
+    """The share of positions that are padding if each document is padded to the longest."""
     lengths = batch.cu_seqlens.diff()
     return 1 - int(lengths.sum()) / (len(lengths) * int(lengths.max()))
 
@@ -67,7 +67,7 @@ def test_training_step(bench: Bench, kind: str, implementation: str, dtype: torc
 
 
 def test_phases_of_a_step(bench: Bench, dtype: torch.dtype) -> None:
-    """Ours by phase, synchronised with the device after each, and the FLOPs of each part of the forward pass."""
+    """Our step by phase, synchronised with the device after each, and the FLOPs of each part of the forward pass."""
     config, device = bench.scale.model, bench.device
     batch = batch_of("equal", bench.scale.patches, config, device)
     model, loss_of = model_and_loss(OURS, config, device)

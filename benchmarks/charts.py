@@ -1,4 +1,4 @@
-"""The report's charts, by matplotlib."""
+"""The report's charts, drawn with matplotlib."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def as_png(figure: Figure) -> bytes:
 
 
 def charts(results: Results) -> dict[str, Figure]:
-    """Every chart that the results have data for, by its file's name."""
+    """Every chart that the results have data for, by file name."""
     figures: dict[str, Figure] = {}
     for dtype in results.dtypes:
         items = [item for item in results.items if item.info["dtype"] == dtype and item.info["flops"]]
@@ -61,7 +61,7 @@ def _colour(item: Item) -> str:
 
 
 def roofline(results: Results, dtype: str, items: Sequence[Item]) -> Figure:
-    """Operations a second against operations a byte, under the measured peak rates."""
+    """FLOP/s against FLOP per byte, under the measured peak rates."""
     peak = results.head["peak"].get(dtype)
     figure, axes = new_figure(8, 4.6)
     intensities = [item.info["flops"] / item.info["bytes"] for item in items]
@@ -88,7 +88,7 @@ def roofline(results: Results, dtype: str, items: Sequence[Item]) -> Figure:
 
 
 def speed_ups(comparisons: Sequence[Comparison]) -> Figure:
-    """Times of ours and of each baseline, one group a comparison; the shortest bar is the best."""
+    """Times of our implementation and of each baseline, one group per comparison; the shortest bar is the best."""
     num_rows = sum(len(comparison.items) for comparison in comparisons)
     figure, axes = new_figure(8, 0.22 * num_rows + 0.13 * len(comparisons) + 0.6)
     y, ticks, labels, lengths = 0.0, [], [], []
@@ -114,7 +114,7 @@ def speed_ups(comparisons: Sequence[Comparison]) -> Figure:
 
 
 def scaling(curves: dict[str, list[Item]]) -> Figure:
-    """Every curve with its fitted power."""
+    """Every scaling curve with its fitted power law."""
     columns = min(2, len(curves))
     lines = math.ceil(len(curves) / columns)
     figure = Figure(figsize=(4 * columns, 2.8 * lines), dpi=120, layout="constrained")
@@ -141,7 +141,7 @@ def _curve(axes: Axes, what: str, items: Sequence[Item]) -> None:
 
 
 def step_phases(items: Sequence[Item]) -> Figure:
-    """A training step's time by phase, a bar for each dtype."""
+    """A training step's time by phase, one bar per dtype."""
     figure, axes = new_figure(8, 0.6 * len(items) + 0.9)
     colours = matplotlib.colormaps["tab10"].colors
     for y, item in enumerate(items):

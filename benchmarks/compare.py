@@ -1,10 +1,10 @@
-"""Two runs side by side: which items are slower by more than the noise that the runs measured themselves.
+"""Compares two runs: which items became slower by more than the noise measured in the runs.
 
     bgpt-fast bench compare before.json after.json
 
 The noise of an item is the largest ratio between its medians in runs of the same code (`bgpt-fast bench --runs 2`
 records them as `medians`), in either file; for a file of one run it is the spread within that run (p80 over p20). A
-change is a difference of more than that and more than 3 %. The exit code is 1 if an item became slower.
+change is a difference larger than the noise and larger than 3 %. The exit code is 1 if an item became slower.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Change:
     after: float
     noise: float
     is_measured: bool
-    """Whether both files hold several runs, from which the noise was measured."""
+    """Whether both files contain several runs, from which the noise was measured."""
 
     @property
     def ratio(self) -> float:
@@ -75,7 +75,7 @@ def changes(before: Iterable[Item], after: Iterable[Item]) -> list[Change]:
 
 
 def merge(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """The JSON of several runs of the same code: the first one's, with every item's median in each run."""
+    """Merges the JSONs of several runs of the same code: the first one, with every item's median in each run added."""
     medians: dict[str, list[float]] = {}
     for run in runs:
         for entry in run["benchmarks"]:
@@ -88,7 +88,7 @@ def merge(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def differing_conditions(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Everything but the code that differs between two runs, from their heads."""
+    """Everything except the code that differs between two runs, according to their heads (`Results.head`)."""
     pairs = {name: (before[name], after[name]) for name in ("size", "device", "threads", "openmp_wait_policy")}
     for name in ("processor", "packages"):
         pairs[name] = (before["machine"].get(name), after["machine"].get(name))

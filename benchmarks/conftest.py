@@ -1,4 +1,4 @@
-"""`pytest benchmarks/`: its options, what is parametrised by them, and what the JSON says of the machine."""
+"""`pytest benchmarks/`: its options, the parametrisation by them, and the description of the machine in the JSON."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def scale(config: pytest.Config) -> Scale:
 
 
 def peak_of(config: pytest.Config) -> dict[str, dict[str, float]]:
-    """The peak rates, measured once, before the first item."""
+    """The peak rates, measured once before the first item."""
     if _PEAK not in config.stash:
         dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, **dtypes_of(config)}
         size, seconds = scale(config).peak, 3 * scale(config).seconds
@@ -120,7 +120,7 @@ def _seeded() -> None:
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], output_json: dict[str, Any]) -> None:
     """Adds the command, the commit, the machine, its peak rates, and which baselines are missing."""
     for entry in output_json["benchmarks"]:
-        # Each round's time: a hundred times as much as all that is read of it.
+        # Each round's time: a hundred times larger than the statistics, and never read.
         entry["stats"].pop("data", None)
     words = [str(word).replace(f"{ROOT}/", "").replace(str(ROOT), ".") for word in config.invocation_params.args]
     description = machine()

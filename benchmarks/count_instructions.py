@@ -1,9 +1,9 @@
-"""Instructions of the C++ hot paths, counted by valgrind: a measure that no other process on the machine disturbs.
+"""Instructions of the C++ hot paths, counted by valgrind: a measure that other processes do not disturb.
 
     bgpt-fast bench instructions        # --update writes the result file
 
-Counts are compared with those of the result file, if compiler and valgrind are the same; else they are only shown. The
-exit code is 1 if a path executes over 2 % more than before. Valgrind supports AVX2 but not AVX-512, so the AVX2
+Counts are compared with those of the result file if compiler and valgrind are the same, otherwise only shown. The exit
+code is 1 if a path executes over 2 % more instructions than before. Valgrind supports AVX2 but not AVX-512, so the AVX2
 versions are counted.
 """
 
@@ -36,7 +36,7 @@ _SOURCES = (
     "patch_embed/patch_embed.cpp",
     "patches/patches.cpp",
 )
-# As CMakeLists.txt compiles them.
+# The same compiler flags as in CMakeLists.txt.
 _FLAGS = ("-std=c++20", "-O3", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-pthread")
 
 
@@ -47,7 +47,7 @@ def missing() -> str | None:
 
 
 def _output(*command: str) -> str:
-    """What a command prints; where it fails, its last lines are in the error."""
+    """A command's output; if it fails, the error contains the last lines."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{Path(command[0]).name} ended with {done.returncode}: {done.stderr[-2000:]}")
@@ -98,7 +98,7 @@ def counted(folder: Path) -> dict[str, Any]:
 
 
 def regressions(before: dict[str, Any], now: dict[str, Any]) -> dict[str, float]:
-    """By path, how many times as many instructions as before; only those over the slack, and only by the same tools."""
+    """Paths whose instructions grew by more than the slack, with the ratio; empty if the tools are not the same."""
     if any(before[key] != now[key] for key in ("compiler", "valgrind", "flags")):
         return {}
     ratios = {

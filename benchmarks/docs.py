@@ -25,9 +25,9 @@ from bgpt_fast.flops import peak_flops_of, training_flops
 PAGE = ROOT / "docs" / "performance.md"
 _GPU = "NVIDIA H200"
 _COPY = 4.3e12
-"""Bytes read and written a second of copies on an H200."""
+"""Copy bandwidth of an H200: bytes read and written per second."""
 _PRODUCT = 790e12
-"""Operations a second of large bfloat16 matrix products on an H200."""
+"""FLOP/s of large bfloat16 matrix products on an H200."""
 _KINDS = {
     "training": "A training step",
     "generation": "Generation",
@@ -40,7 +40,7 @@ _KINDS = {
 
 
 def _ratios(results: Results) -> list[str]:
-    """Ours beside each baseline, for everything but ops."""
+    """Our speed relative to each baseline, for everything but ops."""
     rows = [
         (comparison.what, comparison.dtype, item.implementation, f"{times:.2f} × as fast")
         for comparison in results.comparisons("training", "generation", "scoring", "data")
@@ -51,7 +51,7 @@ def _ratios(results: Results) -> list[str]:
 
 
 def _suite(path: Path, results: Results, folder: str) -> list[str]:
-    """One result of the suite."""
+    """The lines for one result file of the suite."""
     lines = [f"### `{path.name}`", "", *(f"- {text}" for text in warnings(results)), ""]
     lines += [*table_lines(("", ""), facts(results)), "", *_ratios(results), ""]
     lines += [f"![{name}](performance/{folder}/{path.stem}-{name}.png)" for name in charts(results)]
@@ -62,7 +62,7 @@ def _suite(path: Path, results: Results, folder: str) -> list[str]:
 
 
 def _other(path: Path, content: Mapping[str, Any]) -> list[str]:
-    """Another result: the machine, and its rows unchanged."""
+    """The lines for another result file: the machine, and its rows unchanged."""
     machine = ", ".join(f"{name} {value}" for name, value in content["machine"].items())
     rows = [_flat(row) for row in content["rows"]]
     names = list(dict.fromkeys(name for row in rows for name in row))
@@ -81,7 +81,7 @@ def _flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _predictions() -> list[str]:
-    """The least times of an H200, from counts of work alone."""
+    """Lower bounds of times on an H200, computed only from counts of work."""
     config = BGPTConfig()
     a_patch = training_flops(config, [config.patch_length] * 64) / (64 * config.patch_length)
     datasheet = peak_flops_of(_GPU, torch.bfloat16)

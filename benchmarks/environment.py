@@ -1,4 +1,4 @@
-"""Where a figure comes from: the commit and the machine. Imports nothing of bgpt_fast, which may not be built yet.
+"""The commit and machine of a measurement. Imports nothing from bgpt_fast, which may not be built yet.
 
 `python -m benchmarks.environment` prints the machine as JSON.
 """
@@ -40,7 +40,7 @@ def commit() -> dict[str, Any]:
 
 
 def _line(command: list[str], mark: str = "") -> str | None:
-    """The last line with `mark` that a command prints; None where the command is not installed."""
+    """The last line of a command's output that contains `mark`; None if the command is not installed."""
     if shutil.which(command[0]) is None:
         return None
     printed = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False).stdout.splitlines()

@@ -1,8 +1,8 @@
 """The implementations of generation: `Generator`, the released method, and plain torch with caches.
 
-All use the same random weights, which never end a file, and the greedy choice. The released method is Hugging Face's
-GPT-2 for both decoders, one file at a time, without caches: for each patch the patch decoder computes the whole context
-again, and for each byte the byte decoder all earlier bytes of the patch.
+All use greedy decoding and the same random weights, which never end a file. The released method uses Hugging Face's
+GPT-2 for both decoders, one file at a time, without caches: for each patch the patch decoder recomputes the whole
+context, and for each byte the byte decoder recomputes all earlier bytes of the patch.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from bgpt_fast import BGPT, BGPTConfig, Generator, PackedPatches, Prompt
 from bgpt_fast.config import EOP, VOCAB_SIZE
 
 Rounds = tuple[list[float], list[bytes]]
-"""Seconds of each round (a patch of every file), the first one with the prompts; and each file's new bytes."""
+"""Seconds of each round (a patch of every file; the first includes the prompts), and each file's new bytes."""
 Generate = Callable[[list[Prompt], int], Rounds]
-"""Writes so many patches into each file."""
+"""Generates this number of patches in each file."""
 
 
 def endless_model(config: BGPTConfig) -> BGPT:
@@ -37,13 +37,13 @@ def endless_model(config: BGPTConfig) -> BGPT:
 
 
 def prompts_of(config: BGPTConfig, patches: int, count: int) -> list[Prompt]:
-    """Prompts of so many patches each, that of the extension included."""
+    """`count` prompts of `patches` patches each, including the extension patch."""
     stream = random.Random(0)
     return [Prompt("bin", stream.randbytes((patches - 1) * config.patch_size)) for _ in range(count)]
 
 
 def generate_with(implementation: str, model: BGPT, batch: int = 1, precision: str | None = None) -> Generate:
-    """An implementation by name, for `batch` files at once; `precision` is for `Generator` alone."""
+    """An implementation by name, for `batch` files at once; only `Generator` uses `precision`."""
     if implementation in (RELEASED, CACHED):
         return _released(model) if implementation == RELEASED else _cached(model)
     generator = Generator(model, max_batch=batch, precision=precision)
@@ -62,13 +62,13 @@ def generate_with(implementation: str, model: BGPT, batch: int = 1, precision: s
 
 
 def _patches_of(prompts: list[Prompt], config: BGPTConfig, device: torch.device) -> Tensor:
-    """Patches of prompts of one length, int64 [B, L, S], those of the extensions first."""
+    """Patches of prompts of equal length, int64 [B, L, S], extension patches first."""
     packed = PackedPatches.from_bytes([(p.extension, p.data) for p in prompts], config, end_of_file=False)
     return packed.patches.view(len(prompts), -1, config.patch_size).long().to(device)
 
 
 def _released(model: BGPT) -> Generate:
-    """Writes the first file alone, whatever the number of prompts."""
+    """Generates only the first file, for any number of prompts."""
     from benchmarks.hugging_face import HuggingFaceBGPT
 
     device = next(model.parameters()).device

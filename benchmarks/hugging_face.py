@@ -86,7 +86,7 @@ class HuggingFaceBGPT(nn.Module):
 
     @torch.no_grad()
     def next_patch(self, patches: Tensor) -> list[int]:
-        """The bytes of the patch after `patches` int64 [P, S], by the greedy choice; nothing is cached."""
+        """The bytes of the patch after `patches` int64 [P, S], decoded greedily without caches."""
         mask = torch.ones(1, len(patches), dtype=torch.long, device=patches.device)
         feature = self.patch_level_decoder(patches[None], mask)[0, -1:]
         decoder = self.byte_level_decoder.base
@@ -100,10 +100,10 @@ class HuggingFaceBGPT(nn.Module):
 
 
 def batched_reference(model: ReferenceBGPT) -> Callable[[Tensor], Tensor]:
-    """The loss of `ReferenceBGPT` as a function of patches int16 [B, L, S]: documents of equal length, all at once.
+    """The loss of `ReferenceBGPT` as a function of patches int16 [B, L, S]: documents of equal length in one batch.
 
-    The reference itself loops over documents and patches, which no compiler can make fast. Here its two decoders run
-    under `torch.vmap`, so that a compiler sees the whole batch.
+    The reference itself loops over documents and patches, which torch.compile cannot speed up. Here its two decoders
+    run under `torch.vmap`, so that the compiler sees the whole batch.
     """
     patch_decoder = torch.vmap(model.patch_level_decoder, randomness="different")
     byte_decoder = torch.vmap(model.byte_level_decoder, randomness="different")

@@ -1,8 +1,8 @@
-"""The least that whole passes of the model must do, in operations (`bgpt_fast.flops`) and in bytes through memory.
+"""Lower bounds on the work of whole model passes: operations (`bgpt_fast.flops`) and bytes of memory traffic.
 
-Bytes: every weight that the pass uses is read once, and once more for each later pass that waits for the one before;
-training also reads and writes AdamW's moments. Activations are not counted, since they can stay in caches: so the
-share of a peak rate that is reached is a lower bound.
+Bytes: every weight that a pass uses is read once, and again for each later pass that depends on the previous one;
+training also reads and writes AdamW's moments. Activations are not counted, since they can stay in caches, so the
+reported share of the peak rate is a lower bound.
 
 Shape letters: B files, L patches of context, S bytes a patch, D width, V = 257 tokens.
 """
@@ -18,7 +18,7 @@ from bgpt_fast.flops import forward_flops, training_flops
 
 
 def weights(config: BGPTConfig) -> dict[str, int]:
-    """Parameters by part: the two decoders' layers with their last norms, and the tables, of which the head is one."""
+    """Parameters by part: the two decoders' layers with their final norms, and the tables, including the head."""
     S, D = config.patch_size, config.hidden_size
     layer = 12 * D * D + 13 * D  # four linears with biases, two norms
     return {
@@ -34,8 +34,8 @@ def training_work(config: BGPTConfig, lengths: Sequence[int], element: int) -> W
 
     Args:
         config: the model.
-        lengths: patches of each document.
-        element: bytes of a weight in the matrix products; master weights, gradients and AdamW's moments are float32.
+        lengths: number of patches of each document.
+        element: bytes per weight in the matrix products; master weights, gradients and AdamW's moments are float32.
     """
     count = sum(weights(config).values())
     # Weights for both passes; the gradient written and read; the master weight and both moments read and written.
@@ -54,16 +54,16 @@ def prefill_work(config: BGPTConfig, files: int, context: int, element: int) -> 
 
 
 def decoding_work(config: BGPTConfig, files: int, context: int, element: int) -> Work:
-    """One more patch of each file, keys and values cached in float32.
+    """Decoding one more patch of each file, with keys and values cached in float32.
 
-    The patch decoder's weights are read once, the byte decoder's for each of its S bytes, each of which waits for the
-    one before; the patch decoder's cache is read once.
+    The patch decoder's weights are read once, and the byte decoder's once for each of the S bytes, since each depends
+    on the previous one; the patch decoder's cache is read once.
 
     Args:
         config: the model.
         files: B.
-        context: L, patches before the new one.
-        element: bytes of a weight.
+        context: L, the number of patches before the new one.
+        element: bytes per weight.
     """
     patch = forward_flops(config, [1] * files, 0)
     attention = 4 * config.hidden_size * context * files * config.patch_num_layers
@@ -79,6 +79,6 @@ def _weights_read(config: BGPTConfig) -> int:
 
 
 def _byte_flops(config: BGPTConfig, files: int) -> int:
-    """The byte decoder's operations for a patch of each file."""
+    """The byte decoder's FLOPs for one patch of each file."""
     parts = forward_flops(config, [2] * files, files)
     return parts["byte linears"] + parts["byte attention"] + parts["head"]

@@ -1,4 +1,4 @@
-"""What the implementations that are measured are called, in results and in charts. Standard library only."""
+"""Names of the measured implementations in results and charts. Standard library only."""
 
 from __future__ import annotations
 

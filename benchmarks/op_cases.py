@@ -1,4 +1,4 @@
-"""Every op with its inputs, reference, baselines and least work: the one list behind all benchmarks and checks of ops.
+"""Every op with its inputs, reference, baselines and minimum work: the one list for all benchmarks and checks of ops.
 
 Shape letters: T patches of the byte decoder, N = T·S rows, P patches of the patch decoder, L patches of a document,
 S bytes a patch, D width, H heads, d = D / H, V = 257 tokens.
@@ -66,7 +66,7 @@ class Maker:
         self._generator = torch.Generator(device).manual_seed(seed)
 
     def normal(self, *shape: int, std: float = 1.0, dtype: torch.dtype | None = None) -> Tensor:
-        """A leaf of N(0, std²) that requires a gradient; `dtype` None is that of the activations."""
+        """A leaf tensor from N(0, std²) that requires a gradient; `dtype` None means that of the activations."""
         values = torch.randn(shape, generator=self._generator, device=self.device) * std
         return values.to(dtype or self.dtype).requires_grad_()
 
@@ -75,13 +75,13 @@ class Maker:
         return torch.randint(VOCAB_SIZE, shape, generator=self._generator, device=self.device).to(torch.int16)
 
     def master(self, *shape: int, std: float = 1.0) -> Tensor:
-        """A float32 master weight, as training has them beside half-precision activations."""
+        """A float32 master weight, as in training with half-precision activations."""
         return self.normal(*shape, std=std, dtype=self.wide)
 
 
 @dataclass(frozen=True)
 class Work:
-    """The least that one direction must do: bytes through memory (each input read once, each output written once) and
+    """The minimum work of one direction: bytes of memory traffic (each input read once, each output written once) and
     floating-point operations in matrix products."""
 
     bytes: int
@@ -89,27 +89,27 @@ class Work:
 
 
 class OpCase:
-    """One op with all that a benchmark of it needs; each case is a subclass."""
+    """One op with everything that a benchmark of it needs; each case is a subclass."""
 
     op: Function
     name: str
-    """Of `op`, as `folder` is its folder in kernels/."""
+    """The name of `op`; `folder` is its folder in kernels/."""
     folder: str
     inputs: Callable[[Maker], tuple[Any, ...]]
     """The arguments; the floating-point ones require gradients if the op is differentiable."""
     reference: Function
-    """Takes the arguments of `op` and computes the same, as does each of the `baselines`, the best of the libraries."""
+    """Takes the arguments of `op` and computes the same; so do the `baselines`, the fastest library implementations."""
     baselines: ClassVar[dict[str, Function]]
     work: Callable[[Sizes, int], tuple[Work, Work]]
-    """Of forward and backward, by the bytes of an element of the activations; 0 bytes where there is no backward."""
+    """Work of forward and backward, given the bytes per activation element; 0 bytes where there is no backward."""
     on_gpu = True
-    """False for an op that has a fast path on the CPU alone."""
+    """False for an op whose only fast path is on the CPU."""
     own_kernel = True
-    """False where a library's kernel serves on a GPU, whose gradients may differ in their last bits from call to call,
-    and which in float32 may not be capturable in a CUDA graph."""
+    """False where a library kernel is used on a GPU: its gradients may differ in their last bits from call to call,
+    and in float32 it may not be capturable in a CUDA graph."""
     differentiable = True
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16)
-    """Of the activations."""
+    """Supported dtypes of the activations."""
 
     def __init_subclass__(cls) -> None:
         cls.name, cls.folder = cls.op.__name__, cls.op.__module__.split(".")[-2]
@@ -194,7 +194,7 @@ def _projection(x: Tensor, weight: Tensor, bias: Tensor, heads: int) -> Tensor:
 
 
 class _ByteAttentionProjected(OpCase):
-    """For inference, so without gradients."""
+    """For inference only, so without gradients."""
 
     op = staticmethod(byte_attention_projected)
     baselines: ClassVar = {"F.linear, SDPA": lambda *arguments: _sdpa(*_projection(*arguments).unbind(2))}
@@ -233,7 +233,7 @@ class _PatchAttention(OpCase):
     def work(self, sizes: Sizes, element: int) -> tuple[Work, Work]:
         tensor = sizes.P * sizes.D * element
         flops = 4 * sizes.P * (sizes.L + 1) // 2 * sizes.D
-        return Work(4 * tensor, flops), Work(8 * tensor, 5 * flops // 2)  # five products where the forward has two
+        return Work(4 * tensor, flops), Work(8 * tensor, 5 * flops // 2)  # five products, the forward has two
 
 
 class _LinearCrossEntropy(OpCase):

@@ -1,4 +1,4 @@
-"""One op beside its baselines: first whether it is right, then what is timed, forward and backward."""
+"""Measures one op and its baselines: first a correctness check, then what is timed, forward and backward."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.timing import Timing
 
 
 class WrongResultError(AssertionError):
-    """An op that does not compute what its reference computes; it is not timed."""
+    """An op's result differs from its reference's; the op is not timed."""
 
 
 def leaves_of(arguments: Sequence[object]) -> list[Tensor]:
@@ -56,12 +56,12 @@ def run(
 
 
 def num_repeatable(case: OpCase, arguments: Sequence[object], results: Sequence[Tensor]) -> int:
-    """How many of the results, from the first on, have the same bits at every call."""
+    """How many of the leading results have the same bits at every call."""
     return len(results) if case.own_kernel else len(results) - len(leaves_of(arguments))
 
 
 def _poison(tensors: Sequence[Tensor]) -> None:
-    """Leaves NaN in memory that the next outputs of these shapes are likely to get, so that unwritten elements show."""
+    """Leaves NaN in memory that the next outputs of these shapes probably reuse, to reveal unwritten elements."""
     poisoned = [torch.full_like(tensor, torch.nan) for tensor in tensors if tensor.is_floating_point()]
     del poisoned
 
@@ -69,15 +69,15 @@ def _poison(tensors: Sequence[Tensor]) -> None:
 def check(case: OpCase, sizes: Sizes, dtype: torch.dtype, device: torch.device) -> dict[str, float]:
     """Compares outputs and gradients with the reference in float64, and the bits of a second call with the first's.
 
-    Each error may be twice that of the reference in the op's own precision, and two units in the last place of the
-    largest value; a gradient that is summed over N rows may have √N float32 units more, since the rounding of a sum
-    grows in whatever order it is added. Memory is poisoned with NaN before the second call.
+    Each error may be twice that of the reference in the op's own precision plus two units in the last place of the
+    largest value; a gradient that is summed over N rows may have √N float32 units more, since rounding errors grow
+    with N in any order of summation. Memory is poisoned with NaN before the second call.
 
     Returns:
-        The largest error of ours and of the reference in this dtype, relative to the largest value, over all results.
+        The largest error of the op and of the reference in this dtype, relative to the largest value, over all results.
 
     Raises:
-        WrongResultError: says which result is wrong, and by how much.
+        WrongResultError: names the wrong result and its error.
     """
     arguments = case.inputs(Maker(sizes, dtype, device, seed=7))
     doubles = [
@@ -109,7 +109,7 @@ def check(case: OpCase, sizes: Sizes, dtype: torch.dtype, device: torch.device) 
 
 
 def implementations(case: OpCase, *, compiled: bool) -> dict[str, Function]:
-    """What is timed, by name: "op", "reference", "torch.compile" of the reference if `compiled`, and the baselines."""
+    """The timed functions by name: "op", "reference", "torch.compile" of the reference if `compiled`, the baselines."""
     functions = {"op": case.op, "reference": case.reference}
     if compiled:
         functions["torch.compile"] = torch.compile(case.reference, dynamic=False)
@@ -119,8 +119,8 @@ def implementations(case: OpCase, *, compiled: bool) -> dict[str, Function]:
 def call_of(function: Function, arguments: Sequence[object], *, backward: bool) -> Callable[[], object]:
     """One direction of a function as a call without arguments.
 
-    The forward pass saves what the backward pass needs, as in training; the backward pass is that alone. To be called
-    within `reusable_buffers`.
+    The forward pass saves what the backward pass needs, as in training; the backward call runs only the backward
+    pass. Call it within `reusable_buffers`.
     """
     if not backward:
         return functools.partial(function, *arguments)
@@ -134,11 +134,11 @@ def reusable_buffers() -> contextlib.AbstractContextManager[Any]:
 
 
 def figures(timing: Timing, work: Work, peak: dict[str, float]) -> dict[str, Any]:
-    """A timing as results hold it, with rates and the share of the measured peak that bounds it.
+    """A timing in the format of results, with rates and the share reached of the peak rate that bounds it.
 
     Args:
-        timing: of one direction.
-        work: the least it must do.
+        timing: timing of one direction.
+        work: its minimum work.
         peak: measured "copy_bytes_per_s" and "matmul_flops"; without them there is no share.
     """
     values: dict[str, Any] = {**timing._asdict(), "gb_per_s": work.bytes / timing.median / 1e9}

@@ -1,4 +1,4 @@
-"""Generation: files continued byte by byte; a file's bytes do not depend on its batch."""
+"""Generation: continues files byte by byte; a file's bytes do not depend on its batch."""
 
 from bgpt_fast.generation.drafting import Drafter, KnownDrafter, LookupDrafter, RepeatDrafter
 from bgpt_fast.generation.generator import Generator

@@ -1,7 +1,7 @@
 """Drafters: proposals for a file's next bytes, many of which the decoder verifies in one pass (speculative decoding).
 
-A drafter never changes a byte: every byte is the model's own choice, greedy or sampled. A right draft saves the time of
-decoding the bytes before it one by one.
+A drafter never changes a byte: every byte is the model's own choice, greedy or sampled. A correct draft saves
+time, because its bytes are not decoded one by one.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 Drafter = Callable[[int, bytes], bytes]
-"""(index of the prompt in the list, the file so far) → the bytes that may come next, any number of them."""
+"""(index of the prompt in the list, the file so far) → a guess at the next bytes, of any length."""
 
 
 class RepeatDrafter:
@@ -35,8 +35,8 @@ class LookupDrafter:
     """Drafts the bytes that followed the latest earlier occurrence of the file's last bytes.
 
     Args:
-        longest, shortest: how many last bytes to search for; longer matches are preferred.
-        length: bytes to draft.
+        longest, shortest: range of how many of the file's last bytes to search for; longer matches are preferred.
+        length: number of bytes to draft.
 
     Raises:
         ValueError: not 1 ≤ shortest ≤ longest, or length below 1.
@@ -60,7 +60,7 @@ class LookupDrafter:
 
 
 class KnownDrafter:
-    """Drafts from a known content for each file: a simulation's true states, an earlier run, a similar file.
+    """Drafts from an expected content of each file: a simulation's true states, an earlier run, a similar file.
 
     With the true states of a simulation, many states are verified in one pass, up to the model's first wrong byte.
 

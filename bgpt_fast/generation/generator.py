@@ -1,4 +1,4 @@
-"""Generator: continues prompts to files, in batches in which a new prompt takes the slot of a file that has ended."""
+"""Generator: continues prompts to files in batches; when a file ends, the next prompt takes its slot."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class Generator:
 
     A file's bytes depend only on the model, its prompt and the sampling arguments. On the CPU this holds to the last
     bit, because every sum has a fixed order: the other files in the batch, the batch size, the slot and the number of
-    threads change nothing. On a GPU it holds to the last bit with `batch_invariant`; without it,
-    up to the rounding of the library's matrix products, which can change the choice between nearly equal bytes. A GPU
-    decodes few patches by a persistent kernel, many by CUDA graphs, which are recorded the first time that a number of
-    files needs them and read a copy of the weights that each call renews.
+    threads have no effect. On a GPU it holds to the last bit with `batch_invariant`; without it, up to the rounding of
+    library matrix products, which can change the choice between nearly equally likely bytes. A GPU decodes few patches
+    by a persistent kernel, many by CUDA graphs, which are recorded the first time that a number of files needs them
+    and read a copy of the weights that each call updates.
 
     On the CPU the weights are packed at the first call, and again after they have changed; the packed copy takes 4, 2
     or 1 bytes a weight by `precision`: 425, 212 or 106 MB for the 110 M model.
@@ -48,18 +48,18 @@ class Generator:
         max_batch: files generated at the same time; further prompts wait. None means 256, or as many as `max_memory`
             allows.
         max_memory: bytes that caches and activations of a call may take; as many files as fit are generated at the same
-            time. `sequence_bytes` says what each takes.
-        precision: what linear layers compute in. "float32"; "bfloat16": weights and the layers' inputs in bfloat16,
+            time. `sequence_bytes` gives the bytes of each.
+        precision: precision of linear layers. "float32"; "bfloat16": weights and the layers' inputs in bfloat16,
             sums in float32; "int8", on the CPU: weights in 8 bits, the layers' inputs in bfloat16. Keys and values have
             the inputs' dtype. None means bfloat16 for a bfloat16 model, else float32. On the shipped CPU-state model
-            the loss changes by 0.05 % (bfloat16) and 0.2 % (int8), and the likeliest byte at 0.3 % and 0.6 % of the
+            the loss changes by 0.05 % (bfloat16) and 0.2 % (int8), and the most likely byte at 0.3 % and 0.6 % of the
             positions, most of them in programs, which are random.
         batch_invariant: True makes a file's bytes on an NVIDIA GPU independent of the batch to the last bit, at a cost
-            that docs/kernels.md predicts; None and False take the fastest engine. On the
-            CPU the bytes never depend on the batch.
+            that docs/kernels.md predicts; None and False use the fastest engine. On the CPU the bytes never depend on
+            the batch.
 
     Raises:
-        TypeError, ValueError: a wrong argument. What the device does not offer is found at the first call.
+        TypeError, ValueError: a wrong argument. Options that the device does not support raise at the first call.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Generator:
     def sequence_bytes(self, patches: int) -> int:
         """Bytes that the keys and values of a sequence of `patches` patches take.
 
-        For 512 patches in the 110 M model 38 MB in float32, 19 MB beside weights of fewer bits.
+        512 patches in the 110 M model take 38 MB with float32 weights, 19 MB with bfloat16 or int8 weights.
         """
         config = self.model.config
         entries = config.patch_num_layers * cache_length(patches) + config.byte_num_layers * config.patch_size
@@ -119,20 +119,20 @@ class Generator:
     ) -> list[Generation]:
         """Continues each prompt until the model ends the file, the context is full or `max_new_bytes` is reached.
 
-        A prompt need not end at the end of a patch: the byte decoder continues after its last byte. The context,
+        A prompt need not end at a patch boundary: the byte decoder continues after its last byte. The context,
         `patch_length` patches including the extension patch, holds (patch_length - 1) · patch_size bytes.
 
         Args:
             prompts: any number, of any lengths.
-            max_new_bytes: bytes to add to each prompt at most; None means until the context is full. A file that
+            max_new_bytes: maximum bytes to add to each prompt; None means until the context is full. A file that
                 reaches the limit counts as not finished, because the model was not asked whether it ends there.
-            temperature: 0 takes the likeliest byte each time; T > 0 samples in proportion to p^(1/T).
-            top_k: keeps the k likeliest tokens; 0 means off.
-            top_p: then keeps the fewest likeliest tokens whose probabilities sum to more than p; 1 or more means off.
+            temperature: 0 takes the most likely byte each time; T > 0 samples in proportion to p^(1/T).
+            top_k: keeps the k most likely tokens; 0 means off.
+            top_p: then keeps the fewest most likely tokens whose probabilities sum to more than p; 1 or more means off.
             seed: seeds the random streams. A random number depends on the seed, the prompt's index and the byte's
-                position in the file, so a file continued from any beginning of itself comes out the same.
+                position in the file, so continuing a file from any prefix of itself gives the same file.
             drafter: proposes the next bytes, on the CPU: see `generation.drafting`. It changes no byte. Many drafted
-                bytes are verified in one pass, which pays where few files are generated and drafts are often right;
+                bytes are verified in one pass, which is faster if few files are generated and drafts are often right;
                 each Generation counts them.
             progress: called with (files finished, all files, new bytes so far) after each patch.
 
@@ -209,13 +209,13 @@ class Generator:
 
     def _slot_bytes(self, length: int, has_drafts: bool) -> int:
         """Bytes that a sequence takes: its cache, the decoder's buffers, and with drafts the features of the drafted
-        patches, which exist twice."""
+        patches, which are stored twice."""
         _, buffers = memory_overhead(device_of(self.model))
         drafted = min(length, -(-MAX_DRAFT_BYTES // self.model.config.patch_size)) if has_drafts else 0
         return self.sequence_bytes(length) + self.model.config.hidden_size * (8 * drafted + buffers)
 
     def _activation_bytes(self, has_drafts: bool) -> int:
-        """Bytes that a call takes beside its sequences' caches; with drafts the byte decoder's cache is larger."""
+        """Bytes that a call takes in addition to its sequences' caches; drafts enlarge the byte decoder's cache."""
         config = self.model.config
         drafted = 8 * config.byte_num_layers * config.patch_size * BYTE_DECODE_ROWS if has_drafts else 0
         return (_ACTIVATION_BYTES + drafted) * config.hidden_size

@@ -10,9 +10,9 @@ class Prompt:
     """The start of a file.
 
     Args:
-        extension: the file's kind, such as "txt"; stored as `PackedPatches.from_bytes` says.
-        data: the file's first bytes; empty means a file from its extension alone.
-        index: the file's random stream, 0 … 2⁶⁴-1; None means its index in the list of prompts.
+        extension: the file's kind, such as "txt"; stored as described in `PackedPatches.from_bytes`.
+        data: the file's first bytes; empty means generating from the extension alone.
+        index: number of the file's random stream, 0 … 2⁶⁴-1; None means its index in the list of prompts.
         source: for conversion, (extension, content) of a document that precedes this one in the context, without its
             end-of-file patch, as `PairSource` packs pairs for training; this file's extension patch separates the two.
 
@@ -55,8 +55,8 @@ class Generation:
         data: the file's content: the prompt's data, then the new bytes.
         finished: whether the model ended the file; False where the context or `max_new_bytes` ended it.
         prompt_bytes: bytes of `data` that come from the prompt.
-        drafted: bytes that a drafter proposed and the decoder verified; does not count for equality.
-        accepted: drafted bytes that the model chose too; does not count for equality.
+        drafted: number of bytes that a drafter proposed and the decoder verified; ignored by `==`.
+        accepted: number of drafted bytes that the model also chose; ignored by `==`.
     """
 
     data: bytes

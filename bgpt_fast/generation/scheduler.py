@@ -1,4 +1,4 @@
-"""The batches of one call of a Generator: a patch of each active sequence a step, in slots that refill as files end.
+"""The batches of one Generator call: a step decodes a patch of each active sequence; a free slot takes a waiting one.
 
 Shape letters: T patches, D width.
 """
@@ -21,20 +21,20 @@ from bgpt_fast.generation.sequence import Sequence as FileSequence
 from bgpt_fast.kernels.byte_decode.sampling import Sampling
 
 PREFILL_PATCHES = 512
-"""Patches of a prefill at once: enough for products at full speed, and a bound on the memory of activations."""
+"""Maximum patches per prefill call: enough for matrix products at full speed, and a bound on activation memory."""
 
 Progress = Callable[[int, int, int], None]
 """Called after each step with (files finished, all files, new bytes so far)."""
 
 
 class Scheduler:
-    """Runs sequences to their ends.
+    """Decodes sequences until they end.
 
     Args:
-        make_decoder: makes a decoder with the caches of (slots, patches a slot); called when the run begins.
-        slots: sequences decoded at the same time.
-        length: patches a slot.
-        sequences: to decode; those beyond `slots` wait.
+        make_decoder: (slots, patches per slot) → a decoder with such a cache; called when the run begins.
+        slots: number of sequences decoded at the same time.
+        length: patches per slot.
+        sequences: those to decode; any beyond `slots` wait.
         sampling: how bytes are chosen.
         drafter: proposes the next bytes, or None.
     """
@@ -65,7 +65,7 @@ class Scheduler:
                 sequence.slot = free_slots.pop()
                 active.append(sequence)
             bytes_before = sum(len(sequence.data) for sequence in active)
-            # A sequence without a byte to generate ends without a step.
+            # A sequence with no byte to generate ends without a step.
             running = [sequence for sequence in active if not sequence.done]
             if running:
                 self._step(running)

@@ -1,9 +1,9 @@
-"""How likely a model finds documents, with the very bits that generation computes.
+"""The likelihood of documents under a model, bit-identical to what generation computes.
 
 All logits come from the decoders of `Generator`: a byte's logits depend only on the bytes before it, not on the rest of
 the batch, nor on whether the document is scored at once (`score`) or byte by byte (`ByteStreams`). An arithmetic coder
 needs that: see examples/compression. This holds on the CPU, and on an NVIDIA GPU, where the bits
-are those of a `Generator` with `batch_invariant=True`. On other devices the library's products round as they please.
+are those of a `Generator` with `batch_invariant=True`. On other devices the rounding of matrix products may vary.
 
 Shape letters: N bytes of a document, P patches, S bytes a patch, D width, V = 257 tokens, of which 256 is `<eop>`,
 which ends a file.
@@ -32,13 +32,13 @@ _PATCHES_AT_ONCE = 256  # enough for full speed; their logits take 4 MB
 
 @dataclass(frozen=True)
 class FileScore:
-    """How likely a model finds a file.
+    """The likelihood of a file under a model.
 
     Args:
         path: the file.
         nats: minus the log-likelihood of the scored bytes, and of the file's end where it is scored.
-        num_bytes: bytes scored.
-        size: bytes of the file; more than `num_bytes` where the context could not hold them.
+        num_bytes: number of bytes scored.
+        size: size of the file in bytes; larger than `num_bytes` if the file did not fit into the context.
     """
 
     path: str
@@ -58,7 +58,7 @@ class FileScore:
 
 
 def context_bytes(config: BGPTConfig) -> int:
-    """Bytes of a document that the context holds beside its extension: (patch_length - 1) · patch_size."""
+    """Bytes of a document that fit into the context after its extension patch: (patch_length - 1) · patch_size."""
     return (config.patch_length - 1) * config.patch_size
 
 
@@ -70,16 +70,16 @@ def score(
     Args:
         model: on the device to compute on; dropout is off.
         documents: (extension, content), contents of at most `context_bytes`.
-        max_batch: documents whose keys and values are in memory at the same time; changes no bit of the result.
-        precision: what linear layers compute in, as of `Generator`.
+        max_batch: documents whose keys and values are in memory at the same time; does not change the result.
+        precision: precision of linear layers, as in `Generator`.
 
     Yields:
         For each document, in order, float32 [N + 1, V] on the model's device: row i has the logits of the token after
-        the first i bytes, so the last row is that of the file's end. A document that fills the context has N rows,
+        the first i bytes, so the last row predicts the file's end. A document that fills the context has N rows,
         because generation stops there.
 
     Raises:
-        TypeError, ValueError: a wrong argument, or a content over the context; before anything is computed.
+        TypeError, ValueError: a wrong argument, or a content longer than the context; before anything is computed.
         MemoryError: no memory for the keys and values.
     """
     _check(model, documents, "score", max_batch)
@@ -89,8 +89,8 @@ def score(
 
 
 def _decoder(model: BGPT, documents: int, patches: int, precision: str | None) -> Decoder:
-    """A decoder for documents of so many patches, each with an extension patch."""
-    # Graphs would read one cache, and would be replayed too seldom to pay.
+    """A decoder for this number of documents of up to `patches` patches, each with an extension patch."""
+    # CUDA graphs would be bound to one cache and replayed too rarely to be worth recording.
     return make_decoder(
         model,
         max(documents, 1),
@@ -114,7 +114,7 @@ def _score(
 
 @torch.inference_mode()
 def _batch_logits(decoder: Decoder, config: BGPTConfig, documents: Sequence[tuple[str, bytes]]) -> tuple[Tensor, ...]:
-    """Logits [P · S, V] for each document: of its data patches and of one patch more."""
+    """Logits [P · S, V] for each document: those of its data patches and of one more patch."""
     packed = PackedPatches.from_bytes(documents, config, end_of_file=False, truncation="error")
     counts, device = packed.cu_seqlens.diff(), decoder.device
     patches = packed.patches.to(device)
@@ -131,15 +131,15 @@ def _batch_logits(decoder: Decoder, config: BGPTConfig, documents: Sequence[tupl
 
 
 class ByteStreams:
-    """Documents whose bytes come one by one: the logits of each one's next byte, then the byte itself.
+    """Scores documents byte by byte: first the logits of each document's next byte, then the byte is appended.
 
-    `logits` gives the bits that `score` gives for the same bytes at once: it computes the earlier bytes of the patch
-    again, so that both take the same steps.
+    `logits` returns the same bits as `score` on all bytes at once: it recomputes the earlier bytes of the patch, so
+    that both take the same steps.
 
     Args:
         model: as for `score`; its weights are taken as they are now.
         extensions: one for each document.
-        length: bytes of a document at most, up to `context_bytes`, which None means.
+        length: maximum bytes of a document, at most `context_bytes`, which is the default.
         precision: as for `score`.
 
     Raises:
@@ -176,7 +176,7 @@ class ByteStreams:
         """Logits of the next token of each of these documents, which may differ in length: float32 [len(rows), V].
 
         Raises:
-            ValueError: a document has reached its length, or comes twice.
+            ValueError: a document has reached its maximum length, or is given twice.
         """
         if len(set(rows)) != len(rows):
             raise ValueError(f"ByteStreams.logits: rows: expected each document once, got {list(rows)!r:.80}")
@@ -211,10 +211,10 @@ class ByteStreams:
         return logits[torch.arange(len(rows), device=device), offsets]
 
     def append(self, rows: Sequence[int], values: Iterable[int]) -> None:
-        """Appends a byte to each of these documents, after `logits` of its present bytes.
+        """Appends a byte to each of these documents; `logits` must have scored them at their current length.
 
         Raises:
-            ValueError: a value that is no byte, or a document that has grown since `logits` scored it.
+            ValueError: a value that is not a byte, or a document that has grown since `logits` scored it.
         """
         for row, value in zip(rows, values, strict=True):
             if self._scored_lengths[row] != len(self._bytes[row]):
@@ -239,16 +239,16 @@ def score_files(
     Args:
         model: as for `score`.
         paths: regular files; their extensions tell the model the kind of file.
-        truncation: what to do with a file over the context: "error", or "head" to score its head without its end, which
-            `FileScore.is_cut` reports.
-        max_batch: files scored at the same time; changes no bit of the result.
+        truncation: what to do with a file longer than the context: "error", or "head" to score the part that fits,
+            without the file's end, which `FileScore.is_cut` reports.
+        max_batch: files scored at the same time; does not change the result.
         precision: as for `score`.
 
     Returns:
         A FileScore for each file, in the order of the paths.
 
     Raises:
-        TypeError, ValueError: a wrong argument, or a file over the context; it is named.
+        TypeError, ValueError: a wrong argument, or a file longer than the context; the message names it.
         OSError: a file could not be read.
     """
     if truncation not in ("error", "head"):

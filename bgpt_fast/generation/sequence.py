@@ -1,4 +1,4 @@
-"""A file that is being generated: its bytes so far, the next step of decoding, and what the step's result changes.
+"""A file that is being generated: its bytes so far, the next decoding step, and the update from the step's result.
 
 Shape letters: T patches, S bytes a patch.
 """
@@ -14,18 +14,18 @@ from bgpt_fast.config import EOP
 from bgpt_fast.generation.prompt import Generation
 
 MIN_DRAFT_BYTES, MAX_DRAFT_BYTES = 4, 1024
-"""Limits of how many drafted bytes a step verifies. The first step takes the upper limit; each later one twice as many
-as were right in the step before, within these limits."""
+"""Minimum and maximum number of drafted bytes that a step verifies. The first step uses the maximum; each later one
+twice as many as were correct in the previous step, within these limits."""
 
 
 class Row(NamedTuple):
     """A patch to decode.
 
     Args:
-        prefix_tokens: S tokens, -1 from the first that the model chooses.
+        prefix_tokens: S tokens; -1 from the first position that the model chooses on.
         drafts: S guesses at the patch's tokens, -1 where there is none.
         max_tokens: tokens that still fit into the file.
-        byte_offset: the patch's first byte in the file.
+        byte_offset: offset of the patch's first byte in the file.
         verify: whether to stop after the first wrong draft.
     """
 
@@ -41,7 +41,7 @@ class DecodeStep(NamedTuple):
 
     Args:
         patches: int16 [T, S] for the prefill, at the sequence's positions from `cached_patches` on.
-        rows: patches to decode, one after each of the last patches of the prefill.
+        rows: patches to decode; each follows one of the last patches of the prefill.
     """
 
     patches: Tensor
@@ -52,11 +52,11 @@ class Sequence:
     """A file that is being generated.
 
     Args:
-        prompt_index: of its prompt in the list.
-        rng_stream: its random stream.
+        prompt_index: index of its prompt in the list.
+        rng_stream: number of its random stream.
         data: the prompt's bytes.
-        limit: bytes of the file at most.
-        patches: int16 [T, S], the complete patches of the prompt, preceded by the source's and the extension patch.
+        limit: maximum size of the file in bytes.
+        patches: int16 [T, S]: the source's patches, the extension patch, and the prompt's complete patches.
         source_patches: number of patches of the source.
     """
 
@@ -80,14 +80,14 @@ class Sequence:
 
     @property
     def done(self) -> bool:
-        """Whether there is nothing more to generate."""
+        """Whether generation of the file has ended."""
         return self.finished or len(self.data) >= self.limit
 
     def prepare(self, draft: bytes = b"") -> DecodeStep:
         """The next step of decoding.
 
         Args:
-            draft: guesses at the bytes that follow `data`. Each patch that they fill adds a row.
+            draft: a guess at the bytes that follow `data`. Each patch that it fills adds a row.
         """
         S = self.patch_size
         prefix = self.data[self.byte_offset :]
@@ -120,7 +120,7 @@ class Sequence:
 
         Args:
             patches: S tokens for each row.
-            counts: tokens of each row that were decoded.
+            counts: number of tokens decoded in each row.
         """
         size_before, S = len(self.data), self.patch_size
         position = self.cached_patches + len(self.pending) - 1  # of the patch before the first row
@@ -133,7 +133,7 @@ class Sequence:
                 self.byte_offset, self.cached_patches = row.byte_offset + S, position + k + 1
                 self.pending = torch.tensor([patch], dtype=torch.int16, device="cpu")
             elif not self.done:
-                # A wrong draft within the patch: the patch before it is computed again, for its feature.
+                # A wrong draft within the patch: the patch before it is recomputed, for its feature.
                 self.byte_offset, self.cached_patches = row.byte_offset, position + k
                 self.pending = torch.tensor([patches[k - 1]], dtype=torch.int16, device="cpu")
             break
@@ -151,7 +151,7 @@ class Sequence:
             self.draft_limit = min(max(2 * right, MIN_DRAFT_BYTES), MAX_DRAFT_BYTES)
 
     def result(self) -> Generation:
-        """The file."""
+        """The generated file."""
         return Generation(bytes(self.data), self.finished, self.prompt_bytes, self.num_drafted, self.num_accepted)
 
 

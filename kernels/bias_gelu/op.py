@@ -1,6 +1,6 @@
-"""bias_gelu: the bias of a linear layer and the tanh GELU behind it, in one pass.
+"""bias_gelu: the bias of a linear layer and the tanh GELU that follows it, in one pass.
 
-The backward needs x and bias only. On a CPU both directions are C++ in float32 (csrc/bias_gelu) and torch in other
+The backward pass needs only x and bias. On a CPU both passes are C++ for float32 (csrc/bias_gelu) and torch for other
 dtypes; on an NVIDIA GPU they are Triton kernels.
 
 Shape letters: N rows, F features.
@@ -28,7 +28,7 @@ def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
         bias: [F], of x's dtype or float32.
 
     Returns:
-        [N, F] in x's dtype, contiguous; an element depends on its x and bias alone.
+        [N, F] in x's dtype, contiguous; each element depends only on its own x and bias.
 
     Raises:
         TypeError, ValueError: a wrong dtype, shape or device.
@@ -47,8 +47,8 @@ def bias_gelu_backward(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Ten
         x, bias: the arguments of `bias_gelu`.
 
     Returns:
-        dx [N, F] in x's dtype, contiguous, and dbias [F] in bias's, summed in float32 in an order that depends on the
-        shape alone.
+        dx [N, F] in x's dtype, contiguous, and dbias [F] in bias's dtype, summed in float32 in an order that depends
+        only on the shape.
 
     Raises:
         TypeError, ValueError: a wrong dtype, shape or device.

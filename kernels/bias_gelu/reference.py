@@ -1,4 +1,4 @@
-"""bias_gelu in the plainest torch."""
+"""bias_gelu in plain torch."""
 
 import math
 
@@ -13,7 +13,7 @@ def bias_gelu_reference(x: Tensor, bias: Tensor) -> Tensor:
 
 
 def bias_gelu_backward_reference(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Its gradient: dx [N, F] in x's dtype, dbias [F] in bias's."""
+    """The gradient of bias_gelu: dx [N, F] in x's dtype, dbias [F] in bias's dtype."""
     z = _widened(x) + _widened(bias)
     slope = math.sqrt(2 / math.pi)
     tanh = torch.tanh(slope * (z + 0.044715 * z**3))

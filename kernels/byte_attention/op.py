@@ -1,4 +1,4 @@
-"""byte_attention: causal attention within each patch, sequences of S ≈ 16 for which no library has tiles.
+"""byte_attention: causal attention within each patch: sequences of S ≈ 16, too short for any library's tiles.
 
 byte_attention_projected computes qkv as well, for inference.
 
@@ -25,8 +25,8 @@ def byte_attention(qkv: Tensor) -> Tensor:
 
     On the CPU in float32 and bfloat16 it is one pass in C++ (bfloat16 is computed in float32 and rounded once), where a
     patch's result does not depend on the other patches or on the number of threads. On an NVIDIA GPU it is one Triton
-    kernel in each direction, for patches of up to 64 bytes and heads of up to 128 channels, in float32, bfloat16 and
-    float16. Otherwise it is plain torch. NaN and infinity reach no other patch, and in these kernels no earlier byte.
+    kernel for each pass, for patches of up to 64 bytes and heads of up to 128 channels, in float32, bfloat16 and
+    float16. Otherwise it is plain torch. NaN and infinity affect no other patch and, in these kernels, no earlier byte.
 
     Args:
         qkv: float [T, S, 3, H, d], as the fused projection writes it; any strides.

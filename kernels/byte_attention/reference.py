@@ -1,4 +1,4 @@
-"""byte_attention in the plainest torch."""
+"""byte_attention in plain torch."""
 
 import math
 
@@ -12,7 +12,7 @@ def byte_attention_reference(qkv: Tensor) -> Tensor:
 
 
 def byte_attention_backward_reference(dy: Tensor, qkv: Tensor) -> Tensor:
-    """Its gradient: dy [T, S, H, d], qkv → dqkv [T, S, 3, H, d]."""
+    """The gradient of byte_attention: dy [T, S, H, d], qkv → dqkv [T, S, 3, H, d]."""
     q, k, v = qkv.unbind(2)
     weights = _weights(qkv)
     dweights = torch.einsum("tihd,tjhd->thij", dy, v)

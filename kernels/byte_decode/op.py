@@ -1,4 +1,4 @@
-"""byte_decode: the bytes of a batch of patches, one after the other, each chosen from the byte decoder's logits.
+"""byte_decode: decodes the bytes of a batch of patches one by one, each chosen from the byte decoder's logits.
 
 Shape letters: N patches, S bytes a patch, D width, V = 257 tokens, of which 256 ends the file.
 """
@@ -20,7 +20,7 @@ from bgpt_fast.kernels.common.launch import on_device
 from bgpt_fast.kernels.common.register import Op, register
 
 PERSISTENT_MAX_ROWS: int = _C.persistent_rows
-"""Patches that one launch of the CUDA kernel decodes at most."""
+"""Maximum number of patches in one launch of the CUDA kernel."""
 
 
 class ByteDecoderWeights(Protocol):
@@ -38,16 +38,16 @@ class ByteDecoderWeights(Protocol):
     eps: float
 
     def tensors(self) -> list[Tensor]:
-        """12 of each layer in the order of `Layer`, linear weights [outputs, inputs]; the final norm's weight and bias;
-        wpe [positions, D]; wte [V, D]; the head [V, D]. Linear weights and the head are float32 or bfloat16, the others
-        float32; all are contiguous and aligned to 16 bytes."""
+        """12 tensors per layer in the order of `Layer`, with linear weights [outputs, inputs]; the final norm's weight
+        and bias; wpe [positions, D]; wte [V, D]; the head [V, D]. Linear weights and the head are float32 or bfloat16,
+        the others float32; all are contiguous and aligned to 16 bytes."""
 
 
 class Decoded(NamedTuple):
     """What `byte_decode` returns.
 
-    tokens: int16 [N, S]; 256 from the end of the file, or of the row, on.
-    counts: int64 [N], tokens up to the end, an `<eop>` included; -1 where logits were NaN or infinite.
+    tokens: int16 [N, S]; 256 where the model ended the file and at every position after the row's end.
+    counts: int64 [N], tokens up to the row's end, including any `<eop>`; -1 where logits were NaN or infinite.
     logits: float32 [N, S, V], NaN where nothing was computed; None unless they were requested.
     """
 
@@ -71,22 +71,22 @@ def byte_decode(
 ) -> Decoded:
     """Decodes one patch a row, until the model ends the file, `max_tokens` is reached or the patch is full.
 
-    On the CPU everything runs in one call of C++ from packed weights, and a row's bits depend on that row alone: not on
-    the other rows, the number of threads or the instruction set. On an NVIDIA GPU a persistent kernel
-    decodes up to PERSISTENT_MAX_ROWS rows a launch, and a row's bits depend on that row alone there too. Plain
-    weights on other devices use the reference.
+    On the CPU everything runs in one C++ call on packed weights, and a row's bits depend only on that row: not on the
+    other rows, the number of threads or the instruction set. On an NVIDIA GPU a persistent kernel decodes up to
+    PERSISTENT_MAX_ROWS rows per launch, and a row's bits depend only on that row there too. Plain weights on other
+    devices use the reference.
 
     Args:
         weights: packed on the CPU; plain tensors on any device.
         features: float32 [N, D], the patch decoder's feature of the patch before each.
         prefix_tokens: int16 [N, S]: tokens that are known, then -1 from the first position to decode.
-        max_tokens: int64 [N], 1 … S: tokens after which a row ends.
-        rng_streams: uint64 [N], each row's random stream.
-        byte_offsets: uint64 [N], bytes of the row's file before this patch: the position in its stream.
-        sampling: how bytes are chosen; None means the likeliest.
+        max_tokens: int64 [N], 1 … S: the number of tokens at which a row ends.
+        rng_streams: uint64 [N], the number of each row's random stream.
+        byte_offsets: uint64 [N], the patch's byte offset in its file, which is the position in the random stream.
+        sampling: how bytes are chosen; None means the most likely byte.
         drafts: int16 [N, S], guesses at the tokens after the prefix, then -1; with packed weights they are verified in
-            one pass. They change no token.
-        verify: bool [N], rows that end after their first wrong draft, or after the token that follows the last draft.
+            one pass. They do not change the tokens.
+        verify: bool [N], True: a row ends after its first wrong draft, or after the token that follows the last draft.
         return_logits: also return the logits.
 
     Raises:
@@ -106,7 +106,7 @@ def byte_decode(
         if tensor is None:
             continue
         check_tensor("byte_decode", name, tensor, dtypes=(dtype,), shape=shape, device=device)
-        # Reading values would wait for a GPU.
+        # Reading values would synchronise with a GPU.
         if limits is not None and device.type == "cpu" and N:
             low, high = int(tensor.min()), int(tensor.max())
             if low < limits[0] or high > limits[1]:
@@ -161,7 +161,7 @@ def byte_decode_accept(
 ) -> None:
     """Chooses the tokens at one position of all active rows from their logits: one step of `byte_decode`.
 
-    It waits for nothing, so that a CUDA graph can record it.
+    It never synchronises with the host, so a CUDA graph can capture it.
 
     Args:
         logits: float32 [N, V], contiguous.

@@ -1,4 +1,4 @@
-"""Weights packed for the CPU's `byte_decode`, and the layers of a GPT-2 on new tokens with them.
+"""Weights packed for `byte_decode` on the CPU, and a GPT-2 that runs on new tokens with them.
 
 Layers, norms, positions and attention run in C++ from weights that are packed once. A token's bits depend only on that
 token and on the earlier tokens that it attends to: not on the rest of the batch, its index in it, the number of threads
@@ -23,7 +23,7 @@ from bgpt_fast.kernels.common.checks import check_tensor
 
 PRECISIONS = ("float32", "bfloat16", "int8")
 """How packed weights are stored: float32, summed as `invariant_linear` does; bfloat16, with inputs rounded to bfloat16
-too; int8 with one scale an output, inputs in bfloat16. Keys and values are float32 beside float32 weights, otherwise
+too; int8 with one scale per output, inputs in bfloat16. Keys and values are float32 with float32 weights, otherwise
 bfloat16. Sums, norms and softmax are always float32."""
 
 BYTE_DECODE_ROWS: int = _C.byte_decode_rows
@@ -121,7 +121,7 @@ class PackedTransformer:
             cache: a cache that was made for this transformer.
             slots: int64 [T], each token's sequence.
             positions: int64 [T]. A token attends to positions 0 to its own in its slot; those must be in the cache, or
-                come in the same call in ascending order. A (slot, position) may appear once.
+                in the same call in ascending order. A (slot, position) may appear once.
 
         Returns:
             float32 [T, D].
@@ -144,7 +144,7 @@ class PackedTransformer:
 
 
 class PackedByteDecoder:
-    """A packed transformer with its token embeddings, which are its head too: the CPU weights of `byte_decode`.
+    """A packed transformer with its token embeddings, which are also its head: the CPU weights of `byte_decode`.
 
     Args:
         transformer: with at least `patch_size` positions.
@@ -162,12 +162,12 @@ class PackedByteDecoder:
 
     @staticmethod
     def of(handle: int) -> PackedByteDecoder:
-        """The decoder with this handle, as an op's integer argument names it."""
+        """The decoder with this handle, which is how an op's integer argument refers to it."""
         return _decoders[handle]
 
 
-# An op takes tensors and numbers alone, so it names packed weights by a number. A decoder leaves the table when its
-# last reference goes; numbers are never used again.
+# An op accepts only tensors and numbers, so packed weights are passed as a number. A decoder is removed from the table
+# when its last reference is dropped; numbers are never reused.
 _handles = itertools.count(1)
 _decoders: weakref.WeakValueDictionary[int, PackedByteDecoder] = weakref.WeakValueDictionary()
 

@@ -1,4 +1,4 @@
-"""byte_decode in plain torch: the layers of the whole patch are computed again for each byte.
+"""byte_decode in plain torch: the layers of the whole patch are recomputed for each byte.
 
 Shape letters: N patches, S bytes a patch, D width, V = 257.
 """
@@ -26,8 +26,8 @@ def byte_decode_reference(
     heads: int,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Arguments and results as the registered op has them: `sampling` from `Sampling.to_tensor`, streams and offsets as
-    the bits of int64, weights in the order of `ByteDecoderWeights.tensors`."""
+    """Arguments and results are those of the registered op: `sampling` from `Sampling.to_tensor`, streams and offsets
+    as int64 with the bits of uint64, weights in the order of `ByteDecoderWeights.tensors`."""
     N, S = prefix_tokens.shape
     tokens = torch.full_like(prefix_tokens, EOP)
     counts, next_tokens = torch.zeros_like(max_tokens), torch.zeros_like(max_tokens)
@@ -60,7 +60,7 @@ def byte_decode_accept_reference(
     active: Tensor,
     position: int,
 ) -> None:
-    """Arguments as `byte_decode_accept` has them."""
+    """The same arguments as `byte_decode_accept`."""
     is_finite = logits.isfinite().all(1)
     counts[active.bool() & ~is_finite] = -1
     rows = (active.bool() & is_finite).nonzero().flatten()
@@ -75,7 +75,7 @@ def byte_decode_accept_reference(
 
 
 def _last_logits(x: Tensor, weights: list[Tensor], heads: int, eps: float) -> Tensor:
-    """Logits float32 [N, V] after the last of the inputs [N, s, D]; linear layers compute in their weights' dtype."""
+    """Logits float32 [N, V] at the last position of inputs [N, s, D]; linear layers compute in their weights' dtype."""
     *layers, ln_f_weight, ln_f_bias, wpe, _, head = weights
     x, shape = x + wpe[: x.shape[1]], x.shape[-1:]
     for i in range(0, len(layers), 12):

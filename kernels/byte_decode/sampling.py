@@ -1,4 +1,4 @@
-"""Choosing a byte from logits, each file with a random stream of its own.
+"""Choosing a byte from logits; each file has its own random stream.
 
 Shape letters: N rows, V = 257 tokens.
 """
@@ -26,12 +26,12 @@ class Sampling:
     """How a byte is chosen: top-k, then top-p over the remaining tokens, then temperature (as in the released code).
 
     Args:
-        temperature: 0 takes the likeliest byte; T > 0 samples in proportion to p^(1/T).
-        top_k: keeps the k likeliest tokens; 0 means off.
-        top_p: keeps the fewest likeliest tokens whose probabilities sum to more than p; 1 or more means off.
+        temperature: 0 takes the most likely byte; T > 0 samples in proportion to p^(1/T).
+        top_k: keeps the k most likely tokens; 0 means off.
+        top_p: keeps the fewest most likely tokens whose probabilities sum to more than p; 1 or more means off.
         seed: 0 … 2⁶⁴-1.
 
-    Of equally likely tokens the lower one counts as likelier.
+    Ties between equally likely tokens go to the lower token.
 
     Raises:
         TypeError, ValueError: a field has a wrong type or is out of range.
@@ -94,7 +94,7 @@ def choose(logits: Tensor, sampling: Sampling, rng_streams: Sequence[int], posit
 
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
-    """The distribution that `choose` samples from at a temperature over 0: float64 [N, V] on the CPU."""
+    """The distribution that `choose` samples from at a temperature above 0: float64 [N, V] on the CPU."""
     scores = _filtered(logits.double().cpu(), sampling)
     return ((scores - scores.amax(1, keepdim=True)) / sampling.temperature).softmax(1)
 

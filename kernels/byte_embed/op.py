@@ -1,4 +1,4 @@
-"""byte_embed: the byte decoder's input, a patch's feature and then its bytes, each with its position added.
+"""byte_embed: the byte decoder's input: a patch's feature, then its bytes' embeddings, plus position embeddings.
 
 Shape letters: T patches, S bytes a patch, D width, V = 257 tokens.
 """
@@ -18,8 +18,8 @@ from bgpt_fast.kernels.common.register import Op, Triton, register
 def byte_embed(features: Tensor, patches: Tensor, wte: Tensor, wpe: Tensor) -> Tensor:
     """The byte decoder's input: x[t, 0] = features[t] + wpe[0], x[t, s] = wte[patches[t, s − 1]] + wpe[s].
 
-    Each sum is in fp32 and rounded once, and a patch's rows depend on that patch alone. Gradients are deterministic,
-    summed in fp32; a table's comes in the table's dtype. On a GPU the tables' gradients are products with one-hot
+    Each sum is in fp32 and rounded once, and a patch's rows depend only on that patch. Gradients are deterministic and
+    summed in fp32; a table's gradient has its dtype. On a GPU the tables' gradients are products with one-hot
     tiles: a NaN or an infinity in column d of the incoming gradient makes column d of both tables' gradients NaN, as in
     the product with a one-hot matrix; on the CPU only the rows of its token and position become NaN.
 
@@ -27,7 +27,7 @@ def byte_embed(features: Tensor, patches: Tensor, wte: Tensor, wpe: Tensor) -> T
         features: float [T, D], any strides.
         patches: int16 [T, S] tokens 0…256, S at least 1; the last byte of a patch is not embedded.
         wte: float [257, D], dtype of `features` or float32.
-        wpe: float [at least S, D], dtype of `wte`.
+        wpe: float [≥ S, D], dtype of `wte`.
 
     Returns:
         float [T, S, D], contiguous, dtype and device of `features`.
@@ -66,8 +66,8 @@ def _backward_cpu(dx: Tensor, patches: Tensor, positions: int) -> tuple[Tensor, 
     T, S, D = dx.shape
     exact = dx.to(torch.promote_types(dx.dtype, torch.float32))
     bytes_, tokens = exact[:, 1:].reshape(T * (S - 1), D), patches[:, :-1].flatten().long()
-    # On the CPU index_add adds to a row in the order of t, with any number of threads; it took 0.30 ms where
-    # embedding_dense_backward took 0.38 (T = 192, S = 16, D = 768, one thread; alike on two).
+    # On the CPU index_add adds to a row in the order of t, with any number of threads; it took 0.30 ms,
+    # embedding_dense_backward 0.38 ms (T = 192, S = 16, D = 768, one thread; similar on two).
     dwte = exact.new_zeros(VOCAB_SIZE, D).index_add_(0, tokens, bytes_)
     dwpe = exact.new_zeros(positions, D)
     dwpe[:S] = exact.sum(0)

@@ -1,4 +1,4 @@
-"""byte_embed in the plainest torch."""
+"""byte_embed in plain torch."""
 
 import torch
 from torch import Tensor

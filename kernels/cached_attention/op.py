@@ -1,4 +1,4 @@
-"""cached_attention: causal attention of new tokens over a key-value cache, with bits that do not depend on the batch.
+"""cached_attention: causal attention of new tokens over a key-value cache, bit-identical in every batch.
 
 Shape letters: T new tokens, H heads, d channels a head, D = H·d, L positions a slot, B slots.
 """
@@ -17,21 +17,21 @@ from bgpt_fast.kernels.common.register import Op, Triton, register
 def cached_attention(
     qkv: Tensor, keys: Tensor, values: Tensor, slots: Tensor, positions: Tensor, *, isa: int = 2
 ) -> Tensor:
-    """Writes the new tokens' keys and values to the cache, then attends from each to positions 0 … its own in its slot.
+    """Writes the new tokens' keys and values to the cache; each token attends to its slot's positions up to its own.
 
-    On the CPU a token's bits do not depend on the other tokens of the call: for each token and head the scores, the
+    On the CPU a token's bits do not depend on the other tokens in the call: for each token and head the scores, the
     softmax (largest score subtracted) and the sum over values run in one fixed order, on any number of threads and any
     instruction set. So a prefill of many tokens and decoding one by one give the same bits. The same holds on an NVIDIA
-    GPU, by a Triton kernel with bits of its own. Other devices take the reference, which
-    promises none of that.
+    GPU, where a Triton kernel is used, whose bits differ from the CPU's. Other devices use the reference, which gives
+    no such guarantee.
 
     Args:
         qkv: float32 [T, 3·D], queries, keys and values of the new tokens as GPT-2's `c_attn` returns them.
         keys: float32 or bfloat16 [B, H, d, L], contiguous; written at the new positions. bfloat16 is for GPUs: the CPU
-            takes the reference for it.
+            uses the reference for it.
         values: dtype of keys [B, H, L, d], contiguous; written at the new positions.
         slots: int64 [T], each token's slot, 0 … B-1.
-        positions: int64 [T], each token's position, 0 … L-1. The positions before it must be in the cache, or come in
+        positions: int64 [T], each token's position, 0 … L-1. The positions before it must be in the cache or in
             the same call. A (slot, position) may appear once in a call.
         isa: the widest instruction set to use, 0 portable, 1 AVX2, 2 AVX-512; the processor's own if that is less.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def cached_attention_reference(qkv: Tensor, keys: Tensor, values: Tensor, slots: Tensor, positions: Tensor) -> Tensor:
-    """Writes the new tokens to the cache, then attends from each to its slot's positions up to its own: [T, D]."""
+    """Writes the new tokens to the cache; each then attends to its slot's positions up to its own: [T, D]."""
     _, H, d, L = keys.shape
     q, k, v = qkv.view(-1, 3, H, d).unbind(1)
     keys[slots, :, :, positions] = k.to(keys.dtype)

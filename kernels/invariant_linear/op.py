@@ -1,4 +1,4 @@
-"""invariant_linear: y = x W + bias, where the bits of a row of y depend on that row of x alone.
+"""invariant_linear: y = x W + bias, where the bits of a row of y depend only on that row of x.
 
 Shape letters: M rows, K inputs, N outputs.
 """
@@ -24,9 +24,9 @@ def invariant_linear(
     On the CPU an output is its bias plus the sums of blocks of 256 inputs, added one after the other; each block is a
     chain of fused multiply-adds in ascending order. So its bits depend on its row of `x`, its column of `weight` and
     its bias only: not on M, the row's index, the number of threads (`torch.get_num_threads()`) or the instruction set.
-    An NVIDIA GPU takes a Triton kernel with fixed tiles: a row's bits do not depend on M or on
-    its index, but they differ from the CPU's, and may change with the strides of `weight`. Other devices take the
-    reference, which promises none of that. Sums are float32; a bfloat16 result is rounded once.
+    An NVIDIA GPU uses a Triton kernel with fixed tiles: a row's bits do not depend on M or on its index, but they
+    differ from the CPU's and may change with the strides of `weight`. Other devices use the reference, which gives no
+    such guarantee. Sums are float32; a bfloat16 result is rounded once.
 
     Args:
         x: float32 or bfloat16 [M, K].

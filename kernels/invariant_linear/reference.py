@@ -1,4 +1,4 @@
-"""invariant_linear in plain torch, with sums in the order that the library takes."""
+"""invariant_linear in plain torch, with the summation order of torch's matrix product."""
 
 from __future__ import annotations
 

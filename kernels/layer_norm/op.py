@@ -1,7 +1,7 @@
 """layer_norm and add_layer_norm: LayerNorm, and LayerNorm of a residual sum with dropout in the same pass.
 
-Computed in float32 whatever the dtype: torch's CPU sums bfloat16 gradients of weight and bias over all rows in
-bfloat16, in which the last rows are lost. On an NVIDIA GPU both are Triton kernels.
+Computed in float32 for every dtype: torch on the CPU sums bfloat16 gradients of weight and bias over all rows in
+bfloat16, where the last rows are lost to rounding. On an NVIDIA GPU both are Triton kernels.
 
 Shape letters: N rows, D width.
 """
@@ -39,10 +39,10 @@ def layer_norm(
         x: float [N, D], any strides.
         weight, bias: [D], of x's dtype or float32, both the same.
         eps: added to the variance.
-        out_dtype: of the result, float; x's where None.
+        out_dtype: floating-point dtype of the result; None means x's.
 
     Returns:
-        float [N, D], contiguous; a row depends on that row of x alone.
+        float [N, D], contiguous; each row depends only on that row of x.
 
     Raises:
         TypeError, ValueError: a wrong dtype, shape, device or eps.
@@ -68,8 +68,8 @@ def add_layer_norm(
 ) -> tuple[Tensor, Tensor]:
     """total = residual + dropout(x) and the LayerNorm of its rows, in one pass.
 
-    Whether an element is dropped is a function of (seed, row, column) alone, the same on every device; no mask is
-    stored, the backward computes it again.
+    Whether an element is dropped depends only on (seed, row, column) and is the same on every device; no mask is
+    stored: the backward pass recomputes it.
 
     Args:
         x: float [N, D], any strides.
@@ -77,7 +77,7 @@ def add_layer_norm(
         weight, bias: [D], of x's dtype or float32, both the same.
         eps: added to the variance.
         dropout: probability with which an element of x is made zero; the others are scaled by 1/(1 − dropout).
-        seed: of the dropout, 0 … 2⁶³ − 1; use a different one in each layer and step.
+        seed: dropout seed, 0 … 2⁶³ − 1; use a different one in each layer and step.
 
     Returns:
         y [N, D] in x's dtype, LayerNorm(total), and total [N, D] in residual's dtype; both contiguous.

@@ -1,4 +1,4 @@
-"""layer_norm and add_layer_norm in the plainest torch, and the random words of the dropout.
+"""layer_norm and add_layer_norm in plain torch, and the random words of the dropout.
 
 Shape letters: N rows, D width.
 """
@@ -12,7 +12,7 @@ _MASK = 0xFFFFFFFF
 def layer_norm_reference(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """LayerNorm of each row: y [N, D] in `dtype`, and each row's mean and 1/deviation [N] in float32 or float64."""
+    """LayerNorm of each row: y [N, D] in `dtype`, and each row's mean and rstd [N] in float32 or float64."""
     rows = widened(x)
     mean = rows.mean(1)
     centred = rows - mean[:, None]
@@ -23,7 +23,7 @@ def layer_norm_reference(
 def layer_norm_backward_reference(
     dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Its gradient: dx [N, D] in x's dtype, dweight and dbias [D] in weight's."""
+    """The gradient of layer_norm: dx [N, D] in x's dtype, dweight and dbias [D] in weight's dtype."""
     dx, dweight, dbias = _wide_backward(dy, x, weight, mean, rstd)
     return dx.to(x.dtype), dweight.to(weight.dtype), dbias.to(weight.dtype)
 
@@ -48,7 +48,7 @@ def add_layer_norm_backward_reference(
     dropout: float,
     seed: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dx in `dtype`, dresidual in total's, dweight and dbias [D]; dx is empty, [0, D], where it equals dresidual.
+    """dx in `dtype`, dresidual in total's dtype, dweight and dbias [D]; dx is empty, [0, D], if it equals dresidual.
 
     An op's outputs may not share memory, so equal gradients are returned once.
     """
@@ -71,7 +71,7 @@ def add_reference(x: Tensor, residual: Tensor, dropout: float, seed: int, first:
 
 
 def drop(x: Tensor, dropout: float, seed: int, first: int = 0) -> Tensor:
-    """Dropout of x [N, D], whose rows have the numbers `first` … in the tensor that the seed is for."""
+    """Dropout of x [N, D], whose rows are rows `first`, `first` + 1, … of the tensor that the seed belongs to."""
     if dropout == 0.0:
         return x
     words = dropout_words(seed, x.shape[0], x.shape[1], x.device, first)
@@ -89,10 +89,10 @@ def dropout_scale(dropout: float) -> float:
 
 
 def dropout_words(seed: int, rows: int, width: int, device: torch.device | None = None, first: int = 0) -> Tensor:
-    """Random 32-bit words for rows `first` …, as int64 [rows, width].
+    """Random 32-bit words for `rows` rows from `first` on, as int64 [rows, width].
 
-    Column c has word c % 4 of Philox-4x32-10 at counter (c // 4, 0, row, row >> 32), a function of seed, row and column
-    alone, so any part can be computed again at any time.
+    Column c has word c % 4 of Philox-4x32-10 at counter (c // 4, 0, row, row >> 32): a function of only seed, row and
+    column, so any part can be recomputed at any time.
 
     Source: Salmon et al., Parallel random numbers: as easy as 1, 2, 3 (SC 2011).
     """
@@ -101,7 +101,7 @@ def dropout_words(seed: int, rows: int, width: int, device: torch.device | None 
     c0, c1, c2, c3 = column, torch.zeros_like(column), row & _MASK, row >> 32
     k0, k1 = seed & _MASK, seed >> 32
     for _ in range(10):
-        # The products may wrap at 64 bits, as in Philox.
+        # The products may overflow 64 bits and wrap, as in Philox.
         even, odd = c0 * 0xD2511F53, c2 * 0xCD9E8D57
         c0, c2 = (odd >> 32 & _MASK) ^ c1 ^ k0, (even >> 32 & _MASK) ^ c3 ^ k1
         c1, c3 = odd & _MASK, even & _MASK
@@ -110,5 +110,5 @@ def dropout_words(seed: int, rows: int, width: int, device: torch.device | None 
 
 
 def widened(x: Tensor) -> Tensor:
-    """x in float32; float64 stays as it is."""
+    """x converted to float32; float64 is left unchanged."""
     return x if x.dtype == torch.float64 else x.float()

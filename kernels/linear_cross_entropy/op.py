@@ -1,4 +1,4 @@
-"""linear_cross_entropy: the LM head, softmax and cross-entropy in one, without the logits in memory.
+"""linear_cross_entropy: the LM head, softmax and cross-entropy fused, without storing the logits.
 
 Shape letters: N rows, D width, V tokens.
 """
@@ -19,16 +19,16 @@ from bgpt_fast.kernels.linear_cross_entropy.reference import (
 )
 
 _MAX_TOKENS = 512
-_CPU_ROWS = 8192  # at a time: 8 MB of logits at V = 257
+_CPU_ROWS = 8192  # rows computed at a time: 8 MB of logits at V = 257
 
 
 def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Each row's cross-entropy in nats, logsumexp(x weightᵀ) − (x weightᵀ)[target].
 
-    The logits are computed by tiles (on the CPU by chunks of rows), and again in the backward pass: a third more
-    arithmetic, and no N·V of memory. The GPU's are never rounded below float32; the CPU's are rounded to the dtype of
-    `x`, as `F.linear` rounds them. On the GPU a row's result depends on that row alone. For the logits themselves, as
-    generation needs them, there is `invariant_linear`.
+    The logits are computed in tiles (on the CPU in chunks of rows) and recomputed in the backward pass: a third more
+    arithmetic, but no N·V of memory. The GPU's are never rounded below float32; the CPU's are rounded to the dtype of
+    `x`, as `F.linear` rounds them. On the GPU a row's result depends only on that row. For the logits themselves,
+    which generation needs, use `invariant_linear`.
 
     Args:
         x: float [N, D], any strides.
@@ -66,7 +66,7 @@ def _forward_cpu(x: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Te
         rows = slice(at, at + _CPU_ROWS)
         logits = F.linear(x[rows], weight).to(nats.dtype)
         top = logits.amax(1, keepdim=True)
-        # As torch.logsumexp: an infinite maximum is not subtracted, so that lse is that infinity and not NaN.
+        # As in torch.logsumexp, an infinite maximum is not subtracted, so that lse is that infinity and not NaN.
         top.masked_fill_(top.isinf(), 0)
         logits -= top
         own = logits.gather(1, targets[rows].long()[:, None])
@@ -79,7 +79,7 @@ def _backward_cpu(dnats: Tensor, x: Tensor, weight: Tensor, targets: Tensor, lse
     dx, dweight = torch.empty(x.shape, dtype=x.dtype), torch.zeros(weight.shape, dtype=lse.dtype)
     for at in range(0, len(x), _CPU_ROWS):
         rows = slice(at, at + _CPU_ROWS)
-        # Not exp(logits − lse): torch's softmax is one pass, and does not feel the rounding of lse.
+        # Not exp(logits − lse): torch's softmax is one pass, and the rounding of lse does not affect it.
         dlogits = F.linear(x[rows], weight).to(lse.dtype).softmax(1)
         minus_one = torch.full((len(dlogits), 1), -1, dtype=lse.dtype)
         dlogits.scatter_add_(1, targets[rows].long()[:, None], minus_one).mul_(dnats[rows, None])

@@ -1,4 +1,4 @@
-"""linear_cross_entropy in the plainest torch."""
+"""linear_cross_entropy in plain torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 def linear_cross_entropy_reference(x: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """nats and lse, both [N], of x [N, D], weight [V, D], targets [N]; a row whose target is no token becomes NaN."""
+    """nats and lse, both [N], of x [N, D], weight [V, D], targets [N]; NaN where the target is not a token."""
     logits = _logits(x, weight)
     token = (targets >= 0) & (targets < len(weight))
     lse = logits.logsumexp(1).masked_fill(~token, torch.nan)
@@ -18,7 +18,7 @@ def linear_cross_entropy_reference(x: Tensor, weight: Tensor, targets: Tensor) -
 def linear_cross_entropy_backward_reference(
     dnats: Tensor, x: Tensor, weight: Tensor, targets: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Its gradients dx [N, D] and dweight [V, D]."""
+    """The gradients of linear_cross_entropy: dx [N, D] and dweight [V, D]."""
     onehot = targets[:, None] == torch.arange(len(weight), device=x.device)
     probabilities = (_logits(x, weight) - lse[:, None]).exp()
     dlogits = ((probabilities - onehot.to(lse.dtype)) * dnats[:, None]).to(x.dtype)

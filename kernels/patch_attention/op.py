@@ -39,11 +39,11 @@ def patch_attention(
 
     Args:
         q, k, v: float [P, H, d] of one dtype and device; any strides.
-        cu_seqlens: int32 [B+1], the first patch of each document, and P.
-        max_seqlen: patches of the longest document.
+        cu_seqlens: int32 [B+1], the index of each document's first patch, then P.
+        max_seqlen: number of patches in the longest document.
         dropout: probability with which an attention weight is dropped.
 
-    The lengths are checked wherever `cu_seqlens` has to be read on the host: not on the FlashAttention path.
+    The lengths are checked where `cu_seqlens` is read on the host anyway, so not on the FlashAttention path.
 
     Returns:
         float [P, H, d].

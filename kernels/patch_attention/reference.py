@@ -1,4 +1,4 @@
-"""patch_attention in the plainest torch."""
+"""patch_attention in plain torch."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""patch_embed: bGPT's one-hot patch projection as a gather-sum of S weight rows a patch, and one of its position.
+"""patch_embed: bGPT's one-hot patch projection as a sum of S gathered weight rows per patch, plus a position row.
 
 Shape letters: P patches, S bytes a patch, D width, L positions, V = 257 tokens.
 """
@@ -32,8 +32,8 @@ def patch_embed(
 ) -> Tensor:
     """Embeds patches: y[p] = bias + Σ_s weight[257·s + patches[p, s]] + position_weight[positions[p]].
 
-    A row of the result depends on that patch alone, whatever shares the call. It is summed in fp32 in the order
-    written and rounded once; in float32 on the CPU that is bit for bit `patch_embed` without positions, plus the row.
+    A row of the result depends only on its patch and position. It is summed in fp32 in the order written and rounded
+    once; in float32 on the CPU that is bit for bit `patch_embed` without positions, plus the position's row.
 
     Gradients are deterministic. On a GPU those of `weight` and `position_weight` are products with one-hot tiles: a NaN
     or an infinity in column d of the incoming gradient makes that column of the whole table NaN (as in the product
@@ -44,7 +44,7 @@ def patch_embed(
         weight: float [S·257, D]: for each of the S bytes of a patch, a row for each token.
         bias: float [D], dtype and device of `weight`.
         position_weight: float [L, D], dtype and device of `weight`; None for no positions.
-        positions: int64 [P], 0…L−1; a tensor exactly when `position_weight` is one.
+        positions: int64 [P], 0…L−1; required if `position_weight` is given, otherwise None.
 
     Returns:
         float [P, D], dtype and device of `weight`.
@@ -103,7 +103,7 @@ def _forward_cuda(patches: Tensor, weight: Tensor, bias: Tensor, *position: Tens
 
 
 def _call(kernel: Callable[..., None], tensors: tuple[Tensor | None, ...], *arguments: int) -> Tensor:
-    """Runs a kernel of the extension on the addresses of contiguous tensors; None has the address 0."""
+    """Passes the addresses of contiguous tensors to a kernel of the extension; None becomes the address 0."""
     patches, weight, *rest = (None if tensor is None else tensor.contiguous() for tensor in tensors)
     assert patches is not None
     assert weight is not None

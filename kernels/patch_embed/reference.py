@@ -1,4 +1,4 @@
-"""patch_embed in the plainest torch."""
+"""patch_embed in plain torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def patch_embed_reference(
 
 
 def patch_embed_backward_reference(dy: Tensor, patches: Tensor) -> Tensor:
-    """Row sums of `dy` by token, a one-hot product a slot: deterministic, and P·257 of memory at a time."""
+    """Row sums of `dy` by token, one one-hot product per byte position: deterministic, P·257 of memory at a time."""
     slots = [F.one_hot(slot, VOCAB_SIZE).to(dy.dtype).t() @ dy for slot in patches.long().unbind(1)]
     return torch.cat(slots)
 

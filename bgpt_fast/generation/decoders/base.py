@@ -1,4 +1,4 @@
-"""The interface of all decoders, and the one place that chooses which of them serves a device.
+"""The interface of all decoders, and the choice of the decoder for a device.
 
 Shape letters: T patches of prefill, N patches to decode, S bytes a patch, D width, V = 257.
 """
@@ -26,13 +26,13 @@ class Decoder(Protocol):
     device: torch.device
 
     def prefill(self, patches: Tensor, slots: Tensor, positions: Tensor) -> Tensor:
-        """Adds patches to the cache and returns the patch decoder's features of them.
+        """Adds patches to the cache and returns their patch-decoder features.
 
         Args:
             patches: int16 [T, S] on the device.
-            slots: int64 [T], the sequence of each.
-            positions: int64 [T], the position of each in its sequence. All positions before it must be in the cache
-                already, or in this call in ascending order.
+            slots: int64 [T], the sequence of each patch.
+            positions: int64 [T], the position of each patch in its sequence. All positions before it must be in the
+                cache already, or in this call in ascending order.
 
         Returns:
             float32 [T, D].
@@ -45,22 +45,22 @@ class Decoder(Protocol):
         """Logits of the first `count` bytes of patches, teacher-forced.
 
         Args:
-            features: float32 [N, D], of the patch before each.
-            tokens: int16 [N, S]; the last one of the `count` is not read.
+            features: float32 [N, D], the feature of the patch before each one.
+            tokens: int16 [N, S]; only the first `count` - 1 are read.
             count: 1 … S.
 
         Returns:
             float32 [N, S, V]; NaN from `count` on.
 
         Raises:
-            FloatingPointError: the CPU and CUDA decoders find NaN or infinite logits.
+            FloatingPointError: NaN or infinite logits (CPU and CUDA decoders only).
         """
 
 
 class WeightCache:
-    """Weights that one call of `make_decoder` prepared, for the next call to use again.
+    """Weights that one call of `make_decoder` prepared, kept for reuse by the next call.
 
-    A copy of it, or a pickle, is empty.
+    A copy or a pickle of it is empty.
     """
 
     def __init__(self) -> None:
@@ -107,14 +107,14 @@ def make_decoder(
         model: on the device to decode on.
         slots: sequences in the key-value cache.
         length: patches a sequence; rounded up by `cache_length`.
-        precision: what linear layers compute in; None means `default_precision`.
-        batch_invariant: a file's bits depend on that file alone. Always so on the CPU.
-        use_graphs: record CUDA graphs, which pays where many calls follow.
-        cache: the prepared weights are left here, and are used again by the next call: on the CPU if the model's
-            weights have not changed, on a GPU by copying the new ones over them.
+        precision: precision of linear layers; None means `default_precision`.
+        batch_invariant: a file's bits depend only on that file. Always so on the CPU.
+        use_graphs: record CUDA graphs, which is worthwhile if many calls follow.
+        cache: stores the prepared weights for reuse by the next call: on the CPU if the model's weights have not
+            changed, on a GPU by copying the new weights over them.
 
     Raises:
-        ValueError: the device does not offer the precision, or no batch invariance.
+        ValueError: the device does not support the precision or batch invariance.
         MemoryError: the key-value cache does not fit.
     """
     device, length = device_of(model), cache_length(length)
@@ -141,7 +141,7 @@ def make_decoder(
 
 
 def has_engine(device: torch.device) -> bool:
-    """Whether the device has a decoder of its own, with batch invariance and precisions below float32."""
+    """Whether the device has its own decoder, with batch invariance and precisions below float32."""
     return device.type == "cpu" or has_cuda_decoder(device)
 
 
@@ -157,13 +157,13 @@ def default_precision(model: BGPT) -> str:
 
 
 def cache_length(patches: int) -> int:
-    """Positions of a cache for so many patches: a multiple of 16 aligns its rows to cache lines."""
+    """Positions of a cache for this many patches, rounded up to a multiple of 16 to align its rows to cache lines."""
     return max(1, -(-patches // 16)) * 16
 
 
 def memory_overhead(device: torch.device) -> tuple[int, int]:
-    """What the device's decoder takes beside the caches of its sequences: slots, and bytes for each sequence and unit
-    of the width."""
+    """Memory of the device's decoder in addition to its sequences' caches: extra slots, and bytes for each sequence and
+    unit of width."""
     return (CudaDecoder.EXTRA_SLOTS, CudaDecoder.GRAPH_BYTES) if has_cuda_decoder(device) else (0, 0)
 
 

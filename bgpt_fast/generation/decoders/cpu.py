@@ -1,5 +1,5 @@
-"""The decoder of the CPU: the patch decoder's layers in one call of C++, all bytes of a patch in one call of the op
-`byte_decode`, both from weights that are packed once.
+"""The CPU decoder: the patch decoder's layers in one C++ call, and all bytes of a patch in one call of the op
+`byte_decode`, both with weights that are packed once.
 
 Shape letters: T tokens, N patches, D width, S bytes a patch.
 """
@@ -24,7 +24,7 @@ from bgpt_fast.model import BGPT
 class CpuDecoder:
     """Packed weights with a cache for `slots` sequences of up to `length` patches; implements `Decoder`.
 
-    A token's bits depend only on that token and on the tokens that it attends to.
+    The bits computed for a token depend only on that token and on the tokens that it attends to.
 
     Raises:
         MemoryError: the cache does not fit.
@@ -82,8 +82,8 @@ class CpuWeights:
 def fingerprint(parameters: Iterable[Tensor]) -> Iterator[object]:
     """Values that change when one of these tensors on the CPU changes or is replaced.
 
-    Torch counts most in-place changes, but not those of a fused optimizer, through `.data`, or to tensors of inference
-    mode: these change the sum of the content's 64-bit words.
+    Torch's version counter misses changes by a fused optimizer, through `.data`, or to inference-mode tensors; the sum
+    of the content's 64-bit words, which is included, detects these.
     """
     for parameter in parameters:
         version = 0 if parameter.is_inference() else parameter._version

@@ -1,18 +1,17 @@
-"""The decoder of NVIDIA GPUs; its functions also run one by one on the CPU, where they are tested.
+"""The decoder for NVIDIA GPUs; its functions also run one by one on the CPU, where they are tested.
 
-The patch decoder runs its layers over a key-value cache; a call of no more patches than sequences, as each step of
-generation is, replays a CUDA graph. The byte decoder has two engines:
+The patch decoder runs its layers over a key-value cache; a call with no more patches than sequences, such as each step
+of generation, replays a CUDA graph. The byte decoder has two engines:
 
 - for few patches the persistent kernel of the op `byte_decode`, one launch for all bytes;
-- for many patches `GraphedByteDecoder`: all bytes of a patch in one CUDA graph, with the library's products and
-  attention. Bytes are chosen on the GPU, so nothing waits for it between them; rows that have ended are computed along.
+- for many patches `GraphedByteDecoder`: all bytes of a patch in one CUDA graph, with library matrix products and
+  attention. Bytes are chosen on the GPU, without synchronising with the host; rows that have ended are still computed.
 
 With `batch_invariant` the graphs serve every number of patches, with products and attention in which a row's bits
-depend on that row alone.
+depend only on that row.
 
 Graphs are recorded for numbers of rows that are powers of two, and read and write the same memory at each replay
-(GraphBuffers, PatchBuffers). They stay valid from call to call because new weights are copied to where the old ones
-are.
+(GraphBuffers, PatchBuffers). They stay valid from call to call because new weights are copied over the old ones.
 
 Shape letters: T tokens, N patches, S bytes a patch, D width, H heads, d = D / H, L positions a slot, V = 257.
 """
@@ -39,7 +38,7 @@ from bgpt_fast.model import BGPT
 
 PERSISTENT_ROWS = 24
 """Patches up to which the persistent kernel is predicted to be faster than the graphs (not yet measured on a GPU):
-docs/kernels.md has the arithmetic, `make gpu-check` measures the point."""
+docs/kernels.md has the estimate, `make gpu-check` measures the crossover."""
 
 MIN_GRAPH_ROWS, MAX_GRAPH_ROWS = 8, 4096
 """Rows of the smallest and the largest graph; the others are powers of two between them."""
@@ -51,7 +50,7 @@ def graph_rows(count: int) -> int:
 
 
 def has_cuda_decoder(device: torch.device) -> bool:
-    """Whether the device is a GPU and the extension was built with nvcc; warns where only the latter is missing."""
+    """Whether the device is a GPU and the extension was built with nvcc; warns if only the latter is not the case."""
     if device.type == "cuda" and not _C.with_cuda:
         text = "bgpt_fast was built without CUDA, so that the GPU runs the slower eager decoder; build it where nvcc is"
         warnings.warn(text, RuntimeWarning, stacklevel=2)
@@ -68,9 +67,9 @@ class CudaDecoder:
     """
 
     EXTRA_SLOTS = 1
-    """Slots of the cache that no sequence has: the rows of a graph beyond the sequences write there."""
+    """Extra cache slots, which belong to no sequence: the unused rows of a graph write there."""
     GRAPH_BYTES = 160
-    """Bytes that the graphs' buffers take for each sequence and unit of the width, at up to twice as many rows."""
+    """Bytes of the graphs' buffers for each sequence and unit of width; a graph may have twice as many rows."""
 
     def __init__(self, weights: CudaWeights, slots: int, length: int) -> None:
         self.weights, self.device, self.slots = weights, weights.device, slots
@@ -139,8 +138,8 @@ class CudaWeights:
     Args:
         model: on a GPU, or in tests on the CPU, where there is no persistent kernel.
         precision: one of CUDA_PRECISIONS.
-        record: how graphs are made; None means as CUDA graphs.
-        batch_invariant: a file's bits depend on that file alone.
+        record: how steps are recorded; None means as CUDA graphs.
+        batch_invariant: a file's bits depend only on that file.
     """
 
     def __init__(
@@ -157,7 +156,7 @@ class CudaWeights:
         )
 
     def reload(self, model: BGPT) -> None:
-        """Copies the model's weights to where the old ones are, so that recorded graphs read the new ones."""
+        """Copies the model's weights over the old ones, so that recorded graphs read the new ones."""
         for weights, kind in ((self.patch, PatchWeights), (self.byte, ByteWeights)):
             for target, tensor in zip(weights.tensors(), kind(model, self.precision).tensors(), strict=True):
                 target.copy_(tensor)
@@ -166,7 +165,7 @@ class CudaWeights:
 
 
 def write_persistent(weights: ByteWeights, request: DecodeRequest) -> DecodeResult:
-    """As `Decoder.write`, by the persistent kernel; waits once, for the result."""
+    """As `Decoder.write`, by the persistent kernel; synchronises once, for the result."""
     device = weights.device
     # uint64 tensors go to the GPU as int64: torch has few operations for them.
     streams, offsets = (
@@ -231,8 +230,8 @@ class GraphedByteDecoder:
 
     Args:
         weights: on a GPU, or in tests on the CPU.
-        record: how a graph is made; None means as a CUDA graph.
-        batch_invariant: a patch's bits depend on that patch alone, not on how many are decoded with it.
+        record: how a step is recorded; None means as a CUDA graph.
+        batch_invariant: a patch's bits depend only on that patch, not on how many are decoded with it.
     """
 
     def __init__(self, weights: ByteWeights, record: Record | None = None, *, batch_invariant: bool = False) -> None:
@@ -243,7 +242,7 @@ class GraphedByteDecoder:
         self._graphs: dict[int, tuple[GraphBuffers, Replay]] = {}
 
     def write(self, request: DecodeRequest) -> DecodeResult:
-        """As `Decoder.write`, without drafts; waits once for each graph's result."""
+        """As `Decoder.write`, without drafts; synchronises once for each graph's result."""
         tokens: list[list[int]] = []
         counts: list[int] = []
         for first in range(0, len(request.features), MAX_GRAPH_ROWS):
@@ -258,7 +257,7 @@ class GraphedByteDecoder:
         return DecodeResult(tokens, counts)
 
     def logits(self, features: Tensor, tokens: Tensor, count: int) -> Tensor:
-        """As `Decoder.logits`, with NaN and infinite values as they are."""
+        """As `Decoder.logits`, but NaN and infinite logits raise no error."""
         weights, (N, S) = self.weights, tokens.shape
         logits = features.new_full((N, S, VOCAB_SIZE), torch.nan)
         # As in the graphs, a multiple of 8 rows aligns each layer to 16 bytes: Triton compiles another kernel for
@@ -274,8 +273,8 @@ class GraphedByteDecoder:
         """Logits float32 [N, V] at position s.
 
         Args:
-            residual: float32 [N, D], embeddings with positions.
-            keys, values: [layers, N, H, S, d]; written at s, read up to it.
+            residual: float32 [N, D], embeddings, positions included.
+            keys, values: [layers, N, H, S, d]; written at s, read at 0 … s.
             s: the position.
         """
         attention = self._invariant_attention if self.layers.batch_invariant else self._attention

@@ -1,4 +1,4 @@
-"""The weights of the CUDA decoder as its kernels read them, and a decoder's layers on new tokens.
+"""The weights of the CUDA decoder in its kernels' layout, and a decoder's layers applied to new tokens.
 
 Shape letters: T tokens, D width, F hidden width, S bytes a patch, V = 257.
 """
@@ -27,9 +27,9 @@ class DecoderWeights:
     """Copies of a transformer's weights: linear weights [outputs, inputs] in `dtype`, the others in float32.
 
     Args:
-        transformer: on any device, where the copies are too.
+        transformer: on any device; the copies are on the same device.
         heads: number of attention heads.
-        dtype: of linear weights.
+        dtype: dtype of linear weights.
     """
 
     def __init__(self, transformer: Transformer, heads: int, dtype: torch.dtype) -> None:
@@ -73,7 +73,7 @@ class ByteWeights(DecoderWeights):
 
 
 class PatchWeights(DecoderWeights):
-    """The patch decoder's weights, with the patch embedding; arguments as of ByteWeights."""
+    """The patch decoder's weights, with the patch embedding; arguments as in ByteWeights."""
 
     def __init__(self, model: BGPT, precision: str) -> None:
         decoder = model.patch_level_decoder
@@ -90,12 +90,12 @@ Attend = Callable[[int, Tensor], Tensor]
 
 
 class CudaLayers:
-    """A decoder's layers and final norm on new tokens.
+    """A decoder's layers and final norm, applied to new tokens.
 
     Args:
         weights: the decoder's weights.
-        batch_invariant: True takes `invariant_linear` for every product, so that a token's bits depend on that token
-            alone; False takes the library's products, whose rounding depends on the number of tokens.
+        batch_invariant: True uses `invariant_linear` for every product, so that a token's bits depend only on that
+            token; False uses library matrix products, whose rounding depends on the number of tokens.
     """
 
     def __init__(self, weights: DecoderWeights, batch_invariant: bool = False) -> None:
@@ -109,7 +109,7 @@ class CudaLayers:
                 target.copy_(bias)
 
     def __call__(self, residual: Tensor, attend: Attend) -> Tensor:
-        """Maps embeddings with positions, float32 [T, D], to features [T, D] in the layers' dtype."""
+        """Maps embeddings (positions included), float32 [T, D], to features [T, D] in the layers' dtype."""
         weights, eps = self.weights, self.weights.eps
         first = weights.layers[0]
         x = layer_norm(residual, first.ln_1_weight, first.ln_1_bias, eps=eps, out_dtype=weights.dtype)

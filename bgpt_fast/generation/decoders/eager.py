@@ -1,8 +1,8 @@
-"""The decoder for devices without an engine of their own: operation by operation in torch, with key-value caches.
+"""The decoder for all other devices: operation by operation in torch, with key-value caches.
 
-The CPU and CUDA decoders are tested against it. On the CPU every operation here gives a token the same bits whatever
-else is in the call: `invariant_linear`, `cached_attention` and `patch_embed` by construction; layer norm, additions and
-look-ups because torch computes them row by row.
+The CPU and CUDA decoders are tested against it. On the CPU every operation here gives a token the same bits, whatever
+other tokens are in the call: `invariant_linear`, `cached_attention` and `patch_embed` by construction; layer norm,
+additions and look-ups because torch computes them row by row.
 
 Shape letters: T tokens, N patches, D width, H heads, d = D / H, L positions a slot, B slots, S bytes a patch, V = 257.
 """
@@ -29,7 +29,7 @@ class EagerDecoder:
     """A model's patch decoder and byte decoder in float32; implements `Decoder`.
 
     Args:
-        model: its weights are converted if they have another dtype. Later changes to them may take effect or not.
+        model: its weights are converted if they have another dtype. Later changes to them may or may not take effect.
         slots: sequences in the cache.
         length: patches a sequence.
 
@@ -88,7 +88,7 @@ class EagerDecoder:
     def _step(self, inputs: Tensor, cache: _Cache, rows: Tensor, s: int) -> Tensor:
         """Logits [T, V] at position s of some rows.
 
-        `inputs` [T, D]: at position 0 the feature of the patch before, then `wte` of the byte before.
+        `inputs` [T, D]: at position 0 the feature of the previous patch, later `wte` of the previous byte.
         """
         return invariant_linear(self.byte_decoder(inputs, cache, rows, torch.full_like(rows, s)), self.head)
 

@@ -16,14 +16,14 @@ class DecodeRequest(NamedTuple):
     """N patches to decode. All tensors but `features` are on the CPU.
 
     Args:
-        features: float32 [N, D] on the decoder's device: the patch decoder's feature of the patch before each.
-        prefix_tokens: int16 [N, S], bytes that are known, then -1 from the first one that the model chooses.
-        max_tokens: int64 [N], 1 … S: tokens after which a patch ends.
-        rng_streams: uint64 [N], each file's random stream.
-        byte_offsets: uint64 [N], bytes of each file before its patch.
+        features: float32 [N, D] on the decoder's device: the patch decoder's feature of the patch before each one.
+        prefix_tokens: int16 [N, S], known bytes, then -1 from the first position that the model chooses on.
+        max_tokens: int64 [N], 1 … S: the number of tokens at which a patch ends.
+        rng_streams: uint64 [N], the number of each file's random stream.
+        byte_offsets: uint64 [N], each patch's byte offset in its file.
         sampling: how bytes are chosen.
-        drafts: int16 [N, S] or None: guesses at the tokens after the prefix, then -1. Only the CPU decoder takes them.
-        verify: bool [N] or None: rows that end after their first wrong draft.
+        drafts: int16 [N, S] or None: guesses at the tokens after the prefix, then -1. CPU decoder only.
+        verify: bool [N] or None: True for rows that end after their first wrong draft.
     """
 
     features: Tensor
@@ -40,8 +40,8 @@ class DecodeResult(NamedTuple):
     """The tokens of N patches.
 
     Args:
-        tokens: N lists of S tokens; `EOP` where the model ended the file, and after the end.
-        counts: N; tokens up to the end, that `EOP` included, or -1 where logits were NaN or infinite.
+        tokens: N lists of S tokens; `EOP` where the model ended the file, and at all later positions.
+        counts: N numbers of tokens up to the end, including that `EOP`; -1 where logits were NaN or infinite.
     """
 
     tokens: list[list[int]]
