@@ -1,1 +1,1 @@
-"""What people do with a byte model."""
+"""Applications of a byte model: evaluation, classification, conversion, media, music and CPU states."""

@@ -1,4 +1,4 @@
-"""Baselines of a byte model: general compressors, and classifiers of byte counts."""
+"""Baselines for a byte model: general-purpose compressors, and classifiers on byte counts."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class CompressionScore:
     Args:
         compressor: its name and level.
         files: number of files.
-        num_bytes: their bytes.
-        alone: bits per byte with each file compressed by itself, container included.
-        together: bits per byte of all files concatenated to one stream.
-        after_training: bits per byte of that stream after the training files, which the compressor refers to within its
-            window. None without training files.
+        num_bytes: their total size.
+        alone: bits per byte with each file compressed separately, including the container format.
+        together: bits per byte of all files concatenated into one stream.
+        after_training: bits per byte of that stream if it follows the training files, to which the compressor can refer
+            within its window. None without training files.
     """
 
     compressor: str
@@ -47,13 +47,13 @@ class CompressionScore:
 
 
 class Compressors:
-    """Compresses files that come one by one at the highest levels: each alone, and all as one stream.
+    """Compresses files, added one by one, at the highest level: each separately, and all as one stream.
 
-    In the stream a file may refer to earlier ones, as a model refers to its training data.
+    In the stream a file can refer to earlier ones, as a model can to its training data.
 
     Args:
         compressors: their names; None means gzip and xz, and zstd if the package zstandard is installed.
-        window: bytes of earlier content that xz refers to in its stream; it needs ten times as much memory.
+        window: bytes of earlier content that xz can refer to in the stream; it needs ten times as much memory.
 
     Raises:
         ValueError: an unknown compressor.
@@ -68,7 +68,7 @@ class Compressors:
         self._bytes = 0
 
     def add(self, content: bytes) -> dict[str, int]:
-        """Returns the compressed bytes of a file alone by compressor, container included."""
+        """Compresses a file; returns its compressed size in bytes (container included) by compressor."""
         alone: dict[str, int] = {codec.name: codec.size(content) for codec in self._codecs}
         for place, (size, stream) in enumerate(zip(alone.values(), self._streams, strict=True)):
             self._alone[place] += size
@@ -77,7 +77,7 @@ class Compressors:
         return alone
 
     def bits_per_byte(self) -> dict[str, float]:
-        """Ends the streams; returns bits per byte of files alone as "gzip", and of the stream as "gzip_solid"."""
+        """Ends the streams; returns bits per byte of separate files as "gzip", and of the stream as "gzip_solid"."""
         for place, stream in enumerate(self._streams):
             self._solid[place] += len(stream.flush())
         sizes: dict[str, int] = dict(zip((codec.name for codec in self._codecs), self._alone, strict=True))
@@ -92,7 +92,7 @@ class _Stream(Protocol):
 
 
 class _Codec(NamedTuple):
-    """A compressor: name, name with level, function of a content's compressed size, function that opens a stream."""
+    """A compressor: name, name with level, a function that returns a compressed size, one that opens a stream."""
 
     name: Compressor
     label: str
@@ -105,7 +105,7 @@ def compression_scores(
     training: Iterable[bytes] = (),
     compressors: Sequence[Compressor] | None = None,
 ) -> list[CompressionScore]:
-    """Returns bits per byte of files by general compressors at their highest levels.
+    """Returns the bits per byte of files under general-purpose compressors at their highest levels.
 
     Compare a model that was trained on such files with `after_training`, others with `alone`.
 
@@ -143,7 +143,7 @@ def compression_scores(
 
 
 def entropy_of_bytes(files: Iterable[bytes]) -> float:
-    """Returns the entropy of the byte values, in bits per byte: the best code without context.
+    """Returns the entropy of the byte values, in bits per byte: the lower bound of a code without context.
 
     Raises:
         ValueError: no byte.
@@ -156,7 +156,7 @@ def entropy_of_bytes(files: Iterable[bytes]) -> float:
 
 
 def byte_counts(content: bytes) -> NDArray[np.float64]:
-    """Returns float64 [256]: the number of times that a content has each byte value."""
+    """Returns float64 [256]: the number of occurrences of each byte value."""
     return np.bincount(np.frombuffer(content, np.uint8), minlength=256).astype(np.float64)
 
 
@@ -167,13 +167,13 @@ def classify_by_bytes(
     *,
     seed: int = 0,
 ) -> ClassificationReport:
-    """Scores a classifier whose features are the shares of the byte values in a file.
+    """Scores a classifier whose features are the relative frequencies of the byte values in a file.
 
     Args:
         training: (class, content) of the training files.
         test: (class, content) of the files to score, all of classes of `training`.
         method: "gradient-boosting" is scikit-learn's on histograms, with its defaults; "nearest-centroid" takes the
-            class with the nearest mean by Hellinger's distance, and needs no package.
+            class with the nearest mean in Hellinger distance, and needs no package.
         seed: of gradient boosting, and of the report's bootstrap.
 
     Raises:
@@ -238,7 +238,7 @@ def _codecs(names: Sequence[Compressor] | None) -> list[_Codec]:
 def _zstd_codec() -> _Codec:
     zstandard = optional("zstandard", "baselines", "zstd")
     new = functools.partial(zstandard.ZstdCompressor, level=19)
-    # A stream needs its own compressor, since compressing a content would reset it.
+    # A stream needs its own compressor, since compressing another file would reset it.
     return _Codec("zstd", "zstd -19", functools.partial(_size, new().compress), lambda window: new().compressobj())
 
 

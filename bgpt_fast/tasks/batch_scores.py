@@ -1,4 +1,4 @@
-"""Scores of a model on batches, summed by file, patch and byte position, and by the decoder that errs.
+"""Scores of a model on batches, summed by file, patch and byte position, and by the decoder that made the error.
 
 Shape letters: B documents, T target patches, S bytes per patch, L patches of context.
 """
@@ -24,9 +24,9 @@ _COUNTS = len(ByteScores.COUNTS)
 
 @dataclass(frozen=True)
 class DecoderErrors:
-    """Errors by decoder, on data patches (end-of-file patches left out).
+    """Errors by decoder, on data patches (without end-of-file patches).
 
-    The first byte of a patch is predicted from the patch-level decoder's feature alone, every later byte from the
+    The first byte of a patch is predicted only from the patch-level decoder's feature, every later byte from the
     feature and the patch's earlier bytes, by the byte-level decoder. So each data patch, decoded greedily after the
     true patches before it, has one of three results: all positions right; the first byte wrong, by the feature ("patch
     level"); or a later position wrong after a right first byte ("byte level"). Up to a patch's first error, greedy
@@ -37,7 +37,7 @@ class DecoderErrors:
 
     Args:
         patches: number of data patches.
-        right, patch_level, byte_level: number of patches with each result; they add up to `patches`.
+        right, patch_level, byte_level: number of patches with each result; their sum is `patches`.
         first_byte: scores of the first position of data patches.
         later_bytes: scores of the other positions.
     """
@@ -81,7 +81,7 @@ class BatchScores(NamedTuple):
 def score_batch(model: BGPT, batch: PackedPatches) -> BatchScores:
     """Returns negative log-likelihood and most likely token of each target position, after all true bytes before it.
 
-    Memory holds the logits of at most 2,048 patches, whatever the batch's size.
+    At most the logits of 2,048 patches are in memory, for any batch size.
 
     Args:
         model: on any device; runs in evaluation mode.
@@ -130,7 +130,7 @@ class ScoreSums:
         scores = score_batch(model, batch)
         real = scores.truth != EOP
         right = scores.tokens == scores.truth
-        # [T, S, 5]: all figures below are sums of these over some positions.
+        # [T, S, 5]: all figures below are sums of these over subsets of the positions.
         cells = np.stack([scores.nats, np.ones_like(scores.nats), real, right, right & real], -1, dtype=np.float64)
         patches = cells.sum(1)
         offsets = batch.cu_seqlens.cpu().numpy()

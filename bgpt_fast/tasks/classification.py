@@ -35,7 +35,7 @@ class Prediction:
     Args:
         label: the most likely class.
         probability: of `label`.
-        probabilities: of every class by name, in the label map's order; they add up to 1.
+        probabilities: of every class by name, in the label map's order; their sum is 1.
         is_cut: the document was longer than the context and truncated to its head.
     """
 
@@ -50,9 +50,9 @@ class ClassScore:
     """The scores of one class; shares in 0…1, None if undefined.
 
     Args:
-        precision: share of the documents predicted as this class that are of it.
-        recall: share of the documents of this class that are predicted as it.
-        f1: the harmonic mean of both.
+        precision: share of the documents predicted as this class that belong to it.
+        recall: share of this class's documents that are predicted as this class.
+        f1: the harmonic mean of precision and recall.
         support: number of documents of this class.
     """
 
@@ -70,7 +70,7 @@ class ClassificationReport:
         labels: class names by index.
         confusion: int64 [n, n]: number of documents by true class (row) and predicted class (column).
         interval: the bootstrap's 95 % interval of the accuracy: its 2.5 % and 97.5 % quantiles over resamples of the
-            documents. It has no width, and no meaning, if all documents are right, or none.
+            documents. If all or no documents are right, its width is 0 and it is meaningless.
     """
 
     labels: tuple[str, ...]
@@ -84,7 +84,7 @@ class ClassificationReport:
 
     @property
     def correct(self) -> int:
-        """Number of documents whose class is predicted."""
+        """Number of documents whose predicted class is right."""
         return int(self.confusion.trace())
 
     @property
@@ -140,7 +140,7 @@ def score(
         seed: of the bootstrap.
 
     Raises:
-        ValueError: no documents, different numbers of both, or an index without a class.
+        ValueError: no documents, `truth` and `predicted` of different lengths, or an index without a class.
     """
     names = tuple(labels)
     if len(truth) != len(predicted) or not len(truth):
@@ -171,7 +171,7 @@ def accuracy_evaluation(
             their classes are those of the model's label map.
 
     Returns:
-        A function of the model that returns `loss`, the mean nats a document, and `accuracy`.
+        A function of the model that returns `loss`, the mean nats per document, and `accuracy`.
 
     Raises:
         ValueError: there are no documents.
@@ -220,9 +220,9 @@ def predict(
 
     Args:
         model: on any device; it runs in evaluation mode.
-        documents: pairs (extension, content), paths of files, or batches of one document each. Those over the context
-            are truncated to their head; `Prediction.is_cut` says which.
-        patches_per_batch: maximum number of patches in a batch; a document that has more is a batch of its own.
+        documents: pairs (extension, content), paths of files, or batches of one document each. Those longer than the
+            context are truncated to their head and have `Prediction.is_cut`.
+        patches_per_batch: maximum number of patches in a batch; a longer document is a batch by itself.
 
     Returns:
         One prediction for each document, in order.
@@ -238,7 +238,7 @@ def predict(
 def predict_iter(
     model: BGPTForClassification, documents: Iterable[Document], *, patches_per_batch: int = 2048
 ) -> Iterator[Prediction]:
-    """As `predict`, but yields one prediction at a time; memory holds at most one batch."""
+    """As `predict`, but yields one prediction at a time; at most one batch is in memory."""
     if isinstance(documents, str | bytes | os.PathLike) or not isinstance(documents, Iterable):
         raise TypeError(f"predict: documents: expected a list of documents, got {type(documents).__name__}")
     if patches_per_batch < 1:

@@ -1,4 +1,4 @@
-"""A small convolutional network as a baseline of classification: on pixels, or on bytes.
+"""A small convolutional network as a baseline for classification, on pixels or on bytes.
 
 Shape letters: B documents of a batch, C channels, H × W pixels, L bytes of the longest document, n classes.
 """
@@ -45,7 +45,7 @@ class _Documents:
 
 
 class _Pixels(nn.Module):
-    """Three 3×3 convolutions and a linear layer of their means over each quarter of the image."""
+    """Three 3×3 convolutions and a linear layer on their means over each quarter of the image."""
 
     def __init__(self, n: int) -> None:
         super().__init__()
@@ -60,9 +60,9 @@ class _Pixels(nn.Module):
 
 
 class _Bytes(nn.Module):
-    """Four convolutions of width 7 and stride 2, and a linear layer of their means and maxima over the document.
+    """Four convolutions of width 7 and stride 2, and a linear layer on their means and maxima over the document.
 
-    The input is each byte's embedding (good for letters) and its value (good for samples).
+    The input is each byte's embedding (which suits text) and its value (which suits audio samples).
     """
 
     def __init__(self, n: int) -> None:
@@ -79,7 +79,7 @@ class _Bytes(nn.Module):
         value = (rows[:, None].float() / 127.5 - 1) * real
         x = torch.cat([self.embedding(rows).transpose(1, 2), value], 1)
         for layer in self.layers:
-            # Zeros for padding, so that a document does not depend on its batch.
+            # Padding is zeroed, so that a document's output does not depend on its batch.
             real = real[:, :, ::2]
             x = F.gelu(layer(x)) * real
         mean = x.sum(2) / real.sum(2).clamp(min=1)
@@ -97,15 +97,15 @@ def classify_by_cnn(
 ) -> ClassificationReport:
     """Scores a small convolutional network that is trained from scratch on the CPU.
 
-    If all documents are BMP images of one size, the network has 58,000 weights and reads pixels; otherwise 70,000, and
-    reads the first 8,192 bytes of each.
+    If all documents are BMP images of one size, the network has 58,000 weights and reads pixels; otherwise 70,000,
+    and it reads the first 8,192 bytes of each.
 
     Args:
         training: (class, content) of the training files.
         test: (class, content) of the files to score, all of classes of `training`.
-        steps: of AdamW, with 32 documents each; the rate follows a cosine to 0.
+        steps: AdamW steps, of 32 documents each; the learning rate decays to 0 on a cosine.
         learning_rate: peak rate.
-        seed: of weights, order, dropout, and of the report's bootstrap; torch's global generator does not change.
+        seed: seed of weights, order, dropout, and the report's bootstrap; torch's global generator does not change.
 
     Raises:
         ValueError: no files, a single class, a test file of another class, or no step.

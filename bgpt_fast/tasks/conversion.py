@@ -1,4 +1,4 @@
-"""Scores of converted files: equal bytes, whether they decode, and note by note."""
+"""Scores of converted files: bytes equal to the true file's, whether the file decodes, and matched notes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from bgpt_fast.tasks.music.abc2midi import abc_to_midi
 from bgpt_fast.tasks.music.midi import Note, read_notes
 
 ONSET_TOLERANCE = 0.05
-"""Tolerance of an onset in seconds, as is usual for transcriptions (mir_eval's default)."""
+"""Onset tolerance in seconds, the usual one for music transcription (mir_eval's default)."""
 
 
 class Conversion(NamedTuple):
-    """A predicted file and the true one; the name's extension is that of both."""
+    """A predicted file and the true one; both have the extension of `name`."""
 
     name: str
     predicted: bytes
@@ -31,7 +31,7 @@ class NoteScore:
     """Notes that were matched one to one: same pitch, onsets no further apart than the tolerance.
 
     Args:
-        matched: number of pairs.
+        matched: number of matched pairs.
         predicted: number of predicted notes.
         true: number of true notes.
     """
@@ -52,7 +52,7 @@ class NoteScore:
 
     @property
     def f1(self) -> float | None:
-        """The harmonic mean of both; None without any notes."""
+        """The harmonic mean of precision and recall; None without any notes."""
         both = self.predicted + self.true
         return 2 * self.matched / both if both else None
 
@@ -163,7 +163,7 @@ def evaluate_conversion(
 ) -> ConversionReport:
     """Compares converted files with the true ones: bytes, decoders and notes.
 
-    The notes of ABC are those of abc2midi, so that different spellings of equal music have all notes right.
+    The notes of ABC are those of abc2midi, so that different notations of the same music count as equal.
 
     Args:
         conversions: predicted and true files, at least one.
@@ -197,7 +197,7 @@ def _matched(ours: list[float], theirs: list[float], tolerance: float) -> int:
     # With one tolerance for all notes, the greedy choice of the earliest free note is optimal.
     count = place = 0
     for onset in ours:
-        # 1e-9 s for rounding errors in sums of ticks.
+        # The 1e-9 s allow for rounding errors in sums of ticks.
         place = max(place, bisect_left(theirs, onset - tolerance - 1e-9))
         if place < len(theirs) and theirs[place] <= onset + tolerance + 1e-9:
             count, place = count + 1, place + 1

@@ -21,14 +21,14 @@ def evaluate_pairs(
 ) -> dict[str, FileReport]:
     """Scores the target files of pairs, teacher-forced after their source files.
 
-    The figures are those of `evaluate_files`, for the target files alone: the bits of sources and of the targets'
-    extensions do not count. A pair beyond the context is left out, counted and named.
+    The figures are those of `evaluate_files`, for the target files only: the bits of sources and of the targets'
+    extensions do not count. A pair longer than the context is skipped, counted and reported.
 
     Args:
         model: on any device, trained on such pairs.
         paths: files and folders, as `PairSource`; all pairs in them are scored.
         conversion: "abc->mid", or "abc&mid" for both directions.
-        options: see `EvaluationOptions`; sources count in a batch, and progress starts again for each direction.
+        options: see `EvaluationOptions`; the batch size includes sources, and progress restarts for each direction.
 
     Returns:
         The report of each direction by its name, such as "abc->mid"; its files are the targets.
@@ -41,7 +41,7 @@ def evaluate_pairs(
     config = model.config
     directions = parse_conversion(conversion)
     try:
-        # An evaluation split may hold less than a batch.
+        # An evaluation split may be smaller than a batch.
         source = PairSource(paths, conversion, config, config.patch_length, split="eval", eval_share=1.0)
     except DataError as error:
         raise DataError(

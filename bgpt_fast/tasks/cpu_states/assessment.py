@@ -1,4 +1,4 @@
-"""How well a model simulates programs: teacher-forced, and free running."""
+"""Measures how well a model simulates programs, teacher-forced and free running."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ Progress = Callable[[int, int, int], None]
 
 @dataclass(frozen=True)
 class Assessment:
-    """How a model does on programs.
+    """Scores and speed of a model on programs.
 
     Args:
         teacher_forced: scores when each byte is predicted from the true bytes before it.
-        free_running: scores when the model generates every state, from memory and first state alone.
+        free_running: scores when the model generates every state, given only memory and first state.
         predicted: the traces that it generated free running; empty for an `Evaluator`.
-        seconds: time of the free run.
+        seconds: time of the free-running generation.
         states: number of generated states.
         teacher_forced_seconds: time of the teacher-forced passes.
     """
@@ -45,12 +45,12 @@ class Assessment:
 
     @property
     def states_per_second(self) -> float:
-        """States generated a second, free running."""
+        """States generated per second, free running."""
         return self.states / self.seconds
 
     @property
     def teacher_forced_states_per_second(self) -> float:
-        """States predicted a second from the true ones before them."""
+        """States predicted per second, teacher-forced."""
         return int(self.teacher_forced.states.sum()) / self.teacher_forced_seconds
 
     def to_dict(self) -> dict[str, Any]:
@@ -82,14 +82,14 @@ class Chunk:
 
 
 class Evaluator:
-    """Scores a model on programs in chunks: any number of programs in the memory of one chunk.
+    """Scores a model on programs in chunks: any number of programs, in the memory that one chunk needs.
 
     Args:
         model: trained on traces of the same machine.
         num_registers: R of that machine.
-        max_batch: programs that are generated at the same time.
-        draft: as `simulate`.
-        batch_invariant: as `Generator`.
+        max_batch: number of programs generated at the same time.
+        draft: as in `simulate`.
+        batch_invariant: as in `Generator`.
 
     Raises:
         TypeError, ValueError: a wrong argument.
@@ -117,7 +117,7 @@ class Evaluator:
         Args:
             traces: the true traces, at least one.
             progress: of the free run, as `Generator.generate` calls it.
-            saved: the chunk's file: predictions in it are not made again, and new ones are written to it.
+            saved: the chunk's journal: predictions in it are reused, and new ones are appended to it.
 
         Raises:
             TypeError, ValueError: a wrong argument, or a trace that the context cannot hold.
@@ -168,7 +168,7 @@ class Evaluator:
         return [predicted[index] for index in range(len(traces))]
 
     def assessment(self, predicted: list[PredictedTrace] | None = None) -> Assessment:
-        """The scores of all programs so far; raises ValueError if there is none."""
+        """The scores of all programs so far; raises ValueError if there are none."""
         return Assessment(
             self._forced.report(),
             self._free.report(),
@@ -185,7 +185,7 @@ def assess(model: BGPT, traces: Traces, *, max_batch: int = 256, progress: Progr
     Args:
         model: trained on traces of the same machine.
         traces: the true traces, at least one.
-        max_batch: programs that are generated at the same time.
+        max_batch: number of programs generated at the same time.
         progress: of the free run, as `Generator.generate` calls it.
 
     Raises:

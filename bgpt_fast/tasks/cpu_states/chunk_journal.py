@@ -1,6 +1,6 @@
-"""A journal of a chunk of a simulation: after a kill, the predictions in it need not be made again.
+"""A journal of the predictions in a chunk of a simulation, so that a killed run can reuse them.
 
-Records end to end, each `kind, number, seconds, size` of its content, the content, and a CRC-32 of all that: "T" a
+Concatenated records, each a header `kind, number, seconds, size`, the content, and a CRC-32 of both: "T" a
 digest of the programs, "F" the teacher-forced tokens, "P" the free-running prediction of one program.
 """
 
@@ -36,7 +36,7 @@ class _Record(NamedTuple):
 class ChunkJournal:
     """The journal of one chunk, read and then extended record by record; a context manager.
 
-    An incomplete or damaged record is removed, with all that follow it.
+    An incomplete or damaged record is removed, and so are all records after it.
 
     Args:
         path: the file; created if it is missing.
@@ -79,7 +79,7 @@ class ChunkJournal:
         return self.forced is not None and len(self.predicted) == len(self._traces)
 
     def add_forced(self, forced: list[NDArray[np.int16]], seconds: float) -> None:
-        """Writes the teacher-forced tokens, and the time that they took."""
+        """Writes the teacher-forced tokens and their computing time."""
         self.forced, self.forced_seconds = forced, seconds
         self._write(b"F", 0, seconds, b"".join(one.astype("<i2").tobytes() for one in forced))
 
@@ -89,11 +89,11 @@ class ChunkJournal:
         self._write(b"P", 2 * index + predicted.finished, seconds, predicted.data)
 
     def sync(self) -> None:
-        """Makes the records durable."""
+        """Flushes the records to disk (fsync)."""
         os.fsync(self._descriptor)
 
     def close(self) -> None:
-        """Closes the file; a second time, does nothing."""
+        """Closes the file; repeated calls do nothing."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1

@@ -1,10 +1,10 @@
-"""Accuracy of predicted traces: of state bytes, those that change apart, beside the trivial baseline.
+"""Accuracy of predicted traces: of all state bytes, of those that change, and of the trivial baseline.
 
 A program is random and cannot be predicted, so memory and first state are never scored. Copying every register and
 fetching correctly already scores 94.7 % with 10 registers, 90.8 % with 2 (programs of 1 to 15 instructions): hence the
-scores of the changed bytes and of programs without an error beside the total.
+separate scores of the changed bytes and of programs without an error.
 
-Letters: n programs, N executed instructions of one, C = 6 + R bytes per state.
+Letters: n programs, N executed instructions per program, C = 6 + R bytes per state.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bgpt_fast.tasks.cpu_states.trace import PredictedTrace, Trace, column_names
 
 _VALUE_COLUMN = 1  # ACC; the registers begin at STATE_HEADER
 ADDRESSING_MODES = ("ACC alone", "immediate", "1 register", "2 registers", "3 registers")
-"""The operands of an instruction: none, so that it uses ACC alone; a number (LOADI); or so many registers."""
+"""Instructions by operands: none (uses ACC only), an immediate number (LOADI), or a number of registers."""
 _LOADI = next(operation.opcode for operation in OPERATIONS if operation.name == "LOADI")
 
 
@@ -32,9 +32,9 @@ class InstructionScore:
     """ACC and register bytes of the states that show one instruction's results.
 
     Args:
-        count: such states.
+        count: number of such states.
         accuracy: share of their ACC and register bytes that are right.
-        changed_accuracy: the same of those that the instruction changed; None where it changed none.
+        changed_accuracy: the same for bytes that the instruction changed; None if it changed none.
         states_right: share of the states whose ACC and registers are all right.
     """
 
@@ -49,10 +49,10 @@ class RegisterScore:
     """The bytes of ACC or of one register.
 
     Args:
-        count: such bytes.
+        count: number of such bytes.
         accuracy: share of them that are right.
-        changed: those that differ from the true state before.
-        changed_accuracy: share of these that are right; None where there is none.
+        changed: number of those that differ from the previous true state.
+        changed_accuracy: share of the changed bytes that are right; None if there are none.
     """
 
     count: int
@@ -63,29 +63,29 @@ class RegisterScore:
 
 @dataclass(frozen=True)
 class CPUStateReport:
-    """Scores of predicted traces; accuracies are shares of bytes, None where there is no such byte.
+    """Scores of predicted traces; accuracies are shares of bytes, None if there are no such bytes.
 
     Args:
         programs: n.
         programs_right: programs whose every byte was predicted right, with none missing and no surplus.
-        state_bytes: bytes scored: the true ones, and those predicted behind the last true one, which are wrong.
+        state_bytes: bytes scored: the true ones, and those predicted after the last true one, which are wrong.
         right_bytes: those that are right.
         missing_bytes: true bytes that were not predicted; wrong.
-        surplus_bytes: predicted bytes behind the last true one; wrong.
+        surplus_bytes: predicted bytes after the last true one; wrong.
         accuracy: right_bytes / state_bytes.
         instruction_accuracy: of PC and IR.
-        changed_accuracy: of ACC and registers that differ from the true state before.
-        copied_accuracy: of ACC and registers that do not.
+        changed_accuracy: of ACC and register bytes that differ from the previous true state.
+        copied_accuracy: of ACC and register bytes that do not.
         changed_bytes, copied_bytes: how many of each there are.
-        copy_baseline: accuracy, on these traces, of PC and IR right and all else copied from the true state before.
+        copy_baseline: accuracy here if PC and IR are right and all else is copied from the previous true state.
         exact_programs: programs_right / programs.
         by_instruction: scores of the results of each instruction that ran, by mnemonic.
-        by_addressing_mode: the same by the instructions' operands, as ADDRESSING_MODES.
+        by_addressing_mode: the same by the instructions' operands, see ADDRESSING_MODES.
         by_register: scores of ACC and each register, by name.
         by_column: accuracy of each byte of a state, by its name: PC, ACC, IR0 … IR3, A, B, …
-        first_divergence: number of programs by the step of their first wrong byte; a surplus counts for step N + 1.
-        wrong: int64 [longest N, C], wrong bytes by step (1 first) and column, over all programs.
-        states: int64 [longest N], the true states at each step.
+        first_divergence: number of programs by the step of their first wrong byte; surplus bytes count as step N + 1.
+        wrong: int64 [longest N, C], number of wrong bytes by step (from 1) and column, over all programs.
+        states: int64 [longest N], number of true states at each step.
     """
 
     programs: int
@@ -119,7 +119,7 @@ class CPUStateReport:
         return fields | {"wrong": self.wrong.tolist(), "states": self.states.tolist()}
 
     def summary(self) -> str:
-        """The main scores, a line each."""
+        """The main scores, one per line."""
         lines = [
             ("state bytes right", self.accuracy, f"{self.right_bytes} of {self.state_bytes}"),
             ("… by copying alone", self.copy_baseline, "PC and IR right, ACC and registers as they were"),
@@ -134,7 +134,7 @@ class CPUStateReport:
 
 
 def evaluate(predicted: Sequence[Trace | PredictedTrace | bytes], truth: Sequence[Trace]) -> CPUStateReport:
-    """Scores predicted traces, each a whole file: memory, first state, and the predicted bytes.
+    """Scores predicted traces, each a complete file: memory, first state, and the predicted bytes.
 
     Args:
         predicted: a `Traces`, or any sequence of traces, predictions of `simulate`, or bytes.
@@ -144,7 +144,7 @@ def evaluate(predicted: Sequence[Trace | PredictedTrace | bytes], truth: Sequenc
         The report.
 
     Raises:
-        ValueError: different numbers of both, none at all, truths of different machines, or a prediction that does not
+        ValueError: different numbers of both, no traces, truths of different machines, or a prediction that does not
             begin with its truth's memory and first state.
         TypeError: a prediction that is neither bytes nor a trace.
     """
@@ -160,7 +160,7 @@ def evaluate(predicted: Sequence[Trace | PredictedTrace | bytes], truth: Sequenc
 
 
 def evaluate_bytes(predicted: Sequence[NDArray[Any]], true_states: Sequence[NDArray[np.uint8]]) -> CPUStateReport:
-    """Scores predicted state bytes; the core of `evaluate`, and for teacher-forced predictions.
+    """Scores predicted state bytes; used by `evaluate`, and for teacher-forced predictions.
 
     Args:
         predicted: n integer arrays [N, C] or flat: the bytes from step 1 on; anything outside 0…255, such as an
@@ -171,7 +171,7 @@ def evaluate_bytes(predicted: Sequence[NDArray[Any]], true_states: Sequence[NDAr
         The report.
 
     Raises:
-        ValueError: different numbers of both, none at all, or states of different sizes.
+        ValueError: different numbers of both, no traces, or states of different sizes.
     """
     _check_pairs("evaluate_bytes", len(predicted), len(true_states))
     counts = StateCounts(true_states[0].shape[1])
@@ -180,7 +180,7 @@ def evaluate_bytes(predicted: Sequence[NDArray[Any]], true_states: Sequence[NDAr
 
 
 class StateCounts:
-    """Counts from which a report is computed: the scores of any number of programs in bounded memory.
+    """Running counts from which a report is computed, in bounded memory for any number of programs.
 
     Args:
         state_bytes: C.
@@ -193,13 +193,13 @@ class StateCounts:
         # A row each: states, bytes right, bytes changed, of these right, states right (all of ACC and registers).
         self._by_opcode = np.zeros((len(OPERATIONS), 5), np.int64)
         self._by_mode = np.zeros((len(ADDRESSING_MODES), 5), np.int64)
-        # A row a column of the state: bytes right, bytes changed, of these right.
+        # One row per column of the state: bytes right, bytes changed, of these right.
         self._columns = np.zeros((C, 3), np.int64)
         self._wrong = np.zeros((0, C), np.int64)
         self._states = np.zeros(0, np.int64)
 
     def add(self, predicted: Sequence[NDArray[Any]], true_states: Sequence[NDArray[np.uint8]]) -> None:
-        """Counts more programs; arguments and errors as of `evaluate_bytes`."""
+        """Counts more programs; arguments and errors are those of `evaluate_bytes`."""
         _check_pairs("evaluate_bytes", len(predicted), len(true_states))
         C = self._C
         if any(states.ndim != 2 or states.shape[1] != C or len(states) < 2 for states in true_states):
@@ -209,7 +209,7 @@ class StateCounts:
         sizes = np.array([one.size for one in predicted])
         total = int(ends[-1])
 
-        # −1 is no byte: a missing prediction differs from every true byte.
+        # −1 marks a missing byte: it differs from every true byte.
         values = np.full(total * C, -1, np.int64)
         for end, length, one in zip(ends.tolist(), lengths.tolist(), predicted, strict=True):
             flat = one.reshape(-1)[: length * C]
@@ -240,7 +240,7 @@ class StateCounts:
         right: NDArray[np.bool_],
         changed: NDArray[np.bool_],
     ) -> None:
-        """ACC and registers by the instruction of the state before; the first state has none before it."""
+        """Counts ACC and registers by the instruction of the previous state; the first state has no previous one."""
         values = self._value_columns()
         right, changed, instructions = right[has_run][:, values], changed[has_run][:, values], instructions[has_run]
         rows = np.stack(
@@ -328,9 +328,9 @@ def _first_divergence(
     lengths: NDArray[np.int64],
     surplus: NDArray[np.int64],
 ) -> dict[int, int]:
-    """Number of programs by the step (from 1) of their first wrong byte, rising."""
+    """Number of programs by the step (from 1) of their first wrong byte, in ascending order."""
     never = int(lengths.max()) + 1
-    # Surplus bytes come a step behind the last true one.
+    # Surplus bytes count as the step after the last true one.
     behind = np.where(surplus > 0, lengths, never)
     first = np.minimum.reduceat(np.where(rows_right, never, steps), ends - lengths)
     divergences, counts = np.unique(np.minimum(first, behind), return_counts=True)

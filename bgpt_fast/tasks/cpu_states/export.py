@@ -1,4 +1,4 @@
-"""Traces as files: folders of `.bin` files as released, and Parquet."""
+"""Reads and writes traces: folders of `.bin` files in the released format, and Parquet files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _Path = str | os.PathLike[str]
 def write_folder(traces: Iterable[Trace], directory: _Path) -> int:
     """Writes a new folder of files as the released code does, each named by the MD5 of its program.
 
-    Of equal programs the last overwrites the others, as released. The folder appears complete or not at all.
+    Of equal programs the last one overwrites the others, as in the released code. The folder is complete or absent.
 
     Args:
         traces: a `Traces` or any iterable of traces.
@@ -37,7 +37,7 @@ def write_folder(traces: Iterable[Trace], directory: _Path) -> int:
 
     Raises:
         FileExistsError: `directory` is not empty.
-        OSError: a file could not be written; there is no folder then.
+        OSError: a file could not be written; the folder does not exist then.
     """
     target = Path(directory)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -106,7 +106,7 @@ def _trace_files(directory: _Path) -> list[Path]:
 
 
 def write_parquet(traces: Traces, path: _Path) -> None:
-    """Writes a Parquet file, complete or not at all: a row a trace, with `name`, `program` (assembly) and `data`.
+    """Writes a Parquet file, complete or not at all: one row per trace, with `name`, `program` (assembly) and `data`.
 
     Args:
         traces: any number; `data` is the content of a trace's file, and the machine's sizes are in the metadata.
@@ -137,7 +137,7 @@ def read_parquet(path: _Path) -> Traces:
 
     Raises:
         ImportError: pyarrow is missing.
-        TraceError, ProgramError: the file is no Parquet file of traces, or a trace is not the machine's.
+        TraceError, ProgramError: not a Parquet file of traces, or a trace differs from the machine's.
         OSError: the file could not be read.
     """
     with _open_parquet(path) as file:
@@ -170,7 +170,7 @@ def _open_parquet(path: _Path) -> Iterator[Any]:
 
 
 def _checked_traces(path: _Path, table: Any, machine: tuple[int, int]) -> Traces:
-    """The column `data` of a table or record batch as traces, each checked; one array is not copied."""
+    """Returns the column `data` of a table or record batch as checked traces; a single array is not copied."""
     column = table.column("data")
     if hasattr(column, "combine_chunks"):
         column = column.combine_chunks()
@@ -206,7 +206,7 @@ def _machine(path: _Path, schema: Any) -> tuple[int, int]:
 
 
 def import_pyarrow() -> tuple[ModuleType, ModuleType]:
-    """pyarrow and pyarrow.parquet; raises ImportError that says which extra to install."""
+    """Imports pyarrow and pyarrow.parquet; the ImportError says which extra to install."""
     try:
         import pyarrow
         from pyarrow import parquet

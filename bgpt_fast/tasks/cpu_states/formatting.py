@@ -16,7 +16,7 @@ _ABSENT = "—"
 
 
 def format_trace(trace: Trace | PredictedTrace) -> str:
-    """A trace as a table, a line a state: PC, ACC, the instruction fetched, the registers.
+    """Formats a trace as a table, one line per state: PC, ACC, the instruction fetched, the registers.
 
     `*` marks an ACC or register that differs from the state before. A state shows the results of the instruction on the
     line above, since it is recorded between fetch and execution.
@@ -31,14 +31,14 @@ def format_trace(trace: Trace | PredictedTrace) -> str:
 
 
 def format_difference(predicted: PredictedTrace | Trace | bytes, truth: Trace) -> str:
-    """A prediction beside the truth, a line a state: `!` marks what differs, `≠` the lines that do.
+    """Formats prediction and truth side by side, one line per state: `!` marks different values, `≠` different lines.
 
     Args:
         predicted: a model's prediction, with the memory and first state of the truth.
         truth: the machine's trace.
 
     Returns:
-        The table, and a last line with the number of wrong bytes and the step of the first.
+        The table, followed by a line with the number of wrong bytes and the step of the first.
 
     Raises:
         ValueError: `predicted` does not begin with the truth's memory and first state.
@@ -73,7 +73,7 @@ def format_difference(predicted: PredictedTrace | Trace | bytes, truth: Trace) -
 
 
 def first_wrong_step(predicted: PredictedTrace | Trace | bytes, truth: Trace) -> tuple[int, int | None]:
-    """The number of wrong bytes, with missing and surplus ones, and the step of the first; None if there is none."""
+    """The number of wrong bytes (with missing and surplus ones), and the step of the first; None if there are none."""
     tail = np.frombuffer(predicted_bytes(predicted, truth), np.uint8)
     true = truth.states[1:].reshape(-1)
     both = min(len(tail), len(true))
@@ -83,7 +83,7 @@ def first_wrong_step(predicted: PredictedTrace | Trace | bytes, truth: Trace) ->
 
 
 def predicted_bytes(predicted: PredictedTrace | Trace | bytes, truth: Trace) -> bytes:
-    """The bytes that a prediction adds to the truth's memory and first state.
+    """Returns the bytes of a prediction after the memory and the first state.
 
     Raises:
         TypeError: `predicted` is neither bytes nor a trace.
@@ -111,7 +111,7 @@ def _headings(num_registers: int) -> list[str]:
 def _cells(
     state: NDArray[np.uint8], num_registers: int, marked: NDArray[np.bool_], is_start: bool, mark: str = _CHANGED
 ) -> list[str]:
-    """PC, ACC, IR as assembly, registers; `mark` behind the marked ones (of PC and IR in predictions alone)."""
+    """PC, ACC, IR as assembly, registers; marked values are followed by `mark` (PC and IR only in predictions)."""
     strict = mark == _DIFFERENT
     code = state[2:6].tobytes()
     text = "(start)" if is_start and not any(code) else describe_instruction(code, num_registers)

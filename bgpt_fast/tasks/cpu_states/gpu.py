@@ -1,4 +1,4 @@
-"""The Philox stream on a GPU."""
+"""Generation of the Philox stream's programs on a GPU."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from bgpt_fast.tasks.cpu_states.options import StreamOptions
 def generate_on_gpu(
     count: int, *, options: StreamOptions, seed: int = 0, start: int = 0, device: torch.device | str = "cuda"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Instances `start` … `start + count - 1` of the Philox stream, byte for byte as of `generate`.
+    """Generates the instances `start` … `start + count - 1` of the Philox stream, with the same bytes as `generate`.
 
     Args:
-        count: how many.
+        count: number of instances.
         options: the machine and its programs.
         seed: 0…2⁶⁴ − 1.
         start: the first index.

@@ -1,6 +1,6 @@
 """The machine as an endless source of training batches on the GPU.
 
-Everything but the two kernels behind `generate_on_gpu` is torch, and tested on the CPU against
+Everything except the two kernels of `generate_on_gpu` is torch, and is tested on the CPU against
 `CPUStateSource`. Letters: n traces, P patches, S bytes per patch, M bytes of memory, C bytes per state.
 """
 
@@ -19,7 +19,7 @@ from bgpt_fast.tasks.cpu_states.options import StreamOptions
 from bgpt_fast.tasks.cpu_states.packing import EXTENSION, trace_layout
 from bgpt_fast.tasks.cpu_states.source import CPUStateSource
 
-_EVAL_SHARE = 64  # one program in so many is for evaluation
+_EVAL_SHARE = 64  # one program in this many is for evaluation
 
 
 class DeviceTraces(NamedTuple):
@@ -31,7 +31,7 @@ class DeviceTraces(NamedTuple):
 
 
 class GPUStateSource(CPUStateSource):
-    """`CPUStateSource` on a GPU: the same batches, generated and packed there, without a copy from the host.
+    """`CPUStateSource` on a GPU: the same batches, generated and packed on the GPU, without a copy from the host.
 
     Args:
         config: the model's patch size and context.
@@ -40,7 +40,7 @@ class GPUStateSource(CPUStateSource):
 
     Raises:
         TypeError, ValueError: a wrong argument, or traces that the context cannot hold.
-        RuntimeError: of `next_batch`: bgpt_fast was built without CUDA, or a launch failed.
+        RuntimeError: raised by `next_batch`: bgpt_fast was built without CUDA, or a launch failed.
     """
 
     def __init__(self, config: BGPTConfig, *, device: torch.device | str = "cuda", **options: Any) -> None:
@@ -82,7 +82,7 @@ class GPUStateSource(CPUStateSource):
             indices = indices[:count]
             chunks.append(DeviceTraces(data, offsets[:-1][indices], offsets.diff()[indices]))
             count -= len(indices)
-            # Behind the last instance of the batch: the same index whatever the size of the chunks.
+            # Continue after the batch's last instance, so that the index does not depend on the chunk size.
             start += generated if count else int(indices[-1]) + 1
         return chunks, start
 
@@ -90,7 +90,7 @@ class GPUStateSource(CPUStateSource):
 def pack_on_device(
     traces: DeviceTraces, config: BGPTConfig, num_registers: int, memory_size: int, *, states_only: bool = True
 ) -> PackedPatches:
-    """As `pack_traces`, by torch, on the traces' device.
+    """As `pack_traces`, in torch, on the traces' device.
 
     Args:
         traces: at least one, each within the context.
@@ -113,7 +113,7 @@ def pack_on_device(
 
 
 def _slice(chunks: list[DeviceTraces], start: int, count: int) -> list[DeviceTraces]:
-    """Traces start … start + count - 1 of all the chunks."""
+    """Returns the traces start … start + count - 1 of the concatenated chunks."""
     chosen = []
     for chunk in chunks:
         part = slice(max(start, 0), max(start + count, 0))

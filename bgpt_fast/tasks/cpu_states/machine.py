@@ -13,7 +13,7 @@ from bgpt_fast import _C
 from bgpt_fast.checks import check_int
 
 INSTRUCTION_SIZE = 4
-"""Bytes of an instruction: opcode and three operands."""
+"""Bytes of an instruction: an opcode and three operands."""
 STATE_HEADER = 6
 """Bytes of a state before its registers: PC, ACC, IR0 … IR3."""
 MAX_REGISTERS = 255
@@ -24,7 +24,7 @@ _FAULTS = _C.cpu_states_faults()
 
 
 class Operation(NamedTuple):
-    """An opcode and how many operands it may have."""
+    """An opcode and the numbers of operands that it accepts."""
 
     opcode: int
     name: str
@@ -42,8 +42,8 @@ class ProgramError(ValueError):
 
     Args:
         message: what was expected, what came and what to do.
-        line: the line of the assembly, or the instruction of the machine code, counted from 1; None where no line is
-            wrong (no HLT).
+        line: the line of the assembly, or the instruction of the machine code, counted from 1; None if the error has
+            no line (no HLT).
     """
 
     def __init__(self, message: str, line: int | None = None) -> None:
@@ -52,32 +52,32 @@ class ProgramError(ValueError):
 
 
 def register_name(index: int) -> str:
-    """The name of register `index`, counted from 1: A … Z, then on in Unicode, as the released generator does."""
+    """The name of register `index`, counted from 1: A … Z, then on in Unicode, as in the released code."""
     return chr(ord("A") + index - 1)
 
 
 def state_size(num_registers: int) -> int:
-    """C, the bytes of a state."""
+    """C, the number of bytes per state."""
     return STATE_HEADER + num_registers
 
 
 def check_machine(num_registers: int, memory_size: int) -> None:
-    """Raises TypeError or ValueError unless a machine may have these sizes."""
+    """Raises TypeError or ValueError unless these sizes are valid."""
     check_int("num_registers", num_registers, 1, MAX_REGISTERS)
     check_int("memory_size", memory_size, INSTRUCTION_SIZE, MAX_MEMORY)
 
 
 def assemble(lines: Iterable[str], *, num_registers: int = 10, memory_size: int = 1024) -> bytes:
-    """Assembly → machine code.
+    """Translates assembly to machine code.
 
     Args:
-        lines: an instruction each, such as "LOADI 7", "ADD A", "SUB A B C", "HLT"; words separated by spaces or tabs.
+        lines: one instruction each, such as "LOADI 7", "ADD A", "SUB A B C", "HLT"; words separated by spaces or tabs.
             Lines after the first HLT are assembled too, though nothing can reach them.
         num_registers: R, the machine's registers A, B, …
         memory_size: M, bytes of the machine's memory.
 
     Returns:
-        4 bytes a line.
+        4 bytes per line.
 
     Raises:
         ProgramError: an unknown mnemonic, a wrong number of operands, an unknown register, an immediate outside 0…255,
@@ -106,10 +106,10 @@ def assemble(lines: Iterable[str], *, num_registers: int = 10, memory_size: int 
 
 
 def disassemble(program: bytes | bytearray | memoryview, *, num_registers: int = 10) -> list[str]:
-    """Machine code → assembly, up to and with the first HLT, as the released code does.
+    """Translates machine code to assembly, up to and including the first HLT, as the released code does.
 
     Args:
-        program: instructions of 4 bytes, such as a whole memory.
+        program: instructions of 4 bytes, such as a complete memory.
         num_registers: R.
 
     Returns:
@@ -126,7 +126,7 @@ def disassemble(program: bytes | bytearray | memoryview, *, num_registers: int =
 
 
 def check_program(code: bytes, num_registers: int, memory_size: int) -> int:
-    """The instructions of a program up to and with its HLT, in a memory of `memory_size` bytes.
+    """Returns the number of instructions up to and including HLT of a program in a memory of `memory_size` bytes.
 
     Raises:
         ProgramError: the machine cannot run it.
@@ -148,21 +148,21 @@ def check_program(code: bytes, num_registers: int, memory_size: int) -> int:
 
 def describe_instruction(code: bytes, num_registers: int) -> str:
     """One instruction as assembly, or its four numbers in brackets if it is invalid."""
-    padded = code + bytes(INSTRUCTION_SIZE)  # with a HLT behind it, it is a program
+    padded = code + bytes(INSTRUCTION_SIZE)  # followed by HLT, it is a program
     if _C.cpu_states_check_program(padded, num_registers, len(padded))[1] != 0:
         return "<" + " ".join(str(byte) for byte in code) + ">"
     return _C.cpu_states_disassemble(padded, num_registers, "\n").split("\n")[0]
 
 
 def as_bytes(name: str, value: object) -> bytes:
-    """`value` as bytes; raises TypeError for anything else than a bytes-like object."""
+    """`value` as bytes; raises TypeError for anything but a bytes-like object."""
     if not isinstance(value, bytes | bytearray | memoryview):
         raise TypeError(f"{name}: expected bytes, got {type(value).__name__}")
     return bytes(value)
 
 
 def _assemble_line(line: str, number: int, num_registers: int) -> bytes:
-    # Not str.split(): some names of registers past Z are white space in Unicode.
+    # Not str.split(): some register names after Z are Unicode white space.
     name, *operands = re.split(r"[ \t]+", line.strip(" \t\r\n"))
     if not name:
         raise ProgramError("expected an instruction, got an empty line", number)
@@ -196,7 +196,7 @@ def _registers(num_registers: int) -> str:
 
 
 def _describe(fault: str, code: bytes, num_registers: int) -> str:
-    """What is wrong with an instruction's four bytes."""
+    """Describes what is wrong with an instruction's four bytes."""
     got = f"got {' '.join(str(byte) for byte in code)}"
     if fault == "opcode":
         return f"expected an opcode in 0…{len(OPERATIONS) - 1}, {got}"

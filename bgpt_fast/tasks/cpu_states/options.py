@@ -26,8 +26,8 @@ class StreamOptions:
     Args:
         num_registers: R, 1…255.
         memory_size: M in bytes.
-        min_program: least instructions of a program, with its HLT; 0 means HLT alone, as 1 does.
-        max_program: most instructions; the memory must hold them.
+        min_program: minimum number of instructions of a program, HLT included; 0 means only HLT, as 1 does.
+        max_program: maximum number of instructions; they must fit the memory.
 
     Raises:
         TypeError, ValueError: a field has a wrong type or is out of range.
@@ -61,7 +61,7 @@ class StreamOptions:
         return self.memory_size + (max(self.max_program, 1) + 1) * state_size(self.num_registers)
 
     def to_native(self) -> Any:
-        """The same for the C++ side."""
+        """The same as an object of the C++ extension."""
         return _C.CpuStatesOptions(self.num_registers, self.memory_size, self.min_program, self.max_program)
 
     def to_dict(self) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Traces as packed patches, without a Python object for each document.
+"""Packs traces as patches, without a Python object for each document.
 
 Letters: B documents, P patches, S bytes per patch, C bytes per state.
 """
@@ -22,13 +22,13 @@ EXTENSION = "bin"
 def pack_traces(
     traces: Traces, config: BGPTConfig, *, states_only: bool = True, threads: int | None = None
 ) -> PackedPatches:
-    """The traces as documents with the extension "bin", as by `PackedPatches.from_bytes`.
+    """Packs traces as documents with the extension "bin", with the same result as `PackedPatches.from_bytes`.
 
     Args:
         traces: any number of traces.
         config: patch size and context.
-        states_only: targets are the patches with a byte behind the memory and the first state, and the end-of-file
-            patch; False: all but the extension patch.
+        states_only: targets are the patches with a byte after the memory and the first state, and the end-of-file
+            patch; if False, all but the extension patch.
         threads: C++ threads; None means one per core.
 
     Returns:
@@ -65,12 +65,12 @@ def trace_layout(sizes: Tensor, config: BGPTConfig, num_registers: int, memory_s
 
 
 def first_target(config: BGPTConfig, num_registers: int, memory_size: int) -> int:
-    """Which patch of a document, the extension patch being 0, holds the first byte behind memory and first state."""
+    """Index of the patch (the extension patch is 0) that has the first byte after memory and first state."""
     return 1 + (memory_size + state_size(num_registers)) // config.patch_size
 
 
 def check_context(patches: int, config: BGPTConfig) -> None:
-    """Raises ValueError unless a document of so many patches fits the context."""
+    """Raises ValueError unless a document of `patches` patches fits the context."""
     if patches > config.patch_length:
         raise ValueError(
             f"cpu_states: the longest trace is {patches} patches of {config.patch_size} bytes, with the extension's "

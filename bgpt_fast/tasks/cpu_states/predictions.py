@@ -1,4 +1,4 @@
-"""Predicted traces as files: `.bin` files as the released code writes them, and a Parquet table."""
+"""Writes predicted traces: `.bin` files in the released format, and a Parquet table."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def write_predictions(
 
     Args:
         directory: created if it is missing; files with these names are replaced.
-        names: of the files, one for each trace.
+        names: file names, one for each trace.
         predicted: the traces.
         keep: do not replace files of the right size, which an earlier run wrote.
 
@@ -60,7 +60,7 @@ def _has_size(path: Path, size: int) -> bool:
 
 
 class PredictionTable:
-    """A Parquet file that is written in chunks, a row group each; `predictions_to_parquet` opens one."""
+    """A Parquet file that is written in chunks, one row group each; `predictions_to_parquet` opens one."""
 
     def __init__(self, writer: Any) -> None:
         self._writer = writer
@@ -69,8 +69,8 @@ class PredictionTable:
         """Writes a row for each program.
 
         Args:
-            names: of the predicted `.bin` files.
-            predicted: the predictions; the column data has the complete file.
+            names: names of the predicted `.bin` files.
+            predicted: the predictions; the column `data` has the complete file.
             truths: the machine's traces of the same programs.
         """
         pyarrow, _ = import_pyarrow()

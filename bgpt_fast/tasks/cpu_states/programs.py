@@ -1,4 +1,4 @@
-"""Programs as chunks of traces, from assembly, machine code, traces, folders, or Parquet files."""
+"""Reads programs as chunks of traces, from assembly, machine code, traces, folders, or Parquet files."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from bgpt_fast.tasks.cpu_states.trace import Trace, run
 from bgpt_fast.tasks.cpu_states.traces import Traces
 
 CHUNK_SIZE = 2048
-"""Programs of a chunk: enough for full batches, a few MB of the released machine's traces."""
+"""Programs per chunk: enough for full batches; a few MB of traces of the released machine."""
 
 
 def random_chunks(
     count: int, machine: StreamOptions, *, seed: int = 0, chunk_size: int = CHUNK_SIZE
 ) -> Iterator[Traces]:
-    """Programs of the Philox stream's evaluation split.
+    """Yields programs of the Philox stream's evaluation split.
 
     Args:
-        count: how many.
+        count: number of programs.
         machine: the machine and its programs.
         seed: 0…2⁶⁴ − 1.
-        chunk_size: most programs of a chunk; does not change the programs.
+        chunk_size: maximum number of programs in a chunk; does not change the programs.
 
     Raises:
         TypeError, ValueError: a wrong argument.
@@ -49,15 +49,15 @@ def read_chunks(
     registers: Sequence[int] = (),
     chunk_size: int = CHUNK_SIZE,
 ) -> Iterator[Traces]:
-    """Programs from files, in the order of the paths.
+    """Yields programs from files, in the order of the paths.
 
     Args:
-        paths: assembly (an instruction a line; any ending but the following), `.bin` files (a trace, or machine code
-            alone, which is no larger than the memory), folders of traces, `.parquet` files of traces.
+        paths: assembly (one instruction per line; any extension but the following), `.bin` files (a trace, or only
+            machine code, no larger than the memory), folders of traces, `.parquet` files of traces.
         machine: the machine's sizes; traces must have them.
         acc: ACC at the start of assembly and machine code.
         registers: the registers at the start; empty means zeros.
-        chunk_size: most programs of a chunk.
+        chunk_size: maximum number of programs in a chunk.
 
     Raises:
         ProgramError, TraceError: what is wrong with a file; a note names it.

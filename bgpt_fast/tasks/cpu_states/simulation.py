@@ -1,4 +1,4 @@
-"""Predictions of a model for the machine: free running, and teacher-forced.
+"""Predictions of traces by a model: free running, and teacher-forced.
 
 Letters: N executed instructions, C bytes a state, S bytes per patch, T target patches.
 """
@@ -30,15 +30,15 @@ def simulate(
     draft: bool = False,
     progress: Callable[[int, int, int], None] | None = None,
 ) -> list[PredictedTrace]:
-    """The model runs programs: from memory and first state alone it generates every further byte, greedily.
+    """Simulates programs: from only memory and first state, the model generates all further bytes greedily.
 
     Args:
         generator: of a model that was trained on traces of the same machine.
-        traces: the programs; the model sees only memory and first state of each.
-        max_new_bytes: most bytes for each program; None means as many as its own states have, and one patch or state
-            more, so that it shows if the model does not end the file.
+        traces: the programs; the model gets only memory and first state of each.
+        max_new_bytes: most bytes for each program; None means those of its true states and one patch or state
+            more, to detect that the model does not end the file.
         draft: the true trace is the draft of speculative decoding, so that the model checks many bytes at once (on the
-            CPU). It changes no byte: a rollout up to its first wrong byte takes little more than a teacher-forced pass.
+            CPU). It changes no byte; a rollout up to its first wrong byte takes little more than a teacher-forced pass.
         progress: called with (programs done, programs in all, new bytes so far), as `Generator.generate` does.
 
     Returns:
@@ -77,7 +77,7 @@ def simulate_iter(
         if max_new_bytes is not None:
             yield index, PredictedTrace(file.data, file.finished, R, M)
             continue
-        # The limit of each is its own length, independent of longer programs in the batch.
+        # The limit depends on the program's own length, not on longer ones in the batch.
         own = sizes[index] + beyond
         yield index, PredictedTrace(file.data[:own], file.finished and len(file.data) < own, R, M)
 
@@ -89,10 +89,10 @@ def teacher_forced(model: BGPT, traces: Traces | Sequence[Trace], *, batch_size:
     Args:
         model: on any device; runs in evaluation mode.
         traces: the true traces.
-        batch_size: traces of a forward pass; 257 logits for each of their state bytes are in memory at once.
+        batch_size: traces per forward pass; 257 logits for each of their state bytes are in memory at once.
 
     Returns:
-        int16 [N, C] for each trace, for `evaluate_bytes`: the predicted bytes from step 1 on; 256, `<eop>`, is no byte.
+        int16 [N, C] for each trace, for `evaluate_bytes`: the predicted bytes from step 1 on; 256 is `<eop>`.
 
     Raises:
         TypeError, ValueError: a wrong argument, or a trace that the context cannot hold.

@@ -1,4 +1,4 @@
-"""The machine as an endless source of training batches, without files."""
+"""An endless source of training batches of random programs, without files."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class CPUStateSource:
 
     Args:
         config: the model's patch size and context.
-        seed: of the stream, 0…2⁶⁴ − 1.
-        documents_per_batch: programs of a batch.
+        seed: seed of the stream, 0…2⁶⁴ − 1.
+        documents_per_batch: number of programs in a batch.
         long_share: share of a batch's programs that have max_program instructions; the others have any number from
-            min_program on. A long program has more states to learn from for the same memory; from short ones the model
+            min_program on. A long program has more states to learn from in the same memory; from short ones the model
             learns where in memory the instruction is (examples/cpu_states/README.md).
         split: "train" programs are never "eval" programs, for any seeds; None gives all.
         states_only: leave memory and first state out of the loss: a random program cannot be predicted.
-        rank, world_size: which of how many processes this is: of the programs of `world_size` batches, rank r has the
+        rank, world_size: index and number of processes: of the programs of `world_size` batches, rank r gets the
             r-th part, so that all ranks together have the programs of one process with batches of `world_size` times
             the documents. The position is the same on all ranks, and is valid for any number of ranks.
         machine: the fields of `StreamOptions`.
@@ -69,7 +69,7 @@ class CPUStateSource:
         self.rank = rank
         self.world_size = world_size
         self._long_documents = round(long_share * documents_per_batch)
-        # Instances of one index begin alike whatever their lengths, so long programs have indices of their own.
+        # Programs of one index have a common beginning for any length, so long ones use a separate range of indices.
         self._long_start, self._any_start = _LONG_START, 0
 
     def next_batch(self) -> PackedPatches:
@@ -111,17 +111,17 @@ class CPUStateSource:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to a position of `state_dict`, of any rank of any number of them.
+        """Continues at a position of `state_dict`, from any rank of any number of ranks.
 
         Raises:
-            ValueError: the position is one of another stream.
+            ValueError: the position belongs to another stream.
         """
         ours = self.describe()
         if state.get("world_size", 1) != self.world_size:
-            # Batches may change with the number of ranks; the stream may not.
+            # Batches may change with the number of ranks, but the stream must be the same.
             del ours["documents_per_batch"], ours["long_documents"]
         theirs = {name: state.get(name) for name in ours}
-        theirs["split"] = OLD_SPLITS.get(theirs["split"], theirs["split"])  # of a checkpoint from before the new name
+        theirs["split"] = OLD_SPLITS.get(theirs["split"], theirs["split"])  # from a checkpoint that has the old name
         if theirs != ours:
             raise ValueError(
                 f"CPUStateSource: expected a position of {ours}, got one of {theirs}; "
@@ -132,7 +132,7 @@ class CPUStateSource:
         self._long_start, self._any_start = state["long_start"], state["any_start"]
 
     def describe(self) -> dict[str, Any]:
-        """What the stream is, JSON-ready."""
+        """What defines the stream, JSON-ready."""
         return {
             "source": "cpu_states",
             "seed": self.seed,

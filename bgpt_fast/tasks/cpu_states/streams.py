@@ -34,16 +34,16 @@ def generate(
     threads: int | None = None,
     **machine: Unpack[MachineOptions],
 ) -> Traces:
-    """Random programs and their traces.
+    """Generates random programs and their traces.
 
     Args:
-        count: how many.
+        count: number of programs.
         seed: any int for the Python stream (−n is n there, as in `random.seed`), 0…2⁶⁴ − 1 for the Philox one.
         stream: "python" is what cpu-simulation.py of github.com/sanderwood/bgpt writes with the same seed and options:
-            Python's `random`, one instance after the other. "philox" has the same distribution from a counter-based
-            generator (Philox4x32-10): instance i depends on the seed, the options and i alone.
+            Python's `random`, instances in sequence. "philox" has the same distribution from a counter-based
+            generator (Philox4x32-10): instance i depends only on the seed, the options and i.
         split: of the Philox stream: only instances whose program is for training or for evaluation. A hash of the
-            program decides, so that no evaluation program is ever a training program, whatever the seeds; one in 64 is
+            program decides, so that no evaluation program is a training program, for any seeds; one in 64 is
             for evaluation. None gives all.
         start: the first index of the stream to consider; the Python stream has to draw all before it.
         threads: of the Philox stream; None means one per core. They never change the result.
@@ -53,7 +53,7 @@ def generate(
         `count` traces; `.next_start` is the `start` of the next ones.
 
     Raises:
-        TypeError, ValueError: a wrong argument, or a split that has next to none of these programs.
+        TypeError, ValueError: a wrong argument, or a split that has almost none of these programs.
         MemoryError: no memory for the traces.
     """
     options = StreamOptions(**machine)
@@ -79,16 +79,16 @@ def generate(
 def generate_released_split(
     num_train: int, num_test: int, *, seed: int = 0, drop_shared: bool = True, **machine: Unpack[MachineOptions]
 ) -> tuple[Traces, Traces]:
-    """Training and test data as the released command draws them: one after the other, from one stream.
+    """Generates training and then test data from one stream, as the released command does.
 
     When a set is written to a folder (`write_folder`), equal programs overwrite each other, as released.
 
     Args:
-        num_train: training instances.
-        num_test: test instances drawn.
-        seed, machine: as `generate`.
-        drop_shared: leave out the test instances whose program is a training program; `.dropped` of the test set says
-            how many. The released command keeps them.
+        num_train: number of training instances.
+        num_test: number of test instances drawn.
+        seed, machine: as in `generate`.
+        drop_shared: leave out the test instances whose program is a training program; `.dropped` of the test set is
+            their number. The released command keeps them.
 
     Returns:
         The training and the test traces.
@@ -107,7 +107,7 @@ def generate_released_split(
 
 
 class ReleasedStream:
-    """The released generator's instances in chunks, where `generate` would need memory for all at once.
+    """The released generator's instances in chunks; `generate` would need memory for all at once.
 
     Chunks of a few thousand are also the fastest way to generate many: each reuses the memory that the last one freed,
     while one large buffer is new memory, which some virtual machines provide more slowly than this fills it.
@@ -122,7 +122,7 @@ class ReleasedStream:
         self.options = options
         self.position = 0
         self._stream = _C.CpuStatesPythonStream(_words(seed), options.to_native())
-        self._lock = threading.Lock()  # the native calls release the interpreter's lock
+        self._lock = threading.Lock()  # the native calls release the GIL
 
     def skip(self, count: int) -> None:
         """Skips the next `count` instances."""
@@ -132,7 +132,7 @@ class ReleasedStream:
             self.position += count
 
     def take(self, count: int) -> Traces:
-        """The next `count` instances; raises MemoryError where they do not fit."""
+        """The next `count` instances; raises MemoryError if they do not fit."""
         check_int("ReleasedStream.take: count", count, 0, _MAX_INDEX)
         data = np.empty(self._likely_size(count), np.uint8)
         offsets = np.zeros(count + 1, np.int64)
@@ -151,7 +151,7 @@ class ReleasedStream:
         return Traces(data[: int(offsets[-1])], offsets, R, M, next_start=next_start)
 
     def _likely_size(self, count: int) -> int:
-        """Bytes that are enough for `count` traces, except with probability 10⁻¹⁵; untouched pages cost nothing."""
+        """Buffer size that `count` traces exceed with probability 10⁻¹⁵; untouched pages use no memory."""
         least, most = max(self.options.min_program, 1), max(self.options.max_program, 1)
         deviation = 8 * (most - least + 1) / math.sqrt(12) * math.sqrt(count)
         states = count * ((least + most) / 2 + 1) + deviation
@@ -177,6 +177,6 @@ def _philox(
 
 
 def _words(seed: int) -> list[int]:
-    """|seed| in 32-bit words, the least significant first: what `random.seed` gives to its Mersenne Twister."""
+    """|seed| as 32-bit words, least significant first: the Mersenne Twister key of `random.seed`."""
     size = max(1, -(-abs(seed).bit_length() // 32))
     return np.frombuffer(abs(seed).to_bytes(4 * size, "little"), "<u4").tolist()

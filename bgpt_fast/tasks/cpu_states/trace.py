@@ -32,7 +32,7 @@ class TraceError(ValueError):
 
 
 class Trace:
-    """One run of the machine; make it with `run`, `Trace.from_bytes` or `generate`.
+    """One run of the machine; created by `run`, `Trace.from_bytes` or `generate`.
 
     Attributes:
         num_registers: R.
@@ -42,7 +42,7 @@ class Trace:
     __slots__ = ("_data", "memory_size", "num_registers")
 
     def __init__(self, data: NDArray[np.uint8], num_registers: int, memory_size: int) -> None:
-        """`data`: uint8 [M + (N + 1)·C], not checked, unlike by `from_bytes`."""
+        """`data`: uint8 [M + (N + 1)·C], not checked, unlike in `from_bytes`."""
         self._data = data
         self.num_registers = num_registers
         self.memory_size = memory_size
@@ -55,7 +55,7 @@ class Trace:
 
         Raises:
             ProgramError: the memory holds no program that the machine can run.
-            TraceError: the size is wrong, or a state is not the machine's; it names the step.
+            TraceError: the size is wrong, or a state differs from the machine's; the message names the step.
             TypeError, ValueError: a wrong argument.
         """
         check_machine(num_registers, memory_size)
@@ -94,22 +94,22 @@ class Trace:
 
     @property
     def states(self) -> NDArray[np.uint8]:
-        """uint8 [N + 1, C], read-only: the start state, then row k with instruction k and the results of k − 1."""
+        """uint8 [N + 1, C], read-only: row 0 is the start state, row k has instruction k and the results of k − 1."""
         return self._data[self.memory_size :].reshape(-1, state_size(self.num_registers))
 
     @property
     def program(self) -> list[str]:
-        """The assembly lines up to and with HLT."""
+        """The assembly lines up to and including HLT."""
         return self._text("\n").split("\n")
 
     @property
     def program_bytes(self) -> bytes:
-        """The machine code up to and with HLT."""
+        """The machine code up to and including HLT."""
         return self.memory[: (len(self.states) - 1) * INSTRUCTION_SIZE]
 
     @property
     def name(self) -> str:
-        """The released file's name: the MD5 of the assembly lines without anything between them, and ".bin"."""
+        """The released file's name: the MD5 of the concatenated assembly lines, and ".bin"."""
         return hashlib.md5(self._text("").encode(), usedforsecurity=False).hexdigest() + ".bin"
 
     def to_bytes(self) -> bytes:
@@ -138,7 +138,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class PredictedTrace:
-    """A model's prediction of a trace: any bytes behind the memory and the first state of its prompt.
+    """A model's prediction of a trace: any bytes after the prompt, which is the memory and the first state.
 
     Args:
         data: the complete file: memory, first state, predicted bytes.
@@ -179,7 +179,7 @@ def run(
     """Runs a program to its HLT.
 
     Args:
-        program: assembly lines, or machine code; what follows the first HLT is in the memory and never runs.
+        program: assembly lines, or machine code; the memory includes what follows the first HLT, but it never runs.
         acc: ACC at the start, 0…255.
         registers: the R registers at the start, 0…255 each; empty means all 0.
         num_registers: R, 1…255.

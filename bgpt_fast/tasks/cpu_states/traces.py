@@ -22,12 +22,12 @@ class Traces(Sequence[Trace]):
     """Traces of one machine in one buffer; slices share it.
 
     Args:
-        data: uint8, the traces' bytes; not checked, unlike by `Traces.from_bytes`.
+        data: uint8, the traces' bytes; not checked, unlike in `Traces.from_bytes`.
         offsets: int64 [n + 1]: trace i is `data[offsets[i] : offsets[i + 1]]`.
         num_registers: R.
         memory_size: M.
-        next_start: the index at which the stream that they are from continues; None if they are from no stream.
-        dropped: traces that were left out because their program is in another split.
+        next_start: the index at which their stream continues; None if they are not from a stream.
+        dropped: number of traces that were left out because their program is in another split.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Traces(Sequence[Trace]):
 
     @classmethod
     def from_list(cls, traces: Sequence[Trace]) -> Traces:
-        """One buffer of single traces, which need no check.
+        """Copies traces, which need no check, into one buffer.
 
         Raises:
             ValueError: no traces, or traces of different machines.
@@ -110,12 +110,12 @@ class Traces(Sequence[Trace]):
         return hashes
 
     def _native(self) -> tuple[int, int, int, int, int]:
-        """The traces as the C++ functions' first arguments."""
+        """The first arguments of the C++ functions: the traces."""
         return self.data.ctypes.data, self.offsets.ctypes.data, len(self), self.num_registers, self.memory_size
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all traces."""
+        """Total size of the traces in bytes."""
         return int(self.offsets[-1] - self.offsets[0])
 
     def select(self, indices: Sequence[int] | NDArray[np.int64]) -> Traces:
@@ -173,14 +173,14 @@ def split_of(
 
 
 def offsets_of(sizes: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
-    """int64 [n + 1]: where traces of these sizes begin and end in one buffer."""
+    """int64 [n + 1]: the boundaries of traces of these sizes in one buffer."""
     offsets = np.zeros(len(sizes) + 1, np.int64)
     np.cumsum(sizes, out=offsets[1:])
     return offsets
 
 
 def thread_count(threads: int | None) -> int:
-    """`threads`, or as many as this process has cores."""
+    """`threads`; for None, the number of cores of this process."""
     if threads is None:
         return len(os.sched_getaffinity(0))
     check_int("threads", threads, 1)

@@ -1,4 +1,4 @@
-"""The evaluation of `Trainer` on CPU states."""
+"""Evaluation on CPU states during training with `Trainer`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def teacher_forced_evaluation(held_out: Traces, *, batch_size: int = 64) -> Call
 
     Args:
         held_out: programs of the evaluation split.
-        batch_size: programs of a forward pass.
+        batch_size: programs per forward pass.
 
     Returns:
         A function of the model that returns "state_byte_accuracy", and the accuracy of the bytes of PC and IR

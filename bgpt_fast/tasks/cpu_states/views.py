@@ -1,4 +1,4 @@
-"""Programs with a model's predictions, for the page that shows them."""
+"""Converts programs and a model's predictions for the HTML page that shows them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def program_view(name: str, truth: Trace, predicted: PredictedTrace, forced: NDA
     """One program for `write_simulation_page`.
 
     Args:
-        name: of the predicted file.
+        name: name of the predicted file.
         truth: the machine's trace.
         predicted: the free-running prediction.
         forced: int16 [N, C], the teacher-forced prediction.
@@ -38,7 +38,7 @@ def program_view(name: str, truth: Trace, predicted: PredictedTrace, forced: NDA
 
 
 def _rows(values: NDArray[Any], C: int) -> list[Row]:
-    """Rows of C; None stands for an `<eop>`, and fills the last row."""
+    """Splits values into rows of C; None replaces `<eop>`, and pads the last row."""
     flat: Row = [value if 0 <= value < 256 else None for value in values.tolist()]
     flat += [None] * (-len(flat) % C)
     return [flat[start : start + C] for start in range(0, len(flat), C)]
