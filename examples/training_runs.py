@@ -1,6 +1,6 @@
-"""What the training examples share: settings for a CPU and for a GPU, the command line, and the results file.
+"""Shared by the training examples: settings for a CPU and for a GPU, the command line, and the results file.
 
-The examples run as scripts, so each puts this folder on `sys.path` before it imports this module.
+The examples run as scripts, so each adds this folder to `sys.path` before it imports this module.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def gpu_training(**settings: Any) -> TrainConfig:
 
 
 def limited_to(minutes: float) -> dict[str, Any]:
-    """The settings of `TrainConfig` that end a training after so many minutes."""
+    """The settings of `TrainConfig` that end training after `minutes`."""
     return {"max_minutes": minutes, "steps": 0, "schedule_by": "time"}
 
 
@@ -68,7 +68,7 @@ def argument_parser(description: str | None, full: str = "the paper's model, for
 
 
 def size_of(options: argparse.Namespace) -> str:
-    """The part of a file's name that tells runs of --full from those on a CPU."""
+    """The part of a file name that distinguishes --full runs from CPU runs."""
     return "full" if options.full else "cpu"
 
 
@@ -86,8 +86,8 @@ def write_results(
 
     Args:
         script: the example's `__file__`.
-        parser: of `argument_parser`; its defaults are left out of the command.
-        options: what it has parsed.
+        parser: from `argument_parser`; its defaults are omitted from the command.
+        options: the parsed options.
         results: JSON-ready.
 
     Returns:

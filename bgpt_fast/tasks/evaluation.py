@@ -32,10 +32,10 @@ class FileScore:
     """The scores of one file.
 
     Args:
-        path: of the file.
-        extension: in the document's extension patch.
-        scores: of all target patches, the end-of-file patch included.
-        cut_bytes: truncated bytes beyond the context.
+        path: path of the file.
+        extension: the one in the document's extension patch.
+        scores: scores of all target patches, including the end-of-file patch.
+        cut_bytes: number of bytes beyond the context, which are truncated.
         compressed: compressed size of the bytes within the context, by baseline.
     """
 
@@ -61,17 +61,17 @@ class FileReport:
         total: scores of all files.
         by_extension: scores of each extension.
         by_patch: scores of the n-th data patch of all files, n from 1; without end-of-file patches.
-        by_byte: scores of the s-th byte of data patches, s from 1 to S.
+        by_byte: scores of the s-th byte of all data patches, s from 1 to S.
         end_of_file: scores of the end-of-file patches.
         decoders: see `DecoderErrors`.
-        intervals: of "bits_per_byte", "bits_per_position" and "accuracy" of the total, by bootstrap over files.
-        baselines: bits per byte of each compressor: "gzip", "xz" and, if zstandard is installed, "zstd" on each file
-            alone, "..._solid" on all files in one stream.
-        documents_cut: number of files beyond the context, if only by their end-of-file patch; see
+        intervals: of the total's "bits_per_byte", "bits_per_position" and "accuracy", by bootstrap over files.
+        baselines: bits per byte of each compressor: "gzip", "xz" and, if zstandard is installed, "zstd" on separate
+            files, "..._solid" on all files in one stream.
+        documents_cut: number of files longer than the context, counting their end-of-file patch; see
             `FileScore.cut_bytes`.
-        skipped: number of files left out, by reason; `warnings` names the first.
-        seconds: model time.
-        patches_per_second: in that time.
+        skipped: number of skipped files by reason; `warnings` names the first.
+        seconds: time in the model.
+        patches_per_second: patches scored per second of that time.
     """
 
     files: tuple[FileScore, ...]
@@ -134,14 +134,14 @@ class EvaluationOptions(TypedDict, total=False):
 def evaluate_files(model: BGPT, paths: Paths, **options: Unpack[EvaluationOptions]) -> FileReport:
     """Scores a model on files, teacher-forced, without dropout.
 
-    Files are read, packed and scored batch by batch; memory holds one batch, the byte decoder's logits of 2,048
-    patches, and a row of figures for each file. A file beyond the context is truncated to its head, as in training's
-    evaluation, and counted; unreadable files are skipped, counted and named. Batching changes the figures only by
-    rounding.
+    Files are read, packed and scored batch by batch; in memory are one batch, the byte decoder's logits of 2,048
+    patches, and a row of figures for each file. A file longer than the context is truncated to its head, as in
+    evaluation during training, and counted; unreadable files are skipped, counted and reported. Batching changes the
+    figures only by rounding errors.
 
     Args:
         model: on any device.
-        paths: files and folders, as `FileSource`; empty files are skipped.
+        paths: files and folders, as in `FileSource`; empty files are skipped.
         options: see `EvaluationOptions`.
 
     Raises:
@@ -171,8 +171,8 @@ class Document(NamedTuple):
     """A file to score.
 
     Args:
-        path: of the file.
-        packed: its document, and its context, such as a pair's source.
+        path: path of the file.
+        packed: its document, preceded by its context if any, such as a pair's source.
         begin: index of its extension patch in `packed`; the patches after it are scored.
     """
 
@@ -182,7 +182,7 @@ class Document(NamedTuple):
 
     @property
     def content(self) -> bytes:
-        """The bytes of the file within the context."""
+        """The bytes of the file that fit the context."""
         own = self.packed.patches[self.begin :]
         ((_, content),) = PackedPatches(own, torch.tensor([0, len(own)], dtype=torch.int32)).to_bytes()
         return content
@@ -204,9 +204,9 @@ def evaluate_documents(
     """As `evaluate_files`, for packed documents; returns None if there are none.
 
     Args:
-        documents: the files in order, None for a skipped one.
+        documents: the files in order; None for a skipped one.
         count: their number, for `progress`.
-        skips: the skipped files, which `documents` adds to.
+        skips: report of the skipped files, updated by the iterator `documents`.
     """
     config = model.config
 

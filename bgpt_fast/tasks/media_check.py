@@ -1,4 +1,4 @@
-"""Whether generated files decode with Pillow, soundfile, mido, as UTF-8, or with abc2midi."""
+"""Checks whether generated files decode with Pillow, soundfile, mido, as UTF-8, or with abc2midi."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from bgpt_fast.tasks.music.midi import check_midi
 
 Medium = Literal["image", "audio", "midi", "abc", "text", "unknown"]
 OUR_REPORTS = ("report.json", "sources.jsonl", "made.jsonl", LOCK)
-"""Reports and journals that the commands write at the top of an output folder, which are no output to check."""
+"""Reports and journals that the commands write at the top of an output folder, which are not checked."""
 
 _NAMED = 20
 
@@ -54,8 +54,8 @@ class CheckReport:
 
     Args:
         files: number of files.
-        unknown: files without a decoder; shares leave them out.
-        decoding: files that decode.
+        unknown: files without a decoder, which shares do not count.
+        decoding: number of files that decode.
         by_extension: extension → (files, decoding).
         reasons: number of files by the reason why they do not decode.
         first_failing: a few of them as "name: reason: detail".

@@ -44,8 +44,8 @@ class Exhibit:
     Args:
         name: its name; the extension decides how it is shown.
         content: its bytes.
-        caption: more text below it.
-        truth: the true file to show beside it; None for none.
+        caption: additional text below it.
+        truth: the true file to show next to it; None if there is none.
     """
 
     name: str
@@ -57,8 +57,8 @@ class Exhibit:
 def write_gallery(path: str | os.PathLike[str], title: str, exhibits: Iterable[Exhibit]) -> list[Checked]:
     """Writes the page; returns the result of `check` for each exhibit.
 
-    Images are enlarged; audio has a player; MIDI has a piano roll and a player of plain tones, as does ABC if abc2midi
-    is installed, beside its text; files that do not decode show the reason and their first bytes.
+    Images are enlarged; audio has a player; MIDI has a piano roll and a player of plain tones; so does ABC, next to its
+    text, if abc2midi is installed; files that do not decode show the reason and their first bytes.
 
     Args:
         path: the HTML file; an existing one is replaced.
@@ -101,7 +101,7 @@ def _content_html(checked: Checked, content: bytes) -> str:
         dump = " ".join(f"{byte:02x}" for byte in content[:_BYTES_SHOWN])
         return f"<pre>{dump}{' …' * (len(content) > _BYTES_SHOWN)}</pre>"
     if checked.medium == "image":
-        # Browsers do not show every format that Pillow reads.
+        # Browsers do not support every format that Pillow reads.
         return f'<img alt="" src="{_data("image/png", pixels_as_png(content))}">'
     if checked.medium == "audio":
         return _player(content)

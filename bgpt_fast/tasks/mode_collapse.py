@@ -29,10 +29,10 @@ class Repetition:
 
     Args:
         size: in bytes.
-        distinct: by order n, the share of distinct n-grams, mean over windows of 1,024 bytes, so that it does not
-            depend on the file's length; 1 without n-grams.
-        loop_period: length of the pattern that repeats at the end of the file; 0 for none.
-        loop_share: share of the file, or of its last 65,536 bytes, that these repetitions cover; at least two.
+        distinct: by order n, the share of distinct n-grams, averaged over windows of 1,024 bytes, so that it does not
+            depend on the file's length; 1 if there are no n-grams.
+        loop_period: length in bytes of the pattern that repeats at the end of the file; 0 if there is none.
+        loop_share: share of the file, or of its last 65,536 bytes, that the repetitions (at least two) cover.
         longest_run: largest number of equal bytes in a row.
     """
 
@@ -46,8 +46,8 @@ class Repetition:
 def repetition(data: bytes) -> Repetition:
     """Returns the repetition within a file.
 
-    A loop is searched at the end, where a collapsed generation stays: the period of at most 256 bytes that covers most
-    bytes.
+    A loop is searched for at the end, since a collapsed generation does not leave its loop: the period, at most 256
+    bytes, that covers the most bytes.
     """
     content = np.frombuffer(data, np.uint8)
     windows = [data[start : start + WINDOW] for start in range(0, len(data), WINDOW)] or [b""]
@@ -61,7 +61,7 @@ def repetition(data: bytes) -> Repetition:
 
 @dataclass(frozen=True)
 class Diversity:
-    """The repetition within and across a set of files.
+    """The repetition within and between files of a set.
 
     Args:
         files: number of files.
@@ -73,9 +73,9 @@ class Diversity:
         looping: share of the files with a `loop_share` of at least one half.
         longest_run: maximum over the files.
         copies: share of the files that equal an earlier one.
-        shared: share of a file's distinct 8-grams that another file has too, mean over the first 1,024 bytes of these
+        shared: share of a file's distinct 8-grams that another file also has, mean over the first 1,024 bytes of these
             1,000 files.
-        signs: signs of mode collapse, as text; empty if there are none.
+        signs: descriptions of signs of mode collapse; empty if there are none.
     """
 
     files: int
@@ -114,8 +114,8 @@ def diversity(files: Iterable[bytes], reference: Diversity | None = None) -> Div
     to 1, since real files of one kind may share headers, and silence is a loop.
 
     Args:
-        files: contents, at least one; memory holds one at a time.
-        reference: of real files of the same kind, if any.
+        files: contents, at least one; only one is in memory at a time.
+        reference: the result for real files of the same kind, if any.
 
     Raises:
         ValueError: no files.
@@ -189,7 +189,7 @@ def _shared(heads: list[bytes]) -> float:
 
 
 def _loop(content: NDArray[np.uint8]) -> tuple[int, float]:
-    """Returns the period whose repetitions at the end cover most bytes, the shortest of equals, and their share."""
+    """Returns the period whose repetitions at the end cover the most bytes (of ties, the shortest), and their share."""
     best, covered = 0, 0
     for period in range(1, min(MAX_PERIOD, len(content) // 2) + 1):
         different = np.flatnonzero(content[period:] != content[:-period])

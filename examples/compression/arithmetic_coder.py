@@ -1,4 +1,4 @@
-"""An arithmetic coder with integer arithmetic, so that any machine decodes what another has encoded.
+"""An arithmetic coder with integer arithmetic, so that encoding and decoding agree on all machines.
 
 Source: Witten, Neal, Cleary: Arithmetic Coding for Data Compression, Communications of the ACM 30 (1987).
 """
@@ -10,7 +10,7 @@ _TOP = (1 << _BITS) - 1
 _HALF = 1 << (_BITS - 1)
 _QUARTER = 1 << (_BITS - 2)
 MAX_TOTAL = _QUARTER
-"""Largest sum of the frequencies of an alphabet."""
+"""Maximum sum of the symbol frequencies."""
 
 
 class Encoder:
@@ -21,7 +21,7 @@ class Encoder:
         self._bits: list[int] = []
 
     def encode(self, start: int, stop: int, total: int) -> None:
-        """Encodes the symbol with the share [start, stop) of `total`, 0 ≤ start < stop ≤ total ≤ MAX_TOTAL."""
+        """Encodes the symbol with the interval [start, stop) of `total`, 0 ≤ start < stop ≤ total ≤ MAX_TOTAL."""
         width = self._high - self._low + 1
         self._low, self._high = self._low + width * start // total, self._low + width * stop // total - 1
         while True:
@@ -40,7 +40,7 @@ class Encoder:
             self._low, self._high = 2 * self._low, 2 * self._high + 1
 
     def finish(self) -> bytes:
-        """Returns the bytes of all symbols, without zeros at the end, which the decoder adds."""
+        """Returns the code of all symbols, without trailing zeros, which the decoder assumes."""
         self._pending += 1
         self._emit(int(self._low >= _QUARTER))
         text = "".join(map(str, self._bits))
@@ -62,11 +62,11 @@ class Decoder:
             self._value = 2 * self._value + self._bit()
 
     def target(self, total: int) -> int:
-        """Returns a number in 0 … total - 1 inside the next symbol's share."""
+        """Returns a number in 0 … total - 1 inside the next symbol's interval."""
         return ((self._value - self._low + 1) * total - 1) // (self._high - self._low + 1)
 
     def decode(self, start: int, stop: int, total: int) -> None:
-        """Skips the symbol with the share [start, stop), which contains `target`."""
+        """Consumes the symbol with the interval [start, stop), which contains `target`."""
         width = self._high - self._low + 1
         self._low, self._high = self._low + width * start // total, self._low + width * stop // total - 1
         while True:

@@ -1,12 +1,12 @@
-"""Compresses a file with a byte model and an arithmetic coder, and restores it to the last bit.
+"""Compresses a file with a byte model and an arithmetic coder, and restores it losslessly.
 
     python examples/compression/compress.py compress trace.bin trace.bgpt --checkpoint examples/cpu_states/checkpoint
     python examples/compression/compress.py restore trace.bgpt again.bin --checkpoint examples/cpu_states/checkpoint
 
 The file is split into blocks that fit the model's context, each coded independently. Compressing scores all bytes of a
-block at once (`score`); restoring computes one byte after the other, for all blocks in parallel (`ByteStreams`). Both
-have bit-identical logits, so both get the same integer frequencies. That holds on one kind of machine and build of
-torch; restored bytes are checked by a checksum, so anything else is an error and never wrong bytes.
+block at once (`score`); restoring decodes byte by byte, for all blocks in parallel (`ByteStreams`). Their
+logits are bit-identical, so both derive the same integer frequencies, if the kind of machine and the build of torch are
+the same. A checksum of the restored bytes turns any mismatch into an error instead of wrong bytes.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from bgpt_fast.generation.scoring import ByteStreams, context_bytes, score
 MAGIC = b"bGPT-ac1"
 TOTAL = 1 << 24
 FLOOR = 1 / 64
-"""Share of the probability that all bytes have equally, so that no byte takes more than 14 bits."""
+"""Probability mass spread evenly over all bytes, so that no byte takes more than 14 bits."""
 _HEADER = struct.Struct("<8s8sQIIB")
 
 
 class CompressedError(ValueError):
-    """Data that cannot be restored: damaged, not of this format, or of another model or machine."""
+    """Data that cannot be restored: damaged, in another format, or from another model or machine."""
 
 
 class Header(NamedTuple):
@@ -61,10 +61,10 @@ def fingerprint(model: BGPT) -> bytes:
 
 
 def cumulative_frequencies(logits: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Returns int64 [257]: byte b has the share [c[b], c[b + 1]) of TOTAL. Its bits depend on this row alone.
+    """Returns int64 [257]: byte b has the interval [c[b], c[b + 1]) of TOTAL. Depends on this row only, bit for bit.
 
     Args:
-        logits: float32 [257]; that of the end of the file does not count, since the size is known.
+        logits: float32 [257]; the end-of-file logit is ignored, since the size is known.
     """
     scores = logits[:256].astype(np.float64)
     weights = np.exp(scores - scores.max())
@@ -80,10 +80,10 @@ def compress(
     """Compresses a file.
 
     Args:
-        model: its probabilities are the code's.
-        extension: of the file.
+        model: gives the probabilities of the code.
+        extension: extension of the file.
         content: any bytes.
-        block_bytes: bytes of a block, at most the context's; None means the context's.
+        block_bytes: bytes per block, at most those of the context, which None means.
         max_batch: blocks scored in parallel; does not change the result.
 
     Raises:
@@ -131,7 +131,7 @@ def restore(model: BGPT, data: bytes, *, max_batch: int = 64) -> bytes:
     """Restores the content of a compressed file.
 
     Args:
-        model: the one that compressed it.
+        model: the model that compressed it.
         data: a result of `compress`.
         max_batch: blocks restored in parallel; does not change the result.
 

@@ -1,8 +1,8 @@
 """How many programs are needed: the same training on fixed sets of 10³, 10⁴, 10⁵ and 10⁶ different programs.
 
 Each run has the same number of steps and programs a step, from the same initial weights; small sets are repeated. All
-are scored on the same held-out programs, teacher-forced, and on programs of their own set: a lower loss on those is
-memorisation. The figures go to data_curve.cpu.json beside this script, the curve to a PNG.
+are scored, teacher-forced, on the same held-out programs and on programs of their own set: a lower loss on the latter
+is memorisation. The figures go to data_curve.cpu.json beside this script, the curve to a PNG.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Settings:
         programs: programs in a batch.
         training: see `TrainConfig`; the same number of steps for each set.
         scored: programs of the final scores, both held-out ones and those of the set.
-        seed: of the programs; every set starts with the same ones. Held-out programs have the next seed.
+        seed: seed of the programs; larger sets contain the smaller ones. Held-out programs have the next seed.
     """
 
     model: BGPTConfig
@@ -93,7 +93,7 @@ def full(steps: int = 20_000) -> Settings:
 
 
 def different_programs(count: int, seed: int, machine: dict[str, int]) -> Traces:
-    """Returns the first `count` different programs of a seed's training split; larger sets contain smaller ones."""
+    """Returns the first `count` distinct programs of a seed's training split; larger sets contain smaller ones."""
     candidates = count
     while True:
         candidates += candidates // 8 + 16
@@ -104,13 +104,13 @@ def different_programs(count: int, seed: int, machine: dict[str, int]) -> Traces
 
 
 class FixedPrograms:
-    """A `Source` of a set of programs, in another order each epoch.
+    """A `Source` of a fixed set of programs, shuffled in each epoch.
 
     Args:
         traces: the set.
         config: patch size and context.
         programs: programs in a batch.
-        seed: of the orders.
+        seed: seed of the shuffling.
     """
 
     def __init__(self, traces: Traces, config: BGPTConfig, programs: int, seed: int = 0) -> None:
@@ -149,7 +149,7 @@ class FixedPrograms:
 
 
 def scores(model: BGPT, traces: Traces) -> dict[str, float]:
-    """Returns teacher-forced accuracies, and the loss in bits a state byte, end-of-file patches included."""
+    """Returns teacher-forced accuracies, and the loss in bits per state byte, including end-of-file patches."""
     report = evaluate_bytes(teacher_forced(model, traces, batch_size=_BATCH), [trace.states for trace in traces])
     batches = [pack_traces(traces[start : start + _BATCH], model.config) for start in range(0, len(traces), _BATCH)]
     return {**shares(report), "bits_per_byte": likelihood_evaluation(batches)(model)["bits_per_byte"]}
@@ -172,7 +172,7 @@ def run(count: int, settings: Settings, held_out: Traces, folder: Path) -> dict[
         count: number of different programs in the set.
         settings: of all runs.
         held_out: programs of the evaluation split.
-        folder: of the run, which is resumed if it was stopped.
+        folder: folder of the run; a stopped run is resumed.
 
     Returns:
         Figures, JSON-ready.

@@ -31,7 +31,7 @@ from bgpt_fast.tasks.cpu_states.assessment import Assessment, assess
 HERE = Path(__file__).resolve().parent
 CHECKPOINT = HERE / "checkpoint"
 RECIPE = HERE / "demo.json"
-HELD_OUT_SEED = 20240229  # of programs that neither training nor the choice of a recipe has used
+HELD_OUT_SEED = 20240229  # seed of programs that were used neither for training nor for the choice of a recipe
 
 
 def main() -> int:
@@ -95,7 +95,7 @@ def simulate(name: str, checkpoint: Path, recipe: Path, output: Path, programs: 
 
 
 def show_one(assessment: Assessment, held_out: Traces, folder: Path) -> None:
-    """Prints the longest program with a wrong byte (or the longest) beside the true one, and plots its errors."""
+    """Prints the longest wrong prediction (or the longest of all) next to the true trace, and plots its errors."""
     wrong = [i for i, trace in enumerate(held_out) if assessment.predicted[i].to_bytes() != trace.to_bytes()]
     index = max(wrong or range(len(held_out)), key=lambda i: len(held_out[i].states))
     truth, predicted = held_out[index], assessment.predicted[index]

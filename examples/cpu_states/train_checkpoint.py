@@ -1,6 +1,6 @@
 """`make checkpoint`: trains the shipped model of `make demo` with the options of checkpoint.json; writes checkpoint/.
 
-A stopped training is resumed. The checkpoint's folder gets the weights in float16, the training options, and
+A stopped training is resumed. The checkpoint folder contains the weights in float16, the training options, and
 training.json: the command, the time, the machine, the versions, and scores on held-out programs.
 """
 
@@ -26,7 +26,7 @@ from bgpt_fast.tasks.cpu_states import generate
 from bgpt_fast.tasks.cpu_states.assessment import assess
 
 HERE = Path(__file__).resolve().parent
-HELD_OUT_SEED = 20240301  # neither the demo's nor training's
+HELD_OUT_SEED = 20240301  # differs from the seeds of the demo and of training
 
 
 def main() -> int:

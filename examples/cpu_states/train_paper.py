@@ -3,7 +3,7 @@
     PYTHONPATH=. python examples/cpu_states/train_paper.py --output runs/paper --session-minutes 9
 
 Each call trains for one session, saves, and exits with 143; the next one resumes, until `--steps` are done or
-`--target` is reached. `result.json` has the held-out scores over time, the machine and the versions. Needs none of the
+`--target` is reached. `result.json` has the held-out scores over time, the machine and the versions. Does not need the
 packages of the command line.
 """
 

@@ -1,11 +1,11 @@
-"""Continues files on W processes: each takes every W-th prompt and writes its part; the first one merges the parts.
+"""Continues files on W processes: each takes every W-th prompt and writes its part; rank 0 merges the parts.
 
     torchrun --nproc-per-node 2 examples/many_machines/sharded.py prompts/*.bin \\
         --checkpoint examples/cpu_states/checkpoint --output generated
 
 On several machines give torchrun its --nnodes and --rdzv-endpoint, and an --output on a shared file system. A file's
-bytes depend only on its prompt and its index in the list, so the number of processes does not change them. Started
-again with the same number after a kill, it generates only the missing files.
+bytes depend only on its prompt and its index in the list, so the number of processes does not change them. A rerun
+with the same number of processes after a kill generates only the missing files.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def merge(output: Path, world_size: int, expected: int) -> None:
     """Moves the files of all parts into the output folder, then writes report.json, which marks it as complete.
 
     Raises:
-        RuntimeError: a part is missing or short; nothing is moved.
+        RuntimeError: a part is missing or incomplete; nothing is moved.
     """
     records: list[dict[str, Any]] = []
     files = {}
@@ -99,7 +99,7 @@ def merge(output: Path, world_size: int, expected: int) -> None:
     if len(files) != expected:
         raise RuntimeError(f"expected {expected} files from {world_size} processes, got {len(files)}")
     for name, path in files.items():
-        if path.exists():  # otherwise a merge that was killed has moved it
+        if path.exists():  # otherwise an earlier merge, which was killed, has moved it
             os.replace(path, output / name)
     finished = sum(record["finished"] for record in records)
     report = {"processes": world_size, "finished": finished, "files": sorted(records, key=lambda one: one["path"])}

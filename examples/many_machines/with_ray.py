@@ -1,11 +1,11 @@
-"""Continues files with Ray Data: a `Generator` an actor, prompts in batches, results as Parquet.
+"""Continues files with Ray Data: one `Generator` per actor, prompts in batches, results as Parquet.
 
     pip install "bgpt-fast[ray]"
     python examples/many_machines/with_ray.py prompts/*.bin --checkpoint examples/cpu_states/checkpoint \\
         --output generated-parquet --actors 2
 
 Ray distributes the actors over the machines of its cluster, gives each the GPUs of --gpus, restarts dead ones, and
-streams, so that memory holds only some files. A file's bytes depend only on its prompt and its index in the list, so
+streams, so that only some files are in memory. A file's bytes depend only on its prompt and its index in the list, so
 they equal those of `sharded.py` and of one process.
 """
 
@@ -37,7 +37,7 @@ class Continue:
         self.options = options
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        """Columns index and path to index, path, data and finished."""
+        """Maps the columns index and path to index, path, data and finished."""
         prompts = [
             Prompt(extension_of(path), Path(path).read_bytes(), int(index))
             for index, path in zip(batch["index"], batch["path"], strict=True)

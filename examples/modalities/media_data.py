@@ -1,9 +1,9 @@
 """Labelled text, images and audio from installed packages, and spectrograms of the audio.
 
-The sources are read from their packages, standardised as by `bgpt-fast data media`, and split by content, icons and
-prompts by their names. Nothing is downloaded, and the repository has no copy.
+The files are read from their packages, standardised as by `bgpt-fast data media`, and split by content, except icons
+and prompts, by name. Nothing is downloaded, and the repository has no copy.
 
-text: Debian's fortunes, by topic. image: scikit-learn's digits, by digit, and Tango's icons, for pre-training alone.
+text: Debian's fortunes, by topic. image: scikit-learn's digits, by digit, and Tango's icons, for pre-training only.
 audio: Asterisk's prompts, the same sentences in several languages, by language, which is also the speaker.
 """
 
@@ -131,7 +131,7 @@ def files_of(folder: Path) -> list[str]:
 
 
 def chosen(paths: list[str], count: int) -> list[str]:
-    """So many of the files, by a hash of their names; 0 means all."""
+    """`count` of the files, chosen by a hash of their names; 0 means all."""
     ranked = sorted(paths, key=lambda path: hashlib.blake2b(os.path.basename(path).encode()).digest())
     return sorted(ranked[: count or len(ranked)])
 

@@ -1,10 +1,10 @@
-"""Pre-train on text, images, audio or all of them; measure each on each; and fine-tune each to classify each.
+"""Pre-trains models on text, images, audio and all of them; evaluates and fine-tunes each on every modality.
 
-pre-training: one model a modality, and one on all, with about as many patches of each as the single ones had. Bits per
-byte of each on held-out files of each modality, beside compressors.
+pre-training: one model per modality, and one on all with about as many patches of each as the single ones had. Reports
+bits per byte of each model on held-out files of each modality, compared with compressors.
 classification: from each pre-trained model, and from scratch, to topics of text, digits in images, languages of audio
-and languages of the same clips as spectrogram images, beside a small CNN and classifiers that count bytes.
-A model that is pre-trained once serves all of it. The data is what packages bring (media_data.py).
+and of the same clips as spectrogram images, compared with a small CNN and classifiers on byte counts.
+Each model is pre-trained once and used for everything. The data comes from installed packages (media_data.py).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from bgpt_fast.training import TrainConfig, Trainer
 MIXED = "mixed"
 SCRATCH = "none"
 SPECTROGRAM_FROM = (SCRATCH, "image", "audio")
-"""The pre-training that the paper's spectrogram test starts from."""
+"""The modality of pre-training from which the paper's spectrogram test starts."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Settings:
         model: sizes of all models.
         patches_per_batch: of pre-training and fine-tuning.
         pre_training: of a single modality; a mixture of n takes n times as many steps.
-        fine_tuning: of a classifier, whatever it starts from; `epochs` decides its steps.
+        fine_tuning: of every classifier, pre-trained or not; `epochs` decides its steps.
         epochs: of fine-tuning, by task.
         cnn_steps: training steps of the CNN baseline.
     """
@@ -168,7 +168,7 @@ def run(modalities: tuple[str, ...], settings: Settings, folder: Path) -> dict[s
     """Trains and measures everything in `folder`; a stopped run is resumed there.
 
     Raises:
-        MissingDataError: names the package that brings the missing data.
+        MissingDataError: names the package that contains the missing data.
         ValueError: the folder holds a run with other settings.
     """
     described = as_json({"modalities": modalities, **dataclasses.asdict(settings)})
@@ -213,7 +213,7 @@ def run(modalities: tuple[str, ...], settings: Settings, folder: Path) -> dict[s
 
 
 class _Stage:
-    """The measurements of one pre-trained model, or from scratch; the model is trained when it is first used."""
+    """The measurements of one pre-trained model, or from scratch; trains the model at its first use."""
 
     def __init__(self, name: str, media: Media, settings: Settings, folder: Path) -> None:
         self.name, self.media, self.settings, self.folder = name, media, settings, folder
@@ -236,7 +236,7 @@ class _Stage:
 
 
 def cached(path: Path, compute: Callable[[], Any]) -> Any:
-    """Returns the content of a JSON file, which is computed and written first if there is none."""
+    """Returns the content of a JSON file; if there is none, computes and writes it first."""
     if not path.exists():
         write_json(path, compute())
     return json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""Random programs of the MOS 6502, and their traces by py65's processor, as states of 16 bytes.
+"""Random programs of the MOS 6502, and their traces by py65's emulator, as states of 16 bytes.
 
 A trace has the layout of the toy machine with 10 registers: M bytes of memory, the start state, then the state after
 each fetch; so `Traces`, `pack_traces`, `simulate` and `teacher_forced` of `bgpt_fast.tasks.cpu_states` accept it.
@@ -30,7 +30,7 @@ the value there (0 if it accesses none); of the previous instruction, the low by
 value that it wrote, and its number of cycles."""
 STATE_SIZE = len(COLUMNS)
 TOY_REGISTERS = STATE_SIZE - 6
-"""The registers of the toy machine whose states have as many bytes."""
+"""The number of registers of the toy machine whose states have the same size."""
 VARIABLES = 16
 """Bytes $00 … $0F are random data; the program follows and ends with BRK."""
 EVAL_SHARE = 0.02
@@ -56,7 +56,7 @@ class ProgramOptions:
 
     Args:
         memory_size: M, bytes of the zero page in a trace: 16 of data, then the program.
-        min_program, max_program: least and most instructions, BRK included; two bytes each must fit the memory.
+        min_program, max_program: range of the number of instructions, BRK included; at two bytes each they must fit.
 
     Raises:
         TypeError, ValueError: a field has a wrong type or is out of range.
@@ -96,12 +96,12 @@ def generate(
     start: int = 0,
     options: ProgramOptions | None = None,
 ) -> Traces:
-    """Traces of random programs: instance i of a seed is always the same.
+    """Generates traces of random programs: instance i of a seed is always the same.
 
     Args:
-        count: how many.
-        seed: of the stream.
-        split: "train" or "eval". A hash of memory and program decides, so no program is in both, whatever the seeds.
+        count: number of programs.
+        seed: seed of the stream.
+        split: "train" or "eval". A hash of memory and program decides, so no program is in both, for any seeds.
         start: the first instance.
         options: lengths and memory; None means the defaults.
 
@@ -158,10 +158,10 @@ def trace(memory: bytes, a: int = 0, x: int = 0, y: int = 0, *, max_steps: int =
     Args:
         memory: up to 256 bytes from address 0: 16 of data, then the program.
         a, x, y: registers at the start; SP is $FF, P as after a reset.
-        max_steps: most instructions.
+        max_steps: maximum number of instructions.
 
     Returns:
-        The memory, the start state, and the state after each fetch, the last one that of BRK.
+        The memory, the start state, and the state after each fetch, the last one for BRK.
 
     Raises:
         ValueError: an opcode that the 6502 does not have, or no BRK in `max_steps` instructions.

@@ -1,6 +1,6 @@
-"""A real processor: a model learns to be a MOS 6502 from traces of random programs, made by py65.
+"""Trains a model to simulate a real processor, the MOS 6502, on traces of random programs from the emulator py65.
 
-Trainer, packing, simulation and generator are those of the toy machine; the source and the scores are the 6502's own.
+Trainer, packing, simulation and generator are those of the toy machine; source and scores are specific to the 6502.
 The results on held-out programs go to mos6502.cpu.json beside this script.
 """
 

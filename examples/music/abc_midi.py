@@ -1,9 +1,9 @@
 """ABC to MIDI and back: one model learns both directions from pairs by abc2midi, and is scored on held-out pairs.
 
-By default single bars of the Irish tunes that music21 brings (excerpts.py), with a model of CPU size; --full takes
-complete tunes and the paper's model. The results on held-out titles go to abc_midi.cpu.json beside this script. The
-exit code is 1 if the model needs more bits for a target file than the best compressor after the training pairs, or has
-fewer notes right than the training pair whose source shares the longest prefix.
+By default on single bars of the Irish tunes of music21 (excerpts.py), with a model of CPU size; --full uses complete
+tunes and the paper's model. The results on held-out titles go to abc_midi.cpu.json beside this script. The exit
+code is 1 if the model needs more bits for a target file than the best compressor primed with the training pairs, or
+has fewer notes right than the target of the training source with the longest common prefix.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from bgpt_fast.training import TrainConfig, Trainer
 
 DIRECTIONS = (("abc", "mid"), ("mid", "abc"))
 PUBLISHED = {"abc->mid": 0.0011}
-"""Bits per byte on IrishMAN's whole tunes, of the published model of 110 M parameters (arXiv 2402.19155)."""
+"""Bits per byte on IrishMAN's complete tunes, of the published model of 110 M parameters (arXiv 2402.19155)."""
 NOTES = (4, 8)
-"""Fewest and most notes of a bar."""
+"""Minimum and maximum number of notes in a bar."""
 NUMERIC = {"byte_init": "numeric", "byte_init_std": 0.05, "position_init": "sinusoidal"}
 SMALL = runs.cpu_model(64, 96, layers=4, heads=4, byte_heads=8, patch_size=4, **NUMERIC)
 
@@ -109,7 +109,7 @@ def convert(model: BGPT, pairs: Sequence[tuple[Path, Path]]) -> list[Conversion]
 
 
 def nearest_prefix(pairs: Sequence[tuple[Path, Path]], training: Sequence[tuple[Path, Path]]) -> list[Conversion]:
-    """The baseline: each source becomes the target of the training source that shares the longest prefix with it."""
+    """The baseline: each prediction is the target of the training source with the longest common prefix."""
     examples = sorted((source.read_bytes(), target) for source, target in training)
     sources = [content for content, _ in examples]
     conversions = []
@@ -128,7 +128,7 @@ def _shared_prefix(first: bytes, second: bytes) -> int:
 
 
 def compressors(pairs: Sequence[tuple[Path, Path]], training: Sequence[tuple[Path, Path]]) -> dict[str, float]:
-    """Bits per byte of the targets by general compressors, after the training pairs and the sources."""
+    """Bits per byte of the targets under general-purpose compressors primed with the training pairs and the sources."""
     training_files = [path.read_bytes() for pair in training for path in pair]
     sources = [source.read_bytes() for source, _ in pairs]
     both = [path.read_bytes() for pair in pairs for path in pair]

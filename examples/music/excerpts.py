@@ -1,8 +1,8 @@
-"""Single bars of the Irish tunes as an ABC collection: pairs that a small model learns on a CPU.
+"""Extracts single bars of the Irish tunes as an ABC collection, for pairs that a small model can learn on a CPU.
 
 A bar is extracted if it has plain notes only (accidentals, octaves, lengths and broken rhythm; no chords, grace notes,
-triplets, ties or signs), so that it does not depend on earlier bars. Each gets its tune's metre, unit length and key,
-and its title, which decides the split.
+triplets, ties or signs), so that it does not depend on earlier bars. Each has the metre, unit length, key and
+title of its tune; the title decides the split.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ PLAIN = re.compile(rf"(?:{NOTE})+(?<![<>])")
 KEY = re.compile(r"[A-G][#b]?(?:m|maj|min|ion|dor|phr|lyd|mix|aeo|loc)?", re.IGNORECASE)
 FIELD = re.compile(r"([A-Za-z]):(.*)")
 BETWEEN_BARS = re.compile(r"[|:\[\]]+\d?")
-"""Bar lines, repeats and endings; chords fall apart at their brackets, and `whole_bars` drops them first."""
+"""Bar lines, repeats and endings; brackets would also split chords, which `whole_bars` removes first."""
 
 
 def plain_bars(tune: Tune, fewest: int, most: int) -> Iterator[str]:
     """Yields the plain bars of a tune as ABC tunes, each once.
 
-    A tune with a second line of key, metre or unit length has none.
+    Yields nothing from a tune that changes its key, metre or unit length.
 
     Args:
         tune: of a collection.
-        fewest, most: notes of a bar.
+        fewest, most: range of the number of notes in a bar.
     """
     fields: dict[str, str] = {}
     music: list[str] = []
@@ -54,7 +54,7 @@ def plain_bars(tune: Tune, fewest: int, most: int) -> Iterator[str]:
 
 
 def whole_bars(music: str) -> Iterator[str]:
-    """Yields the text between bar lines, without spaces; chords and fields become "&", which no plain bar has."""
+    """Yields the text between bar lines, without spaces; chords and fields become "&", which plain bars do not have."""
     music = re.sub(r"\[(?=[^|\d])[^\]]*\]", "&", music)
     for bar in BETWEEN_BARS.split(music):
         if bar := re.sub(r"\s", "", bar):
@@ -67,7 +67,7 @@ def write_excerpts(collections: Sequence[str | Path], path: Path, *, fewest: int
     Args:
         collections: .abc files, and folders of them.
         path: the file to write.
-        fewest, most: notes of a bar.
+        fewest, most: range of the number of notes in a bar.
     """
     bars = 0
     with atomic_write(path) as file:

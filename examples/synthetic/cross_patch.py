@@ -1,9 +1,9 @@
-"""A value is needed k patches later, k = 1 … 256: what the patch-level decoder carries, and how far.
+"""Tests how far the patch-level decoder carries information: a value is needed again k = 1 … 256 patches later.
 
-recall: four patches of one letter, k - 1 patches of nothing, four of the letter again; one model for all k, and the
-extension says which.
-delay: k random letters, then 16 that are those of k patches before: the model must find each by its distance.
-A patch holds one letter and zeros. A model without the earlier patches needs 4 bits for each repeated letter.
+recall: four patches of one letter, k - 1 patches of zeros, four of the letter again; one model for all k, which the
+extension states.
+delay: k random letters, then 16 that each repeat the letter k patches before: the model must locate it by distance.
+A patch holds one letter and zeros. Without the earlier patches, a model needs 4 bits for each repeated letter.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def recalled_at_each_distance(report: FileReport) -> dict[str, float]:
 
 
 def delay_line(k: int, patch_size: int) -> Rule:
-    """k random letters, then 16 copies of those k patches before; a letter a patch."""
+    """k random letters, then 16 copies of those k patches before; one letter per patch."""
 
     def make(stream: random.Random) -> tuple[str, bytes]:
         letters = [stream.choice(LETTERS) for _ in range(k)]
@@ -66,7 +66,7 @@ def delay_line(k: int, patch_size: int) -> Rule:
 
 
 def recalled_behind(k: int, patch_size: int) -> Callable[[FileReport], dict[str, float]]:
-    """A function of the report: the share of the letters that came through k patches."""
+    """Returns a function of the report: the share of the letters recalled over k patches."""
 
     def measure(report: FileReport) -> dict[str, float]:
         late = report.by_patch[k:]

@@ -1,7 +1,7 @@
-"""Patterns that cost next to nothing once they are known: alternating bits, and repeats of a short motif.
+"""Patterns that cost almost no bits once they are identified: alternating bits, and repeats of a short motif.
 
-A file of alternating bits holds one bit of information, a repeated motif that of its first round; everything else must
-cost ~0 bits.
+A file of alternating bits has one bit of information, a repeated motif that of its first occurrence; all other bytes
+must cost ~0 bits.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def alternating(size: int) -> Rule:
 
 
 def repeats(size: int) -> Rule:
-    """A random motif of 1, 2, 4 or 8 letters, again and again."""
+    """A random motif of 1, 2, 4 or 8 letters, repeated."""
 
     def make(stream: random.Random) -> tuple[str, bytes]:
         motif = bytes(stream.choice(LETTERS) for _ in range(stream.choice(PERIODS)))

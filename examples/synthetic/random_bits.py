@@ -1,8 +1,8 @@
-"""A stochastic system of known entropy: the model must come down to it, and not below.
+"""A random process of known entropy, which the model's bits per byte must reach and cannot fall below.
 
-Bits that flip with a probability of 10 % from one to the next, across bytes and patches: 0.469 bits a bit, 3.752 a
-byte. Another stream is a coin that shows 1 with 10 %: as much entropy, without memory. No compressor that knows no bits
-comes near.
+Each bit differs from the previous one, across bytes and patches, with a probability of 10 %: 0.469 bits per bit, 3.752
+per byte. Another stream has independent bits that are 1 with 10 %: the same entropy, without memory. Compressors that
+model bytes and not bits are far above it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CHANCE = 0.1
 
 
 def flipping(size: int) -> Rule:
-    """A Markov chain of bits: the first is even, each other differs from the one before with a probability of 10 %."""
+    """A Markov chain of bits: the first is uniform, each other differs from the last with a probability of 10 %."""
 
     def make(stream: random.Random) -> tuple[str, bytes]:
         bit, bits = stream.getrandbits(1), 0

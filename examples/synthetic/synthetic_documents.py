@@ -1,4 +1,4 @@
-"""What the synthetic recipes share: an endless source of generated documents, and the excess over their entropy.
+"""Shared by the synthetic examples: an endless source of generated documents, and the excess over their entropy.
 
 The probability of a generated document is known, so no code can be shorter on average than its `bits`, the floor. A
 model's excess over the floor is what it has not learned; on held-out documents it is below 0 only by chance.
@@ -121,7 +121,7 @@ def run(experiment: Experiment, folder: Path) -> dict[str, Any]:
 
     Args:
         experiment: rule, model and claims.
-        folder: of the run, which is resumed if it was stopped, and of the held-out files.
+        folder: folder of the run (a stopped run is resumed) and of the held-out files.
 
     Returns:
         Figures, JSON-ready. "holds" is true if the excess is at most `most_excess`, its interval is not below 0, and
@@ -169,10 +169,10 @@ def main(script: str, description: str, small: Mapping[str, Experiment], full: M
     """The command line of a recipe; returns 1 if a claim does not hold.
 
     Args:
-        script: the recipe's `__file__`; results of all experiments go beside it, as JSON.
+        script: the recipe's `__file__`; results of all experiments are written next to it, as JSON.
         description: for --help.
         small: experiments by name, of CPU size, the smallest one first.
-        full: the same, and some that the small model does not learn, with the paper's model.
+        full: the same with the paper's model, and some that the small model does not learn.
     """
     parser = runs.argument_parser(description)
     parser.add_argument("--only", nargs="+", choices=list(full), metavar="NAME", help=f"some of {', '.join(full)}")

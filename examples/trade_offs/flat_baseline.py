@@ -1,7 +1,7 @@
-"""A byte model without patches as a baseline: transformers' GPT-2 over single bytes, on the same documents.
+"""A byte model without patches as a baseline: the GPT-2 of `transformers` over single bytes, on the same documents.
 
-A document is its extension, a token 256, its content, and a token 256 that ends it. The extension and the first 256
-are no targets, like bGPT's extension patch. Bits per byte are all bits of content and end over the content's bytes, as
+A document is its extension, a token 256, its content, and a final token 256. The extension and the first 256
+are not targets, like bGPT's extension patch. Bits per byte are all bits of content and end over the content's bytes, as
 for bGPT.
 
 Shape letters: B documents, L tokens of a document, V = 257 tokens, D width.
@@ -47,12 +47,12 @@ class FlatConfig:
     """Sizes of a flat byte model.
 
     Args:
-        context: most tokens of a document, extension and separators included; see `flat_context`.
+        context: maximum number of tokens in a document, extension and separators included; see `flat_context`.
         hidden_size: width.
         num_layers: layers.
         num_heads: a divisor of the width.
         dropout: of residuals, embeddings and attention.
-        position_init_std: standard deviation of the initial position embeddings, as of `BGPTConfig`.
+        position_init_std: standard deviation of the initial position embeddings, as in `BGPTConfig`.
     """
 
     context: int
@@ -126,7 +126,7 @@ class FlatDocument(NamedTuple):
 
 
 def flat_context(config: BGPTConfig) -> int:
-    """Returns the tokens that the largest document of a bGPT's context takes."""
+    """Returns the number of tokens of the largest document that fits a bGPT's context."""
     return config.patch_length * config.patch_size + 2
 
 
@@ -187,7 +187,7 @@ def flat_of_equal_compute(
 
 @dataclass(frozen=True)
 class FlatTraining:
-    """The result of a training: steps, seconds, content bytes seen, and the last step's loss in nats a token."""
+    """The result of a training: steps, seconds, content bytes seen, and the last step's loss in nats per token."""
 
     steps: int
     seconds: float
@@ -201,7 +201,7 @@ def train_flat(model: FlatModel, source: Source, config: TrainConfig) -> FlatTra
     Args:
         model: trained in place, on the config's device.
         source: bGPT's batches.
-        config: its steps, minutes, rates, optimiser, precision, clipping, threads and device apply.
+        config: its steps, minutes, learning rates, optimiser, precision, clipping, threads and device apply.
 
     Raises:
         FloatingPointError: a loss is not finite.
@@ -252,7 +252,7 @@ class FlatReport:
         total: scores of all files; `per_position` is a mean over tokens, unlike bGPT's.
         by_extension: scores of each extension.
         interval: 95 % interval of bits per byte, by bootstrap over files.
-        skipped: number of files left out, by reason.
+        skipped: number of skipped files, by reason.
     """
 
     paths: tuple[str, ...]
@@ -333,9 +333,9 @@ def generate_flat(
     Args:
         model: on any device.
         prompts: extension and prefix of each file.
-        max_new_bytes: most bytes to add.
-        temperature: 0 takes the likeliest byte each time.
-        seed: of torch's global generator, which transformers uses.
+        max_new_bytes: maximum number of bytes to add.
+        temperature: 0 always takes the most likely byte.
+        seed: seed of torch's global generator, which transformers uses.
 
     Returns:
         The contents, prefixes included.
@@ -375,7 +375,7 @@ def generate_flat(
 
 
 def _groups(documents: Sequence[FlatDocument]) -> Iterator[list[FlatDocument]]:
-    """Groups documents of similar length, so that little is padding, with at most _TOKENS_AT_ONCE tokens each."""
+    """Groups documents of similar length, to limit padding, with at most _TOKENS_AT_ONCE tokens each."""
     group: list[FlatDocument] = []
     for document in sorted(documents, key=lambda document: -len(document.tokens)):
         if group:

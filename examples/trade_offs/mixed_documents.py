@@ -1,7 +1,7 @@
 """A data set of text, images and traces that needs no download.
 
 txt: pieces of the Python standard library's source. bmp: scikit-learn's handwritten digits, if scikit-learn and Pillow
-are installed. bin: traces of the toy CPU. Held-out documents are of other source files, digits and programs.
+are installed. bin: traces of the toy CPU. Held-out documents come from other source files, digits and programs.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from bgpt_fast.files import atomic_write
 from bgpt_fast.tasks.cpu_states import generate
 
 MACHINE = {"num_registers": 2, "memory_size": 64, "min_program": 1, "max_program": 15}
-# Other packages, tests, and the encodings: hundreds of nearly equal files.
+# Excluded: other packages, tests, and the encodings, which are hundreds of nearly equal files.
 _LEAVE_OUT = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idlelib", "lib2to3", "encodings"}
-_HELD_OUT_SHARE = 16  # one source file in so many
+_HELD_OUT_SHARE = 16  # one source file in this many
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ def mixed_documents(most: int, scored: int, text_bytes: int) -> Documents:
     """Returns the data set.
 
     Args:
-        most: training documents of each kind.
-        scored: held-out documents of each kind.
+        most: number of training documents of each kind.
+        scored: number of held-out documents of each kind.
         text_bytes: length of a piece of text.
     """
     kinds = [_texts(most, scored, text_bytes), _images(most, scored), _traces(most, scored)]

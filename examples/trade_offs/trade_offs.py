@@ -1,8 +1,8 @@
-"""Patch sizes 4 to 32, layers in the patch or the byte decoder, and no patches: speed and quality at equal time.
+"""Compares speed and quality at equal training time: patch sizes 4 to 32, layer splits, and a model without patches.
 
 Models of one width and depth learn text, images and traces (`mixed_documents.py`), in batches of the same documents in
-the same order, for the same time each. A byte model without patches, of as many operations a byte, is trained for the
-same time too, and once more for the same number of bytes. Results and a plot go beside this script.
+the same order, for the same time each. A byte model without patches, with as many operations per byte, is trained for
+the same time too, and again for the same number of bytes. Results and a plot are written next to this script.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ class Settings:
         hidden_size, num_heads, byte_num_heads, position_init_std: of each bGPT.
         splits: numbers of layers of the patch decoder and of the byte decoder. The first pair is tried with all patch
             sizes, the others with the patch size `split_size`.
-        flat_layers, flat_heads: of the flat model; its width follows from the operations.
-        most: training documents of each kind.
-        scored: held-out documents of each kind.
+        flat_layers, flat_heads: of the flat model; its width is derived from the operations.
+        most: number of training documents of each kind.
+        scored: number of held-out documents of each kind.
         text_bytes: length of a piece of text, the longest document.
         documents: documents in a batch.
         minutes: training time of each model on one core or GPU.
@@ -130,7 +130,7 @@ class Variant:
         name: in the results.
         config: the bGPT, or the one whose batches the flat model gets.
         flat: the flat model's sizes.
-        steps_of: the variant whose number of steps it takes; "" means as many as fit its own time.
+        steps_of: the variant whose number of steps it uses; "" means as many as fit the training time.
     """
 
     name: str
@@ -191,7 +191,7 @@ def step_seconds(
     """Returns the median seconds of a training step by model; on a CPU, of process time.
 
     Args:
-        models: their steps are measured in turn, so that other work on the machine favours none.
+        models: their steps are interleaved, so that other load on the machine affects all equally.
         documents, settings: of all models.
         rounds: measured steps of each model, after one warm-up step.
     """
@@ -350,7 +350,7 @@ def run(settings: Settings, documents: Documents, folder: Path) -> dict[str, Any
 
 
 def claims(results: dict[str, Any], entropy: float) -> dict[str, bool]:
-    """What this comparison claims, whatever the sizes, and whether each claim holds."""
+    """Returns the claims of this comparison, for any sizes, and whether each holds."""
     bgpt = {name: figures for name, figures in results.items() if figures["patch_size"] > 1}
     sizes = sorted({figures["patch_size"] for figures in bgpt.values()})
     by_size = {

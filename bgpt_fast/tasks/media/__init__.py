@@ -1,4 +1,4 @@
-"""Media files as small standard files for a byte model."""
+"""Converts media files to small files in standard formats for a byte model."""
 
 from bgpt_fast.tasks.media.audio import standard_audio
 from bgpt_fast.tasks.media.errors import MediaError

@@ -1,4 +1,4 @@
-"""Audio of any format as clips of 8-bit mono WAV."""
+"""Converts audio of any format to clips of 8-bit mono WAV."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _LEAST_RATE, _MOST_RATE = 1000, 1_000_000
 _MOST_SECONDS = 24 * 3600
 _FEWER_BYTES = re.compile(r"^(?:data|SSND) *: *(\d+) \(should be (\d+)\)", re.MULTILINE)
 _LENGTH_UNKNOWN = 0x7FFFF000
-"""Programs that write WAV into a pipe do not know its size and write this or a larger one."""
+"""Programs that write WAV to a pipe do not know the data size, and write this value or a larger one."""
 
 
 def standard_audio(content: bytes, rate: int = 8000, seconds: float = 1.0) -> list[bytes]:
     """Converts a recording to clips: WAV files of mono 8-bit unsigned PCM, 44 + 8,000 bytes at 8 kHz and 1 s.
 
-    Channels are averaged; soxr resamples at high quality; samples are not normalised or dithered, so that 8-bit audio
-    of this rate does not change. A remainder of at least half a clip is padded with silence, as is a recording shorter
+    Channels are averaged; soxr resamples at high quality; there is no normalisation or dithering, so 8-bit audio
+    at this rate stays unchanged. A remainder of at least half a clip is padded with silence, as is a recording shorter
     than a clip; a shorter remainder is dropped.
 
     Args:
         content: the audio file.
-        rate: samples per second of the clips.
+        rate: sample rate of the clips in Hz.
         seconds: length of a clip.
 
     Raises:
@@ -78,7 +78,7 @@ def check_audio(content: bytes) -> str:
 
 
 def is_audio(content: bytes) -> bool:
-    """Whether soundfile knows the format."""
+    """Whether soundfile recognises the format."""
     try:
         _opened(content).close()
     except MediaError as error:
@@ -87,7 +87,7 @@ def is_audio(content: bytes) -> bool:
 
 
 class _Content(io.BytesIO):
-    """Ignores seeks before the start, which libsndfile tries in damaged files: soundfile would print a traceback."""
+    """Ignores seeks before the start (libsndfile, damaged files), for which soundfile would print a traceback."""
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
         try:
@@ -105,7 +105,7 @@ def _opened(content: bytes) -> Any:
         raise MediaError("no audio" if unknown else "damaged audio", error.error_string) from error
     except Exception as error:
         raise MediaError("damaged audio", str(error)) from error
-    # libsndfile decodes truncated files; only its log names the missing bytes.
+    # libsndfile decodes truncated files without an error; only its log reports the missing bytes.
     for size, expected in _FEWER_BYTES.findall(file.extra_info):
         if int(expected) < int(size) < _LENGTH_UNKNOWN:
             file.close()
@@ -114,7 +114,7 @@ def _opened(content: bytes) -> Any:
 
 
 def _blocks(file: Any) -> Iterator[NDArray[np.float32]]:
-    """Yields float samples [frames, channels]; raises if there are fewer than in the header."""
+    """Yields float samples [frames, channels]; raises if there are fewer than the header states."""
     read = 0
     try:
         while len(block := file.read(_FRAMES_A_BLOCK, dtype="float32", always_2d=True)):
@@ -131,7 +131,7 @@ def _blocks(file: Any) -> Iterator[NDArray[np.float32]]:
 
 
 def _resampled(content: bytes, rate: int) -> NDArray[np.uint8]:
-    """Returns a recording at the rate; 128 is silence."""
+    """Returns a recording resampled to `rate`; 128 is silence."""
     soxr = optional("soxr", "audio", "resampling audio")
     with _opened(content) as file:
         if not _LEAST_RATE <= file.samplerate <= _MOST_RATE:

@@ -1,4 +1,4 @@
-"""Errors of media files, and of missing packages."""
+"""Errors for unusable media files and for missing packages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class MediaError(ValueError):
 
     Args:
         reason: the same text for all files with this fault, so that they can be counted.
-        detail: about this file, such as the decoder's message; may be empty.
+        detail: specific to this file, such as the decoder's message; may be empty.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:

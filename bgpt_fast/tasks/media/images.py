@@ -1,4 +1,4 @@
-"""Images of any format as small 24-bit BMP files."""
+"""Converts images of any format to small 24-bit BMP files."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 def standard_image(content: bytes, size: tuple[int, int] = (32, 32), fit: Fit = "stretch") -> bytes:
     """Converts an image to a BMP file of 24-bit RGB: 54 + 3,072 bytes at 32×32.
 
-    The EXIF orientation is applied, transparency becomes white, 16-bit greys keep their upper 8 bits. Pixels are
-    averaged over boxes, as in the down-sampled ImageNet; an image of this size does not change.
+    The EXIF orientation is applied, transparency becomes white, 16-bit grey values keep their upper 8 bits. Pixels are
+    averaged over boxes, as in downsampled ImageNet; an image of this size stays unchanged.
 
     Args:
         content: the image file.
         size: width and height in pixels.
-        fit: an image of another shape is stretched, cropped to its centre, or padded with white.
+        fit: an image of another aspect ratio is stretched, cropped to its centre, or padded with white.
 
     Raises:
         MediaError: not an image, a damaged or animated one, or one without defined colours (CMYK, floating point).
@@ -44,7 +44,7 @@ def standard_image(content: bytes, size: tuple[int, int] = (32, 32), fit: Fit = 
             image = ImageOps.pad(image, size, box, color="white")
     except (MediaError, MemoryError):
         raise
-    except Exception as error:  # of damaged EXIF data, palettes and profiles
+    except Exception as error:  # damaged EXIF data, palettes and profiles
         raise MediaError("damaged image", str(error)) from error
     return write_bmp(image)
 
@@ -85,7 +85,7 @@ def check_image(content: bytes) -> str:
 
 
 def is_image(content: bytes) -> bool:
-    """Whether Pillow knows the format."""
+    """Whether Pillow recognises the format."""
     try:
         _opened(content)
     except MediaError as error:
@@ -99,7 +99,7 @@ def _opened(content: bytes) -> Image:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large images; far too large ones raise
+            warnings.simplefilter("ignore")  # warnings about large images; far too large ones raise
             return Image.open(io.BytesIO(content))
     except UnidentifiedImageError as error:
         raise MediaError("no image", "no format that Pillow knows") from error

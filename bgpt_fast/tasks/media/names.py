@@ -18,14 +18,14 @@ _LABEL_BYTES, _STEM_BYTES = 96, 96
 
 @dataclass(frozen=True)
 class Plan:
-    """Labels and splits, which follow from names and contents without decoding.
+    """How labels and splits are derived from names and contents, without decoding.
 
     Args:
-        labels: "name": `LABEL_anything` has the label before its first "_", other names have none; "folder": the name
+        labels: "name": the text of the file name before its first "_", if there is one; "folder": the name
             of the file's folder; "none": no labels.
         test_share: share of the sources in the test set.
-        group: a regular expression to search in the path below the input folder; sources with an equal first group (or
-            match, without groups) are in the same split. "" means that each content is its own group.
+        group: a regular expression to search in the path below the input folder; sources with the same first group (or
+            match, without groups) are in the same split. "" makes each distinct content a group.
     """
 
     labels: Labels = "name"
@@ -55,7 +55,7 @@ class Plan:
         return label if separator and self.labels == "name" else ""
 
     def stem(self, file: FileEntry, digest: str) -> str:
-        """Returns the start of the names of the file's outputs: label, stem, and the content's digest."""
+        """Returns the prefix of the names of the file's outputs: label, stem, and the content's digest."""
         stem = os.path.splitext(os.path.basename(file.path))[0]
         if self.labels == "name" and self.raw_label(file):
             stem = stem.partition("_")[2]
@@ -65,7 +65,7 @@ class Plan:
         return f"{label}_{stem}-{digest[:12]}" if label else f"{stem.replace('_', '-')}-{digest[:12]}"
 
     def side(self, file: FileEntry, digest: str) -> Side:
-        """Returns the split of the file's outputs, which depends on its content or group alone."""
+        """Returns the split of the file's outputs, which depends only on its content or group."""
         match = re.search(self.group, os.fsdecode(file.relative)) if self.group else None
         if match is None:
             is_test = digest_is_in_split(bytes.fromhex(digest), "eval", self.test_share)
@@ -88,10 +88,10 @@ def clean(text: str, most_bytes: int) -> str:
 
 
 def check_labels(plan: Plan, files: list[FileEntry]) -> None:
-    """Checks that no two labels become one.
+    """Checks that no two labels become equal when they are cleaned.
 
     Raises:
-        ValueError: names two that do.
+        ValueError: two labels become equal; the message names them.
     """
     spelled: dict[str, str] = {}
     for file in files:

@@ -1,4 +1,4 @@
-"""A folder of a data set that is written source by source, and resumed after a stop."""
+"""The output folder of a data set, which is written source by source and can be resumed after a stop."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def find_outside(paths: Paths, output: Path, skips: SkipReport) -> list[FileEntr
     """As `find_files`, without the files of the output folder, which may be inside an input folder.
 
     Raises:
-        DataError: no such path, or one inside the output folder.
+        DataError: no such path, or a path inside the output folder.
     """
     below = os.path.join(os.path.realpath(output), "")
     for root in as_roots(paths):
@@ -38,18 +38,18 @@ def find_outside(paths: Paths, output: Path, skips: SkipReport) -> list[FileEntr
 
 
 class OutputFolder:
-    """A folder with a journal: a JSON line for each source, with its outputs or the reason why it has none.
+    """A folder with a journal: one JSON line for each source, with its outputs or the reason why it has none.
 
-    A source is in the journal only after its files are durable, so a run that was stopped at any time resumes with the
-    missing sources. Files that are not in the journal are never replaced. Use it as a context manager.
+    A source is added to the journal only after its files are durable, so a run that was stopped at any time resumes
+    with the missing sources. Files that are not in the journal are never replaced. Use it as a context manager.
 
     Args:
         path: a new or empty folder, or that of an earlier run.
-        kind: of the data set, for errors and the journal.
-        options: everything that decides a source's outputs, JSON-ready.
+        kind: kind of data set, for errors and the journal.
+        options: all options that affect a source's outputs, JSON-ready.
 
     Attributes:
-        records: the journal's records by their "key", of earlier runs and of this one.
+        records: the journal's records by their "key", from earlier runs and this one.
 
     Raises:
         FileExistsError: the folder has other contents, or data of other options.
@@ -99,7 +99,7 @@ class OutputFolder:
             files: relative path and content of each.
 
         Raises:
-            FileExistsError: a file of that name has another content.
+            FileExistsError: a file of that name has different content.
         """
         for relative, content in files:
             self._place(relative, content)
@@ -112,7 +112,7 @@ class OutputFolder:
         """Makes all files and records durable."""
         if self._unsaved:
             os.sync()  # once for many files: an fsync of each would take longer than decoding it
-            # ASCII, so that names that are not UTF-8 survive.
+            # ASCII, which preserves names that are not UTF-8.
             lines = "".join(json.dumps(record) + "\n" for record in self._unsaved)
             self._journal.write(lines.encode())
             self._journal.flush()
@@ -123,7 +123,7 @@ class OutputFolder:
     def _place(self, relative: str, content: bytes) -> None:
         target = self.path / relative
         target.parent.mkdir(parents=True, exist_ok=True)
-        # A crash of the machine can leave an empty file of one that was not durable yet.
+        # After a crash of the machine, a file that was not durable yet can be empty.
         if target.exists() and target.stat().st_size and target.read_bytes() != content:
             raise FileExistsError(f"{target}: the path holds a file that no run here wrote; move it")
         part = self.path / _PARTS / "file"

@@ -1,4 +1,4 @@
-"""An ordered map over several processes, which survives items that crash their process."""
+"""An ordered map over several processes, which continues if an item crashes its process."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _FEW = 256
 def ordered_map(
     function: Callable[[Item], Result], items: Sequence[Item], *, workers: int, crashed: Callable[[Item], Result]
 ) -> Iterator[Result]:
-    """Yields `function` of each item, in order; a few chunks are computed ahead.
+    """Yields `function` of each item, in order; computes a few chunks ahead.
 
     Args:
-        function: must pickle; its exceptions are raised here.
-        items: must pickle.
-        workers: number of processes; 0 means one per core. With one, or few items, all runs in this process.
+        function: must be picklable; its exceptions are raised here.
+        items: must be picklable.
+        workers: number of processes; 0 means one per core. With one worker, or few items, all run in this process.
         crashed: returns the result of an item that crashed its process, such as by a segmentation fault of a decoder.
 
     Raises:
@@ -62,12 +62,12 @@ def ordered_map(
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
-    # Not fork: this process has torch's threads.
+    # Not fork, because this process has torch's threads.
     return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
 
 
 def _start_worker() -> None:
-    """Leaves Ctrl-C to the parent, and drops the decoders' warnings, which name no file."""
+    """Ignores SIGINT, which the parent handles, and suppresses the decoders' warnings, which name no file."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)

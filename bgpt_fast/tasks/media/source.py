@@ -16,7 +16,7 @@ from bgpt_fast.tasks.media.text import cut_text, is_text, standard_text
 
 Kind = Literal["image", "audio", "text"]
 KINDS: tuple[Kind, ...] = ("image", "audio", "text")
-# These extensions decide alone, so that a damaged file is reported as its kind.
+# These extensions determine the kind without decoding, so that a damaged file is reported as its kind.
 _AUDIO = "wav wave flac ogg oga opus mp3 aif aiff aifc au snd caf w64 rf64 voc sph m4a aac wma"
 _IMAGES = "bmp dib png apng jpg jpeg jpe jp2 gif tif tiff webp avif ico icns pcx ppm pgm pbm pnm tga"
 _TEXTS = "txt text md rst csv tsv json jsonl xml html htm tex py c h cpp js abc"
@@ -30,15 +30,15 @@ class MediaOptions:
     Args:
         kinds: kinds of files to convert; others are skipped and counted.
         image_size: width and height in pixels.
-        image_fit: images of another shape are stretched, cropped to their centre, or padded with white.
+        image_fit: images of another aspect ratio are stretched, cropped to their centre, or padded with white.
         audio: clips are written as WAV, as spectrogram images, or both.
         sample_rate: of the clips, in samples per second.
         clip_seconds: length of a clip.
-        text_encoding: of texts that are not UTF-8; "" skips them.
-        text_separator: text between two documents of one file, whose splits are independent; "" means one document a
-            file. "\\n" and "\\t" are a line feed and a tab.
+        text_encoding: encoding of texts that are not UTF-8; "" skips them.
+        text_separator: text between two documents of one file, whose splits are independent; "" means one document
+            per file. "\\n" and "\\t" are a line feed and a tab.
         text_bytes: longer documents are split at paragraphs, lines or words; 0 means never.
-        most_bytes: larger sources are skipped, since memory holds a complete one.
+        most_bytes: larger sources are skipped, since each source is read into memory.
     """
 
     kinds: tuple[Kind, ...] = KINDS
@@ -67,7 +67,7 @@ class MediaOptions:
 
 
 class Output(NamedTuple):
-    """A standard file: its folder, the end of its stem, its extension and content.
+    """A standard file: its folder, the suffix of its stem, its extension and content.
 
     `document` is the digest of its document if the source has several independent ones; "" if all outputs of a source
     belong together.

@@ -1,4 +1,4 @@
-"""Spectrograms of clips as images."""
+"""Spectrograms of audio clips as images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _RANGE_DB = 80.0
 def spectrogram_image(samples: NDArray[np.uint8], rate: int, size: tuple[int, int] = (32, 32)) -> bytes:
     """Returns the log-mel spectrogram of a clip as a grey 24-bit BMP: time to the right, mels upwards, 80 dB of range.
 
-    The clip's maximum is white. The paper does not specify its spectrograms.
+    White is the clip's maximum. The paper does not specify its spectrograms.
 
     Args:
         samples: uint8 [n], mono; 128 is silence.
@@ -40,7 +40,7 @@ def spectrogram_image(samples: NDArray[np.uint8], rate: int, size: tuple[int, in
 
 
 def _power(samples: NDArray[np.uint8], columns: int) -> NDArray[np.float64]:
-    """Returns float64 [columns, _WINDOW // 2 + 1]: the power of windows at equal distances over the clip."""
+    """Returns float64 [columns, _WINDOW // 2 + 1]: the power spectra of equally spaced windows of the clip."""
     wave = np.pad((samples.astype(np.float64) - 128) / 128, _WINDOW)
     centres = np.rint((np.arange(columns) + 0.5) * len(samples) / columns).astype(int) + _WINDOW
     starts = centres - _WINDOW // 2
@@ -49,7 +49,7 @@ def _power(samples: NDArray[np.uint8], columns: int) -> NDArray[np.float64]:
 
 
 def _mel_bands(bands: int, rate: int) -> NDArray[np.float64]:
-    """Returns float64 [_WINDOW // 2 + 1, bands]: triangular filters with equal distances in mels."""
+    """Returns float64 [_WINDOW // 2 + 1, bands]: triangular filters, equally spaced in mels."""
     top = 2595 * np.log10(1 + rate / 2 / 700)
     corners = 700 * (10 ** (np.linspace(0, top, bands + 2) / 2595) - 1)
     frequencies = np.fft.rfftfreq(_WINDOW, 1 / rate)[:, None]
@@ -57,7 +57,7 @@ def _mel_bands(bands: int, rate: int) -> NDArray[np.float64]:
     rising = (frequencies - low) / (middle - low)
     falling = (high - frequencies) / (high - middle)
     triangles = np.clip(np.minimum(rising, falling), 0, None)
-    # A filter narrower than the distance of two frequencies takes the nearest one.
+    # A filter narrower than the frequency resolution takes the nearest frequency.
     empty = np.flatnonzero(triangles.sum(0) == 0)
     triangles[np.abs(frequencies - middle[empty]).argmin(0), empty] = 1
     return triangles

@@ -28,10 +28,10 @@ class MediaReport:
 
     Args:
         sources: number of input files.
-        used: sources with at least one output.
-        files: standard files by "split/kind", such as "train/image".
-        labels: standard files by label and split; {} without labels.
-        skipped: sources, or clips and documents of them, that were left out, by reason.
+        used: number of sources with at least one output.
+        files: number of standard files by "split/kind", such as "train/image".
+        labels: number of standard files by label and split; {} without labels.
+        skipped: number of skipped sources, clips and documents, by reason.
         first_skipped: a few of them as "reason: path (detail)".
     """
 
@@ -60,7 +60,7 @@ def standardise(
     """Writes OUTPUT/train and OUTPUT/test from media files, with a folder for each kind, and OUTPUT/report.json.
 
     No content is in both splits: a source's split depends on its content (or group) and applies to all its clips;
-    copies of an earlier source, and outputs with the bytes of an earlier output, are skipped. Unusable files are
+    copies of an earlier source, and outputs equal to an earlier output, are skipped. Unusable files are
     skipped and counted. A repeated run resumes an interrupted one and adds new inputs.
 
     Args:
@@ -68,16 +68,16 @@ def standardise(
         output: a new or empty folder, or that of an earlier run with the same options.
         options: format of the standard files; None means `MediaOptions()`.
         plan: labels and splits; None means `Plan()`.
-        test_inputs: files and folders of the test set; then none of `inputs` is held out. They come first, so that a
-            file of both is in the test set alone.
+        test_inputs: files and folders of the test set; then none of `inputs` is held out. They are read first, so that
+            a file in both is only in the test set.
         workers: number of processes; 0 means one per core.
-        progress: called with the sources done and all sources.
+        progress: called with (sources done, all sources).
 
     Raises:
-        DataError: no such path, no file, or a source that an earlier run put into the other split.
+        DataError: no such path, no file, or a source that an earlier run assigned to the other split.
         FileExistsError: the output folder has other contents, or has other options.
         ImportError: a decoder's package is missing.
-        ValueError: two labels that become one.
+        ValueError: two labels become equal in file names.
     """
     options, plan = options or MediaOptions(), plan or Plan()
     skips = SkipReport()
@@ -189,7 +189,7 @@ class _DataSet:
 
 
 def _sources(inputs: Paths, test_inputs: Paths, output: Path, skips: SkipReport) -> list[tuple[FileEntry, Side | None]]:
-    """Returns the source files with their fixed split; None means that of the plan."""
+    """Returns the source files with their fixed split; None leaves it to the plan."""
 
     test: list[tuple[FileEntry, Side | None]] = [(file, "test") for file in find_outside(test_inputs, output, skips)]
     test_paths = {file.path for file, _ in test}
@@ -201,7 +201,7 @@ def _sources(inputs: Paths, test_inputs: Paths, output: Path, skips: SkipReport)
 
 
 def _stamp(path: str) -> tuple[int, int]:
-    """Returns size and modification time; a source is not read again if they are those of an earlier run."""
+    """Returns size and modification time; if both equal those of an earlier run, the source is not read again."""
     try:
         status = os.stat(path)
     except OSError:

@@ -1,4 +1,4 @@
-"""Text as UTF-8 documents."""
+"""Conversion of text files to UTF-8 documents."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_CONTROLS = {chr(code) for code in range(32)} - set("\a\b\t\n\f\r\x1b")  # overstrikes and colours occur in text
+_CONTROLS = {chr(code) for code in range(32)} - set("\a\b\t\n\f\r\x1b")  # text may contain overstrikes and colour codes
 
 
 def standard_text(content: bytes, encoding: str = "", separator: str = "") -> list[bytes]:
-    """Converts a text file to UTF-8 documents without byte-order mark, with line feeds, none of them empty.
+    """Converts a text file to UTF-8 documents without byte-order mark, with LF line ends; empty ones are dropped.
 
     Args:
         content: the text file.
-        encoding: of a text that is not UTF-8 and has no byte-order mark; "" means that such a file is an error.
-        separator: text between two documents of a file, such as "\\n%\\n" in fortune files; "" means one document a
-            file.
+        encoding: encoding of a text that is not UTF-8 and has no byte-order mark; "" makes such a file an error.
+        separator: text between two documents of a file, such as "\\n%\\n" in fortune files; "" means one document
+            per file.
 
     Raises:
         MediaError: not text, or only white space.
@@ -47,7 +47,7 @@ def is_text(content: bytes, encoding: str = "") -> bool:
 
 
 def decode_text(content: bytes, encoding: str = "") -> str:
-    """Decodes a file as UTF-8, by its byte-order mark, or in `encoding`; control characters are an error."""
+    """Decodes a file as UTF-8, as its byte-order mark states, or in `encoding`; control characters are an error."""
     named = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
     try:
         text = content.decode(named)
@@ -70,7 +70,7 @@ def cut_text(data: bytes, most: int) -> list[bytes]:
 
     Args:
         data: the document.
-        most: most bytes of a piece, at least 4; 0 means no split.
+        most: maximum number of bytes in a piece, at least 4; 0 means no split.
     """
     if not most:
         return [data]

@@ -1,4 +1,4 @@
-"""ABC to MIDI by abc2midi, the program of Debian's package abcmidi."""
+"""Converts ABC to MIDI with abc2midi, a program of Debian's package abcmidi."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ def find_abc2midi() -> str:
 
 
 class Converted(NamedTuple):
-    """A MIDI file, and the first error that abc2midi reported; "" for none."""
+    """A MIDI file, and the first error that abc2midi reported; "" if there was none."""
 
     midi: bytes
     complaint: str
 
 
 def abc_to_midi(abc: bytes, program: str | None = None) -> Converted:
-    """Converts an ABC tune to MIDI by abc2midi, which may write a file and report errors, too.
+    """Converts an ABC tune to MIDI with abc2midi, which may report errors even if it writes a file.
 
     Args:
         abc: an ABC file of one tune.
         program: the path of abc2midi; None searches the PATH.
 
     Raises:
-        MediaError: it writes no file, crashes, or takes longer than 10 seconds.
+        MediaError: abc2midi writes no file, crashes, or takes longer than 10 seconds.
         FileNotFoundError: abc2midi is missing.
     """
     program = program or find_abc2midi()
@@ -61,7 +61,7 @@ def abc_to_midi(abc: bytes, program: str | None = None) -> Converted:
             )
         except subprocess.TimeoutExpired as error:
             raise MediaError("abc2midi took too long", f"over {_SECONDS:g} s") from error
-        # It exits with 0 despite errors, so only its output tells.
+        # Its exit code is 0 despite errors, so they are read from its output.
         error_line = _ERROR.search(done.stdout.decode("utf-8", "replace"))
         if done.returncode < 0:
             raise MediaError("abc2midi crashed", f"signal {-done.returncode}")

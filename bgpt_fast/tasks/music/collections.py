@@ -1,4 +1,4 @@
-"""ABC collections: files of many tunes, split and normalised."""
+"""Splits ABC collections, files of many tunes, into normalised tunes."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ def split_collection(content: bytes) -> list[Tune]:
 
 
 def tidy(tune: Tune, fields: Fields = "musical") -> bytes:
-    """Returns a tune as an ABC file of its own, with the number 1.
+    """Returns a tune as a separate ABC file, with the number 1.
 
-    "musical" leaves out what does not sound, as IrishMAN does: only the fields X L M Q K P V U, the music and %%MIDI
-    directives remain. "all" leaves out nothing.
+    "musical" removes inaudible text, as IrishMAN does: only the fields X L M Q K P V U, the music and %%MIDI
+    directives remain. "all" removes nothing.
     """
     lines: list[str] = []
     for line in tune.text.splitlines():
@@ -87,7 +87,7 @@ def has_music(tune: Tune) -> bool:
 
 
 def title_key(title: str) -> str:
-    """Returns the key of all settings of a title: its words in order, without articles and signs; "" for no title."""
+    """Returns the key of all settings of a title: its words without articles and punctuation; "" if untitled."""
     words = re.findall(r"\w+", title.casefold().replace("'", ""))
     return " ".join(word for word in words if word not in ("the", "a", "an"))
 
@@ -97,7 +97,7 @@ def irish_collections() -> list[str]:
 
     Raises:
         ImportError: music21 is missing.
-        FileNotFoundError: it has no corpus.
+        FileNotFoundError: music21 has no corpus.
     """
     # Without importing music21, which takes seconds.
     import importlib.util

@@ -33,12 +33,12 @@ class MusicReport:
 
     Args:
         collections: number of ABC files.
-        tunes: tunes in them that have notes.
-        pairs: by split.
-        complaints: pairs for which abc2midi wrote a MIDI file and reported an error.
-        mean_abc_bytes, mean_midi_bytes: of the pairs.
+        tunes: number of tunes with notes in them.
+        pairs: number of pairs by split.
+        complaints: number of pairs for which abc2midi wrote a MIDI file and reported an error.
+        mean_abc_bytes, mean_midi_bytes: mean file sizes in the pairs.
         in_context: share of the pairs that fit into the paper's 512 patches of 16 bytes.
-        skipped: files and tunes that were left out, by reason.
+        skipped: number of skipped files and tunes, by reason.
         first_skipped: a few of them as "reason: path, tune (detail)".
     """
 
@@ -90,18 +90,18 @@ def make_pairs(
 ) -> MusicReport:
     """Writes OUTPUT/train and OUTPUT/test from ABC collections, for training on "abc&mid", and OUTPUT/report.json.
 
-    Each tune becomes an ABC file, and a MIDI file by abc2midi that mido decodes. All settings of a title are in the
-    same split, and a tune with the notes of an earlier one is skipped. Unusable tunes are skipped and counted. Run
-    again, it resumes where it was stopped.
+    Each tune becomes an ABC file and a MIDI file, by abc2midi, checked with mido. All settings of a title are in the
+    same split, and a tune with the same notes as an earlier one is skipped. Unusable tunes are skipped and counted.
+    A repeated run resumes an interrupted one.
 
     Args:
         inputs: .abc files, and folders of them.
         output: a new or empty folder, or that of an earlier run with the same options.
         test_share: share of the titles in the test set.
-        fields: "musical" leaves out titles, sources, lyrics and comments, as IrishMAN does; "all" does not.
+        fields: "musical" removes titles, sources, lyrics and comments, as IrishMAN does; "all" keeps them.
         strict: skip tunes for which abc2midi reports an error, even if it writes a MIDI file.
         workers: number of abc2midi processes; 0 means one per core.
-        progress: called with the tunes done and all tunes.
+        progress: called with (tunes done, all tunes).
 
     Raises:
         DataError: no such path, or no ABC file.
