@@ -27,8 +27,8 @@ def cpu_model(patch_length: int, width: int, *, layers: int, heads: int, byte_he
     Args:
         patch_length: patches of the context.
         width: hidden size of both decoders.
-        layers, heads: of the patch decoder.
-        byte_heads: of the byte decoder, which has one layer.
+        layers, heads: layers and heads of the patch decoder.
+        byte_heads: heads of the byte decoder, which has one layer.
         others: further arguments of `BGPTConfig`.
     """
     sizes = {"patch_num_layers": layers, "byte_num_layers": 1, "num_heads": heads, "byte_num_heads": byte_heads}

@@ -10,7 +10,7 @@ from bgpt_fast.tasks.cpu_states.evaluation import InstructionScore, RegisterScor
 
 
 def print_assessment(assessment: Assessment) -> None:
-    """Prints the scores as tables, teacher-forced beside free running."""
+    """Prints the scores as tables, teacher-forced next to free running."""
     forced, free = assessment.teacher_forced, assessment.free_running
 
     def row(name: str, *shares: float | None) -> list[str]:

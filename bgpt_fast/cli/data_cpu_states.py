@@ -35,7 +35,7 @@ class CPUStates:
         output: the folder to write, new or empty.
         train: number of training programs.
         test: number of test programs.
-        seed: of the random programs.
+        seed: seed of the random programs.
         stream: "python" writes, byte for byte, what the released cpu-simulation.py writes with the same seed and
             options, except test programs that are also training programs; "philox" is for large data sets: the same
             distribution, generated on all cores. The old names "released" and "parallel" still work.

@@ -1,4 +1,4 @@
-"""`bgpt-fast generate`: continues files, or generates new ones from an extension alone."""
+"""`bgpt-fast generate`: continues files, or generates new ones given only an extension."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LAYOUT = HelpLayout(basic=("prompts", "ext", "count", *BASIC_OPTIONS))
 
 @dataclass(frozen=True, kw_only=True)
 class Generate(GenerationOptions):
-    """Continues files, or generates new ones from an extension alone.
+    """Continues files, or generates new ones given only an extension.
 
     Writes OUTPUT/00000.EXT, …, each complete or absent, and OUTPUT/report.json with the reason why each file ended. A
     repeated run with the same options generates only the missing files.

@@ -66,7 +66,7 @@ def generate_folder(
     """Generates the files that are missing from an output folder, and writes its report.
 
     Args:
-        options: of the command.
+        options: options of the command.
         plan_requests: returns, for the model's config, the files to generate, and skipped sources with the reason.
         of: description of the files, for error messages.
         progress: label of the progress bar.

@@ -53,7 +53,7 @@ class Simulate:
             traces, or .parquet files; if empty, random held-out programs.
         checkpoint: a training run's folder, a folder of weights, a .safetensors or .pth file, or a hub id.
         random: number of random held-out programs if there are no PROGRAMS.
-        seed: of the random programs.
+        seed: seed of the random programs.
         machine: the machine that the model was trained on.
         acc: ACC at the start of an assembly program.
         registers: the registers at the start of an assembly program; empty means zeros.

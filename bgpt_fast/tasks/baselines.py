@@ -174,7 +174,7 @@ def classify_by_bytes(
         test: (class, content) of the files to score, all of classes of `training`.
         method: "gradient-boosting" is scikit-learn's on histograms, with its defaults; "nearest-centroid" takes the
             class with the nearest mean in Hellinger distance, and needs no package.
-        seed: of gradient boosting, and of the report's bootstrap.
+        seed: seed of gradient boosting, and of the report's bootstrap.
 
     Raises:
         ValueError: no files, a single class, or a test file of another class.

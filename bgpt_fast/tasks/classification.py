@@ -34,8 +34,8 @@ class Prediction:
 
     Args:
         label: the most likely class.
-        probability: of `label`.
-        probabilities: of every class by name, in the label map's order; their sum is 1.
+        probability: probability of `label`.
+        probabilities: probabilities of every class by name, in the label map's order; their sum is 1.
         is_cut: the document was longer than the context and truncated to its head.
     """
 
@@ -137,7 +137,7 @@ def score(
         labels: class names by index, such as `model.labels`.
         truth: N indices of the true classes.
         predicted: N indices of the predicted classes, in the same order.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
 
     Raises:
         ValueError: no documents, `truth` and `predicted` of different lengths, or an index without a class.
@@ -198,7 +198,7 @@ def evaluate(model: BGPTForClassification, batches: Iterable[LabelledBatch], *, 
     Args:
         model: on any device; it runs in evaluation mode.
         batches: documents on any device, with classes of the model's label map.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
 
     Raises:
         FloatingPointError: the model's logits are not finite.

@@ -66,7 +66,7 @@ class FileScore:
     """The scores of one file.
 
     Args:
-        name: of the file.
+        name: name of the file.
         is_exact: whether all bytes equal the true file's.
         decodes: whether it decodes; None without a decoder.
         bytes_right: number of bytes before the first wrong one.

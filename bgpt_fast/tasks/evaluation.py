@@ -69,7 +69,7 @@ class FileReport:
             files, "..._solid" on all files in one stream.
         documents_cut: number of files longer than the context, counting their end-of-file patch; see
             `FileScore.cut_bytes`.
-        skipped: number of skipped files by reason; `warnings` names the first.
+        skipped: number of skipped files by reason; `warnings` names the first ones.
         seconds: time in the model.
         patches_per_second: patches scored per second of that time.
     """

@@ -34,7 +34,7 @@ class Checked:
     """The result of decoding a file.
 
     Args:
-        name: of the file.
+        name: name of the file.
         medium: by its extension; "unknown" means that there is no decoder.
         decodes: whether the complete file decodes; None for an unknown medium.
         says: a description, such as "BMP 32×32 RGB", or the reason why it does not decode.

@@ -83,7 +83,7 @@ def compress(
         model: gives the probabilities of the code.
         extension: extension of the file.
         content: any bytes.
-        block_bytes: bytes per block, at most those of the context, which None means.
+        block_bytes: bytes per block, at most as many as fit the context (None).
         max_batch: blocks scored in parallel; does not change the result.
 
     Raises:

@@ -1,8 +1,8 @@
 """How many programs are needed: the same training on fixed sets of 10³, 10⁴, 10⁵ and 10⁶ different programs.
 
-Each run has the same number of steps and programs a step, from the same initial weights; small sets are repeated. All
+Each run has the same number of steps and programs per step, from the same initial weights; small sets are repeated. All
 are scored, teacher-forced, on the same held-out programs and on programs of their own set: a lower loss on the latter
-is memorisation. The figures go to data_curve.cpu.json beside this script, the curve to a PNG.
+is memorisation. The figures go to data_curve.cpu.json next to this script, the curve to a PNG.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def run(count: int, settings: Settings, held_out: Traces, folder: Path) -> dict[
 
     Args:
         count: number of different programs in the set.
-        settings: of all runs.
+        settings: settings of all runs.
         held_out: programs of the evaluation split.
         folder: folder of the run; a stopped run is resumed.
 

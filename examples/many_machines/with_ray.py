@@ -28,7 +28,7 @@ class Continue:
 
     Args:
         checkpoint: a path that every machine sees.
-        options: of `Generator.generate`.
+        options: options of `Generator.generate`.
     """
 
     def __init__(self, checkpoint: str, options: dict[str, Any]) -> None:

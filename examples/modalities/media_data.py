@@ -43,7 +43,7 @@ class Sizes:
 
     Args:
         image_side: pixels of an image's side.
-        sample_rate: of audio, in samples per second.
+        sample_rate: sampling rate of audio, in samples per second.
         clip_seconds: length of a clip.
         recordings: prompts of each language, spread over the alphabet; 0 means all.
         digits: images of digits; 0 means all 1,797.

@@ -46,12 +46,12 @@ class Settings:
     """Sizes of data and models, and how long they train.
 
     Args:
-        sizes: of the data.
+        sizes: sizes of the data.
         model: sizes of all models.
-        patches_per_batch: of pre-training and fine-tuning.
-        pre_training: of a single modality; a mixture of n takes n times as many steps.
-        fine_tuning: of every classifier, pre-trained or not; `epochs` decides its steps.
-        epochs: of fine-tuning, by task.
+        patches_per_batch: maximum patches per batch, in pre-training and fine-tuning.
+        pre_training: training settings for a single modality; a mixture of n takes n times as many steps.
+        fine_tuning: training settings for every classifier, pre-trained or not; `epochs` decides its steps.
+        epochs: epochs of fine-tuning, by task.
         cnn_steps: training steps of the CNN baseline.
     """
 

@@ -87,7 +87,7 @@ def score(predicted: Sequence[NDArray[Any]], traces: Traces) -> Mos6502Report:
 
 
 def evaluate(model: BGPT, traces: Traces, *, batch_size: int = 64) -> dict[str, Mos6502Report]:
-    """Scores a model on programs: "teacher_forced", and "free_running" from memory and first state alone.
+    """Scores a model on programs: "teacher_forced", and "free_running" from only memory and first state.
 
     Args:
         model: trained on traces with the same memory size.

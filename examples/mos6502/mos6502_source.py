@@ -18,7 +18,7 @@ class Mos6502Source:
     Args:
         config: the model's patch size and context.
         documents_per_batch: programs in a batch.
-        seed: of the random programs.
+        seed: seed of the random programs.
         options: lengths and memory of the programs.
         states_only: leave memory and first state out of the loss, since a random program cannot be predicted.
 

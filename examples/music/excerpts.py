@@ -31,7 +31,7 @@ def plain_bars(tune: Tune, fewest: int, most: int) -> Iterator[str]:
     Yields nothing from a tune that changes its key, metre or unit length.
 
     Args:
-        tune: of a collection.
+        tune: tune of a collection.
         fewest, most: range of the number of notes in a bar.
     """
     fields: dict[str, str] = {}

@@ -51,7 +51,7 @@ class FlatConfig:
         hidden_size: width.
         num_layers: layers.
         num_heads: a divisor of the width.
-        dropout: of residuals, embeddings and attention.
+        dropout: dropout of residuals, embeddings and attention.
         position_init_std: standard deviation of the initial position embeddings, as in `BGPTConfig`.
     """
 
@@ -171,7 +171,7 @@ def flat_of_equal_compute(
         config: the bGPT.
         sample: documents of typical lengths.
         num_layers, num_heads: of the flat model; its width is the result.
-        dropout: of the flat model.
+        dropout: dropout of the flat model.
     """
     documents = flat_documents(sample)
     lengths = sample.cu_seqlens.diff().cpu()

@@ -148,7 +148,7 @@ def variants(settings: Settings, sample: Sequence[tuple[str, bytes]]) -> list[Va
     """Returns all models; every bGPT's context holds the longest document.
 
     Args:
-        settings: of all models.
+        settings: settings of all models.
         sample: documents whose lengths decide the flat model's width.
     """
     patched = []
@@ -303,9 +303,9 @@ def run(settings: Settings, documents: Documents, folder: Path) -> dict[str, Any
     """Trains and measures every model.
 
     Args:
-        settings: of all.
+        settings: settings of all models.
         documents: to train on, and held out.
-        folder: of the runs; a stopped comparison is resumed there.
+        folder: folder of the runs; a stopped comparison is resumed there.
 
     Returns:
         Figures by the model's name, JSON-ready.

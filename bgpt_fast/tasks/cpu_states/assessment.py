@@ -186,7 +186,7 @@ def assess(model: BGPT, traces: Traces, *, max_batch: int = 256, progress: Progr
         model: trained on traces of the same machine.
         traces: the true traces, at least one.
         max_batch: number of programs generated at the same time.
-        progress: of the free run, as `Generator.generate` calls it.
+        progress: called during the free run, as by `Generator.generate`.
 
     Raises:
         TypeError, ValueError: a wrong argument, or a trace that the context cannot hold.

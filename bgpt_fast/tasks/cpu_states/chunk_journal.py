@@ -44,9 +44,9 @@ class ChunkJournal:
 
     Attributes:
         predicted: the free-running predictions, by the program's index in the chunk.
-        seconds: the time that these took.
+        seconds: the time that they took.
         forced: int16 [N, C] for each program, as `teacher_forced` returns it; None before it is added.
-        forced_seconds: the time that these took.
+        forced_seconds: the time that they took.
 
     Raises:
         ValueError: the file is a journal of other programs.

@@ -73,9 +73,9 @@ class CPUStateReport:
         missing_bytes: true bytes that were not predicted; wrong.
         surplus_bytes: predicted bytes after the last true one; wrong.
         accuracy: right_bytes / state_bytes.
-        instruction_accuracy: of PC and IR.
-        changed_accuracy: of ACC and register bytes that differ from the previous true state.
-        copied_accuracy: of ACC and register bytes that do not.
+        instruction_accuracy: accuracy of PC and IR.
+        changed_accuracy: accuracy of ACC and register bytes that differ from the previous true state.
+        copied_accuracy: accuracy of ACC and register bytes that do not.
         changed_bytes, copied_bytes: how many of each there are.
         copy_baseline: accuracy here if PC and IR are right and all else is copied from the previous true state.
         exact_programs: programs_right / programs.

@@ -154,7 +154,7 @@ def read_parquet_chunks(path: _Path, *, rows: int = _ROWS_A_GROUP) -> Iterator[T
 
 
 def count_parquet(path: _Path) -> int:
-    """The number of traces in a Parquet file, read from its metadata alone; raises as `read_parquet`."""
+    """The number of traces in a Parquet file, read only from its metadata; raises as `read_parquet`."""
     with _open_parquet(path) as file:
         return file.metadata.num_rows
 

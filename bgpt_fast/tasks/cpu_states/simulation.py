@@ -1,6 +1,6 @@
 """Predictions of traces by a model: free running, and teacher-forced.
 
-Letters: N executed instructions, C bytes a state, S bytes per patch, T target patches.
+Letters: N executed instructions, C bytes per state, S bytes per patch, T target patches.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def simulate(
     """Simulates programs: from only memory and first state, the model generates all further bytes greedily.
 
     Args:
-        generator: of a model that was trained on traces of the same machine.
+        generator: generator of a model that was trained on traces of the same machine.
         traces: the programs; the model gets only memory and first state of each.
         max_new_bytes: most bytes for each program; None means those of its true states and one patch or state
             more, to detect that the model does not end the file.

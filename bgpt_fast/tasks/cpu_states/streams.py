@@ -42,11 +42,11 @@ def generate(
         stream: "python" is what cpu-simulation.py of github.com/sanderwood/bgpt writes with the same seed and options:
             Python's `random`, instances in sequence. "philox" has the same distribution from a counter-based
             generator (Philox4x32-10): instance i depends only on the seed, the options and i.
-        split: of the Philox stream: only instances whose program is for training or for evaluation. A hash of the
+        split: (Philox stream) only instances whose program is for training or for evaluation. A hash of the
             program decides, so that no evaluation program is a training program, for any seeds; one in 64 is
             for evaluation. None gives all.
         start: the first index of the stream to consider; the Python stream has to draw all before it.
-        threads: of the Philox stream; None means one per core. They never change the result.
+        threads: for the Philox stream; None means one per core. They never change the result.
         machine: the fields of `StreamOptions`.
 
     Returns:

@@ -32,7 +32,7 @@ class MediaOptions:
         image_size: width and height in pixels.
         image_fit: images of another aspect ratio are stretched, cropped to their centre, or padded with white.
         audio: clips are written as WAV, as spectrogram images, or both.
-        sample_rate: of the clips, in samples per second.
+        sample_rate: sampling rate of the clips, in samples per second.
         clip_seconds: length of a clip.
         text_encoding: encoding of texts that are not UTF-8; "" skips them.
         text_separator: text between two documents of one file, whose splits are independent; "" means one document
