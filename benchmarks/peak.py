@@ -1,6 +1,6 @@
-"""The machine's peak rates, measured: a large matrix product, and a large copy that counts reads and writes.
+"""Measures the machine's peak rates: a large matrix product, and a large copy, whose reads and writes both count.
 
-A peak is the best of many calls, whereas all other figures are medians.
+A peak is the best of many calls; all other figures are medians.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def matrix_product(device: torch.device, dtype: torch.dtype, size: int, seconds:
 
 
 def copy(device: torch.device, count: int, seconds: float) -> dict[str, Any]:
-    """The peak `rate` of copying `count` bytes, in bytes read and written a second."""
+    """The peak `rate` of copying `count` bytes, in bytes read and written per second."""
     source = torch.randint(256, (count,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     times = sample(lambda: target.copy_(source), device, seconds=seconds)
@@ -34,8 +34,8 @@ def measured_peak(
     """The peak rates by dtype, as `op_measure.figures` takes them.
 
     Args:
-        device: what is measured.
-        dtypes: of the matrix product.
+        device: the device to measure.
+        dtypes: dtypes of the matrix product.
         size: side of the product's matrices; the copy is of 64 · size² bytes.
         seconds: about how long each is measured.
     """

@@ -2,7 +2,7 @@
 
     bgpt-fast bench --profile train
 
-docs/profiling.md says how to read them.
+docs/profiling.md explains how to read them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PHASES = {
 
 
 def _train(scale: Scale, device: torch.device, profiler: StepProfiler) -> None:
-    """Steps as the Trainer makes them."""
+    """Training steps like those of the Trainer."""
     config = scale.model
     batch = batch_of("mixed", scale.patches, config, device)
     model, loss_of = model_and_loss(OURS, config, device)
@@ -68,7 +68,7 @@ def _in_phase(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def _named_decoders() -> Iterator[None]:
-    """Names the calls of both decoders as phases; decoders do not do so themselves, as it costs time at every byte."""
+    """Marks the calls of both decoders as phases; the decoders do not, because it would cost time at every byte."""
     with contextlib.ExitStack() as stack:
         for decoder in (EagerDecoder, CudaDecoder, CpuDecoder):
             for method, name in (("prefill", "patch decoder"), ("write", "byte decoder")):
@@ -78,7 +78,7 @@ def _named_decoders() -> Iterator[None]:
 
 
 def _generate(scale: Scale, device: torch.device, profiler: StepProfiler) -> None:
-    """A step is a patch of every file; the first one reads the prompts."""
+    """Generation; a step is one patch of every file, and the first step reads the prompts."""
     model = endless_model(scale.model).to(device)
     prompts = prompts_of(scale.model, scale.context, scale.batches[-1])
     with _named_decoders():
@@ -88,11 +88,11 @@ def _generate(scale: Scale, device: torch.device, profiler: StepProfiler) -> Non
 
 
 def coverage(path: Path, phases: tuple[str, ...]) -> tuple[dict[str, float], float]:
-    """Seconds of each phase on the host, and the share of the steps in which it was in no op of torch and no phase.
+    """Seconds of each phase on the host, and the share of the steps that the host spent in no torch op and no phase.
 
     Args:
-        path: a trace that a StepProfiler wrote.
-        phases: their names.
+        path: a trace written by a StepProfiler.
+        phases: names of the phases.
     """
     data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     events = [event for event in json.loads(data)["traceEvents"] if event.get("ph") == "X"]

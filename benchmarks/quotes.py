@@ -37,7 +37,7 @@ class Quote(NamedTuple):
         return float(self.digits.replace(",", ""))
 
     def is_rounded_from(self, exact: float) -> bool:
-        """Whether a figure gives this one, by rounding to its digits."""
+        """Whether rounding a measured figure to this quote's digits gives the quote."""
         exact /= _SCALES.get(self.kind, 1.0)
         whole, _, fraction = self.digits.replace(",", "").partition(".")
         zeros = 0 if fraction else len(whole) - len(whole.rstrip("0"))
@@ -45,7 +45,7 @@ class Quote(NamedTuple):
 
 
 def quotes(text: str) -> list[Quote]:
-    """The speed figures of a text; "×" between two numbers is a product, and is none."""
+    """The speed figures in a text; "×" between two numbers is a product and does not count."""
     return [
         Quote(kind, match[1].rstrip(".,"), line.strip())
         for line in text.splitlines()
@@ -55,12 +55,12 @@ def quotes(text: str) -> list[Quote]:
 
 
 def suite_results(folder: Path) -> dict[Path, Results]:
-    """The suite's results in a folder."""
+    """The suite's result files in a folder."""
     return {path: read(path) for path in sorted(folder.glob("*.json")) if "bgpt_fast" in json.loads(path.read_text())}
 
 
 def other_results(folder: Path) -> dict[Path, Any]:
-    """The other JSONs there."""
+    """The other JSON files in a folder."""
     contents = {path: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
     return {path: content for path, content in contents.items() if "bgpt_fast" not in content}
 
@@ -87,7 +87,7 @@ def measured_figures(folder: Path) -> dict[str, list[float]]:
 
 
 def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
-    """Every number in a JSON with the key that is nearest above it."""
+    """Every number in a JSON value with its innermost key."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _numbers(inner, key)
@@ -99,6 +99,6 @@ def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
 
 
 def unsupported(text: str, folder: Path) -> list[Quote]:
-    """The quotes of a text that no result of a device gives by rounding."""
+    """The quotes in a text that are not a rounded result of a device (the results in `folder`)."""
     figures = measured_figures(folder)
     return [quote for quote in quotes(text) if not any(map(quote.is_rounded_from, figures[quote.kind]))]

@@ -1,4 +1,4 @@
-"""The report of a run: one page with everything in it, its charts as PNGs, and its tables in Markdown.
+"""The report of a run: one self-contained page, its charts as PNGs, and its tables in Markdown.
 
 bgpt-fast bench report bench.json
 """
@@ -46,7 +46,7 @@ code { background: #eef0f2; padding: 0 .25rem; border-radius: 3px; overflow-wrap
 
 
 def rows_of(comparison: Comparison) -> list[list[str]]:
-    """A comparison's rows of the table; cells in the order of the columns."""
+    """A comparison's table rows, with cells in the order of the columns."""
     rows = []
     for item in comparison.items:
         times, info = comparison.times_faster(item), item.info
@@ -68,7 +68,7 @@ def rows_of(comparison: Comparison) -> list[list[str]]:
 
 
 def facts(results: Results) -> list[tuple[str, str]]:
-    """Where and how the results were measured, as name and value."""
+    """Where and how the results were measured, as (name, value) pairs."""
     head = results.head
     commit = head["commit"]
     changed = " with changes" if commit.get("changed") else ""
@@ -91,7 +91,7 @@ def facts(results: Results) -> list[tuple[str, str]]:
 
 
 def warnings(results: Results) -> list[str]:
-    """What a reader must know before believing the figures."""
+    """Reasons why the figures may be unreliable."""
     lines = []
     if results.head["size"] == "tiny":
         lines.append("Tiny sizes: this run tried the suite itself, and its figures mean nothing.")
@@ -154,13 +154,13 @@ def _table(results: Results) -> str:
 
 
 def markdown(results: Results, *kinds: str) -> str:
-    """The table in Markdown, of these kinds of items or of all but the curves."""
+    """The table in Markdown, for these kinds of items or, if none are given, for all but the curves."""
     rows = [row for comparison in results.comparisons(*kinds) for row in rows_of(comparison)]
     return "\n".join(table_lines(_COLUMNS, rows)) + "\n"
 
 
 def table_lines(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
-    """The lines of a table in Markdown."""
+    """The lines of a Markdown table."""
     cells = [[str(cell).replace("|", "\\|") for cell in row] for row in (head, *rows)]
     lines = [f"| {' | '.join(row)} |" for row in cells]
     return [lines[0], f"|{' --- |' * len(head)}", *lines[1:]]

@@ -1,4 +1,4 @@
-"""What a JSON of the suite says: items, comparisons with baselines, curves. Standard library only."""
+"""Reads a JSON of the suite: items, comparisons with baselines, curves. Standard library only."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was measured in one dtype, by implementation; ours first."""
+    """Implementations measured on the same work in one dtype; ours comes first."""
 
     what: str
     dtype: str
@@ -53,7 +53,7 @@ class Comparison:
         return next((item for item in self.items if item.implementation == OURS), None)
 
     def times_faster(self, item: Item) -> float | None:
-        """How many times faster ours is than an item: by rates where both have one, else by times."""
+        """How many times faster ours is than an item: by rates if both have one, otherwise by times."""
         ours = self.ours
         if ours is None or item is ours:
             return None
@@ -71,13 +71,13 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Results:
-    """The content of a JSON: `head` is what conftest.py adds."""
+    """The content of a JSON; `head` is the part that conftest.py adds."""
 
     head: dict[str, Any]
     items: tuple[Item, ...]
 
     def comparisons(self, *kinds: str) -> list[Comparison]:
-        """Of these kinds, or of all but the curves; in the order measured."""
+        """Comparisons of these kinds or, if none are given, of all but the curves, in the order measured."""
         groups: dict[tuple[str, str], list[Item]] = {}
         for item in self.items:
             if item.kind in kinds or (not kinds and item.kind != "curve"):
@@ -88,7 +88,7 @@ class Results:
         ]
 
     def curves(self) -> dict[str, list[Item]]:
-        """The scaling curves by what they are, each by rising value."""
+        """The scaling curves by name, each sorted by the value that varies."""
         curves: dict[str, list[Item]] = {}
         for item in sorted(self.items, key=lambda item: item.info.get("value", 0)):
             if item.kind == "curve":
@@ -115,10 +115,10 @@ def read(path: Path) -> Results:
     """Reads a JSON that `pytest benchmarks/ --benchmark-json` wrote.
 
     Raises:
-        ValueError: it is another file.
+        ValueError: the file is not such a JSON.
     """
     try:
-        text = path.read_text(encoding="utf-8").replace('"released way"', f'"{RELEASED}"')  # of version 0.1
+        text = path.read_text(encoding="utf-8").replace('"released way"', f'"{RELEASED}"')  # as in version 0.1
         content = json.loads(text)
         items = tuple(Item(entry["fullname"], _renamed(entry["extra_info"])) for entry in content["benchmarks"])
         head = _renamed(content["bgpt_fast"])
@@ -153,7 +153,7 @@ def size(count: float) -> str:
 
 
 def _with_unit(value: float, units: dict[str, float]) -> str:
-    """In the largest unit of which it is at least one; in the last one if it is less than all."""
+    """The value in the largest unit that does not exceed it, or in the last unit if all exceed it."""
     name = next((name for name, unit in units.items() if value >= unit), list(units)[-1])
     return f"{digits(value / units[name])} {name}"
 
@@ -167,7 +167,7 @@ def digits(value: float) -> str:
 
 
 def rate(item: Item) -> str:
-    """Units a second, if the item has any."""
+    """Units per second, if the item has any."""
     if "units_per_s" not in item.info:
         return ""
     per_second, unit = item.info["units_per_s"], item.info["unit"]
@@ -175,7 +175,7 @@ def rate(item: Item) -> str:
 
 
 def share_of_peak(item: Item) -> str:
-    """The share of the peak rate that is the bound, if there is one."""
+    """The share reached of the peak rate that bounds the item, if there is one."""
     if "of_peak" not in item.info:
         return ""
     names = {"copy": "bandwidth", "matmul": "matrix product"}
@@ -183,7 +183,7 @@ def share_of_peak(item: Item) -> str:
 
 
 def work_rate(item: Item) -> str:
-    """TFLOP/s and GB/s of the least work; GFLOP/s where that is little."""
+    """TFLOP/s (GFLOP/s if small) and GB/s of the minimum work."""
     parts = []
     if "tflop_per_s" in item.info:
         value = item.info["tflop_per_s"]

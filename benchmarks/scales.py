@@ -1,4 +1,4 @@
-"""How large the suite's items are: `tiny` tries the suite itself, `quick` is a look, `full` is what results hold."""
+"""Sizes of the suite's items: `tiny` tests the suite itself, `quick` gives a first look, `full` is for results."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from bgpt_fast import BGPTConfig
 
 @dataclass(frozen=True)
 class Scale:
-    """One size of everything.
+    """The sizes of all items at one `--size`.
 
     Args:
         ops: the shape letters of the ops.
-        model: of training, scoring and generation.
-        patches: of a batch in training and scoring.
-        context: patches of a prompt in generation.
-        rounds: patches that generation writes into each file after the first.
-        batches: files side by side in generation.
-        documents: of packing, loading and the CPU-state machine, each a few hundred bytes.
-        small_files: files of the loading of small files.
-        curves: the points of the scaling curves, by what is varied.
-        curve_model: of the scaling curves.
-        seconds: about how long each item is measured; 0 means once or twice.
-        peak: side of the matrix product and square root of a 64th of the bytes copied that measure the peak rates.
+        model: the model for training, scoring and generation.
+        patches: patches per batch in training and scoring.
+        context: patches per prompt in generation.
+        rounds: patches generated in each file after the first.
+        batches: batch sizes of generation, in files.
+        documents: number of documents in packing, loading and the CPU-state machine, each a few hundred bytes.
+        small_files: number of files in the loading of small files.
+        curves: the points of the scaling curves, by the quantity that varies.
+        curve_model: the model for the scaling curves.
+        seconds: approximate measuring time per item; 0 means one or two calls.
+        peak: side n of the square matrix product that measures the peak rate; the copy has 64 · n² bytes.
     """
 
     ops: Sizes
@@ -112,5 +112,5 @@ FULL_ON_GPU = Scale(
 
 
 def scale_of(size: str, device: str) -> Scale:
-    """The scale of a `--size` on a kind of device."""
+    """The scale for a `--size` and a type of device."""
     return {"tiny": TINY, "quick": QUICK, "full": FULL_ON_GPU if device == "cuda" else FULL_ON_CPU}[size]

@@ -1,9 +1,9 @@
 """How the suite measures an item: times, rates, shares of the machine's peak rates, and memory.
 
-Every item's `extra_info` holds: `what` is measured, the `implementation`, `dtype`, p20, median, p80 and calls; `units`
-of work a call with their `unit` and `units_per_s`; gb_per_s and tflop_per_s of the least work, with the peak rate that
-is its `bound` and the share of it that is reached (`of_peak`); `peak_bytes`, the most memory of tensors beyond that
-before the call; and further details of the item.
+Every item's `extra_info` contains: `what` is measured, the `implementation`, `dtype`, p20, median, p80 and calls; the
+`units` of work per call with their `unit` and `units_per_s`; gb_per_s and tflop_per_s of the minimum work, with the
+peak rate that is its `bound` and the share of it that is reached (`of_peak`); `peak_bytes`, the peak tensor memory
+above that before the call; and further details of the item.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _NO_WORK = Work(0)
 
 
 def tensor_peak(call: Callable[[], object], device: torch.device) -> int:
-    """The most bytes of tensors during a call, beyond those before it.
+    """The peak tensor memory during a call, in bytes above that before the call.
 
-    On the CPU it counts torch's allocator; memory of other libraries is not in it.
+    On the CPU it counts torch's allocator only, not the memory of other libraries.
     """
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -57,7 +57,7 @@ class Bench:
     Args:
         benchmark: pytest-benchmark's fixture.
         device: where to compute.
-        scale: how large.
+        scale: the sizes.
         peak: the machine's measured peak rates, by dtype.
     """
 
@@ -88,15 +88,15 @@ class Bench:
         """Writes an item's times, in seconds, into the result.
 
         Args:
-            times: of each call.
-            what: is measured; implementations of the same in the same dtype are compared.
-            implementation: which one it is.
-            dtype: of the computation.
-            work: the least that a call must do.
-            units, unit: how much a call does, and of what.
-            peak_bytes: memory.
-            computed_in: the dtype whose peak rate is the bound, where it is not `dtype`.
-            details: more for the result.
+            times: seconds of each call.
+            what: what is measured; implementations of the same `what` in the same dtype are compared.
+            implementation: name of the implementation.
+            dtype: dtype of the computation.
+            work: minimum work of a call.
+            units, unit: number of units of work per call, and the unit's name.
+            peak_bytes: peak memory of a call in bytes.
+            computed_in: the dtype whose peak rate is the bound, if it is not `dtype`.
+            details: further entries of the result.
         """
         name = str(dtype).removeprefix("torch.")
         timing = summarise(times)

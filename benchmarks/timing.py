@@ -11,7 +11,7 @@ from torch.utils.benchmark import Timer
 
 
 class Timing(NamedTuple):
-    """Quantiles of the seconds of one call, and how many samples they are of."""
+    """Quantiles of the seconds of one call, and the number of samples."""
 
     p20: float
     median: float
@@ -26,15 +26,15 @@ def summarise(seconds: Sequence[float]) -> Timing:
 
 
 def sample(call: Callable[[], object], device: torch.device, *, seconds: float = 0.15) -> list[float]:
-    """Measures a call again and again, after a warm-up.
+    """Measures a call repeatedly, after a warm-up.
 
-    On a GPU the times are from device events, and the second-level cache is cleared before each call. On a CPU short
-    calls are measured in blocks, and a sample is a block's mean.
+    On a GPU the times come from device events, and the L2 cache is cleared before each call. On a CPU short calls are
+    measured in blocks, and a sample is a block's mean.
 
     Args:
-        call: what to measure.
-        device: where it computes.
-        seconds: about how long to measure; on a CPU there are at least 4 samples, within 10 seconds.
+        call: the function to measure.
+        device: the device that it runs on.
+        seconds: approximate measuring time; on a CPU there are at least 4 samples, within 10 seconds.
 
     Returns:
         The samples, in seconds of one call.

@@ -18,7 +18,7 @@ _SHARES = {"equal": (0.25, 0.25, 0.25, 0.25), "mixed": (0.55, 0.25, 0.15, 0.05)}
 
 
 def random_documents(sizes: list[int]) -> list[tuple[str, bytes]]:
-    """Documents of so many random bytes, the same at every call."""
+    """Documents of these sizes in bytes, with random content that is the same at every call."""
     stream = random.Random(0)
     return [("bin", stream.randbytes(size)) for size in sizes]
 
@@ -32,9 +32,9 @@ def batch_of(kind: str, patches: int, config: BGPTConfig, device: torch.device) 
 
 
 def model_and_loss(name: str, config: BGPTConfig, device: torch.device) -> tuple[nn.Module, Loss]:
-    """An implementation with the weights of seed 0 (MEGABYTE has weights of its own), and its loss.
+    """An implementation with the weights of seed 0 (MEGABYTE has its own weights), and its loss.
 
-    The reference takes documents of equal length only.
+    The reference supports only documents of equal length.
     """
     torch.manual_seed(0)
     if name == MEGABYTE:
@@ -65,7 +65,7 @@ def check_losses(names: Sequence[str], batch: PackedPatches, config: BGPTConfig,
     """The float32 losses of implementations, uncompiled.
 
     Raises:
-        AssertionError: they differ by more than `tolerance`, relative.
+        AssertionError: the losses differ by more than the relative `tolerance`.
     """
     device = batch.patches.device
     losses = {}
@@ -81,10 +81,10 @@ def check_losses(names: Sequence[str], batch: PackedPatches, config: BGPTConfig,
 def training_step(
     name: str, batch: PackedPatches, config: BGPTConfig, dtype: torch.dtype
 ) -> tuple[nn.Module, Callable[[], Tensor]]:
-    """An implementation, and an update of it by AdamW, which returns the loss.
+    """An implementation, and a function that updates it by AdamW and returns the loss.
 
-    Reduced precision is by autocast. On a GPU the released method has its own float16 autocast with scaled losses and
-    the plain AdamW, the others the fused one.
+    Reduced precision uses autocast. On a GPU the released method has its own float16 autocast with loss scaling and
+    plain AdamW; the others use fused AdamW.
     """
     device = batch.patches.device
     model, loss_of = model_and_loss(name, config, device)

@@ -1,13 +1,13 @@
-"""Compiles every kernel for sm_80, sm_90 and sm_100 without a GPU and refuses what should not be launched.
+"""Compiles every kernel for sm_80, sm_90 and sm_100 without a GPU and fails for kernels that should not be launched.
 
     python -m tools.static_check                     # everything; writes static.json and the table of docs/kernels.md
     python -m tools.static_check --changed           # the same, but compiles only what changed since the last time
     python -m tools.static_check --quick --dry-run   # each kernel once, writes nothing
     python -m tools.static_check kernels/layer_norm/triton_kernels.py --dry-run
 
-Each case that an op's `compile_cases()` lists must compile without a byte of stack (no spills), within the shared
-memory of one block, with the instructions that the case expects. Each CUDA file must compile with the flags of
-CMakeLists.txt, where nvcc is found. Speed is not proved here: that takes a GPU.
+Each case in an op's `compile_cases()` must compile without using stack memory (no spills), within the shared memory of
+one block, and with the instructions that the case expects. Each CUDA file must compile with the flags of
+CMakeLists.txt, if nvcc is found. Speed is not checked here: that needs a GPU.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tools.static_check.table import RESULT, chosen, cuda_sources, digests, trit
 
 
 def main() -> int:
-    # Read by triton at import: kernels must be compiled here, not interpreted.
+    # Triton reads it at import: kernels must be compiled here, not interpreted.
     os.environ.pop("TRITON_INTERPRET", None)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", help="triton_kernels.py and .cu files (default: all of the project)")
@@ -57,7 +57,7 @@ def main() -> int:
         _log("CUDA files are left out: no nvcc here")
         files = [file for file in files if not file.endswith(".cu")]
         everything = False
-    # Before anything is compiled, so that sources that are edited meanwhile are noticed.
+    # Computed before anything is compiled, so that edits of the sources during compilation are noticed.
     sources = digests()
     new = [file for file in files if file not in unchanged]
     outcomes = run(list(tasks_of(new, arguments.sm, arguments.quick)), arguments.jobs)
@@ -102,12 +102,12 @@ def kernel_files() -> list[str]:
 
 
 def rows_of_unchanged(files: list[str]) -> dict[str, list[dict[str, Any]]]:
-    """The rows in static.json of files whose kernels and cases have not changed, by file; none if a compiler has."""
+    """Rows of static.json for files whose kernels and cases are unchanged, by file; empty if a compiler has changed."""
     result, now = json.loads(RESULT.read_text()), digests()
     if result["versions"] != versions():
         return {}
     same = {file for file, digest in now.items() if result["digests"].get(file) == digest}
-    # Functions that several files' kernels call.
+    # Functions called by kernels of several files.
     helpers = [file for file in triton_sources() if file not in files]
     rows: dict[str, list[dict[str, Any]]] = {file: [] for file in files}
     for row in result["kernels"]:
@@ -127,7 +127,7 @@ def lists_cases(path: Path) -> bool:
 
 
 def path_name(path: Path) -> str:
-    """A path relative to the project's root; another path unchanged."""
+    """The path relative to the project's root; unchanged if it is outside."""
     resolved = path.resolve()
     return str(resolved.relative_to(ROOT)) if resolved.is_relative_to(ROOT) else str(resolved)
 
@@ -152,7 +152,7 @@ def one_of_each_kernel(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def run(tasks: list[Task], jobs: int) -> list[Outcome]:
     """The outcomes of all tasks, in the order of `tasks`, from `jobs` processes."""
-    # spawn: a fork of a process that has torch's threads may hang. A pool of futures notices a compiler that crashes.
+    # spawn, because forking a process with torch's threads may hang. A futures pool notices a compiler that crashes.
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         futures = [pool.submit(compile_task, task) for task in tasks]
         for number, _ in enumerate(as_completed(futures), 1):
@@ -168,7 +168,7 @@ def run(tasks: list[Task], jobs: int) -> list[Outcome]:
 
 
 def merged(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row a case, its targets side by side."""
+    """One row per case, with the results of all its targets."""
     cases: dict[tuple[str, str], dict[str, Any]] = {}
     for row in rows:
         case = cases.setdefault((row["source"], row["case"]), {**row, "targets": {}})

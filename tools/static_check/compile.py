@@ -1,4 +1,4 @@
-"""One compilation: a case of a Triton file, or a whole CUDA file, for one target, and what the binary says of it."""
+"""One compilation (a case of a Triton file, or a whole CUDA file) for one target, and the resources in its binary."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from typing import Any
 from benchmarks.environment import ROOT
 
 SHARED_LIMITS = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
-"""Bytes of shared memory that one block may have, by compute capability."""
+"""Maximum bytes of shared memory per block, by compute capability."""
 
 STACK_ALLOWED = {"_cpu_states_write_kernel": 256}
-"""Bytes of stack that a kernel declares itself: the toy machine's ACC and registers, which are indexed at run time."""
+"""Stack bytes that a kernel needs by design: the toy machine's ACC and registers, which are indexed at run time."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Task:
 
 
 Outcome = tuple[list[dict[str, Any]], list[str]]
-"""Of a task: a row for each kernel in it, and everything that is wrong."""
+"""The result of a task: a row for each of its kernels, and all errors."""
 
 
 def compile_task(task: Task) -> Outcome:
     try:
-        # Where ptxas fails, triton prints all of the PTX.
+        # If ptxas fails, triton prints all of the PTX.
         with contextlib.redirect_stdout(io.StringIO()):
             rows, errors = (_compile_cuda if task.source.endswith(".cu") else _compile_triton)(task)
     except Exception as error:
@@ -65,7 +65,7 @@ def cases_of(file: str) -> dict[str, Any]:
         if spec is None or spec.loader is None:
             raise SystemExit(f"{path}: not a Python file")
         module = importlib.util.module_from_spec(spec)
-        # By this name pickle and triton find it again.
+        # Pickle and triton look the module up by this name.
         sys.modules[path.stem] = module
         spec.loader.exec_module(module)
     listed = module.compile_cases()
@@ -85,7 +85,7 @@ def row_of(file: str, case: Any) -> dict[str, Any]:
         "source": file,
         "kernel": case.kernel.fn.__name__,
         "case": case.name,
-        # Of the activations: weights and sums may be wider.
+        # The dtype of the activations: weights and sums may be wider.
         "dtype": next((kind for kind in ("bf16", "fp16") if kind in floats), floats[0] if floats else "int"),
         "constexprs": constexprs,
         "options": dict(case.options),
@@ -172,7 +172,7 @@ def _compile_cuda(task: Task) -> Outcome:
 def _kernel_and_dtype(mangled: str) -> tuple[str, str]:
     """The kernel's name and the dtype of its first template argument, from a mangled name."""
     for match in re.finditer(r"\d+(?=_)", mangled):
-        # Digits before the length belong to the name in front of it.
+        # Digits before the length belong to the preceding name.
         for digits in (match.group()[i:] for i in range(len(match.group()))):
             name = mangled[match.end() : match.end() + int(digits)]
             if name.endswith("_kernel"):
@@ -184,7 +184,7 @@ def _kernel_and_dtype(mangled: str) -> tuple[str, str]:
 
 @functools.cache
 def tool(name: str) -> str:
-    """A CUDA binary utility: from triton's own folder, or from the PATH."""
+    """The path of a CUDA binary utility, from triton's folder or the PATH."""
     spec = importlib.util.find_spec("triton")
     folders = [f"{folder}/backends/nvidia/bin" for folder in spec.submodule_search_locations or ()] if spec else []
     program = shutil.which(name, path=os.pathsep.join([*folders, os.environ.get("PATH", "")]))
@@ -221,7 +221,7 @@ def _resources(cubin: bytes) -> list[dict[str, Any]]:
 
 
 def _instructions(sass: str) -> dict[str, Any]:
-    """How many instructions, and how many of each kind that drives the tensor cores."""
+    """The number of instructions, and of each kind of tensor-core instruction."""
     codes = re.findall(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)", sass, re.MULTILINE)
     codes = [code for code in codes if code != "NOP"]
     if not codes:
@@ -231,7 +231,7 @@ def _instructions(sass: str) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of the compilers that are installed."""
+    """The versions of the installed compilers."""
     programs = {"nvcc": nvcc} if (nvcc := shutil.which("nvcc")) else {}
     numbers = {}
     if importlib.util.find_spec("triton"):

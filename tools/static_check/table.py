@@ -22,7 +22,7 @@ _HEAD = ("op", "kernel", "case", "sm", "registers", "shared", "instructions", "m
 
 
 def jit_functions(text: str) -> list[ast.FunctionDef]:
-    """The functions of a Python source that `@triton.jit` decorates."""
+    """The functions in a Python source that are decorated with `@triton.jit`."""
     return [
         node
         for node in ast.walk(ast.parse(text))
@@ -32,7 +32,7 @@ def jit_functions(text: str) -> list[ast.FunctionDef]:
 
 
 def triton_sources() -> list[str]:
-    """The files below kernels/ that define a Triton function, below the project's root."""
+    """Paths, relative to the project's root, of the files in kernels/ that define a Triton function."""
     files = sorted(ROOT.glob("kernels/*/*.py"))
     return [str(file.relative_to(ROOT)) for file in files if jit_functions(file.read_text())]
 
@@ -42,7 +42,7 @@ def cuda_sources() -> list[str]:
 
 
 def digest(file: str) -> str:
-    """A hash of a file's kernels without their comments, their docstrings and the host code around them."""
+    """A hash of a file's kernels, excluding comments, docstrings and host code."""
     if file.endswith(".py"):
         parts = []
         for function in jit_functions((ROOT / file).read_text()):
@@ -61,7 +61,7 @@ def _without_comments(file: str) -> str:
 
 
 def _with_headers(file: str) -> list[str]:
-    """A file of csrc/ and all that it includes from there."""
+    """A file in csrc/ and all files in csrc/ that it includes."""
     files = [file]
     for name in files:
         included = re.findall(r'^#include "(.*?)"', (ROOT / name).read_text(), re.MULTILINE)
@@ -70,12 +70,12 @@ def _with_headers(file: str) -> list[str]:
 
 
 def digests() -> dict[str, str]:
-    """Those of every source of kernels."""
+    """The digest of every kernel source, by file."""
     return {file: digest(file) for file in (*triton_sources(), *cuda_sources())}
 
 
 def chosen(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One case of each kernel and dtype of an op: that of the paper's size (width 768, heads of 64 channels) if any."""
+    """One case per kernel and dtype of an op: that of the paper's size (width 768, heads of 64 channels) if any."""
 
     def rank(row: dict[str, Any]) -> tuple[bool, bool]:
         words = set(row["case"].lower().split())
@@ -90,7 +90,7 @@ def chosen(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def gpu_runs() -> dict[str, str]:
-    """The GPU, and the commit, with which each op was right, from the results of gpu_check in benchmarks/results/."""
+    """The GPU and commit on which each op passed its check, from the results of gpu_check in benchmarks/results/."""
     runs = {}
     for path in sorted((ROOT / "benchmarks/results").glob("**/*gpu*.json")):
         result = json.loads(path.read_text())
@@ -105,13 +105,13 @@ def gpu_runs() -> dict[str, str]:
 
 
 def _run_of(row: dict[str, Any], runs: dict[str, str]) -> str:
-    """The run of the op that a kernel is named after, which may be another one of its folder; else of its folder."""
+    """The run of the op that a kernel is named after (a folder may have several ops), otherwise that of its folder."""
     ops = [op for op in OPS if row["kernel"].startswith(f"_{op}_")]
     return runs.get(max(ops, key=len, default=row["op"]), "not yet")
 
 
 def table(result: dict[str, Any]) -> str:
-    """The docs' table: one row a kernel and dtype."""
+    """The table for the docs: one row per kernel and dtype."""
     runs = gpu_runs()
     rows = []
     for row in sorted(chosen(result["kernels"]), key=lambda row: row["op"]):
@@ -129,7 +129,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def write_result(result: dict[str, Any]) -> None:
-    """Writes static.json, one line a compilation."""
+    """Writes static.json, one line per compilation."""
     rows = []
     for row in result["kernels"]:
         before, after = json.dumps({**row, "targets": None}, ensure_ascii=False).rsplit("null", 1)
