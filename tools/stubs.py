@@ -19,7 +19,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         run("pybind11_stubgen", "bgpt_fast._C", "--output-dir", folder, "--exit-code")
         stubs = (Path(folder) / "bgpt_fast" / "_C.pyi").read_text()
-    # Whether the extension has CUDA depends on the build, and no signature does.
+    # The value of with_cuda depends on the build; no signature does.
     output.write_text(re.sub(r"^with_cuda: bool = .*$", "with_cuda: bool", stubs, flags=re.MULTILINE))
     run("ruff", "check", "--silent", "--fix", "--exit-zero", str(output))
     run("ruff", "format", "--quiet", str(output))

@@ -1,4 +1,4 @@
-"""The toy machine and its generators once more, as plainly as Python can say them: what the C++ is tested against."""
+"""The toy machine and its generators in the simplest possible Python: the reference that the C++ is tested against."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def encode(program: Program) -> bytes:
 
 
 def trace(program: Program, acc: int, registers: list[int], memory_size: int) -> bytes:
-    """The released file's content."""
+    """The content of the trace file in the released format."""
     code = encode(program)
     out = code + bytes(memory_size - len(code)) + bytes([0, acc, 0, 0, 0, 0, *registers])
     values = dict(enumerate(registers, 1))
@@ -76,7 +76,7 @@ def trace(program: Program, acc: int, registers: list[int], memory_size: int) ->
 
 
 def random_program(draw: random.Random, num_registers: int, length: int) -> Program:
-    """In the released order of draws."""
+    """A random program, with random numbers drawn in the order of the released code."""
     program: Program = []
     for _ in range(length - 1):
         name = draw.choice(NAMES[1:])
@@ -89,7 +89,7 @@ def random_program(draw: random.Random, num_registers: int, length: int) -> Prog
 
 
 def released_files(seed: int, count: int, num_registers: int, memory_size: int, least: int, most: int) -> list[bytes]:
-    """The released generator's first files."""
+    """The first `count` files of the released generator."""
     draw = random.Random(seed)
     result = []
     for _ in range(count):

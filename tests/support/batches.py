@@ -1,4 +1,4 @@
-"""Batches of documents in tests: their contents, and equality to the last bit."""
+"""Batches of documents in tests: their contents, and bitwise equality."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def contents(batches: Iterable[PackedPatches]) -> list[bytes]:
 
 
 def equal(one: PackedPatches | LabelledBatch, other: PackedPatches | LabelledBatch) -> bool:
-    """Whether two batches have the same documents, and labels if they have any."""
+    """Whether two batches have the same documents and, if labelled, the same labels."""
     if isinstance(one, LabelledBatch):
         assert isinstance(other, LabelledBatch)
         return torch.equal(one.labels, other.labels) and equal(one.batch, other.batch)
@@ -30,6 +30,6 @@ def equal(one: PackedPatches | LabelledBatch, other: PackedPatches | LabelledBat
 
 
 def skip(source: BatchSource, batches: int) -> None:
-    """Draws batches and drops them."""
+    """Draws this number of batches and discards them."""
     for _ in range(batches):
         source.next_batch()

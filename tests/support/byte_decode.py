@@ -45,7 +45,7 @@ def rows(config: BGPTConfig, count: int, seed: int = 0) -> dict[str, Tensor]:
 
 
 def decided_model(config: BGPTConfig, seed: int = 0, end: float = 7.5) -> BGPT:
-    """A random model with large weights: its choices depend on all of its context.
+    """A random model with large weights, so that its choices depend on its whole context.
 
     `end` is added to the logits of `<eop>`, so that some files end before the context does.
     """
@@ -60,7 +60,7 @@ def decided_model(config: BGPTConfig, seed: int = 0, end: float = 7.5) -> BGPT:
 
 
 def ending_model(config: BGPTConfig) -> BGPT:
-    """A model that ends every file at once."""
+    """A model that ends every file immediately."""
     model = random_model(config)
     with torch.no_grad():
         base = model.byte_level_decoder.base.transformer

@@ -26,7 +26,7 @@ class CommandLine:
         self._capsys = capsys
 
     def run(self, *words: object, code: int = 0) -> Any:
-        """Returns what this command alone printed, as `out` and `err`."""
+        """Returns the output of this command only, as `out` and `err`."""
         self._capsys.readouterr()
         assert main([str(word) for word in words]) == code
         return self._capsys.readouterr()

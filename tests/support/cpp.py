@@ -1,4 +1,4 @@
-"""Compiles the C++ drivers of tests/csrc/, mostly with the sanitizers of the compiler."""
+"""Compiles the C++ drivers in tests/csrc/, mostly with the compiler's sanitizers."""
 
 from __future__ import annotations
 

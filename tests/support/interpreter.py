@@ -1,7 +1,7 @@
-"""Triton's interpreter with bfloat16 repaired: where there is no GPU, kernels run in it on CPU tensors.
+"""Triton's interpreter with fixes for bfloat16: without a GPU, kernels run in it on CPU tensors.
 
-As Triton ships it, 2.5 + 2.0 is −2.9e-39 in bfloat16, `tl.dot` multiplies the raw bits, and rounding to bfloat16 cuts.
-Importing this module repairs it; `test_interpreter.py` holds the canary.
+In Triton's own version 2.5 + 2.0 is −2.9e-39 in bfloat16, `tl.dot` multiplies the raw bits, and rounding to bfloat16
+truncates. Importing this module fixes that; `test_interpreter.py` checks the fixes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Media files made on the spot, seeded."""
+"""Seeded random media files, generated in memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-# Whatever imports this module is skipped where a package is missing; pip install 'bgpt-fast[test]' brings them all.
+# Tests that import this module are skipped if a package is missing; pip install 'bgpt-fast[test]' installs them all.
 mido = pytest.importorskip("mido")
 soundfile = pytest.importorskip("soundfile")
 pytest.importorskip("soxr")

@@ -1,11 +1,11 @@
-"""Finds products of 32 bits among the offsets of Triton kernels, by following values through their source.
+"""Finds offsets in Triton kernels that may overflow 32 bits, by following values through the kernels' source.
 
 Each value has a size: small (numbers, constexprs, `tl.arange`: bounded at compile time), a width (one argument), or
-large (program ids, loaded tokens, loops over them, and arguments that a 64-bit value is compared with: these count
-rows).
-A product is unsafe where no factor has 64 bits (`.to(tl.int64)`, `tl.cast(…, tl.int64)`, an argument annotated
-`tl.int64`) and one is large, or two are widths. Where it flows does not matter unless it reaches the address or the
-mask of a load, a store or an atomic: then it is reported.
+large (program ids, loaded tokens, loops over them, and arguments that are compared with a 64-bit value, because these
+count rows).
+A product is unsafe if no factor has 64 bits (`.to(tl.int64)`, `tl.cast(…, tl.int64)`, an argument annotated
+`tl.int64`) and one factor is large or two are widths. It is reported only if it reaches the address or the mask of a
+load, a store or an atomic.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _SMALL, _WIDTH, _LARGE = range(3)
 
 @dataclass(frozen=True)
 class Value:
-    """What is known of an expression.
+    """What is known about an expression.
 
     Args:
-        wide: it has 64 bits.
+        wide: whether it has 64 bits.
         size: _SMALL, _WIDTH or _LARGE.
-        products: the unsafe ones that it was made from, as (line, source).
-        tiles: it is at most cdiv(n, this expression), so times that expression no more than about n.
-        argument: it is this argument of the kernel.
+        products: the unsafe products that it was computed from, as (line, source).
+        tiles: the value is at most cdiv(n, `tiles`), so its product with that expression is at most about n.
+        argument: the kernel argument that it is.
     """
 
     wide: bool = False
@@ -45,14 +45,14 @@ def unsafe_products(text: str, imported: Mapping[str, ast.FunctionDef] | None = 
     """The (line, source) of each unsafe product that reaches an address or a mask in a file's Triton kernels.
 
     Args:
-        text: of the file.
-        imported: Triton functions of other files that it may call.
+        text: the file's content.
+        imported: Triton functions from other files that it may call.
     """
     own = {function.name: function for function in jit_functions(text)}
     functions = {**(imported or {}), **own}
     products: set[tuple[int, str]] = set()
     for function in own.values():
-        # Helpers are followed from where they are called, with the arguments of that call.
+        # Helpers are followed at each call, with the arguments of that call.
         if not function.name.endswith("_kernel"):
             continue
         first = _Walk(functions)
@@ -64,7 +64,7 @@ def unsafe_products(text: str, imported: Mapping[str, ast.FunctionDef] | None = 
 
 
 def jit_functions(text: str) -> list[ast.FunctionDef]:
-    """The functions of a Python source that `@triton.jit` decorates."""
+    """The functions in a Python source that are decorated with `@triton.jit`."""
     return [
         node
         for node in ast.parse(text).body
@@ -150,7 +150,7 @@ class _Walk:
             counter = self.evaluate(node.iter, scope)
         before = dict(scope)
         self.growing += counter.size > _SMALL
-        # Twice, for what the first round hands to the second.
+        # Twice, because values from one iteration reach the next.
         for _ in range(2):
             if isinstance(node, ast.For) and isinstance(node.target, ast.Name):
                 scope[node.target.id] = counter

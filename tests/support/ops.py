@@ -1,7 +1,7 @@
 """Tests that every op passes, on its own samples: on the CPU, in Triton's interpreter and on a GPU.
 
-A test file derives a class from `OpTests` for each public function. The samples (shapes, dtypes, layouts) stand there
-once and serve the tests of values, gradients, `opcheck`, `gradcheck`, strides and repeated runs.
+A test file derives a class from `OpTests` for each public function. It defines the samples (shapes, dtypes, layouts)
+once for all tests: values, gradients, `opcheck`, `gradcheck`, strides and repeated runs.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ class Backend:
 
 @contextlib.contextmanager
 def activate(backend: Backend, ops: Sequence[Op]) -> Iterator[None]:
-    """Runs the ops on a backend, with memory that is NaN before it is written.
+    """Runs the ops on a backend, with uninitialised memory filled with NaN.
 
-    In the interpreter each op's Triton implementation takes the place of that for the CPU: dispatch, autograd and
-    the choice between kernel and reference are those of a GPU.
+    In the interpreter each op's Triton implementation replaces its CPU implementation: dispatch, autograd and the
+    choice between kernel and reference are those of a GPU.
     """
     library = torch.library.Library("bgpt_fast", "IMPL")
     if backend.is_interpreter:
@@ -126,7 +126,7 @@ def mapped(function: Callable[[Tensor], Tensor], inputs: Sequence[Any]) -> list[
 
 
 def as_leaves(inputs: Sequence[Any]) -> list[Any]:
-    """The inputs as tensors of their own, of which the float ones need gradients."""
+    """The inputs with each tensor detached into a leaf; floating-point ones require gradients."""
     return mapped(lambda t: t.detach().requires_grad_(t.is_floating_point()), inputs)
 
 
@@ -153,13 +153,13 @@ def assert_accurate(
     largest: float = 0.0,
     floors: Sequence[float] | None = None,
 ) -> None:
-    """Checks the errors to `exact` (float64): at most twice those of the plain version in the same dtypes, and a floor.
+    """Checks that errors against `exact` (float64) are at most twice those of the plain version plus a floor.
 
     Args:
         ours, plain, exact: results in the same order.
         ulps: the floor, in ulps of the largest exact value or of `largest`, whichever is larger.
-        largest: of the numbers that are added up.
-        floors: one for each result, instead.
+        largest: the largest of the numbers that are summed.
+        floors: absolute floors, one for each result, instead of `ulps`.
     """
     for i, (got, same, want) in enumerate(zip(ours, plain, exact, strict=True)):
         assert (got.shape, got.dtype) == (want.shape, same.dtype)
@@ -202,34 +202,34 @@ def kernels_launched(function: Callable[[], object]) -> set[str]:
 
 
 class OpTests:
-    """What a test class says of its op, and the tests.
+    """The properties of an op that a test class defines, and the tests.
 
-    Tests with an argument `dtypes` or `layout` run for each of DTYPES, or each name in `layouts()`.
+    Tests with an argument `dtypes` or `layout` run for each of DTYPES or each name in `layouts()`.
     """
 
     NAME: str
-    """Of the op and its folder, unless FOLDER says another."""
+    """Name of the op and, unless FOLDER is given, of its folder."""
     FOLDER: str = ""
     DTYPES: Sequence[Any]
     SHAPES: Sequence[tuple[int, ...]]
     LARGE_SHAPES: Sequence[tuple[int, ...]]
-    """Shapes that would take the interpreter too long."""
+    """Shapes that are too slow for the interpreter."""
     STRIDED_SHAPE: tuple[int, ...]
-    """An ordinary shape, for the tests of one shape in the interpreter."""
+    """A typical shape, for interpreter tests that use a single shape."""
     GPU_SHAPE: tuple[int, ...]
-    """A large one, for a GPU and several threads."""
+    """A large shape, for tests on a GPU or with several threads."""
     KERNELS: Sequence[str]
     """GPU kernels that values and gradients must launch."""
     LEAST_CASES = 1
     HAS_GRADIENT = True
-    """Whether the registered op has, not only the function."""
+    """Whether the registered op, not only the function, has a gradient."""
     TWICE_DIFFERENTIABLE: Sequence[int] = ()
-    """Arguments whose gradients are computed by torch, which can differentiate them again."""
+    """Indices of arguments whose gradients torch computes and can therefore differentiate again."""
     function: Callable[..., Any]
     plain: Callable[..., Any]
     """The same function in plain torch, differentiable, for every dtype."""
     wrong_version: Callable[..., Any]
-    """A slightly wrong one, which the tolerance must catch."""
+    """A slightly wrong version, which the tolerance must detect."""
 
     def sample(self, shape: tuple[int, ...], dtypes: Any, seed: int = 0) -> list[Any]:
         """The function's arguments on the CPU."""
@@ -244,7 +244,7 @@ class OpTests:
         raise NotImplementedError
 
     def arguments(self, inputs: Sequence[Any]) -> tuple[Any, ...]:
-        """The registered op's arguments for the function's."""
+        """Converts the function's arguments to those of the registered op."""
         return tuple(inputs)
 
     def wrong_arguments(self) -> dict[str, tuple[Any, ...]]:
@@ -256,16 +256,16 @@ class OpTests:
         return {}
 
     def strides_tolerance(self, backend: Backend, dtype: torch.dtype) -> dict[str, float]:
-        """How far results may be from those at other strides: no bit, unless an op says otherwise."""
+        """The tolerance between results at different strides: bit-equal unless an op overrides it."""
         return {"rtol": 0.0, "atol": 0.0}
 
     def inputs(self, backend: Backend, shape: tuple[int, ...], dtypes: Any = None, seed: int = 0) -> list[Any]:
-        """A sample on the backend's device; of the first dtypes where none are named."""
+        """A sample on the backend's device; the dtypes default to the first of DTYPES."""
         sample = self.sample(shape, self.DTYPES[0] if dtypes is None else dtypes, seed)
         return mapped(lambda t: t.to(backend.device), sample)
 
     def check(self, backend: Backend, inputs: Sequence[Any], function: Callable[..., Any] | None = None) -> None:
-        """Compares values and gradients with float64."""
+        """Compares values and gradients with those in float64."""
         ours = results(function or self.function, inputs)
         assert all(t.is_contiguous() for t in ours.outputs)
         wide = [t.double() if is_float(t) else t for t in inputs]

@@ -26,8 +26,8 @@ SIGNALS = {"term": signal.SIGTERM, "kill": signal.SIGKILL, "stop": signal.SIGSTO
 
 
 def trainer_of(job: dict[str, Any], rank: int = 0, world_size: int = 1) -> Trainer:
-    """The trainer of a job: `run`, `fields` of TrainConfig, `dropout`, and what goes wrong on which rank at which
-    batch."""
+    """The trainer of a job, which specifies `run`, `fields` of TrainConfig, `dropout`, and which fault occurs on which
+    rank at which batch."""
     model = make_model(dataclasses.replace(CONFIG, dropout=job.get("dropout", 0.0), patch_num_layers=2), seed=rank)
 
     def poison(module: Any, arguments: Any, output: Any) -> Any:
@@ -51,7 +51,7 @@ def trainer_of(job: dict[str, Any], rank: int = 0, world_size: int = 1) -> Train
 
 
 def _no_group_left() -> None:
-    """Threads of a process group that outlive the interpreter can end this process with SIGABRT."""
+    """Exits at once if a process group is left: its threads can end this process with SIGABRT at shutdown."""
     if dist.is_initialized():
         os._exit(70)
 
@@ -69,7 +69,7 @@ def main(jobs: list[dict[str, Any]]) -> None:
         return weighted(parallel, objective, batches, targets, world_size * sum(map(len, targets)), rest)
 
     for job in jobs:
-        # Faults that a right implementation must not have: each makes another run.
+        # Faults that a correct implementation must not have: each changes the run.
         update.accumulate_gradients = unweighted if job.get("fault") == "unweighted" else weighted
         shared = job.get("fault") == "rank 0's rng"
         resuming.states_of = (lambda rng, _: own_states(rng, 0)) if shared else own_states

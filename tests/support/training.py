@@ -1,4 +1,4 @@
-"""What the training tests share: a tiny model, a seeded source, hashes of everything a run is made of."""
+"""Helpers of the training tests: a tiny model, a seeded source, hashes of a run's whole state."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ RANK_CHILD = str(TESTS / "support" / "rank_child.py")
 
 
 class RandomSource:
-    """Seeded batches of documents of many lengths, of which each rank takes every `world_size`-th.
+    """Seeded batches of documents of many lengths; each rank takes every `world_size`-th document.
 
     `before` is called with the number of each batch.
     """
@@ -68,7 +68,7 @@ class RandomSource:
 
 
 def child_environment(**variables: str) -> dict[str, str]:
-    """Variables for a Python process that finds tests and package as this one does, and computes on one thread."""
+    """Environment of a Python process that has this process's import paths and computes on one thread."""
     paths = [str(TESTS), *(path for path in sys.path if path)]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", **variables}
 
@@ -86,7 +86,7 @@ def make_model(config: BGPTConfig = CONFIG, seed: int = 0) -> BGPT:
 
 
 def make_trainer(run_dir: Path, source: Any = None, evaluate: Any = None, model: Any = None, **fields: Any) -> Trainer:
-    # Nothing is read ahead: what a source does at its N-th batch falls into step N.
+    # No read-ahead, so that what a source does at its N-th batch happens in step N.
     defaults: dict[str, Any] = {"steps": 8, "learning_rate": 3e-3, "device": "cpu", "save_every": 0, "prefetch": 0}
     config = TrainConfig(**{**defaults, "tensorboard": False, **fields})
     return Trainer(model or make_model(), source or RandomSource(), config, run_dir, evaluate, show_progress=False)
@@ -100,7 +100,7 @@ def train(run_dir: Path, source: Any = None, **fields: Any) -> Trainer:
 
 
 def interrupt(run_dir: Path, at: int, number: int = signal.SIGTERM, **fields: Any) -> Trainer:
-    """The trainer of a run that a signal to this process, sent before batch `at`, has ended."""
+    """The trainer of a run that was interrupted by a signal to this process before batch `at`."""
 
     def send(position: int) -> None:
         if position == at:
@@ -132,7 +132,7 @@ def log_lines(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def losses(run_dir: Path) -> list[tuple[int, float, float, float]]:
-    """Step, loss, rate and gradient norm of every training line."""
+    """Step, loss, learning rate and gradient norm of every training line in the log."""
     return [
         (line["step"], line["loss"], line["learning_rate"], line["grad_norm"])
         for line in log_lines(run_dir)

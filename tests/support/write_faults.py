@@ -1,4 +1,4 @@
-"""Makes the steps of writing a file fail, or the process die in them, one at a time."""
+"""Makes any single step of writing a file fail, or the process die in it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def flip(content: bytes, bit: int) -> bytes:
 
 @contextlib.contextmanager
 def largest_file(size: int) -> Iterator[None]:
-    """Every write past `size` bytes fails, as on a full disk (EFBIG instead of ENOSPC; Python ignores SIGXFSZ)."""
+    """Makes writes past `size` bytes fail, as on a full disk (EFBIG instead of ENOSPC; Python ignores SIGXFSZ)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -41,7 +41,7 @@ def step_fails(
 ) -> Iterator[list[str]]:
     """Within the block, `fail` replaces the `number`-th of all calls that make or write a file, and of `calls` of `os`.
 
-    A failing write has written half of its bytes. Yields the names of the steps as they are taken.
+    A failing write writes half of its bytes first. Yields a list, to which each step appends its name.
     """
     steps: list[str] = []
 
@@ -79,7 +79,7 @@ def step_fails(
 
 
 def dies_in_step(number: int, work: Callable[[], object]) -> bool:
-    """Runs `work` in a forked child that dies, uncleaned, in the `number`-th step; False if it got through."""
+    """Runs `work` in a forked child that dies without cleanup in the `number`-th step; False if the child completes."""
     child = os.fork()
     if child == 0:
         try:

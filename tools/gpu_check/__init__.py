@@ -1,1 +1,1 @@
-"""Everything that only a GPU can prove, in one command."""
+"""All checks and measurements that need a GPU, in one command."""

@@ -1,10 +1,10 @@
-"""Everything that only a GPU can prove, in one command with one result file: builds, tests, checks and measures.
+"""Everything that needs a GPU, in one command with one result file: builds, tests, checks and measures.
 
     python3 -m tools.gpu_check --output gpu_check.json        # or: make gpu-check
 
 Needs Python, torch, triton, nvcc, cmake, ninja, pybind11, pytest and transformers, and no network. Each piece runs in
-processes of its own with time limits, and the result file is rewritten after each result, so that a piece that fails,
-crashes or hangs does not lose the results of others. A short table comes last; the exit code is 0 if everything passed.
+its own processes with time limits, and the result file is rewritten after each result, so that a piece that fails,
+crashes or hangs does not lose others' results. A short table is printed last; the exit code is 0 if everything passed.
 benchmarks/README.md describes the result file.
 """
 
@@ -30,7 +30,7 @@ from tools.gpu_check.report import summary, table
 
 
 def files_module() -> Any:
-    """bgpt_fast/files.py without its package, whose import needs the extension, which may not be built yet."""
+    """bgpt_fast/files.py, loaded without its package, because that needs the extension, which may not be built yet."""
     spec = importlib.util.spec_from_file_location("files", ROOT / "bgpt_fast" / "files.py")
     assert spec is not None
     assert spec.loader is not None
@@ -40,7 +40,7 @@ def files_module() -> Any:
 
 
 def machine() -> dict[str, Any]:
-    """GPU and versions, from a process of its own."""
+    """GPU and versions, determined in a separate process."""
     command = [sys.executable, "-m", "benchmarks.environment"]
     try:
         ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=90)
@@ -50,7 +50,7 @@ def machine() -> dict[str, Any]:
 
 
 def is_accepted(item: dict[str, Any]) -> bool:
-    """Whether an item is ok, or cannot run on this machine."""
+    """Whether an item is "ok", or "not run" for an accepted reason."""
     return item["status"] == "ok" or (item["status"] == "not run" and item["reason"] in ACCEPTED_REASONS)
 
 

@@ -1,5 +1,5 @@
-"""The engines of the byte decoder on a GPU: whether they write the CPU's bytes, and how fast each is; and of the
-batch-invariant one, whether a patch's bits are the same in every batch, and what that costs.
+"""The engines of the byte decoder on a GPU: whether they give the same bytes as the CPU, and their speed; for the
+batch-invariant engine, also whether a patch's bits are the same in every batch, and the cost of that.
 
 On a CPU the graphs' functions run one by one, and the persistent kernel, which needs a GPU, is left out.
 """
@@ -27,11 +27,11 @@ SMALL = BGPTConfig(patch_length=8, hidden_size=64, patch_num_layers=1, byte_num_
 
 
 class OtherBytesError(RuntimeError):
-    """An engine wrote other bytes than the CPU, or than itself in another batch."""
+    """An engine's bytes differ from the CPU's, or from its own in another batch."""
 
 
 def engines_of(weights: CudaWeights, count: int) -> dict[str, Write]:
-    """The engines that decode so many patches at once, by name."""
+    """The engines that can decode `count` patches at once, by name."""
     invariant = GraphedByteDecoder(weights.byte, weights.record, batch_invariant=True)
     engines: dict[str, Write] = {"graphed": weights.graphed.write, "invariant": invariant.write}
     if weights.has_persistent_kernel and count <= PERSISTENT_MAX_ROWS:
@@ -42,7 +42,7 @@ def engines_of(weights: CudaWeights, count: int) -> dict[str, Write]:
 def random_request(
     config: BGPTConfig, count: int, seed: int, sampling: Sampling = SAMPLINGS["greedy"]
 ) -> DecodeRequest:
-    """Patches with prefixes and limits of several lengths, and features on the CPU."""
+    """A request for patches with prefixes and limits of several lengths; the features are on the CPU."""
     stream = torch.Generator().manual_seed(seed)
     S = config.patch_size
     max_tokens = torch.randint(1, S + 1, (count,), generator=stream)
@@ -64,7 +64,7 @@ def check_bytes(device: torch.device, record: Any = None) -> dict[str, Any]:
     several sizes.
 
     Raises:
-        OtherBytesError: they differ. With other seeds a near tie may fall within rounding; with these none does.
+        OtherBytesError: they differ. Other seeds may give near ties that rounding decides; these seeds give none.
     """
     model = small_model()
     cpu = CpuDecoder(CpuWeights(model, "float32"), 1, 8)
@@ -94,7 +94,7 @@ def small_model() -> BGPT:
 
 
 def check_bits(device: torch.device, record: Any = None) -> dict[str, int]:
-    """`check_alone` in each batch-invariant precision of the device: bfloat16 is one on a GPU only."""
+    """`check_alone` in each batch-invariant precision of the device; bfloat16 only on a GPU."""
     precisions = ("float32", "bfloat16") if device.type == "cuda" else ("float32",)
     return {precision: check_alone(device, precision, record) for precision in precisions}
 
@@ -107,7 +107,7 @@ def check_alone(device: torch.device, precision: str, record: Any = None, *, bat
         How many patches were compared.
 
     Raises:
-        OtherBytesError: those of a patch differ.
+        OtherBytesError: the bits or bytes of a patch differ.
     """
     weights = CudaWeights(small_model().to(device), precision, record).byte
     engine = GraphedByteDecoder(weights, record, batch_invariant=batch_invariant)
@@ -130,20 +130,20 @@ def check_alone(device: torch.device, precision: str, record: Any = None, *, bat
 
 
 def part_of(request: DecodeRequest, part: slice) -> DecodeRequest:
-    """Some of a request's patches."""
+    """The request for a slice of its patches."""
     return DecodeRequest(*(value[part] if isinstance(value, torch.Tensor) else value for value in request))
 
 
 def measure_engines(
     config: BGPTConfig, count: int, device: torch.device, precision: str, seconds: float, record: Any = None
 ) -> dict[str, Any]:
-    """Bytes a second of each engine, by name, at `count` patches side by side.
+    """Bytes per second of each engine, by name, decoding `count` patches at once.
 
-    `batch_invariant_cost` is the time of the batch-invariant engine over that of the engine that `Generator` chooses.
+    `batch_invariant_cost` is the time of the batch-invariant engine divided by that of the engine `Generator` chooses.
     """
     torch.manual_seed(0)
     weights = CudaWeights(BGPT(config).eval().to(device), precision, record)
-    # No prefix. Random weights end one patch in 16 or so, which makes no engine faster or slower.
+    # No prefix. Random weights end about one patch in 16, which makes no engine faster or slower.
     request = DecodeRequest(
         features=torch.randn(count, config.hidden_size, device=device),
         prefix_tokens=torch.full((count, config.patch_size), -1, dtype=torch.int16),

@@ -1,4 +1,4 @@
-"""The items of each piece of gpu_check that computes, by name. Standard library only."""
+"""Names of the items of each piece in pieces.py. Standard library only."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ OPS = (
     "patch_embed",
     "byte_embed",
 )
-"""The cases of op_cases.py that have an implementation of their own on a GPU."""
+"""The cases in op_cases.py that have their own GPU implementation."""
 FOLDERS = {"add_layer_norm": "layer_norm", "byte_attention_projected": "byte_attention"}
-"""In kernels/, of the ops that share one."""
+"""Folders in kernels/ of the ops that share a folder."""
 IMPLEMENTATIONS = (OURS, RELEASED, COMPILED)
-"""Of training; the one that takes a minute to compile is last."""
+"""Implementations of training; the one that takes a minute to compile is last."""
 BATCHES = ("1", "64", "2048")
-"""Files side by side in generation."""
+"""Batch sizes of generation, in files."""
 DECODED = ("1", "2", "4", "8", "16", "24", "32", "64", "256", "1024", "4096")
-"""Patches side by side in the byte decoder; the faster of its two engines changes somewhere among the first."""
+"""Batch sizes of the byte decoder, in patches; the crossover between its two engines is among the first."""
 ITEMS = {
     "peak": ("matmul", "copy"),
     "ops": OPS,

@@ -20,12 +20,12 @@ from typing import Any
 
 Result = dict[str, Any]
 Report = Callable[[Mapping[str, Result]], None]
-"""Is called with results of items as they come."""
+"""Called with the results of items as they become available."""
 _POLL_S = 0.05
 
 
 class Limit:
-    """A point in time, so many seconds from now, which `stop` brings forward to the moment when it is set."""
+    """A deadline this many seconds from now; setting `stop` makes it pass at once."""
 
     def __init__(self, seconds: float, stop: threading.Event) -> None:
         self.seconds, self._stop = seconds, stop
@@ -36,7 +36,7 @@ class Limit:
         return self._stop.is_set() or time.monotonic() >= self._end
 
     def within(self, seconds: float) -> Limit:
-        """A limit of so many seconds that ends no later than this one."""
+        """A limit this many seconds from now that ends no later than this one."""
         return Limit(max(0.0, min(seconds, self._end - time.monotonic())), self._stop)
 
 
@@ -45,10 +45,10 @@ class Job:
     """Some items of a piece.
 
     Args:
-        piece: its name.
-        items: their names.
-        run: runs them all within a limit and reports each.
-        seconds: its limit.
+        piece: name of the piece.
+        items: names of the items.
+        run: runs all items within a limit and reports each.
+        seconds: time limit of the job.
     """
 
     piece: str
@@ -59,7 +59,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Stage:
-    """Jobs that run side by side, `parallel` at a time, none of them past `ends` seconds after the start of all."""
+    """Jobs that run in parallel, `parallel` at a time; all end at most `ends` seconds after the start of the check."""
 
     jobs: tuple[Job, ...]
     parallel: int
@@ -80,7 +80,7 @@ class Exit:
         return lines[-1].strip()[:300] if lines else "no output"
 
     def result(self, limit: Limit) -> Result:
-        """As a result: exit code 0 is ok."""
+        """Converts the exit to a result: exit code 0 is "ok"."""
         if self.code == 0:
             return {"status": "ok", "seconds": self.seconds}
         if self.code is None:
@@ -93,9 +93,9 @@ class Exit:
 def run_command(
     command: Sequence[str], limit: Callable[[], Limit], *, cwd: Path, env: Mapping[str, str], log: Path
 ) -> Exit:
-    """Runs a command until it ends or `limit()`, which is called again and again, is over.
+    """Runs a command until it ends or `limit()`, which is polled, has passed.
 
-    Its output goes to the file `log`; all processes that it started end with it.
+    Its output goes to the file `log`; all processes that it started are killed when it ends.
     """
     began = time.monotonic()
     with log.open("wb") as file:
@@ -105,7 +105,7 @@ def run_command(
         if limit().is_over:
             break
         time.sleep(_POLL_S)
-    with contextlib.suppress(ProcessLookupError):  # nothing is left of the session
+    with contextlib.suppress(ProcessLookupError):  # no process of the session is left
         os.killpg(process.pid, signal.SIGKILL)
     code = process.wait()
     return Exit(None if is_running else code, time.monotonic() - began, log.read_text(errors="replace"))
@@ -122,16 +122,16 @@ def run_items(
     env: Mapping[str, str],
     folder: Path,
 ) -> None:
-    """Runs a worker that takes `--items` and `--part`; after an item that kills it or hangs, a new one does the rest.
+    """Runs a worker that takes `--items` and `--part`; if an item crashes or hangs it, a new worker runs the rest.
 
     Args:
-        command: the worker; after each item it rewrites the part file, a JSON object of all its results so far.
-        items: all that it is to do.
-        limit: for all of them.
-        report: is called with the results as they come.
-        item_seconds: limit for one.
-        cwd, env: of the worker.
-        folder: for its part file and its log.
+        command: the worker; after each item it rewrites the part file, a JSON object with all its results so far.
+        items: names of the items to run.
+        limit: time limit for all items.
+        report: called with the results as they become available.
+        item_seconds: time limit for one item.
+        cwd, env: working directory and environment of the worker.
+        folder: folder for the part file and the log.
     """
     part, pending = folder / "part.json", list(items)
 
@@ -157,7 +157,7 @@ def run_items(
         if pending and (ended.code is None or ended.code < 0):
             done[pending.pop(0)] = ended.result(item_limit)
         elif pending and (ended.code == 0 or not done):
-            # It left items out by itself, or never came to the first one: a new worker would end in the same way.
+            # The worker skipped items or never reached the first one: a new worker would end in the same way.
             reason = f"the worker ended with exit code {ended.code}: {ended.last_line}"
             done |= _alike(pending, "failed", reason)
             pending = []
@@ -179,7 +179,7 @@ class Results:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def update(self, piece: str, results: Mapping[str, Result]) -> None:
-        """Adds results of a piece's items."""
+        """Adds the results of some of a piece's items."""
         with self._lock:
             entry = self.pieces.setdefault(piece, {"status": "", "items": {}})
             entry["items"] |= results
@@ -191,17 +191,17 @@ class Results:
 
 
 def worst(statuses: Sequence[str]) -> str:
-    """The status of a piece, from those of its items."""
+    """The worst status of a piece's items, which is the status of the piece."""
     return next((status for status in ("failed", "timed out", "not run") if status in statuses), "ok")
 
 
 def execute(stages: Sequence[Stage], results: Results, stop: threading.Event) -> None:
-    """Runs the stages one after the other; a job that fails stops no other, and every item gets a result.
+    """Runs the stages one after the other; a failed job does not stop the others, and every item gets a result.
 
     Args:
         stages: what to run.
         results: collects the results.
-        stop: once it is set, what runs is killed and nothing more is started.
+        stop: once it is set, running jobs are killed and no more are started.
     """
     start = time.monotonic()
 

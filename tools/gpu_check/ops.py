@@ -1,4 +1,4 @@
-"""Ops on a GPU: their speed beside baselines, and their bits in CUDA graphs and on side streams."""
+"""Ops on a GPU: their speed compared with baselines, and their bits in CUDA graphs and on side streams."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def measure_case(
 ) -> dict[str, Any]:
     """Checks an op, then times it and its baselines, and on a GPU the compiled reference.
 
-    A baseline that fails is reported with its error, and the others are still timed; only the op must not fail.
+    If a baseline fails, its error is reported and the others are still timed; a failure of the op is raised.
 
     Raises:
         WrongResultError: the op is wrong; nothing is timed.
@@ -74,7 +74,7 @@ def speed_ups(timed: dict[str, Any]) -> dict[str, float]:
 
 
 def small_runs(case: OpCase, sizes: Sizes, device: torch.device) -> int:
-    """Runs the op in every dtype without timing it, for tools that watch its kernels; returns how many runs."""
+    """Runs the op in every dtype without timing it, for tools that check its kernels; returns the number of runs."""
     for dtype, seed in itertools.product(case.dtypes, range(2)):
         run(case.op, case.inputs(Maker(sizes, dtype, device, seed)))
     return 2 * len(case.dtypes)
@@ -107,7 +107,7 @@ def check_graph(case: OpCase, sizes: Sizes, dtype: torch.dtype, device: torch.de
     side = torch.cuda.Stream(device)
     side.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(side):
-        for _ in range(3):  # compiles what is not compiled yet, which a capture forbids
+        for _ in range(3):  # compiles kernels, which is not allowed during capture
             run(case.op, static, gradients)
     torch.cuda.current_stream(device).wait_stream(side)
     graph = torch.cuda.CUDAGraph()
@@ -121,7 +121,7 @@ def check_graph(case: OpCase, sizes: Sizes, dtype: torch.dtype, device: torch.de
 
 
 def check_side_stream(case: OpCase, sizes: Sizes, dtype: torch.dtype, device: torch.device) -> None:
-    """Runs on a stream of its own, where the inputs come late: a launch on another stream would read too early.
+    """Runs on a separate stream that makes the inputs late, so that a launch on another stream would read too early.
 
     Raises:
         WrongResultError: the results differ from those of a plain call.

@@ -2,7 +2,7 @@
 
     python -m tools.gpu_check.pieces ops --items layer_norm bias_gelu --part part.json
 
-After each item the part file is rewritten with all results so far, so that a crash loses one item at most.
+After each item the part file is rewritten with all results so far, so that a crash loses at most one item.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class NoGPUError(RuntimeError):
 
 
 class Setting(NamedTuple):
-    """Where and how large: `quick` means tiny sizes; `peak` are the measured rates, empty if there are none."""
+    """The device and sizes: `quick` means tiny sizes; `peak` has the measured peak rates and may be empty."""
 
     device: torch.device
     quick: bool
@@ -58,7 +58,7 @@ class Setting(NamedTuple):
 
 
 def peak(item: str, setting: Setting) -> dict[str, Any]:
-    """The peak rates: a large matrix product, a large copy counted both ways."""
+    """The peak rates of a large matrix product and of a large copy (reads plus writes)."""
     seconds = 0.01 if setting.quick else 0.5
     if item == "matmul":
         dtype = torch.bfloat16 if setting.on_gpu else torch.float32
@@ -67,7 +67,7 @@ def peak(item: str, setting: Setting) -> dict[str, Any]:
 
 
 def op(item: str, setting: Setting) -> dict[str, Any]:
-    """One op at the paper's size, checked and then timed beside its baselines."""
+    """Checks one op at the paper's size, then times it and its baselines."""
     sizes, seconds = (SMALL, 0.01) if setting.quick else (PAPER, 0.15)
     dtype = torch.bfloat16 if setting.on_gpu else torch.float32
     return measure_case(case_of(item), sizes, dtype, setting.device, peak=setting.peak, seconds=seconds)
@@ -85,7 +85,7 @@ def graph(item: str, setting: Setting) -> dict[str, Any]:
 
 
 def exercise(item: str, setting: Setting) -> dict[str, Any]:
-    """One op at a small size in all dtypes, or the byte decoder's engines: what a sanitizer watches."""
+    """Runs one op at a small size in all dtypes, or the byte decoder's engines, under a sanitizer."""
     if item == "byte_decode":
         # Not as a graph: the sanitizer runs without the allocator that recording needs.
         return check_bytes(setting.device, _unrecorded)
@@ -109,13 +109,13 @@ def training(item: str, setting: Setting) -> dict[str, Any]:
         return losses_agree(config, setting.device)
     documents = 2
     if not setting.quick:
-        # As many as fit for the released method and the reference too.
+        # As many documents as also fit for the released method and the reference.
         documents = 64 if torch.cuda.get_device_properties(setting.device).total_memory > 100e9 else 32
     return measure_step(item, config, documents, setting.device, seconds=0.02 if setting.quick else 3.0)
 
 
 def generation(item: str, setting: Setting) -> dict[str, Any]:
-    """Bytes a second of the Generator at one batch size, or of the released method."""
+    """Bytes per second of the Generator at one batch size, or of the released method."""
     config, context, rounds = (TINY, 3, 3) if setting.quick else (BGPTConfig(), 64, 6)
     is_released = item == RELEASED
     files, rounds = (1, min(rounds, 4)) if is_released else (int(item), rounds)
@@ -129,8 +129,8 @@ def generation(item: str, setting: Setting) -> dict[str, Any]:
 
 
 def byte_decode(item: str, setting: Setting) -> dict[str, Any]:
-    """The byte decoder's engines: their bytes against the CPU's and, batch-invariant, the bits against those in other
-    batches; or their speed at one batch size."""
+    """The byte decoder's engines: compares their bytes with the CPU's and, if batch-invariant, their bits with those in
+    other batches; or measures their speed at one batch size."""
     record = None if setting.on_gpu else _unrecorded
     if item == "bytes":
         return {**check_bytes(setting.device, record), "patches_alone": check_bits(setting.device, record)}
@@ -144,7 +144,7 @@ def _unrecorded(step: Replay) -> Replay:
 
 
 def cpu_states(item: str, setting: Setting) -> dict[str, Any]:
-    """Instances of the CPU-state machine a second, made on the GPU, after a comparison with the CPU's."""
+    """CPU-state instances per second, made on the GPU, after a comparison with the CPU's."""
     setting.require_gpu()
     from bgpt_fast.tasks.cpu_states import StreamOptions, generate, generate_on_gpu
 
@@ -173,14 +173,14 @@ PIECES: dict[str, Callable[[str, Setting], dict[str, Any]]] = {
 
 
 def non_finite(value: Any) -> bool:
-    """Whether there is a NaN or an infinity anywhere in a result."""
+    """Whether a result contains a NaN or an infinity."""
     if isinstance(value, dict):
         return any(map(non_finite, value.values()))
     return isinstance(value, float) and not math.isfinite(value)
 
 
 def run_item(run: Callable[[str, Setting], dict[str, Any]], item: str, setting: Setting) -> tuple[dict[str, Any], bool]:
-    """An item's result, and whether the process can go on after it."""
+    """An item's result, and whether the process can continue after it."""
     try:
         result = run(item, setting)
         if non_finite(result):

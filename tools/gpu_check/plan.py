@@ -1,4 +1,4 @@
-"""The pieces of gpu_check in order, with their limits and how each is started. Standard library only."""
+"""The pieces of gpu_check in order, with their time limits and how each is started. Standard library only."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ TIMINGS = {
     "generation": (70, 40),
     "cpu_states": (30, 30),
 }
-"""Pieces of `pieces.py`, with the seconds for all of their items and for one."""
+"""Pieces in `pieces.py`, with their time limits in seconds: for all items, and for one."""
 PIECES = ("build", "tests", *CHECKS, "sanitizer", *TIMINGS)
 SANITIZER_TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 SANITIZER_ERROR = 86  # the exit code of a tool that reports an error
 ON_CPU, NO_SANITIZER = ACCEPTED_REASONS = ("the CPU was asked for", "compute-sanitizer was not found")
-"""Why an item may be "not run" without making the check fail."""
+"""Reasons for "not run" that do not make the check fail."""
 QUICK_TESTS = ("tests/kernels/test_interpreter.py", "tests/kernels/test_patch_embed.py")
 
 
@@ -36,11 +36,11 @@ class Plan:
 
     Args:
         device: "cuda" or "cpu".
-        quick: tiny sizes and few tests.
-        pieces: which ones, of PIECES.
-        seconds: for everything.
-        folder: for logs and part files.
-        results: whose measured peak rates later pieces use.
+        quick: use tiny sizes and few tests.
+        pieces: the pieces to run, from PIECES.
+        seconds: time limit for everything.
+        folder: folder for logs and part files.
+        results: the results so far; later pieces use their measured peak rates.
     """
 
     def __init__(
@@ -52,8 +52,8 @@ class Plan:
         self.env = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
 
     def stages(self) -> list[Stage]:
-        """The build; then checks, side by side; then timings, alone on the machine. Each stage has a share of the time,
-        and its most important jobs come first."""
+        """The build, then checks in parallel, then timings, one at a time. Each stage has a share of the total time and
+        runs its most important jobs first."""
         build = [Job("build", ("extension",), self._run_build, 150)]
         checks = [self._worker(piece, *seconds) for piece, seconds in CHECKS.items()]
         checks += [self._test(name, marks) for name, marks in self._test_files()]
@@ -70,12 +70,12 @@ class Plan:
         return run_command(command, lambda: limit, cwd=ROOT, env=self.env | env, log=log)
 
     def _run_build(self, limit: Limit, report: Report) -> None:
-        """The extension, in place."""
+        """Builds the extension in place."""
         ended = self._run("build", [sys.executable, "setup.py", "-q", "build_ext", "--inplace"], limit)
         report({"extension": ended.result(limit)})
 
     def _worker(self, piece: str, seconds: float, item_seconds: float) -> Job:
-        """A piece of pieces.py."""
+        """The job for a piece in pieces.py."""
 
         def run(limit: Limit, report: Report) -> None:
             folder = self.folder / piece
@@ -91,7 +91,7 @@ class Plan:
         return [*command, "--quick"] if self.quick else command
 
     def _peak(self) -> dict[str, float]:
-        """What the piece "peak" measured, if both items are ok; tiny sizes are not compared with it."""
+        """The rates that the piece "peak" measured, if both items are ok; empty for tiny sizes."""
         items = self.results.pieces.get("peak", {}).get("items", {})
         if self.quick or any(items.get(name, {}).get("status") != "ok" for name in ITEMS["peak"]):
             return {}
@@ -105,14 +105,14 @@ class Plan:
             if self.quick and name not in QUICK_TESTS:
                 continue
             if path.stem.endswith(("_triton", "_interpreter")):
-                files.append((name, None))  # on a GPU these run there
+                files.append((name, None))  # these run on the GPU if there is one
             elif "mark.gpu" in path.read_text():
-                # The random shapes of ops are marked slow, and run on the best device.
+                # Tests of ops with random shapes are marked slow, and run on the best device.
                 files.append((name, "gpu or slow" if path.parent.name == "kernels" and not self.quick else "gpu"))
         return sorted(files, key=lambda file: "_triton" not in file[0])
 
     def _test(self, name: str, marks: str | None) -> Job:
-        """A process for each test file: one that breaks the GPU's context does not fail the others' tests."""
+        """Each test file runs in its own process, so that one that breaks the CUDA context does not fail the others."""
 
         def run(limit: Limit, report: Report) -> None:
             events = self.folder / f"{name.replace('/', '-')}.jsonl"
@@ -135,7 +135,7 @@ class Plan:
             part = self.folder / f"{tool}.json"
             command = [program, "--tool", tool, "--error-exitcode", str(SANITIZER_ERROR)]
             command += [*self._pieces_command("exercise"), "--part", str(part)]
-            # The caching allocator's large blocks would hide what lies beyond a tensor's end.
+            # The caching allocator's large blocks would hide accesses past a tensor's end.
             ended = self._run(tool, command, limit, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
             report({tool: sanitizer_result(ended, limit, part)})
 
@@ -143,7 +143,7 @@ class Plan:
 
 
 def test_result(ended: Exit, limit: Limit, events: Path) -> Result:
-    """A test file's result from what pytest_results.py wrote: counts, first lines of failures, and where it hung."""
+    """A test file's result, from the output of pytest_results.py: counts, first lines of failures, where it hung."""
     counts = {"passed": 0, "failed": 0, "skipped": 0}
     failures, running = {}, None
     for line in events.read_text().splitlines() if events.exists() else ():
@@ -154,7 +154,7 @@ def test_result(ended: Exit, limit: Limit, events: Path) -> Result:
             if event["outcome"] == "failed":
                 failures[event["test"]] = event["line"]
     result = ended.result(limit) | counts
-    if ended.code == 5:  # no test was chosen
+    if ended.code == 5:  # no test was selected
         result = {"status": "ok", "seconds": ended.seconds, **counts}
     if failures:
         result |= {"failures": failures, "reason": f"{len(failures)} failed, such as {next(iter(failures.items()))}"}
@@ -164,7 +164,7 @@ def test_result(ended: Exit, limit: Limit, events: Path) -> Result:
 
 
 def sanitizer_result(ended: Exit, limit: Limit, part: Path) -> Result:
-    """A tool's result: what it reports, or which op failed under it."""
+    """A tool's result: the errors it reports, or the op that failed under it."""
     result = ended.result(limit)
     lines = [line.strip("= ") for line in ended.log.splitlines() if line.startswith("=========")]
     result["summary"] = next((line for line in reversed(lines) if "SUMMARY" in line), None)

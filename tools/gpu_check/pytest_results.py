@@ -1,4 +1,4 @@
-"""A pytest plugin that appends each test's start and end to a file at once, so that a run that hangs loses nothing.
+"""A pytest plugin that immediately appends each test's start and end to a file, so that a hang loses no results.
 
 pytest -p tools.gpu_check.pytest_results --results tests.jsonl tests
 """
@@ -27,7 +27,7 @@ class _Writer:
         self.path = path
 
     def _add(self, **event: Any) -> None:
-        # Opened for each event, so that a killed process leaves complete lines.
+        # The file is opened for each event, so that a killed process leaves complete lines.
         with self.path.open("a") as file:
             file.write(json.dumps(event) + "\n")
 
@@ -44,7 +44,7 @@ class _Writer:
 
 
 def _first_line(report: Outcome) -> str:
-    """The first line of an error; of one in collection, whose text ends with what was raised, the last."""
+    """The first line of an error; for a collection error, whose text ends with the exception, the last line."""
     crash = getattr(report.longrepr, "reprcrash", None)
     text = report.longreprtext if crash is None else crash.message
     lines = [line for line in text.strip().splitlines() if line.strip()]

@@ -1,4 +1,4 @@
-"""A short form of a result of gpu_check: targets met or not, and a table. Standard library only."""
+"""Summarises a result of gpu_check: which targets were met, and a table. Standard library only."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from benchmarks.names import COMPILED, OURS, RELEASED
 from tools.gpu_check.items import BATCHES, DECODED, FOLDERS, ITEMS, OPS
 
 TARGETS = {"mfu": 0.55, "compiled": 1.3, "released": 3.0}
-"""The least of: the share of 989 TFLOP/s; times the reference under torch.compile; times the released method."""
+"""Minimum share of 989 TFLOP/s, speed-up over the reference under torch.compile, and over the released method."""
 
 
 def items_of(result: Mapping[str, Any], piece: str) -> dict[str, Any]:
-    """A piece's items that are ok, by name."""
+    """A piece's items with status "ok", by name."""
     items = result["pieces"].get(piece, {}).get("items", {})
     return {name: item for name, item in items.items() if item["status"] == "ok"}
 
 
 def failed_ops(result: Mapping[str, Any]) -> set[str]:
-    """Ops that are wrong or whose tests fail: their speed is not reported."""
+    """Ops with wrong results or failing tests: their speed is not reported."""
 
     def failed(piece: str) -> list[str]:
         items = result["pieces"].get(piece, {}).get("items", {})
@@ -31,7 +31,7 @@ def failed_ops(result: Mapping[str, Any]) -> set[str]:
 
 
 def summary(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Ratios between measured figures, and the targets; without those of failed ops, and none for tiny sizes."""
+    """Ratios between measured figures, and the targets; failed ops are left out, and tiny sizes have none."""
     if result["quick"]:
         return {"speed_up_withheld": list(OPS), "targets": {}}
     withheld = sorted(failed_ops(result) & set(OPS))
@@ -65,7 +65,7 @@ def summary(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The short table that ends the run."""
+    """The short table printed at the end of the run."""
     gpu = result["machine"].get("gpu")
     commit = result["commit"]["id"] or f"sources {result['commit']['sources_sha256']}"
     lines = [f"bgpt_fast {commit[:12]} on {gpu['name'] if gpu else 'no GPU'}, {result.get('seconds', 0):.0f} s"]
@@ -146,7 +146,7 @@ def _training(result: Mapping[str, Any]) -> list[str]:
 
 
 def _times(item: Mapping[str, Any]) -> float:
-    """How many times as fast as the graphs the persistent kernel is."""
+    """The speed-up of the persistent kernel over the graphs."""
     return item["persistent"]["bytes_per_s"] / item["graphed"]["bytes_per_s"]
 
 

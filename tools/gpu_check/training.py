@@ -25,19 +25,19 @@ def _full_documents(count: int, config: BGPTConfig, device: torch.device) -> Pac
 
 
 def losses_agree(config: BGPTConfig, device: torch.device) -> dict[str, float]:
-    """The float32 losses of all implementations on one document, which are compared."""
+    """Compares the float32 losses of all implementations on one document, and returns them."""
     return check_losses(IMPLEMENTATIONS, _full_documents(1, config, device), config, 1e-4)
 
 
 def measure_step(name: str, config: BGPTConfig, documents: int, device: torch.device, seconds: float) -> dict[str, Any]:
-    """Times one implementation; if memory runs out, with half the documents, and so on.
+    """Times one implementation; when memory runs out, retries with half the documents, repeatedly.
 
-    In bfloat16 on a GPU, the released method in float16. In float32 on a CPU, where the reference is not compiled,
-    which would take minutes.
+    A GPU uses bfloat16 (float16 for the released method). A CPU uses float32 and does not compile the reference, which
+    would take minutes.
 
     Returns:
-        Patches a second, and on a GPU the peak memory beside its target and, where the GPU's peak is known, the share
-        of it (MFU).
+        Patches per second, and on a GPU the peak memory with its target and, if the GPU's peak rate is known, the
+        share of it that is reached (MFU).
     """
     while True:
         try:
@@ -45,7 +45,7 @@ def measure_step(name: str, config: BGPTConfig, documents: int, device: torch.de
         except torch.OutOfMemoryError:
             if documents == 1:
                 raise
-        # Outside the handler, whose exception refers to the activations.
+        # Outside the handler, because its exception keeps the activations alive.
         gc.collect()
         torch.cuda.empty_cache()
         documents //= 2
