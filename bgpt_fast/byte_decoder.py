@@ -1,6 +1,6 @@
-"""The byte-level decoder: a patch's bytes, each from the previous patch's feature and the bytes before it.
+"""The byte-level decoder: predicts each byte of a patch from the previous patch's feature and the bytes before it.
 
-Shape letters: T patches, S bytes a patch, D width, V = 257 tokens.
+Shape letters: T patches, S bytes per patch, D width, V = 257 tokens.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bgpt_fast.kernels.linear_cross_entropy.op import linear_cross_entropy
 from bgpt_fast.layers import Conv1D, Transformer
 
 CHUNK = 2048
-"""Patches a chunk: a chunk's activations are freed before the next one, so that memory does not grow with a batch."""
+"""Patches per chunk; activations are freed after each chunk, so memory use does not grow with the batch size."""
 
 
 class LMHead(nn.Module):
@@ -33,7 +33,7 @@ class LMHead(nn.Module):
 
 
 class ByteLevelDecoder(nn.Module):
-    """GPT-2 over S positions a patch. The released code runs S + 1 and discards the last; `wpe` has a row for it."""
+    """GPT-2 over S positions of a patch. The released code runs S + 1 and discards the last; `wpe` keeps its row."""
 
     def __init__(self, config: BGPTConfig) -> None:
         super().__init__()
@@ -44,11 +44,11 @@ class ByteLevelDecoder(nn.Module):
         """The loss of each byte of each patch.
 
         Args:
-            features: float [T, D], each of the patch before.
+            features: float [T, D], for each patch the feature of the patch before it.
             patches: int16 [T, S], the true bytes; byte s is predicted from the bytes before it.
 
         Returns:
-            The mean nats a position, a scalar with a gradient; and the nats of each, float32 [T, S], without one.
+            The mean loss in nats per position (scalar, differentiable); the loss of each, float32 [T, S], detached.
         """
         if len(patches) > CHUNK and torch.is_grad_enabled():
             weights = [weight for weight in self.parameters() if weight.requires_grad]
@@ -84,10 +84,10 @@ class ByteLevelDecoder(nn.Module):
 
 
 class _InChunks(torch.autograd.Function):
-    """The mean loss of more patches than fit into memory at once, computed together with its gradient.
+    """The mean loss and its gradient, computed in chunks because all activations would not fit into memory at once.
 
-    The byte decoder's patches are independent of each other: each chunk runs forward and backward before the next one,
-    and weight gradients are summed in float32. `backward` only scales them, so nothing is computed twice.
+    Patches are independent in the byte decoder: each chunk runs forward and backward before the next one starts, and
+    weight gradients are summed in float32. `backward` only scales them, so nothing is computed twice.
     """
 
     @staticmethod

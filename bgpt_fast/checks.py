@@ -1,10 +1,10 @@
-"""Checks of arguments: errors name the argument, what was expected and what came."""
+"""Argument checks; errors name the argument, the expected and the actual value."""
 
 from __future__ import annotations
 
 
 def check_int(name: str, value: object, least: int, most: int | None = None) -> None:
-    """Raises TypeError or ValueError unless `value` is an int from `least` to `most`; `name` begins the error."""
+    """Raises TypeError or ValueError unless `value` is an int in [`least`, `most`]; the error begins with `name`."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name}: expected an int, got {type(value).__name__} {value!r:.80}")
     if value < least or (most is not None and value > most):

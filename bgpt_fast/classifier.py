@@ -1,4 +1,4 @@
-"""bGPT as a classifier of documents: the patch-level decoder and one linear layer.
+"""bGPT as a document classifier: the patch-level decoder and one linear layer.
 
 Shape letters: B documents, P packed patches, D width, n classes.
 """
@@ -28,14 +28,14 @@ class BGPTForClassification(nn.Module):
     `state_dict` names are those of the released classifiers: `patch_level_decoder.*`, `classifier.{weight,bias}`.
 
     Args:
-        config: sizes of the patch-level decoder; those of the byte decoder are stored and not used.
+        config: sizes of the patch-level decoder; those of the byte decoder are stored but not used.
         labels: class name → index 0…n − 1, as in `LabelledSource.labels`. It is saved with the weights, so that
             training, evaluation and prediction share one map.
 
     Raises:
-        ValueError: `labels` is no such map.
+        ValueError: `labels` is not such a map.
 
-    Source: arXiv 2402.19155 and the released code, where the mean runs over the extension and end-of-file patches too.
+    Source: arXiv 2402.19155 and the released code, where the mean includes the extension and end-of-file patches.
     """
 
     def __init__(self, config: BGPTConfig, labels: Mapping[str, int]) -> None:
@@ -46,7 +46,7 @@ class BGPTForClassification(nn.Module):
         self.classifier = _new_head(config, self.labels)
 
     def forward(self, batch: PackedPatches) -> Tensor:
-        """Logits [B, n] of each document's class; the mean is taken in float32 at least.
+        """Class logits [B, n] of the documents; the mean is computed in at least float32.
 
         Args:
             batch: documents on the model's device.
@@ -57,7 +57,7 @@ class BGPTForClassification(nn.Module):
         check_batch(batch, self.config, self.classifier.weight.device)
         features = self.patch_level_decoder(batch.patches, batch.cu_seqlens, batch.max_seqlen)
         features = features.to(torch.promote_types(features.dtype, torch.float32))
-        # On a GPU one program sums each document, in a fixed order; index_add's order is not fixed.
+        # Deterministic: on a GPU one program sums each document in a fixed order, unlike index_add.
         means = torch.segment_reduce(features, "mean", lengths=batch.cu_seqlens.diff().long())
         return self.classifier(means.to(self.classifier.weight.dtype))
 
@@ -74,13 +74,13 @@ class BGPTForClassification(nn.Module):
 
         Args:
             source: a folder of `save_pretrained`, a `.safetensors` file, a released-style `.pth` file, or a hub id.
-            labels: the label map of weights that come without one, as the released `.pth` files; otherwise None.
-            device: where to put it; None means the CPU.
-            dtype: None means the stored dtype; of several, the one that holds them all.
+            labels: the label map for weights stored without one, such as the released `.pth` files; otherwise None.
+            device: the model's device; None means the CPU.
+            dtype: None means the stored dtype; if there are several, the one they promote to.
 
         Raises:
-            CheckpointError: missing, damaged or of another shape; a label map is missing, or is not the stored one; or
-                the model is a generative one.
+            CheckpointError: missing, damaged or of the wrong shape; the label map is missing or differs from the
+                stored one; or the model is a generative one.
         """
         checkpoint = load_weights(source, labels=labels)
         if checkpoint.labels is None:
@@ -100,22 +100,22 @@ class BGPTForClassification(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> Self:
-        """A classifier to train, with the patch-level decoder of a generative model and a new head.
+        """A classifier for fine-tuning: the patch-level decoder of a generative model with a new head.
 
-        The head is N(0, 0.02) from torch's global generator, its bias zero.
+        The head's weight is drawn from N(0, 0.02) by torch's global generator; its bias is zero.
 
         Args:
-            source: a `BGPT`, whose weights are copied; or what `BGPT.from_pretrained` takes.
+            source: a `BGPT`, whose weights are copied; or any source that `BGPT.from_pretrained` accepts.
             labels: class name → index 0…n − 1.
-            device: where to put it; None means the CPU.
-            dtype: None means the generative model's dtype; of several, the one that holds them all.
+            device: the classifier's device; None means the CPU.
+            dtype: None means the generative model's dtype; if there are several, the one they promote to.
 
         Returns:
             A classifier in training mode.
 
         Raises:
             CheckpointError: missing or damaged weights, or those of a classifier.
-            ValueError: `labels` is no label map.
+            ValueError: `labels` is not a label map.
         """
         if isinstance(source, BGPT):
             config, weights = source.config, source.state_dict()
@@ -130,20 +130,20 @@ class BGPTForClassification(nn.Module):
         return model.train()
 
     def save_pretrained(self, directory: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> None:
-        """Writes `config.json` and `model.safetensors`, complete or absent, the label map in both.
+        """Writes `config.json` and `model.safetensors` atomically, both with the label map.
 
         Args:
             directory: created if missing; a checkpoint in it is replaced.
-            dtype: float32, bfloat16, float16 or float64 to store in; None keeps the weights' own.
+            dtype: storage dtype: float32, bfloat16, float16 or float64; None keeps that of the weights.
 
         Raises:
-            CheckpointError: values overflow in `dtype`; nothing changes on the disk.
+            CheckpointError: values overflow in `dtype`; nothing is written.
             OSError: the disk is full or fails; an earlier checkpoint there still loads.
         """
         save_weights(directory, self.config, self.state_dict(), dtype=dtype, labels=self.labels)
 
     def num_parameters(self) -> int:
-        """Parameters."""
+        """The number of parameters."""
         return sum(parameter.numel() for parameter in self.parameters())
 
 

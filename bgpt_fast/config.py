@@ -1,4 +1,4 @@
-"""The shape of a bGPT model."""
+"""The configuration of a bGPT model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 EOP = 256
-"""The end-of-patch token `<eop>`: pads a short patch; a patch of nothing else ends a file."""
+"""The end-of-patch token `<eop>`: pads a short patch; a patch consisting only of it marks the end of a file."""
 VOCAB_SIZE = 257
 """Byte values 0…255 and `EOP`."""
 
@@ -18,27 +18,27 @@ class BGPTConfig:
     """Sizes and initialisation of a bGPT model (arXiv 2402.19155, section 3; defaults are the paper's 110 M model).
 
     Args:
-        patch_size: bytes a patch.
-        patch_length: patches of context, the extension patch and the end-of-file patch included.
+        patch_size: bytes per patch.
+        patch_length: context length in patches, including the extension patch and the end-of-file patch.
         hidden_size: width of both decoders.
         patch_num_layers: layers of the patch-level decoder.
         byte_num_layers: layers of the byte-level decoder.
-        dropout: probability of the three GPT-2 dropouts while training (the released training used 0.1).
+        dropout: probability of GPT-2's three dropouts during training (the released training used 0.1).
         num_heads: attention heads of the patch-level decoder; None means one per 64 channels, as released.
-        byte_num_heads: attention heads of the byte-level decoder; None means as many, as released. Small models want
-            many narrow ones there (each position in a patch can have a head of its own) and few wide ones above.
-        position_init: how position embeddings start. "normal": independent rows, as released. "sinusoidal": sines and
-            cosines of the position with eight periods an octave, from 2 on, so that positions at a fixed distance are
-            related by one rotation, and reading memory by address is learned for all addresses at once.
-        position_init_std: standard deviation of the initial position embeddings (0.02 as released); small models learn
-            to tell a patch's bytes apart far sooner with more.
-        byte_init: how byte embeddings (`wte`, each slot of the patch projection) start. "normal": independent
-            rows, as released. "numeric": mostly a random projection of the byte value's bits, phases and magnitude, so
-            that bytes that are alike as numbers start alike; arithmetic is learned in minutes instead of hours.
+        byte_num_heads: attention heads of the byte-level decoder; None means the same number, as released. Small
+            models do best with many narrow heads there (up to one per position in a patch) and few wide ones above.
+        position_init: initial position embeddings. "normal": independent rows, as released. "sinusoidal": sines and
+            cosines of the position with eight periods per octave, starting at 2, so that positions at a fixed distance
+            are related by one rotation, and reading memory by address is learned for all addresses at once.
+        position_init_std: standard deviation of the initial position embeddings (0.02 as released); with a larger
+            value small models learn to distinguish a patch's bytes far sooner.
+        byte_init: initial byte embeddings (`wte`, each slot of the patch projection). "normal": independent rows,
+            as released. "numeric": mostly a random projection of the byte value's bits, phases and magnitude, so
+            that numerically similar bytes start with similar embeddings; learns arithmetic in minutes, not hours.
         byte_init_std: standard deviation of the initial byte embeddings (0.02 as released).
 
     Raises:
-        TypeError, ValueError: a field has a wrong type or is out of range.
+        TypeError, ValueError: a field has the wrong type or is out of range.
     """
 
     patch_size: int = 16
@@ -89,13 +89,13 @@ class BGPTConfig:
 
     @property
     def patch_heads(self) -> int:
-        """Heads of the patch-level decoder, resolved."""
+        """Heads of the patch-level decoder; never None."""
         assert self.num_heads is not None
         return self.num_heads
 
     @property
     def byte_heads(self) -> int:
-        """Heads of the byte-level decoder, resolved."""
+        """Heads of the byte-level decoder; never None."""
         assert self.byte_num_heads is not None
         return self.byte_num_heads
 

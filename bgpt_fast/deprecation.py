@@ -1,4 +1,4 @@
-"""Old names that still work: each use warns with a DeprecationWarning that names the new one."""
+"""Support for deprecated names: each use emits a DeprecationWarning with the new name."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Value = TypeVar("Value")
 
 
 def renamed_arguments(**new_names: str) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
-    """A decorator for a function whose keyword arguments have new names: the old ones still work, with a warning.
+    """A decorator for a function with renamed keyword arguments: the old names still work, with a warning.
 
     Args:
-        new_names: the new name of each old one, as `overlong="truncation"`.
+        new_names: old name → new name, such as `overlong="truncation"`.
 
     Raises:
-        TypeError: of a call that gives an argument by its old and its new name.
+        TypeError: by the decorated function, if an argument is given under both its old and its new name.
     """
 
     def decorate(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -39,13 +39,13 @@ def renamed_arguments(**new_names: str) -> Callable[[Callable[Arguments, Result]
 
 
 def renamed_value(name: str, value: Value, new_values: Mapping[object, Value], stacklevel: int = 3) -> Value:
-    """The new value of an argument that may have an old one, which is warned about; any other value as it is.
+    """Replaces a deprecated argument value by the new one, with a warning; returns any other value unchanged.
 
     Args:
-        name: function and argument, as "generate: stream"; begins the warning.
-        value: what the caller gave.
-        new_values: the new value of each old one, as `{"parallel": "philox"}`.
-        stacklevel: whose line the warning names; 3 is the caller of the function that calls this one.
+        name: function and argument, such as "generate: stream"; the warning begins with it.
+        value: the caller's value.
+        new_values: old value → new value, such as `{"parallel": "philox"}`.
+        stacklevel: as in `warnings.warn`; 3 is the caller of the function that calls this one.
     """
     if value not in new_values:
         return value

@@ -9,14 +9,14 @@ import torch
 
 Replay = Callable[[], None]
 Record = Callable[[Replay], Replay]
-"""Turns a function into one that repeats its work: a CUDA graph, or in tests the function itself."""
+"""Turns a function into one that replays its work: a CUDA graph, or in tests the function itself."""
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of a name; "auto" is the current GPU where there is one, else the CPU.
+    """The device with a given name; "auto" is the current GPU if there is one, else the CPU.
 
     Raises:
-        ValueError: there is no such device here.
+        ValueError: this machine has no such device.
     """
     if name == "auto":
         return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
@@ -30,7 +30,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def cuda_graph(step: Replay) -> Replay:
-    """Runs `step` three times on a side stream, as CUDA graphs need it, then records it; returns the replay."""
+    """Warms `step` up three times on a side stream, as graph capture requires, then captures it; returns the replay."""
     side = _side_stream(torch.cuda.current_device())
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -38,7 +38,7 @@ def cuda_graph(step: Replay) -> Replay:
             step()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    # Other threads, such as those that prepare batches, may allocate meanwhile.
+    # Other threads, such as those that prepare batches, may allocate during the capture.
     with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
         step()
     return graph.replay
@@ -46,6 +46,6 @@ def cuda_graph(step: Replay) -> Replay:
 
 @functools.cache
 def _side_stream(device: int) -> torch.cuda.Stream:
-    """One stream for each GPU: torch's own recording stream belongs to the first GPU, and cuBLAS keeps a workspace for
-    every stream that it has run on."""
+    """One stream per GPU, reused because cuBLAS keeps a workspace for every stream that it has run on; torch's own
+    capture stream belongs to the first GPU."""
     return torch.cuda.Stream(device)

@@ -1,8 +1,8 @@
-"""Documents before they are packed: their layout in patches, their files' contents, and truncation.
+"""Documents before packing: their layout in patches, reading their files, and truncation.
 
-A document is one file or more, end to end: `[extension patch][data patches, the last padded with 256]` each, and
-`[end-of-file patch of S 256s]` behind the last (arXiv 2402.19155, section 3.1). A conversion pair has two files.
-Shape letters: B documents, F files a document, P patches, S bytes a patch.
+A document is one or more concatenated files, each `[extension patch][data patches, the last padded with 256]`, followed
+by one `[end-of-file patch of S 256s]` (arXiv 2402.19155, section 3.1). A conversion pair has two files.
+Shape letters: B documents, F files per document, P patches, S bytes per patch.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from bgpt_fast.config import BGPTConfig
 TruncationMode = Literal["head", "window", "error"]
 PathLike = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 MAX_PATCHES = 2**31 - 1
-"""Patches of a batch: offsets are int32."""
+"""Maximum number of patches in a batch, as offsets are int32."""
 
 
 class PatchError(ValueError):
-    """A document or file that cannot become patches, or patches that are no document."""
+    """A document or file that cannot be converted to patches, or patches that do not form a document."""
 
 
 @overload
@@ -33,16 +33,16 @@ def count_patches(size: int, patch_size: int, end_of_file: bool = True) -> int: 
 @overload
 def count_patches(size: Tensor, patch_size: int, end_of_file: bool | Tensor = True) -> Tensor: ...
 def count_patches(size: Any, patch_size: int, end_of_file: Any = True) -> Any:
-    """Patches of a file of `size` bytes: its extension patch, its data patches, and perhaps its end-of-file patch."""
+    """The number of patches of a file of `size` bytes: extension, data and, with `end_of_file`, end-of-file patch."""
     return 1 + -(-size // patch_size) + end_of_file
 
 
 class Layout(NamedTuple):
-    """Where the patches of a batch's documents are, and which of them are in the loss.
+    """The positions of a batch's documents among its patches, and which patches are in the loss.
 
     Args:
         cu_seqlens: int32 [B + 1]: document b has the patches `cu_seqlens[b]` … `cu_seqlens[b + 1] - 1`.
-        max_seqlen: patches of the longest document.
+        max_seqlen: number of patches of the longest document.
         targets: bool [P], the patches in the loss; None means all but each document's first.
     """
 
@@ -52,24 +52,24 @@ class Layout(NamedTuple):
 
     @property
     def num_patches(self) -> int:
-        """P; waits for a GPU."""
+        """P; synchronises with a GPU."""
         return int(self.cu_seqlens[-1])
 
 
 def document_layout(
     sizes: Tensor, patch_size: int, *, end_of_file: bool | Tensor = True, first_target: int | Tensor = 1
 ) -> Layout:
-    """The layout of documents end to end; every batch has its own from here.
+    """The layout of concatenated documents; the only place where batch layouts are computed.
 
     Args:
-        sizes: int64 [B] or [B, F], bytes of each document or of each of its files; on any device.
+        sizes: int64 [B] or [B, F], size in bytes of each document or of each of its files; on any device.
         patch_size: S.
-        end_of_file: whether an end-of-file patch follows; of all, or bool of the shape of `sizes`.
-        first_target: the first patch of a document that is in the loss, as all behind it are; the extension patch is
-            number 0. Of all, or int64 [B].
+        end_of_file: whether an end-of-file patch follows; one value for all, or bool of the shape of `sizes`.
+        first_target: index of the first patch in the loss within its document, counted from the extension patch (0);
+            all later patches are in the loss too. One value for all, or int64 [B].
 
     Returns:
-        The layout, on the device of `sizes`, which is waited for.
+        The layout, on the device of `sizes`; synchronises with it.
 
     Raises:
         ValueError: more than 2³¹ − 1 patches.
@@ -90,7 +90,7 @@ def document_layout(
 
 
 def patch_positions(cu_seqlens: Tensor, P: int) -> tuple[Tensor, Tensor]:
-    """int64 [P] each: the document that a patch is in, and its number in that document, 0 for the extension patch."""
+    """For each patch the index of its document, and its index within it (0: the extension patch); int64 [P] each."""
     documents = torch.arange(len(cu_seqlens) - 1, device=cu_seqlens.device)
     document = documents.repeat_interleave(cu_seqlens.diff(), output_size=P)
     return document, torch.arange(P, device=cu_seqlens.device) - cu_seqlens[document]
@@ -99,14 +99,14 @@ def patch_positions(cu_seqlens: Tensor, P: int) -> tuple[Tensor, Tensor]:
 def extension_of(path: PathLike) -> str:
     """A path's extension without its dot, as `os.path.splitext` splits it.
 
-    "" for names without a dot, for dotfiles (".bashrc") and for a dot in a folder's name alone ("a.b/file"). Bytes of
-    the name that are not valid in the file system's encoding come as surrogate escapes.
+    "" for names without a dot, for dotfiles (".bashrc") and if only a folder's name has a dot ("a.b/file"). Bytes of
+    the name that are invalid in the file system's encoding are returned as surrogate escapes.
     """
     return os.path.splitext(os.fsdecode(path))[1][1:]
 
 
 class ByteRange(NamedTuple):
-    """The bytes [start, stop) of a content, and whether the end-of-file patch follows them."""
+    """The byte range [start, stop) of a file's content, and whether the end-of-file patch follows it."""
 
     start: int
     stop: int
@@ -115,14 +115,14 @@ class ByteRange(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A file in a document, as it will be packed.
+    """A file of a document, ready for packing.
 
     Args:
         extension: at most S bytes.
-        content: the bytes, or those that truncation leaves.
+        content: the bytes after truncation.
         has_end: whether the end-of-file patch follows.
         is_cut: whether truncation removed bytes or the end-of-file patch.
-        cut_bytes: how many bytes it removed.
+        cut_bytes: number of bytes that truncation removed.
     """
 
     extension: bytes
@@ -133,7 +133,7 @@ class Part(NamedTuple):
 
 
 class Truncation(NamedTuple):
-    """What becomes of documents over the context, and whether documents end with the end-of-file patch."""
+    """How documents longer than the context are cut, and whether documents end with the end-of-file patch."""
 
     config: BGPTConfig
     mode: TruncationMode = "head"
@@ -141,10 +141,10 @@ class Truncation(NamedTuple):
     end_of_file: bool = True
 
     def fit(self, size: int, index: int, name: str) -> ByteRange:
-        """The bytes that fit the context, of the `index`-th document, whose content has `size`; `name` is for errors.
+        """The byte range to keep of document number `index`, of `size` bytes; `name` is used in errors.
 
         Raises:
-            PatchError: the mode is "error" and the document is over the context.
+            PatchError: the mode is "error" and the document is longer than the context.
         """
         S, L = self.config.patch_size, self.config.patch_length
         patches = count_patches(size, S, self.end_of_file)
@@ -165,11 +165,11 @@ class Truncation(NamedTuple):
         return ByteRange(first * S, min(stop * S, size), self.end_of_file and stop == patches - 1, True)
 
     def part(self, name: str, extension: object, content: object, index: int = 0) -> Part:
-        """A file in memory as what truncation leaves of it; arguments as those of `fit`.
+        """Truncates a file that is in memory; arguments as for `fit`.
 
         Raises:
-            TypeError, ValueError: the extension is no text or the content no contiguous bytes.
-            PatchError: as `fit`.
+            TypeError, ValueError: the extension is not text or the content is not contiguous bytes.
+            PatchError: as for `fit`.
         """
         encoded = encode_extension(name, extension, self.config)
         view = byte_view(name, content)
@@ -178,24 +178,24 @@ class Truncation(NamedTuple):
 
 
 def read_part(path: PathLike, truncation: Truncation, index: int = 0, max_size: int | None = None) -> Part:
-    """Reads what truncation leaves of a regular file; never waits for the other side of a FIFO or of a device.
+    """Reads the part of a regular file that truncation keeps; never blocks on a FIFO or device.
 
     Args:
         path: the file.
-        truncation: what to read of it.
-        index: of the document, for truncation's windows.
-        max_size: the size of a file that was listed before as a regular one: if it has grown since by patches, only
-            so many bytes of it are read. None checks the file's kind before it is opened.
+        truncation: determines the bytes to read.
+        index: index of the document, for the windows of `truncation`.
+        max_size: the file's size when it was listed as a regular file; if it has since grown and would need more
+            patches, only this many bytes are read. None: not listed before, so the file type is checked before opening.
 
     Raises:
         OSError: the file is missing or cannot be read.
-        PatchError: no regular file, one that shrank while it was read, or one over the context in the mode "error".
+        PatchError: not a regular file, shrank while it was read, or longer than the context in the mode "error".
     """
     text = os.fsdecode(path)
     name = f"from_files: {text!r}"
     if max_size is None:
         _check_regular(name, os.stat(path))
-    # The file may be replaced by a FIFO before it is opened: hence O_NONBLOCK, and the check of what was opened.
+    # The file may be replaced by a FIFO before it is opened: hence O_NONBLOCK, and a second check after opening.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         status = os.fstat(descriptor)
@@ -232,7 +232,7 @@ def _check_regular(name: str, status: os.stat_result) -> None:
 
 
 def encode_extension(name: str, extension: object, config: BGPTConfig) -> bytes:
-    """An extension's first S bytes in UTF-8; surrogate escapes become the bytes that they stand for."""
+    """The first S bytes of an extension in UTF-8; surrogate escapes become the original bytes."""
     if not isinstance(extension, str):
         raise TypeError(f"{name}: extension: expected a str, got {type(extension).__name__}")
     try:
@@ -242,7 +242,7 @@ def encode_extension(name: str, extension: object, config: BGPTConfig) -> bytes:
 
 
 def byte_view(name: str, content: object) -> memoryview:
-    """A contiguous view of bytes, a bytearray or a memoryview."""
+    """A contiguous memoryview of a bytes, bytearray or memoryview object."""
     if not isinstance(content, bytes | bytearray | memoryview):
         raise TypeError(f"{name}: content: expected bytes, a bytearray or a memoryview, got {type(content).__name__}")
     view = memoryview(content)
@@ -254,7 +254,7 @@ def byte_view(name: str, content: object) -> memoryview:
 def check_truncation(
     name: str, items: object, config: BGPTConfig, mode: TruncationMode, seed: int, end_of_file: bool
 ) -> Truncation:
-    """Checks the arguments that `from_bytes` and `from_files` share."""
+    """Checks the arguments shared by `from_bytes` and `from_files`."""
     function = name.split(":")[0]
     if isinstance(items, str | bytes | os.PathLike) or not isinstance(items, Sequence):
         raise TypeError(f"{name}: expected a sequence such as a list, got {type(items).__name__}")
@@ -268,6 +268,6 @@ def check_truncation(
 
 
 def check_patch_count(P: int) -> None:
-    """Raises ValueError for more patches than a batch can have."""
+    """Raises ValueError if a batch cannot hold `P` patches."""
     if P > MAX_PATCHES:
         raise ValueError(f"PackedPatches: expected at most {MAX_PATCHES} patches in one batch, got {P}; split it")

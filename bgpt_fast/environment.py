@@ -1,4 +1,4 @@
-"""The machine, the build and the package versions, as a result file records them."""
+"""The machine, the build and the package versions, for the metadata of result files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PACKAGES = ("torch", "triton", "numpy", "safetensors", "huggingface-hub", "rich
 
 
 def describe_environment() -> dict[str, Any]:
-    """Returns the machine, the build and the versions of the packages, JSON-ready."""
+    """Returns the machine, the build and the package versions, JSON-serialisable."""
     versions = {}
     for package in _PACKAGES:
         try:

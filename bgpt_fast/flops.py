@@ -1,6 +1,6 @@
-"""The floating-point operations of bGPT, and the datasheet peak of a GPU: numerator and denominator of MFU.
+"""FLOP counts of bGPT and peak FLOP/s of GPUs: numerator and denominator of MFU (model FLOPs utilisation).
 
-Shape letters: L patches of a document, S bytes a patch, D width, V = 257 tokens.
+Shape letters: L patches of a document, S bytes per patch, D width, V = 257 tokens.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ def forward_flops(
     *,
     causal: bool = True,
 ) -> dict[str, int]:
-    """Operations of one forward pass, a multiplication and an addition being two.
+    """FLOPs of one forward pass; a multiply-add counts as two.
 
-    The patch embedding counts as 0, as it is a sum of S rows a patch. Vector operations (norms, GELU, softmax) are not
-    counted either.
+    The patch embedding counts as 0, as it is a sum of S rows per patch. Vector operations (norms, GELU, softmax) are
+    not counted either.
 
     Args:
         config: the model.
-        lengths: patches of each document, any order; on the CPU.
-        targets: patches that the byte decoder sees, 0 for a classifier; None means all but the first of each document.
-        causal: count only the scores that causal attention needs; False counts full squares, as plain matrix
-            products compute them.
+        lengths: number of patches of each document, in any order; on the CPU.
+        targets: patches that the byte decoder processes, 0 for a classifier; None: all but each document's first.
+        causal: count only the attention scores below the causal mask; False counts the full square matrices that
+            plain matrix products compute.
 
     Returns:
         FLOPs by part of the model.
@@ -69,27 +69,27 @@ def forward_flops(
 def training_flops(
     config: BGPTConfig, lengths: Sequence[int] | NDArray[np.integer] | Tensor, targets: int | None = None
 ) -> int:
-    """Operations of a training step: the forward pass and twice as many in the backward pass.
+    """FLOPs of a training step: the forward pass, and twice as many for the backward pass.
 
-    Recomputation by activation checkpointing does not count: MFU is about the model, not the hardware.
+    Recomputation by activation checkpointing does not count, as MFU is defined by the model's FLOPs.
 
     Args:
         config: the model.
-        lengths: patches of each document of all batches of the step; on the CPU.
-        targets: as in `forward_flops`; fewer where a step samples some of the targets.
+        lengths: number of patches of each document in all batches of the step; on the CPU.
+        targets: as in `forward_flops`; fewer if the step samples the targets.
     """
     return 3 * sum(forward_flops(config, lengths, targets).values())
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """Peak FLOP/s of a device by its datasheet: matrix products without sparsity.
+    """A device's peak FLOP/s from its datasheet: matrix products without sparsity.
 
     Args:
-        device: where the model computes.
-        dtype: what it computes in: bfloat16 or float16 (tensor cores), or float32 (without them, as torch does).
+        device: the device of the model.
+        dtype: the compute dtype: bfloat16 or float16 (tensor cores), or float32 (without them, torch's default).
 
     Returns:
-        None for a CPU, a GPU that is not in the table (a slice of one by MIG included), or another dtype.
+        Peak FLOP/s; None for a CPU, a GPU that is not in the table (MIG slices included), or another dtype.
 
     Source: NVIDIA's datasheets of H100, H200, GH200, A100, L40S and HGX B200 (tensor-core figures halved where they
     include sparsity), and the Ada architecture whitepaper for the RTX 4090 (float32 accumulation).
@@ -98,7 +98,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
 
 
 def peak_flops_of(name: str, dtype: torch.dtype) -> float | None:
-    """`peak_flops` of a GPU by the name that torch gives it."""
+    """`peak_flops` by the GPU's name in torch."""
     for pattern, half, single in _PEAKS:
         if re.fullmatch(pattern, name):
             return {torch.bfloat16: half, torch.float16: half, torch.float32: single}.get(dtype)

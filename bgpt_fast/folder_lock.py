@@ -1,4 +1,4 @@
-"""A lock that lets one process at a time use a folder; it ends with its process."""
+"""A lock that gives one process exclusive use of a folder; released when the process ends."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 class FolderInUseError(OSError):
-    """Another process uses the folder."""
+    """Another process is using the folder."""
 
 
 class FolderLock:
-    """An exclusive lock of a folder, until it is released or this process ends, even if it is killed.
+    """An exclusive lock on a folder, held until it is released or this process ends, even if it is killed.
 
-    The lock is the kernel's (flock) on FOLDER/.lock: a process that was killed leaves the file without a lock, which
-    blocks nobody. On NFS (Linux 2.6.12 and later), CephFS, GPFS and Lustre mounted with `flock` it is exclusive over
-    machines too; a machine that lost its connection loses the lock when the server's lease ends. On a file system
-    without locks there is a warning and no lock. A child process of a bare fork has its parent's lock until both end.
+    It is a kernel lock (flock) on FOLDER/.lock: a killed process leaves the file behind, but unlocked, so it blocks
+    nobody. On NFS (Linux 2.6.12 and later), CephFS, GPFS and Lustre mounted with `flock` it is exclusive across
+    machines too; a machine that is disconnected loses the lock when the server's lease expires. On a file system
+    without locks it warns and locks nothing. A child of a plain fork shares its parent's lock until both have ended.
 
     Args:
-        folder: created if it is missing.
-        of: what the folder is, for the error.
+        folder: created if missing.
+        of: what the folder is, for the error message.
 
     Raises:
-        FolderInUseError: another process, or this one, has the lock; names it.
-        OSError: the lock's file cannot be created.
+        FolderInUseError: another process, or this one, holds the lock; names the process.
+        OSError: the lock file cannot be created.
     """
 
     def __init__(self, folder: str | os.PathLike[str], of: str) -> None:
@@ -51,12 +51,12 @@ class FolderLock:
                 raise
             if is_ours:
                 break
-            os.close(descriptor)  # another process removed the file on release, after it was opened here
-        # Garbage collection only closes the file: in a forked child it must not unlock the parent's lock.
+            os.close(descriptor)  # another process removed the file on release after it was opened here
+        # Garbage collection only closes the file: unlocking it in a forked child would release the parent's lock.
         self._finalizer = weakref.finalize(self, os.close, descriptor)
         self._finalizer.atexit = False
         self._descriptor = descriptor
-        with contextlib.suppress(OSError):  # only read for the error message; a full disk does not matter
+        with contextlib.suppress(OSError):  # content is only for error messages; a full disk does not matter
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
 
@@ -66,7 +66,7 @@ class FolderLock:
         return self._finalizer.alive
 
     def release(self) -> None:
-        """Releases the lock; a second time, does nothing."""
+        """Releases the lock; idempotent."""
         if not self.is_held:
             return
         with contextlib.suppress(OSError):

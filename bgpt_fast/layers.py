@@ -1,4 +1,4 @@
-"""The GPT-2 layers that both decoders are made of.
+"""The GPT-2 layers shared by both decoders.
 
 Shape letters: N rows (patches or bytes), D width, H heads, d = D / H.
 """
@@ -20,25 +20,25 @@ from bgpt_fast.kernels.layer_norm.op import add_layer_norm, layer_norm
 INIT_STD = 0.02
 
 Attend = Callable[[Tensor, "Conv1D", float], Tensor]
-"""Attention over rows: (x [N, D], projection to q, k, v, dropout) → [N, D]; defines which rows attend to which."""
+"""Attention over rows: (x [N, D], projection to q, k, v, dropout rate) → [N, D]; defines which rows attend to which."""
 
 
 def byte_embeddings(config: BGPTConfig) -> Tensor:
-    """Initial embeddings of the 257 tokens, float32 [257, D], as `config.byte_init` says."""
+    """Initial embeddings of the 257 tokens, float32 [257, D], according to `config.byte_init`."""
     table = torch.empty(VOCAB_SIZE, config.hidden_size).normal_(std=config.byte_init_std)
     if config.byte_init == "numeric":
         features = _numeric_features()
         projection = torch.empty(features.shape[1], config.hidden_size).normal_(std=config.byte_init_std)
-        # 0.3² + 0.95² ≈ 1 keeps the standard deviation; the first term makes equal features differ.
+        # 0.3² + 0.95² ≈ 1 preserves the standard deviation; the first term makes bytes with equal features differ.
         table[:256] = 0.3 * table[:256] + 0.95 * features @ projection
     return table
 
 
 def position_embeddings(config: BGPTConfig, positions: int) -> Tensor:
-    """Initial position embeddings, float32 [positions, D], as `config.position_init` says."""
+    """Initial position embeddings, float32 [positions, D], according to `config.position_init`."""
     if config.position_init == "normal":
         return torch.empty(positions, config.hidden_size).normal_(std=config.position_init_std)
-    # Periods 2, 2·2^(1/8), … : half a position and twice a position are frequencies of the table too.
+    # Periods 2, 2·2^(1/8), …: the table also has the frequencies of half and of twice a position.
     pairs = -(-config.hidden_size // 2)
     frequencies = math.pi * 2.0 ** (-torch.arange(pairs) / 8)
     angles = torch.arange(float(positions))[:, None] * frequencies
@@ -47,7 +47,7 @@ def position_embeddings(config: BGPTConfig, positions: int) -> Tensor:
 
 
 def _numeric_features() -> Tensor:
-    """A byte's value as features, float32 [256, 31]: bits, phases of seven periods, magnitude, soft thresholds."""
+    """Features of each byte value, float32 [256, 31]: bits, phases of seven periods, magnitude, soft thresholds."""
     value = torch.arange(256.0)[:, None]
     bits = ((value.int() >> torch.arange(8)) & 1) * 2.0 - 1.0
     phases = 2 * math.pi * value * 2.0 ** torch.arange(7) / 256
@@ -57,7 +57,7 @@ def _numeric_features() -> Tensor:
 
 
 class LayerNorm(nn.LayerNorm):
-    """LayerNorm with eps 1e-5, computed in float32 whatever the dtype."""
+    """LayerNorm with eps 1e-5, computed in float32 for any dtype."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width, eps=1e-5)
@@ -66,14 +66,14 @@ class LayerNorm(nn.LayerNorm):
         return layer_norm(x, self.weight, self.bias, eps=self.eps)
 
     def add(self, branch: Tensor, residual: Tensor, dropout: float) -> tuple[Tensor, Tensor]:
-        """residual + dropout(branch), after and before the LayerNorm: two tensors [N, D]."""
-        # The seed of the counter-based random stream comes from the CPU's generator: no GPU synchronisation.
+        """Returns LayerNorm(y) and y, both [N, D], with y = residual + dropout(branch)."""
+        # The seed of the counter-based random stream comes from the CPU generator to avoid GPU synchronisation.
         seed = int(torch.randint(2**62, ())) if dropout else 0
         return add_layer_norm(branch, residual, self.weight, self.bias, eps=self.eps, dropout=dropout, seed=seed)
 
 
 class Conv1D(nn.Module):
-    """GPT-2's linear layer y = x W + b in x's dtype; the weight is stored [in, out] as in released checkpoints."""
+    """GPT-2's linear layer y = x W + b in x's dtype; the weight is [in, out] as in the released checkpoints."""
 
     def __init__(self, inputs: int, outputs: int, std: float = INIT_STD) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class MLP(nn.Module):
 
 
 class _MLP(torch.autograd.Function):
-    """gelu(x W + b) V + c; saves x and x W, and recomputes the GELU in backward, which is cheaper than storing it."""
+    """gelu(x W + b) V + c; saves x and x W and recomputes the GELU in backward, which is cheaper than storing it."""
 
     @staticmethod
     def forward(x, weight, bias, out_weight, out_bias):  # type: ignore[no-untyped-def]
@@ -136,7 +136,7 @@ class _MLP(torch.autograd.Function):
 
 
 class Block(nn.Module):
-    """A pre-norm GPT-2 layer that hands the residual on, so that each addition is fused with the LayerNorm after it.
+    """A pre-norm GPT-2 layer that leaves its last residual addition to the next layer, which fuses it with a LayerNorm.
 
     Source: `flash_attn.modules.block.Block` of Dao-AILab/flash-attention.
     """
@@ -153,12 +153,12 @@ class Block(nn.Module):
         """One layer.
 
         Args:
-            hidden: [N, D], the branch that is not yet added to the residual; for the first layer the embeddings.
+            hidden: [N, D], the previous layer's output, not yet added to the residual; the embeddings in the first.
             residual: [N, D]; None for the first layer.
             attend: see `Attend`.
 
         Returns:
-            The MLP's output and the residual that it is to be added to, both [N, D].
+            The MLP's output, and the residual that it has to be added to, both [N, D].
         """
         dropout = self.dropout if self.training else 0.0
         if residual is None:
@@ -170,15 +170,15 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """GPT-2's embeddings, layers and final LN, under the released names.
+    """GPT-2's embeddings, layers and final LayerNorm, under the released names.
 
     Args:
         vocab_size: rows of `wte`.
         positions: rows of `wpe`.
-        num_layers, heads: of this decoder.
+        num_layers, heads: numbers of layers and of attention heads.
 
     Attributes:
-        activation_checkpointing: whether layers keep only their inputs for the backward pass, and run again in it.
+        activation_checkpointing: whether layers save only their inputs and are recomputed in the backward pass.
     """
 
     def __init__(self, config: BGPTConfig, vocab_size: int, positions: int, num_layers: int, heads: int) -> None:
@@ -196,7 +196,7 @@ class Transformer(nn.Module):
         self.ln_f = LayerNorm(config.hidden_size)
 
     def forward(self, embeddings: Tensor, attend: Attend) -> Tensor:
-        """Embeddings [N, D], positions added already, → features [N, D], both in the dtype of computation."""
+        """Embeddings [N, D], positions already added → features [N, D], both in the compute dtype."""
         hidden, residual = F.dropout(embeddings, self.dropout, self.training), None
         for block in self.h:
             if self.activation_checkpointing and torch.is_grad_enabled():
@@ -208,6 +208,6 @@ class Transformer(nn.Module):
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of autocast on x's device, or x's own dtype without autocast."""
+    """The autocast dtype on x's device, or x's own dtype without autocast."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype

@@ -1,4 +1,4 @@
-"""Bits per byte in both common forms, accuracy of bytes, and confidence intervals."""
+"""Bits per byte in both common definitions, byte accuracy, and confidence intervals."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from bgpt_fast.config import EOP
 
 
 class BitsPerByte:
-    """Adds up negative log-likelihoods over batches; both forms are exact whatever the batches' sizes.
+    """Accumulates negative log-likelihoods over batches; both figures are exact for any batch sizes.
 
     `per_position` is the released training loss in bits: the mean over all S positions of every target patch, `<eop>`
-    padding and end-of-file patches included. `per_byte` is what a compressor would pay: all the bits, those of padding
-    and end of file too, over the real bytes alone. The first looks better the more padding there is.
+    padding and end-of-file patches included. `per_byte` is the cost for a compressor: all bits, including those of
+    padding and end of file, divided by the number of real bytes. More padding makes the first look better.
 
     Source: arXiv 2402.19155, section 3, and the released code for `per_position`.
     """
@@ -32,7 +32,7 @@ class BitsPerByte:
         """Adds one batch.
 
         Args:
-            nats: float [T, S], negative log-likelihood of each position.
+            nats: float [T, S], negative log-likelihood of each position in nats.
             patches: int [T, S], the target patches, values 0…256.
 
         Raises:
@@ -46,31 +46,31 @@ class BitsPerByte:
         self.add(float(nats.detach().sum(dtype=torch.float64)), nats.numel(), int((patches != EOP).sum()))
 
     def add(self, nats: float, positions: int, num_bytes: int) -> None:
-        """Adds sums: nats, number of positions, number of real bytes among them."""
+        """Adds the sums of a batch: nats, number of positions, number of real bytes among them."""
         self.nats += nats
         self.positions += positions
         self.bytes += num_bytes
 
     @property
     def per_position(self) -> float:
-        """Bits a position, padding included; NaN before the first."""
+        """Bits per position, padding included; NaN without positions."""
         return self.nats / math.log(2) / self.positions if self.positions else math.nan
 
     @property
     def per_byte(self) -> float:
-        """Bits a real byte; NaN without any."""
+        """Bits per real byte; NaN without real bytes."""
         return self.nats / math.log(2) / self.bytes if self.bytes else math.nan
 
     def to_dict(self) -> dict[str, float]:
-        """Both forms by name, and the number of real bytes."""
+        """Both figures by name, and the number of real bytes."""
         return {"bits_per_position": self.per_position, "bits_per_byte": self.per_byte, "bytes": float(self.bytes)}
 
 
 class ByteScores(BitsPerByte):
-    """Bits per byte in both forms, and how often the likeliest token was the right one.
+    """Bits per byte by both definitions, and top-1 accuracy.
 
-    `accuracy` is over real bytes; `accuracy_positions` over all positions, padding and end of file included, which
-    looks better the more padding there is.
+    `accuracy` is over real bytes; `accuracy_positions` is over all positions, padding and end of file included, and
+    looks better with more padding.
     """
 
     COUNTS = ("nats", "positions", "bytes", "right_positions", "right_bytes")
@@ -82,7 +82,7 @@ class ByteScores(BitsPerByte):
 
     @classmethod
     def of(cls, row: NDArray[np.float64]) -> ByteScores:
-        """Scores from their sums: float64 [5] in the order of `COUNTS`."""
+        """Scores from their sums, float64 [5] in the order of `COUNTS`."""
         scores = cls()
         scores.add(float(row[0]), int(row[1]), int(row[2]))
         scores.right_positions, scores.right_bytes = int(row[3]), int(row[4])
@@ -90,21 +90,21 @@ class ByteScores(BitsPerByte):
 
     @property
     def row(self) -> NDArray[np.float64]:
-        """The sums, as `of` takes them."""
+        """The sums in the format that `of` takes."""
         return np.array([getattr(self, name) for name in self.COUNTS], np.float64)
 
     @property
     def accuracy(self) -> float:
-        """Share of the real bytes that are right; NaN where there is none."""
+        """Share of real bytes predicted correctly; NaN without real bytes."""
         return self.right_bytes / self.bytes if self.bytes else math.nan
 
     @property
     def accuracy_positions(self) -> float:
-        """Share of all positions that are right; NaN before the first."""
+        """Share of all positions predicted correctly; NaN without positions."""
         return self.right_positions / self.positions if self.positions else math.nan
 
     def figures(self) -> dict[str, float | int | None]:
-        """All figures by name, JSON-ready: None where there is nothing to divide by."""
+        """All figures by name, JSON-serialisable: None instead of NaN."""
         ratios = {
             "bits_per_position": self.per_position,
             "bits_per_byte": self.per_byte,
@@ -130,16 +130,16 @@ def bootstrap_interval(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Interval | None:
-    """The percentile bootstrap of a ratio of sums, such as all bits over all bytes, as if other files had been sampled.
+    """Percentile bootstrap, resampling files, of a ratio of sums such as total bits / total bytes.
 
     Args:
-        numerators, denominators: float [N], of each file.
-        resamples: how often N files are sampled with replacement.
-        confidence: share of the resamples inside.
-        seed: of the samples.
+        numerators, denominators: float [N], one value per file.
+        resamples: number of times that N files are drawn with replacement.
+        confidence: share of the resampled ratios inside the interval.
+        seed: seed of the resampling.
 
     Returns:
-        The interval; None of fewer than two files, or where all denominators are 0.
+        The interval; None for fewer than two files, or if all denominators are 0.
 
     Raises:
         ValueError: different shapes, or a number out of range.

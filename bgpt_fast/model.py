@@ -1,6 +1,6 @@
-"""bGPT on packed batches: the model that trains, scores and is saved.
+"""The bGPT model on packed batches: training loss, scoring, saving and loading.
 
-Shape letters: B documents, P packed patches, T target patches, S bytes a patch, D width, V = 257 tokens.
+Shape letters: B documents, P packed patches, T target patches, S bytes per patch, D width, V = 257 tokens.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class BGPTOutput(NamedTuple):
-    """loss: the mean nats a position; nats: float32 [T, S], without a gradient; indices: int64 [T], indices of the
-    targets in the batch."""
+    """loss: mean nats per position; nats: the loss of each, float32 [T, S], detached; indices: int64 [T], the targets'
+    patch indices in the batch."""
 
     loss: Tensor
     nats: Tensor
@@ -35,7 +35,7 @@ class BGPTOutput(NamedTuple):
 
 
 class LogLikelihood(NamedTuple):
-    """nats: float64 [B], −log p of each document given its extension; num_bytes: int64 [B], its real bytes."""
+    """nats: float64 [B], −log p of each document given its extension; num_bytes: int64 [B], number of real bytes."""
 
     nats: Tensor
     num_bytes: Tensor
@@ -44,7 +44,7 @@ class LogLikelihood(NamedTuple):
 class BGPT(nn.Module):
     """The byte model of arXiv 2402.19155 on packed documents.
 
-    `state_dict` names and shapes are those of the released checkpoints. Weights are initialised from torch's global
+    `state_dict` names and shapes are those of the released checkpoints. Weights are initialised with torch's global
     generator: N(0, 0.02), residual projections N(0, 0.02 / √(2·layers)).
     """
 
@@ -59,21 +59,21 @@ class BGPT(nn.Module):
 
         Args:
             batch: documents on the model's device.
-            targets: int64 [T], which packed patches to predict, never a document's first; None means
-                `batch.target_indices()`: all but the extension patches, unless the batch says otherwise.
+            targets: int64 [T], indices of the patches to predict, never a document's first; None means
+                `batch.target_indices()`: all but the extension patches, unless `batch.targets` is set.
 
         Returns:
             `BGPTOutput`; `loss` is the mean over all S positions of all targets, padding included, as released.
 
         Raises:
-            TypeError, ValueError: the batch does not fit the model, or there is no target.
+            TypeError, ValueError: the batch does not fit the model, or there are no targets.
         """
         indices = self._targets(batch, targets)
         loss, nats = self.byte_level_decoder(*self._inputs(batch, indices))
         return BGPTOutput(loss, nats, indices)
 
     def logits(self, batch: PackedPatches, targets: Tensor | None = None) -> Tensor:
-        """Logits [T, S, V] of the target patches' bytes, each from the true bytes before it; arguments as `forward`."""
+        """Teacher-forced logits [T, S, V] of the target patches' bytes; arguments as `forward`."""
         return self.byte_level_decoder.logits(*self._inputs(batch, self._targets(batch, targets)))
 
     def _targets(self, batch: PackedPatches, targets: Tensor | None) -> Tensor:
@@ -84,15 +84,15 @@ class BGPT(nn.Module):
         return indices
 
     def _inputs(self, batch: PackedPatches, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """The byte decoder's inputs: the feature before each target patch, and the patch's bytes."""
+        """The byte decoder's inputs: the feature of the patch before each target patch, and the target's bytes."""
         features = self.patch_level_decoder(batch.patches, batch.cu_seqlens, batch.max_seqlen)
         return features[indices - 1], batch.patches[indices]
 
     @torch.no_grad()
     def log_likelihood(self, batch: PackedPatches) -> LogLikelihood:
-        """−log p(document | its extension) in nats, padding and end-of-file patch included, and its real bytes.
+        """−log p(document | extension) in nats, including padding and end-of-file patch, and the number of real bytes.
 
-        Every patch but the extension patches counts, whatever `batch.targets` says. Runs as in evaluation: no dropout.
+        All patches except the extension patches count, regardless of `batch.targets`. Runs without dropout.
         """
         check_batch(batch, self.config, self.byte_level_decoder.base.lm_head.weight.device)
         lengths = batch.cu_seqlens.diff().long()
@@ -120,27 +120,27 @@ class BGPT(nn.Module):
 
         Args:
             source: a folder of `save_pretrained`, a `.safetensors` file, a released-style `.pth` file, or a hub id.
-            device: where to put it; None means the CPU.
-            dtype: None means the stored dtype; of several, the one that holds them all.
+            device: the model's device; None means the CPU.
+            dtype: None means the stored dtype; if there are several, the one they promote to.
 
         Raises:
-            CheckpointError: missing, damaged, of another shape, or a classifier; says which tensor, what was expected
-                and what came.
+            CheckpointError: missing, damaged, of the wrong shape, or a classifier; names the tensor, the expected and
+                the actual value.
         """
         checkpoint = load_generative(source)
         return restored(lambda: cls(checkpoint.config), checkpoint.state_dict, device=device, dtype=dtype)
 
     def save_pretrained(self, directory: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> None:
-        """Writes `config.json` and `model.safetensors`, atomically; `dtype` None keeps that of the weights."""
+        """Writes `config.json` and `model.safetensors` atomically; `dtype` None keeps that of the weights."""
         save_weights(directory, self.config, self.state_dict(), dtype=dtype)
 
     def num_parameters(self) -> int:
-        """Parameters, the tied ones once."""
+        """The number of parameters; tied ones count once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
 
 def load_generative(source: str | os.PathLike[str]) -> Checkpoint:
-    """`load_weights` of a generative model; raises CheckpointError for a classifier."""
+    """`load_weights` for a generative model; raises CheckpointError for a classifier."""
     checkpoint = load_weights(source)
     if checkpoint.labels is not None:
         raise CheckpointError(
@@ -159,7 +159,7 @@ def restored(
 ) -> Model:
     """The model that `make` returns, with `weights` instead of its initial values, in evaluation mode.
 
-    `device` None means the CPU, `dtype` None the weights' own. The state of torch's global generator does not change.
+    `device` None means the CPU, `dtype` None that of the weights. The state of torch's global generator is unchanged.
     """
     with torch.random.fork_rng(devices=[]):
         model = make()
@@ -169,13 +169,13 @@ def restored(
 
 
 def stored_dtype(weights: Mapping[str, Tensor]) -> torch.dtype:
-    """The dtype that holds the values of all the weights."""
+    """The dtype that the dtypes of all weights promote to."""
     return functools.reduce(torch.promote_types, (tensor.dtype for tensor in weights.values()))
 
 
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; afterwards each sub-module has its earlier mode."""
+    """Evaluation mode inside the block; restores the mode of each submodule afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -191,7 +191,7 @@ def _checked_targets(batch: PackedPatches, targets: object) -> Tensor:
         raise TypeError(f"BGPT: targets: expected an int64 tensor [T] of patch indices, got {got}")
     if targets.device != batch.patches.device:
         raise ValueError(f"BGPT: targets: expected device {batch.patches.device}, the batch's, got {targets.device}")
-    # On a GPU a check of values would synchronise at every step; there torch's indexing asserts the range.
+    # On a GPU checking values would synchronise at every step; there torch's indexing asserts the range.
     if len(targets) and not targets.is_cuda:
         least, most = int(targets.min()), int(targets.max())
         if not 0 <= least <= most < batch.num_patches:

@@ -1,6 +1,6 @@
-"""The patch-level decoder: a feature for each patch, from it and all patches before it in its document.
+"""The patch-level decoder: computes a feature for each patch from this and all previous patches of its document.
 
-Shape letters: P patches, S bytes a patch, D width, B documents, V = 257 tokens.
+Shape letters: P patches, S bytes per patch, D width, B documents, V = 257 tokens.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from bgpt_fast.layers import Conv1D, Transformer, byte_embeddings, compute_dtype
 
 
 class PatchEmbedding(nn.Module):
-    """The one-hot patch projection, computed as a gather-sum.
+    """The linear projection of one-hot patches, computed as a gather and sum of weight rows.
 
-    `weight` is [S·V, D], so that the S rows that a patch needs are contiguous. The released checkpoints have it as
+    `weight` is [S·V, D], so that each of the S rows that a patch needs is contiguous. The released checkpoints store
     [D, S·V]; `state_dict` and `load_state_dict` convert.
     """
 
@@ -43,7 +43,7 @@ def _transpose_weight(module: nn.Module, state_dict: dict[str, Any], prefix: str
 
 
 class PatchLevelDecoder(nn.Module):
-    """GPT-2 over patches; `base.wte` has one row and is never used, as released."""
+    """GPT-2 over patches; as in the released code, `base.wte` has one row and is never used."""
 
     def __init__(self, config: BGPTConfig) -> None:
         super().__init__()
@@ -57,10 +57,10 @@ class PatchLevelDecoder(nn.Module):
         Args:
             patches: int16 [P, S].
             cu_seqlens: int32 [B+1].
-            max_seqlen: patches of the longest document.
+            max_seqlen: number of patches of the longest document.
 
         Returns:
-            float [P, D], in the dtype of computation.
+            float [P, D], in the compute dtype.
         """
         steps = torch.arange(len(patches), device=patches.device)
         lengths = cu_seqlens.diff()

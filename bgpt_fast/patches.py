@@ -1,7 +1,7 @@
-"""Files and bytes ⇄ PackedPatches: documents as int16 patches, end to end (arXiv 2402.19155, section 3.1).
+"""Converts files and bytes to and from PackedPatches: concatenated int16 patches (arXiv 2402.19155, section 3.1).
 
-`bgpt_fast.documents` says how a document is laid out. Shape letters: B documents, P patches, S bytes a patch, T target
-patches.
+`bgpt_fast.documents` defines the layout of a document. Shape letters: B documents, P patches, S bytes per patch,
+T target patches.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ from bgpt_fast.documents import (
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PackedPatches:
-    """Documents as patches, end to end, without padding between them.
+    """A batch of documents as concatenated patches, without padding between documents.
 
     Args:
-        patches: int16 [P, S], tokens 0…255 for bytes and 256 (`EOP`) where a patch has none.
-        cu_seqlens: int32 [B + 1], device of `patches`: document b is `patches[cu_seqlens[b] : cu_seqlens[b + 1]]`.
-        max_seqlen: at least the patches of the longest document; None counts them.
-        targets: bool [P], device of `patches`: the patches that count in the loss, never a document's first one. None
-            means all but each document's first (extension) patch.
-        truncated: documents that were cut to fit the context.
-        truncated_bytes: bytes of content that were cut off.
+        patches: int16 [P, S], tokens 0…255 for bytes and 256 (`EOP`) as padding within a patch.
+        cu_seqlens: int32 [B + 1], same device as `patches`; document b is `patches[cu_seqlens[b] : cu_seqlens[b + 1]]`.
+        max_seqlen: at least the number of patches of the longest document; None computes it.
+        targets: bool [P], on the device of `patches`: the patches that count in the loss, never a document's first
+            one. None means all but each document's first (extension) patch.
+        truncated: number of documents that were cut to fit the context.
+        truncated_bytes: number of content bytes that were cut off.
 
     Raises:
-        TypeError: an argument of a wrong type or dtype.
-        ValueError: a wrong rank, size or device, a token outside 0…256, or offsets that do not rise from 0 to P by at
-            least one patch a document. The values are read, so that tensors on a GPU are waited for.
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: wrong rank, size or device, a token outside 0…256, or offsets that do not increase from 0 to P with
+            at least one patch per document. Reads the values, so it synchronises with a GPU.
     """
 
     patches: Tensor
@@ -84,7 +84,7 @@ class PackedPatches:
         self.__dict__.update(patches=patches.contiguous(), cu_seqlens=cu_seqlens.contiguous(), max_seqlen=max_seqlen)
 
     def _with(self, **fields: Any) -> PackedPatches:
-        """A copy with other fields, unchecked: they are right by construction, and a GPU is not waited for."""
+        """A copy with some fields replaced, without checks: valid by construction; avoids GPU synchronisation."""
         return self.unchecked(**{**self.__dict__, **fields})
 
     @classmethod
@@ -97,7 +97,7 @@ class PackedPatches:
         truncated: int = 0,
         truncated_bytes: int = 0,
     ) -> PackedPatches:
-        """Tensors that are known to be right, as a CUDA graph's; documents may have no patches. Reads no value."""
+        """A batch of tensors known to be valid, such as a CUDA graph's; allows empty documents. Reads no values."""
         packed = cls.__new__(cls)
         packed.__dict__.update(
             patches=patches,
@@ -113,15 +113,15 @@ class PackedPatches:
     def from_parts(
         cls, documents: Sequence[Sequence[Part]], patch_size: int, first_target: int | Tensor = 1
     ) -> PackedPatches:
-        """Packs files that are in memory, by one call of the C++ packer, on `torch.get_num_threads()` threads.
+        """Packs files that are in memory with one call of the C++ packer, on `torch.get_num_threads()` threads.
 
         Args:
-            documents: the files of each document, as many of each.
+            documents: the files of each document, the same number for each.
             patch_size: S.
-            first_target: as `document_layout`.
+            first_target: as in `document_layout`.
 
         Returns:
-            PackedPatches on the CPU; an empty one of no documents.
+            PackedPatches on the CPU; empty if there are no documents.
 
         Raises:
             ValueError: documents of different numbers of files, or more than 2³¹ − 1 patches.
@@ -163,25 +163,25 @@ class PackedPatches:
         seed: int = 0,
         end_of_file: bool = True,
     ) -> PackedPatches:
-        """Packs documents on C++ threads, as many as `torch.get_num_threads()`.
+        """Packs documents with `torch.get_num_threads()` C++ threads.
 
         Args:
             documents: pairs (extension without its dot, content). The extension is stored in UTF-8, undecodable bytes
-                of file names (surrogate escapes) as they were, and cut after `config.patch_size` bytes, as released,
-                even inside a character. The content is any bytes.
-            config: gives the patch size and the context, `config.patch_length` patches.
-            truncation: what becomes of a document over the context. "head" keeps its first patches; "window" (for
-                training) keeps the extension patch and, in a third of the cases each, the head, the tail or a stretch
+                of file names (surrogate escapes) unchanged, and cut after `config.patch_size` bytes, as in the
+                released code, even within a character. The content is any bytes.
+            config: determines the patch size and the context length, `config.patch_length` patches.
+            truncation: how a document longer than the context is cut. "head" keeps its first patches; "window" (for
+                training) keeps the extension patch and, with probability 1/3 each, the head, the tail or a section
                 in between, drawn from (seed, position in `documents`); "error" raises. `truncated` and
                 `truncated_bytes` count what was cut.
             seed: seed of the windows.
-            end_of_file: whether a document ends with the end-of-file patch. One whose end is cut off never does.
+            end_of_file: whether documents end with the end-of-file patch. A document whose end was cut never does.
 
         Returns:
-            PackedPatches on the CPU; an empty one of no documents.
+            PackedPatches on the CPU; empty if there are no documents.
 
         Raises:
-            TypeError, ValueError: a wrong argument, or more than 2³¹ − 1 patches.
+            TypeError, ValueError: an invalid argument, or more than 2³¹ − 1 patches.
             PatchError: an over-long document with `truncation="error"`.
         """
         rule = check_truncation("from_bytes: documents", documents, config, truncation, seed, end_of_file)
@@ -204,19 +204,19 @@ class PackedPatches:
         seed: int = 0,
         end_of_file: bool = True,
     ) -> PackedPatches:
-        """Reads and packs files; of a file over the context only the bytes that truncation leaves are read.
+        """Reads and packs files; of a file longer than the context, only the bytes that truncation keeps are read.
 
-        A file that grows meanwhile has the size that it had when it was opened. Arguments not named here are those of
+        A file that grows meanwhile is read up to its size when it was opened. Arguments not listed here are as in
         `from_bytes`.
 
         Args:
-            paths: regular files, or links to such. The extension is `extension_of(path)`.
+            paths: regular files or links to them. The extension is `extension_of(path)`.
 
         Raises:
             OSError: a file is missing or cannot be read; the error names the path.
             PatchError: a path is a folder, FIFO, socket or device (these are not opened), a file shrank while it was
                 read, or one is over-long with `truncation="error"`.
-            TypeError, ValueError: a wrong argument, or more than 2³¹ − 1 patches.
+            TypeError, ValueError: an invalid argument, or more than 2³¹ − 1 patches.
         """
         rule = check_truncation("from_files: paths", paths, config, truncation, seed, end_of_file)
         files = []
@@ -230,7 +230,7 @@ class PackedPatches:
 
     @staticmethod
     def concatenate(batches: Sequence[PackedPatches]) -> PackedPatches:
-        """One batch of all documents of `batches`, in order; `truncated` counts are added.
+        """One batch with all documents of `batches`, in order; the `truncated` counts are summed.
 
         Raises:
             ValueError: no batches, different patch sizes or devices, or more than 2³¹ − 1 patches.
@@ -284,10 +284,10 @@ class PackedPatches:
         return int(tokens.sum()) / max(tokens.numel(), 1)
 
     def target_indices(self) -> Tensor:
-        """int64 [T]: where in `patches` the patches stand that count in the loss, rising, on their device."""
+        """Indices into `patches` of the patches that count in the loss: int64 [T], ascending, on the same device."""
         if self.targets is not None:
             return self.targets.nonzero().flatten()
-        # Of target t in document b, t + b + 1 patches stand before its end; nothing here waits for a GPU.
+        # Target t of the batch, in document b, has index t + b + 1. Nothing here synchronises with a GPU.
         T = self.num_patches - self.num_documents
         documents = torch.arange(self.num_documents, device=self.patches.device)
         lengths = self.cu_seqlens.diff() - 1
@@ -302,7 +302,7 @@ class PackedPatches:
         return mask
 
     def to(self, device: torch.device | str | int, *, non_blocking: bool = False) -> PackedPatches:
-        """The same batch on `device`; with `non_blocking`, pinned tensors are copied while the CPU goes on."""
+        """The same batch on `device`; with `non_blocking`, pinned tensors are copied asynchronously."""
         targets = None if self.targets is None else self.targets.to(device, non_blocking=non_blocking)
         return self._with(
             patches=self.patches.to(device, non_blocking=non_blocking),
@@ -311,17 +311,17 @@ class PackedPatches:
         )
 
     def pin_memory(self) -> PackedPatches:
-        """The same batch in page-locked memory, from where copies to a GPU need not wait (needs CUDA)."""
+        """The same batch in page-locked memory, from which copies to a GPU can be asynchronous (needs CUDA)."""
         targets = None if self.targets is None else self.targets.pin_memory()
         return self._with(patches=self.patches.pin_memory(), cu_seqlens=self.cu_seqlens.pin_memory(), targets=targets)
 
     def to_bytes(self) -> list[tuple[str, bytes]]:
-        """Pairs (extension, content) of all documents: exactly what was packed, or of a cut document what is there.
+        """Pairs (extension, content) of all documents, exactly as packed; for a cut document, the part that was kept.
 
-        Of an extension over S bytes its first S are returned, bytes that are not UTF-8 as surrogate escapes.
+        Extensions are cut to S bytes; their bytes that are not valid UTF-8 are returned as surrogate escapes.
 
         Raises:
-            PatchError: a byte stands behind an `<eop>`, so that some document is no file (a conversion pair is two).
+            PatchError: a byte follows an `<eop>`, so a document is not a single file (a conversion pair is two).
         """
         patches = self.patches.cpu().numpy()
         offsets = self.cu_seqlens.tolist()

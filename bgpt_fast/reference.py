@@ -1,7 +1,7 @@
-"""bGPT in the plainest torch: the oracle that every fast path is compared with (arXiv 2402.19155, section 3).
+"""bGPT in plain torch: the reference that every fast path is tested against (arXiv 2402.19155, section 3).
 
 One document at a time, one-hot patches, explicit attention masks, no packing, no kernels. Never optimised.
-Shape letters: P patches of a document, S bytes a patch, D width, H heads, V = 257 tokens, L tokens of a sequence.
+Shape letters: P patches of a document, S bytes per patch, D width, H heads, V = 257 tokens, L tokens of a sequence.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from bgpt_fast.config import VOCAB_SIZE, BGPTConfig
 
 
 class Documents(Protocol):
-    """The part of a batch that the reference reads; `PackedPatches` has it."""
+    """The part of the batch interface that the reference uses; `PackedPatches` implements it."""
 
     patches: Tensor
     cu_seqlens: Tensor
 
 
 class ReferenceOutput(NamedTuple):
-    """loss: mean nats a position; nats: float [T, S] of every patch but the extension patches, in packed order."""
+    """loss: mean nats per position; nats: float [T, S], for all patches but the extension patches, in packed order."""
 
     loss: Tensor
     nats: Tensor
@@ -92,7 +92,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """GPT-2 on input embeddings [L, D] of one sequence: positions, layers, final LN."""
+    """GPT-2 on the input embeddings [L, D] of one sequence: adds positions; layers; final LayerNorm."""
 
     def __init__(self, config: BGPTConfig, vocab_size: int, positions: int, num_layers: int, heads: int) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class Transformer(nn.Module):
 
 
 class PatchLevelDecoder(nn.Module):
-    """One-hot patches → Linear → GPT-2: a feature for each patch."""
+    """One-hot patches → linear layer → GPT-2: a feature for each patch."""
 
     def __init__(self, config: BGPTConfig) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ class LMHead(nn.Module):
 
 
 class ByteLevelDecoder(nn.Module):
-    """Logits of a patch's bytes from the previous patch's feature and the bytes before."""
+    """Logits of a patch's bytes, given the previous patch's feature and the preceding bytes of the patch."""
 
     def __init__(self, config: BGPTConfig) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ class ReferenceBGPT(nn.Module):
         self.byte_level_decoder = ByteLevelDecoder(config)
 
     def logits(self, batch: Documents) -> Tensor:
-        """Logits [T, S, V] of every patch but the extension patches, each from the true bytes before it."""
+        """Teacher-forced logits [T, S, V] of all patches but the extension patches."""
         rows = []
         for start, end in itertools.pairwise(batch.cu_seqlens.tolist()):
             patches = batch.patches[start:end]
@@ -168,7 +168,7 @@ class ReferenceBGPT(nn.Module):
         return torch.stack(rows)
 
     def forward(self, batch: Documents) -> ReferenceOutput:
-        """Mean negative log-likelihood in nats over all positions of every patch but the extension patches."""
+        """Mean negative log-likelihood in nats over all positions of all patches but the extension patches."""
         starts = batch.cu_seqlens[:-1].long()
         is_target = torch.ones(len(batch.patches), dtype=torch.bool, device=batch.patches.device)
         is_target[starts] = False

@@ -1,7 +1,7 @@
-"""Weights read from disk: safetensors folders, bare safetensors files, the released `.pth` layout, and hub ids.
+"""Reads weights: safetensors folders, single safetensors files, `.pth` files in the released layout, and hub ids.
 
-A folder holds `model.safetensors`, whose metadata carry the config (and a classifier's label map), and `config.json`
-with the same and the SHA-256 of the weights, by which damage to either file is detected.
+A folder holds `model.safetensors`, whose metadata contain the config (and a classifier's label map), and `config.json`
+with the same data plus the SHA-256 of the weights, which detects damage to either file.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(?<!\.pth)(?<!\.safetensors)(/[^/].*\
 
 
 class Checkpoint(NamedTuple):
-    """A model's sizes, its weights by their released names, `lm_head` included, and a classifier's label map.
+    """A model's config, its weights under the released names (with `lm_head`), and a classifier's label map.
 
-    `labels` is class name → index 0…n − 1, in the order of the indices; None says that the model is a generative one.
+    `labels` maps class name → index 0…n − 1, sorted by index; None for a generative model.
     """
 
     config: BGPTConfig
@@ -50,25 +50,25 @@ class Checkpoint(NamedTuple):
 
 
 def load_weights(source: str | os.PathLike[str], *, labels: Mapping[str, int] | None = None) -> Checkpoint:
-    """Reads a checkpoint onto the CPU, in the dtype it is stored in; nothing in it is ever executed.
+    """Reads a checkpoint onto the CPU in its stored dtype; never executes anything in it.
 
-    Sizes that a file does not state are inferred from its tensors, attention heads as one per 64 channels. A folder's
-    weights are checked by their SHA-256, a `.pth` file's by its checksums; a bare `.safetensors` file has none.
+    Sizes that a file does not state are inferred from its tensors, assuming one attention head per 64 channels. A
+    folder is verified by SHA-256, a `.pth` file by its zip checksums; a single `.safetensors` file has no checksum.
 
     Args:
-        source: a folder of `save_weights`; a training run's folder, of which the latest checkpoint is taken, or its
+        source: a folder written by `save_weights`; a training run's folder (its latest checkpoint is loaded), or its
             `checkpoints/latest` or `checkpoints/best`; a `.safetensors` file; a released-style `.pth` file
             ({'model': weights, …} or the weights alone); or, if no such path exists, a Hugging Face hub id
             "owner/name" or "owner/name/file.pth".
-        labels: the label map of a classifier whose file has none, as the released `.pth` files; where the file has
+        labels: the label map for a classifier whose file has none, such as the released `.pth` files; if the file has
             one, the two must be equal.
 
     Returns:
         `Checkpoint`: the config, the complete state dict, and the label map of a classifier.
 
     Raises:
-        CheckpointError: missing, damaged or unsafe files, tensors that are no bGPT model, or a label map that is
-            missing or does not fit; names the file, the tensor, what was expected and what came.
+        CheckpointError: missing, damaged or unsafe files, tensors that do not form a bGPT model, or a label map that
+            is missing or does not fit; names the file, the tensor, the expected and the actual value.
         OSError: a file cannot be read.
     """
     path = _followed(Path(source))
@@ -91,7 +91,7 @@ def load_weights(source: str | os.PathLike[str], *, labels: Mapping[str, int] | 
 
 
 def _followed(path: Path) -> Path:
-    """The checkpoint folder that a training run or one of its pointers names; any other path unchanged."""
+    """Resolves a training run's folder, or its `latest` or `best`, to a checkpoint folder; returns others unchanged."""
     if not (path / CONFIG_FILE).exists() and (path / "checkpoints" / "latest").is_file():
         path = path / "checkpoints" / "latest"
     if path.name not in ("latest", "best") or not path.is_file():
@@ -109,10 +109,10 @@ def _complete(
 
     Args:
         state_dict: the tensors of a file.
-        fields: the stored config's; None infers it from the tensors.
+        fields: the stored config's fields; None infers the config from the tensors.
         stored: the stored label map, or None.
         labels: the caller's label map, or None.
-        source: what errors begin with.
+        source: prefix of error messages.
     """
     own = None if stored is None else parse_labels(stored, source)
     if labels is not None:
@@ -176,7 +176,7 @@ def _load_safetensors(path: Path, content: bytes, labels: Mapping[str, int] | No
         state_dict = safetensors.torch.load(content)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path}: expected a safetensors file, got damage: {error}; restore the file") from error
-    # The library has just parsed this header: its first 8 bytes are the header's length.
+    # safetensors has already validated this header; the first 8 bytes are its length.
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     text = header.get("__metadata__", {}).get("bgpt_config")
     try:

@@ -1,7 +1,7 @@
-"""Untrusted `.pth` files: read as plain tensors, or refused.
+"""Reads untrusted `.pth` files as plain tensors, or refuses them.
 
-`torch.load(weights_only=True)` runs no code of the file, but allocates what the file asks for and does not see damage;
-so sizes, checksums and the pickle's calls are checked first.
+`torch.load(weights_only=True)` runs no code from the file, but allocates whatever it asks for and does not detect
+damage, so sizes, checksums and the pickle's calls are checked first.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ _PLAIN_GLOBAL = re.compile(
 
 
 def read_pth(path: Path) -> tuple[dict[str, Tensor], Any]:
-    """Reads a released-style `.pth` file, {'model': weights, 'config': …} or the weights alone; runs nothing in it.
+    """Reads a released-style `.pth` file, {'model': weights, 'config': …} or just the weights; runs no code from it.
 
     Returns:
-        The tensors on the CPU, without "module." before their names and without the masks that an old transformers
-        stored; and the value of "config", or None.
+        The tensors on the CPU, without the "module." prefix and without the mask buffers that old transformers
+        versions stored; and the value of "config", or None.
 
     Raises:
-        CheckpointError: damaged, unsafe, or no dict of tensors.
+        CheckpointError: damaged, unsafe, or not a dict of tensors.
     """
     _check_archive(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        # Whatever the restricted unpickler raises on a hostile pickle, the file is refused and none of it has run.
+        # The restricted unpickler may raise anything on a hostile pickle; refuse the file, nothing in it has run.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
             f"{path}: expected plain tensors, got a file that torch refuses: {reason:.300}"
@@ -68,11 +68,11 @@ def read_pth(path: Path) -> tuple[dict[str, Tensor], Any]:
 
 
 def _check_archive(path: Path) -> None:
-    """Refuses damage, archives that unpack to more, and pickles that call anything but constructors of tensors."""
+    """Refuses damaged archives, compressed ones, and pickles that call anything but tensor constructors."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-            # torch.save does not compress, so an archive that unpacks to more than the file is hostile.
+            # torch.save does not compress, so an archive that unpacks to more than its file size is hostile.
             packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
             if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
                 raise CheckpointError(

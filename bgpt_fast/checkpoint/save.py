@@ -1,4 +1,4 @@
-"""Weights written to disk: safetensors folders, and the released `.pth` layout."""
+"""Writes weights: safetensors folders, and `.pth` files in the released layout."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def save_weights(
     dtype: torch.dtype | None = None,
     labels: Mapping[str, int] | None = None,
 ) -> None:
-    """Writes `model.safetensors` and `config.json`; whenever a crash comes, the folder loads as before or as after.
+    """Writes `model.safetensors` and `config.json`; after a crash the folder loads as either the old or the new model.
 
     Args:
         directory: created if missing; a checkpoint in it is replaced.
         config: the model's sizes.
-        state_dict: the weights by their released names, on any device; the tied `lm_head` may be absent.
-        dtype: float32, bfloat16, float16 or float64 to store in; None keeps each tensor's own.
-        labels: of a classifier, class name → index 0…n − 1; None for a generative model.
+        state_dict: the weights under their released names, on any device; the tied `lm_head` may be absent.
+        dtype: storage dtype: float32, bfloat16, float16 or float64; None keeps each tensor's own.
+        labels: a classifier's class name → index 0…n − 1; None for a generative model.
 
     Raises:
         CheckpointError: the weights do not fit the config and labels, or overflow in `dtype`; nothing is saved.
@@ -57,7 +57,7 @@ def save_weights(
     if labels is not None:
         entry["labels"] = parse_labels(labels, "save")
     tensors = _storable(config, state_dict, dtype, entry.get("labels"))
-    # One metadata entry: safetensors writes several in varying order, and equal weights must make equal files.
+    # A single metadata entry: safetensors writes several in varying order, and equal weights must give equal files.
     fields = {**entry["config"], **({} if labels is None else {"labels": entry["labels"]})}
     content = safetensors.torch.save(tensors, metadata={"bgpt_config": json.dumps(fields)})
     entry["sha256"] = hashlib.sha256(content).hexdigest()
@@ -66,22 +66,22 @@ def save_weights(
         previous = _intact_entry(folder)
         with atomic_write(folder / WEIGHTS_FILE) as file:
             file.write(content)
-            # config.json has the SHA-256 of the old weights as well, until the new ones are renamed.
+            # Until the new weights are renamed into place, config.json also keeps the SHA-256 of the old ones.
             write_json(folder / CONFIG_FILE, {**manifest, "previous": previous})
     except OSError as error:
         raise OSError(
             error.errno, f"{error.strerror}; the checkpoint was not saved, an older one there is intact", str(folder)
         ) from error
     if previous is not None:
-        # The new checkpoint is complete; an entry of the old weights does no harm.
+        # The new checkpoint is complete; a leftover entry for the old weights is harmless.
         with contextlib.suppress(OSError):
             write_json(folder / CONFIG_FILE, manifest)
 
 
 def to_released(config: BGPTConfig, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights for a strict load by the paper's model: every released name, on the CPU, contiguous.
+    """The weights for a strict load into the paper's model: every released name, on the CPU, contiguous.
 
-    The paper's model is the authors' code on today's transformers, which keeps no `attn.bias` buffers.
+    The paper's model is the authors' code with current transformers, which has no persistent `attn.bias` buffers.
 
     Raises:
         CheckpointError: the weights do not fit the config.
@@ -94,8 +94,8 @@ def save_released(path: str | os.PathLike[str], config: BGPTConfig, state_dict: 
     """Writes a released-style `.pth` file {'model': `to_released(…)`, 'config': sizes}, atomically.
 
     Raises:
-        CheckpointError: the weights do not fit the config; nothing changes on the disk.
-        OSError: the file cannot be written; an earlier one is unchanged.
+        CheckpointError: the weights do not fit the config; nothing is written.
+        OSError: the file cannot be written; an existing one is unchanged.
     """
     buffer = io.BytesIO()
     torch.save({"model": to_released(config, state_dict), "config": config.to_dict()}, buffer)

@@ -1,6 +1,6 @@
-"""What a checkpoint must hold: names, shapes and dtypes of weights, and config.json.
+"""The required content of a checkpoint: names, shapes and dtypes of weights, and config.json.
 
-Shape letters: S bytes a patch, D width, n classes.
+Shape letters: S bytes per patch, D width, n classes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MAX_CONFIG_BYTES = 1 << 20
 
 
 class CheckpointError(ValueError):
-    """Weights that are missing, damaged, unsafe or of another shape."""
+    """Weights that are missing, damaged, unsafe or of the wrong shape."""
 
 
 def validate_state_dict(
@@ -42,14 +42,14 @@ def validate_state_dict(
 
     Args:
         config: the model's sizes.
-        state_dict: the weights by their released names. `lm_head` is tied to the byte decoder's `wte` and may be
-            absent; if it is there, it must be equal.
-        labels: of a classifier, which has a head with a row for each class instead of the byte decoder; None for a
-            generative model.
-        source: what the error begins with.
+        state_dict: the weights under their released names. `lm_head` is tied to the byte decoder's `wte` and may be
+            absent; if present, it must be equal.
+        labels: a classifier's label map (instead of the byte decoder it has a head with one row per class); None for
+            a generative model.
+        source: prefix of error messages.
 
     Raises:
-        CheckpointError: names `source`, the tensor, what was expected and what came.
+        CheckpointError: names `source`, the tensor, the expected and the actual value.
     """
     expected = _expected_shapes(config, None if labels is None else len(labels))
     missing = [name for name in expected if name not in state_dict]
@@ -76,10 +76,10 @@ def validate_state_dict(
 
 
 def inferred_sizes(state_dict: Mapping[str, Tensor], source: str, *, is_classifier: bool = False) -> dict[str, int]:
-    """The config's sizes, inferred from the tensors; those of a byte decoder only of a generative model.
+    """The config's sizes, inferred from the tensors; byte decoder sizes only for a generative model.
 
     Raises:
-        CheckpointError: a tensor with such a size is missing or of a wrong rank.
+        CheckpointError: a tensor that determines a size is missing or has the wrong rank.
     """
     shapes = {}
     tables = (PATCH_EMBEDDING, f"{_PATCH_BASE}wpe.weight", *(() if is_classifier else (f"{_BYTE_BASE}wpe.weight",)))
@@ -103,14 +103,14 @@ def inferred_sizes(state_dict: Mapping[str, Tensor], source: str, *, is_classifi
 
 
 def checked_labels(labels: object, source: str) -> dict[str, int]:
-    """A label map in the order of its indices.
+    """The label map sorted by index.
 
     Args:
-        labels: class name → index, 0…n − 1 each once, n ≥ 1.
-        source: what the error begins with.
+        labels: class name → index; each of 0…n − 1 exactly once, n ≥ 1.
+        source: prefix of error messages.
 
     Raises:
-        ValueError: it is no such map.
+        ValueError: `labels` is not such a map.
     """
     if not isinstance(labels, Mapping):
         raise ValueError(f"{source}: labels: expected a dict, got {type(labels).__name__}")
@@ -123,7 +123,7 @@ def checked_labels(labels: object, source: str) -> dict[str, int]:
 
 
 def some(names: list[str]) -> str:
-    """The number of names and the first few of them."""
+    """Text with the number of names and the first few of them."""
     listed = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
     return f"{len(names)} ({listed})" if names else "none"
 
@@ -145,9 +145,9 @@ def parse_labels(labels: object, source: str) -> dict[str, int]:
 
 
 def read_entries(folder: Path) -> list[dict[str, Any]]:
-    """The entries of a folder's config.json: [{"config", "sha256"}], the newest first; of a classifier with "labels".
+    """The entries of a folder's config.json, newest first: [{"config", "sha256"}], plus "labels" for a classifier.
 
-    There are two while a save is under way, or was cut short: the weights' SHA-256 tells which one holds.
+    During a save, or after an interrupted one, there are two; the SHA-256 of the weights tells which one is valid.
     """
     path = folder / CONFIG_FILE
     if not path.is_file():
@@ -176,7 +176,7 @@ def read_entries(folder: Path) -> list[dict[str, Any]]:
 
 
 def _expected_shapes(config: BGPTConfig, num_labels: int | None) -> dict[str, tuple[int, ...]]:
-    """Every stored tensor's shape by name: the state dict without the tied `lm_head`."""
+    """The shape of every stored tensor by name: the state dict without the tied `lm_head`."""
     D, S = config.hidden_size, config.patch_size
     shapes: dict[str, tuple[int, ...]] = {
         PATCH_EMBEDDING: (D, S * VOCAB_SIZE),

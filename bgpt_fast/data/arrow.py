@@ -1,4 +1,4 @@
-"""Rows of Parquet and Arrow files, local or remote, as documents, streamed in bounded memory."""
+"""Streams rows of local or remote Parquet and Arrow files as documents, in bounded memory."""
 
 from __future__ import annotations
 
@@ -35,34 +35,34 @@ class _Row(NamedTuple):
 
 @dataclass
 class _Buffer(Block[_Row]):
-    """The rows of a shuffle buffer, and the position of the next one."""
+    """The rows of a shuffle buffer, and the position of the next buffer."""
 
     end: dict[str, Any] = field(default_factory=dict)
 
 
 class ArrowSource(PackedSource[_Row, PackedPatches]):
-    """Rows of Parquet and Arrow files, packed into endless batches in a seeded order.
+    """An endless stream of batches packed from the rows of Parquet and Arrow files, in a seeded order.
 
-    Every epoch has the files in a new order and shuffles their rows a buffer at a time, so that memory holds a buffer
-    and a record batch, whatever the files' sizes. Every rank reads all rows (and packs its share). A hash of a row's
-    content decides whether it is in the evaluation split. Of rows over the context a batch has a seeded window, another
-    each epoch, and `one_pass` their head. Null and empty rows are counted and skipped, as are unreadable files.
+    Every epoch visits the files in a new order and shuffles their rows one buffer at a time, so that memory holds one
+    buffer and one record batch, whatever the file sizes. Every rank reads all rows (and packs its share). A hash of a
+    row's content assigns it to a split. A row longer than the context is cut to a seeded window, a new one each epoch;
+    `one_pass` cuts it to its head. Null and empty rows and unreadable files are skipped and counted.
 
     Args:
         paths: files and folders; in folders, files named .parquet, .arrow, .feather or .ipc are read. Arrow files may
-            be of the file format or the streaming format, which Hugging Face datasets are cached in. URLs such as
-            hf://datasets/owner/name/ are read as they are needed, by fsspec.
+            use the file format or the streaming format (that of the Hugging Face datasets cache). URLs such as
+            hf://datasets/owner/name/ are streamed by fsspec.
         column: the column with the contents, bytes or text (as UTF-8).
         config, patches_per_batch, options: as `PackedSource`.
-        extension: of all rows; or, with `extension_column`, not used.
+        extension: the extension of all rows; unused with `extension_column`.
         extension_column: a text column with each row's extension.
-        buffer_rows, buffer_bytes: the shuffle buffer is full when it has either.
+        buffer_rows, buffer_bytes: limits of the shuffle buffer, which is full when it reaches either.
 
     Raises:
-        DataError: no such path, no such file, a column missing or of another type, no row in the split, or (but for
-            "eval") fewer patches than one batch.
+        DataError: a path does not exist, no Parquet or Arrow file, a column is missing or of the wrong type, no row in
+            the split, or (except for "eval") fewer patches than one batch.
         ImportError: pyarrow is not installed.
-        TypeError, ValueError: a wrong argument.
+        TypeError, ValueError: an invalid argument.
     """
 
     kind = "arrow"
@@ -88,7 +88,7 @@ class ArrowSource(PackedSource[_Row, PackedPatches]):
         self.buffer_rows = buffer_rows
         self.buffer_bytes = buffer_bytes
         self._files = self._usable_files()
-        # The rows of a buffer and their order depend on these as well.
+        # These settings also determine the rows of a buffer and their order.
         settings = (tuple(self.columns), self.split, self.eval_share, buffer_rows, buffer_bytes)
         self._digest = fingerprint(self._files, *settings)
         self._live: tuple[dict[str, Any], Iterator[tuple[int, _Row]]] | None = None
@@ -117,7 +117,7 @@ class ArrowSource(PackedSource[_Row, PackedPatches]):
         }
 
     def __getstate__(self) -> dict[str, Any]:
-        # Open files cannot be pickled; the stream is opened again at its position.
+        # Open files cannot be pickled; the copy reopens the stream at its position.
         return {**self.__dict__, "_live": None}
 
     def _usable_files(self) -> list[FileEntry]:
@@ -144,7 +144,7 @@ class ArrowSource(PackedSource[_Row, PackedPatches]):
         return {"epoch": epoch, "file": 0, "row": 0}
 
     def _open(self, start: dict[str, Any]) -> _Buffer:
-        # Reset first: a stream that raises is over, and must not be continued as if the file had ended.
+        # Reset first: a generator that raised is exhausted, which must not be mistaken for the end of the file.
         live, self._live = self._live, None
         if live is not None and live[0] == start:
             stream = live[1]
@@ -175,7 +175,7 @@ class ArrowSource(PackedSource[_Row, PackedPatches]):
         return min(count_patches(len(row.content), self.config.patch_size), self.config.patch_length)
 
     def _stream(self, order: Sequence[int], first_file: int = 0, first_row: int = 0) -> Iterator[tuple[int, _Row]]:
-        """The split's rows from a row of a file of `order` on, each with its file's index in `order`."""
+        """The split's rows from `first_row` of file `order[first_file]` on, each with its file's index in `order`."""
         for number in range(first_file, len(order)):
             file = order[number]
             for row, extension, content in read_rows(self._files[file].path, self.columns, first_row, self._skipped):

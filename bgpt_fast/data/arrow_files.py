@@ -1,4 +1,4 @@
-"""Parquet and Arrow files row by row, from any row on (needs pyarrow); local, or streamed from a URL."""
+"""Reads Parquet and Arrow files row by row, starting at any row; local, or streamed from a URL. Needs pyarrow."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ROWS_AT_ONCE = 256
 
 
 class Columns(NamedTuple):
-    """The columns of the content and of the extension; or one extension of all rows."""
+    """The content column and the extension column, or one extension for all rows."""
 
     content: str
     extension_column: str | None
@@ -28,23 +28,23 @@ class Columns(NamedTuple):
 
 
 def check_pyarrow() -> None:
-    """Raises ImportError, saying what to install, unless pyarrow is installed."""
+    """Raises ImportError with install instructions unless pyarrow is installed."""
     if importlib.util.find_spec("pyarrow") is None:
         raise ImportError("ArrowSource: expected pyarrow, which is not installed: pip install 'bgpt-fast[data]'")
 
 
 def is_arrow_file(path: str) -> bool:
-    """Whether a path is named like a Parquet or Arrow file."""
+    """Whether a path has the file extension of a Parquet or Arrow file."""
     return path.lower().endswith(_ENDINGS)
 
 
 def is_remote(path: str) -> bool:
-    """Whether a path is a URL, such as hf://datasets/owner/name/train.parquet or s3://…, as fsspec knows them."""
+    """Whether a path is a URL that fsspec handles, such as hf://datasets/owner/name/train.parquet or s3://…."""
     return "://" in path
 
 
 def find_remote(root: str) -> list[FileEntry]:
-    """The Parquet and Arrow files at a URL, or below it; their order is that of their names.
+    """The Parquet and Arrow files at or below a URL, sorted by name.
 
     Raises:
         DataError: the URL does not exist or cannot be reached, or the package for it is not installed.
@@ -65,10 +65,10 @@ def find_remote(root: str) -> list[FileEntry]:
 
 
 def arrow_schema_error(path: str, columns: Columns) -> str:
-    """Why a file cannot be read; "" if it can.
+    """The reason why a file cannot be read; "" if it can.
 
     Raises:
-        DataError: it can, but a column is missing or of a type that is neither bytes nor text.
+        DataError: the file is readable, but a column is missing or is neither bytes nor text.
     """
     import pyarrow as pa
 
@@ -88,7 +88,7 @@ def arrow_schema_error(path: str, columns: Columns) -> str:
 
 
 def read_rows(path: str, columns: Columns, first_row: int, skipped: SkipReport) -> Iterator[tuple[int, str, bytes]]:
-    """(row, extension, content) from `first_row` on; null and empty ones are counted in `skipped`, as is damage."""
+    """Yields (row, extension, content) from `first_row` on; null and empty rows and damage are counted in `skipped`."""
     import pyarrow as pa
 
     try:
@@ -112,7 +112,7 @@ def read_rows(path: str, columns: Columns, first_row: int, skipped: SkipReport) 
         skipped.add(path, "vanished")
     except OSError as error:
         if is_remote(path):
-            # Not skipped like a damaged file: a run that is started again loses nothing.
+            # Not skipped like a damaged file: a restarted run then loses no data.
             raise DataError(f"{path!r}: {error}; the connection is gone: start the run again to go on") from error
         skipped.add(path, "unreadable, or damaged in the middle")
     except pa.ArrowException:
@@ -127,7 +127,7 @@ def _schema(path: str) -> Any:
 
 
 def _tables(path: str, names: list[str], first_row: int) -> Iterator[tuple[int, Any]]:
-    """(number of its first row, rows) in batches; those entirely before `first_row` may be left out."""
+    """Yields batches as (index of the first row, rows); batches entirely before `first_row` may be omitted."""
     import pyarrow.parquet as pq
 
     with _open(path) as stream:
@@ -150,7 +150,7 @@ def _tables(path: str, names: list[str], first_row: int) -> Iterator[tuple[int, 
 
 
 def _open(path: str) -> Any:
-    """A pyarrow file, local or remote, that can seek."""
+    """A seekable pyarrow file, local or remote."""
     import pyarrow as pa
 
     if is_remote(path):
@@ -169,7 +169,7 @@ def _is_parquet(stream: Any) -> bool:
 
 
 def _ipc_reader(stream: Any) -> Any:
-    """A reader of the file format, or else of the streaming format."""
+    """A reader for the Arrow file format or, failing that, the streaming format."""
     import pyarrow as pa
 
     try:
@@ -193,7 +193,7 @@ def _values(table: Any, name: str) -> list[bytes | None]:
     values = table.column(table.schema.get_field_index(name))
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
-    # As bytes: text of a damaged or careless file need not be UTF-8.
+    # As bytes: text columns may contain invalid UTF-8.
     return values.cast(pa.large_binary()).to_pylist()
 
 

@@ -1,4 +1,4 @@
-"""A list of documents, each once in every epoch, in a new seeded order."""
+"""Sources that yield a fixed list of documents once per epoch, in a new seeded order."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _TRIAL_BATCHES = 1000
 
 
 class EpochSource(PackedSource[int, Batch], Generic[Batch]):
-    """Documents made of files on disk; an epoch is one block of all of them, in a seeded order.
+    """Documents from files on disk; each epoch is one block with all of them, in a seeded order.
 
-    A subclass chooses its documents in `_choose` and reads them by their number.
+    A subclass chooses its documents in `_choose` and reads them by index.
 
     Args:
         paths, config, patches_per_batch, options: as `PackedSource`.
@@ -40,19 +40,19 @@ class EpochSource(PackedSource[int, Batch], Generic[Batch]):
         self._digest = fingerprint(self._entries())
 
     def __len__(self) -> int:
-        """Documents of an epoch, on all ranks together."""
+        """Documents per epoch, summed over ranks."""
         return len(self._lengths)
 
     @property
     def total_patches(self) -> int:
-        """Patches of an epoch, on all ranks together."""
+        """Patches per epoch, summed over ranks."""
         return int(self._lengths.sum())
 
     @property
     def epoch_batches(self) -> float:
-        """Batches of an epoch, on all ranks together, counting that batches are not quite full.
+        """Batches per epoch, summed over ranks, taking into account that batches are not quite full.
 
-        Estimated from up to a thousand batches of the first epoch, which are planned and not read.
+        Estimated from up to a thousand batches of the first epoch, which are planned but not read.
         """
         trial = copy.copy(self)
         trial._current = trial._open(trial._start(0))
@@ -63,13 +63,13 @@ class EpochSource(PackedSource[int, Batch], Generic[Batch]):
         return batches * self.total_patches / patches
 
     def describe(self) -> dict[str, Any]:
-        """As `PackedSource.describe`, with the number of files and their bytes."""
+        """As `PackedSource.describe`, with the number of files and their total size in bytes."""
         entries = self._entries()
         return {**super().describe(), "files": len(entries), "bytes": sum(entry.size for entry in entries)}
 
     @abstractmethod
     def _choose(self, entries: list[FileEntry]) -> list[int]:
-        """Stores the split's documents among the files; returns the patches of each."""
+        """Selects and stores the documents of the split; returns the number of patches of each."""
 
     @abstractmethod
     def _entries(self) -> list[FileEntry]:

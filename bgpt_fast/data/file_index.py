@@ -1,4 +1,4 @@
-"""Files below folders: listed, sorted, split and fingerprinted, with a report of what cannot be read."""
+"""Lists, sorts, splits and fingerprints the files below folders, and reports those that cannot be read."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ _MAX_EXAMPLES = 20
 
 @dataclass(frozen=True)
 class FileEntry:
-    """A regular file: its path, its path below its root (which decides split and order), and its size in bytes."""
+    """A regular file: its path, its path relative to its root (determines split and order), and its size in bytes."""
 
     path: str
     relative: bytes
     size: int
 
     def num_patches(self, config: BGPTConfig) -> int:
-        """Patches of its document: extension, data, end of file; at most the context."""
+        """Patches of the file's document (extension, data, end of file), at most the context length."""
         return min(count_patches(self.size, config.patch_size), config.patch_length)
 
 
 class SkipReport:
-    """What was left out, counted by reason, with the first few named."""
+    """Counts of skipped items by reason, with the names of the first few."""
 
     def __init__(self) -> None:
         self._reasons: dict[str, str] = {}
@@ -44,28 +44,28 @@ class SkipReport:
         self._first_names: defaultdict[str, list[str]] = defaultdict(list)
 
     def add(self, name: str, reason: str) -> None:
-        """Adds a thing with a name; added again, it counts once."""
+        """Adds an item by name; an item added twice counts once."""
         self._reasons[name] = reason
 
     def count(self, name: str, reason: str) -> None:
-        """Adds one of any number of things: each counts, and only the first names of a reason are stored."""
+        """Adds an item without deduplication; stores only the first few names per reason, so memory is bounded."""
         self._counts[reason] += 1
         if len(self._first_names[reason]) < _MAX_EXAMPLES:
             self._first_names[reason].append(name)
 
     @property
     def by_reason(self) -> dict[str, int]:
-        """How many were skipped for each reason."""
+        """The number of skipped items by reason."""
         return dict(Counter(self._reasons.values()) + self._counts)
 
     @property
     def reasons(self) -> dict[str, str]:
-        """The reason of each thing that was added by name."""
+        """The reason for each item added by `add`."""
         return dict(self._reasons)
 
     @property
     def examples(self) -> list[str]:
-        """The first few, as "reason: name": one of each reason before a second of any."""
+        """The first few as "reason: name", one for each reason before a second one for any."""
         first: defaultdict[str, list[str]] = defaultdict(list)
         for name, reason in self._reasons.items():
             if len(first[reason]) < _MAX_EXAMPLES:
@@ -77,19 +77,19 @@ class SkipReport:
 
 
 def as_roots(paths: Paths) -> list[str]:
-    """Paths as a list of strings; one path is a list of one."""
+    """Paths as a list of strings; a single path becomes a list of one."""
     return [os.fspath(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
 
 
 def find_files(roots: Sequence[str], skipped: SkipReport) -> list[FileEntry]:
-    """All regular files that are not empty, sorted by relative path; one that is reached twice counts once.
+    """All non-empty regular files, sorted by relative path; a file reached twice is listed once.
 
     Args:
-        roots: files and folders; folders are walked, links to folders inside them are not followed.
-        skipped: the report for all that is no such file.
+        roots: files and folders; folders are searched recursively without following links to folders.
+        skipped: receives everything that is not a non-empty regular file.
 
     Raises:
-        DataError: no such path.
+        DataError: a path does not exist.
     """
     entries: dict[tuple[int, int], FileEntry] = {}
     for root in roots:
@@ -115,7 +115,7 @@ def find_files(roots: Sequence[str], skipped: SkipReport) -> list[FileEntry]:
 
 
 def _walk(root: str, skipped: SkipReport) -> Iterator[tuple[str, str]]:
-    """(path, path below the root) of all that is no folder."""
+    """Yields (path, path relative to the root) of everything that is not a folder."""
 
     def report(error: OSError) -> None:
         skipped.add(str(error.filename), "unreadable folder")
@@ -129,12 +129,12 @@ def _walk(root: str, skipped: SkipReport) -> Iterator[tuple[str, str]]:
 
 
 def is_in_split(key: bytes, split: Split, eval_share: float) -> bool:
-    """Whether the document with this key is in the split: the key alone decides, on every machine and rank."""
+    """Whether the document with this key is in the split; depends only on the key, so all machines and ranks agree."""
     return split == "all" or digest_is_in_split(hashlib.blake2b(key).digest(), split, eval_share)
 
 
 def content_is_in_split(entry: FileEntry, split: Split, eval_share: float, skipped: SkipReport) -> bool:
-    """Whether a file with this content is in the split; reads the file."""
+    """Whether a file is in the split, decided by its content; reads the file."""
     if split == "all":
         return True
     try:
@@ -153,7 +153,7 @@ def digest_is_in_split(digest: bytes, split: Split, eval_share: float) -> bool:
 
 
 def fingerprint(entries: Sequence[FileEntry], *settings: object) -> str:
-    """A digest of the files' relative paths and sizes, in order, and of what decides on the documents in them."""
+    """A digest of the files' relative paths and sizes, in order, and of the settings that determine the documents."""
     digest = hashlib.blake2b(digest_size=16)
     for entry in entries:
         digest.update(b"%d %d " % (len(entry.relative), entry.size) + entry.relative)
@@ -163,12 +163,12 @@ def fingerprint(entries: Sequence[FileEntry], *settings: object) -> str:
 
 
 def read_entry(entry: FileEntry, truncation: Truncation, skipped: SkipReport) -> Part | None:
-    """What truncation leaves of a file, of no more patches than it had when it was listed; None if it is unreadable.
+    """Reads a file, truncated, with at most as many patches as when it was listed; None if it is unreadable.
 
     Args:
         entry: the file.
-        truncation: what to read of it.
-        skipped: the report for a file that is gone, unreadable, or no longer a file.
+        truncation: determines the bytes to read.
+        skipped: receives a file that is missing, unreadable, or no longer a regular file.
     """
     try:
         return read_part(entry.path, truncation, max_size=entry.size)
@@ -182,13 +182,13 @@ def read_entry(entry: FileEntry, truncation: Truncation, skipped: SkipReport) ->
 
 
 def read_document(entry: FileEntry, config: BGPTConfig, skipped: SkipReport) -> PackedPatches | None:
-    """A file packed alone, cut to its head if it is over the context; None, and reported, if it is unreadable."""
+    """Packs a single file, truncated to the context; an unreadable file is added to `skipped` and gives None."""
     part = read_entry(entry, Truncation(config), skipped)
     return None if part is None else PackedPatches.from_parts([[part]], config.patch_size)
 
 
 def check_split(name: str, split: object, eval_share: float) -> None:
-    """Checks the arguments that choose a split; `name` begins the error."""
+    """Checks the arguments that choose a split; errors begin with `name`."""
     if split not in ("train", "eval", "all"):
         raise ValueError(f'{name}: split: expected "train", "eval" or "all", got {split!r}')
     if not 0.0 <= eval_share <= 1.0:

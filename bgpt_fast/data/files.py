@@ -1,4 +1,4 @@
-"""Files on disk as an endless, seeded, resumable stream of packed batches."""
+"""Endless, seeded, resumable streams of packed batches from files on disk."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ SplitBy = Literal["path", "content"]
 
 
 class FileOptions(SourceOptions, total=False):
-    """The keyword arguments that sources of single files share; `WholeFileSource` describes them."""
+    """The keyword arguments shared by sources of single files; documented in `WholeFileSource`."""
 
     split_by: SplitBy
 
 
 class WholeFileSource(EpochSource[Batch], Generic[Batch]):
-    """Documents of one file each.
+    """A source whose documents are single files.
 
-    A file is in the evaluation split if a hash of its relative path (or content) says so: the same files on every
-    machine and rank, whatever other files there are. Of files over the context a batch has a seeded window, another
-    each epoch, and `one_pass` their head. What cannot be read is skipped, counted and named in `describe()`. A file
-    that has grown since it was listed is cut to the size that it had then, if it would have more patches.
+    A hash of its relative path (or content) assigns a file to a split: the same on every machine and rank, whatever
+    other files exist. A file longer than the context is cut to a seeded window, a new one each epoch; `one_pass` cuts
+    it to its head. Unreadable files are skipped, counted and named in `describe()`. A file that has grown since it was
+    listed is cut to its size at that time, if it would otherwise have more patches.
 
     Args:
-        paths, config, patches_per_batch, options: as `PackedSource`; eval_share=1.0 with split="eval" for folders of
-            evaluation files alone.
-        split_by: "path": the path below its root (of a root that is a file, its name) decides on a file's split;
-            "content": its bytes, so that copies of a file are never in both splits; reads every file once.
+        paths, config, patches_per_batch, options: as `PackedSource`; use eval_share=1.0 with split="eval" for folders
+            that contain only evaluation files.
+        split_by: what assigns a file to a split. "path": its path relative to its root (its name if it is itself a
+            root); "content": its bytes, so that copies of a file are never in both splits; reads every file once.
 
     Raises:
-        DataError: no such path, no usable file in the split, or (but for "eval") fewer patches than one batch.
-        TypeError, ValueError: a wrong argument.
+        DataError: a path does not exist, no usable file in the split, or (except for "eval") less than one batch.
+        TypeError, ValueError: an invalid argument.
     """
 
     def __init__(
@@ -78,6 +78,6 @@ class WholeFileSource(EpochSource[Batch], Generic[Batch]):
 
 
 class FileSource(WholeFileSource[PackedPatches]):
-    """Whole files packed into batches, in a new seeded order every epoch; arguments as `WholeFileSource`."""
+    """Files packed into batches, in a new seeded order every epoch; arguments as `WholeFileSource`."""
 
     kind = "files"

@@ -1,4 +1,4 @@
-"""Labelled files for classification: `LABEL_anything.ext` is of the class `LABEL.ext`."""
+"""Labelled files for classification: the class of `LABEL_anything.ext` is `LABEL.ext`."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ class LabelledBatch:
 
     Args:
         batch: B documents.
-        labels: int64 [B], device of `batch`: the index of each document's class.
+        labels: int64 [B], on the device of `batch`: the class index of each document.
     """
 
     batch: PackedPatches
     labels: Tensor
 
     def to(self, device: torch.device | str | int, *, non_blocking: bool = False) -> LabelledBatch:
-        """The same on `device`; with `non_blocking`, pinned tensors are copied while the CPU goes on."""
+        """The same batch on `device`; with `non_blocking`, pinned tensors are copied asynchronously."""
         return LabelledBatch(
             self.batch.to(device, non_blocking=non_blocking), self.labels.to(device, non_blocking=non_blocking)
         )
 
     def pin_memory(self) -> LabelledBatch:
-        """The same in page-locked memory (needs CUDA)."""
+        """The same batch in page-locked memory (needs CUDA)."""
         return LabelledBatch(self.batch.pin_memory(), self.labels.pin_memory())
 
 
 def label_of(path: str | bytes | os.PathLike[str]) -> str | None:
-    """The class of a file: "LABEL.ext" of "…/LABEL_anything.ext"; None of a name without a label before a "_"."""
+    """The class of a file: "LABEL.ext" for "…/LABEL_anything.ext"; None for a name without a label before a "_"."""
     name = os.path.basename(os.fsdecode(path))
     label, separator, _ = name.partition("_")
     return f"{label}.{extension_of(name)}" if label and separator else None
@@ -51,19 +51,19 @@ def label_of(path: str | bytes | os.PathLike[str]) -> str | None:
 class LabelledSource(WholeFileSource[LabelledBatch]):
     """Labelled files packed into batches, in a new seeded order every epoch.
 
-    One label map serves training and evaluation: by default that of all files, whichever their split; or `labels`, as
-    a checkpoint stores it.
+    Training and evaluation share one label map: by default the one built from the files of both splits; or `labels`,
+    such as a checkpoint's.
 
     Args:
         paths, config, patches_per_batch, options: as `WholeFileSource`.
-        labels: class name → index, 0…n − 1 each once; None numbers the sorted classes of all files.
-        unknown: whether a file without a label, or with one that `labels` lacks, is counted and left out ("skip") or
+        labels: class name → index; each of 0…n − 1 exactly once. None numbers the sorted classes of all files.
+        unknown: whether a file without a label, or with one missing from `labels`, is skipped and counted ("skip") or
             raises ("error").
 
     Raises:
-        DataError: no such path, no labelled file in the split, an unknown label with unknown="error", or (but for
-            "eval") fewer patches than one batch.
-        TypeError, ValueError: a wrong argument.
+        DataError: a path does not exist, no labelled file in the split, an unknown label with unknown="error", or
+            (except for "eval") fewer patches than one batch.
+        TypeError, ValueError: an invalid argument.
     """
 
     kind = "labelled"
@@ -85,7 +85,7 @@ class LabelledSource(WholeFileSource[LabelledBatch]):
         super().__init__(paths, config, patches_per_batch, **options)
 
     def describe(self) -> dict[str, Any]:
-        """As `FileSource.describe`, with the label map and how many files each class has in the split."""
+        """As `FileSource.describe`, with the label map and the number of files per class in the split."""
         counts = torch.bincount(torch.tensor(self._classes), minlength=len(self.labels)).tolist()
         return {
             **super().describe(),

@@ -1,4 +1,4 @@
-"""A mixture of sources by weights."""
+"""A weighted mixture of sources."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from bgpt_fast.patches import PackedPatches
 
 
 class MixedSource:
-    """Each batch is one of several sources', chosen at random by seed.
+    """Draws each batch from one of several sources, chosen at random with a seed.
 
-    All ranks choose alike; of each group of `world_size` batches, rank r reads the r-th. The others are skipped, and
-    not even read if the source has `skip_batch`. So a mixture of one source shards any source over ranks.
+    All ranks make the same choices; of each group of `world_size` batches, rank r gets batch r. The others are skipped,
+    without reading them if the source has `skip_batch`. So a mixture of one source shards any source over ranks.
 
     Args:
-        sources: each with world_size 1: the mixture does the sharding.
-        weights: shares of the batches, at least 0 each; they need not sum to 1.
-        seed: of the choices.
-        rank, world_size: which of how many processes this is.
+        sources: each with world_size 1, as the mixture does the sharding.
+        weights: each source's share of the batches, at least 0; they need not sum to 1.
+        seed: seed of the choices.
+        rank, world_size: this process's rank and the number of processes.
 
     Raises:
-        TypeError, ValueError: a wrong argument.
+        TypeError, ValueError: an invalid argument.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class MixedSource:
         return batch
 
     def skip_batch(self) -> None:
-        """Passes over a batch: the position changes as `next_batch` changes it."""
+        """Skips a batch; advances the position exactly as `next_batch` does."""
         for _ in range(self.world_size):
             _skip(self.sources[self._choose()])
 
@@ -91,10 +91,10 @@ class MixedSource:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to a position of `state_dict`; the weights may differ, and hold from there on.
+        """Restores a position from `state_dict`; the weights may differ, and apply from there on.
 
         Raises:
-            DataError: the position is not one of as many sources.
+            DataError: the position belongs to a different number of sources.
         """
         if state.get("source") != "mixed" or len(state.get("sources", ())) != len(self.sources):
             raise DataError(
@@ -107,7 +107,7 @@ class MixedSource:
         self._num_choices = int(state["drawn"])
 
     def describe(self) -> dict[str, Any]:
-        """The weights, how many batches this rank has of each source, and each source's description."""
+        """The weights, this rank's number of batches from each source, and each source's description."""
         return {
             "kind": "mixed",
             "weights": self.weights,
@@ -116,7 +116,7 @@ class MixedSource:
         }
 
     def _choose(self) -> int:
-        # Each choice has its own generator, so that the number of choices is the whole position.
+        # Each choice has its own generator, so the number of choices is the only state.
         point = np.random.default_rng([self.seed, self._num_choices]).random()
         self._num_choices += 1
         last = int(np.flatnonzero(self.weights)[-1])

@@ -1,4 +1,4 @@
-"""Documents of known lengths packed into batches that are almost full, the same way on every rank."""
+"""Packs documents of known lengths into almost full batches, identically on every rank."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _TAIL_DOCUMENTS = 4
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[int]:
-    """The documents that together fill `capacity` best: the largest sum that fits, made of early documents.
+    """The subset of documents with the largest total length that fits `capacity`; prefers early documents.
 
     Args:
-        lengths: patches of each document, at least 1.
-        capacity: patches, at least 0.
+        lengths: number of patches of each document, at least 1.
+        capacity: number of patches, at least 0.
 
     Returns:
-        Indices into `lengths`, rising; empty if none fits.
+        Indices into `lengths`, ascending; empty if none fits.
 
-    Source: the subset-sum dynamic programme (Bellman 1957), its reachable sums as the bits of one integer.
+    Source: subset-sum dynamic programming (Bellman 1957), with the reachable sums as the bits of one integer.
     """
     mask = (1 << capacity + 1) - 1
     reachable = [1]
@@ -56,11 +56,11 @@ class Block(Generic[Item]):
     """Documents in the order in which they are packed; their lengths are known before any is read.
 
     Args:
-        start: the position of the block, JSON-ready, with its "epoch".
-        items: what the source reads each document by.
-        lengths: patches of each document.
-        offset: how many documents have entered the window so far.
-        window: the documents of the window, by their offset in the block, rising: the next ones, in no batch yet.
+        start: the position of the block, JSON-serialisable, with its "epoch".
+        items: the keys by which the source reads the documents.
+        lengths: number of patches of each document.
+        offset: number of documents that have entered the window so far.
+        window: the candidates for the next batches, as ascending indices into the block.
     """
 
     start: dict[str, Any]
@@ -71,7 +71,7 @@ class Block(Generic[Item]):
 
 
 class PlannedDocument(NamedTuple, Generic[Item]):
-    """A document of a batch, before it is read."""
+    """A document planned for a batch, not read yet."""
 
     epoch: int
     item: Item
@@ -79,7 +79,7 @@ class PlannedDocument(NamedTuple, Generic[Item]):
 
 
 class SourceOptions(TypedDict, total=False):
-    """The keyword arguments that all sources of documents share; `PackedSource` describes them."""
+    """The keyword arguments shared by all sources of documents; documented in `PackedSource`."""
 
     seed: int
     split: Split
@@ -90,35 +90,35 @@ class SourceOptions(TypedDict, total=False):
 
 
 class PackedSource(ABC, Generic[Item, Batch]):
-    """What sources of documents share: batches, ranks, the position, and statistics.
+    """Base class of sources of documents: batches, sharding over ranks, the position, and statistics.
 
-    Documents come in the order of their block. The oldest document of the window is in every batch; the last patches
-    of a batch are filled from the window so that as few as possible stay empty. No document is cut for it, and a block
-    is packed to its end before the next one begins, so that an epoch has every document once.
+    Documents are packed in the order of their block. Every batch takes the oldest document of a look-ahead window; its
+    remainder is filled from the window so that as few patches as possible stay unused. Packing never cuts a document,
+    and a block is packed completely before the next one starts, so that an epoch has every document once.
 
-    All ranks plan the same batches; of each group of `world_size` batches, rank r reads the r-th. So W ranks get with
-    one batch each what one process gets in W batches, the position is the same on all ranks, and it is valid for any
-    number of ranks. (Where a rank cannot read any document of its batch, it alone goes on to its next.)
+    All ranks plan the same batches; of each group of `world_size` batches, rank r reads batch r. So one batch on each
+    of W ranks equals W batches of a single process, the position is the same on all ranks, and it is valid for any
+    number of ranks. (A rank that cannot read any document of its batch moves on to its next one, alone.)
 
     Args:
-        paths: files and folders; folders are walked, links to folders inside them are not followed. A file that is
-            reached twice counts once.
-        config: patch size and context.
-        patches_per_batch: most patches of a batch; at least the context.
-        seed: of the order and of the windows of documents over the context.
+        paths: files and folders; folders are searched recursively without following links to folders. A file reached
+            twice counts once.
+        config: determines the patch size and the context length.
+        patches_per_batch: maximum number of patches in a batch; at least the context length.
+        seed: seed of the order, and of the windows that over-long documents are cut to.
         split: "train", "eval", or "all" for both together.
         eval_share: share of the documents in the evaluation split.
-        rank, world_size: which of how many processes this is.
-        look_ahead: documents in the window.
+        rank, world_size: this process's rank and the number of processes.
+        look_ahead: number of documents in the window.
 
     Raises:
-        DataError: no such path, no document that can be used, or (but for "eval") fewer patches than one batch.
-        TypeError, ValueError: a wrong argument.
+        DataError: a path does not exist, no usable document, or (except for "eval") fewer patches than one batch.
+        TypeError, ValueError: an invalid argument.
     """
 
     kind = "packed"
     _digest: str
-    """A digest of the files and of what decides on the documents in them."""
+    """A digest of the files and of the settings that determine the documents."""
 
     def __init__(
         self,
@@ -163,14 +163,14 @@ class PackedSource(ABC, Generic[Item, Batch]):
 
     @property
     def fill(self) -> float:
-        """Share of `patches_per_batch` that the batches so far have used; 0 before the first."""
+        """Mean share of `patches_per_batch` used by the batches so far; 0 before the first batch."""
         return self._patches / max(self._batches * self.patches_per_batch, 1)
 
     def next_batch(self) -> Batch:
-        """This rank's next batch; goes on into the next epoch where one ends.
+        """This rank's next batch; continues with the next epoch when one ends.
 
         Raises:
-            DataError: not one document of a whole epoch could be read.
+            DataError: no document of an entire epoch could be read.
         """
         start = self._block().start["epoch"]
         while True:
@@ -190,14 +190,14 @@ class PackedSource(ABC, Generic[Item, Batch]):
                 raise self._nothing_readable()
 
     def skip_batch(self) -> None:
-        """Passes over a batch without reading it: the position changes as `next_batch` changes it."""
+        """Skips a batch without reading it; advances the position exactly as `next_batch` does."""
         for _ in range(self.world_size):
             self._plan()
 
     def one_pass(self) -> Iterator[Batch]:
-        """This rank's share of every document once, in order, cut to their head; does not change the position.
+        """One pass over the documents in order, each truncated to its head; does not change the position.
 
-        Of the batches, rank r gets every `world_size`-th from the r-th on: nothing is left out, and a rank may get one
+        Rank r gets every `world_size`-th batch starting at batch r: no document is left out, and a rank may get one
         batch less than another.
         """
         for number, plan in enumerate(self._pass_plans()):
@@ -218,10 +218,10 @@ class PackedSource(ABC, Generic[Item, Batch]):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to a position; if the files have changed since, to the start of its next epoch, with a warning.
+        """Restores a position; if the files have changed since, warns and goes to the start of its next epoch.
 
         Raises:
-            DataError: the position is not one of such a source.
+            DataError: the position does not belong to this kind of source.
         """
         needed = {*self._start(0), "offset", "window", "files"}
         if state.get("source") != self.kind or not needed <= state.keys():
@@ -250,9 +250,9 @@ class PackedSource(ABC, Generic[Item, Batch]):
         self._current = block
 
     def describe(self) -> dict[str, Any]:
-        """The files, what was skipped by reason (the first few by name) or cut, the position, and how full batches are.
+        """The files, counts of skipped (by reason, the first few by name) and cut documents, the position, and `fill`.
 
-        The statistics are those of this rank since it was started.
+        The statistics cover this rank since it was started.
         """
         block = self._block()
         return {
@@ -273,7 +273,7 @@ class PackedSource(ABC, Generic[Item, Batch]):
 
     @abstractmethod
     def _start(self, epoch: int) -> dict[str, Any]:
-        """The position of an epoch's first block, all values ints."""
+        """The position of an epoch's first block; all values are ints."""
 
     @abstractmethod
     def _open(self, start: dict[str, Any]) -> Block[Item]:
@@ -285,22 +285,22 @@ class PackedSource(ABC, Generic[Item, Batch]):
 
     @abstractmethod
     def _read(self, item: Item, truncation: Truncation) -> Sequence[Part] | None:
-        """The files of an item's document, of no more patches than planned; None, and reported, if it is unreadable."""
+        """The parts of an item's document, with at most the planned patches; None, and reported, if unreadable."""
 
     @abstractmethod
     def _window_key(self, item: Item) -> list[int]:
-        """What the window of an item over the context is drawn by, beside seed and epoch; empty if it is not over."""
+        """What seeds the window of an over-long item, besides seed and epoch; empty if it fits the context."""
 
     @abstractmethod
     def _in_order(self) -> Iterator[tuple[Item, int]]:
-        """All items with their lengths in the order of a pass."""
+        """All items with their lengths, in the order of `one_pass`."""
 
     @abstractmethod
     def _nothing_readable(self) -> DataError:
-        """The error for an epoch of which nothing could be read."""
+        """The error for an epoch in which no document could be read."""
 
     def _batch(self, items: Sequence[Item], packed: PackedPatches) -> Batch:
-        """A batch of the documents of `items`, at least one; a subclass may add to it."""
+        """Makes a batch from the packed documents of `items` (at least one); subclasses may add labels."""
         return packed  # type: ignore[return-value]
 
     def _block(self) -> Block[Item]:
@@ -311,7 +311,7 @@ class PackedSource(ABC, Generic[Item, Batch]):
     def _read_all(
         self, plan: Sequence[PlannedDocument[Item]], mode: Literal["head", "window"]
     ) -> tuple[list[Item], list[Sequence[Part]]]:
-        """The planned items that can be read, and the files of their documents."""
+        """The readable ones of the planned items, and the parts of their documents."""
         items: list[Item] = []
         documents: list[Sequence[Part]] = []
         head = Truncation(self.config)
@@ -327,10 +327,10 @@ class PackedSource(ABC, Generic[Item, Batch]):
         return items, documents
 
     def _plan(self) -> list[PlannedDocument[Item]]:
-        """Removes the next batch's documents from the order."""
+        """Takes the documents of the next batch out of the block, and advances the position."""
         plan: list[PlannedDocument[Item]] = []
         remaining = self.patches_per_batch
-        # Far from full, any document will do; the best fit is searched among the last few.
+        # While the batch is far from full, take documents in order; search the best fit only for the last few.
         tail = _TAIL_DOCUMENTS * self.config.patch_length
         while remaining >= _SMALLEST_DOCUMENT:
             block = self._block()

@@ -1,4 +1,4 @@
-"""Pairs of files for conversion: two documents, source and target, as one."""
+"""Pairs of files for conversion: source and target as one document."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ class _Pair(NamedTuple):
 
 
 class PairSource(EpochSource[PackedPatches]):
-    """Files that differ in nothing but their extension, packed as conversion pairs.
+    """Pairs of files whose paths differ only in the extension, packed for conversion.
 
     A pair is one document: `[source ext][source data][target ext][target data][end of file]`. The target's extension
     patch separates the two; like all but the first patch it is in the loss. A pair over the context is never cut: it is
-    skipped, counted and named in `describe()`, or an error. A file without a partner is counted. Both directions of a
-    pair are in the same split, which a hash of the pair's relative path decides.
+    skipped, counted and named in `describe()`, or an error. Files without a partner are counted. Both directions of a
+    pair are in the same split, determined by a hash of the pair's relative path.
 
     Args:
-        paths: as `PackedSource`. Partners have the same path, but for the extension.
+        paths: as `PackedSource`. Partners have the same path except for the extension.
         conversion: "abc->mid" for one direction; "abc&mid" for both, as two documents of each epoch.
         config, patches_per_batch, options: as `PackedSource`.
         truncation: whether a pair over the context is left out ("skip") or raises ("error").
 
     Raises:
-        DataError: no such path, no pair in the split, an over-long pair with truncation="error", or (but for "eval")
-            fewer patches than one batch.
-        TypeError, ValueError: a wrong argument.
+        DataError: a path does not exist, no pair in the split, an over-long pair with truncation="error", or (except
+            for "eval") fewer patches than one batch.
+        TypeError, ValueError: an invalid argument.
 
     Source: arXiv 2402.19155, section 3.2, and the released code, whose "a&b" gives (a, b) twice and never (b, a).
     """
@@ -63,7 +63,7 @@ class PairSource(EpochSource[PackedPatches]):
         self._truncation = truncation
         super().__init__(paths, config, patches_per_batch, **options)
         if len(self.directions) == 2:
-            # The files are those of one direction.
+            # The files are the same as for one direction, so the digest must tell the two apart.
             self._digest += " both ways"
 
     @property
@@ -73,12 +73,12 @@ class PairSource(EpochSource[PackedPatches]):
 
     @property
     def skipped(self) -> dict[str, str]:
-        """The reason of each file or pair that was left out so far."""
+        """The reason for each file or pair skipped so far."""
         return self._skipped.reasons
 
     def _choose(self, entries: list[FileEntry]) -> list[int]:
         extensions = self.directions[0]
-        # By their whole path: two roots may have files of the same name.
+        # Keyed by the full path, as two roots may have files of the same name.
         partners: dict[str, dict[str, FileEntry]] = {}
         for entry in entries:
             if (extension := extension_of(entry.path)) in extensions:
@@ -114,7 +114,7 @@ class PairSource(EpochSource[PackedPatches]):
         return count_patches(pair.source.size, S, False) + count_patches(pair.target.size, S)
 
     def _entries(self) -> list[FileEntry]:
-        # Where both directions are learned, each file of a pair is the source of one.
+        # With both directions, each file of a pair is the source of one direction.
         return [file for pair in self._pairs for file in (pair if len(self.directions) == 1 else pair[:1])]
 
     def _window_key(self, item: int) -> list[int]:
@@ -129,10 +129,10 @@ class PairSource(EpochSource[PackedPatches]):
 
 
 def parse_conversion(conversion: str) -> list[tuple[str, str]]:
-    """Directions of a conversion: "abc->mid" is [("abc", "mid")], "abc&mid" is that and ("mid", "abc").
+    """Parses a conversion: "abc->mid" gives [("abc", "mid")]; "abc&mid" also gives ("mid", "abc").
 
     Raises:
-        TypeError, ValueError: it is not of one of these two forms, with two different extensions.
+        TypeError, ValueError: not of one of these two forms, or the two extensions are equal.
     """
     if not isinstance(conversion, str):
         raise TypeError(f"conversion: expected a str, got {type(conversion).__name__}")

@@ -1,4 +1,4 @@
-"""The next batches are prepared while the model works on the current one."""
+"""Prepares the next batches while the model processes the current one."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ Batch = TypeVar("Batch")
 class Prefetcher(Generic[Batch]):
     """A source whose next batches are prepared in the background.
 
-    Batches come in the source's order, and the position is that of the last batch that `next_batch` returned, however
-    many are prepared. Nothing else may use the source until the prefetcher is closed; it is then ahead of
-    `state_dict()`.
+    Batches keep the source's order, and `state_dict()` is the position after the last batch that `next_batch` returned,
+    however many are prepared. Nothing else may use the source until the prefetcher is closed; the source itself is
+    then ahead of that position.
 
     Args:
         source: the source of the batches; with `process`, it must be picklable, as the library's sources are.
-        depth: batches that are prepared ahead, each of which takes memory.
-        process: a process of its own instead of a thread: for sources that hold the interpreter's lock for long. It is
-            spawned, so that a script must guard its code with `if __name__ == "__main__"`.
+        depth: number of batches prepared ahead; each takes memory.
+        process: use a separate process instead of a thread, for sources that hold the GIL for long. It is spawned, so
+            a script must guard its code with `if __name__ == "__main__"`.
 
     Raises:
-        TypeError, ValueError: a wrong argument.
+        TypeError, ValueError: an invalid argument.
     """
 
     def __init__(self, source: BatchSource[Batch], depth: int = 2, *, process: bool = False) -> None:
@@ -48,11 +48,11 @@ class Prefetcher(Generic[Batch]):
         self._failure: BaseException | None = None
 
     def next_batch(self) -> Batch:
-        """The next batch; waits until it is prepared.
+        """The next batch; blocks until it is prepared.
 
         Raises:
-            WorkerError: the worker process ended by itself or was killed; or the prefetcher is closed.
-            Exception: what the source raised, after the batches before it.
+            WorkerError: the worker process exited or was killed; or the prefetcher is closed.
+            Exception: the source's exception, raised after the batches that preceded it.
         """
         if self._closed:
             raise WorkerError("Prefetcher.next_batch: expected an open prefetcher, got a closed one; make another")
@@ -69,14 +69,14 @@ class Prefetcher(Generic[Batch]):
         return response.value
 
     def state_dict(self) -> dict[str, Any]:
-        """The position after the last batch that was returned."""
+        """The position after the last returned batch."""
         return self.source.state_dict() if self._state is None else self._state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Drops the prepared batches and goes to a position of the source.
+        """Drops the prepared batches and restores a position of the source.
 
         Raises:
-            DataError: as the source does.
+            DataError: raised by the source.
         """
         self._stop()
         self.source.load_state_dict(state)
@@ -97,7 +97,7 @@ class Prefetcher(Generic[Batch]):
         return self.source.describe()
 
     def close(self) -> None:
-        """Ends the worker and waits for its end; a second time, does nothing."""
+        """Stops the worker and waits for it; idempotent."""
         self._closed = True
         self._stop()
 
@@ -112,7 +112,7 @@ class Prefetcher(Generic[Batch]):
             return
         self._state = self.source.state_dict()
         self._worker = (ProcessWorker if self.process else ThreadWorker)(self.source)
-        # Unlike weakref.finalize, this runs before multiprocessing waits for its processes at exit.
+        # Unlike weakref.finalize, this runs before multiprocessing joins its processes at exit.
         self._finalizer = Finalize(self, self._worker.stop, exitpriority=10)
         self._request_ahead()
 

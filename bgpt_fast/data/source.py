@@ -11,14 +11,14 @@ Batch = TypeVar("Batch", covariant=True)
 
 
 class DataError(ValueError):
-    """The data cannot be trained on; says what there is and what to do."""
+    """The data cannot be used for training; the message says what was found and what to do."""
 
 
 @runtime_checkable
 class BatchSource(Protocol[Batch]):
-    """An endless stream of batches of any kind with a position that can be saved.
+    """An endless stream of batches of any type with a position that can be saved.
 
-    The batches after `load_state_dict(state)` are those that followed `state_dict()`, bit for bit.
+    The batches after `load_state_dict(state)` are bit-identical to those that followed `state = state_dict()`.
     """
 
     def next_batch(self) -> Batch:
@@ -26,15 +26,15 @@ class BatchSource(Protocol[Batch]):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, JSON-ready."""
+        """The position, JSON-serialisable."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to a position of `state_dict`."""
+        """Restores a position returned by `state_dict`."""
         ...
 
     def describe(self) -> dict[str, Any]:
-        """What the source has and what it skipped, JSON-ready, for logs."""
+        """The source's content and what it skipped, JSON-serialisable, for logs."""
         ...
 
 
@@ -44,7 +44,7 @@ class Source(BatchSource[PackedPatches], Protocol):
 
 
 def check_rank(name: str, rank: int, world_size: int) -> None:
-    """Raises unless `rank` is one of `world_size` ranks; `name` begins the error."""
+    """Raises unless 0 ≤ `rank` < `world_size`; the error begins with `name`."""
     check_int(f"{name}: world_size", world_size, 1)
     check_int(f"{name}: rank", rank, 0)
     if rank >= world_size:

@@ -1,4 +1,4 @@
-"""A source in a thread or a process of its own, which answers one request after the other."""
+"""Runs a source in a separate thread or process, which serves requests one after the other."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _SECONDS_TO_END = 5.0
 
 
 class WorkerError(DataError):
-    """A data worker has ended; says how, and what to do."""
+    """A data worker has ended; the message says how, and what to do."""
 
 
 class Response(NamedTuple):
-    """A "batch" with the source's state after it, a "description", or an "error", after which none follows."""
+    """A "batch" with the source's state after it, a "description", or an "error", which is the last response."""
 
     kind: Literal["batch", "description", "error"]
     value: Any
@@ -33,7 +33,7 @@ class Response(NamedTuple):
 
 
 class ThreadWorker:
-    """A source in a thread."""
+    """Runs a source in a thread."""
 
     def __init__(self, source: BatchSource[Any]) -> None:
         self._requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
@@ -48,12 +48,12 @@ class ThreadWorker:
         self._requests.put(request)
 
     def response(self) -> Response:
-        """Waits for the next response; an error of the source is one."""
+        """Waits for the next response, which may be an error of the source."""
         return self._responses.get()
 
     def stop(self) -> None:
         """Ends the thread after the batch that it is preparing."""
-        # Drops the requests before this one.
+        # Drop the pending requests.
         with contextlib.suppress(queue.Empty):
             while True:
                 self._requests.get_nowait()
@@ -63,7 +63,7 @@ class ThreadWorker:
 
 
 class ProcessWorker:
-    """A source in a spawned process."""
+    """Runs a source in a spawned process."""
 
     def __init__(self, source: BatchSource[Any]) -> None:
         context = multiprocessing.get_context("spawn")
@@ -76,19 +76,19 @@ class ProcessWorker:
 
     def request(self, request: Request) -> None:
         """Adds a request to the worker's queue."""
-        # If the process has ended, waiting for its response reports that.
+        # If the process has ended, `response` reports it.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._connection.send(request)
 
     def response(self) -> Response:
-        """Waits for the next response; an error of the source is one, and so is the end of the process."""
+        """Waits for the next response, which may be an error of the source or the end of the process."""
         wait([self._connection, self._process.sentinel])
         try:
-            # What the process sent before its end can still be read.
+            # A response that the process sent before it ended can still be read.
             if self._connection.poll():
                 return pickle.loads(self._connection.recv_bytes())
         except (EOFError, OSError):
-            pass  # killed while it sent
+            pass  # killed while sending
         self._process.join()
         code = self._process.exitcode or 0
         if code < 0:
@@ -105,7 +105,7 @@ class ProcessWorker:
     def stop(self) -> None:
         """Ends the process; kills it if it does not end in time."""
         self.request("stop")
-        # Closed first: this wakes a worker that waits until its response is read.
+        # Close first: this wakes a worker that blocks on sending its response.
         self._connection.close()
         self._process.join(_SECONDS_TO_END)
         if self._process.is_alive():
@@ -128,12 +128,12 @@ def _serve(source: BatchSource[Any], receive: Callable[[], Request], send: Calla
 
 
 def _serve_process(pickled: bytes, connection: Connection) -> None:
-    # The trainer handles a signal to the process group; it may need one more batch to end its step.
+    # Signals to the process group are left to the trainer, which may need one more batch to finish its step.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
     responses: queue.SimpleQueue[Response | None] = queue.SimpleQueue()
-    # Sent by a thread: a batch that has not been read yet must not delay the next one.
+    # A thread sends, so that a batch that has not been read yet does not delay the preparation of the next one.
     sender = threading.Thread(target=_send_all, args=(connection, responses), daemon=True)
     sender.start()
 
@@ -153,7 +153,7 @@ def _send_all(connection: Connection, responses: queue.SimpleQueue[Response | No
         try:
             data = pickle.dumps(response)
             if response.kind == "error":
-                pickle.loads(data)  # some exceptions can be pickled and not unpickled
+                pickle.loads(data)  # some exceptions can be pickled but not unpickled
         except Exception as error:
             text = f"{type(response.value).__name__}: {response.value}" if response.kind == "error" else repr(error)
             data = pickle.dumps(Response("error", WorkerError(f"the data worker cannot send its response: {text}")))

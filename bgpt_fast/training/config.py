@@ -26,7 +26,7 @@ class TrainConfig:
         weight_decay: of matrices; biases, LayerNorms and position embeddings have none.
         betas, eps: AdamW's.
         grad_clip: largest gradient norm; 0 means no clipping.
-        accumulation: batches a step; gradients are weighted by targets, so that the step equals one large batch.
+        accumulation: batches per step; gradients are weighted by targets, so that the step equals one large batch.
         optimizer: "adamw", or "muon": torch.optim.Muon for the matrices of the decoders' layers, AdamW for the rest.
         muon_learning_rate: Muon's peak rate; None means `learning_rate`, as its updates have the size of AdamW's.
         muon_momentum: Muon's momentum.

@@ -36,7 +36,7 @@ class NonFiniteLossError(FloatingPointError):
 
     Args:
         step: the step that failed, counted from 1.
-        loss: its loss in nats a position.
+        loss: its loss in nats per position.
         grad_norm: its gradient norm before clipping.
         batch_path: a `.safetensors` file with the step's batches.
     """

@@ -18,7 +18,7 @@ def likelihood_evaluation(batches: Sequence[PackedPatches]) -> Callable[[BGPT], 
         batches: evaluation documents on any device, such as `FileSource(..., split="eval").one_pass()` as a list.
 
     Returns:
-        A function of the model; its result's names are those of `BitsPerByte.to_dict`, and `loss` in nats a position.
+        A function of the model; its result's names are those of `BitsPerByte.to_dict`, and `loss` in nats per position.
 
     Raises:
         ValueError: there are no batches.

@@ -17,7 +17,7 @@ from bgpt_fast.files import atomic_write
 
 
 class RunLog:
-    """log.jsonl: a JSON object a line, in the order of the steps; non-finite figures are written as null.
+    """log.jsonl: one JSON object per line, in the order of the steps; non-finite figures are written as null.
 
     Args:
         path: the file; created by `open_at`.

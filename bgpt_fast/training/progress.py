@@ -23,7 +23,7 @@ class Progress:
         step: steps done.
         seconds: training time, earlier sessions included.
         last_step_seconds: the last step's.
-        loss: the last step's, in nats a position; NaN before the first.
+        loss: the last step's, in nats per position; NaN before the first.
         evaluated_step: the step of the last evaluation.
         evaluation: its figures by name.
         best: `best_metric` of the best evaluation so far; None without one.
@@ -79,15 +79,15 @@ class StepFigures:
 
     Args:
         step: from 1.
-        loss: nats a position, or of a classifier nats a document.
-        bits_per_byte: bits a real byte; None of a classifier.
+        loss: nats per position, or of a classifier nats per document.
+        bits_per_byte: bits per real byte; None of a classifier.
         accuracy: share of documents whose class was right; None of a generative model.
         learning_rate: of AdamW.
         grad_norm: before clipping.
         patches, documents: in the step's batches.
         fill: patches as a share of what the batches can hold; None where the source does not say.
         patches_per_second: through the model.
-        tflops: 10¹² operations a second, counted by `bgpt_fast.flops`.
+        tflops: 10¹² operations per second, counted by `bgpt_fast.flops`.
         mfu: these as a share of the datasheet peak of all devices; None where that is unknown.
         seconds: of training so far.
     """

@@ -27,7 +27,7 @@ CAN_GRAPH = ("cuda",)
 
 
 class StepResult(NamedTuple):
-    """A step of all ranks together: nats a position (of a classifier: a document), bits a real byte (None of a
+    """A step of all ranks together: nats per position (of a classifier: a document), bits per real byte (None of a
     classifier), share of right classes (None of a generative model), gradient norm before clipping, batch counts."""
 
     loss: float

@@ -45,7 +45,7 @@ class TrainResult:
     Args:
         steps: steps done, earlier sessions included.
         seconds: training time, earlier sessions included.
-        loss: the last step's loss in nats a position.
+        loss: the last step's loss in nats per position.
         patches_per_second: of this session, its evaluations and checkpoints left out.
         stopped_by: "steps", "time", or "target".
         evaluation: the last evaluation's figures.
