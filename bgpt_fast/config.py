@@ -100,7 +100,7 @@ class BGPTConfig:
         return self.byte_num_heads
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as a JSON-ready dict."""
+        """The fields as a JSON-serialisable dict."""
         return dataclasses.asdict(self)
 
     @classmethod

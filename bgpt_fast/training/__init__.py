@@ -1,4 +1,4 @@
-"""Training: the step loop, its optimisers and schedules, checkpoints that resume bit for bit."""
+"""Training: the step loop, optimisers, schedules, and checkpoints with bit-identical resumption."""
 
 from bgpt_fast.training.checkpoint_store import CheckpointDamagedError, CheckpointWriteError
 from bgpt_fast.training.config import TrainConfig

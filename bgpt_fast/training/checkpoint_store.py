@@ -1,11 +1,11 @@
-"""Checkpoint folders of a training run: complete or absent, checked by SHA-256, never overwritten in place.
+"""Checkpoint folders of a training run: written atomically, checked by SHA-256, never overwritten in place.
 
     checkpoints/step-00001234/   config.json, {model,optimizer,rng}.safetensors, state.json, manifest.json
                                  an FSDP run also has optimizer/*.safetensors, the optimiser state by rank
-    checkpoints/{latest,best}    the name of a folder
+    checkpoints/{latest,best}    text files with the name of a folder
 
-A folder is written under a temporary name, every file flushed, then renamed, the rename flushed, and only then named by
-`latest`. `BGPT.from_pretrained` takes a folder as it is.
+A folder is written under a temporary name, every file flushed; then it is renamed, the rename flushed, and finally
+`latest` is updated. `BGPT.from_pretrained` accepts such a folder directly.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from bgpt_fast.config import BGPTConfig
 from bgpt_fast.files import atomic_write, fsync_folder, write_json
 
 FORMAT = 2
-"""1: AdamW's averages for the patch embedding are [D, S·V], as its weight in released checkpoints; 2: [S·V, D], as the
-parameter."""
+"""Format 1: AdamW's averages for the patch embedding are [D, S·V], like its weight in released checkpoints; format 2:
+[S·V, D], like the parameter."""
 _FOLDER = re.compile(r"step-(\d{8,})")
 _FILES = ("config.json", "model.safetensors", "optimizer.safetensors", "rng.safetensors", "state.json")
 _MANIFEST = "manifest.json"
@@ -47,22 +47,22 @@ class CheckpointDamagedError(CheckpointError):
 
 
 class CheckpointWriteError(OSError):
-    """A training checkpoint could not be written; the ones before it are intact."""
+    """A training checkpoint could not be written; earlier checkpoints are intact."""
 
 
 @dataclass
 class RunState:
-    """Everything that a run needs to resume.
+    """The complete state for resuming a run.
 
     Args:
         model_config: the model's sizes.
         weights: the model's `state_dict`.
         optimizer: tensors of the optimisers' state by name.
         rng: states of the random generators, uint8 tensors by name.
-        state: the rest, JSON-ready: step, seconds, the source's position, the training config.
-        write_shards: writes the tensors that are split over ranks into a folder, all ranks together; a loaded state
-            has them whole in `optimizer`.
-        labels: a classifier's label map; None of a generative model.
+        state: everything else, JSON-serialisable: step, seconds, the source's position, the training config.
+        write_shards: writes the optimiser tensors that are sharded over ranks into a folder, called on all ranks; in a
+            loaded state they are in `optimizer`, unsharded.
+        labels: a classifier's label map; None for a generative model.
     """
 
     model_config: BGPTConfig
@@ -78,8 +78,8 @@ class CheckpointStore:
     """The checkpoints of one run.
 
     Args:
-        folder: their parent; created by the first save.
-        keep_last: how many stay on the disk, beside the best one.
+        folder: the parent of the checkpoint folders; created by the first save.
+        keep_last: number of latest checkpoints to keep, besides the best one.
     """
 
     def __init__(self, folder: str | os.PathLike[str], keep_last: int = 2) -> None:
@@ -89,11 +89,11 @@ class CheckpointStore:
         self.keep_last = keep_last
 
     def path(self, step: int) -> Path:
-        """The folder of the checkpoint of `step`."""
+        """The folder of the checkpoint at `step`."""
         return self.folder / f"step-{step:08d}"
 
     def steps(self) -> list[int]:
-        """Steps that have a folder, rising, damaged ones included."""
+        """Steps that have a checkpoint folder, even a damaged one; ascending."""
         if not self.folder.is_dir():
             return []
         names = (_FOLDER.fullmatch(entry.name) for entry in self.folder.iterdir() if entry.is_dir())
@@ -103,7 +103,7 @@ class CheckpointStore:
         """Writes a checkpoint, then points `latest` (and `best`) at it, then deletes old ones.
 
         Raises:
-            CheckpointWriteError: it failed, as on a full disk; `latest` still names a complete checkpoint.
+            CheckpointWriteError: writing failed, e.g. on a full disk; `latest` still names a complete checkpoint.
         """
         target = self.path(step)
         try:
@@ -129,7 +129,7 @@ class CheckpointStore:
         return target
 
     def load(self, step: int) -> RunState:
-        """Reads the checkpoint of `step` after checking it against its manifest; tensors are on the CPU.
+        """Reads the checkpoint at `step` onto the CPU, after verifying it against its manifest.
 
         Raises:
             CheckpointDamagedError: names the file that is missing, incomplete or altered.
@@ -151,12 +151,12 @@ class CheckpointStore:
             raise CheckpointDamagedError(f"{folder}: {error}") from error
 
     def load_latest(self) -> tuple[int, RunState] | None:
-        """The newest intact checkpoint and its step; None where the run has none.
+        """The step of the newest intact checkpoint, and the checkpoint; None if the run has no checkpoints.
 
-        Tries `latest`, then the other folders from the newest on; a warning names each damaged one.
+        Tries `latest`, then the other folders, newest first; warns about each damaged one.
 
         Raises:
-            CheckpointDamagedError: there are checkpoints, and all are damaged.
+            CheckpointDamagedError: there are checkpoints, but all are damaged.
         """
         steps = self.steps()
         pointed = self.pointed("latest")
@@ -195,7 +195,7 @@ class CheckpointStore:
         if not target.exists():
             os.rename(temporary, target)
             return
-        # A folder cannot be renamed onto another: an old one of the same step is moved away first.
+        # A folder cannot be renamed onto a non-empty one, so an old one of the same step is moved away first.
         aside = tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=self.folder)
         os.rename(target, aside)
         try:
@@ -211,7 +211,7 @@ class CheckpointStore:
     def _prune(self) -> None:
         latest = self.pointed("latest")
         steps = self.steps()
-        # Steps after the latest are from a session before the run went back to an earlier checkpoint.
+        # Steps after `latest` are left over from before the run fell back to an earlier checkpoint.
         past = [step for step in steps if latest is None or step <= latest]
         retained = {latest, self.pointed("best"), *past[-self.keep_last :]}
         for step in steps:
@@ -247,14 +247,14 @@ def _write_files(folder: Path, checkpoint: RunState) -> None:
 
 
 def _manifest(digests: dict[str, str], version: int = FORMAT) -> bytes:
-    """The manifest as bytes, with a checksum of itself; a file with any other bytes is damaged."""
+    """The serialised manifest, including its own checksum; deterministic, so a file with other bytes is damaged."""
     body: dict[str, Any] = {"format": version, "sha256": digests}
     seal = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     return (json.dumps({**body, "seal": seal}, sort_keys=True, indent=1) + "\n").encode()
 
 
 def _verify(folder: Path) -> int:
-    """The format of a checkpoint whose files are as they were written; raises CheckpointDamagedError otherwise."""
+    """Verifies a checkpoint's files and returns its format; raises CheckpointDamagedError if any file has changed."""
     try:
         stored = (folder / _MANIFEST).read_bytes()
         manifest = json.loads(stored)
@@ -281,7 +281,7 @@ def _verify(folder: Path) -> int:
 
 
 def _upgraded(optimizer: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The optimiser state of a checkpoint of format 1 as one of format 2 has it."""
+    """Converts the optimiser state of a format 1 checkpoint to format 2."""
     transposed = {f"{PATCH_EMBEDDING}/{average}" for average in ("exp_avg", "exp_avg_sq")}
     return {name: value.t().contiguous() if name in transposed else value for name, value in optimizer.items()}
 
@@ -293,7 +293,7 @@ def _shard_names(folder: Path) -> list[str]:
 def _shards(folder: Path) -> dict[str, Tensor]:
     if not folder.is_dir():
         return {}
-    # torch's distributed checkpoints take a second to import, and few runs use them.
+    # Imported lazily: torch.distributed.checkpoint takes a second to import, and few runs use it.
     from bgpt_fast.training.shards import load_shards
 
     return load_shards(folder)

@@ -1,4 +1,4 @@
-"""Saves a run in the background and resumes it: progress, weights, optimiser, random states, position in the data."""
+"""Saves a run in the background and resumes it: progress, weights, optimiser, random states, data position."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 
 
 class Checkpointer:
-    """The checkpoints of one run on its ranks, written from copies by a thread, one at a time.
+    """The checkpoints of one run on all its ranks; a thread writes them from copies, one at a time.
 
     Args:
-        store: where they are.
-        parallel: the model.
-        optimizers: of its parameters.
-        config: as the run's.
+        store: the checkpoints on disk.
+        parallel: the model on its ranks.
+        optimizers: the optimisers of the model's parameters.
+        config: the run's config.
 
     Attributes:
-        step: of the last checkpoint, written or loaded; None where there is none.
+        step: step of the last checkpoint written or loaded; None if there is none.
     """
 
     def __init__(
@@ -55,15 +55,15 @@ class Checkpointer:
 
     @property
     def failed(self) -> bool:
-        """Whether the save that ran last failed; False while it runs."""
+        """Whether the most recent save failed; False while it is running."""
         return self._background.failed
 
     def resume(self, source: BatchSource[Any]) -> Progress:
-        """Loads the latest intact checkpoint into model, optimisers and source; the start of a run where none is.
+        """Loads the latest intact checkpoint into model, optimisers and source; returns a new `Progress` without one.
 
         Raises:
-            ValueError: it is of another model, or ranks see different ones.
-            CheckpointDamagedError: there are checkpoints, and none is intact.
+            ValueError: the checkpoint is of another model, or ranks see different checkpoints.
+            CheckpointDamagedError: there are checkpoints, but none is intact.
         """
         run_dir = self._store.folder.parent
         latest = self._store.load_latest()
@@ -87,7 +87,7 @@ class Checkpointer:
                 f"got {checkpoint.model_config}; use another run folder or the run's own model config"
             )
         state = checkpoint.state
-        # A setting that is newer than the checkpoint had what is its default now.
+        # Settings added after the checkpoint was written are taken to have had their default values.
         before = TrainConfig().to_dict() | state["config"]
         changed = {k: (before[k], v) for k, v in self._config.to_dict().items() if before[k] != v}
         if changed:
@@ -99,14 +99,14 @@ class Checkpointer:
         self.step = step
         progress = Progress.from_dict(state)
         if {"best_metric", "best_is"} & changed.keys():
-            progress.best = None  # figures of another metric do not compare
+            progress.best = None  # not comparable: it is a value of another metric
         return progress
 
     def restore_random_state(self, step: int) -> None:
-        """Restores the random states of the checkpoint, or seeds a run that starts at `step`.
+        """Restores the random states of the checkpoint, or seeds the generators of a run that starts at `step`.
 
-        Called when training starts, so that random numbers used since `resume`, such as for another model's initial
-        weights, change nothing.
+        Called when training starts, so that random numbers drawn since `resume`, such as for another model's initial
+        weights, have no effect.
         """
         if self._rng:
             restore_random_state(self._rng, self._ranks.device)
@@ -114,12 +114,12 @@ class Checkpointer:
             seed_rank(self._config.seed, self._ranks.rank, step)
 
     def save(self, progress: Progress, position: dict[str, Any], *, best: bool, wait: bool) -> None:
-        """Saves in the background, from copies, unless this step has been saved.
+        """Saves in the background, from copies, unless this step has already been saved.
 
         Args:
-            progress: how far the run is.
-            position: the source's.
-            best: whether it is the best so far.
+            progress: the run's progress.
+            position: the source's position.
+            best: whether this is the best checkpoint so far.
             wait: whether to return only when the checkpoint is complete, on all ranks.
 
         Raises:
@@ -135,7 +135,7 @@ class Checkpointer:
         """Waits on all ranks until the running save is complete.
 
         Raises:
-            CheckpointWriteError: it failed, on any rank.
+            CheckpointWriteError: the save failed, on any rank.
         """
         failure: BaseException | None = None
         try:
@@ -184,7 +184,7 @@ class Checkpointer:
                 writer.abandon()
 
     def _resume_rank(self, source: BatchSource[Any], positions: list[dict[str, Any]], rng: dict[str, Tensor]) -> None:
-        """This rank's position and random state; with another number of ranks, rank 0's position and a new seed."""
+        """Restores this rank's position and random state; if the rank count changed, rank 0's position, reseeded."""
         if len(positions) == self._ranks.world_size:
             source.load_state_dict(positions[self._ranks.rank])
             self._rng = states_of(rng, self._ranks.rank)
@@ -200,14 +200,14 @@ class Checkpointer:
 
 
 def _shard_writer(parts: dict[str, Tensor], ranks: Ranks) -> ShardWriter:
-    # torch's distributed checkpoints take a second to import, and few runs use them.
+    # Imported lazily: torch.distributed.checkpoint takes a second to import, and few runs use it.
     from bgpt_fast.training.shards import ShardWriter
 
     return ShardWriter(parts, ranks)
 
 
 class AsyncSaver:
-    """Runs one save at a time in a thread; `wait` raises what failed there."""
+    """Runs one save at a time in a thread; `wait` re-raises its exception."""
 
     def __init__(self) -> None:
         self._pool: ThreadPoolExecutor | None = None
@@ -215,14 +215,14 @@ class AsyncSaver:
 
     @property
     def failed(self) -> bool:
-        """Whether the last save failed; False while it runs."""
+        """Whether the last save failed; False while it is running."""
         return self._last is not None and self._last.done() and self._last.exception() is not None
 
     def start(self, save: Callable[[], None]) -> None:
         """Waits for the running save, then starts this one.
 
         Raises:
-            BaseException: what the earlier save raised.
+            BaseException: the exception of the earlier save.
         """
         self.wait()
         if self._pool is None:
@@ -233,7 +233,7 @@ class AsyncSaver:
         """Waits for the running save.
 
         Raises:
-            BaseException: what it raised, once.
+            BaseException: the exception of that save; raised only once.
         """
         last, self._last = self._last, None
         if last is not None:
@@ -248,7 +248,7 @@ class AsyncSaver:
 
 @torch.no_grad()
 def snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies on the CPU, which no later step changes; tied tensors stay tied, and DTensors stay on their device."""
+    """Copies tensors to the CPU, safe from later steps; tied tensors stay tied; DTensors are copied on their device."""
     copies: dict[object, Tensor] = {}
     snapshots = {}
     for name, tensor in tensors.items():

@@ -10,54 +10,54 @@ from typing import Any, Literal, get_args, get_type_hints
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of a training run; every default works for small models.
+    """Settings of a training run; the defaults suit small models.
 
     Args:
         steps: optimiser steps; 0: no limit but `max_minutes`.
         max_minutes: minutes of training, earlier sessions of the run included, after which it saves and ends. 0: no
             limit.
-        schedule_by: "steps", or "time": the learning rate follows the share of `max_minutes` that has passed, or
-            that of `steps`, if set, where it is larger. Only "steps" resumes bit for bit.
+        schedule_by: "steps", or "time": the learning rate follows the elapsed share of `max_minutes`, or the completed
+            share of `steps` (if set) when that is larger. Only "steps" resumes bit for bit.
         learning_rate: peak rate.
-        warmup_share: share of the run in which the rate rises linearly from 0.
+        warmup_share: share of the run for linear warm-up from 0.
         schedule: "cosine", or "wsd": warm-up, stable, linear decay.
-        decay_share: share of the run, at its end, that "wsd" decays over.
-        min_lr_ratio: the last rate as a share of the peak.
-        weight_decay: of matrices; biases, LayerNorms and position embeddings have none.
-        betas, eps: AdamW's.
-        grad_clip: largest gradient norm; 0 means no clipping.
+        decay_share: share of the run, at its end, for the decay of "wsd".
+        min_lr_ratio: the final rate as a share of the peak.
+        weight_decay: weight decay of matrices; biases, LayerNorms and position embeddings have none.
+        betas, eps: AdamW's betas and eps.
+        grad_clip: maximum gradient norm; 0 means no clipping.
         accumulation: batches per step; gradients are weighted by targets, so that the step equals one large batch.
         optimizer: "adamw", or "muon": torch.optim.Muon for the matrices of the decoders' layers, AdamW for the rest.
-        muon_learning_rate: Muon's peak rate; None means `learning_rate`, as its updates have the size of AdamW's.
+        muon_learning_rate: Muon's peak rate; None means `learning_rate`, as its updates are scaled to match AdamW's.
         muon_momentum: Muon's momentum.
         precision: "fp32", or "bf16": autocast over fp32 weights.
-        targets_per_step: target patches of each batch that the loss is computed for, a random sample; 0: all.
+        targets_per_step: number of target patches sampled at random from each batch for the loss; 0: all.
         eval_every: steps between evaluations; 0 means at the end only.
         save_every: steps between checkpoints; 0 means at the end only.
-        keep_last: number of latest checkpoints on the disk, beside the best one.
-        best_metric: the evaluation figure by which the best checkpoint is chosen, which stays on the disk; "": none.
+        keep_last: number of latest checkpoints kept on disk, besides the best one.
+        best_metric: the evaluation figure that selects the best checkpoint, which is kept on disk; "": none.
         best_is: whether the "lowest" or the "highest" figure is best.
         stop_at: ends the run once an evaluation's `best_metric` is as good as this; None: never.
         log_every: steps between lines of log.jsonl.
-        seed: of dropout and of the sample of targets.
-        threads: CPU threads of torch; None: unchanged.
-        device: "auto" is the GPU where there is one; of several ranks on a machine each uses its own.
-        parallel: with several ranks (`torchrun`): "ddp" has the whole model on each, "fsdp" a part of it.
-        timeout_seconds: how long a rank waits for another before it ends with `RankFailedError`.
+        seed: seed of dropout and target sampling.
+        threads: number of CPU threads of torch; None: unchanged.
+        device: "auto" is the GPU if there is one; each of several ranks on a machine uses its own GPU.
+        parallel: with several ranks (`torchrun`): "ddp" replicates the model on each rank, "fsdp" shards it.
+        timeout_seconds: how long a rank waits for another before it fails with `RankFailedError`.
         activation_checkpointing: store only the inputs of the patch decoder's layers; recompute the rest in backward.
-        cuda_graph: record the forward and backward pass of full batches with `targets_per_step` targets once, and
+        cuda_graph: capture the forward and backward pass of full batches with `targets_per_step` targets once, and
             replay it; other batches run without it. For one GPU, without dropout.
-        prefetch: batches that are prepared ahead, while the model trains; 0: none.
-        prefetch_process: prepare them in another process instead of a thread.
+        prefetch: number of batches prepared ahead while the model trains; 0: none.
+        prefetch_process: prepare batches in another process instead of a thread.
         async_saves: write checkpoints in the background, from copies on the CPU; False: wait for each.
         tensorboard: also write the figures for TensorBoard.
-        wandb: also log them to Weights & Biases.
-        wandb_project: the project's name there.
-        profile_steps: steps to profile, with a trace for Perfetto; 0: none.
-        profile_after: steps of a session before the profiled ones.
+        wandb: also log the figures to Weights & Biases.
+        wandb_project: the W&B project name.
+        profile_steps: number of steps to profile, with a trace for Perfetto; 0: none.
+        profile_after: number of steps in a session before the profiled ones.
 
     Raises:
-        TypeError, ValueError: a field has a wrong type or is out of range.
+        TypeError, ValueError: a field has the wrong type or is out of range.
     """
 
     steps: int = 1000
@@ -146,7 +146,7 @@ class TrainConfig:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as a JSON-ready dict."""
+        """The fields as a JSON-serialisable dict."""
         fields = dataclasses.asdict(self)
         fields["betas"] = list(self.betas)
         return fields
@@ -162,7 +162,7 @@ class TrainConfig:
 
 
 def _checked_type(name: str, value: Any, hint: Any) -> Any:
-    """`value` as its field's type; an int becomes a float where the field is one, nothing else is converted."""
+    """Checks a field's type and returns `value`; an int is converted to float for a float field, nothing else is."""
     choices = get_args(hint)
     if hint == tuple[float, float]:
         if not isinstance(value, (tuple, list)) or len(value) != 2:

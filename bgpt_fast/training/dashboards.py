@@ -1,4 +1,4 @@
-"""A run's figures in TensorBoard and in Weights & Biases."""
+"""Logs a run's figures to TensorBoard and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from bgpt_fast.files import atomic_write
 
 
 class Dashboards:
-    """Writes a run's figures to TensorBoard and W&B; a resumed run continues the curves without double points.
+    """Writes a run's figures to TensorBoard and W&B; a resumed run continues the curves without duplicate points.
 
-    TensorBoard's files are in `run_dir/tensorboard`; without its package the run goes on, and a warning names it.
-    W&B's files are in `run_dir/wandb`, and the id by which a resumed run is the same run there in `run_dir/wandb-id`.
-    A dashboard that fails during the run is dropped with a warning: `log.jsonl` has all figures anyway.
+    TensorBoard's files are in `run_dir/tensorboard`; if its package is missing, a warning names it and the run goes on.
+    W&B's files are in `run_dir/wandb`, and its run id, with which a resumed run continues, in `run_dir/wandb-id`.
+    A dashboard that fails during the run is disabled with a warning: `log.jsonl` has all figures anyway.
 
     Args:
         run_dir: the run's folder; created if missing.
         tensorboard: whether to write for TensorBoard.
-        wandb: whether to log to W&B. If a run goes back to its last checkpoint, W&B shows the first figures of the
-            repeated steps, to which those of a deterministic run are equal.
-        project: W&B's project.
-        config: the run's settings, JSON-ready; both show them.
-        step: steps done before this session. TensorBoard hides earlier figures of later steps.
+        wandb: whether to log to W&B. If a run resumes from an earlier step, W&B keeps the first figures logged for the
+            repeated steps; a deterministic run gives the same figures again.
+        project: the W&B project.
+        config: the run's settings, JSON-serialisable; shown in both.
+        step: steps done before this session. TensorBoard hides figures that were logged earlier for later steps.
 
     Raises:
         ImportError: `wandb` is True and the package is not installed.
@@ -57,13 +57,13 @@ class Dashboards:
                 )
 
     def write(self, step: int, figures: Mapping[str, float], prefix: str) -> None:
-        """Shows figures of a step as `prefix/name`; those that are not finite are omitted."""
+        """Logs the figures of a step as `prefix/name`; omits non-finite ones."""
         finite = {f"{prefix}/{name}": float(value) for name, value in figures.items() if math.isfinite(value)}
         if finite:
             self._each(lambda board: board.write(step, finite))
 
     def flush(self) -> None:
-        """Flushes to the disk, as before a checkpoint, so that a crash leaves no gap in the curves."""
+        """Flushes to disk; called before a checkpoint, so that a crash leaves no gap in the curves."""
         self._each(lambda board: board.flush())
 
     def close(self) -> None:
@@ -75,7 +75,7 @@ class Dashboards:
         for board in list(self._boards):
             try:
                 act(board)
-            # No failure of a dashboard (a full disk, a lost login) may end a run.
+            # No failure of a dashboard (e.g. a full disk or an expired login) may end a run.
             except Exception as error:
                 self._boards.remove(board)
                 warnings.warn(f"{board.name}: dropped: {type(error).__name__}: {error}", stacklevel=3)

@@ -1,4 +1,4 @@
-"""The ranks of one run: their numbers, collectives between them, and which of them failed when one is lost."""
+"""The ranks of a run: their numbers, collectives, and reports of which ranks failed."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _COLLECTIVE = re.compile(r"gloo|nccl|connection (closed|reset|refused)|timed out
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """This process's rank and the number of ranks: torch.distributed's, else those that `torchrun` sets, else (0, 1).
+    """This process's rank and the world size: torch.distributed's, else those set by `torchrun`, else (0, 1).
 
-    Sources take them as `rank` and `world_size`.
+    Pass them to sources as `rank` and `world_size`.
     """
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
@@ -37,15 +37,15 @@ def rank_and_world_size() -> tuple[int, int]:
 
 
 class Ranks:
-    """The processes of one run, or the only one.
+    """The processes of a run, one or more.
 
-    With several, joins torch's default process group, and creates it if there is none: NCCL for GPUs, gloo for CPUs.
-    Everything but gradients goes over a separate gloo group, which waits for no GPU.
+    With several, uses torch's default process group, and creates it if there is none: NCCL for GPUs, gloo for CPUs.
+    Everything but gradients goes through a separate gloo group, which does not synchronise with a GPU.
 
     Args:
-        device: a name for `resolve_device`; "auto" and "cuda" mean the GPU with the number of LOCAL_RANK.
+        device: a name for `resolve_device`; "auto" and "cuda" mean the GPU with index LOCAL_RANK.
         timeout_seconds: how long a collective waits for the other ranks.
-        folder: the run's, shared by all ranks; ranks that fail report there.
+        folder: the run's folder, shared by all ranks; failing ranks write reports there.
     """
 
     def __init__(self, device: str, timeout_seconds: float, folder: Path) -> None:
@@ -74,11 +74,11 @@ class Ranks:
 
     @property
     def saving(self) -> dist.ProcessGroup | None:
-        """A gloo group for the threads that save beside training; None for a single process."""
+        """A gloo group for the background saving threads; None for a single process."""
         return self._saving
 
     def all_gather_floats(self, values: Sequence[float]) -> list[list[float]]:
-        """Every rank's `values`, on all ranks; integers are exact up to 2⁵³."""
+        """The `values` of every rank, returned on all ranks; integers are exact up to 2⁵³."""
         if self._control is None:
             return [[float(value) for value in values]]
         mine = torch.tensor(values, dtype=torch.float64)
@@ -87,7 +87,7 @@ class Ranks:
         return [row.tolist() for row in rows]
 
     def all_gather(self, value: Any) -> list[Any]:
-        """Every rank's `value`, pickled, on all ranks."""
+        """The `value` of every rank, returned on all ranks; transferred by pickle."""
         if self._control is None:
             return [value]
         values: list[Any] = [None] * self.world_size
@@ -95,7 +95,7 @@ class Ranks:
         return values
 
     def broadcast(self, value: Any, *, saving: bool = False) -> Any:
-        """Rank 0's `value`, pickled; with `saving`, over the group of the threads that save."""
+        """Rank 0's `value`, transferred by pickle; with `saving`, through the saving threads' group."""
         if self._control is None:
             return value
         values = [value]
@@ -103,32 +103,32 @@ class Ranks:
         return values[0]
 
     def remove_old_reports(self) -> None:
-        """Removes what failed ranks of earlier runs wrote; the caller must hold the lock of the run's folder."""
+        """Removes the failure reports of earlier sessions; the caller must hold the lock of the run's folder."""
         for folder in self._folder.glob(".ranks-*"):
             if folder != self._reports:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _shut_down(self, owns_default_group: bool) -> None:
-        """Ends the groups' threads, and the default group if it was created here, while Python still runs.
+        """Ends the groups' threads, and the default group if it was created here, before the interpreter shuts down.
 
-        A gloo thread that frees its last tensor takes the interpreter's lock; while the interpreter shuts down, that
-        ends the process with SIGABRT instead of its own exit code.
+        A gloo thread that frees its last tensor acquires the GIL; during interpreter shutdown, that kills the process
+        with SIGABRT instead of its own exit code.
         """
         self._control = self._saving = None
-        # A group's threads end with its last reference, and trainers hold references in cycles.
+        # A group's threads end when its last reference is gone, and trainers hold references in cycles.
         gc.collect()
         if owns_default_group and dist.is_initialized():
             dist.destroy_process_group()
 
     @contextlib.contextmanager
     def watched(self, raised_by_all: tuple[type[BaseException], ...]) -> Iterator[None]:
-        """A block in which a rank that fails reports why, and a rank whose collective fails says which ranks are lost.
+        """In this block, a failing rank reports its error, and a failing collective names the ranks that failed.
 
         Args:
-            raised_by_all: exceptions that all ranks raise together, which pass as they are.
+            raised_by_all: exceptions that all ranks raise together, which pass through unchanged.
 
         Raises:
-            RankFailedError: a collective failed; names the ranks that failed, were killed or do not answer.
+            RankFailedError: a collective failed; names the ranks that failed, were killed or do not respond.
         """
         if self._control is None:
             yield
@@ -145,7 +145,7 @@ class Ranks:
             raise RankFailedError(self.rank, self._failed_ranks(), str(error)) from error
 
     def _report(self, text: str) -> None:
-        # On a full disk the error that ended this rank matters, not this one.
+        # A failure to write, e.g. on a full disk, must not hide the error that ended this rank.
         with contextlib.suppress(OSError), atomic_write(self._reports / str(self.rank)) as file:
             file.write(text.encode("utf-8", "backslashreplace"))
 
@@ -157,7 +157,7 @@ class Ranks:
             for rank in range(self.world_size):
                 with contextlib.suppress(OSError):
                     reports[rank] = (self._reports / str(rank)).read_text("utf-8", "replace")
-            # Ranks that only lost another one report too, sooner or later.
+            # Ranks that only noticed another rank's failure eventually report too.
             if len(reports) == self.world_size or time.monotonic() > deadline:
                 break
             time.sleep(0.1)
@@ -166,7 +166,7 @@ class Ranks:
 
 
 def _is_collective(error: BaseException) -> bool:
-    """Whether an exception comes from a collective; gloo's are plain RuntimeErrors."""
+    """Whether an exception was raised by a collective; gloo's are plain RuntimeErrors."""
     if isinstance(error, dist.DistError):
         return True
     return type(error) is RuntimeError and _COLLECTIVE.search(str(error)) is not None

@@ -1,4 +1,4 @@
-"""How a training run ends early."""
+"""The exceptions that end a training run early."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class TrainingInterrupted(RuntimeError):
     """A signal stopped the run after a finished step, and the run was saved; starting it again resumes it.
 
     Args:
-        number: the signal, SIGTERM or SIGINT.
+        number: the signal number, SIGTERM or SIGINT.
         step: steps done.
         checkpoint: the checkpoint's folder.
     """
@@ -27,7 +27,7 @@ class TrainingInterrupted(RuntimeError):
 
     @property
     def exit_code(self) -> int:
-        """What a command should exit with, as shells do: 128 + the signal's number (SIGTERM 143, SIGINT 130)."""
+        """The exit code for a command, by shell convention: 128 + the signal number (SIGTERM 143, SIGINT 130)."""
         return 128 + self.signal.value
 
 
@@ -54,12 +54,12 @@ class NonFiniteLossError(FloatingPointError):
 
 
 class RankFailedError(RuntimeError):
-    """Other ranks of a run failed, were killed or do not answer; every remaining rank raises this.
+    """Other ranks of a run failed, were killed or do not respond; raised on every remaining rank.
 
     Args:
-        rank: this process's number.
-        ranks: the error of each failed rank, as far as known; empty where all answer, as after a network failure.
-        reason: the text of the collective's error.
+        rank: this process's rank.
+        ranks: the error of each failed rank, as far as known; empty if all respond, as after a network failure.
+        reason: the message of the collective's error.
     """
 
     def __init__(self, rank: int, ranks: Mapping[int, str], reason: str) -> None:

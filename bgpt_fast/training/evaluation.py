@@ -1,4 +1,4 @@
-"""Evaluation of a model in bits per byte on batches that it is not trained on."""
+"""Evaluation of a model in bits per byte on held-out batches."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def likelihood_evaluation(batches: Sequence[PackedPatches]) -> Callable[[BGPT], 
     """An `evaluate` for `Trainer`: the model's bits per position and per byte over `batches`, teacher-forced.
 
     Args:
-        batches: evaluation documents on any device, such as `FileSource(..., split="eval").one_pass()` as a list.
+        batches: evaluation documents on any device, such as `list(FileSource(..., split="eval").one_pass())`.
 
     Returns:
-        A function of the model; its result's names are those of `BitsPerByte.to_dict`, and `loss` in nats per position.
+        A function of the model that returns the figures of `BitsPerByte.to_dict`, and `loss` in nats per position.
 
     Raises:
         ValueError: there are no batches.

@@ -1,4 +1,4 @@
-"""A step's forward and backward pass as a CUDA graph: recorded once, then replayed with a single launch."""
+"""A step's forward and backward pass as a CUDA graph: captured once, then replayed with a single launch."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from bgpt_fast.patches import PackedPatches
 
 
 class GraphedGradients:
-    """Adds up the gradients of batches of one shape: number of patches, of targets, and most documents.
+    """Accumulates the gradients of batches of one shape: fixed numbers of patches and targets, bounded documents.
 
-    A smaller batch is filled up with a document of padding without targets and with empty documents, which change
-    neither loss nor gradients. The tensors of the gradients are allocated once and added to.
+    A smaller batch is padded with a document without targets and with empty documents, which change neither loss nor
+    gradients. The gradient tensors are allocated once and accumulated in place.
 
     Args:
         model: on its device, in training mode, without dropout (a graph would repeat its masks).
-        patches: patches of every batch.
-        targets: target patches of every batch.
+        patches: number of patches in every batch, with padding.
+        targets: number of target patches in every batch.
         autocast: whether to compute in bfloat16 under autocast.
-        record: turns a function into one that repeats its work: a CUDA graph, or in tests the function itself.
+        record: turns a function into one that replays its work: a CUDA graph, or in tests the function itself.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class GraphedGradients:
         self._autocast = autocast
         self._record = record or cuda_graph
         self._replay: Replay | None = None
-        # The shortest document has two patches; the padding may need several.
+        # The shortest document has two patches; the padding may need several documents.
         documents = patches // 2 + 2 + patches // config.patch_length
         self._patches = torch.full((patches, config.patch_size), EOP, dtype=torch.int16, device=device)
         self._offsets = torch.zeros(documents + 1, dtype=torch.int32, device=device)
@@ -43,11 +43,11 @@ class GraphedGradients:
         self._nats = torch.zeros((), dtype=torch.float64, device=device)
 
     def fits(self, batch: PackedPatches, targets: Tensor) -> bool:
-        """Whether a batch has this shape."""
+        """Whether a batch fits this shape."""
         return len(targets) == len(self._targets) and batch.num_patches <= len(self._patches)
 
     def add(self, batch: PackedPatches, targets: Tensor, weight: float) -> Tensor:
-        """Adds a batch's gradients times `weight`; arguments on the CPU, such that `fits` is true.
+        """Adds a batch's gradients times `weight`; the arguments are on the CPU and satisfy `fits`.
 
         Returns:
             The sum of nats, a float64 scalar on the device.
@@ -74,7 +74,7 @@ class GraphedGradients:
         parameters = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
         previous = [None if parameter.grad is None else parameter.grad.clone() for parameter in parameters]
         replay = self._record(self._step)
-        # The recording itself ran the step a few times; its gradients are dropped.
+        # Warm-up and capture have run the step a few times; discard the gradients.
         for parameter, gradient in zip(parameters, previous, strict=True):
             if parameter.grad is not None:
                 parameter.grad.zero_() if gradient is None else parameter.grad.copy_(gradient)

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as requests to stop after the current step."""
+"""Treats SIGTERM and SIGINT as requests to stop after the current step."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any, Self
 
 
 class StopEvaluation(BaseException):
-    """Raised inside an evaluation by the first signal; its results so far are dropped."""
+    """Raised inside an evaluation by the first signal; the partial results are dropped."""
 
 
 class Interrupts:
-    """Records the first SIGTERM or SIGINT in the block; a second one has its usual effect.
+    """A context manager that records the first SIGTERM or SIGINT; a second one has its usual effect.
 
-    Outside the main thread, where Python allows no signal handlers, it does nothing.
+    Does nothing outside the main thread, where Python allows no signal handlers.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Interrupts:
 
     @contextlib.contextmanager
     def stopping_evaluation(self) -> Iterator[None]:
-        """A block in which the first signal raises `StopEvaluation`, also one that came before it."""
+        """In this block, the first signal raises `StopEvaluation`, even if it arrived before the block."""
         self._evaluating = True
         try:
             if self.received:

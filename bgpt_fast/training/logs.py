@@ -1,4 +1,4 @@
-"""A run's log, and the batches of a step that is not finite."""
+"""A run's log, and a dump of the batches of a step with a non-finite loss or gradient."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from bgpt_fast.files import atomic_write
 
 
 class RunLog:
-    """log.jsonl: one JSON object per line, in the order of the steps; non-finite figures are written as null.
+    """log.jsonl: one JSON object per line, in step order; non-finite figures are written as null.
 
     Args:
         path: the file; created by `open_at`.
-        enabled: False writes nothing, on ranks that do not log.
+        enabled: False writes nothing, for ranks that do not log.
     """
 
     def __init__(self, path: Path, *, enabled: bool = True) -> None:
@@ -30,7 +30,7 @@ class RunLog:
         self._file: IO[str] | None = None
 
     def open_at(self, step: int, evaluated_step: int) -> None:
-        """Opens for appending after `step`; removes lines cut by a crash, and those that a resumed run writes again."""
+        """Opens the file to append after `step`; removes incomplete lines and those that a resumed run writes again."""
         if not self._enabled:
             return
         if self.path.exists():
@@ -51,7 +51,7 @@ class RunLog:
         self._file.flush()
 
     def sync(self) -> None:
-        """Flushes the lines to the disk."""
+        """Flushes the lines to disk."""
         if self._file is not None:
             os.fsync(self._file.fileno())
 
@@ -71,7 +71,7 @@ def _is_before(line: bytes, step: int, evaluated_step: int) -> bool:
 
 
 def write_batches(path: Path, batches: Sequence[Mapping[str, Tensor]], metadata: dict[str, Any]) -> None:
-    """Writes batches as safetensors: each one's tensors as `N.name`, N from 0; `metadata` is stored with them."""
+    """Writes batches to a safetensors file; batch N's tensors are named `N.name`, N from 0; stores `metadata` too."""
     tensors = {
         f"{index}.{name}": torch.as_tensor(tensor).contiguous()
         for index, batch in enumerate(batches)

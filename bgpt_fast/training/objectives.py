@@ -1,4 +1,4 @@
-"""What training minimises: the negative log-likelihood of the next bytes, or of a document's class."""
+"""Training objectives: the negative log-likelihood of the next bytes, or of a document's class."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Model: TypeAlias = BGPT | BGPTForClassification
 
 
 class BatchStats(NamedTuple):
-    """Counts of a batch: units of the mean, their positions, their real bytes, patches, documents, FLOPs."""
+    """Counts of a batch: units averaged over by the loss, their positions and real bytes, patches, documents, FLOPs."""
 
     units: int
     positions: int
@@ -34,17 +34,17 @@ class BatchStats(NamedTuple):
 
 
 class Objective(ABC, Generic[Batch]):
-    """How batches become a loss; the mean of a step runs over all units of all batches and ranks."""
+    """Defines the loss of a batch as a mean over units; a step averages over all units of all batches and ranks."""
 
     @abstractmethod
     def sample_targets(self, batch: Batch, config: TrainConfig, step: int, index: int) -> Tensor:
-        """The units of a batch that the loss is computed for, int64, rising.
+        """Indices of the units of a batch that the loss is computed for, int64, ascending.
 
         Args:
-            batch: on the device where its source makes it.
+            batch: on the device where its source creates it.
             config: `targets_per_step` and `seed` are used.
             step: from 0.
-            index: the batch's number among those of the step on all ranks, from 0.
+            index: the batch's index among the batches of the step on all ranks, from 0.
         """
 
     @abstractmethod
@@ -53,15 +53,15 @@ class Objective(ABC, Generic[Batch]):
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch, targets: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The mean loss over a batch's units, and float64 [2] without a gradient: the sum of nats, units right."""
+        """The mean loss over a batch's units, and float64 [2], detached: sum of nats, number of correct units."""
 
     @abstractmethod
     def dummy_batch(self, config: BGPTConfig) -> Batch:
-        """A batch of one empty document, for a rank that has none."""
+        """A batch of one empty document, for a rank that has no units."""
 
     @abstractmethod
     def tensors(self, batch: Batch, targets: Tensor) -> dict[str, Tensor]:
-        """A batch as named tensors, for a file."""
+        """The batch as named tensors, to be written to a file."""
 
 
 class NextBytes(Objective[PackedPatches]):
@@ -72,7 +72,7 @@ class NextBytes(Objective[PackedPatches]):
         count = config.targets_per_step
         if count == 0 or len(indices) <= count:
             return indices
-        # A random stream for each batch: no state to save, and the same sample after a resume.
+        # A separate random stream for each batch: no state to save, and the same sample after resuming.
         generator = np.random.default_rng([config.seed, step, index])
         chosen = generator.choice(len(indices), count, replace=False, shuffle=False)
         return indices[torch.from_numpy(np.sort(chosen))]
@@ -110,7 +110,7 @@ class DocumentClass(Objective[LabelledBatch]):
 
     def stats(self, batch: LabelledBatch, targets: Tensor, config: BGPTConfig) -> BatchStats:
         lengths = batch.batch.cu_seqlens.diff()
-        # A class takes the patch decoder alone.
+        # Classification uses only the patch decoder.
         return BatchStats(
             units=len(targets),
             positions=len(targets),
@@ -138,17 +138,17 @@ class DocumentClass(Objective[LabelledBatch]):
 
 
 def objective_of(model: Model) -> Objective[Any]:
-    """The objective of a model by its class."""
+    """The objective for a model, by the model's class."""
     return DocumentClass() if isinstance(model, BGPTForClassification) else NextBytes()
 
 
 def labels_of(model: Model) -> dict[str, int] | None:
-    """A classifier's label map; None of a generative model."""
+    """A classifier's label map; None for a generative model."""
     return dict(model.labels) if isinstance(model, BGPTForClassification) else None
 
 
 def check_labels(model: Model, source: object) -> None:
-    """Raises ValueError where a classifier and its source number classes differently; both must have a label map."""
+    """Raises ValueError unless a classifier and its source have the same label map."""
     ours, theirs = labels_of(model), getattr(source, "labels", None)
     if ours is not None and theirs is not None and ours != theirs:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Optimisers over named parameters: AdamW alone, or Muon for the layers' matrices with AdamW for the rest."""
+"""Optimisers over named parameters: only AdamW, or Muon for the layers' matrices and AdamW for the rest."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from bgpt_fast.training.parallel.dtensor import with_layout_of
 
 
 def is_layer_matrix(name: str, parameter: Tensor) -> bool:
-    """Whether a parameter is a matrix of a decoder's layers (attention or MLP), not an embedding or a vector."""
+    """Whether a parameter is a weight matrix of a decoder's layers (attention or MLP), not an embedding or a vector."""
     return parameter.ndim == 2 and ".h." in name
 
 
 def is_decayed(name: str, parameter: Tensor) -> bool:
-    """Whether weight decay applies: matrices, but for the position embeddings."""
+    """Whether weight decay applies: to matrices except the position embeddings."""
     return parameter.ndim >= 2 and "wpe" not in name.split(".")
 
 
@@ -25,8 +25,8 @@ class Optimizers:
     """The optimisers of one model, stepped together, with their state by parameter name.
 
     Args:
-        named_parameters: `model.named_parameters()`, on the device of training.
-        config: uses optimiser, learning rates, weight decay, betas, eps and momentum.
+        named_parameters: `model.named_parameters()`, on the training device.
+        config: optimiser, learning rates, weight decay, betas, eps and momentum are used.
     """
 
     def __init__(self, named_parameters: Iterable[tuple[str, nn.Parameter]], config: TrainConfig) -> None:
@@ -64,7 +64,7 @@ class Optimizers:
         return [name for group in (self._muon.param_groups if self._muon else []) for name in group["param_names"]]
 
     def set_factor(self, factor: float) -> float:
-        """Sets every learning rate to `factor` of its peak; returns AdamW's."""
+        """Sets every learning rate to `factor` times its peak; returns AdamW's."""
         rate = self._config.learning_rate * factor
         for group in self._adamw.param_groups:
             group["lr"] = rate
@@ -79,12 +79,12 @@ class Optimizers:
             optimizer.step()
 
     def zero_grad(self, *, keep: bool = False) -> None:
-        """Removes all gradients; with `keep`, sets them to zero in place."""
+        """Sets all gradients to None; with `keep`, zeroes them in place."""
         for optimizer in self._all():
             optimizer.zero_grad(set_to_none=not keep)
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """The state as a flat dict "parameter name/field" → tensor."""
+        """The state as a flat dict: "parameter name/field" → tensor."""
         return {
             f"{name}/{field}": value
             for optimizer in self._all()
@@ -129,7 +129,7 @@ class Optimizers:
 
 
 def _named(optimizer: torch.optim.Optimizer) -> list[tuple[str, nn.Parameter]]:
-    """Names and parameters in the order in which `state_dict` numbers them."""
+    """Names and parameters in `state_dict` order."""
     return [
         pair for group in optimizer.param_groups for pair in zip(group["param_names"], group["params"], strict=True)
     ]

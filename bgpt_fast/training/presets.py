@@ -1,4 +1,4 @@
-"""Model sizes and training settings by name, as starting points."""
+"""Named model sizes and training settings, as starting points."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bgpt_fast.training.config import TrainConfig
 
 
 class Preset(NamedTuple):
-    """A model, its training settings, and the patches of a batch of files."""
+    """A model config, training settings, and the number of patches per batch of files."""
 
     model: BGPTConfig
     training: TrainConfig
@@ -88,5 +88,5 @@ PRESETS: dict[str, Preset] = {
         patches_per_batch=8192,
     ),
 }
-"""`cpu-states`: learns the toy CPU in minutes on two cores. `tiny`: files, in minutes on two cores. `small`: a GPU's
-hour. `paper-110m`: the paper's model, with its optimiser (AdamW, 10 % warm-up and cosine) in bfloat16."""
+"""`cpu-states`: learns the toy CPU in minutes on two cores. `tiny`: files, in minutes on two cores. `small`: an hour on
+a GPU. `paper-110m`: the paper's model, with its optimiser (AdamW, 10 % warm-up and cosine) in bfloat16."""

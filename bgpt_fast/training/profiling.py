@@ -1,4 +1,4 @@
-"""Profiling of training steps: named phases, and a trace of a few steps for Perfetto."""
+"""Profiles training steps: named phases, and a trace of a few steps for Perfetto."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
 class phase:
     """A named block in torch.profiler's traces and, once CUDA is initialised, an NVTX range for Nsight.
 
-    Costs about a microsecond when nothing profiles. Not for code under torch.compile.
+    Costs about a microsecond when no profiler is active. Not for code under torch.compile.
 
     Args:
         name: such as "forward".
@@ -41,7 +41,7 @@ class phase:
         self._has_range = False
 
     def __enter__(self) -> None:
-        # There is no query for Nsight; torch's profiler has one, which costs a tenth of a record.
+        # Whether Nsight is active cannot be queried; for torch's profiler it can, at a tenth of a record's cost.
         if torch.cuda.is_initialized():
             torch.cuda.nvtx.range_push(self._name)
             self._has_range = True
@@ -61,21 +61,21 @@ class phase:
 
 
 class StepProfiler:
-    """Profiles a few steps of a session by torch.profiler and writes their trace; use as a context manager.
+    """Profiles a few steps of a session with torch.profiler and writes their trace; use as a context manager.
 
-    `step()` is called at the end of each training step. After the profiled steps the trace is written atomically, and
-    later steps cost nothing. A session that ends earlier writes the steps that it has profiled. Failures to write are
+    Call `step()` at the end of each training step. After the profiled steps the trace is written atomically, and later
+    steps cost nothing. A session that ends earlier writes the steps profiled so far. Write failures only cause
     warnings, so that they do not end a run.
 
     Args:
-        path: the trace, in Chrome's JSON, which ui.perfetto.dev opens; compressed if it ends in ".gz". Each rank that
-            profiles needs a path of its own.
-        first: the first profiled step of the session, from 1. The step before it warms the profiler up; 1 has none,
-            and shows the profiler's own start.
-        steps: how many steps are profiled.
+        path: the trace file, in Chrome's JSON format (for ui.perfetto.dev); compressed if it ends in ".gz". Each rank
+            that profiles needs a separate path.
+        first: the first profiled step of the session, from 1. The step before it warms up the profiler; with 1 there
+            is no warm-up, and the trace includes the profiler's start-up.
+        steps: number of steps to profile.
 
     Attributes:
-        profiled: steps that were profiled.
+        profiled: number of steps profiled so far.
         gpu_idle_share: share of the profiled time in which the GPU was idle; None without a GPU.
 
     Raises:
@@ -98,7 +98,7 @@ class StepProfiler:
     def __enter__(self) -> Self:
         warmup = min(1, self._first - 1)
         with warnings.catch_warnings():
-            # The class's docstring says what a missing warm-up means.
+            # The class docstring documents the effect of a missing warm-up.
             warnings.filterwarnings("ignore", "Profiler won't be using warmup")
             plan = schedule(wait=self._first - 1 - warmup, warmup=warmup, active=self.steps, repeat=1)
         activities = [ProfilerActivity.CPU]
@@ -123,7 +123,7 @@ class StepProfiler:
         self._profile = None
 
     def step(self) -> None:
-        """Ends a training step."""
+        """Marks the end of a training step."""
         if self._profile is None:
             return
         self._done += 1
@@ -133,11 +133,11 @@ class StepProfiler:
             self._profile = None
 
     def summary(self) -> list[dict[str, Any]]:
-        """The 20 ops and phases with the most self time, without that of the ops they call; JSON-ready.
+        """The 20 ops and phases with the most self time (excluding the ops they call); JSON-serialisable.
 
         Returns:
-            Rows by falling time on the GPU, or on the CPU without one: `name`, `calls`, `cpu_seconds` and
-            `gpu_seconds`, sums over the profiled steps. Empty until the trace is written.
+            Rows in descending order of GPU time (CPU time without a GPU): `name`, `calls`, `cpu_seconds` and
+            `gpu_seconds`, summed over the profiled steps. Empty until the trace is written.
         """
         return [dict(row) for row in self._rows]
 
@@ -164,7 +164,7 @@ class StepProfiler:
 
     def _write(self, profiler: profile) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        # torch's export takes a path and leaves an incomplete file behind if it fails.
+        # torch's export takes only a path, and leaves an incomplete file behind if it fails.
         with tempfile.TemporaryDirectory(prefix=f".{self.path.name[:64]}.", dir=self.path.parent) as folder:
             plain = Path(folder) / "trace.json"
             profiler.export_chrome_trace(str(plain))
@@ -179,13 +179,13 @@ class StepProfiler:
 
 
 def idle_share(events: Iterable[Mapping[str, Any]]) -> float | None:
-    """The share of the profiled steps in which the GPU ran no kernel, copy or fill.
+    """The share of the profiled time in which the GPU ran no kernel, copy or fill.
 
     Args:
-        events: a Chrome trace's, of one GPU.
+        events: the events of a Chrome trace of one GPU.
 
     Returns:
-        From 0 to 1; None where nothing ran on a GPU, or no step is in the trace.
+        From 0 to 1; None if nothing ran on a GPU, or the trace contains no step.
     """
     busy, steps = [], []
     for event in events:
@@ -212,7 +212,7 @@ def idle_share(events: Iterable[Mapping[str, Any]]) -> float | None:
 
 @contextlib.contextmanager
 def profiled_run(run_dir: Path, after: int, steps: int) -> Iterator[StepProfiler]:
-    """Profiles `steps` steps of a run, those after the first `after`: trace.json.gz, and profile.json with the ops."""
+    """Profiles `steps` steps of a run after skipping `after`; writes trace.json.gz, and profile.json with the ops."""
     profiler = StepProfiler(run_dir / "trace.json.gz", after + 1, steps)
     try:
         with profiler:

@@ -1,4 +1,4 @@
-"""How far a run is, and how that is shown: a bar on a terminal, plain lines elsewhere."""
+"""A run's progress and its display: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from bgpt_fast.training.config import TrainConfig
 
 @dataclass
 class Progress:
-    """How far a run is.
+    """The progress of a run.
 
     Args:
         step: steps done.
         seconds: training time, earlier sessions included.
-        last_step_seconds: the last step's.
-        loss: the last step's, in nats per position; NaN before the first.
+        last_step_seconds: duration of the last step.
+        loss: loss of the last step, in nats per position; NaN before the first.
         evaluated_step: the step of the last evaluation.
-        evaluation: its figures by name.
-        best: `best_metric` of the best evaluation so far; None without one.
+        evaluation: figures of the last evaluation by name.
+        best: `best_metric` of the best evaluation so far; None if there is none.
     """
 
     step: int = 0
@@ -38,7 +38,7 @@ class Progress:
     best: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; figures that are not finite are left out."""
+        """The fields as a JSON-serialisable dict, without non-finite figures."""
         return {
             "step": self.step,
             "seconds": self.seconds,
@@ -56,7 +56,7 @@ class Progress:
         return cls(**{name: state[name] for name in cls.__dataclass_fields__} | {"loss": loss})
 
     def stopped_by(self, config: TrainConfig) -> str:
-        """The limit that the run has reached: "steps", "time" or "target"; "" if none."""
+        """The limit that the run has reached: "steps", "time" or "target"; "" if it has reached none."""
         if config.steps and self.step >= config.steps:
             return "steps"
         if config.max_minutes and self.seconds >= 60.0 * config.max_minutes:
@@ -67,7 +67,7 @@ class Progress:
         return ""
 
     def share_done(self, config: TrainConfig) -> float:
-        """The share of the run's steps or minutes that is done, whichever is larger, from 0 to 1."""
+        """The completed share of the run's steps or minutes, whichever is larger, from 0 to 1."""
         by_steps = self.step / config.steps if config.steps else 0.0
         by_time = self.seconds / (60.0 * config.max_minutes) if config.max_minutes else 0.0
         return min(max(by_steps, by_time), 1.0)
@@ -75,21 +75,21 @@ class Progress:
 
 @dataclass(frozen=True)
 class StepFigures:
-    """One step's figures, of all ranks together.
+    """The figures of a step, over all ranks.
 
     Args:
         step: from 1.
-        loss: nats per position, or of a classifier nats per document.
-        bits_per_byte: bits per real byte; None of a classifier.
-        accuracy: share of documents whose class was right; None of a generative model.
-        learning_rate: of AdamW.
-        grad_norm: before clipping.
-        patches, documents: in the step's batches.
-        fill: patches as a share of what the batches can hold; None where the source does not say.
-        patches_per_second: through the model.
+        loss: nats per position, or per document for a classifier.
+        bits_per_byte: bits per real byte; None for a classifier.
+        accuracy: share of documents classified correctly; None for a generative model.
+        learning_rate: AdamW's learning rate.
+        grad_norm: gradient norm before clipping.
+        patches, documents: numbers in the step's batches.
+        fill: patches as a share of the batches' capacity; None if the source does not state its capacity.
+        patches_per_second: training throughput.
         tflops: 10¹² operations per second, counted by `bgpt_fast.flops`.
-        mfu: these as a share of the datasheet peak of all devices; None where that is unknown.
-        seconds: of training so far.
+        mfu: `tflops` as a share of the datasheet peak of all devices; None if that is unknown.
+        seconds: training time so far.
     """
 
     step: int
@@ -111,11 +111,11 @@ class ProgressBar:
     """Shows a run's figures; use as a context manager.
 
     Args:
-        steps: steps of the whole run; 0 where only time limits it.
+        steps: total steps of the run; 0 if only time limits it.
         console: None means standard error.
         enabled: False shows nothing.
         line_seconds: seconds between plain lines.
-        clock: seconds from any origin; for tests.
+        clock: returns seconds from any origin; for tests.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class ProgressBar:
             self._bar.stop()
 
     def update(self, figures: StepFigures, done: float) -> None:
-        """Shows a step; `done` is the share of the run, from which the remaining time is estimated."""
+        """Shows a step; `done` is the completed share of the run, used to estimate the remaining time."""
         if not self._enabled:
             return
         text = self._text(figures, figures.seconds * (1.0 - done) / done if done else 0.0)

@@ -1,4 +1,4 @@
-"""The learning rate as a function of the share of the run that is done: there is no state to save."""
+"""The learning rate as a function of the completed share of the run; stateless."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ def schedule_factor(config: TrainConfig, progress: float) -> float:
     """The learning rate as a share of its peak.
 
     Args:
-        config: uses `schedule`, `warmup_share`, `decay_share` and `min_lr_ratio`.
-        progress: share of the run that is done; values outside 0…1 are clamped.
+        config: `schedule`, `warmup_share`, `decay_share` and `min_lr_ratio` are used.
+        progress: completed share of the run; values outside 0…1 are clamped.
 
     Returns:
         A number from 0 to 1.
@@ -31,15 +31,15 @@ def schedule_factor(config: TrainConfig, progress: float) -> float:
 
 
 def step_progress(config: TrainConfig, step: int) -> float:
-    """The share of `config.steps` done in the middle of step `step`, from 0: no step has rate 0."""
+    """The share of `config.steps` completed in the middle of step `step` (from 0), so that no step has rate 0."""
     return (step + 0.5) / config.steps
 
 
 def time_progress(config: TrainConfig, step: int, seconds: float, last_step_seconds: float) -> float:
-    """The share of `config.max_minutes` that has passed in the middle of a step that starts at `seconds`.
+    """The share of `config.max_minutes` elapsed in the middle of a step that starts at `seconds`.
 
-    If `config.steps` limits the run too, the larger share counts. A step is estimated to last as long as the one before
-    it, the first one a second.
+    If `config.steps` limits the run too, the larger share counts. A step is assumed to take as long as the previous
+    one; the first, one second.
     """
     by_time = (seconds + 0.5 * (last_step_seconds or 1.0)) / (60.0 * config.max_minutes)
     return max(by_time, step_progress(config, step)) if config.steps else by_time

@@ -1,4 +1,4 @@
-"""Tensors that are split over ranks, in a folder: torch's distributed checkpoints, as safetensors."""
+"""Stores tensors sharded over ranks in a folder: torch's distributed checkpoints, as safetensors."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from bgpt_fast.training.distributed import Ranks
 
 
 class ShardWriter:
-    """Writes DTensors, all ranks together.
+    """Writes DTensors collectively on all ranks.
 
     Rank 0 calls it with the folder, and `abandon` at the end; the others call `follow`. All may do so in threads.
 
     Args:
         tensors: DTensors by name.
-        ranks: the ranks that hold their parts.
+        ranks: the ranks that hold their shards.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], ranks: Ranks) -> None:
@@ -33,23 +33,23 @@ class ShardWriter:
         self._called = False
 
     def __call__(self, folder: Path) -> None:
-        """Writes into `folder`, which exists.
+        """Writes into `folder`, which must exist.
 
         Raises:
-            OSError: a rank could not write.
+            OSError: writing failed on a rank.
         """
         self._called = True
         self._write(self._ranks.broadcast(str(folder), saving=True))
 
     def follow(self) -> None:
-        """Writes this rank's parts; rank 0 raises what failed."""
+        """Writes this rank's shards; errors are raised on rank 0."""
         folder = self._ranks.broadcast(None, saving=True)
         if folder is not None:
             with contextlib.suppress(OSError):
                 self._write(folder)
 
     def abandon(self) -> None:
-        """Releases the other ranks, which wait for a folder name, if it was never called."""
+        """Releases the other ranks, which wait for a folder name, if the writer was never called."""
         if not self._called:
             self._ranks.broadcast(None, saving=True)
 
@@ -62,7 +62,7 @@ class ShardWriter:
 
 
 def load_shards(folder: Path) -> dict[str, Tensor]:
-    """The full tensors that `ShardWriter`s of any number of ranks wrote, on the CPU."""
+    """Loads the full tensors written by `ShardWriter`s on any number of ranks, onto the CPU."""
     metadata = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     tensors: dict[str, Any] = {
         name: torch.empty(part.size, dtype=part.properties.dtype)
@@ -70,7 +70,7 @@ def load_shards(folder: Path) -> dict[str, Tensor]:
         if isinstance(part, TensorStorageMetadata)
     }
     with warnings.catch_warnings():
-        # Each rank loads by itself.
+        # Every rank loads independently.
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(str(folder)), no_dist=True)
     return tensors

@@ -1,4 +1,4 @@
-"""One optimiser step: gradients of its batches on all ranks, a check that they are finite, the update."""
+"""One optimiser step: gradients over all batches and ranks, a check that they are finite, the update."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ CAN_GRAPH = ("cuda",)
 
 
 class StepResult(NamedTuple):
-    """A step of all ranks together: nats per position (of a classifier: a document), bits per real byte (None of a
-    classifier), share of right classes (None of a generative model), gradient norm before clipping, batch counts."""
+    """A step over all ranks: nats per position (classifier: per document), bits per real byte (None for a classifier),
+    classification accuracy (None for a generative model), gradient norm before clipping, batch counts."""
 
     loss: float
     bits_per_byte: float | None
@@ -38,17 +38,17 @@ class StepResult(NamedTuple):
 
 
 class TrainStep:
-    """Updates a model on its ranks, one call a step.
+    """Updates a model on its ranks, one call per step.
 
     Args:
-        parallel: the model.
-        optimizers: of its parameters, their rates set.
-        config: as the run's.
-        run_dir: where the batches of a step that is not finite are saved.
-        max_patches: most patches of a batch; None where the source does not say.
+        parallel: the model on its ranks.
+        optimizers: the optimisers of its parameters, with the learning rates set.
+        config: the run's config.
+        run_dir: folder for the batches of a step with a non-finite loss or gradient.
+        max_patches: maximum number of patches in a batch; None if the source does not state it.
 
     Raises:
-        ValueError: `config.cuda_graph` is on where a graph is impossible; says why.
+        ValueError: `config.cuda_graph` is set but a graph is impossible; says why.
     """
 
     def __init__(
@@ -73,11 +73,11 @@ class TrainStep:
         """Updates the model.
 
         Args:
-            batches: this rank's, `config.accumulation` of them.
+            batches: this rank's batches, `config.accumulation` of them.
             step: from 0.
 
         Raises:
-            DataError: there is nothing to predict in the batches of all ranks.
+            DataError: the batches of all ranks contain nothing to predict.
             NonFiniteLossError: a loss or gradient is not finite; no update was made.
         """
         first = self._ranks.rank * self._config.accumulation
@@ -91,7 +91,7 @@ class TrainStep:
         sums = self._gradients(batches, targets, stats.units)
         with phase("clip"):
             norm = self.parallel.clip(self._optimizers.parameters, self._config.grad_clip or math.inf)
-            # The one wait for the device in a step.
+            # The only device synchronisation in a step.
             table = self._ranks.all_gather_floats(torch.cat([sums, norm.double().reshape(1)]).tolist())
         bits = BitsPerByte()
         bits.add(sum(nats for nats, _, _ in table), stats.positions, stats.num_bytes)
@@ -111,7 +111,7 @@ class TrainStep:
         )
 
     def _gradients(self, batches: Sequence[Any], targets: Sequence[Tensor], total: int) -> Tensor:
-        """As `accumulate_gradients`; batches that fit the CUDA graph go through it."""
+        """As `accumulate_gradients`, but uses the CUDA graph for batches that fit it."""
         graphed = self._graphed
         fits = [graphed is not None and graphed.fits(*each) for each in zip(batches, targets, strict=True)]
         rest = [index for index, fit in enumerate(fits) if not fit]
@@ -131,7 +131,7 @@ class TrainStep:
         return sums
 
     def _stats(self, batches: Sequence[Any], targets: Sequence[Tensor], step: int) -> BatchStats:
-        """Counts of all ranks' batches of a step."""
+        """Counts of a step's batches, summed over ranks."""
         config = self._model.config
         mine = [self._objective.stats(batch, units, config) for batch, units in zip(batches, targets, strict=True)]
         table = self._ranks.all_gather_floats([sum(column) for column in zip(*mine, strict=True)])
@@ -143,7 +143,7 @@ class TrainStep:
     def _raise_non_finite(
         self, loss: float, grad_norm: float, batches: Sequence[Any], targets: Sequence[Tensor], step: int
     ) -> NoReturn:
-        """Saves the batches of a step that is not finite, and raises."""
+        """Saves the batches of a step with a non-finite loss or gradient, and raises."""
         rank = f"-rank{self._ranks.rank}" if self._ranks.world_size > 1 else ""
         path = self._run_dir / f"nonfinite-step-{step + 1:08d}{rank}.safetensors"
         tensors = [self._objective.tensors(batch, units) for batch, units in zip(batches, targets, strict=True)]
@@ -181,15 +181,15 @@ def accumulate_gradients(
     """Computes the gradients of the mean loss over the units of all batches and ranks.
 
     Args:
-        parallel: the model on its ranks; each rank has equally many batches.
+        parallel: the model on its ranks; each rank has the same number of batches.
         objective: defines units and their loss.
-        batches: this rank's.
-        targets: the units of each batch, which may be none.
-        total: units of all batches of all ranks.
+        batches: this rank's batches.
+        targets: the units of each batch, possibly none.
+        total: number of units in all batches of all ranks.
         precision: as `TrainConfig.precision`.
 
     Returns:
-        This rank's sum of nats and number of units right, float64 [2] on the device.
+        This rank's sum of nats and number of correct units, float64 [2] on the device.
     """
     device = parallel.ranks.device
     sums = [torch.zeros(2, dtype=torch.float64, device=device)]
@@ -207,7 +207,7 @@ def accumulate_gradients(
         if len(indices)
     ]
     if parallel.ranks.world_size > 1 and len(parts) < len(batches):
-        # Ranks must call the model equally often; an empty document replaces a batch without a unit.
+        # Ranks must call the model the same number of times; an empty document replaces a batch without units.
         dummy_batch = objective.dummy_batch(parallel.model.config)
         units = torch.ones(1, dtype=torch.int64)
         replacement = functools.partial(loss, batch=dummy_batch, indices=units, weight=0.0)

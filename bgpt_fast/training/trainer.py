@@ -1,4 +1,4 @@
-"""The training loop: steps, evaluations, checkpoints, and the end of a run by its budget, a signal or an error."""
+"""The training loop: steps, evaluations, checkpoints, and termination by budget, signal or error."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class TrainResult:
         steps: steps done, earlier sessions included.
         seconds: training time, earlier sessions included.
         loss: the last step's loss in nats per position.
-        patches_per_second: of this session, its evaluations and checkpoints left out.
+        patches_per_second: throughput of this session, excluding evaluations and checkpoints.
         stopped_by: "steps", "time", or "target".
         evaluation: the last evaluation's figures.
         log_path: the run's log.jsonl.
@@ -64,33 +64,33 @@ class TrainResult:
 
 
 class Trainer:
-    """Trains a model on a source until its steps or minutes are used up, and resumes where a run folder stopped.
+    """Trains a model on a source until its budget of steps or minutes is used up; resumes from the run folder.
 
-    A run of a step schedule that is stopped and resumed ends with the same weights, optimiser state, random states and
-    losses, bit for bit, as one that ran through on the same machine with the same number of threads and of ranks.
+    With a step schedule, a run that is stopped and resumed ends with bit-identical weights, optimiser state, random
+    states and losses to an uninterrupted one on the same machine with the same numbers of threads and ranks.
 
-    Where `torchrun` started several processes, or torch.distributed is initialised, each is one rank of the run: all
-    make the same calls with the same settings and run folder, and each gives a source of its own share
+    If `torchrun` started several processes, or torch.distributed is initialised, each process is one rank of the run:
+    all make the same calls with the same settings and run folder, and each passes a source for its shard of the data
     (`rank_and_world_size`). A step's gradient is that of the mean over all ranks' positions. Rank 0 logs and writes.
 
     Args:
-        model: `BGPT`, trained to predict bytes, or `BGPTForClassification`, trained to tell classes; in place; moved to
-            the config's device; with several ranks it starts as rank 0's.
-        source: batches of `PackedPatches`, or for a classifier of `LabelledBatch`; its position is part of every
+        model: `BGPT`, trained to predict bytes, or `BGPTForClassification`, trained to predict classes; trained in
+            place; moved to the config's device; with several ranks it starts with rank 0's weights.
+        source: yields `PackedPatches`, or `LabelledBatch` for a classifier; its position is part of every
             checkpoint.
         config: see `TrainConfig`.
-        run_dir: the run's folder: `run.json`, `log.jsonl`, `checkpoints/`, and what `TrainConfig` asks for:
-            `tensorboard/`, `trace.json.gz` and `profile.json`. Made if missing; if it holds checkpoints, the run goes
-            on from the latest intact one.
-        evaluate: called with the model in evaluation mode, under no_grad and with a random state of its own; returns
-            figures for the log; with several ranks each calls it, and rank 0's figures count.
-        show_progress: whether to show a bar, or lines where standard error is no terminal.
+        run_dir: the run's folder: `run.json`, `log.jsonl`, `checkpoints/`, and depending on `TrainConfig`
+            `tensorboard/`, `trace.json.gz` and `profile.json`. Created if missing; if it holds checkpoints, the run
+            resumes from the latest intact one.
+        evaluate: called with the model in evaluation mode, under no_grad and with a separate random state; returns
+            figures for the log; with several ranks each calls it, and rank 0's figures are used.
+        show_progress: whether to show a bar, or plain lines if standard error is not a terminal.
 
     Raises:
-        ValueError: `run_dir` holds a run of another model, or is not the same folder for all ranks; `device` is not
-            there; `source` has other classes than the model; `best_metric` is named and there is no `evaluate`.
-        CheckpointDamagedError: `run_dir` holds checkpoints, and none is intact.
-        FolderInUseError: another process trains in `run_dir`.
+        ValueError: `run_dir` holds a run of another model, or is not the same folder on all ranks; `device` does not
+            exist; `source` has other classes than the model; `best_metric` is set without `evaluate`.
+        CheckpointDamagedError: `run_dir` holds checkpoints, but none is intact.
+        FolderInUseError: another process is training in `run_dir`.
     """
 
     def __init__(
@@ -151,17 +151,17 @@ class Trainer:
         return self._checkpointer.step is not None
 
     def train(self) -> TrainResult:
-        """Trains to the end of the budget, evaluates, saves.
+        """Trains until the budget is used up, then evaluates and saves.
 
         Raises:
-            TrainingInterrupted: SIGTERM or SIGINT came, on any rank; the step was finished and saved. A second signal
-                ends at once.
+            TrainingInterrupted: SIGTERM or SIGINT arrived on any rank; the step was finished and saved. A second
+                signal ends the process at once.
             NonFiniteLossError: a loss or gradient was not finite; raised before the update.
             CheckpointWriteError: a checkpoint could not be written; the earlier ones are intact.
-            RankFailedError: another rank failed, was killed or does not answer.
-            DataError, WorkerError: the source cannot go on; a run of one process was saved as it was after its last
-                step, and goes on there when it is started again.
-            FolderInUseError: another process trains in `run_dir`.
+            RankFailedError: another rank failed, was killed or does not respond.
+            DataError, WorkerError: the source failed; a run with a single process was saved in its state after the
+                last step, and resumes there when restarted.
+            FolderInUseError: another process is training in `run_dir`.
         """
         raised_by_all = (TrainingInterrupted, NonFiniteLossError, CheckpointWriteError, FolderInUseError)
         with self.ranks.watched(raised_by_all):
@@ -172,7 +172,7 @@ class Trainer:
                 self._unlock_folder()
 
     def _lock_folder(self) -> None:
-        """Locks the folder against other runs, on all ranks or on none."""
+        """Locks the run folder against other runs; raises on all ranks or on none."""
         problem: OSError | None = None
         if self.ranks.is_main and (self._lock is None or not self._lock.is_held):
             try:
@@ -248,10 +248,10 @@ class Trainer:
         return stack.enter_context(profiled_run(self.run_dir, self.config.profile_after, self.config.profile_steps))
 
     def _close(self) -> None:
-        """Ends threads and files of a session; the source is then at the position after the last trained batch."""
+        """Stops a session's threads and closes its files; leaves the source after the last trained batch."""
         self._checkpointer.close()
         self._log.close()
-        # On a full disk the error that ended the run must not be hidden by this one.
+        # A failure here, e.g. on a full disk, must not hide the error that ended the run.
         with contextlib.suppress(OSError):
             self._describe()
         if isinstance(self._feed, Prefetcher):
@@ -261,7 +261,7 @@ class Trainer:
             self.source.load_state_dict(position)
 
     def _describe(self) -> None:
-        """Writes run.json: the settings, and what the source's own description, with the files that it skipped."""
+        """Writes run.json: the settings and the source's description, including the files that it skipped."""
         if self.ranks.is_main:
             write_json(self.run_dir / "run.json", {**self._settings(), "source": self._feed.describe()})
 
@@ -269,7 +269,7 @@ class Trainer:
         return self._progress.stopped_by(self.config)
 
     def _step(self) -> StepFigures:
-        """One step; returns its figures."""
+        """Runs one step; returns its figures."""
         start = time.monotonic()
         with phase("data"):
             batches = [self._feed.next_batch() for _ in range(self.config.accumulation)]
@@ -304,10 +304,10 @@ class Trainer:
         )
 
     def _agree(self, interrupts: Interrupts) -> int:
-        """The signal that any rank received, or 0; sets the time to rank 0's, so that all ranks end together.
+        """The signal received by any rank, or 0; sets the elapsed time to rank 0's, so that all ranks end together.
 
         Raises:
-            CheckpointWriteError: a save in the background failed, on any rank.
+            CheckpointWriteError: a background save failed, on any rank.
         """
         progress = self._progress
         table = self.ranks.all_gather_floats(
@@ -319,19 +319,19 @@ class Trainer:
         return int(max(row[2] for row in table))
 
     def _step_or_save(self) -> StepFigures:
-        """A step; if its data fails, the run is saved first, at the position in the data before the step."""
+        """Runs a step; if the source fails, first saves the run with the data position before the step."""
         position = self._feed.state_dict()
         try:
             return self._step()
         except (DataError, WorkerError) as error:
-            # With several ranks the others are in the step already, and a checkpoint takes all of them.
+            # With several ranks, the others are already in the step, and a checkpoint needs all of them.
             if self.ranks.world_size == 1 and self.step:
                 error.add_note(self._saved_at(position))
-            self._feed.load_state_dict(position)  # `train` may be called again, and a step takes all of its batches
+            self._feed.load_state_dict(position)  # so that a new call of `train` repeats the step with all its batches
             raise
 
     def _saved_at(self, position: dict[str, Any]) -> str:
-        """Saves the last step, waits for the checkpoint, and returns the outcome in words."""
+        """Saves the last step, waits for the checkpoint, and returns the outcome as text."""
         if self._checkpointer.step != self.step and not all(
             bool(one.isfinite().all()) for one in self.model.parameters()
         ):
@@ -344,7 +344,7 @@ class Trainer:
         return f"saved in {self.store.path(self.step)}: start the same run again to go on"
 
     def _at_boundary(self, interrupts: Interrupts, bar: ProgressBar, boards: Dashboards) -> None:
-        """Between steps: evaluates and saves when due, and raises if a signal came."""
+        """Between steps: evaluates and saves when due, and raises if a signal has arrived."""
         received = self._agree(interrupts)
         is_best = False
         every = self.config.eval_every
@@ -363,7 +363,7 @@ class Trainer:
             raise TrainingInterrupted(received, self.step, self.store.path(self.step))
 
     def _run_evaluation(self, interrupts: Interrupts, bar: ProgressBar) -> bool:
-        """Evaluates and logs; returns whether this is the best so far, False if a signal cuts it short."""
+        """Evaluates and logs; returns whether this is the best so far, False if interrupted by a signal."""
         assert self._evaluate is not None
         devices = [self.device] if self.device.type == "cuda" else []
         figures: dict[str, float] = {}
@@ -381,7 +381,7 @@ class Trainer:
         outcomes = self.ranks.all_gather((stopped, failure and f"{type(failure).__name__}: {failure}", figures))
         failures = {rank: text for rank, (_, text, _) in enumerate(outcomes) if text}
         if failures:
-            # The training so far is not lost.
+            # Save first, so that a failing evaluation does not lose the training so far.
             self._save(is_best=False, wait=True)
             raise failure or RankFailedError(self.ranks.rank, failures, "evaluation")
         if any(stopped for stopped, _, _ in outcomes):

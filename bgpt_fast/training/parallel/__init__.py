@@ -1,1 +1,1 @@
-"""A model on several ranks: DDP, FSDP2."""
+"""Data-parallel training of a model on several ranks: DDP and FSDP2."""

@@ -1,4 +1,4 @@
-"""A model with a full copy on each rank: torch's DistributedDataParallel. On a single process it does nothing."""
+"""A full copy of the model on each rank: torch's DistributedDataParallel; with a single process, the plain model."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _UNUSED = "patch_level_decoder.base.wte.weight"
 class DataParallel:
     """Backward pass, gradient clipping and weights of a model with a full copy on each rank.
 
-    A gradient is the sum over ranks; each rank scales its loss so that the sum is the gradient of the global mean.
+    Gradients are summed over ranks; each rank scales its loss so that the sum is the gradient of the global mean.
 
     Args:
-        model: on its device; gets rank 0's weights.
+        model: on its device; receives rank 0's weights.
         ranks: the ranks of the run.
     """
 
@@ -39,21 +39,21 @@ class DataParallel:
         self._prepare()
 
     def _prepare(self) -> None:
-        # The patch decoder never uses its `wte`, and DDP would wait for its gradient.
+        # The patch decoder never uses its `wte`, whose gradient DDP would wait for.
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, [_UNUSED])
         self._forward = DistributedDataParallel(self.model, init_sync=False)
 
     def backward(self, loss: Callable[[nn.Module], Tensor], *, last: bool) -> None:
-        """Adds the gradient of a loss; the `last` call of a step also sums gradients over ranks.
+        """Accumulates the gradient of a loss; the `last` call of a step also sums gradients over ranks.
 
-        Every rank calls this equally often in a step.
+        Every rank must call this the same number of times in a step.
 
         Args:
-            loss: computes it with the module that it gets.
+            loss: computes the loss with the module that it is given.
             last: whether this is the last call of the step.
         """
         with self._collecting(last):
-            # DDP and FSDP average over ranks, and a sum is needed.
+            # DDP and FSDP average over ranks, but a sum is needed.
             mean = loss(self._forward) * self.ranks.world_size
             with phase("backward"):
                 mean.backward()
@@ -68,11 +68,11 @@ class DataParallel:
             yield
 
     def clip(self, parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
-        """Scales the gradients to a norm of at most `limit`; returns the norm before, that of all ranks' parts."""
+        """Clips the gradients to a global norm of `limit`; returns the norm before clipping, over all ranks' shards."""
         return torch.nn.utils.clip_grad_norm_(parameters, limit)
 
     def weights(self) -> dict[str, Tensor]:
-        """The full `state_dict`, which may be empty on all ranks but 0; every rank must call this."""
+        """The full `state_dict`, which may be empty on ranks other than 0; every rank must call this."""
         return self.model.state_dict()
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
@@ -81,5 +81,5 @@ class DataParallel:
 
     @contextlib.contextmanager
     def whole_model(self) -> Iterator[Model]:
-        """The model for an evaluation; with FSDP a full copy of it."""
+        """The model for an evaluation; with FSDP a full, unsharded copy."""
         yield self.model

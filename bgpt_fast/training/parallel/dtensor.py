@@ -1,6 +1,6 @@
-"""Tensors of which each rank holds a part.
+"""DTensors: tensors sharded over ranks.
 
-`torch.distributed.tensor` takes a second to import and most runs need none of it, so it is imported on first use.
+`torch.distributed.tensor` takes a second to import and most runs do not need it, so it is imported on first use.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def is_dtensor(tensor: Tensor) -> TypeGuard[DTensor]:
 
 
 def with_layout_of(tensor: Tensor, target: Tensor) -> Tensor:
-    """A tensor that every rank has, moved to the device of `target` and split over ranks as `target` is."""
+    """Moves a tensor that every rank has in full to the device of `target`, and shards it like `target`."""
     local = tensor.to(target.device)
     if not is_dtensor(target):
         return local

@@ -1,4 +1,4 @@
-"""FSDP2: weights, gradients and optimiser state are split over ranks."""
+"""FSDP2: weights, gradients and optimiser state are sharded over ranks."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from bgpt_fast.training.parallel.dtensor import with_layout_of
 
 
 class FullySharded(DataParallel):
-    """As `DataParallel`, with the model split in place: its parameters become DTensors."""
+    """As `DataParallel`, but shards the model in place: its parameters become DTensors."""
 
     def _prepare(self) -> None:
         mesh = dist.init_device_mesh(self.ranks.device.type, (self.ranks.world_size,))
         for block in self.model.patch_level_decoder.base.h:
             fully_shard(block, mesh=mesh)
         if isinstance(self.model, BGPT):
-            # As one unit: its loss runs forward and backward chunk by chunk on gathered weights.
+            # Sharded as one unit: its loss runs forward and backward chunk by chunk on the gathered weights.
             fully_shard(self.model.byte_level_decoder, mesh=mesh)
         fully_shard(self.model, mesh=mesh)
 

@@ -1,4 +1,4 @@
-"""Chooses how a model is spread over the ranks of a run."""
+"""Chooses how a model is parallelised over the ranks of a run."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from bgpt_fast.training.parallel.ddp import DataParallel
 
 
 def parallelize(model: Model, ranks: Ranks, kind: str) -> DataParallel:
-    """A model on its ranks as `TrainConfig.parallel` says, "ddp" or "fsdp"; on a single process as it is."""
+    """Parallelises a model; `kind` is `TrainConfig.parallel`, "ddp" or "fsdp", ignored with a single process."""
     if ranks.world_size > 1 and kind == "fsdp":
-        # FSDP's imports take a second, and most runs need none of them.
+        # FSDP's imports take a second, and most runs do not need them.
         from bgpt_fast.training.parallel.fsdp import FullySharded
 
         return FullySharded(model, ranks)
