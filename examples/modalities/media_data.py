@@ -1,7 +1,7 @@
 """Labelled text, images and audio from installed packages, and spectrograms of the audio.
 
-The files are read from their packages, standardised as by `bgpt-fast data media`, and split by content, except icons
-and prompts, by name. Nothing is downloaded, and the repository has no copy.
+The files are read from their packages, standardised as by `bgpt-fast data media`, and split by content (icons and
+prompts by name). Nothing is downloaded, and the repository has no copy.
 
 text: Debian's fortunes, by topic. image: scikit-learn's digits, by digit, and Tango's icons, for pre-training only.
 audio: Asterisk's prompts, the same sentences in several languages, by language, which is also the speaker.

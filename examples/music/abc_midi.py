@@ -1,6 +1,6 @@
 """ABC to MIDI and back: one model learns both directions from pairs by abc2midi, and is scored on held-out pairs.
 
-By default on single bars of the Irish tunes of music21 (excerpts.py), with a model of CPU size; --full uses complete
+The default is single bars of the Irish tunes of music21 (excerpts.py) and a model of CPU size; --full uses complete
 tunes and the paper's model. The results on held-out titles go to abc_midi.cpu.json beside this script. The exit
 code is 1 if the model needs more bits for a target file than the best compressor primed with the training pairs, or
 has fewer notes right than the target of the training source with the longest common prefix.

@@ -116,7 +116,7 @@ class Evaluator:
 
         Args:
             traces: the true traces, at least one.
-            progress: of the free run, as `Generator.generate` calls it.
+            progress: called during the free run, as by `Generator.generate`.
             saved: the chunk's journal: predictions in it are reused, and new ones are appended to it.
 
         Raises:
