@@ -26,7 +26,7 @@ class BGPTConfig:
         dropout: probability of GPT-2's three dropouts during training (the released training used 0.1).
         num_heads: attention heads of the patch-level decoder; None means one per 64 channels, as released.
         byte_num_heads: attention heads of the byte-level decoder; None means the same number, as released. Small
-            models do best with many narrow heads there (up to one per position in a patch) and few wide ones above.
+            models want many narrow heads here (up to one per position in a patch) and few wide ones in the other.
         position_init: initial position embeddings. "normal": independent rows, as released. "sinusoidal": sines and
             cosines of the position with eight periods per octave, starting at 2, so that positions at a fixed distance
             are related by one rotation, and reading memory by address is learned for all addresses at once.

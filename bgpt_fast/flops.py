@@ -42,7 +42,7 @@ def forward_flops(
         config: the model.
         lengths: number of patches of each document, in any order; on the CPU.
         targets: patches that the byte decoder processes, 0 for a classifier; None: all but each document's first.
-        causal: count only the attention scores below the causal mask; False counts the full square matrices that
+        causal: count only the attention scores that the causal mask keeps; False counts the full square matrices that
             plain matrix products compute.
 
     Returns:

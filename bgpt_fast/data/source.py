@@ -18,7 +18,7 @@ class DataError(ValueError):
 class BatchSource(Protocol[Batch]):
     """An endless stream of batches of any type with a position that can be saved.
 
-    The batches after `load_state_dict(state)` are bit-identical to those that followed `state = state_dict()`.
+    After `load_state_dict(state)`, the batches are bit-identical to those that followed `state = state_dict()`.
     """
 
     def next_batch(self) -> Batch:

@@ -184,7 +184,7 @@ class Checkpointer:
                 writer.abandon()
 
     def _resume_rank(self, source: BatchSource[Any], positions: list[dict[str, Any]], rng: dict[str, Tensor]) -> None:
-        """Restores this rank's position and random state; if the rank count changed, rank 0's position, reseeded."""
+        """Restores this rank's position and random state; with a new rank count, rank 0's position and a new seed."""
         if len(positions) == self._ranks.world_size:
             source.load_state_dict(positions[self._ranks.rank])
             self._rng = states_of(rng, self._ranks.rank)

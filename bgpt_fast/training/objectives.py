@@ -148,7 +148,7 @@ def labels_of(model: Model) -> dict[str, int] | None:
 
 
 def check_labels(model: Model, source: object) -> None:
-    """Raises ValueError unless a classifier and its source have the same label map."""
+    """Raises ValueError if a classifier and its source have different label maps; no check if either has none."""
     ours, theirs = labels_of(model), getattr(source, "labels", None)
     if ours is not None and theirs is not None and ours != theirs:
         raise ValueError(
