@@ -80,7 +80,7 @@ OF_OPS: dict[str, dict[str, Function]] = {
     "patch_attention": {FLEX: _flex_documents, FLASH: _flash_documents},
     "linear_cross_entropy": {LIGER: _liger_cross_entropy},
 }
-"""Baselines of an op beside those of op_cases.py, by the op's name."""
+"""Additional baselines of ops, which are not in op_cases.py, by the op's name."""
 
 
 def megabyte(config: BGPTConfig) -> torch.nn.Module:

@@ -44,7 +44,7 @@ def _in_python(documents: list[tuple[str, bytes]], S: int) -> torch.Tensor:
 
 
 def _packed(bench: Bench) -> tuple[list[tuple[str, bytes]], PackedPatches, dict[str, Any]]:
-    """Documents, their patches, and what is recorded of packing and unpacking them."""
+    """Documents, their patches, and the details recorded for packing and unpacking them."""
     config = bench.scale.model
     documents = _documents(bench.scale.documents, _full_context(config))
     packed = PackedPatches.from_bytes(documents, config)

@@ -1,4 +1,4 @@
-"""Measures one op and its baselines: first a correctness check, then what is timed, forward and backward."""
+"""Measures one op and its baselines: first a correctness check, then the timings, forward and backward."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def call_of(function: Function, arguments: Sequence[object], *, backward: bool) 
 
 
 def reusable_buffers() -> contextlib.AbstractContextManager[Any]:
-    """Lets a compiled function's backward pass run more than once: it must not overwrite what it reads."""
+    """Lets a compiled function's backward pass run more than once: it must not overwrite its inputs."""
     return functorch.patch(donated_buffer=False)
 
 

@@ -18,7 +18,7 @@ _OLD_NAMES = {"limits": "peak", "peers": "baselines", "of_ceiling": "of_peak", "
 
 @dataclass(frozen=True)
 class Item:
-    """One measured item; `info` is its `extra_info` (suite.py says what is in it)."""
+    """One measured item; `info` is its `extra_info`, which suite.py describes."""
 
     name: str
     info: dict[str, Any]

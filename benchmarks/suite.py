@@ -89,7 +89,7 @@ class Bench:
 
         Args:
             times: seconds of each call.
-            what: what is measured; implementations of the same `what` in the same dtype are compared.
+            what: the measured work; implementations of the same `what` in the same dtype are compared.
             implementation: name of the implementation.
             dtype: dtype of the computation.
             work: minimum work of a call.

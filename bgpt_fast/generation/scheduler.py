@@ -1,4 +1,4 @@
-"""The batches of one Generator call: a step decodes a patch of each active sequence; a free slot takes a waiting one.
+"""The batches of one Generator call: a step decodes a patch of each active sequence; freed slots are refilled.
 
 Shape letters: T patches, D width.
 """

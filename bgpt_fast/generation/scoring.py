@@ -27,7 +27,7 @@ from bgpt_fast.generation.decoders.base import Decoder, device_of, has_engine, m
 from bgpt_fast.model import BGPT
 from bgpt_fast.patches import PackedPatches
 
-_PATCHES_AT_ONCE = 256  # enough for full speed; their logits take 4 MB
+_PATCHES_AT_ONCE = 256  # enough for full speed; the logits need 4 MB
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class ByteStreams:
     that both take the same steps.
 
     Args:
-        model: as for `score`; its weights are taken as they are now.
+        model: as for `score`; its weights are read at construction.
         extensions: one for each document.
         length: maximum bytes of a document, at most `context_bytes`, which is the default.
         precision: as for `score`.

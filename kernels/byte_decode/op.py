@@ -202,7 +202,7 @@ def byte_decode_accept(
 
 
 class _Call(NamedTuple):
-    """The op's arguments."""
+    """The arguments of the registered op."""
 
     features: Tensor
     prefix_tokens: Tensor

@@ -122,7 +122,7 @@ def run_items(
     env: Mapping[str, str],
     folder: Path,
 ) -> None:
-    """Runs a worker that takes `--items` and `--part`; if an item crashes or hangs it, a new worker runs the rest.
+    """Runs a worker that takes `--items` and `--part`; if an item makes it crash or hang, a new one runs the rest.
 
     Args:
         command: the worker; after each item it rewrites the part file, a JSON object with all its results so far.

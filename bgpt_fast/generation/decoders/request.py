@@ -1,4 +1,4 @@
-"""What a decoder is asked to decode, and what it returns.
+"""The input and the result of a decoder's `write`.
 
 Shape letters: N patches, S bytes a patch, D width.
 """
