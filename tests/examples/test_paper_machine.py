@@ -198,3 +198,10 @@ def test_the_scripts_train_export_go_on_and_score(tmp_path: Path) -> None:
 def script(arguments: list[Any]) -> None:
     first, *rest = arguments
     subprocess.run([sys.executable, str(FOLDER / first), *map(str, rest)], check=True, timeout=240)
+
+
+def test_the_snapshot_is_small_and_of_the_recipes_model() -> None:
+    model = BGPT.from_pretrained(FOLDER / "snapshot")
+    assert model.config == BGPTConfig.from_dict(json.loads((FOLDER / "recipe.json").read_text())["model"])
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float16}
+    assert (FOLDER / "snapshot" / "model.safetensors").stat().st_size < 30e6
