@@ -15,6 +15,7 @@ from support.ops import (
     REPORTED_BY_NUMPY,
     Backend,
     OpTests,
+    assert_accurate,
     check_errors,
     equal,
     results,
@@ -204,11 +205,15 @@ def test_out_dtype(backend: Backend) -> None:
 def test_the_total_is_rounded_as_in_float64(backend: Backend) -> None:
     for dtypes in TestAddLayerNorm.DTYPES:
         x, residual, weight, bias = inputs(backend, (33, 20), dtypes)
-        total = add_layer_norm(x, residual, weight, bias)[1]
+        y, total = add_layer_norm(x, residual, weight, bias)
         exact = (x.double() + residual.double()).to(total.dtype)
         # The sum is rounded to float32 and then to the dtype: at a tie the two may differ.
         assert (total.double() - exact.double()).abs().max() <= torch.finfo(total.dtype).eps * exact.abs().max()
         assert total.dtype == F32 or (total != exact).float().mean() < 0.01
+        # The norm is that of the rounded sum.
+        norm = plain_norm(total, weight, bias, x.dtype)
+        exact_norm = plain_norm(total.double(), weight.double(), bias.double(), F64)
+        assert_accurate([y], [norm], [exact_norm], largest=largest_number(backend, total))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(F64, {}), (F32, {"rtol": 1e-5, "atol": 1e-4})], ids=str)
