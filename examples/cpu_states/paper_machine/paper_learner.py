@@ -213,7 +213,8 @@ class Learner:
         if (folder / "place.json").exists():
             fields = json.loads((folder / "place.json").read_text())
             self.errors = torch.tensor(fields.pop("errors"))
-            self.place = Place(**{**fields, "updates": 0})
+            # The recipe may have another aim for this stage than the one that the snapshot's accuracy was measured for.
+            self.place = Place(**{**fields, "updates": 0, "accuracy": 0.0})
 
     def averaged_model(self) -> BGPT:
         """A model of the averaged weights."""
