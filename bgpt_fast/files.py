@@ -1,56 +1,160 @@
-"""Atomic file writes: to a temporary name, flushed to disk, then renamed."""
+"""Files: atomic writes (a temporary name, flushed to disk, then renamed), and reads of regular files up to a limit."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import math
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+PathLike = str | os.PathLike[str]
+_SHORTAGES = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+
+
+class FileContentError(ValueError):
+    """A file is too large, not UTF-8, or not of the format that it should have; the message begins with its path."""
+
 
 @contextlib.contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+def atomic_write(path: PathLike) -> Iterator[IO[bytes]]:
     """Opens a binary file that replaces `path` only when the block ends without an exception.
 
     The order is write, fsync, rename, fsync of the folder, so that a crash at any time leaves either the complete old
     file or the complete new one. Missing parent folders are created.
 
     Raises:
-        OSError: the file could not be written; an existing file at `path` is unchanged.
+        OSError: the file could not be written; names `path`; an existing file there is unchanged.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Not tempfile, whose files are readable only by their owner: here the umask applies.
-    temporary = target.parent / f".{target.name[:64]}.{secrets.token_hex(8)}.part"
-    descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+    with naming(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Not tempfile, whose files are readable only by their owner: here the umask applies.
+        temporary = target.parent / f".{target.name[:64]}.{secrets.token_hex(8)}.part"
+        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
+        fsync_folder(target.parent)
+
+
+@contextlib.contextmanager
+def naming(path: PathLike) -> Iterator[None]:
+    """Adds `path` to an OSError of the block that names no file, as those of writing to an open file do."""
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = os.fspath(path)
         raise
-    fsync_folder(target.parent)
 
 
-def fsync_folder(folder: str | os.PathLike[str]) -> None:
+def fsync_folder(folder: PathLike) -> None:
     """Makes renamed and new entries of `folder` durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(folder):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Writes `value` as indented JSON, atomically; non-finite numbers are refused with ValueError."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+def write_json(path: PathLike, value: Any) -> None:
+    """Writes `value` as indented JSON, atomically.
+
+    Raises:
+        ValueError: a number in it is NaN or infinite, which JSON does not have; names its place.
+        OSError: as `atomic_write`.
+    """
+    try:
+        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    except ValueError as error:
+        place = _non_finite(value, "")
+        if place is None:
+            raise
+        raise ValueError(f"{os.fspath(path)}: {place}; JSON has no such number, so nothing was written") from error
     with atomic_write(path) as file:
         # Paths that are not valid UTF-8 contain lone surrogates, which must be escaped.
         file.write(text.encode("utf-8", "backslashreplace"))
+
+
+def open_regular(path: PathLike) -> IO[bytes]:
+    """Opens a regular file for reading; never waits for the writer of a FIFO.
+
+    Raises:
+        OSError: it cannot be opened, or is a folder, FIFO, socket or device; names `path`.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, "expected a file, got a folder", os.fspath(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "expected a regular file, got a FIFO, socket or device", os.fspath(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_file(path: PathLike, most: int) -> bytes:
+    """The content of a regular file of at most `most` bytes.
+
+    Raises:
+        FileContentError: it is larger; read no further than that.
+        OSError: as `open_regular`, or it cannot be read.
+    """
+    with naming(path), open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(most + 1) if size <= most else b""
+    if max(size, len(content)) > most:
+        raise FileContentError(f"{os.fspath(path)}: expected at most {most:,} bytes, got {max(size, len(content)):,}")
+    return content
+
+
+def read_text(path: PathLike, most: int) -> str:
+    """The text of a regular file in UTF-8, without a byte-order mark; arguments and errors as `read_file`.
+
+    Raises:
+        FileContentError: also if it is not UTF-8.
+    """
+    return decode_text(read_file(path, most), os.fspath(path))
+
+
+def decode_text(content: bytes, name: str) -> str:
+    """Text in UTF-8, without a byte-order mark; raises FileContentError, which begins with `name`, for other bytes."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise FileContentError(
+            f"{name}: expected text in UTF-8, got the byte 0x{content[error.start]:02x} in line {line}"
+        ) from error
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether an exception says that memory or file descriptors ran out, which is no fault of a file's content."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _SHORTAGES):
+        return True
+    # torch raises a plain RuntimeError when it cannot allocate on the CPU.
+    return isinstance(error, RuntimeError) and ("memory" in str(error) and "alloc" in str(error).lower())
+
+
+def _non_finite(value: Any, place: str) -> str | None:
+    """The place and value of the first number that is not finite, as text."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{place.lstrip('.') or 'the value'}: expected a finite number, got {value}"
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    return next((text for key, one in items if (text := _non_finite(one, f"{place}.{key}")) is not None), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -15,7 +16,7 @@ import pytest
 from support.write_faults import dies_in_step, disk_full, largest_file, step_fails
 
 from bgpt_fast import files
-from bgpt_fast.files import atomic_write, fsync_folder, write_json
+from bgpt_fast.files import FileContentError, atomic_write, fsync_folder, is_shortage, read_file, write_json
 
 STEPS = ["make", "write", "fsync", "replace", "fsync"]
 AFTER_RENAME = STEPS.index("replace") + 1
@@ -173,3 +174,51 @@ def test_fsync_folder_names_what_is_missing(tmp_path: Path) -> None:
     fsync_folder(tmp_path)
     with pytest.raises(FileNotFoundError, match="gone"):
         fsync_folder(tmp_path / "gone")
+
+
+def test_what_json_does_not_have_is_named_with_its_place(tmp_path: Path) -> None:
+    value = {"figures": [{"loss": 1.0}, {"loss": float("nan")}]}
+    with pytest.raises(ValueError, match=r"a\.json: figures\.1\.loss: expected a finite number, got nan"):
+        write_json(tmp_path / "a.json", value)
+    with pytest.raises(ValueError, match="the value: expected a finite number, got -inf"):
+        write_json(tmp_path / "a.json", float("-inf"))
+    assert listing(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", range(len(STEPS)))
+def test_the_error_of_each_step_names_a_path(tmp_path: Path, number: int) -> None:
+    with step_fails(number, disk_full), pytest.raises(OSError, match="No space left") as caught:
+        write(tmp_path / "a", b"content")
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_a_real_full_disk_is_named(tmp_path: Path) -> None:
+    with largest_file(4096), pytest.raises(OSError, match="File too large") as caught:
+        write(tmp_path / "a", bytes(1 << 20))
+    assert str(tmp_path / "a") in str(caught.value)
+
+
+def test_files_that_grow_are_read_up_to_the_limit(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"12345")
+    assert read_file(tmp_path / "a", 5) == b"12345"
+    with pytest.raises(FileContentError, match="at most 4 bytes, got 5"):
+        read_file(tmp_path / "a", 4)
+    # A file of /proc says that it has 0 bytes.
+    with pytest.raises(FileContentError, match="at most 4 bytes, got 5"):
+        read_file("/proc/self/status", 4)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (OSError(errno.ENOMEM, "x"), True),
+        (OSError(errno.EMFILE, "x"), True),
+        (OSError(errno.EIO, "x"), False),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("shape mismatch"), False),
+        (ValueError("x"), False),
+    ],
+)
+def test_shortages_are_told_from_damage(error: Exception, expected: bool) -> None:
+    assert is_shortage(error) is expected

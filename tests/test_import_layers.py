@@ -14,7 +14,7 @@ from bgpt_fast.cli.main import COMMANDS
 
 LAYERS = [
     {"checks", "config", "device", "files", "folder_lock", "deprecation", "version", "_C"},
-    {"reference", "documents", "flops", "environment"},
+    {"reference", "documents", "flops", "environment", "parsing"},
     {"patches", "checkpoint", "metrics"},
     {"kernels"},
     {"layers"},

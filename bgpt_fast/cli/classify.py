@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -28,6 +27,8 @@ from bgpt_fast.cli.common import (
 from bgpt_fast.data import DataError, label_of
 from bgpt_fast.data.file_index import FileEntry, SkipReport, find_files, read_document
 from bgpt_fast.device import resolve_device
+from bgpt_fast.files import FileContentError
+from bgpt_fast.parsing import read_json
 from bgpt_fast.patches import PackedPatches
 from bgpt_fast.report.classification_plots import classification_plots
 from bgpt_fast.tasks.classification import ClassificationReport, Prediction, predict_iter, score
@@ -137,9 +138,9 @@ def _classify(
 
 def _read_labels(path: Path) -> dict[str, int]:
     try:
-        labels = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f'--labels: {path}: expected JSON like {{"cat.bmp": 0, "dog.bmp": 1}}, got {error}') from error
+        labels = read_json(path)
+    except FileContentError as error:
+        raise ValueError(f'--labels: expected JSON like {{"cat.bmp": 0, "dog.bmp": 1}}: {error}') from error
     if not isinstance(labels, dict):
         raise ValueError(f"--labels: {path}: expected a JSON object, got {type(labels).__name__}")
     return labels

@@ -13,7 +13,8 @@ import tyro
 import yaml
 
 from bgpt_fast.cli.common import console, read_options
-from bgpt_fast.files import atomic_write
+from bgpt_fast.files import atomic_write, read_text
+from bgpt_fast.parsing import MAX_BYTES
 
 _MODEL = {
     "PATCH_SIZE": "patch_size",
@@ -88,9 +89,9 @@ def read_constants(path: Path) -> dict[str, Any]:
         OSError: it cannot be read.
     """
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
-    except (SyntaxError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: expected the released config.py, got no Python: {error}") from error
+        tree = ast.parse(read_text(path, MAX_BYTES), str(path))
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last two: nested too deeply
+        raise ValueError(f"{path}: expected the released config.py, got no Python: {error!s:.200}") from error
     constants: dict[str, Any] = {}
     for node in tree.body:
         if not (isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name)):
@@ -98,9 +99,9 @@ def read_constants(path: Path) -> dict[str, Any]:
         name = node.targets[0].id
         try:
             constants[name] = ast.literal_eval(node.value)
-        except ValueError as error:
+        except (ValueError, TypeError, RecursionError, MemoryError) as error:
             raise ValueError(
-                f"{path}:{node.lineno}: {name}: expected a constant, got {ast.unparse(node.value)!r}; write its value"
+                f"{path}:{node.lineno}: {name}: expected a constant, got an expression; write its value"
             ) from error
     if not {"PATCH_SIZE", "PATCH_LENGTH", "HIDDEN_SIZE"} & constants.keys():
         raise ValueError(

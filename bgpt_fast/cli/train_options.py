@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
-import yaml
-
 from bgpt_fast.cli.common import HelpLayout
 from bgpt_fast.config import BGPTConfig
+from bgpt_fast.parsing import read_json, read_yaml
 from bgpt_fast.tasks.cpu_states import StreamOptions
 from bgpt_fast.training import TrainConfig
 from bgpt_fast.training.presets import PRESETS
@@ -136,12 +134,7 @@ def options_from_file(path: Path, base: Train | None = None) -> Train:
         ValueError: not a mapping, an unknown name, or a wrong value; the message names it.
         OSError: the file cannot be read.
     """
-    text = path.read_text(encoding="utf-8")
-    is_yaml = path.suffix in (".yaml", ".yml")
-    try:
-        values = yaml.safe_load(text) if is_yaml else json.loads(text)
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: expected {'YAML' if is_yaml else 'JSON'}, got {error}") from error
+    values = read_yaml(path) if path.suffix in (".yaml", ".yml") else read_json(path)
     base = Train() if base is None else base
     if isinstance(values, dict):
         preset = values.get("preset") or ("tiny" if values.get("data") else None)
@@ -152,11 +145,11 @@ def options_from_file(path: Path, base: Train | None = None) -> Train:
 def _replace(base: Any, values: Any, where: str) -> Any:
     """Returns a dataclass with some of its fields replaced by values from JSON or YAML."""
     if not isinstance(values, dict):
-        raise ValueError(f"{where}: expected options by name, got {type(values).__name__}: {values!r}")
+        raise ValueError(f"{where}: expected options by name, got {type(values).__name__}: {values!r:.80}")
     hints = get_type_hints(type(base))
     unknown = sorted(map(str, set(values) - set(hints)))
     if unknown:
-        raise ValueError(f"{where}: unknown options {unknown}; known are {sorted(hints)}")
+        raise ValueError(f"{where}: unknown options {unknown!s:.200}; known are {sorted(hints)}")
     typed = {}
     for name, value in values.items():
         current, path = getattr(base, name), f"{where}: {name}"
@@ -173,11 +166,11 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     options = get_args(hint)
     if get_origin(hint) is Literal:
         if value not in options:
-            raise ValueError(f"{where}: expected one of {list(options)}, got {value!r}")
+            raise ValueError(f"{where}: expected one of {list(options)}, got {value!r:.80}")
         return value
     if get_origin(hint) is tuple:
         if not isinstance(value, list | tuple):
-            raise ValueError(f"{where}: expected a list, got {value!r}")
+            raise ValueError(f"{where}: expected a list, got {value!r:.80}")
         return tuple(_typed(item, options[0], where) for item in value)
     if type(None) in options:
         return None if value is None else _typed(value, options[0], where)
@@ -185,7 +178,7 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, expected) or (isinstance(value, bool) and hint is not bool):
-        raise ValueError(f"{where}: expected {'a path' if hint is Path else hint.__name__}, got {value!r}")
+        raise ValueError(f"{where}: expected {'a path' if hint is Path else hint.__name__}, got {value!r:.80}")
     return hint(value)
 
 

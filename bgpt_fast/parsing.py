@@ -1,0 +1,115 @@
+"""JSON and YAML of untrusted files: limits on size, nesting and repetition hold before anything is built."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from typing import Any
+
+import yaml
+
+from bgpt_fast.files import FileContentError, PathLike, decode_text, read_file
+
+MAX_BYTES = 1 << 20
+_MAX_YAML_BYTES = 1 << 18
+_MAX_DEPTH = 64
+_JSON_TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}]', re.DOTALL)
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML reads YAML 1.1, in which 1e-3 is text; this reads it as the number that it is in YAML 1.2 and JSON."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
+
+
+def read_json(path: PathLike, most: int = MAX_BYTES) -> Any:
+    """The value of a JSON file in UTF-8 of at most `most` bytes, nested at most 64 deep.
+
+    Raises:
+        FileContentError: too large, nested too deeply, or not JSON in UTF-8; begins with the path.
+        OSError: as `open_regular`.
+    """
+    return parse_json(read_file(path, most), os.fspath(path))
+
+
+def read_yaml(path: PathLike) -> Any:
+    """The value of a YAML file in UTF-8 of at most 256 KiB, nested at most 64 deep.
+
+    Aliases are resolved as long as the text that they stand for is not larger than the limit either.
+
+    Raises:
+        FileContentError: too large, nested too deeply, or not YAML in UTF-8; begins with the path.
+        OSError: as `open_regular`.
+    """
+    return parse_yaml(read_file(path, _MAX_YAML_BYTES), os.fspath(path))
+
+
+def parse_json(content: bytes | str, name: str) -> Any:
+    """The value of a JSON text; errors as `read_json`, beginning with `name`."""
+    text = decode_text(content, name) if isinstance(content, bytes) else content
+    depth = 0
+    for token in _JSON_TOKEN.finditer(text):
+        depth += (token[0] in "[{") - (token[0] in "]}")
+        if depth > _MAX_DEPTH:
+            raise _too_deep(name)
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise FileContentError(f"{name}: expected JSON, got {error!s:.200}") from error
+
+
+def parse_yaml(content: bytes | str, name: str) -> Any:
+    """The value of a YAML text; errors as `read_yaml`, beginning with `name`."""
+    text = decode_text(content, name) if isinstance(content, bytes) else content
+    try:
+        depth = 0
+        for event in yaml.parse(text, _Loader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _MAX_DEPTH:
+                raise _too_deep(name)
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        size, depth = _expanded(node, name, {})
+        if depth > _MAX_DEPTH:
+            raise _too_deep(name)
+        if size > _MAX_YAML_BYTES:
+            raise FileContentError(
+                f"{name}: expected at most {_MAX_YAML_BYTES:,} bytes with its aliases resolved, got {size:,}"
+            )
+        return loader.construct_document(node)
+    except FileContentError:
+        raise
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # a date or number may be none
+        raise FileContentError(f"{name}: expected YAML, got {error!s:.400}") from error
+
+
+def _expanded(node: yaml.Node, name: str, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
+    """Bytes and depth of a node with its aliases resolved; `known` holds those of other nodes, None of unfinished ones.
+
+    An alias follows what it stands for, so that the recursion is no deeper than the text is nested.
+    """
+    if id(node) in known:
+        result = known[id(node)]
+        if result is None:
+            raise FileContentError(f"{name}: expected values, got an alias inside of the value that it stands for")
+        return result
+    known[id(node)] = None
+    size, depth = 1, 0
+    for part in [node.value] if isinstance(node.value, str) else node.value:
+        for one in part if isinstance(part, tuple) else (part,):
+            more, below = (len(one), 0) if isinstance(one, str) else _expanded(one, name, known)
+            size, depth = size + more, max(depth, below)
+    known[id(node)] = (size, depth + 1)
+    return size, depth + 1
+
+
+def _too_deep(name: str) -> FileContentError:
+    return FileContentError(f"{name}: expected values nested at most {_MAX_DEPTH} deep, got more")
