@@ -19,6 +19,7 @@ from bgpt_fast.checkpoint.load import Checkpoint, load_weights
 from bgpt_fast.checkpoint.save import save_weights
 from bgpt_fast.checkpoint.schema import CheckpointError
 from bgpt_fast.config import EOP, BGPTConfig
+from bgpt_fast.memory import named_out_of_memory
 from bgpt_fast.patch_decoder import PatchLevelDecoder
 from bgpt_fast.patches import PackedPatches
 
@@ -93,6 +94,10 @@ class BGPT(nn.Module):
         """−log p(document | extension) in nats, including padding and end-of-file patch, and the number of real bytes.
 
         All patches except the extension patches count, regardless of `batch.targets`. Runs without dropout.
+
+        Raises:
+            TypeError, ValueError: the batch does not fit the model.
+            OutOfMemoryError: it needs more memory than there is.
         """
         check_batch(batch, self.config, self.byte_level_decoder.base.lm_head.weight.device)
         lengths = batch.cu_seqlens.diff().long()
@@ -100,7 +105,7 @@ class BGPT(nn.Module):
         is_target = torch.ones(len(documents), dtype=torch.bool, device=lengths.device)
         is_target[batch.cu_seqlens[:-1].long()] = False
         indices = is_target.nonzero().flatten()
-        with evaluation_mode(self):
+        with evaluation_mode(self), batch_memory("log_likelihood", self, batch):
             nats = self(batch, indices).nats.double().sum(1)
         real = (batch.patches[indices] != EOP).sum(1)
         return LogLikelihood(
@@ -161,16 +166,39 @@ def restored(
 
     `device` None means the CPU, `dtype` None that of the weights. The state of torch's global generator is unchanged.
     """
-    with torch.random.fork_rng(devices=[]):
-        model = make()
-    model.to(dtype=dtype or stored_dtype(weights))
-    model.load_state_dict(weights, strict=True)
-    return model.to(device=device).eval()
+    total = sum(tensor.numel() for tensor in weights.values())
+    with named_out_of_memory(lambda: f"a model of {total:,} parameters", advice="use a smaller model"):
+        with torch.random.fork_rng(devices=[]):
+            model = make()
+        model.to(dtype=dtype or stored_dtype(weights))
+        model.load_state_dict(weights, strict=True)
+        return model.to(device=device).eval()
 
 
 def stored_dtype(weights: Mapping[str, Tensor]) -> torch.dtype:
     """The dtype that the dtypes of all weights promote to."""
     return functools.reduce(torch.promote_types, (tensor.dtype for tensor in weights.values()))
+
+
+def batch_memory(
+    function: str, model: nn.Module, batch: PackedPatches, *lower: str
+) -> contextlib.AbstractContextManager[None]:
+    """Names the batch if memory runs out inside the block: see `named_out_of_memory`.
+
+    Args:
+        function: what is computed.
+        model, batch: what it computes with.
+        lower: names of the settings that make the batch smaller; none if the caller made it.
+    """
+
+    def what() -> str:
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        return (
+            f"{function} of {batch.num_patches:,} patches in {batch.num_documents:,} documents, with a model of "
+            f"{parameters:,} parameters"
+        )
+
+    return named_out_of_memory(what, *lower, advice="" if lower else "pass fewer documents at once")
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from bgpt_fast.cli.data import KINDS
 from bgpt_fast.cli.main import COMMANDS
 
 LAYERS = [
-    {"checks", "config", "device", "files", "folder_lock", "deprecation", "version", "_C"},
+    {"checks", "config", "device", "files", "folder_lock", "deprecation", "memory", "version", "_C"},
     {"reference", "documents", "flops", "environment", "parsing"},
     {"patches", "checkpoint", "metrics"},
     {"kernels"},

@@ -12,6 +12,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from bgpt_fast.memory import OutOfMemoryError, is_out_of_memory
+
 COMMANDS = {
     "train": "train a model on files, or on random programs of the CPU-state machine",
     "generate": "continue files, or generate new ones from an extension alone",
@@ -81,15 +83,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, ImportError, MemoryError, FloatingPointError) as error:
         return _failed(words[0], error)
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # only torch's GPU error is expected
+        if not is_out_of_memory(error):
             raise
         return _failed(words[0], error)
 
 
 def _failed(command: str, error: Exception) -> int:
     notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
-    print(f"bgpt-fast {command}: {type(error).__name__}: {error}{notes}", file=sys.stderr)
+    name, text = type(error).__name__, str(error)
+    if isinstance(error, OutOfMemoryError):
+        text = error.text(_setting_options(command, error.lower))
+    elif is_out_of_memory(error):
+        reason = next(iter(text.splitlines()), "") or "an allocation failed"
+        name, text = "OutOfMemoryError", f"not enough memory: {reason}; use smaller inputs, a smaller batch or model"
+    print(f"bgpt-fast {command}: {name}: {text}{notes}", file=sys.stderr)
     return 1
+
+
+def _setting_options(command: str, settings: Sequence[str]) -> dict[str, str]:
+    """The options of a command that set these arguments of the library."""
+    names = {name: f"--{name.replace('_', '-')}" for name in settings}
+    if command == "train":
+        from bgpt_fast.training.config import TrainConfig
+
+        names |= {name: f"--training.{option[2:]}" for name, option in names.items() if hasattr(TrainConfig, name)}
+        names |= {"documents_per_batch": "--programs-per-batch"}
+    return names
 
 
 def _show_warning(command: str, message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:

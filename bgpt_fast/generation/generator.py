@@ -20,6 +20,7 @@ from bgpt_fast.generation.sequence import MAX_DRAFT_BYTES
 from bgpt_fast.generation.sequence import Sequence as FileSequence
 from bgpt_fast.kernels.byte_decode.packed import BYTE_DECODE_ROWS, PRECISIONS
 from bgpt_fast.kernels.byte_decode.sampling import Sampling
+from bgpt_fast.memory import named_out_of_memory
 from bgpt_fast.model import BGPT
 from bgpt_fast.patches import PackedPatches
 
@@ -141,7 +142,7 @@ class Generator:
 
         Raises:
             TypeError, ValueError: a wrong argument, or a prompt that fills the context; before anything is computed.
-            MemoryError: no memory for the caches.
+            OutOfMemoryError: the weights, caches or batches need more memory than there is.
             FloatingPointError: the model gives NaN or infinite logits.
         """
         files = dict(
@@ -185,7 +186,17 @@ class Generator:
         S = self.model.config.patch_size
         length = cache_length(max(sequence.source_patches - -sequence.limit // S for sequence in sequences))
         slots = self._slots(len(sequences), length, drafter is not None)
-        return Scheduler(self._make_decoder, slots, length, sequences, sampling, drafter).files(progress)
+        scheduler = Scheduler(self._make_decoder, slots, length, sequences, sampling, drafter)
+        return self._files(scheduler, slots, length, progress)
+
+    def _files(
+        self, scheduler: Scheduler, slots: int, length: int, progress: Progress | None
+    ) -> Iterator[tuple[int, Generation]]:
+        def what() -> str:
+            return f"generating {slots:,} sequences of {length:,} patches at once"
+
+        with named_out_of_memory(what, "max_batch", "max_new_bytes", advice="set max_memory"):
+            yield from scheduler.files(progress)
 
     def _slots(self, total: int, length: int, has_drafts: bool) -> int:
         """How many sequences of `length` patches to decode at once."""
@@ -221,23 +232,22 @@ class Generator:
         return (_ACTIVATION_BYTES + drafted) * config.hidden_size
 
     def _make_decoder(self, slots: int, length: int) -> Decoder:
+        def what() -> str:
+            size = slots * self.sequence_bytes(length) / 2**30
+            return f"the weights and the caches of {slots} sequences of {length} patches, {size:.1f} GiB"
+
         try:
-            return make_decoder(
-                self.model,
-                slots,
-                length,
-                precision=self.precision,
-                batch_invariant=bool(self.batch_invariant),
-                cache=self._weights,
-            )
+            with named_out_of_memory(what, "max_batch", "max_new_bytes", advice="set max_memory"):
+                return make_decoder(
+                    self.model,
+                    slots,
+                    length,
+                    precision=self.precision,
+                    batch_invariant=bool(self.batch_invariant),
+                    cache=self._weights,
+                )
         except ValueError as error:
             raise ValueError(f"Generator: {error}") from error
-        except MemoryError as error:
-            size = slots * self.sequence_bytes(length) / 2**30
-            raise MemoryError(
-                f"Generator: no memory for the caches of {slots} sequences of {length} patches, {size:.1f} GiB; "
-                "lower max_batch or max_new_bytes, or set max_memory"
-            ) from error
 
     def _sequences(self, prompts: Sequence[Prompt], max_new_bytes: int | None) -> list[FileSequence]:
         config = self.model.config

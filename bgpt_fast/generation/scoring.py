@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +25,7 @@ from bgpt_fast.config import EOP, VOCAB_SIZE, BGPTConfig
 from bgpt_fast.deprecation import renamed_arguments
 from bgpt_fast.documents import extension_of
 from bgpt_fast.generation.decoders.base import Decoder, device_of, has_engine, make_decoder
+from bgpt_fast.memory import named_out_of_memory
 from bgpt_fast.model import BGPT
 from bgpt_fast.patches import PackedPatches
 
@@ -80,7 +82,7 @@ def score(
 
     Raises:
         TypeError, ValueError: a wrong argument, or a content longer than the context; before anything is computed.
-        MemoryError: no memory for the keys and values.
+        OutOfMemoryError: the keys and values, or the logits, need more memory than there is.
     """
     _check(model, documents, "score", max_batch)
     patches = max((-(-len(content) // model.config.patch_size) for _, content in documents), default=0)
@@ -90,14 +92,23 @@ def score(
 
 def _decoder(model: BGPT, documents: int, patches: int, precision: str | None) -> Decoder:
     """A decoder for this number of documents of up to `patches` patches, each with an extension patch."""
-    # CUDA graphs would be bound to one cache and replayed too rarely to be worth recording.
-    return make_decoder(
-        model,
-        max(documents, 1),
-        patches + 1,
-        precision=precision,
-        batch_invariant=has_engine(device_of(model)),
-        use_graphs=False,
+    with _scoring_memory(documents, patches + 1):
+        # CUDA graphs would be bound to one cache and replayed too rarely to be worth recording.
+        return make_decoder(
+            model,
+            max(documents, 1),
+            patches + 1,
+            precision=precision,
+            batch_invariant=has_engine(device_of(model)),
+            use_graphs=False,
+        )
+
+
+def _scoring_memory(documents: int, patches: int) -> AbstractContextManager[None]:
+    return named_out_of_memory(
+        lambda: f"scoring {documents:,} documents of up to {patches:,} patches at once",
+        "max_batch",
+        advice="score fewer or shorter documents",
     )
 
 
@@ -107,7 +118,9 @@ def _score(
     capacity = context_bytes(config)
     for start in range(0, len(documents), max_batch):
         batch = documents[start : start + max_batch]
-        for rows, (_, content) in zip(_batch_logits(decoder, config, batch), batch, strict=True):
+        with _scoring_memory(len(batch), max(len(content) for _, content in batch) // config.patch_size + 1):
+            logits = _batch_logits(decoder, config, batch)
+        for rows, (_, content) in zip(logits, batch, strict=True):
             # After a full last patch the end is the first token of the next patch.
             yield rows[: min(len(content) + 1, capacity)]
 
@@ -144,7 +157,7 @@ class ByteStreams:
 
     Raises:
         TypeError, ValueError: a wrong argument.
-        MemoryError: no memory for the keys and values.
+        OutOfMemoryError: the keys and values, or the logits, need more memory than there is.
     """
 
     def __init__(
@@ -177,12 +190,17 @@ class ByteStreams:
 
         Raises:
             ValueError: a document has reached its maximum length, or is given twice.
+            OutOfMemoryError: the logits need more memory than there is.
         """
         if len(set(rows)) != len(rows):
             raise ValueError(f"ByteStreams.logits: rows: expected each document once, got {list(rows)!r:.80}")
         for row in rows:
             if len(self._bytes[row]) >= self.length:
                 raise ValueError(f"ByteStreams.logits: document {row} has all the {self.length} bytes it may have")
+        with _scoring_memory(len(rows), -(-self.length // self._S) + 1):
+            return self._logits(rows)
+
+    def _logits(self, rows: Sequence[int]) -> Tensor:
         S, device = self._S, self._decoder.device
         lengths = [len(self._bytes[row]) for row in rows]
         for row, length in zip(rows, lengths, strict=True):

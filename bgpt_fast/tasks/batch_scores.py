@@ -16,7 +16,7 @@ from torch import Tensor
 from bgpt_fast.byte_decoder import CHUNK
 from bgpt_fast.config import EOP, BGPTConfig
 from bgpt_fast.metrics import ByteScores
-from bgpt_fast.model import BGPT, check_batch, evaluation_mode
+from bgpt_fast.model import BGPT, batch_memory, check_batch, evaluation_mode
 from bgpt_fast.patches import PackedPatches
 
 _COUNTS = len(ByteScores.COUNTS)
@@ -89,7 +89,13 @@ def score_batch(model: BGPT, batch: PackedPatches) -> BatchScores:
 
     Raises:
         TypeError, ValueError: the batch does not fit the model, or there is no target.
+        OutOfMemoryError: the batch needs more memory than there is.
     """
+    with batch_memory("the scores", model, batch, "patches_per_batch"):
+        return _score_batch(model, batch)
+
+
+def _score_batch(model: BGPT, batch: PackedPatches) -> BatchScores:
     device = next(model.parameters()).device
     batch = batch.to(device)
     check_batch(batch, model.config, device)

@@ -19,7 +19,7 @@ from torch import Tensor
 from bgpt_fast.classifier import BGPTForClassification
 from bgpt_fast.data import LabelledBatch
 from bgpt_fast.documents import PathLike
-from bgpt_fast.model import evaluation_mode
+from bgpt_fast.model import batch_memory, evaluation_mode
 from bgpt_fast.patches import PackedPatches
 
 Document = tuple[str, bytes] | PathLike | PackedPatches
@@ -229,6 +229,7 @@ def predict(
 
     Raises:
         FloatingPointError: the model's logits are not finite.
+        OutOfMemoryError: a batch needs more memory than there is.
         OSError, PatchError: a file cannot be read, or is not a regular file.
         TypeError, ValueError: a wrong argument.
     """
@@ -289,7 +290,7 @@ def _classify(model: BGPTForClassification, documents: list[PackedPatches]) -> I
 @torch.no_grad()
 def _logits(model: BGPTForClassification, batch: PackedPatches) -> Tensor:
     """Float64 [B, n], on the model's device."""
-    with evaluation_mode(model):
+    with evaluation_mode(model), batch_memory("classification", model, batch, "patches_per_batch"):
         return model(batch.to(model.classifier.weight.device)).double()
 
 

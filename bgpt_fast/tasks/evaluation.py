@@ -18,6 +18,7 @@ from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data.file_index import FileEntry, Paths, SkipReport, as_roots, find_files, read_document
 from bgpt_fast.data.source import DataError
 from bgpt_fast.documents import extension_of
+from bgpt_fast.memory import named_out_of_memory
 from bgpt_fast.metrics import ByteScores, Interval, bootstrap_interval
 from bgpt_fast.model import BGPT
 from bgpt_fast.patches import PackedPatches
@@ -146,6 +147,7 @@ def evaluate_files(model: BGPT, paths: Paths, **options: Unpack[EvaluationOption
 
     Raises:
         DataError: no such path, or no file that can be scored.
+        OutOfMemoryError: a batch needs more memory than there is.
         TypeError, ValueError: a wrong argument.
     """
     check_arguments("evaluate_files", model, options)
@@ -215,7 +217,8 @@ def evaluate_documents(
 
     interval(np.ones(2), np.ones(2))  # checks the options before the model runs for hours
     sums = ScoreSums(config)
-    compressors = Compressors() if baselines else None
+    with named_out_of_memory(lambda: "the baselines' compressors", advice="switch baselines off"):
+        compressors = Compressors() if baselines else None
     scored: list[FileScore] = []
     seconds, patches, cut = 0.0, 0, 0
     for group, done in _in_batches(documents, max(patches_per_batch, config.patch_length)):
@@ -226,7 +229,8 @@ def evaluate_documents(
         patches += batch.num_patches
         cut += batch.truncated
         for document, row in zip(group, rows, strict=True):
-            compressed = {} if compressors is None else compressors.add(document.content)
+            with named_out_of_memory(lambda: "the baselines' compressors", advice="switch baselines off"):
+                compressed = {} if compressors is None else compressors.add(document.content)
             scores, cut_bytes = ByteScores.of(row), document.packed.truncated_bytes
             scored.append(FileScore(document.path, extension_of(document.path), scores, cut_bytes, compressed))
         if progress is not None:

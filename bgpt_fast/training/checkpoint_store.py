@@ -31,6 +31,7 @@ from bgpt_fast.checkpoint.save import save_weights
 from bgpt_fast.checkpoint.schema import PATCH_EMBEDDING, CheckpointError
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.files import atomic_write, fsync_folder, write_json
+from bgpt_fast.memory import is_out_of_memory
 
 FORMAT = 2
 """Format 1: AdamW's averages for the patch embedding are [D, S·V], like its weight in released checkpoints; format 2:
@@ -103,7 +104,8 @@ class CheckpointStore:
         """Writes a checkpoint, then points `latest` (and `best`) at it, then deletes old ones.
 
         Raises:
-            CheckpointWriteError: writing failed, e.g. on a full disk; `latest` still names a complete checkpoint.
+            CheckpointWriteError: writing failed, e.g. on a full disk or without memory; `latest` still names a complete
+                checkpoint.
         """
         target = self.path(step)
         try:
@@ -121,7 +123,9 @@ class CheckpointStore:
             self._point("latest", target.name)
             if best:
                 self._point("best", target.name)
-        except (OSError, safetensors.SafetensorError) as error:
+        except (OSError, MemoryError, RuntimeError, safetensors.SafetensorError) as error:
+            if isinstance(error, MemoryError | RuntimeError) and not is_out_of_memory(error):
+                raise
             raise CheckpointWriteError(
                 f"checkpoint of step {step} not written to {self.folder}: {error}; the earlier checkpoints are intact"
             ) from error

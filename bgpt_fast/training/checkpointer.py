@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bgpt_fast.data.source import BatchSource
+from bgpt_fast.memory import named_out_of_memory
 from bgpt_fast.training.checkpoint_store import CheckpointStore, CheckpointWriteError, RunState
 from bgpt_fast.training.config import TrainConfig
 from bgpt_fast.training.distributed import Ranks
@@ -124,9 +125,10 @@ class Checkpointer:
 
         Raises:
             CheckpointWriteError: this save or the one before it failed, on any rank.
+            OutOfMemoryError: no memory for the copies.
         """
         if self.step != progress.step or best:
-            with phase("save"):
+            with phase("save"), named_out_of_memory(lambda: "a checkpoint's copy of weights and optimizer state"):
                 self._start(progress, position, best)
         if wait or not self._config.async_saves:
             self.finish()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from bgpt_fast.metrics import BitsPerByte
-from bgpt_fast.model import BGPT
+from bgpt_fast.model import BGPT, batch_memory
 from bgpt_fast.patches import PackedPatches
 
 
@@ -31,8 +31,9 @@ def likelihood_evaluation(batches: Sequence[PackedPatches]) -> Callable[[BGPT], 
         totals = BitsPerByte()
         with torch.no_grad():
             for batch in batches:
-                output = model(batch.to(device))
-                totals.update(output.nats, batch.patches.to(device)[output.indices])
+                with batch_memory("the evaluation", model, batch, "patches_per_batch"):
+                    output = model(batch.to(device))
+                    totals.update(output.nats, batch.patches.to(device)[output.indices])
         return {"loss": totals.nats / totals.positions, **totals.to_dict()}
 
     return evaluate

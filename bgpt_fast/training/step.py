@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bgpt_fast.data.source import DataError
+from bgpt_fast.memory import OutOfMemoryError, named_out_of_memory
 from bgpt_fast.metrics import BitsPerByte
 from bgpt_fast.model import BGPT
 from bgpt_fast.training.config import TrainConfig
@@ -47,6 +49,9 @@ class TrainStep:
         run_dir: folder for the batches of a step with a non-finite loss or gradient.
         max_patches: maximum number of patches in a batch; None if the source does not state it.
 
+    Attributes:
+        updating: whether the last call failed while it changed the weights, which are then unusable.
+
     Raises:
         ValueError: `config.cuda_graph` is set but a graph is impossible; says why.
     """
@@ -68,6 +73,11 @@ class TrainStep:
         self._run_dir = run_dir
         self._objective = objective_of(self._model)
         self._graphed = self._graphed_gradients(max_patches) if config.cuda_graph else None
+        # A source without a maximum number of patches has a number of documents.
+        self._batch_settings = ("documents_per_batch" if max_patches is None else "patches_per_batch",)
+        if labels_of(self._model) is None:
+            self._batch_settings += ("targets_per_step",)
+        self.updating = False
 
     def __call__(self, batches: Sequence[Any], step: int) -> StepResult:
         """Updates the model.
@@ -79,6 +89,7 @@ class TrainStep:
         Raises:
             DataError: the batches of all ranks contain nothing to predict.
             NonFiniteLossError: a loss or gradient is not finite; no update was made.
+            OutOfMemoryError: the step needs more memory than there is; no update was made, unless `updating`.
         """
         first = self._ranks.rank * self._config.accumulation
         targets = [
@@ -88,9 +99,15 @@ class TrainStep:
         stats = self._stats(batches, targets, step)
         self._model.train()
         self._optimizers.zero_grad(keep=self._graphed is not None)
-        sums = self._gradients(batches, targets, stats.units)
+        try:
+            with self._batch_memory(batches, targets):
+                sums = self._gradients(batches, targets, stats.units)
+                with phase("clip"):
+                    norm = self.parallel.clip(self._optimizers.parameters, self._config.grad_clip or math.inf)
+        except OutOfMemoryError:
+            self._optimizers.zero_grad(keep=self._graphed is not None)
+            raise
         with phase("clip"):
-            norm = self.parallel.clip(self._optimizers.parameters, self._config.grad_clip or math.inf)
             # The only device synchronisation in a step.
             table = self._ranks.all_gather_floats(torch.cat([sums, norm.double().reshape(1)]).tolist())
         bits = BitsPerByte()
@@ -99,8 +116,10 @@ class TrainStep:
         grad_norm = max((row[2] for row in table), key=lambda norm: (not math.isfinite(norm), norm))
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             self._raise_non_finite(loss, grad_norm, batches, targets, step)
-        with phase("optimizer"):
+        self.updating = True
+        with phase("optimizer"), named_out_of_memory(self._optimizer_text, advice="train a smaller model"):
             self._optimizers.step()
+        self.updating = False
         right = sum(right for _, right, _ in table)
         return StepResult(
             loss=loss,
@@ -109,6 +128,27 @@ class TrainStep:
             grad_norm=grad_norm,
             stats=stats,
         )
+
+    def _batch_memory(self, batches: Sequence[Any], targets: Sequence[Tensor]) -> AbstractContextManager[None]:
+        """Names the sizes of the batches if memory runs out."""
+
+        def what() -> str:
+            config = self._model.config
+            sizes = [self._objective.stats(batch, units, config) for batch, units in zip(batches, targets, strict=True)]
+            largest = max(sizes, key=lambda stats: stats.patches)
+            return (
+                f"the gradients of a batch of {largest.patches:,} patches in {largest.documents:,} documents, "
+                f"{largest.units:,} targets, with a model of {self._num_parameters():,} parameters"
+            )
+
+        advice = "" if self._config.activation_checkpointing else "set activation_checkpointing"
+        return named_out_of_memory(what, *self._batch_settings, advice=advice)
+
+    def _optimizer_text(self) -> str:
+        return f"the optimizer's update of {self._num_parameters():,} parameters"
+
+    def _num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self._model.parameters())
 
     def _gradients(self, batches: Sequence[Any], targets: Sequence[Tensor], total: int) -> Tensor:
         """As `accumulate_gradients`, but uses the CUDA graph for batches that fit it."""

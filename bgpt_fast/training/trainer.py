@@ -19,6 +19,7 @@ from bgpt_fast.data.source import BatchSource, DataError
 from bgpt_fast.files import write_json
 from bgpt_fast.flops import peak_flops
 from bgpt_fast.folder_lock import FolderInUseError, FolderLock
+from bgpt_fast.memory import OutOfMemoryError, named_out_of_memory
 from bgpt_fast.training.checkpoint_store import CheckpointStore, CheckpointWriteError
 from bgpt_fast.training.checkpointer import Checkpointer
 from bgpt_fast.training.config import TrainConfig
@@ -32,6 +33,7 @@ from bgpt_fast.training.optimizer import Optimizers
 from bgpt_fast.training.parallel.parallelize import parallelize
 from bgpt_fast.training.profiling import StepProfiler, phase, profiled_run
 from bgpt_fast.training.progress import ProgressBar, StepFigures
+from bgpt_fast.training.random_state import random_state, restore_random_state
 from bgpt_fast.training.schedule import schedule_factor, step_progress, time_progress
 from bgpt_fast.training.step import TrainStep
 
@@ -161,6 +163,7 @@ class Trainer:
             RankFailedError: another rank failed, was killed or does not respond.
             DataError, WorkerError: the source failed; a run with a single process was saved in its state after the
                 last step, and resumes there when restarted.
+            OutOfMemoryError: a batch needs more memory than there is; likewise saved, and resumes with smaller batches.
             FolderInUseError: another process is training in `run_dir`.
         """
         raised_by_all = (TrainingInterrupted, NonFiniteLossError, CheckpointWriteError, FolderInUseError)
@@ -271,7 +274,7 @@ class Trainer:
     def _step(self) -> StepFigures:
         """Runs one step; returns its figures."""
         start = time.monotonic()
-        with phase("data"):
+        with phase("data"), named_out_of_memory(lambda: "the next batches", "prefetch", advice="make them smaller"):
             batches = [self._feed.next_batch() for _ in range(self.config.accumulation)]
         if self.config.schedule_by == "time":
             done = time_progress(self.config, self.step, self.seconds, self._progress.last_step_seconds)
@@ -319,13 +322,18 @@ class Trainer:
         return int(max(row[2] for row in table))
 
     def _step_or_save(self) -> StepFigures:
-        """Runs a step; if the source fails, first saves the run with the data position before the step."""
-        position = self._feed.state_dict()
+        """Runs a step; if the source fails or memory runs out, first saves the run in its state before the step."""
+        position, rng = self._feed.state_dict(), random_state(self.device)
         try:
             return self._step()
-        except (DataError, WorkerError) as error:
+        except (DataError, WorkerError, OutOfMemoryError) as error:
+            restore_random_state(rng, self.device)
+            if self._train_step.updating:
+                error.add_note(
+                    "the update was not complete: make a new Trainer, which goes on from the last checkpoint"
+                )
             # With several ranks, the others are already in the step, and a checkpoint needs all of them.
-            if self.ranks.world_size == 1 and self.step:
+            elif self.ranks.world_size == 1 and self.step:
                 error.add_note(self._saved_at(position))
             self._feed.load_state_dict(position)  # so that a new call of `train` repeats the step with all its batches
             raise
@@ -339,7 +347,7 @@ class Trainer:
         self._log.sync()
         try:
             self._checkpointer.save(self._progress, position, best=False, wait=True)
-        except CheckpointWriteError as failure:
+        except (CheckpointWriteError, OutOfMemoryError) as failure:
             return str(failure)
         return f"saved in {self.store.path(self.step)}: start the same run again to go on"
 

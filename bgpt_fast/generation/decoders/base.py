@@ -115,7 +115,7 @@ def make_decoder(
 
     Raises:
         ValueError: the device does not support the precision or batch invariance.
-        MemoryError: the key-value cache does not fit.
+        MemoryError, torch's RuntimeError: no memory for the weights or the key-value cache; see `named_out_of_memory`.
     """
     device, length = device_of(model), cache_length(length)
     offered: tuple[str, ...] = ("float32",)

@@ -25,9 +25,6 @@ class CpuDecoder:
     """Packed weights with a cache for `slots` sequences of up to `length` patches; implements `Decoder`.
 
     The bits computed for a token depend only on that token and on the tokens that it attends to.
-
-    Raises:
-        MemoryError: the cache does not fit.
     """
 
     def __init__(self, weights: CpuWeights, slots: int, length: int) -> None:

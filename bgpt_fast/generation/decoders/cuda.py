@@ -61,9 +61,6 @@ class CudaDecoder:
     """A model on a GPU with a cache for `slots` sequences of up to `length` patches, in the layers' dtype.
 
     Implements `Decoder`.
-
-    Raises:
-        MemoryError: the cache does not fit.
     """
 
     EXTRA_SLOTS = 1
@@ -76,13 +73,8 @@ class CudaDecoder:
         patch = weights.patch
         layers, heads, channels = len(patch.layers), patch.heads, patch.width // patch.heads
         shape, dtype = (layers, slots + self.EXTRA_SLOTS, heads), patch.dtype
-        try:
-            self._keys = torch.empty(*shape, channels, length, dtype=dtype, device=self.device)
-            self._values = torch.empty(*shape, length, channels, dtype=dtype, device=self.device)
-        except RuntimeError as error:
-            if "memory" not in str(error):
-                raise
-            raise MemoryError(str(error)) from error
+        self._keys = torch.empty(*shape, channels, length, dtype=dtype, device=self.device)
+        self._values = torch.empty(*shape, length, channels, dtype=dtype, device=self.device)
         self._graphs: dict[int, tuple[PatchBuffers, Replay]] = {}
 
     def prefill(self, patches: Tensor, slots: Tensor, positions: Tensor) -> Tensor:

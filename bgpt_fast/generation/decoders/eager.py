@@ -32,22 +32,14 @@ class EagerDecoder:
         model: its weights are converted if they have another dtype. Later changes to them may or may not take effect.
         slots: sequences in the cache.
         length: patches a sequence.
-
-    Raises:
-        MemoryError: the cache does not fit.
     """
 
     def __init__(self, model: BGPT, slots: int, length: int) -> None:
         byte_transformer = model.byte_level_decoder.base.transformer
         self.device = byte_transformer.wte.weight.device
-        try:
-            self.patch_decoder = _Transformer(model.patch_level_decoder.base)
-            self.byte_decoder = _Transformer(byte_transformer)
-            self._cache = self.patch_decoder.new_cache(slots, length)
-        except RuntimeError as error:
-            if "memory" not in str(error):
-                raise
-            raise MemoryError(str(error)) from error
+        self.patch_decoder = _Transformer(model.patch_level_decoder.base)
+        self.byte_decoder = _Transformer(byte_transformer)
+        self._cache = self.patch_decoder.new_cache(slots, length)
         embedding = model.patch_level_decoder.patch_embedding
         self.patch_embedding = _float32(embedding.weight), _float32(embedding.bias)
         self.wte = _float32(byte_transformer.wte.weight)
