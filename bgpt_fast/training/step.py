@@ -74,7 +74,7 @@ class TrainStep:
         self._objective = objective_of(self._model)
         self._graphed = self._graphed_gradients(max_patches) if config.cuda_graph else None
         # A source without a maximum number of patches has a number of documents.
-        self._batch_settings = ("documents_per_batch" if max_patches is None else "patches_per_batch",)
+        self._batch_settings: tuple[str, ...] = ("documents_per_batch" if max_patches is None else "patches_per_batch",)
         if labels_of(self._model) is None:
             self._batch_settings += ("targets_per_step",)
         self.updating = False
