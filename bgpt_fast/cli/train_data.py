@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
@@ -20,6 +21,7 @@ from bgpt_fast.data import ArrowSource, BatchSource, DataError, FileSource, Labe
 from bgpt_fast.data.arrow_files import is_arrow_file, is_remote
 from bgpt_fast.data.epochs import EpochSource
 from bgpt_fast.data.packing import PackedSource
+from bgpt_fast.data.source import EmptySplitError
 from bgpt_fast.device import resolve_device
 from bgpt_fast.tasks.classification import accuracy_evaluation
 from bgpt_fast.tasks.cpu_states import CPUStateSource, generate
@@ -87,8 +89,15 @@ class TrainData:
         self._rank, self._world_size = rank_and_world_size()
         self.labels = labels
         self._check_paths()
+        if self._task != "cpu-states" and options.patches_per_batch < config.patch_length:
+            warnings.warn(
+                f"--patches-per-batch {options.patches_per_batch:,}: a batch holds at least the context of "
+                f"{config.patch_length:,} patches, so that is its size; a smaller --model.patch-length helps",
+                stacklevel=2,
+            )
         if self._task == "classification" and labels is None:
-            everything = LabelledSource([*options.data, *options.eval_data], config, self._max_patches, split="all")
+            with warnings.catch_warnings(action="ignore"):  # the source of the run warns of the same
+                everything = LabelledSource([*options.data, *options.eval_data], config, self._max_patches, split="all")
             self.labels = everything.labels
         self.source = self._source()
         unknown = self.source.describe()["skipped"].get("unknown label") if labels is not None else None
@@ -171,7 +180,16 @@ class TrainData:
         groups = [[path] for path in paths]
         if not self._options.weights:
             groups = [[path for path in paths if self._kind(path) == kind] for kind in ("rows", "files")]
-        sources = [self._open(group, **held_out) for group in groups if group]
+        sources = []
+        for group in filter(None, groups):
+            with contextlib.suppress(EmptySplitError):
+                sources.append(self._open(group, **held_out))
+        if not sources:
+            warnings.warn(
+                f"--eval-share {self._options.eval_share}: no document falls into it, so nothing is evaluated; give a "
+                "larger share, or --eval-data",
+                stacklevel=3,
+            )
         # Round-robin over the sources, so that the limit excludes none of them.
         result: list[Any] = []
         patches = 0

@@ -11,6 +11,7 @@ import numpy as np
 from bgpt_fast.checks import check_int
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data.arrow_files import (
+    NO_ARROW_FILE,
     Columns,
     arrow_schema_error,
     check_pyarrow,
@@ -19,9 +20,9 @@ from bgpt_fast.data.arrow_files import (
     is_remote,
     read_rows,
 )
-from bgpt_fast.data.file_index import FileEntry, Paths, find_files, fingerprint, is_in_split
+from bgpt_fast.data.file_index import FileEntry, Paths, find_files, is_in_split
 from bgpt_fast.data.packing import Block, PackedSource, SourceOptions
-from bgpt_fast.data.source import DataError
+from bgpt_fast.data.source import DataError, EmptySplitError
 from bgpt_fast.documents import Part, Truncation, count_patches
 from bgpt_fast.patches import PackedPatches
 
@@ -52,15 +53,17 @@ class ArrowSource(PackedSource[_Row, PackedPatches]):
         paths: files and folders; in folders, files named .parquet, .arrow, .feather or .ipc are read. Arrow files may
             use the file format or the streaming format (that of the Hugging Face datasets cache). URLs such as
             hf://datasets/owner/name/ are streamed by fsspec.
-        column: the column with the contents, bytes or text (as UTF-8).
+        column: the column with the contents: bytes, text (as UTF-8), lists of uint8, or an extension type of these,
+            plain or in a dictionary or runs. "a.b" is the field b inside of the struct a. A file without the column,
+            or with it of another type or twice, is skipped and counted with the reason.
         config, patches_per_batch, options: as `PackedSource`.
         extension: the extension of all rows; unused with `extension_column`.
         extension_column: a text column with each row's extension.
         buffer_rows, buffer_bytes: limits of the shuffle buffer, which is full when it reaches either.
 
     Raises:
-        DataError: a path does not exist, no Parquet or Arrow file, a column is missing or of the wrong type, no row in
-            the split, or (except for "eval") fewer patches than one batch.
+        DataError: a path does not exist, no Parquet or Arrow file with the columns, or no row in the
+            split.
         ImportError: pyarrow is not installed.
         TypeError, ValueError: an invalid argument.
     """
@@ -90,17 +93,12 @@ class ArrowSource(PackedSource[_Row, PackedPatches]):
         self._files = self._usable_files()
         # These settings also determine the rows of a buffer and their order.
         settings = (tuple(self.columns), self.split, self.eval_share, buffer_rows, buffer_bytes)
-        self._digest = fingerprint(self._files, *settings)
+        self._identify(self._files, *settings)
         self._live: tuple[dict[str, Any], Iterator[tuple[int, _Row]]] | None = None
         first = self._open(self._start(0))
         self._current = first
-        patches = sum(first.lengths)
-        if self.split != "eval" and first.end["epoch"] == 1 and patches < patches_per_batch:
-            raise DataError(
-                f"{self.roots}: the {self.split} split's {len(first.items)} rows hold {patches} patches, fewer than "
-                f"one batch of patches_per_batch={patches_per_batch} (skipped: {self._skipped.by_reason or 'none'}); "
-                "lower it or give more rows"
-            )
+        if first.end["epoch"] == 1:
+            self._limit_batches(sum(first.lengths))
 
     @property
     def paths(self) -> list[str]:
@@ -123,10 +121,10 @@ class ArrowSource(PackedSource[_Row, PackedPatches]):
     def _usable_files(self) -> list[FileEntry]:
         files = []
         local = find_files([root for root in self.roots if not is_remote(root)], self._skipped)
-        remote = [file for root in self.roots if is_remote(root) for file in find_remote(root)]
+        remote = [file for root in self.roots if is_remote(root) for file in find_remote(root, self._skipped)]
         for file in local + remote:
             if file.path not in self.roots and not is_arrow_file(file.path):
-                self._skipped.add(file.path, "not a Parquet or Arrow file")
+                self._skipped.add(file.path, NO_ARROW_FILE)
                 continue
             damage = arrow_schema_error(file.path, self.columns)
             if damage:
@@ -194,8 +192,8 @@ class ArrowSource(PackedSource[_Row, PackedPatches]):
         return (truncation.part("ArrowSource", item.extension, item.content),)
 
     def _nothing_readable(self) -> DataError:
-        return DataError(
+        return EmptySplitError(
             f"{self.roots}: no row of a whole epoch of {len(self._files)} files is in the {self.split} split and can "
-            f"be read (skipped: {self._skipped.by_reason or 'none'}); give more rows or another eval_share="
-            f"{self.eval_share}"
+            f"be read (skipped: {self._skipped.by_reason or 'none'}; {self._skipped.examples}); "
+            f"give more rows or another eval_share={self.eval_share}"
         )

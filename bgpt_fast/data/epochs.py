@@ -10,9 +10,9 @@ from typing import Any, Generic, Unpack
 import numpy as np
 
 from bgpt_fast.config import BGPTConfig
-from bgpt_fast.data.file_index import FileEntry, Paths, find_files, fingerprint
+from bgpt_fast.data.file_index import FileEntry, Paths, find_files
 from bgpt_fast.data.packing import Batch, Block, PackedSource, SourceOptions
-from bgpt_fast.data.source import DataError
+from bgpt_fast.data.source import DataError, EmptySplitError
 
 _TRIAL_BATCHES = 1000
 
@@ -37,7 +37,7 @@ class EpochSource(PackedSource[int, Batch], Generic[Batch]):
             )
         self._lengths = np.array(self._choose(entries), dtype=np.int64)
         self._check_amount(len(entries))
-        self._digest = fingerprint(self._entries())
+        self._identify(self._entries())
 
     def __len__(self) -> int:
         """Documents per epoch, summed over ranks."""
@@ -99,14 +99,9 @@ class EpochSource(PackedSource[int, Batch], Generic[Batch]):
 
     def _check_amount(self, files: int) -> None:
         if not len(self._lengths):
-            raise DataError(
+            raise EmptySplitError(
                 f"{self.roots}: none of the {files} files falls into the {self.split} split at "
                 f"eval_share={self.eval_share} (skipped: {self._skipped.by_reason or 'none'}); give more files or "
                 "another share"
             )
-        patches = self.total_patches
-        if self.split != "eval" and patches < self.patches_per_batch:
-            raise DataError(
-                f"{self.roots}: the {self.split} split's {len(self)} documents hold {patches} patches, fewer "
-                f"than one batch of patches_per_batch={self.patches_per_batch}; lower it or give more files"
-            )
+        self._limit_batches(self.total_patches)

@@ -15,6 +15,7 @@ from typing import Literal
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data.source import DataError
 from bgpt_fast.documents import Part, PatchError, Truncation, count_patches, read_part
+from bgpt_fast.files import is_shortage, open_regular
 from bgpt_fast.patches import PackedPatches
 
 Split = Literal["train", "eval", "all"]
@@ -24,11 +25,19 @@ _MAX_EXAMPLES = 20
 
 @dataclass(frozen=True)
 class FileEntry:
-    """A regular file: its path, its path relative to its root (determines split and order), and its size in bytes."""
+    """A regular file.
+
+    Args:
+        path: its path.
+        relative: its path relative to its root; determines split and order.
+        size: in bytes.
+        modified: what changes when its content does: the time of the last change in nanoseconds; "" if unknown.
+    """
 
     path: str
     relative: bytes
     size: int
+    modified: str = ""
 
     def num_patches(self, config: BGPTConfig) -> int:
         """Patches of the file's document (extension, data, end of file), at most the context length."""
@@ -82,47 +91,64 @@ def as_roots(paths: Paths) -> list[str]:
 
 
 def find_files(roots: Sequence[str], skipped: SkipReport) -> list[FileEntry]:
-    """All non-empty regular files, sorted by relative path; a file reached twice is listed once.
+    """All non-empty regular files, sorted by relative path; each name is a document, also of one file (hard links).
 
     Args:
         roots: files and folders; folders are searched recursively without following links to folders.
-        skipped: receives everything that is not a non-empty regular file.
+        skipped: receives everything else, and names that are reached twice, as a file in two of the roots; these are
+            listed once, below the first root.
 
     Raises:
         DataError: a path does not exist.
     """
-    entries: dict[tuple[int, int], FileEntry] = {}
+    entries: dict[str, FileEntry] = {}
+    folders: dict[str, str] = {}
     for root in roots:
         try:
             mode = os.stat(root).st_mode
-        except OSError as error:
-            raise DataError(f"{root!r}: {error.strerror}; give files and folders that exist") from error
+        except (OSError, ValueError) as error:
+            problem = getattr(error, "strerror", None) or str(error)
+            raise DataError(f"{root!r}: {problem}; give files and folders that exist") from error
         pairs = _walk(root, skipped) if stat.S_ISDIR(mode) else [(root, os.path.basename(root))]
         for path, relative in pairs:
             try:
                 status = os.stat(path)
-            except OSError:
-                skipped.add(path, "vanished")
+            except OSError as error:
+                if is_shortage(error):
+                    raise
+                is_missing = isinstance(error, FileNotFoundError)
+                skipped.add(path, "vanished" if is_missing else "unreadable")
                 continue
             if not stat.S_ISREG(status.st_mode):
                 skipped.add(path, "not a regular file")
+                continue
+            folder, name = os.path.split(path)
+            if folder not in folders:
+                folders[folder] = os.path.realpath(folder)
+            key = os.path.join(folders[folder], name)
+            if key in entries:
+                skipped.count(path, "reached twice, used once")
             elif status.st_size == 0:
                 skipped.add(path, "empty")
-            elif (status.st_dev, status.st_ino) not in entries:
-                entry = FileEntry(path, os.fsencode(relative), status.st_size)
-                entries[status.st_dev, status.st_ino] = entry
+            else:
+                entries[key] = FileEntry(path, os.fsencode(relative), status.st_size, str(status.st_mtime_ns))
     return sorted(entries.values(), key=lambda entry: (entry.relative, entry.path))
 
 
 def _walk(root: str, skipped: SkipReport) -> Iterator[tuple[str, str]]:
-    """Yields (path, path relative to the root) of everything that is not a folder."""
+    """Yields (path, path relative to the root) of everything that is not a folder; reports folders that it leaves."""
 
     def report(error: OSError) -> None:
+        if is_shortage(error):
+            raise error
         skipped.add(str(error.filename), "unreadable folder")
 
     for folder, folders, names in os.walk(root, onerror=report):
         folders.sort()
         prefix = os.path.join(folder, "")
+        for name in folders:
+            if os.path.islink(prefix + name):
+                skipped.add(prefix + name, "link to a folder, not followed")
         relative_prefix = "" if folder == root else os.path.join(os.path.relpath(folder, root), "")
         for name in sorted(names):
             yield prefix + name, relative_prefix + name
@@ -138,9 +164,11 @@ def content_is_in_split(entry: FileEntry, split: Split, eval_share: float, skipp
     if split == "all":
         return True
     try:
-        with open(entry.path, "rb") as stream:
+        with open_regular(entry.path) as stream:
             digest = hashlib.file_digest(stream, "blake2b").digest()
-    except OSError:
+    except OSError as error:
+        if is_shortage(error):
+            raise
         skipped.add(entry.path, "unreadable")
         return False
     return digest_is_in_split(digest, split, eval_share)
@@ -162,6 +190,11 @@ def fingerprint(entries: Sequence[FileEntry], *settings: object) -> str:
     return digest.hexdigest()
 
 
+def modification_digest(entries: Sequence[FileEntry]) -> str:
+    """A digest of when each file was last changed, in order."""
+    return hashlib.blake2b(" ".join(entry.modified for entry in entries).encode(), digest_size=16).hexdigest()
+
+
 def read_entry(entry: FileEntry, truncation: Truncation, skipped: SkipReport) -> Part | None:
     """Reads a file, truncated, with at most as many patches as when it was listed; None if it is unreadable.
 
@@ -169,12 +202,17 @@ def read_entry(entry: FileEntry, truncation: Truncation, skipped: SkipReport) ->
         entry: the file.
         truncation: determines the bytes to read.
         skipped: receives a file that is missing, unreadable, or no longer a regular file.
+
+    Raises:
+        MemoryError, OSError: memory or file descriptors ran out.
     """
     try:
         return read_part(entry.path, truncation, max_size=entry.size)
     except FileNotFoundError:
         skipped.add(entry.path, "vanished")
     except (OSError, PatchError) as error:
+        if is_shortage(error):
+            raise
         # A socket cannot be opened: ENXIO.
         is_unreadable = isinstance(error, OSError) and error.errno != errno.ENXIO
         skipped.add(entry.path, "unreadable" if is_unreadable else "changed while read, or no longer a file")

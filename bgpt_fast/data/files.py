@@ -36,7 +36,7 @@ class WholeFileSource(EpochSource[Batch], Generic[Batch]):
             root); "content": its bytes, so that copies of a file are never in both splits; reads every file once.
 
     Raises:
-        DataError: a path does not exist, no usable file in the split, or (except for "eval") less than one batch.
+        DataError: a path does not exist, or no usable file in the split.
         TypeError, ValueError: an invalid argument.
     """
 

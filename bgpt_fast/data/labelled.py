@@ -61,8 +61,7 @@ class LabelledSource(WholeFileSource[LabelledBatch]):
             raises ("error").
 
     Raises:
-        DataError: a path does not exist, no labelled file in the split, an unknown label with unknown="error", or
-            (except for "eval") fewer patches than one batch.
+        DataError: a path does not exist, no labelled file in the split, or an unknown label with unknown="error".
         TypeError, ValueError: an invalid argument.
     """
 

@@ -13,7 +13,16 @@ import numpy as np
 
 from bgpt_fast.checks import check_int
 from bgpt_fast.config import BGPTConfig
-from bgpt_fast.data.file_index import Paths, SkipReport, Split, as_roots, check_split
+from bgpt_fast.data.file_index import (
+    FileEntry,
+    Paths,
+    SkipReport,
+    Split,
+    as_roots,
+    check_split,
+    fingerprint,
+    modification_digest,
+)
 from bgpt_fast.data.source import DataError, check_rank
 from bgpt_fast.documents import Part, Truncation
 from bgpt_fast.patches import PackedPatches
@@ -104,7 +113,8 @@ class PackedSource(ABC, Generic[Item, Batch]):
         paths: files and folders; folders are searched recursively without following links to folders. A file reached
             twice counts once.
         config: determines the patch size and the context length.
-        patches_per_batch: maximum number of patches in a batch; at least the context length.
+        patches_per_batch: maximum number of patches in a batch; at least the context length. If an epoch has fewer,
+            it becomes the number of an epoch's patches, with a warning.
         seed: seed of the order, and of the windows that over-long documents are cut to.
         split: "train", "eval", or "all" for both together.
         eval_share: share of the documents in the evaluation split.
@@ -112,13 +122,17 @@ class PackedSource(ABC, Generic[Item, Batch]):
         look_ahead: number of documents in the window.
 
     Raises:
-        DataError: a path does not exist, no usable document, or (except for "eval") fewer patches than one batch.
+        DataError: a path does not exist, or no usable document.
         TypeError, ValueError: an invalid argument.
     """
 
     kind = "packed"
     _digest: str
-    """A digest of the files and of the settings that determine the documents."""
+    """A digest of the files' names and sizes, and of the settings that determine the documents."""
+    _modified: str
+    """A digest of when each file was last changed."""
+    _newest: str
+    """The file that was changed last."""
 
     def __init__(
         self,
@@ -215,10 +229,14 @@ class PackedSource(ABC, Generic[Item, Batch]):
             "offset": block.offset,
             "window": list(block.window),
             "files": self._digest,
+            "modified": self._modified,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores a position; if the files have changed since, warns and goes to the start of its next epoch.
+
+        If only the times of their last changes differ, it warns and goes on at the position: their contents may differ.
+        Positions of earlier versions have no times.
 
         Raises:
             DataError: the position does not belong to this kind of source.
@@ -239,6 +257,12 @@ class PackedSource(ABC, Generic[Item, Batch]):
             )
             self._current = self._open(self._start(epoch))
             return
+        if state.get("modified", self._modified) != self._modified:
+            warnings.warn(
+                f"files below {self.roots} were written since the position was saved, last {self._newest!r}: going on "
+                "at the same place, but bit for bit only if their contents are the same",
+                stacklevel=2,
+            )
         block = self._open({name: int(state[name]) for name in self._start(0)})
         block.offset = int(state["offset"])
         block.window = [int(offset) for offset in state["window"]]
@@ -270,6 +294,22 @@ class PackedSource(ABC, Generic[Item, Batch]):
             "roots": self.roots,
             "split": self.split,
         }
+
+    def _identify(self, entries: Sequence[FileEntry], *settings: object) -> None:
+        """Stores what tells a position's files from others; `settings` also determine the documents."""
+        self._digest = fingerprint(entries, *settings)
+        self._modified = modification_digest(entries)
+        self._newest = max(entries, key=lambda entry: (len(entry.modified), entry.modified)).path
+
+    def _limit_batches(self, patches: int) -> None:
+        """Shrinks batches to the number of patches of an epoch if there are fewer, and says so."""
+        if self.split != "eval" and patches < self.patches_per_batch:
+            warnings.warn(
+                f"{self.roots}: the {self.split} split holds {patches:,} patches, so batches shrink to that from "
+                f"{self.patches_per_batch:,}",
+                stacklevel=4,
+            )
+            self.patches_per_batch = patches
 
     @abstractmethod
     def _start(self, epoch: int) -> dict[str, Any]:

@@ -36,8 +36,7 @@ class PairSource(EpochSource[PackedPatches]):
         truncation: whether a pair over the context is left out ("skip") or raises ("error").
 
     Raises:
-        DataError: a path does not exist, no pair in the split, an over-long pair with truncation="error", or (except
-            for "eval") fewer patches than one batch.
+        DataError: a path does not exist, no pair in the split, or an over-long pair with truncation="error".
         TypeError, ValueError: an invalid argument.
 
     Source: arXiv 2402.19155, section 3.2, and the released code, whose "a&b" gives (a, b) twice and never (b, a).

@@ -14,6 +14,10 @@ class DataError(ValueError):
     """The data cannot be used for training; the message says what was found and what to do."""
 
 
+class EmptySplitError(DataError):
+    """There are documents, but none in the split."""
+
+
 @runtime_checkable
 class BatchSource(Protocol[Batch]):
     """An endless stream of batches of any type with a position that can be saved.

@@ -15,6 +15,7 @@ from support.batches import skip
 
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data import ArrowSource, DataError, Source, arrow_files
+from bgpt_fast.data.file_index import SkipReport
 from bgpt_fast.patches import PackedPatches
 
 pa = pytest.importorskip("pyarrow")
@@ -88,6 +89,166 @@ def test_text_columns_of_every_type_become_bytes(tmp_path: Path) -> None:
     assert documents == [("txt", text.encode()) for text in texts * 3]
 
 
+def _encodings(values: list[bytes | None]) -> dict[str, Any]:
+    """Bytes in columns of every type that holds them."""
+    texts = [None if value is None else value.decode("latin-1") for value in values]
+    numbers = [None if value is None else list(value) for value in values]
+    plain = pa.array(values, pa.binary())
+    return {
+        "binary": plain,
+        "large_binary": pa.array(values, pa.large_binary()),
+        "binary_view": pa.array(values, pa.binary_view()),
+        "string": pa.array(texts),
+        "large_string": pa.array(texts, pa.large_string()),
+        "string_view": pa.array(texts, pa.string_view()),
+        "dictionary": pa.array(texts).dictionary_encode(),
+        "fixed": pa.array(values, pa.binary(3)),
+        "json": pa.array(texts, pa.json_()),
+        "opaque": pa.ExtensionArray.from_storage(pa.opaque(pa.binary(), "kind", "vendor"), plain),
+        "list": pa.array(numbers, pa.list_(pa.uint8())),
+        "large_list": pa.array(numbers, pa.large_list(pa.uint8())),
+        "fixed_list": pa.array(numbers, pa.list_(pa.uint8(), 3)),
+    }
+
+
+@pytest.mark.parametrize("kind", ["parquet", "file", "stream"])
+def test_bytes_of_every_type_are_read(tmp_path: Path, kind: str) -> None:
+    values: list[bytes | None] = [b"one", None, b"two", b"two", b"sos"] * 3
+    columns = _encodings(values)
+    columns["struct"] = pa.array([value and {"path": "x", "bytes": value} for value in values])
+    if kind != "parquet":  # Parquet has no runs
+        columns["runs"] = pa.array(values).to_pylist() and pa.compute.run_end_encode(pa.array(values, pa.binary()))
+    table = pa.table(columns)
+    if kind == "parquet":
+        pq.write_table(table, tmp_path / "a.parquet")
+    else:
+        _write_ipc(tmp_path / "a.arrow", table, stream=kind == "stream", rows=4)
+    for name in columns:
+        source = ArrowSource(tmp_path, "struct.bytes" if name == "struct" else name, CONFIG, 50, split="all")
+        contents = [content for _, content in _documents(list(source.one_pass()))]
+        assert contents == [value for value in values if value is not None], name
+        assert source.describe()["skipped"]["null"] >= 3, name
+
+
+def test_files_without_the_column_are_named_and_the_others_read(folder: Path) -> None:
+    other = folder / "other"
+    other.mkdir()
+    one = pa.array([b"one"])
+    tables = {
+        "absent": pa.table({"text": one}),
+        "number": pa.table({"content": [1]}),
+        "twice": pa.Table.from_arrays([one, one], names=["content", "content"]),
+        "struct": pa.table({"content": [{"bytes": b"one"}]}),
+        "list": pa.table({"content": [["one"]]}),
+        "nulls": pa.table({"content": pa.nulls(5)}),
+    }
+    for name, table in tables.items():
+        _write_ipc(other / f"{name}.arrow", table, stream=True, rows=5)
+    pq.write_table(tables["nulls"], other / "nulls.parquet")
+    pq.write_table(tables["twice"], other / "twice.parquet")
+    source = _source(folder)
+    assert len(_documents(list(source.one_pass()))) == ROWS
+    skipped = source.describe()["skipped"]
+    skipped.pop("empty", None)  # rows
+    assert skipped == {
+        "expected a column 'content', got ['text']": 1,
+        "expected one column 'content', got 2 of that name": 2,
+        "column 'content': expected bytes or text, got int64": 1,
+        "column 'content': expected bytes or text, got struct<bytes: binary>; name a field of it, as content.bytes": 1,
+        "column 'content': expected bytes or text, got list<item: string>": 1,
+        "null": 10,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a.b", b"whole"),
+        ("s.x.y", b"deep"),
+        ("s.x", "expected bytes or text, got struct"),
+        ("s.z", "expected a column 's.z'"),
+        ("s.", "expected a column"),
+        ("t.u", "expected a column 't.u', got a 't' of binary"),
+        ("d.k", "expected one column 'd.k', got 2"),
+        ("", "expected a column ''"),
+    ],
+)
+def test_a_field_of_a_struct_is_named_by_dots(tmp_path: Path, name: str, expected: bytes | str) -> None:
+    twice = pa.StructArray.from_arrays([pa.array([b"k"])] * 2, names=["k", "k"])
+    columns = {
+        "a": pa.array([{"b": b"field"}]),
+        "a.b": pa.array([b"whole"]),
+        "s": pa.array([{"x": {"y": b"deep"}}]),
+        "t": pa.array([b"t"]),
+        "d": twice,
+    }
+    _write_ipc(tmp_path / "a.arrow", pa.table(columns), stream=False, rows=1)
+    if isinstance(expected, str):
+        with pytest.raises(DataError, match=expected):
+            ArrowSource(tmp_path, name, CONFIG, 50, split="all")
+    else:
+        assert _documents(list(ArrowSource(tmp_path, name, CONFIG, 50, split="all").one_pass())) == [("txt", expected)]
+
+
+def test_a_failed_allocation_is_no_damage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = _source(folder)
+
+    def full(*_: Any) -> Any:
+        raise pa.ArrowMemoryError("malloc of size 64000 failed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(arrow_files, "_cells", full)
+        with pytest.raises(MemoryError, match=r"parquet.*malloc of size 64000 failed.*file of [\d,]+ bytes"):
+            list(source.one_pass())
+        patch.setattr(arrow_files, "_schema", full)
+        with pytest.raises(MemoryError):
+            _source(folder)
+    assert not source.describe()["skipped"].keys() - {"empty"}
+    assert len(_documents(list(source.one_pass()))) == ROWS, "in the same process"
+
+
+@pytest.mark.parametrize(
+    ("options", "limits"), [({}, 2), ({"use_dictionary": False}, 4), ({"column_encoding": "DELTA_BYTE_ARRAY"}, 2)]
+)
+def test_a_small_file_of_large_rows_takes_bounded_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], limits: int
+) -> None:
+    rows, size, limit = 48, 1 << 20, 16 << 20
+    encoding = {"use_dictionary": False} if "column_encoding" in options else {}
+    table = pa.table({"content": pa.array([bytes(size)]).take(pa.array([0] * rows))})
+    pq.write_table(table, tmp_path / "a.parquet", compression="zstd", data_page_size=1, **encoding, **options)
+    del table
+    assert (tmp_path / "a.parquet").stat().st_size < 1 << 17
+    columns = arrow_files.Columns("content", None, "bin")
+
+    def peak() -> int:
+        before = pa.total_allocated_bytes()
+        allocated = []
+        for _, _, content in arrow_files.read_rows(str(tmp_path / "a.parquet"), columns, 0, SkipReport()):
+            assert len(content) == size
+            allocated.append(pa.total_allocated_bytes() - before)
+        assert len(allocated) == rows
+        return max(allocated)
+
+    assert peak() > limits * limit, "what is decoded without a limit"
+    monkeypatch.setattr(arrow_files, "_MAX_DECODED_BYTES", limit)
+    assert peak() <= limits * limit
+
+
+def test_a_file_made_to_fill_the_memory_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = pa.table({"content": [bytes(1 << 20)] * 24})
+    pq.write_table(table, tmp_path / "a.parquet", compression="zstd", use_dictionary=False)
+    monkeypatch.setattr(arrow_files, "_MAX_DECODED_BYTES", 1 << 20)
+    with pytest.raises(DataError, match=r"unpacks to 25,[\d,]+ bytes a row group, [\d,]+ times its size.*a\.parquet"):
+        ArrowSource(tmp_path, "content", CONFIG, 50, split="all")
+
+
+def test_batches_shrink_to_a_small_file(folder: Path) -> None:
+    with pytest.warns(UserWarning, match="so batches shrink to that from 100,000"):
+        source = ArrowSource(folder, "content", CONFIG, 100_000, split="all")
+    assert len(source.next_batch().to_bytes()) == ROWS
+
+
 def test_null_and_empty_rows_and_unreadable_files_are_counted(folder: Path) -> None:
     table = pa.table({"content": [b"one", None, b"", b"two"]})
     pq.write_table(table, folder / "holes.parquet")
@@ -154,7 +315,6 @@ def test_unusable_data_is_an_error_before_the_first_step(folder: Path, tmp_path:
         ({"column": "contents"}, r"expected a column 'contents', got \['content', 'ext'\]"),
         ({"extension_column": "kind"}, "expected a column 'kind'"),
         ({"paths": folder / "nowhere"}, "No such file"),
-        ({"patches_per_batch": 100_000}, "fewer than one batch"),
         ({"split": "eval", "eval_share": 0.0}, "no row of a whole epoch"),
     ):
         arguments: dict[str, Any] = {"paths": folder, "column": "content", "patches_per_batch": 50, "split": "all"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -104,13 +105,72 @@ def test_copies_stay_on_one_side_when_split_by_content(tmp_path: Path) -> None:
     assert sides["path"][0] & sides["path"][1]
 
 
-def test_a_file_counts_once_however_it_is_reached(folder: Path) -> None:
+def test_every_name_is_a_document_once_or_is_named(folder: Path) -> None:
     path = folder / "d0" / "000.bin"
     (folder / "link.bin").symlink_to(path)
     os.link(path, folder / "hard.bin")
     (folder / "loop").symlink_to(folder)
-    source = FileSource([folder, folder / "d0", path], CONFIG, 50, split="all")
-    assert len(source) == 40
+    roots = [folder, folder / "d0", folder / "d1" / ".." / "d0", folder / "loop" / "d0", path]
+    source = FileSource(roots, CONFIG, 50, split="all")
+    names = [str(path) for path in folder.glob("d*/*.bin")]
+    assert sorted(source.paths) == sorted([*names, str(folder / "link.bin"), str(folder / "hard.bin")])
+    assert source.describe()["skipped"] == {
+        "link to a folder, not followed": 1,
+        "reached twice, used once": 3 * len(list((folder / "d0").iterdir())) + 1,
+    }
+    assert FileSource(folder / "loop", CONFIG, 50, split="all").paths[0].startswith(str(folder / "loop"))
+
+
+def test_files_written_at_equal_size_are_noticed(folder: Path, recwarn: pytest.WarningsRecorder) -> None:
+    def resumed(state: dict[str, Any]) -> FileSource:
+        source = FileSource(folder, CONFIG, 50)
+        source.load_state_dict(state)
+        return source
+
+    source = FileSource(folder, CONFIG, 50)
+    source.next_batch()
+    state = json.loads(json.dumps(source.state_dict()))
+    assert resumed(state).state_dict() == state
+    assert not recwarn.list
+    edited = folder / "d1" / "001.bin"
+    size, status = edited.stat().st_size, edited.stat()
+    edited.write_bytes(bytes(size))
+    os.utime(edited, ns=(status.st_atime_ns, status.st_mtime_ns + 10**9))
+    with pytest.warns(UserWarning, match=r"written since the position was saved, last .*/d1/001\.bin"):
+        again = resumed(state)
+    assert {**again.state_dict(), "modified": None} == {**state, "modified": None}, "the position is the same"
+    del state["modified"]
+    assert resumed(state).state_dict()["offset"] == state["offset"], "positions of earlier versions have no times"
+
+
+def test_batches_shrink_to_small_data(folder: Path) -> None:
+    with pytest.warns(UserWarning, match=r"holds \d+ patches, so batches shrink to that from 100,000"):
+        source = FileSource(folder, CONFIG, 100_000, split="all")
+    assert source.patches_per_batch == source.total_patches
+    for _ in range(2):
+        assert sorted(contents([source.next_batch()])) == sorted(_contents(source)), "a batch is an epoch"
+    only = folder / "only.bin"
+    only.write_bytes(b"x")
+    with pytest.warns(UserWarning, match="holds 3 patches"):
+        one = FileSource(only, CONFIG, 50, split="all")
+    assert contents([one.next_batch()]) == [b"x"]
+    held_out = FileSource(folder, CONFIG, 100_000, split="eval", eval_share=1.0)
+    assert held_out.patches_per_batch == 100_000
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_a_shortage_is_not_taken_for_an_unreadable_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    source = FileSource(folder, CONFIG, 50, split="all")
+
+    def no_more(path: str, flags: int) -> int:
+        raise OSError(number, os.strerror(number), path)
+
+    monkeypatch.setattr(os, "open", no_more)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        source.next_batch()
+    assert not source.describe()["skipped"]
 
 
 def test_unusable_files_are_counted_and_skipped(folder: Path) -> None:
@@ -129,8 +189,11 @@ def test_unusable_files_are_counted_and_skipped(folder: Path) -> None:
     assert max(Counter(documents[:38]).values()) == 1
     description = json.loads(json.dumps(source.describe()))
     assert description["skipped"] == {
-        "empty": 1, "vanished": 2, "not a regular file": 1, "changed while read, or no longer a file": 1,
-    }  # fmt: skip
+        "empty": 1,
+        "not a regular file": 1,
+        "vanished": 2,
+        "changed while read, or no longer a file": 1,
+    }
     assert len(description["warnings"]) == 5
     assert any(str(deleted) in warning for warning in description["warnings"])
     assert len(contents(list(source.one_pass()))) == 38
@@ -191,8 +254,6 @@ def test_nothing_to_read_is_an_error_before_the_first_step(tmp_path: Path, folde
     ):
         with pytest.raises(DataError, match=message):
             FileSource(paths, CONFIG, 50)
-    with pytest.raises(DataError, match="fewer than one batch"):
-        FileSource(folder, CONFIG, 100_000)
     with pytest.raises(DataError, match="eval split"):
         FileSource(folder, CONFIG, 50, split="eval", eval_share=0.0)
     (folder / "only.bin").write_bytes(b"x")
