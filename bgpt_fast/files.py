@@ -10,11 +10,11 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
 
 PathLike = str | os.PathLike[str]
-_SHORTAGES = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
 
 class FileContentError(ValueError):
@@ -90,7 +90,7 @@ def write_json(path: PathLike, value: Any) -> None:
         file.write(text.encode("utf-8", "backslashreplace"))
 
 
-def open_regular(path: PathLike) -> IO[bytes]:
+def open_regular(path: PathLike) -> BufferedReader:
     """Opens a regular file for reading; never waits for the writer of a FIFO.
 
     Raises:
@@ -142,14 +142,6 @@ def decode_text(content: bytes, name: str) -> str:
         raise FileContentError(
             f"{name}: expected text in UTF-8, got the byte 0x{content[error.start]:02x} in line {line}"
         ) from error
-
-
-def is_shortage(error: BaseException) -> bool:
-    """Whether an exception says that memory or file descriptors ran out, which is no fault of a file's content."""
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _SHORTAGES):
-        return True
-    # torch raises a plain RuntimeError when it cannot allocate on the CPU.
-    return isinstance(error, RuntimeError) and ("memory" in str(error) and "alloc" in str(error).lower())
 
 
 def _non_finite(value: Any, place: str) -> str | None:

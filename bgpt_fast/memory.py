@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -10,6 +11,7 @@ from pathlib import Path
 
 _TEXTS = ("can't allocate memory", "not enough memory", "out of memory", "std::bad_alloc", "unable to allocate")
 """What torch, the C++ library, CUDA and numpy say, in lower case."""
+_SHORTAGES = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 _REQUEST = re.compile(r"allocate (\d[\d.]* (?:bytes|[KMGT]i?B))")
 
 
@@ -39,6 +41,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _TEXTS)
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether an exception says that memory or file descriptors ran out, which is no fault of a file that is read."""
+    return is_out_of_memory(error) or (isinstance(error, OSError) and error.errno in _SHORTAGES)
 
 
 @contextlib.contextmanager

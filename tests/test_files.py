@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -16,7 +15,7 @@ import pytest
 from support.write_faults import dies_in_step, disk_full, largest_file, step_fails
 
 from bgpt_fast import files
-from bgpt_fast.files import FileContentError, atomic_write, fsync_folder, is_shortage, read_file, write_json
+from bgpt_fast.files import FileContentError, atomic_write, fsync_folder, read_file, write_json
 
 STEPS = ["make", "write", "fsync", "replace", "fsync"]
 AFTER_RENAME = STEPS.index("replace") + 1
@@ -206,19 +205,3 @@ def test_files_that_grow_are_read_up_to_the_limit(tmp_path: Path) -> None:
     # A file of /proc says that it has 0 bytes.
     with pytest.raises(FileContentError, match="at most 4 bytes, got 5"):
         read_file("/proc/self/status", 4)
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (MemoryError(), True),
-        (OSError(errno.ENOMEM, "x"), True),
-        (OSError(errno.EMFILE, "x"), True),
-        (OSError(errno.EIO, "x"), False),
-        (RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory"), True),
-        (RuntimeError("shape mismatch"), False),
-        (ValueError("x"), False),
-    ],
-)
-def test_shortages_are_told_from_damage(error: Exception, expected: bool) -> None:
-    assert is_shortage(error) is expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import gc
 import random
 import warnings
@@ -24,7 +25,7 @@ from bgpt_fast.data import FileSource
 from bgpt_fast.generation.decoders import base
 from bgpt_fast.generation.decoders.base import make_decoder
 from bgpt_fast.generation.scoring import ByteStreams, score
-from bgpt_fast.memory import OutOfMemoryError, is_out_of_memory, named_out_of_memory
+from bgpt_fast.memory import OutOfMemoryError, is_out_of_memory, is_shortage, named_out_of_memory
 from bgpt_fast.tasks.batch_scores import score_batch
 from bgpt_fast.tasks.classification import predict
 from bgpt_fast.training import TrainConfig, Trainer, likelihood_evaluation
@@ -308,3 +309,19 @@ def test_commands_name_their_options(tmp_path: Path, files: Path, cli: CommandLi
     assert f"bgpt-fast {command}: OutOfMemoryError: not enough memory for " in error
     assert advice in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (OSError(errno.ENOMEM, "x"), True),
+        (OSError(errno.EMFILE, "x"), True),
+        (OSError(errno.EIO, "x"), False),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("shape mismatch"), False),
+        (ValueError("x"), False),
+    ],
+)
+def test_shortages_are_told_from_damage(error: Exception, expected: bool) -> None:
+    assert is_shortage(error) is expected

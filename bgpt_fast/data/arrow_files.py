@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from bgpt_fast.data.file_index import FileEntry, SkipReport
 from bgpt_fast.data.source import DataError
-from bgpt_fast.files import is_shortage
+from bgpt_fast.memory import OutOfMemoryError, is_shortage
 
 Cell = Callable[[int], bytes | None]
 NO_ARROW_FILE = "not a Parquet or Arrow file"
@@ -107,7 +107,7 @@ def read_rows(path: str, columns: Columns, first_row: int, skipped: SkipReport) 
     """Yields (row, extension, content) from `first_row` on; null and empty rows and damage are counted in `skipped`.
 
     Raises:
-        MemoryError: the rows that are decoded at once do not fit memory; names the file and the sizes.
+        OutOfMemoryError: the rows that are decoded at once do not fit memory; names the file and the sizes.
         OSError: file descriptors ran out.
         DataError: the connection to a remote file is gone.
     """
@@ -129,11 +129,9 @@ def read_rows(path: str, columns: Columns, first_row: int, skipped: SkipReport) 
     except FileNotFoundError:
         skipped.add(path, "vanished")
     except MemoryError as error:
-        size = "" if is_remote(path) else f" of {os.path.getsize(path):,} bytes"
-        raise MemoryError(
-            f"{path!r}: the rows that are decoded at once do not fit memory ({error}), in a file{size}; write it anew "
-            "with smaller row groups or record batches"
-        ) from error
+        size = "" if is_remote(path) else f", a file of {os.path.getsize(path):,} bytes"
+        advice = "write it anew with smaller row groups or record batches"
+        raise OutOfMemoryError(f"rows of {path!r}{size}", str(error) or "an allocation failed", (), advice) from error
     except OSError as error:
         if is_shortage(error):
             raise

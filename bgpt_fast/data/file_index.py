@@ -15,7 +15,8 @@ from typing import Literal
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data.source import DataError
 from bgpt_fast.documents import Part, PatchError, Truncation, count_patches, read_part
-from bgpt_fast.files import is_shortage, open_regular
+from bgpt_fast.files import open_regular
+from bgpt_fast.memory import is_shortage
 from bgpt_fast.patches import PackedPatches
 
 Split = Literal["train", "eval", "all"]
