@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bgpt_fast.files import atomic_write
-from bgpt_fast.tasks.media.audio import write_wav
+from bgpt_fast.tasks.media.audio import audio_as_wav, write_wav
 from bgpt_fast.tasks.media.errors import MediaError
 from bgpt_fast.tasks.media.images import pixels_as_png
 from bgpt_fast.tasks.media_check import Checked, check
@@ -148,18 +147,8 @@ def synthesise(notes: list[Note]) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
 
 
 def _player(content: bytes) -> str:
-    return f'<audio controls preload="none" src="{_data("audio/wav", _as_wav(content))}"></audio>'
-
-
-def _as_wav(content: bytes) -> bytes:
-    if content.startswith(b"RIFF"):
-        return content
-    import soundfile
-
-    samples, rate = soundfile.read(io.BytesIO(content), dtype="int16")
-    file = io.BytesIO()
-    soundfile.write(file, samples, rate, format="WAV")
-    return file.getvalue()
+    wav = content if content.startswith(b"RIFF") else audio_as_wav(content)
+    return f'<audio controls preload="none" src="{_data("audio/wav", wav)}"></audio>'
 
 
 def _data(kind: str, content: bytes) -> str:

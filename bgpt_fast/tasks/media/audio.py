@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bgpt_fast.tasks.media.audio_length import UNKNOWN_LENGTH
+from bgpt_fast.tasks.media.audio_streams import Stream, streams
 from bgpt_fast.tasks.media.errors import MediaError, optional
 
-_FRAMES_A_BLOCK = 1 << 18
+_VALUES_A_BLOCK = 1 << 19
 _LEAST_RATE, _MOST_RATE = 1000, 1_000_000
+_MOST_SAMPLES = 1 << 28
+"""Of the clips of one recording, which are held in memory: 9 hours at 8 kHz."""
 _MOST_SECONDS = 24 * 3600
-_FEWER_BYTES = re.compile(r"^(?:data|SSND) *: *(\d+) \(should be (\d+)\)", re.MULTILINE)
-_LENGTH_UNKNOWN = 0x7FFFF000
-"""Programs that write WAV to a pipe do not know the data size, and write this value or a larger one."""
 
 
 def standard_audio(content: bytes, rate: int = 8000, seconds: float = 1.0) -> list[bytes]:
@@ -69,18 +70,34 @@ def check_audio(content: bytes) -> str:
         MediaError: it does not decode, is truncated, or has no sample.
         ImportError: soundfile is missing.
     """
-    with _opened(content) as file:
-        frames = sum(len(block) for block in _blocks(file))
-        if not frames:
-            raise MediaError("audio without a sample")
-        channels = f"{file.channels} channel{'s' * (file.channels > 1)}"
-        return f"{file.format} {file.subtype} {file.samplerate} Hz, {channels}, {frames / file.samplerate:.3f} s"
+    description, seconds = "", 0.0
+    for stream in streams(content):
+        with _opened(stream) as sound:
+            frames = sum(len(block) for block in _blocks(sound))
+            seconds += frames / sound.rate
+            channels = f"{sound.file.channels} channel{'s' * (sound.file.channels > 1)}"
+            description = description or f"{sound.file.format} {sound.file.subtype} {sound.rate} Hz, {channels}"
+    if not seconds:
+        raise MediaError("audio without a sample")
+    return f"{description}, {seconds:.3f} s"
+
+
+def audio_as_wav(content: bytes) -> bytes:
+    """Returns audio of any format as a 16-bit WAV file, of the first stream if there are several."""
+    soundfile = optional("soundfile", "audio", "reading audio")
+    file = io.BytesIO()
+    with _opened(streams(content)[0]) as sound:
+        samples = np.concatenate(list(_blocks(sound)))
+        soundfile.write(file, samples, sound.rate, format="WAV", subtype="PCM_16")
+    return file.getvalue()
 
 
 def is_audio(content: bytes) -> bool:
     """Whether soundfile recognises the format."""
     try:
-        _opened(content).close()
+        for stream in streams(content):
+            with _opened(stream):
+                pass
     except MediaError as error:
         return error.reason != "no audio"
     return True
@@ -96,53 +113,83 @@ class _Content(io.BytesIO):
             return self.tell()
 
 
-def _opened(content: bytes) -> Any:
+class _Sound(NamedTuple):
+    """An open `soundfile.SoundFile`, its sampling rate, and the least number of frames that it must have."""
+
+    file: Any
+    rate: int
+    frames: int
+
+
+@contextlib.contextmanager
+def _opened(stream: Stream) -> Iterator[_Sound]:
     soundfile = optional("soundfile", "audio", "reading audio")
+
+    class ForwardFile(soundfile.SoundFile):  # type: ignore[misc, name-defined]  # an optional package
+        """Reads to the end: soundfile reads no more frames than are stated, and seeks after each read."""
+
+        def seekable(self) -> bool:
+            return False
+
     try:
-        file = soundfile.SoundFile(_Content(content))
+        file = ForwardFile(_Content(stream.content))
     except soundfile.LibsndfileError as error:
         unknown = "Format not recognised" in str(error) or "unknown" in str(error)
         raise MediaError("no audio" if unknown else "damaged audio", error.error_string) from error
     except Exception as error:
         raise MediaError("damaged audio", str(error)) from error
-    # libsndfile decodes truncated files without an error; only its log reports the missing bytes.
-    for size, expected in _FEWER_BYTES.findall(file.extra_info):
-        if int(expected) < int(size) < _LENGTH_UNKNOWN:
-            file.close()
-            raise MediaError("audio cut short", f"{expected} bytes of {size}")
-    return file
+    with file:
+        if not _LEAST_RATE <= file.samplerate <= _MOST_RATE:
+            raise MediaError("damaged audio", f"{file.samplerate} samples a second")
+        frames = file.frames if stream.frames is None else stream.frames
+        # Those that do not know it state a large one.
+        yield _Sound(file, file.samplerate, frames if frames * file.channels < UNKNOWN_LENGTH else 0)
 
 
-def _blocks(file: Any) -> Iterator[NDArray[np.float32]]:
+def _blocks(sound: _Sound) -> Iterator[NDArray[np.float32]]:
     """Yields float samples [frames, channels]; raises if there are fewer than the header states."""
     read = 0
+    most = max(_VALUES_A_BLOCK // sound.file.channels, 1)
     try:
-        while len(block := file.read(_FRAMES_A_BLOCK, dtype="float32", always_2d=True)):
+        # Not beyond the stated length, where a FLAC decoder takes a tag for damage.
+        while frames := min(most, sound.file.frames - read):
+            block = sound.file.read(frames, dtype="float32", always_2d=True)
+            if not len(block):
+                break
             read += len(block)
-            if read > _MOST_SECONDS * file.samplerate:
+            if read > _MOST_SECONDS * sound.rate:
                 raise MediaError("audio longer than a day")
             yield block
     except (MediaError, MemoryError):
         raise
     except Exception as error:
         raise MediaError("damaged audio", str(error)) from error
-    if read < file.frames < _LENGTH_UNKNOWN:
-        raise MediaError("audio cut short", f"{read} samples of {file.frames}")
+    if read < sound.frames:
+        raise MediaError("audio cut short", f"{read:,} samples of {sound.frames:,}")
 
 
 def _resampled(content: bytes, rate: int) -> NDArray[np.uint8]:
     """Returns a recording resampled to `rate`; 128 is silence."""
-    soxr = optional("soxr", "audio", "resampling audio")
-    with _opened(content) as file:
-        if not _LEAST_RATE <= file.samplerate <= _MOST_RATE:
-            raise MediaError("damaged audio", f"{file.samplerate} samples a second")
-        if file.samplerate == rate:
-            parts = [_quantised(block.mean(1)) for block in _blocks(file)]
-        else:
-            stream = soxr.ResampleStream(file.samplerate, rate, 1, dtype="float32", quality="HQ")
-            parts = [_quantised(stream.resample_chunk(block.mean(1))) for block in _blocks(file)]
-            parts.append(_quantised(stream.resample_chunk(np.empty(0, np.float32), last=True)))
+    parts: list[NDArray[np.uint8]] = []
+    samples = 0
+    for stream in streams(content):
+        with _opened(stream) as sound:
+            for part in _resampled_blocks(sound, rate):
+                samples += len(part)
+                if samples > _MOST_SAMPLES:
+                    raise MediaError("audio too long", f"over {_MOST_SAMPLES:,} samples at {rate} Hz")
+                parts.append(part)
     return np.concatenate(parts) if parts else np.empty(0, np.uint8)
+
+
+def _resampled_blocks(sound: _Sound, rate: int) -> Iterator[NDArray[np.uint8]]:
+    if sound.rate == rate:
+        yield from (_quantised(block.mean(1)) for block in _blocks(sound))
+        return
+    soxr = optional("soxr", "audio", "resampling audio")
+    stream = soxr.ResampleStream(sound.rate, rate, 1, dtype="float32", quality="HQ")
+    yield from (_quantised(stream.resample_chunk(block.mean(1))) for block in _blocks(sound))
+    yield _quantised(stream.resample_chunk(np.empty(0, np.float32), last=True))
 
 
 def _quantised(samples: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -1,0 +1,115 @@
+"""The streams of an audio file, each complete and in a form that libsndfile decodes to the end."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from bgpt_fast.tasks.media.audio_length import riff_chunks, stated_end
+from bgpt_fast.tasks.media.errors import MediaError
+from bgpt_fast.tasks.media.mpeg_frames import find_frames, with_length
+
+_MPEG_IN_WAV = 0x55
+_BEGINS, _ENDS = 2, 4
+"""Flags of an OGG page: the first, the last one of a stream."""
+_CHUNKS_FOLLOW = (b"RIFF", b"RIFX", b"RF64", b"FORM", b"caff")
+"""Formats in which libsndfile does not take what follows the samples for samples, and needs some of it."""
+
+
+class Stream(NamedTuple):
+    """A file for libsndfile.
+
+    Args:
+        content: the file.
+        frames: the least number of sample frames that must come out of it; None: as many as libsndfile states.
+    """
+
+    content: bytes
+    frames: int | None = None
+
+
+def streams(content: bytes) -> list[Stream]:
+    """Splits a file of consecutive streams (OGG), and makes decoders read each to its end.
+
+    libsndfile takes the length that a file states, or an estimate, for the truth: it stops there, or reports nothing if
+    the file ends earlier. So truncation is found here from the header.
+
+    Raises:
+        MediaError: the file ends before the length that it states.
+    """
+    start = _behind_tags(content)
+    if content.startswith(b"OggS", start):
+        return [Stream(part) for part in _ogg_streams(content, start)]
+    if content[start : start + 1] == b"\xff":
+        return [_mpeg(content, start)]
+    if content[start : start + 4] in (b"RIFF", b"RIFX") and (inner := _mpeg_in_wav(content[start:])):
+        return [_mpeg(inner, 0)]
+    if (end := stated_end(content[start:] if start else content)) is not None:
+        end += start
+        if end > len(content):
+            raise MediaError("audio cut short", f"{len(content):,} bytes of {end:,}")
+        if content[start : start + 4] not in _CHUNKS_FOLLOW or content[start + 8 : start + 12] in (b"8SVX", b"16SV"):
+            return [Stream(content[:end])]
+    return [Stream(content)]
+
+
+def _behind_tags(content: bytes) -> int:
+    """Returns the offset behind the ID3v2 tags at the start."""
+    start = 0
+    while content.startswith(b"ID3", start) and len(content) >= start + 10:
+        flags, size = content[start + 5], content[start + 6 : start + 10]
+        length = sum(byte << shift for byte, shift in zip(size, (21, 14, 7, 0), strict=True))
+        start += 10 + length + 10 * bool(flags & 0x10)
+    return start
+
+
+def _ogg_streams(content: bytes, start: int) -> list[bytes]:
+    """Splits an OGG file where a stream begins behind another one's pages (chained, RFC 3533)."""
+    begins = [start]
+    place = start
+    is_header = True
+    unfinished: set[bytes] = set()
+    while content.startswith(b"OggS", place):
+        segments = content[place + 26 : place + 27]
+        table = content[place + 27 : place + 27 + (segments[0] if segments else 0)]
+        behind = place + 27 + len(table) + sum(table)
+        if not segments or len(table) < segments[0] or behind > len(content):
+            raise MediaError("audio cut short", "within an OGG page")
+        flags, serial = content[place + 5], content[place + 14 : place + 18]
+        if flags & _BEGINS and not is_header:
+            begins.append(place)
+        is_header = bool(flags & _BEGINS)
+        if flags & _BEGINS:
+            unfinished.add(serial)
+        if flags & _ENDS:
+            unfinished.discard(serial)
+        place = behind
+    if unfinished:
+        raise MediaError("audio cut short", "the last OGG page of a stream is missing")
+    return [content[begin:end] for begin, end in zip(begins, [*begins[1:], place], strict=True)]
+
+
+def _mpeg(content: bytes, start: int) -> Stream:
+    audio = find_frames(content, start)
+    if audio is None:
+        return Stream(content, 0)
+    if audio.is_cut:
+        raise MediaError("audio cut short", "within an MPEG frame")
+    # Some encoders count the frame with the count too.
+    if audio.stated is not None and audio.count + 1 < audio.stated:
+        raise MediaError("audio cut short", f"{audio.count:,} MPEG frames of {audio.stated:,}")
+    # Up to four frames are the encoder's delay and padding, which decoders drop.
+    least = max(audio.count - 4, 0) * audio.frame_samples
+    if audio.stated is None or audio.count > audio.stated:
+        content = with_length(content, audio)
+    return Stream(content, least)
+
+
+def _mpeg_in_wav(content: bytes) -> bytes | None:
+    """Returns the MPEG audio in a WAV file; None if it holds other audio."""
+    kind = 0
+    for name, place, size in riff_chunks(content):
+        if name == b"fmt ":
+            kind = int.from_bytes(content[place : place + 2], "little")
+        if name == b"data" and kind == _MPEG_IN_WAV:
+            return content[place : place + size]
+    return None

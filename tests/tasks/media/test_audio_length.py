@@ -1,0 +1,163 @@
+"""Audio is read to its true end, and a truncated file is refused, whatever its header or libsndfile says."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import struct
+
+import numpy as np
+import pytest
+from support.media import sound
+
+from bgpt_fast.tasks.media import MediaError
+from bgpt_fast.tasks.media.audio import check_audio, clips
+from bgpt_fast.tasks.media.audio_length import stated_end
+from bgpt_fast.tasks.media.mpeg_frames import find_frames
+
+soundfile = pytest.importorskip("soundfile")
+
+FRAMES, RATE = 8001, 8000
+STATE_NO_LENGTH = ("PAF", "PVF", "IRCAM", "XI")
+FORMATS = [name for name in soundfile.available_formats() if name not in ("RAW", "SD2")]  # without a header; two files
+
+
+def files(name: str) -> list[bytes]:
+    """A file of each encoding that libsndfile writes in a format, with one and two channels."""
+    wave = 0.3 * np.sin(np.arange(FRAMES)[:, None] * [0.1, 0.2])
+    found = []
+    for encoding, channels in itertools.product(soundfile.available_subtypes(name), (1, 2)):
+        file = io.BytesIO()
+        try:
+            soundfile.write(file, wave[:, :channels], RATE, format=name, subtype=encoding)
+        except soundfile.LibsndfileError:  # it reads this combination, but does not write it
+            continue
+        found.append(file.getvalue())
+    return found
+
+
+def seconds(content: bytes) -> float:
+    return float(check_audio(content).split(", ")[-1].removesuffix(" s"))
+
+
+def reason(content: bytes) -> str:
+    with pytest.raises(MediaError) as caught:
+        check_audio(content)
+    return caught.value.reason
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_is_read_whole_and_refused_in_part(name: str) -> None:
+    contents = files(name)
+    assert contents
+    for content in contents:
+        length = seconds(content)
+        assert length == pytest.approx(FRAMES / RATE, abs=0.07) or name == "XI"  # blocks of up to 500 samples
+        if name == "HTK":  # recognised by its length alone
+            assert reason(content[:-2]) == "no audio"
+            continue
+        if name not in STATE_NO_LENGTH:
+            for share in (0.999, 0.9, 0.5, 0.3):
+                assert reason(content[: int(len(content) * share)]) in ("audio cut short", "damaged audio")
+            behind = seconds(content + b"LIST\4\0\0\0abcd")
+            assert behind == length, "what follows the samples is no sample"
+
+
+@pytest.mark.parametrize("name", ["PAF", "PVF", "IRCAM"])
+def test_formats_without_a_length_are_refused_within_a_sample(name: str) -> None:
+    content = files(name)[-1]
+    assert reason(content[:-1]) == "audio cut short"
+    ends = [size for size in range(1, 2000) if stated_end(content[:-size]) == len(content) - size]
+    assert seconds(content[: -ends[-1]]) < seconds(content), "a cut between samples is not detectable"
+
+
+def mp3(rate: int, mode: str, length: float = 6.0) -> tuple[bytes, bytes, int]:
+    """A file that begins quiet and goes on loud; without its first frame, which states the length; a frame's size."""
+    draw = np.random.default_rng(0)
+    wave = draw.normal(0, 0.2, round(rate * length))
+    wave[: len(wave) // 2] *= 1e-4
+    file = io.BytesIO()
+    soundfile.write(file, wave, rate, format="MP3", bitrate_mode=mode, compression_level=0.5)
+    content = file.getvalue()
+    audio = find_frames(content, 0)
+    assert audio is not None
+    assert audio.stated == audio.count
+    second = next(at for at in range(4, len(content)) if content[at : at + 2] == content[:2])
+    return content, content[second:], audio.frame_samples
+
+
+TAG = b"ID3\3\0\0\0\1\0\0" + b"\0" * 16384
+LAST_TAG = b"TAG".ljust(128, b"x")
+
+
+@pytest.mark.parametrize("mode", ["CONSTANT", "VARIABLE", "AVERAGE"])
+@pytest.mark.parametrize("rate", [44_100, 16_000, 8000])
+def test_mp3_is_read_to_the_end_without_a_stated_length(rate: int, mode: str) -> None:
+    stated, unstated, frame = mp3(rate, mode)
+    padding = 3 * frame / rate  # the encoder's, which only the first frame tells
+    for before, behind in itertools.product((b"", TAG, TAG * 2), (b"", LAST_TAG)):
+        assert seconds(before + stated + behind) == 6
+        assert 6 < seconds(before + unstated + behind) < 6 + padding
+    assert 12 < seconds(stated + stated) < 12 + 2 * padding, "the second file is not lost"
+    assert 12 < seconds(unstated + unstated) < 12 + 2 * padding
+    loud = clips(unstated, 8000, 1.0)[-2].astype(float)
+    assert loud.std() > 5, "the samples, not silence"
+    for content in (stated, unstated):
+        assert reason(content[:-1]) == reason(content[:-9]) == "audio cut short"
+    assert reason(stated[: len(stated) // 2]) == "audio cut short"
+
+
+def test_mp3_within_wav() -> None:
+    stated, unstated, _ = mp3(44_100, "VARIABLE", 3.0)
+
+    def wav(data: bytes) -> bytes:
+        form = struct.pack("<HHIIHHHHIHHH", 0x55, 1, 44_100, 16_000, 1, 0, 12, 1, 2, 417, 1, 0)
+        body = b"WAVEfmt " + struct.pack("<I", len(form)) + form + b"data" + struct.pack("<I", len(data)) + data
+        return b"RIFF" + struct.pack("<I", len(body)) + body
+
+    assert seconds(wav(stated)) == 3
+    assert 3 < seconds(wav(unstated)) < 3.1
+    assert reason(wav(unstated)[:-100]) == "audio cut short"
+
+
+@pytest.mark.parametrize("encoding", ["VORBIS", "OPUS"])
+def test_chained_ogg_is_read_to_the_end(encoding: str) -> None:
+    one, two = (sound(seed, 24_000, format="OGG", subtype=encoding) for seed in (0, 1))
+    assert seconds(one) == 1.5
+    assert seconds(one + two) == 3
+    assert len(clips(one + two, 8000, 1.0)) == 3
+    assert seconds(one + LAST_TAG) == 1.5
+    last_page = one.rindex(b"OggS")
+    for cut in (one[:last_page], one[:-1], one[: last_page + 20], one + two[: two.rindex(b"OggS")]):
+        assert reason(cut) == "audio cut short"
+
+
+@pytest.mark.parametrize("unknown", [0x7F000000, 0x7FFFF000, 0xFFFFFFFF])
+def test_a_length_that_a_program_did_not_know(unknown: int) -> None:
+    for name, mark, order in (("WAV", b"data", "<I"), ("AIFF", b"SSND", ">I")):
+        content = bytearray(sound(0, 8000, 8000, format=name))
+        at = content.index(mark) + 4
+        content[at : at + 4] = struct.pack(order, unknown)
+        assert seconds(bytes(content)) == 1
+    content = bytearray(sound(0, 8000, 8000, format="AU"))
+    content[8:12] = struct.pack(">I", unknown)
+    assert seconds(bytes(content)) == 1
+
+
+def test_flac_without_a_length_and_with_a_tag() -> None:
+    content = bytearray(sound(0, 8000, 8000))
+    assert seconds(bytes(content) + LAST_TAG) == 1
+    assert seconds(TAG + bytes(content)) == 1
+    stated = int.from_bytes(content[21:26], "big") & (1 << 36) - 1
+    assert stated == 8000
+    content[22:26] = (9000).to_bytes(4, "big")
+    assert reason(bytes(content)) == "audio cut short"
+    content[22:26] = bytes(4)
+    assert seconds(bytes(content)) == 1
+
+
+def test_a_long_recording_is_refused_before_it_fills_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bgpt_fast.tasks.media.audio._MOST_SAMPLES", 16_000)
+    with pytest.raises(MediaError, match="audio too long: over 16,000 samples at 8000 Hz"):
+        clips(sound(0, 16_001, 8000), 8000, 1.0)
+    assert len(clips(sound(0, 16_000, 8000), 8000, 1.0)) == 2
