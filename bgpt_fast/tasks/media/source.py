@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from bgpt_fast.documents import extension_of
-from bgpt_fast.tasks.media.audio import clips, is_audio, write_wav
+from bgpt_fast.tasks.media.audio import check_audio, clips, is_audio, write_wav
 from bgpt_fast.tasks.media.errors import MediaError
-from bgpt_fast.tasks.media.images import Fit, is_image, standard_image
+from bgpt_fast.tasks.media.images import Fit, check_image, is_image, standard_image
 from bgpt_fast.tasks.media.names import digest_of
 from bgpt_fast.tasks.media.spectrogram import spectrogram_image
 from bgpt_fast.tasks.media.text import cut_text, is_text, standard_text
@@ -142,7 +143,9 @@ def standard_files(name: str, content: bytes, options: MediaOptions) -> list[Out
 
 
 def kind_of(name: str, content: bytes, kinds: tuple[Kind, ...] = KINDS, encoding: str = "") -> Kind:
-    """Returns the kind of a file: by a known extension, otherwise the first of `kinds` that decodes it.
+    """Returns the kind of a file: by a known extension, otherwise the first of `kinds` whose decoder recognises it.
+
+    A file that is text, too, is an image or audio only if it decodes.
 
     Raises:
         MediaError: none does.
@@ -154,10 +157,21 @@ def kind_of(name: str, content: bytes, kinds: tuple[Kind, ...] = KINDS, encoding
         return "audio"
     if extension in TEXTS:
         return "text"
-    if "image" in kinds and is_image(content):
-        return "image"
-    if "audio" in kinds and is_audio(content):
-        return "audio"
-    if "text" in kinds and is_text(content, encoding):
+    could_be_text = "text" in kinds and is_text(content, encoding)
+    decoders: tuple[tuple[Kind, Callable[[bytes], bool], Callable[[bytes], object]], ...] = (
+        ("image", is_image, check_image),
+        ("audio", is_audio, check_audio),
+    )
+    for kind, recognises, decode in decoders:
+        if kind not in kinds or not recognises(content):
+            continue
+        # A text can begin like an image or a recording ("BM", "P5", "ID3").
+        if could_be_text:
+            try:
+                decode(content)
+            except MediaError:
+                continue
+        return kind
+    if could_be_text:
         return "text"
     raise MediaError(f"no {', '.join(kinds[:-1])}{' or ' * (len(kinds) > 1)}{kinds[-1]}")

@@ -10,8 +10,17 @@ import pytest
 from PIL import Image
 from support.media import png, sound
 
-from bgpt_fast.tasks.media import MediaError, spectrogram_image, standard_audio, standard_image, standard_text
+from bgpt_fast.tasks.media import (
+    MediaError,
+    MediaOptions,
+    spectrogram_image,
+    standard_audio,
+    standard_image,
+    standard_text,
+)
 from bgpt_fast.tasks.media.audio import write_wav
+from bgpt_fast.tasks.media.images import check_image, pixels_as_png
+from bgpt_fast.tasks.media.source import kind_of, standard_files
 from bgpt_fast.tasks.media.text import cut_text
 
 soundfile = pytest.importorskip("soundfile")
@@ -79,11 +88,116 @@ def test_transparency_becomes_white_and_exif_rotation_applies() -> None:
     assert (standard[3] == (255, 0, 0)).all()
 
 
-def test_sixteen_bit_greys_keep_their_upper_bits() -> None:
-    grey = io.BytesIO()
-    values = (np.arange(1024, dtype=np.uint16) * 64).reshape(32, 32)
-    Image.fromarray(values).save(grey, "PNG")
-    np.testing.assert_array_equal(pixels(standard_image(grey.getvalue()))[:, :, 0], values >> 8)
+GREYS = (np.arange(1024, dtype=np.uint16) * 64).reshape(32, 32)
+
+
+def encoded(image: Image.Image, file_format: str, **save: object) -> bytes:
+    file = io.BytesIO()
+    image.copy().save(file, file_format, **save)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("file_format", "order"),
+    [("PNG", "<u2"), ("TIFF", "<u2"), ("TIFF", ">u2"), ("PGM", ">u2"), ("JPEG2000", "<u2")],
+)
+def test_sixteen_bit_greys_keep_their_upper_bits(file_format: str, order: str) -> None:
+    if file_format == "PGM":
+        content = b"P5\n32 32\n65535\n" + GREYS.astype(">u2").tobytes()
+    else:
+        content = encoded(Image.fromarray(GREYS.astype(order)), file_format)
+    np.testing.assert_array_equal(pixels(standard_image(content))[:, :, 0], GREYS >> 8)
+    assert pixels(pixels_as_png(content)).shape == (32, 32, 3)
+
+
+def test_sixteen_bit_greys_with_orientation_transparency_and_white_as_zero() -> None:
+    wide = Image.fromarray(GREYS[:16])
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter to the right
+    for file_format in ("PNG", "TIFF"):
+        turned = pixels(standard_image(encoded(wide, file_format, exif=exif), (16, 32)))
+        np.testing.assert_array_equal(turned[:, :, 0], np.rot90(GREYS[:16] >> 8, -1))
+    clear = encoded(Image.fromarray(GREYS), "PNG", transparency=int(GREYS[9, 9]))
+    greys = pixels(standard_image(clear))[:, :, 0]
+    assert greys[9, 9] == 255
+    assert greys[9, 10] == GREYS[9, 10] >> 8, "of the same upper bits as the transparent value"
+    inverted = encoded(Image.fromarray(GREYS), "TIFF", tiffinfo={262: 0})
+    np.testing.assert_array_equal(pixels(standard_image(inverted))[:, :, 0], 255 - (GREYS >> 8))
+    wide_range = np.arange(1024, dtype=np.int32).reshape(32, 32) << 12
+    assert reason(standard_image, encoded(Image.fromarray(wide_range), "TIFF")) == "image without a range"
+
+
+PICTURE = Image.fromarray(np.indices((60, 80)).sum(0).astype(np.uint8)).convert("RGB")
+SMALL = PICTURE.resize((27, 20))
+
+
+@pytest.mark.parametrize(
+    ("file_format", "first", "second", "tags"),
+    [
+        ("MPO", PICTURE, SMALL, {}),
+        ("TIFF", PICTURE, SMALL, {}),
+        ("TIFF", SMALL, PICTURE, {}),
+        ("TIFF", PICTURE, SMALL.rotate(90, expand=True), {254: 1}),
+    ],
+)
+def test_previews_are_no_frames(
+    file_format: str, first: Image.Image, second: Image.Image, tags: dict[int, int]
+) -> None:
+    other = second.copy()
+    other.encoderinfo = {"tiffinfo": tags}  # type: ignore[attr-defined]
+    content = encoded(first, file_format, save_all=True, append_images=[other])
+    shown = pixels(standard_image(content, (80, 60))).astype(int)
+    assert np.abs(shown - np.asarray(PICTURE)).mean() < 2
+    check_image(content)
+
+
+def test_several_full_pages_and_frames_are_refused() -> None:
+    other = PICTURE.rotate(180)
+    for file_format in ("GIF", "PNG", "WEBP"):
+        content = encoded(PICTURE, file_format, save_all=True, append_images=[other])
+        assert reason(standard_image, content) == "animated image"
+    for page in (other, SMALL.rotate(90, expand=True)):
+        content = encoded(PICTURE, "TIFF", save_all=True, append_images=[page])
+        assert reason(standard_image, content) == "image of several pages"
+
+
+def test_huge_images_are_refused_before_they_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    for side in (13_000, 14_000):  # Pillow itself warns of the first, and refuses the second
+        huge = encoded(Image.new("1", (side, side)), "PNG")
+        for function in (standard_image, check_image, pixels_as_png):
+            assert reason(function, huge) == "image too large"
+    frames = encoded(PICTURE, "GIF", save_all=True, append_images=[PICTURE.rotate(angle) for angle in range(9)])
+    check_image(frames)
+    monkeypatch.setattr("bgpt_fast.tasks.media.images._MOST_PIXELS_OF_FRAMES", 1 << 18)
+    assert reason(check_image, frames) == "image too large"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"BM is the mark of a bitmap, and the first word of this text.",
+        b"P5 is a chapter, and no picture of 3 4 255 pixels.",
+        b"P3\n2 2\n255\n0 0 0 but no more pixels",
+        b"GIF89a was a format. It is not the format of this text, however long.",
+        b"II*\0".replace(b"\0", b"") + b" and MM are byte orders",
+        b"ID3 tags are at the start of recordings.",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n",
+        b"RIFF is a word",
+        b"#define width 3\nint main(void) { return 0; }\n",
+        b"/* XPM */ is a comment",
+    ],
+)
+def test_text_that_begins_like_media_is_text(content: bytes) -> None:
+    assert kind_of("file", content) == "text"
+    assert standard_files("file", content, MediaOptions())[0].content == content
+
+
+def test_images_and_audio_in_text_form_are_what_they_are() -> None:
+    assert kind_of("file", b"P3\n1 1\n255\n1 2 3\n") == "image"
+    assert kind_of("file", png(0)) == "image"
+    assert kind_of("file", png(0)[:200]) == "image", "a damaged one is reported as such"
+    assert kind_of("file", sound(0, 900)) == "audio"
+    assert kind_of("file", b"P3\n1 1\n255\n1 2 3\n", ("text",)) == "text"
 
 
 def test_contents_that_are_no_images() -> None:
