@@ -95,11 +95,11 @@ def _mpeg(content: bytes, start: int) -> Stream:
     if audio.is_cut:
         raise MediaError("audio cut short", "within an MPEG frame")
     # Some encoders count the frame with the count too.
-    if audio.stated is not None and audio.count + 1 < audio.stated:
-        raise MediaError("audio cut short", f"{audio.count:,} MPEG frames of {audio.stated:,}")
+    if audio.stated is not None and audio.frames + 1 < audio.stated:
+        raise MediaError("audio cut short", f"{audio.frames:,} MPEG frames of {audio.stated:,}")
     # Up to four frames are the encoder's delay and padding, which decoders drop.
-    least = max(audio.count - 4, 0) * audio.frame_samples
-    if audio.stated is None or audio.count > audio.stated:
+    least = max(audio.frames - 4, 0) * audio.frame_samples
+    if audio.stated is None or audio.frames > audio.stated:
         content = with_length(content, audio)
     return Stream(content, least)
 

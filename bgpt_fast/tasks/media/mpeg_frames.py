@@ -36,14 +36,14 @@ class MpegAudio(NamedTuple):
 
     Args:
         start: offset of the first frame.
-        count: number of complete frames, without the one that states the count.
+        frames: number of complete frames, without the one that states the count.
         stated: the count according to that frame; None without one.
         is_cut: whether the last frame is incomplete.
         frame_samples: number of samples in a frame.
     """
 
     start: int
-    count: int
+    frames: int
     stated: int | None
     is_cut: bool
     frame_samples: int
@@ -81,16 +81,16 @@ def with_length(content: bytes, audio: MpegAudio) -> bytes:
     if first.layer != 3:
         return content
     # The smallest bit rate at which the frame has room for the count.
+    place = _count_place(first)
     header = bytearray(content[audio.start : audio.start + 4])
     header[1] |= 1  # no checksum
     for index in range(1, 15):
         header[2] = index << 4 | header[2] & 0x0C
-        frame = _frame_at(bytes(header), 0, None)
-        assert frame is not None
-        place = _count_place(frame)
-        if frame.size >= place + 12:
+        frame = _frame_at(bytes(header), 0, first)
+        if frame is not None and frame.size >= place + 12:
+            first = frame
             break
-    body = bytearray(frame.size)
+    body = bytearray(first.size)
     body[:4] = header
     body[place : place + 12] = struct.pack(">4sII", b"Info", 1, min(len(content), _ALL))
     return content[: audio.start] + bytes(body) + content[rest:]

@@ -81,7 +81,7 @@ def mp3(rate: int, mode: str, length: float = 6.0) -> tuple[bytes, bytes, int]:
     content = file.getvalue()
     audio = find_frames(content, 0)
     assert audio is not None
-    assert audio.stated == audio.count
+    assert audio.stated == audio.frames
     second = next(at for at in range(4, len(content)) if content[at : at + 2] == content[:2])
     return content, content[second:], audio.frame_samples
 
