@@ -14,9 +14,27 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+_NO_GUARD = (
+    'expected the script to call this below `if __name__ == "__main__":`, since each worker process imports the script; '
+    "add that line, or pass workers=1"
+)
 _ITEMS_A_CHUNK = 16
 _CHUNKS_AHEAD = 4
 _FEW = 256
+
+
+class WorkerStartError(RuntimeError):
+    """Worker processes end before they do any work, such as those of a script without a main guard."""
+
+
+def check_main_guard() -> None:
+    """Call this first in a function that uses `ordered_map`: a worker that imports the script then stops at once.
+
+    Raises:
+        WorkerStartError: this is a worker process that is importing the script.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # as in multiprocessing.spawn
+        raise WorkerStartError(_NO_GUARD)
 
 
 def ordered_map(
@@ -32,6 +50,7 @@ def ordered_map(
 
     Raises:
         ValueError: workers is negative.
+        WorkerStartError: the processes end before they do any work.
     """
     if workers < 0:
         raise ValueError(f"workers: expected 0 or more, got {workers}")
@@ -41,6 +60,7 @@ def ordered_map(
         return
     chunks = [items[start : start + _ITEMS_A_CHUNK] for start in range(0, len(items), _ITEMS_A_CHUNK)]
     pool = _pool(workers)
+    started: Future[None] | None = pool.submit(_do_nothing)
     running: collections.deque[tuple[Sequence[Item], Future[list[Result]]]] = collections.deque()
     try:
         upcoming = iter(chunks)
@@ -49,6 +69,9 @@ def ordered_map(
                 running.append((chunk, pool.submit(_all, function, chunk)))
             if not running:
                 return
+            if started is not None:
+                _check_started(started)
+                started = None
             chunk, future = running.popleft()
             try:
                 results = future.result()
@@ -64,6 +87,17 @@ def ordered_map(
 def _pool(workers: int) -> ProcessPoolExecutor:
     # Not fork, because this process has torch's threads.
     return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
+
+
+def _do_nothing() -> None:
+    """The first item of a pool, which only a process that does not start fails to complete."""
+
+
+def _check_started(started: Future[None]) -> None:
+    try:
+        started.result()
+    except BrokenProcessPool as error:
+        raise WorkerStartError(f"worker processes end at their start: {_NO_GUARD}") from error
 
 
 def _start_worker() -> None:

@@ -15,7 +15,7 @@ from bgpt_fast.data.file_index import FileEntry, Paths, SkipReport, as_roots
 from bgpt_fast.files import write_json
 from bgpt_fast.tasks.media.names import Plan, Side, check_labels, digest_of
 from bgpt_fast.tasks.media.output import OutputFolder, Record, find_outside
-from bgpt_fast.tasks.media.pool import ordered_map
+from bgpt_fast.tasks.media.pool import check_main_guard, ordered_map
 from bgpt_fast.tasks.media.source import MediaOptions, Standardised, read_and_standardise
 
 Progress = Callable[[int, int], None]
@@ -78,7 +78,9 @@ def standardise(
         FileExistsError: the output folder has other contents, or has other options.
         ImportError: a decoder's package is missing.
         ValueError: two labels become equal in file names.
+        WorkerStartError: the calling script has no main guard, with several processes and 256 or more sources.
     """
+    check_main_guard()
     options, plan = options or MediaOptions(), plan or Plan()
     skips = SkipReport()
     sources = _sources(inputs, test_inputs, Path(output), skips)

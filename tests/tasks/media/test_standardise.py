@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
+import textwrap
 import time
 from pathlib import Path
 
 import pytest
 from support.cli import CommandLine
 from support.media import png, sound
+from support.paths import ROOT
 
 from bgpt_fast.data import DataError, LabelledSource
 from bgpt_fast.data.labelled import label_of
@@ -292,3 +297,30 @@ def test_the_command_writes_files_for_a_classifier(
     assert all(path.stat().st_size == 54 + 192 for path in images)
     cli.fails("outside of the output folder", "data", "media", media, "--output", tmp_path)
     cli.fails("expected a new or empty folder", "data", "media", media / "cat", "--output", media / "dog")
+
+
+def run_script(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
+    (folder / "script.py").write_text(text)
+    return subprocess.run([sys.executable, "script.py"], cwd=folder, capture_output=True, text=True, timeout=100)
+
+
+@pytest.mark.slow
+def test_the_example_in_the_guide_and_a_script_without_main_guard(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for index in range(256):
+        (tmp_path / f"photos/{index}.png").write_bytes(png(index, (4, 4)))
+    (tmp_path / "photo.jpg").write_bytes(png(0, file_format="JPEG"))
+    guide = (ROOT / "docs/media.md").read_text()
+    example = guide.split("```python\n")[1].split("```")[0].replace("photos/", "photos")
+    guard = next(line for line in example.splitlines(keepends=True) if line.startswith("if __name__"))
+    done = run_script(tmp_path, example)
+    assert done.returncode == 0, done.stderr
+    assert "decodes=True" in done.stdout
+    shutil.rmtree(tmp_path / "media")
+    head, _, body = example.partition(guard)
+    report = "options, plan, workers=2)"
+    done = run_script(tmp_path, head + textwrap.dedent(body).replace("options, plan)", report))
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("bgpt_fast.tasks.media.pool.WorkerStartError: worker processes end")
+    assert 'if __name__ == "__main__":' in done.stderr
+    assert "another run writes there" not in done.stderr
