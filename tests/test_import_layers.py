@@ -15,7 +15,7 @@ from bgpt_fast.cli.main import COMMANDS
 LAYERS = [
     {"checks", "config", "device", "files", "folder_lock", "deprecation", "memory", "version", "_C"},
     {"reference", "documents", "flops", "environment", "parsing"},
-    {"patches", "checkpoint", "metrics"},
+    {"patches", "checkpoint", "metrics", "journal"},
     {"kernels"},
     {"layers"},
     {"patch_decoder", "byte_decoder"},

@@ -19,13 +19,14 @@ from bgpt_fast.cli.common import GenerationProgress, console, generation_progres
 from bgpt_fast.files import atomic_write, write_json
 from bgpt_fast.folder_lock import LOCK, FolderLock
 from bgpt_fast.generation import Generation, Generator, Prompt
+from bgpt_fast.journal import Record, content_digest, has_digest, parse_journal, read_bytes
 from bgpt_fast.model import BGPT
 
 JOURNAL = "made.jsonl"
 REPORT = "report.json"
 _LISTED = 20
 _CHUNK = 4096
-Record = dict[str, Any]
+_FIELDS = {"path": str, "written": bool, "bytes": int, "new_bytes": int, "ended_by": str}
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class OutputFolder:
 
     Raises:
         FileExistsError: the folder has other contents.
+        FileContentError: a line of its journal is no record.
         FolderInUseError: another process uses it.
         OSError: it cannot be created or read.
     """
@@ -77,13 +79,14 @@ class OutputFolder:
     def _open(self, plan: Mapping[str, Any], of: str) -> None:
         path, overwrite = self.path, self._overwrite
         journal = path / JOURNAL
-        lines = _complete_lines(journal) if journal.is_file() and not overwrite else []
+        content = b"" if overwrite else read_bytes(journal)
         plan = json.loads(json.dumps(plan))  # the form in which it is read back: tuples become lists
-        if lines and lines[0] == plan:
-            self.records = {line["path"]: line for line in lines[1:]}
+        first, records = parse_journal(content, os.fspath(journal), _FIELDS)
+        if first == plan:
+            self.records = {record["path"]: record for record in records}
             remove_leftovers(path)
         elif any(entry.name != LOCK for entry in path.iterdir()) and not overwrite:
-            other = ", or that of an earlier run" if not lines else "; this one was made by other options"
+            other = ", or that of an earlier run" if first is None else "; this one was made by other options"
             raise FileExistsError(
                 f"{path}: expected a new or empty folder for {of}{other}; choose another --output, remove it, or pass "
                 "--overwrite"
@@ -93,20 +96,30 @@ class OutputFolder:
                 file.write(json.dumps(line).encode() + b"\n")
 
     def has(self, name: str, prompt: str) -> bool:
-        """Whether the file of this prompt digest exists with its recorded size, or was cut off and not written."""
+        """Whether the file of this prompt digest is there as it was recorded, or was cut off and not written.
+
+        Raises:
+            FileExistsError: the file was changed since.
+        """
         record = self.records.get(name)
         if record is None or record.get("prompt") != prompt:
             return False
-        if not record["written"]:
+        if not record["written"] or self._is_as_recorded(name):
             return True
-        try:
-            return (self.path / name).stat().st_size == record["bytes"]
-        except FileNotFoundError:
-            return False
+        if os.path.lexists(self.path / name) and not self._overwrite:
+            raise FileExistsError(
+                f"{self.path / name}: expected the file as it was generated, got one that was changed since; move or "
+                "delete it, and it is generated again, or pass --overwrite"
+            )
+        return False
 
-    def _exists(self, name: str) -> bool:
+    def _is_as_recorded(self, name: str) -> bool:
         record = self.records.get(name)
-        return record is not None and self.has(name, record.get("prompt", ""))
+        if record is None or not record["written"]:
+            return False
+        target = self.path / name
+        # Journals of earlier versions have no digests.
+        return has_digest(target, record.get("digest", "")) and target.stat().st_size == record["bytes"]
 
     def add(self, name: str, content: bytes, record: Record, *, write: bool) -> None:
         """Writes a file, then its record in the journal.
@@ -116,19 +129,19 @@ class OutputFolder:
             OSError: the file cannot be written; no part of it is left.
         """
         target = self.path / name
-        if not write and self._exists(name):
+        if not write and self._is_as_recorded(name):
             target.unlink(missing_ok=True)  # it was generated from an earlier prompt
         if write:
             # The file is this command's if it has equal bytes (a run was killed before it wrote the journal), or if the
             # journal records it for another prompt (the source has changed since).
-            is_own = _holds(target, content) or self._exists(name)
+            is_own = _holds(target, content) or self._is_as_recorded(name)
             if os.path.lexists(target) and not self._overwrite and not is_own:
                 raise FileExistsError(
                     f"{target}: the path holds another file; move it, choose another --output, or pass --overwrite"
                 )
             with atomic_write(target) as file:
                 file.write(content)
-        self.records[name] = {"path": name, "written": write, **record}
+        self.records[name] = {"path": name, "written": write, "digest": content_digest(content), **record}
         with open(self.path / JOURNAL, "ab") as journal:
             journal.write(json.dumps(self.records[name]).encode() + b"\n")
 
@@ -293,14 +306,3 @@ def _state(file: Record) -> str:
 
 def _holds(path: Path, content: bytes) -> bool:
     return path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content
-
-
-def _complete_lines(journal: Path) -> list[Record]:
-    """Returns the journal's lines, without a last line that a crash truncated."""
-    lines = []
-    for line in journal.read_bytes().splitlines(keepends=True):
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break
-    return lines

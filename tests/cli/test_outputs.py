@@ -87,6 +87,52 @@ def test_other_files_are_never_replaced_without_a_flag(tmp_path: Path, checkpoin
     assert not list(out.glob(".*"))
 
 
+def test_a_generated_file_that_was_changed_is_named(tmp_path: Path, checkpoint: Path, cli: CommandLine) -> None:
+    out = tmp_path / "out"
+    (tmp_path / "start").write_bytes(b"RIFF")
+    words = ["generate", "--prompt", tmp_path / "start", "--checkpoint", checkpoint, "--ext", "wav", "--count", "2"]
+    words += ["--seed", "4", "--output", out]
+    cli.run(*words)
+    before = contents(out)
+    status = (out / "00001.wav").stat()
+    changed = bytes([before["00001.wav"][0] ^ 1]) + before["00001.wav"][1:]
+    (out / "00001.wav").write_bytes(changed)
+    os.utime(out / "00001.wav", ns=(status.st_atime_ns, status.st_mtime_ns))
+    cli.fails("00001.wav: expected the file as it was generated, got one that was changed since", *words)
+    assert contents(out)["00001.wav"] == changed, "not lost either"
+    (out / "00001.wav").unlink()
+    cli.run(*words)
+    assert contents(out) == before
+    assert read_report(out)["made_now"] == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "got"),
+    [
+        ("5", "expected a record, got '5'"),
+        ("null", "expected a record, got 'None'"),
+        ('["00000.bin"]', "expected a record"),
+        ("{}", "expected a record with 'path', got none"),
+        ('{"path": "00000.bin", "written": 1, "bytes": 3}', "expected a record with 'written', got int"),
+        ('{"path": "00000.bin", "written": true, "bytes": true}', "expected a record with 'bytes', got bool"),
+        ("no JSON", "expected JSON"),
+        ("[" * 10_000, "nested"),
+    ],
+)
+def test_a_line_that_is_no_record_is_named(
+    tmp_path: Path, checkpoint: Path, cli: CommandLine, line: str, got: str
+) -> None:
+    out = tmp_path / "out"
+    words = ["generate", "--checkpoint", checkpoint, "--count", "1", "--output", out]
+    cli.run(*words)
+    with open(out / JOURNAL, "a") as journal:
+        journal.write(line + "\n")
+    before = contents(out)
+    cli.fails(got, *words)
+    cli.fails("made.jsonl, line 3", *words)
+    assert contents(out) == before
+
+
 def test_a_failed_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = OutputFolder(tmp_path / "out", {"a": (1, 2)}, "files")
 

@@ -144,6 +144,21 @@ def test_a_second_run_converts_nothing(tmp_path: Path, collection: Path, monkeyp
         make_pairs(collection, tmp_path / "out", fields="all")
 
 
+@needs_abc2midi
+def test_deleted_pairs_are_made_again_and_changed_ones_named(tmp_path: Path, collection: Path) -> None:
+    first = make_pairs(collection, tmp_path / "out")
+    files = {path: path.read_bytes() for path in (tmp_path / "out").glob("*/*")}
+    lost = list(files)[::3]
+    assert lost
+    for path in lost:
+        path.unlink()
+    assert make_pairs(collection, tmp_path / "out") == first
+    assert {path: path.read_bytes() for path in (tmp_path / "out").glob("*/*")} == files
+    lost[0].write_bytes(files[lost[0]][:-1] + b"?")
+    with pytest.raises(FileExistsError, match=f"{lost[0].name}: expected the file as an earlier run wrote it"):
+        make_pairs(collection, tmp_path / "out")
+
+
 def fake_abc2midi(folder: Path, body: str) -> str:
     program = folder / "abc2midi"
     program.write_text(f"#!{sys.executable}\n{body}\n")

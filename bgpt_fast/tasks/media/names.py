@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from dataclasses import dataclass
@@ -73,11 +72,6 @@ class Plan:
             key = match[1] if match.re.groups else match[0]
             is_test = is_in_split(os.fsencode(key or ""), "eval", self.test_share)
         return "test" if is_test else "train"
-
-
-def digest_of(content: bytes) -> str:
-    """Returns the hex digest that identifies a content."""
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def clean(text: str, most_bytes: int) -> str:

@@ -1,4 +1,4 @@
-"""The output folder of a data set, which is written source by source and can be resumed after a stop."""
+"""The output folder of a data set, which is written source by source, resumed after a stop, and repaired."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from typing import Any
 from bgpt_fast.data import DataError
 from bgpt_fast.data.file_index import FileEntry, Paths, SkipReport, as_roots, find_files
 from bgpt_fast.files import fsync_folder
+from bgpt_fast.journal import Fields, Record, has_digest, parse_journal
 
 JOURNAL = "sources.jsonl"
 _PARTS = ".parts"
 _SECONDS_BETWEEN_SAVES = 5.0
 
-Record = dict[str, Any]
+_FIELDS = {"key": str, "files": (dict, list), "reason": str, "detail": str}
 
 
 def find_outside(paths: Paths, output: Path, skips: SkipReport) -> list[FileEntry]:
@@ -41,25 +42,31 @@ class OutputFolder:
     """A folder with a journal: one JSON line for each source, with its outputs or the reason why it has none.
 
     A source is added to the journal only after its files are durable, so a run that was stopped at any time resumes
-    with the missing sources. Files that are not in the journal are never replaced. Use it as a context manager.
+    with the missing sources. A source whose files were deleted counts as missing. Files that are not in the journal,
+    or were changed since, are never replaced. Use it as a context manager.
 
     Args:
         path: a new or empty folder, or that of an earlier run.
         kind: kind of data set, for errors and the journal.
         options: all options that affect a source's outputs, JSON-ready.
+        fields: further fields of a record with their types; each has "key", "reason", "detail", and "files", the
+            digests of its files (`content_digest`) by name.
 
     Attributes:
         records: the journal's records by their "key", from earlier runs and this one.
+        incomplete: the records of earlier runs of which a file is missing, by their "key"; not in `records`.
 
     Raises:
-        FileExistsError: the folder has other contents, or data of other options.
+        FileExistsError: the folder has other contents, data of other options, or a file that was changed since.
+        FileContentError: a line of its journal is no record.
         BlockingIOError: another process writes to it.
         OSError: it cannot be written.
     """
 
-    def __init__(self, path: Path, kind: str, options: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, kind: str, options: Mapping[str, Any], fields: Fields) -> None:
         self.path = path
         self.records: dict[str, Record] = {}
+        self.incomplete: dict[str, Record] = {}
         self._unsaved: list[Record] = []
         self._saved_at = time.monotonic()
         journal = path / JOURNAL
@@ -69,7 +76,8 @@ class OutputFolder:
         self._journal = open(journal, "a+b")  # noqa: SIM115 (closed by __exit__)
         try:
             fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._read({"kind": kind, "options": dict(options)})
+            self._read({"kind": kind, "options": dict(options)}, {**_FIELDS, **fields})
+            self._check_files()
         except BlockingIOError as error:
             self._journal.close()
             raise BlockingIOError(f"{path}: another run writes there; wait until it ends") from error
@@ -130,24 +138,38 @@ class OutputFolder:
         part.write_bytes(content)
         os.replace(part, target)
 
-    def _read(self, head: Record) -> None:
+    def _read(self, head: Record, fields: Fields) -> None:
         self._journal.seek(0)
-        complete, _, incomplete = self._journal.read().rpartition(b"\n")
-        if incomplete:  # by a crash during the last write
-            self._journal.truncate(len(complete) + bool(complete))
-        lines = complete.splitlines()
-        if not lines:
+        content = self._journal.read()
+        complete = content.rfind(b"\n") + 1
+        if complete < len(content):  # by a crash during the last write
+            self._journal.truncate(complete)
+        first, records = parse_journal(content[:complete], os.fspath(self.path / JOURNAL), fields)
+        if first is None:
             self._journal.write((json.dumps(head) + "\n").encode())
             self._journal.flush()
             fsync_folder(self.path)
-            return
-        try:
-            first, *records = [json.loads(line) for line in lines]
-            self.records = {record["key"]: record for record in records}
-        except (ValueError, TypeError, KeyError) as error:
-            raise FileExistsError(f"{self.path / JOURNAL}: expected a journal of an earlier run: {error}") from error
-        if first != json.loads(json.dumps(head)):
+        elif first != json.loads(json.dumps(head)):
             raise FileExistsError(
-                f"{self.path}: expected an empty folder or a run with the same options, got one made with {first}; "
-                "choose another --output"
+                f"{self.path}: expected an empty folder or a run with the same options, got one made with "
+                f"{first!s:.400}; choose another --output"
             )
+        for record in records:
+            if isinstance(record["files"], list):  # earlier versions of `data music` wrote no digests
+                record["files"] = dict.fromkeys(record["files"], "")
+            self.records[record["key"]] = record
+
+    def _check_files(self) -> None:
+        for key, record in list(self.records.items()):
+            for name, digest in record["files"].items():
+                target = self.path / name
+                if has_digest(target, digest):
+                    continue
+                if os.path.lexists(target):
+                    raise FileExistsError(
+                        f"{target}: expected the file as an earlier run wrote it, got one that was changed since; move "
+                        "or delete it, and it is made again"
+                    )
+                self.incomplete[key] = record
+        for key in self.incomplete:
+            del self.records[key]

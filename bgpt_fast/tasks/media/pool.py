@@ -15,8 +15,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _NO_GUARD = (
-    'expected the script to call this below `if __name__ == "__main__":`, since each worker process imports the script; '
-    "add that line, or pass workers=1"
+    'expected the script to call this below `if __name__ == "__main__":`, since each worker process imports the '
+    "script; add that line, or pass workers=1"
 )
 _ITEMS_A_CHUNK = 16
 _CHUNKS_AHEAD = 4

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from bgpt_fast.documents import extension_of
+from bgpt_fast.journal import content_digest
 from bgpt_fast.tasks.media.audio import check_audio, clips, is_audio, write_wav
 from bgpt_fast.tasks.media.errors import MediaError
 from bgpt_fast.tasks.media.images import Fit, check_image, is_image, standard_image
-from bgpt_fast.tasks.media.names import digest_of
 from bgpt_fast.tasks.media.spectrogram import spectrogram_image
 from bgpt_fast.tasks.media.text import cut_text, is_text, standard_text
 
@@ -99,7 +99,7 @@ def read_and_standardise(path: str, options: MediaOptions) -> Standardised:
             content = file.read()
     except OSError as error:
         return Standardised("", [], "unreadable", str(error.strerror))
-    digest = digest_of(content)
+    digest = content_digest(content)
     try:
         return Standardised(digest, standard_files(path, content, options))
     except MediaError as error:
@@ -127,7 +127,7 @@ def standard_files(name: str, content: bytes, options: MediaOptions) -> list[Out
         separator = options.text_separator.replace("\\n", "\n").replace("\\t", "\t")
         pieces = []
         for document in standard_text(content, options.text_encoding, separator):
-            key = digest_of(document) if separator else ""
+            key = content_digest(document) if separator else ""
             pieces += [("txt", piece, key) for piece in cut_text(document, options.text_bytes)]
         many = len(pieces) > 1
         return [Output("text", f"-{n:05d}" * many, *one) for n, one in enumerate(pieces)]

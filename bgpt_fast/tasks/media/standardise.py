@@ -13,13 +13,15 @@ from typing import Any
 from bgpt_fast.data import DataError
 from bgpt_fast.data.file_index import FileEntry, Paths, SkipReport, as_roots
 from bgpt_fast.files import write_json
-from bgpt_fast.tasks.media.names import Plan, Side, check_labels, digest_of
-from bgpt_fast.tasks.media.output import OutputFolder, Record, find_outside
+from bgpt_fast.journal import Record, content_digest
+from bgpt_fast.tasks.media.names import Plan, Side, check_labels
+from bgpt_fast.tasks.media.output import OutputFolder, find_outside
 from bgpt_fast.tasks.media.pool import check_main_guard, ordered_map
 from bgpt_fast.tasks.media.source import MediaOptions, Standardised, read_and_standardise
 
 Progress = Callable[[int, int], None]
 REPORT = "report.json"
+_FIELDS = {"path": str, "stamp": list, "forced": str, "label": str, "equal": int}
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def standardise(
 
     No content is in both splits: a source's split depends on its content (or group) and applies to all its clips;
     copies of an earlier source, and outputs equal to an earlier output, are skipped. Unusable files are
-    skipped and counted. A repeated run resumes an interrupted one and adds new inputs.
+    skipped and counted. A repeated run resumes an interrupted one, adds new inputs, and makes deleted files again.
 
     Args:
         inputs: files and folders.
@@ -75,7 +77,8 @@ def standardise(
 
     Raises:
         DataError: no such path, no file, or a source that an earlier run assigned to the other split.
-        FileExistsError: the output folder has other contents, or has other options.
+        FileExistsError: the output folder has other contents, other options, or a file that was changed since.
+        FileContentError: a line of the output folder's journal is no record.
         ImportError: a decoder's package is missing.
         ValueError: two labels become equal in file names.
         WorkerStartError: the calling script has no main guard, with several processes and 256 or more sources.
@@ -88,7 +91,7 @@ def standardise(
     check_labels(plan, files)
     described = {**asdict(options), **asdict(plan), "test_inputs": bool(as_roots(test_inputs))}
     data_set = _DataSet(plan, skips)
-    with OutputFolder(Path(output), "media", described) as folder:
+    with OutputFolder(Path(output), "media", described, _FIELDS) as folder:
         data_set.resume(folder)
         done = {(record["path"], *record["stamp"]): digest for digest, record in folder.records.items()}
         known = [done.get((file.path, *_stamp(file.path))) for file in files]
@@ -117,7 +120,8 @@ class _DataSet:
         self._records: list[Record] = []
 
     def resume(self, folder: OutputFolder) -> None:
-        self._digests = {digest for record in folder.records.values() for digest in record["files"].values()}
+        for record in (*folder.records.values(), *folder.incomplete.values()):
+            self._digests.update(record["files"].values())
 
     def add(self, folder: OutputFolder, file: FileEntry, forced: Side | None, result: Standardised) -> None:
         if not result.digest:
@@ -149,8 +153,10 @@ class _DataSet:
         stem = self._plan.stem(file, result.digest)
         names: dict[str, str] = {}
         contents = []
+        if result.digest in folder.incomplete:  # its own digests, whose files are written again
+            self._digests -= set(folder.incomplete[result.digest]["files"].values())
         for output in result.outputs:
-            digest = digest_of(output.content)
+            digest = content_digest(output.content)
             if digest in self._digests:
                 continue
             self._digests.add(digest)

@@ -15,15 +15,17 @@ from bgpt_fast.data import DataError
 from bgpt_fast.data.file_index import FileEntry, Paths, SkipReport, as_roots, is_in_split
 from bgpt_fast.documents import extension_of
 from bgpt_fast.files import write_json
+from bgpt_fast.journal import Record, content_digest
 from bgpt_fast.tasks.media.errors import MediaError
-from bgpt_fast.tasks.media.names import clean, digest_of
-from bgpt_fast.tasks.media.output import OutputFolder, Record, find_outside
+from bgpt_fast.tasks.media.names import clean
+from bgpt_fast.tasks.media.output import OutputFolder, find_outside
 from bgpt_fast.tasks.music.abc2midi import abc_to_midi, find_abc2midi
 from bgpt_fast.tasks.music.collections import Fields, Tune, has_music, split_collection, tidy, title_key
 from bgpt_fast.tasks.music.midi import read_notes
 
 _TUNES_AHEAD = 256
 _MOST_BYTES = 1 << 28
+_FIELDS = {"tune": str, "music": str, "bytes": list, "side": str, "complaint": str}
 Progress = Callable[[int, int], None]
 
 
@@ -123,13 +125,13 @@ def make_pairs(
     options = {"test_share": test_share, "fields": fields, "strict": strict}
     data_set = _DataSet(test_share, skips)
     with (
-        OutputFolder(Path(output), "music", options) as folder,
+        OutputFolder(Path(output), "music", options, _FIELDS) as folder,
         ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as threads,
     ):
         data_set.resume(folder)
         for start in range(0, len(tunes), _TUNES_AHEAD):
             chunk = tunes[start : start + _TUNES_AHEAD]
-            fresh = {source.abc for source in chunk if digest_of(source.abc) not in folder.records}
+            fresh = {source.abc for source in chunk if content_digest(source.abc) not in folder.records}
             results = dict(zip(fresh, threads.map(lambda abc: _convert(abc, program, strict), fresh), strict=True))
             for number, source in enumerate(chunk, start + 1):
                 data_set.add(folder, source, results.get(source.abc))
@@ -152,10 +154,11 @@ class _DataSet:
         self._records: list[Record] = []
 
     def resume(self, folder: OutputFolder) -> None:
-        self._music = {record["music"]: record["tune"] for record in folder.records.values() if record["files"]}
+        earlier = (*folder.records.values(), *folder.incomplete.values())
+        self._music = {record["music"]: record["tune"] for record in earlier if record["files"]}
 
     def add(self, folder: OutputFolder, source: _Source, result: _Converted | None) -> None:
-        key = digest_of(source.abc)
+        key = content_digest(source.abc)
         if key in self._keys:
             self._skips.count(source.description, "copy")
             return
@@ -170,9 +173,11 @@ class _DataSet:
             self._records.append(record)
 
     def _write(self, folder: OutputFolder, key: str, source: _Source, result: _Converted) -> Record:
-        record: Record = {"key": key, "tune": source.description, "files": [], "music": result.music, "bytes": [0, 0]}
+        record: Record = {"key": key, "tune": source.description, "files": {}, "music": result.music, "bytes": [0, 0]}
         record |= {"side": "", "complaint": result.complaint, "reason": "", "detail": ""}
         contents = []
+        if key in folder.incomplete:
+            self._music.pop(folder.incomplete[key]["music"], None)
         if result.error is not None:
             record |= {"reason": result.error.reason, "detail": result.error.detail}
         elif result.music in self._music:
@@ -184,7 +189,7 @@ class _DataSet:
             name = clean(title.replace(" ", "-").replace("_", "-") or "tune", 64)
             stem = f"{side}/{name}-{key[:12]}"
             contents = [(f"{stem}.abc", source.abc), (f"{stem}.mid", result.midi)]
-            record |= {"side": side, "files": [name for name, _ in contents]}
+            record |= {"side": side, "files": {name: content_digest(content) for name, content in contents}}
             record["bytes"] = [len(source.abc), len(result.midi)]
         folder.add(record, contents)
         return record
@@ -249,6 +254,6 @@ def _convert(abc: bytes, program: str, strict: bool) -> _Converted:
         notes = read_notes(midi)
         if not notes:
             raise MediaError("tune without a note")
-        return _Converted(midi, digest_of(repr(notes).encode()), complaint, None)
+        return _Converted(midi, content_digest(repr(notes).encode()), complaint, None)
     except MediaError as error:
         return _Converted(b"", "", "", error)

@@ -12,6 +12,7 @@ import textwrap
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.cli import CommandLine
 from support.media import png, sound
@@ -19,7 +20,9 @@ from support.paths import ROOT
 
 from bgpt_fast.data import DataError, LabelledSource
 from bgpt_fast.data.labelled import label_of
+from bgpt_fast.files import FileContentError
 from bgpt_fast.tasks.media import MediaOptions, Plan, standardise
+from bgpt_fast.tasks.media.audio import write_wav
 from bgpt_fast.tasks.media.output import JOURNAL, OutputFolder
 from bgpt_fast.tasks.media.pool import ordered_map
 
@@ -141,6 +144,53 @@ def test_a_stopped_run_resumes(tmp_path: Path, media: Path) -> None:
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
+def test_deleted_files_are_made_again(tmp_path: Path, media: Path) -> None:
+    silence = write_wav(np.full(8000, 128, np.uint8), 8000)
+    for name in ("cat/a.wav", "dog/b.wav"):  # two contents, one clip
+        (media / name).write_bytes(silence + b"LIST\4\0\0\0" + name.encode()[-5:-1])
+    whole = standardise(media, tmp_path / "out", plan=HALF, workers=1)
+    assert whole.skipped == {"same bytes as an earlier output": 1}
+    before = tree(tmp_path / "out")
+    lost = [name for name in before if name.endswith((".bmp", "00001.wav")) or "a-" in name]
+    assert len(lost) > 12
+    for name in lost:
+        (tmp_path / "out" / name).unlink()
+    (media / "cat/0new.wav").write_bytes(silence)  # its clip is still that of a.wav, which comes later
+    again = standardise(media, tmp_path / "out", plan=HALF, workers=1)
+    assert (again.files, again.skipped) == (whole.files, {"same bytes as an earlier output": 2})
+    after = tree(tmp_path / "out")
+    for written in (before, after):
+        del written["report.json"], written[JOURNAL]
+    assert after == before
+    assert standardise(media, tmp_path / "out", plan=HALF, workers=1) == again
+
+
+def test_a_made_file_that_was_changed_is_named(tmp_path: Path, media: Path) -> None:
+    standardise(media, tmp_path / "out", plan=HALF, workers=1)
+    changed = next((tmp_path / "out").glob("*/image/*.bmp"))
+    status = changed.stat()
+    content = bytearray(changed.read_bytes())
+    content[-1] ^= 1
+    changed.write_bytes(content)
+    os.utime(changed, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(FileExistsError, match=f"{changed.name}: expected the file as an earlier run wrote it"):
+        standardise(media, tmp_path / "out", plan=HALF, workers=1)
+    assert changed.read_bytes() == content
+    changed.unlink()
+    standardise(media, tmp_path / "out", plan=HALF, workers=1)
+    assert changed.read_bytes()[:-1] == content[:-1]
+
+
+@pytest.mark.parametrize("line", ["7", "[]", "{}", '{"key": "k", "files": 1}', "no JSON", "[" * 10_000])
+def test_a_line_of_the_journal_that_is_no_record_is_named(tmp_path: Path, media: Path, line: str) -> None:
+    standardise(media, tmp_path / "out", plan=HALF, workers=1)
+    journal = tmp_path / "out" / JOURNAL
+    lines = journal.read_text().splitlines()
+    journal.write_text("\n".join([*lines[:2], line, *lines[2:]]) + "\n")
+    with pytest.raises(FileContentError, match=r"sources.jsonl, line 3: "):
+        standardise(media, tmp_path / "out", plan=HALF, workers=1)
+
+
 def test_new_sources_are_added(tmp_path: Path, media: Path) -> None:
     standardise(media, tmp_path / "out", plan=HALF, workers=1)
     before = tree(tmp_path / "out")
@@ -165,11 +215,11 @@ def test_other_options_and_foreign_folders_are_refused(tmp_path: Path, media: Pa
 
 
 def test_a_file_in_the_way_is_not_replaced(tmp_path: Path) -> None:
-    with OutputFolder(tmp_path, "test", {}) as folder:
+    with OutputFolder(tmp_path, "test", {}, {}) as folder:
         (tmp_path / "a.txt").write_text("mine")
         with pytest.raises(FileExistsError, match="no run here wrote"):
-            folder.add({"key": "1"}, [("a.txt", b"ours")])
-        with pytest.raises(BlockingIOError, match="another run"), OutputFolder(tmp_path, "test", {}):
+            folder.add({"key": "1", "files": {}}, [("a.txt", b"ours")])
+        with pytest.raises(BlockingIOError, match="another run"), OutputFolder(tmp_path, "test", {}, {}):
             pass
     assert (tmp_path / "a.txt").read_text() == "mine"
 
