@@ -21,7 +21,7 @@ JOURNAL = "sources.jsonl"
 _PARTS = ".parts"
 _SECONDS_BETWEEN_SAVES = 5.0
 
-_FIELDS = {"key": str, "files": (dict, list), "reason": str, "detail": str}
+_FIELDS: Fields = {"key": str, "files": (dict, list), "reason": str, "detail": str}
 
 
 def find_outside(paths: Paths, output: Path, skips: SkipReport) -> list[FileEntry]:
