@@ -160,6 +160,24 @@ def test_prefill_equals_patch_by_patch_in_any_slot(precision: str) -> None:
     torch.testing.assert_close(both, whole.repeat(2, 1), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_prefill_in_a_slot_past_any_number_is_that_of_the_first(precision: str) -> None:
+    model, count, T = packed(CONFIG, precision), 150, 5
+    patches = torch.randint(
+        0, 257, (T, CONFIG.patch_size), dtype=torch.int16, generator=torch.Generator().manual_seed(3)
+    )
+    decoder, slots = CpuDecoder(model, count, 16), torch.arange(count)
+    # A patch of each slot a call, as generation does, and all patches of all slots in one.
+    steps = [decoder.prefill(patches[t].expand(count, -1), slots, torch.full_like(slots, t)) for t in range(T)]
+    features = torch.stack(steps, 1)
+    assert torch.equal(features, features[:1].expand_as(features))
+    whole = CpuDecoder(model, count, 16).prefill(
+        patches.repeat(count, 1), slots.repeat_interleave(T), torch.arange(T).repeat(count)
+    )
+    assert torch.equal(whole.view_as(features), features)
+    assert not torch.equal(features[:, 0], features[:, 1])
+
+
 @pytest.mark.parametrize(
     "options",
     [

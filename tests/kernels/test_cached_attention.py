@@ -68,6 +68,25 @@ def test_equals_the_reference_and_writes_the_same_cache(shape: tuple[int, int, i
         torch.testing.assert_close(mine, theirs, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("isa", [0, 1, 2])
+def test_a_slot_past_any_number_is_as_the_first(isa: int) -> None:
+    """More slots than a machine word has bits, or a thread's share of tokens."""
+    H, d, L, count = 2, 12, 9, 150
+    qkv, slots, positions = sample(H, d, [L] * count, seed=6)
+    qkv = qkv[:L].repeat(count, 1)
+    keys, values = cache(count, H, d, L)
+    y = cached_attention(qkv, keys, values, slots, positions, isa=isa).view(count, L, -1)
+    torch.testing.assert_close(y[0], sdpa(qkv[:L], H, slots[:L]), rtol=1e-5, atol=1e-5)
+    for tensor in (y, keys, values):
+        assert torch.equal(tensor, tensor[:1].expand_as(tensor)), "the same tokens in each slot"
+    # Token by token, as decoding calls it.
+    again = cache(count, H, d, L)
+    steps = [cached_attention(qkv[i::L], *again, slots[i::L], positions[i::L], isa=isa) for i in range(L)]
+    assert torch.equal(torch.stack(steps, 1), y)
+    assert torch.equal(again[0], keys)
+    assert torch.equal(again[1], values)
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_instruction_sets_agree(shape: tuple[int, int, int]) -> None:
     H, d, L = shape

@@ -135,32 +135,53 @@ def test_cuda_lets_pass() -> None:
     assert not narrow_indices("for (int64_t p = blockIdx.x; p < P; p += gridDim.x) {}")
 
 
-def widened_products(path: Path) -> list[str]:
-    """What clang-tidy says of products that are made in 32 bits and then used as 64-bit numbers or offsets."""
+def narrow_numbers(path: Path) -> list[str]:
+    """What clang-tidy says of products that are made in 32 bits and then used as 64-bit numbers or offsets, and of
+    64-bit numbers that become 32-bit ones without a cast."""
     program = shutil.which("clang-tidy", path=str(Path(sys.executable).parent)) or shutil.which("clang-tidy")
     assert program is not None, "needs clang-tidy: pip install -r requirements/test.txt"
-    check = "bugprone-implicit-widening-of-multiplication-result"
-    command = [program, "--quiet", f"--checks=-*,{check}", "--header-filter=.*", str(path)]
+    checks = "bugprone-implicit-widening-of-multiplication-result", "clang-diagnostic-shorten-64-to-32"
+    command = [program, "--quiet", f"--checks=-*,{','.join(checks)}", "--header-filter=.*", str(path)]
     # As system headers, so that nothing is said of them.
     libraries = ("-isystem", pybind11.get_include(), "-isystem", sysconfig.get_path("include"))
-    command += ["--", "-std=c++20", f"-I{ROOT / 'csrc'}", *libraries]
+    command += ["--", "-std=c++20", "-Wshorten-64-to-32", f"-I{ROOT / 'csrc'}", *libraries]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert "error:" not in done.stdout, done.stdout
-    return [line for line in done.stdout.splitlines() if check in line]
+    return [line for line in done.stdout.splitlines() if any(check in line for check in checks)]
+
+
+def narrow_casts(text: str) -> list[str]:
+    """Casts of products to 32 bits: clang-tidy takes a cast for an intention, but a product of sizes is an offset."""
+    text = re.sub(r"//[^\n]*|constexpr [^;]*;", "", text)
+    argument = r"\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)"  # with parentheses two deep
+    narrow = r"(?:u?int32_t|int|unsigned)"
+    kind = rf"(?:static_cast<{narrow}>|\({narrow}\)\s*|\b{narrow}(?=\())"
+    casts = re.findall(kind + argument, text)
+    of_a_type = r"\d+ \* sizeof\(\w+\)"
+    return [cast for cast in casts if re.search(r"[\w)\]]\s*\*\s*[\w(]", re.sub(of_a_type, "", cast))]
 
 
 def test_cpp() -> None:
     with ThreadPoolExecutor(2) as pool:
-        products = {line for lines in pool.map(widened_products, CPP) for line in lines}
+        products = {line for lines in pool.map(narrow_numbers, CPP) for line in lines}
     bad = [line for line in products if not any(f"{ROOT / name}:" in line for name in SMALL_PRODUCTS)]
     assert not bad, "\n".join(sorted(bad))
     # What has an excuse needs it.
     assert all(any(f"{ROOT / name}:" in line for line in products) for name in SMALL_PRODUCTS)
+    sources = [path for end in ("cpp", "h", "cu", "cuh") for path in ROOT.glob(f"csrc/*/*.{end}")]
+    assert {path.name: casts for path in sources if (casts := narrow_casts(path.read_text()))} == {}
 
 
 def test_cpp_catches(tmp_path: Path) -> None:
     source = tmp_path / "x.cpp"
     source.write_text("float at(const float* x, int row, int width) { return x[row * width]; }\n")
-    assert len(widened_products(source)) == 1
+    assert len(narrow_numbers(source)) == 1
     source.write_text("float at(const float* x, long row, int width) { return x[row * width]; }\n")
-    assert widened_products(source) == []
+    assert narrow_numbers(source) == []
+    source.write_text("float at(const float* x, long row, long width) { int i = row * width; return x[i]; }\n")
+    assert len(narrow_numbers(source)) == 1
+    assert narrow_casts("y = x + static_cast<int32_t>(begin * S);")
+    assert narrow_casts("y = x + (int)(offsets[b] * S);")
+    assert narrow_casts("y = x + int32_t(begin * S);")
+    assert narrow_casts("y = x + static_cast<int>((begin - 1) * f(S));")
+    assert not narrow_casts("for (int i = 0; i < static_cast<int>(2 * sizeof(W)); ++i) f(static_cast<int>(*p));")

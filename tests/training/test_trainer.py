@@ -19,6 +19,7 @@ from bgpt_fast.data import DataError
 from bgpt_fast.model import BGPT
 from bgpt_fast.patches import PackedPatches
 from bgpt_fast.training import NonFiniteLossError, TrainConfig, likelihood_evaluation
+from bgpt_fast.training.objectives import NextBytes
 from bgpt_fast.training.progress import ProgressBar, StepFigures, clock_text
 
 
@@ -88,6 +89,18 @@ def test_targets_are_drawn_without_replacement_by_seed_and_step(tmp_path: Path) 
         assert set(sample.tolist()) <= allowed
     assert all(torch.equal(a, b) for a, b in zip(targets["one"], targets["again"], strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(targets["one"], targets["other"], strict=True))
+
+
+def test_each_seed_step_and_batch_of_a_step_draws_other_targets() -> None:
+    batch = PackedPatches.from_bytes([("bin", bytes(56))] * 20, CONFIG)
+
+    def draw(seed: int, step: int, index: int) -> list[int]:
+        config = TrainConfig(seed=seed, targets_per_step=50)
+        return NextBytes().sample_targets(batch, config, step, index).tolist()
+
+    draws = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 2, 0)]
+    assert len({tuple(draw(*numbers)) for numbers in draws}) == len(draws)
+    assert [draw(*numbers) for numbers in draws] == [draw(*numbers) for numbers in draws]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
