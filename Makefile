@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 
-.PHONY: help demo test test-all lint format build stubs checkpoint paper-machine static gpu-check clean
+.PHONY: help demo test test-all lint format build stubs checkpoint paper-machine static mutants gpu-check clean
 help:
 	@echo 'make demo        simulate a CPU with the shipped model, then train one from scratch; results in demo/'
 	@echo 'make test        the tests (under 15 minutes on two cores)'
@@ -20,6 +20,7 @@ help:
 	@echo 'make checkpoint  train the shipped model again (an hour); see examples/cpu_states/README.md'
 	@echo 'make paper-machine  train a small model on the paper'\''s own machine (hours; stop it at any moment, run it again to go on)'
 	@echo 'make static      compile every GPU kernel without a GPU (20 minutes); refreshes docs/kernels.md'
+	@echo 'make mutants     plant bugs in a copy of the source, each of which a test must notice; the result is mutants.json'
 	@echo 'make gpu-check   everything that only a GPU can prove, in 9 minutes; the result is $(RESULT)'
 
 demo: $(VENV)/.built
@@ -56,6 +57,10 @@ paper-machine: $(VENV)/.built
 
 static: $(VENV)/.tools $(VENV)/.built
 	$(BIN)/python -m tools.static_check
+
+# Words go through ARGS, as in: make mutants ARGS="training kernels/layer_norm".
+mutants: $(VENV)/.tools $(VENV)/.built
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tools.mutants --json mutants.json $(ARGS)
 
 # Without a virtual environment and without network: PYTHON is one that has torch, triton, pytest and transformers.
 gpu-check:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from conftest import TINY, random_documents
@@ -52,6 +54,24 @@ def test_a_lost_chunk_would_show(tiny_batch: PackedPatches, monkeypatch: pytest.
         assert actual is not None
         if name != "base.transformer.wpe.weight":
             assert not torch.allclose(actual, expected, rtol=1e-9, atol=1e-12), name
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_no_byte_sees_a_later_one_with_dropout_either(dropout: float) -> None:
+    torch.manual_seed(0)
+    model = BGPT(dataclasses.replace(TINY, dropout=dropout)).train()
+    features = torch.randn(6, TINY.hidden_size)
+    patches = torch.randint(0, 256, (6, TINY.patch_size), dtype=torch.int16)
+
+    def logits(last: int) -> Tensor:
+        changed = patches.clone()
+        changed[:, -2] = last
+        torch.manual_seed(1)
+        return model.byte_level_decoder.logits(features, changed)
+
+    one, other = logits(3), logits(200)
+    assert torch.equal(one[:, :-1], other[:, :-1]), "only the byte after the changed one is predicted from it"
+    assert not torch.equal(one[:, -1], other[:, -1])
 
 
 def test_frozen_weights_and_no_gradient(tiny_model: BGPT, tiny_batch: PackedPatches, monkeypatch) -> None:  # type: ignore[no-untyped-def]

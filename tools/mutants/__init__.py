@@ -1,0 +1,1 @@
+"""Planted bugs: each must make a named test fail."""
