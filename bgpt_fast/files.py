@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import json
 import math
@@ -14,6 +15,8 @@ from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
 
+_CURRENT_FOLDER, _RENAME_EXCHANGE = -100, 2
+"""AT_FDCWD and RENAME_EXCHANGE of linux/fcntl.h and linux/fs.h."""
 PathLike = str | os.PathLike[str]
 
 
@@ -61,6 +64,20 @@ def naming(path: PathLike) -> Iterator[None]:
         raise
 
 
+def exchange(one: PathLike, other: PathLike) -> None:
+    """Exchanges two files or folders in one step, so that each name always has one of them (Linux's renameat2).
+
+    Raises:
+        OSError: it is impossible; ENOSYS, EINVAL or ENOTSUP where the system or file system has no such step.
+    """
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), os.fspath(one))
+    if renameat2(_CURRENT_FOLDER, os.fsencode(one), _CURRENT_FOLDER, os.fsencode(other), _RENAME_EXCHANGE):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), os.fspath(one), None, os.fspath(other))
+
+
 def fsync_folder(folder: PathLike) -> None:
     """Makes renamed and new entries of `folder` durable."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -103,7 +120,7 @@ def open_regular(path: PathLike) -> BufferedReader:
             raise IsADirectoryError(errno.EISDIR, "expected a file, got a folder", os.fspath(path))
         if not stat.S_ISREG(mode):
             raise OSError(errno.EINVAL, "expected a regular file, got a FIFO, socket or device", os.fspath(path))
-        return os.fdopen(descriptor, "rb")
+        return open(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
         raise

@@ -9,6 +9,8 @@ import json
 import os
 import pickle
 import random
+import shutil
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -28,6 +30,7 @@ from bgpt_fast import BGPT, BGPTConfig, BGPTForClassification, PackedPatches
 from bgpt_fast.checkpoint.load import load_weights
 from bgpt_fast.checkpoint.save import save_released, save_weights, to_released
 from bgpt_fast.checkpoint.schema import LM_HEAD, WTE, CheckpointError, validate_state_dict
+from bgpt_fast.memory import OutOfMemoryError
 
 Weights = dict[str, Tensor]
 SMALL = BGPTConfig(patch_size=2, patch_length=5, hidden_size=8, patch_num_layers=2, byte_num_layers=1, num_heads=2)
@@ -230,6 +233,117 @@ def test_wrong_weights_are_named_and_never_saved(
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.parametrize("style", ["pth", "safetensors", "save"])
+@pytest.mark.parametrize("tied", [(WTE,), (LM_HEAD,), (WTE, LM_HEAD)])
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: f"module.{name}",
+        lambda name: f"_orig_mod.module.{name}",
+        lambda name: f"module._orig_mod.module.{name}",
+        lambda name: name.replace("base.", "_orig_mod.base.module."),
+        lambda name: name.replace(".h.0.", ".h.0._checkpoint_wrapped_module._fsdp_wrapped_module."),
+    ],
+)
+def test_names_of_wrapped_models_and_either_tied_name(
+    tmp_path: Path, weights: Weights, style: str, tied: tuple[str, ...], rename: Callable[[str], str]
+) -> None:
+    complete = {
+        **weights,
+        LM_HEAD: weights[WTE].clone(),
+        "patch_level_decoder.base.h.1.attn.masked_bias": torch.ones(1),
+    }
+    stored = {rename(name): value for name, value in complete.items() if name in tied or name not in (WTE, LM_HEAD)}
+    path = tmp_path / f"a.{style}"
+    if style == "save":
+        save_weights(path, SMALL, stored)
+    else:
+        safetensors.torch.save_file(stored, path) if style == "safetensors" else torch.save({"model": stored}, path)
+    loaded = load_weights(path)
+    assert same(loaded.state_dict, weights)
+    assert loaded.state_dict.keys() == {*weights, LM_HEAD}
+
+
+def test_two_tensors_of_one_name_are_refused_unless_equal(tmp_path: Path, weights: Weights) -> None:
+    path = tmp_path / "a.pth"
+    twice = {**weights, f"module.{PATCH_WPE}": weights[PATCH_WPE].clone()}
+    torch.save(twice, path)
+    assert same(load_weights(path).state_dict, weights)
+    twice[f"module.{PATCH_WPE}"] += 1
+    torch.save(twice, path)
+    assert_refused(path, rf"{PATCH_WPE}: expected one tensor, got several .* as module\.")
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_that_are_not_finite_are_named(
+    tmp_path: Path, weights: Weights, value: float, dtype: torch.dtype
+) -> None:
+    weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
+    weights[PATCH_WPE][1, :3] = value
+    message = rf"{PATCH_WPE}: expected finite weights, got 3 of 40 that are NaN or infinite; .*diverged"
+    with pytest.raises(CheckpointError, match=f"save: {message}"):
+        save_weights(tmp_path / "model", SMALL, weights)
+    with pytest.raises(CheckpointError, match=f"save: {message}"):
+        save_released(tmp_path / "model.pth", SMALL, weights)
+    assert not list(tmp_path.iterdir())
+    safetensors.torch.save_file(weights, tmp_path / "a.safetensors")
+    torch.save(weights, tmp_path / "a.pth")
+    for path in tmp_path.iterdir():
+        assert_refused(path, message)
+    weights[EMBEDDING][0, 0] = value
+    torch.save(weights, tmp_path / "a.pth")
+    assert_refused(tmp_path / "a.pth", "others in 1 .* more tensors")
+
+
+def test_files_longer_than_their_header_says_are_not_read(tmp_path: Path, folder: Path) -> None:
+    sparse = tmp_path / "sparse.safetensors"
+    for start, message in (
+        (b"", "a header of 0 bytes in a file of 1,099,511,627,776"),
+        ((folder / "model.safetensors").read_bytes(), r"1,099,511,627,776 bytes, where its header says [\d,]+;"),
+        ((1 << 40).to_bytes(8, "little"), "a header of 1,099,511,627,776 bytes"),
+        (b"\x02" + bytes(7) + b"[]", "got damage"),
+        ((10**5).to_bytes(8, "little") + b"[" * 10**5, "64 deep"),
+    ):
+        sparse.write_bytes(start)
+        os.truncate(sparse, 1 << 40)
+        assert_refused(sparse, message)
+    os.truncate(folder / "model.safetensors", 1 << 40)
+    with pytest.raises(CheckpointError, match="where its header says"):
+        load_weights(folder)
+
+
+def test_pipes_where_files_are_meant_end_at_once(tmp_path: Path, folder: Path) -> None:
+    for name in ("model.safetensors", "config.json"):
+        copied = tmp_path / f"with {name}"
+        shutil.copytree(folder, copied)
+        (copied / name).unlink()
+        os.mkfifo(copied / name)
+        with pytest.raises((CheckpointError, OSError), match=name):
+            load_weights(copied)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    with (checkpoints / "latest").open("wb") as file:
+        file.truncate(10 << 30)
+    with pytest.raises(CheckpointError, match="latest: expected at most 4,096 bytes, got 10,737,418,240"):
+        load_weights(tmp_path / "run")
+
+
+def test_memory_that_runs_out_is_no_damage(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_released(tmp_path / "a.pth", SMALL, make_weights())
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(safetensors.torch, "load", full)
+        patch.setattr(torch, "load", full)
+        for path in (folder, folder / "model.safetensors", tmp_path / "a.pth"):
+            with pytest.raises(OutOfMemoryError, match=rf"weights in .*{path.name}, [\d,]+ bytes: 64 bytes more"):
+                load_weights(path)
+    assert same(load_weights(folder).state_dict, load_weights(tmp_path / "a.pth").state_dict)
+
+
 def test_right_weights_are_valid(weights: Weights) -> None:
     validate_state_dict(SMALL, weights)
     validate_state_dict(SMALL, {**weights, LM_HEAD: weights[WTE].clone()})
@@ -279,7 +393,11 @@ def test_a_config_that_the_tensors_contradict(tmp_path: Path, weights: Weights) 
         text = json.dumps({**SMALL.to_dict(), field: value})
         safetensors.torch.save_file(weights, path, metadata={"bgpt_config": text})
         assert_refused(path, message)
-    for text, message in (("[" * 10**5, "damage"), ("[]", "expected the fields of BGPTConfig, got list")):
+    for text, message in (
+        ("[" * 10**5, "64 deep"),
+        ("{", "bgpt_config: expected JSON.*damaged"),
+        ("[]", "expected the fields of BGPTConfig, got list"),
+    ):
         safetensors.torch.save_file(weights, path, metadata={"bgpt_config": text})
         assert_refused(path, message)
 
@@ -350,9 +468,9 @@ def test_config_json_that_is_no_json_or_huge(folder: Path) -> None:
     path = folder / "config.json"
     for content in (b"", b"\xff", b"{", b"[" * 10**5):
         path.write_bytes(content)
-        assert_refused(folder, "expected JSON in UTF-8, got damage")
+        assert_refused(folder, "expected JSON|expected text in UTF-8|64 deep")
     os.truncate(path, 2**40)
-    assert_refused(folder, "expected at most 1048576 bytes")
+    assert_refused(folder, "expected at most 1,048,576 bytes")
 
 
 def test_missing_weights_are_named(folder: Path) -> None:
@@ -500,6 +618,12 @@ def test_other_pickles_and_archives_are_refused(tmp_path: Path, weights: Weights
             archive.filelist.append(twin)
             archive.NameToInfo[twin.filename] = twin
         archive.writestr("a/last", b"")
+    for label, twin in (("two of one name", "archive/data.pkl"), ("in upper case", "archive/DATA/0")):
+        doubled = io.BytesIO((tmp_path / "a.pth").read_bytes())
+        with zipfile.ZipFile(doubled, "a") as archive, warnings.catch_warnings(action="ignore"):
+            prefix = archive.namelist()[0].split("/")[0]
+            archive.writestr(twin.replace("archive", prefix), pickle.dumps({"model": {}}))
+        hostile[label] = doubled.getvalue()
     hostile["entries over one another"] = overlapping.getvalue()
     for label, content in hostile.items():
         path.write_bytes(content)

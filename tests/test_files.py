@@ -15,7 +15,7 @@ import pytest
 from support.write_faults import dies_in_step, disk_full, largest_file, step_fails
 
 from bgpt_fast import files
-from bgpt_fast.files import FileContentError, atomic_write, fsync_folder, read_file, write_json
+from bgpt_fast.files import FileContentError, atomic_write, exchange, fsync_folder, read_file, write_json
 
 STEPS = ["make", "write", "fsync", "replace", "fsync"]
 AFTER_RENAME = STEPS.index("replace") + 1
@@ -205,3 +205,14 @@ def test_files_that_grow_are_read_up_to_the_limit(tmp_path: Path) -> None:
     # A file of /proc says that it has 0 bytes.
     with pytest.raises(FileContentError, match="at most 4 bytes, got 5"):
         read_file("/proc/self/status", 4)
+
+
+def test_exchange(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    write(tmp_path / "one" / "a", b"1")
+    write(tmp_path / "other", b"2")
+    exchange(tmp_path / "one", tmp_path / "other")
+    assert (tmp_path / "one").read_bytes() == b"2"
+    assert (tmp_path / "other" / "a").read_bytes() == b"1"
+    with pytest.raises(FileNotFoundError, match=r"one.*gone"):
+        exchange(tmp_path / "one", tmp_path / "gone")

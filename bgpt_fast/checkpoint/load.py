@@ -18,6 +18,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from bgpt_fast.checkpoint.names import released_names
 from bgpt_fast.checkpoint.pth import read_pth
 from bgpt_fast.checkpoint.schema import (
     CLASSIFIER,
@@ -26,6 +27,7 @@ from bgpt_fast.checkpoint.schema import (
     WEIGHTS_FILE,
     WTE,
     CheckpointError,
+    check_finite,
     inferred_sizes,
     parse_config,
     parse_labels,
@@ -34,7 +36,13 @@ from bgpt_fast.checkpoint.schema import (
     validate_state_dict,
 )
 from bgpt_fast.config import BGPTConfig
+from bgpt_fast.files import FileContentError, open_regular, read_file
+from bgpt_fast.memory import named_out_of_memory
+from bgpt_fast.parsing import parse_json
 
+_MAX_HEADER_BYTES = 10**8
+"""As safetensors itself limits it."""
+_MAX_POINTER_BYTES = 4096
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(?<!\.pth)(?<!\.safetensors)(/[^/].*\.(pth|safetensors))?")
 
 
@@ -67,18 +75,29 @@ def load_weights(source: str | os.PathLike[str], *, labels: Mapping[str, int] | 
         `Checkpoint`: the config, the complete state dict, and the label map of a classifier.
 
     Raises:
-        CheckpointError: missing, damaged or unsafe files, tensors that do not form a bGPT model, or a label map that
-            is missing or does not fit; names the file, the tensor, the expected and the actual value.
+        CheckpointError: missing, damaged or unsafe files, tensors that do not form a bGPT model, weights that are NaN
+            or infinite, or a label map that is missing or does not fit; names the file, the tensor, the expected and
+            the actual value.
+        OutOfMemoryError: the weights do not fit memory.
         OSError: a file cannot be read.
     """
     path = _followed(Path(source))
+    with named_out_of_memory(lambda: f"the weights in {path}, {_size(path):,} bytes", advice="load a smaller model"):
+        return _load(path, source, labels)
+
+
+def _size(path: Path) -> int:
+    return sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else [path]))
+
+
+def _load(path: Path, source: str | os.PathLike[str], labels: Mapping[str, int] | None) -> Checkpoint:
     if path.is_dir():
         return _load_folder(path, labels)
     if path.is_file() and path.suffix == ".safetensors":
         is_of_folder = path.name == WEIGHTS_FILE and (path.parent / CONFIG_FILE).is_file()
         if is_of_folder:
             return _load_folder(path.parent, labels)
-        return _load_safetensors(path, path.read_bytes(), labels)
+        return _load_safetensors(path, _read_safetensors(path), labels)
     if path.is_file() and path.suffix == ".pth":
         state_dict, fields = read_pth(path)
         return _complete(state_dict, fields, None, labels, str(path))
@@ -96,7 +115,10 @@ def _followed(path: Path) -> Path:
         path = path / "checkpoints" / "latest"
     if path.name not in ("latest", "best") or not path.is_file():
         return path
-    named = path.read_text("utf-8", "replace").strip()
+    try:
+        named = read_file(path, _MAX_POINTER_BYTES).decode("utf-8", "replace").strip()
+    except FileContentError as error:
+        raise CheckpointError(f"{error}; it holds the name of a checkpoint folder beside it") from error
     if not named or Path(named).name != named or not (path.parent / named).is_dir():
         raise CheckpointError(f"{path}: expected the name of a checkpoint folder beside it, got {named!r}")
     return path.parent / named
@@ -114,6 +136,7 @@ def _complete(
         labels: the caller's label map, or None.
         source: prefix of error messages.
     """
+    state_dict = released_names(state_dict, source)
     own = None if stored is None else parse_labels(stored, source)
     if labels is not None:
         labels = parse_labels(labels, source)
@@ -138,6 +161,7 @@ def _complete(
                 f"{source}: {name}: expected {getattr(config, name)} as its config says, got tensors of {size}"
             )
     validate_state_dict(config, state_dict, labels=labels, source=source)
+    check_finite(state_dict, source)
     tied = {} if labels is not None else {LM_HEAD: state_dict[WTE]}
     return Checkpoint(config, {**state_dict, **tied}, labels)
 
@@ -147,7 +171,7 @@ def _load_folder(folder: Path, labels: Mapping[str, int] | None) -> Checkpoint:
     entries = read_entries(folder)
     if not weights.is_file():
         raise CheckpointError(f"{weights}: expected the weights that {CONFIG_FILE} names, got no such file")
-    content = weights.read_bytes()
+    content = _read_safetensors(weights)
     digest = hashlib.sha256(content).hexdigest()
     for entry in entries:
         if entry["sha256"] == digest:
@@ -171,6 +195,32 @@ def _load_folder(folder: Path, labels: Mapping[str, int] | None) -> Checkpoint:
     )
 
 
+def _read_safetensors(path: Path) -> bytes:
+    """The content of a safetensors file, which is read only if the file is as long as its header says.
+
+    Raises:
+        CheckpointError: it is not, or has no header.
+        OSError: as `open_regular`.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            if not 0 < length <= min(size - 8, _MAX_HEADER_BYTES):
+                raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
+            tensors = parse_json(file.read(length), "header")
+            ends = [about["data_offsets"][1] for name, about in tensors.items() if name != "__metadata__"]
+            expected = 8 + length + max(ends, default=0)
+            if size != expected:
+                raise ValueError(f"{size:,} bytes, where its header says {expected:,}")
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+            raise CheckpointError(
+                f"{path}: expected a safetensors file, got damage: {error!s:.200}; restore the file"
+            ) from error
+        file.seek(0)
+        return file.read()
+
+
 def _load_safetensors(path: Path, content: bytes, labels: Mapping[str, int] | None) -> Checkpoint:
     try:
         state_dict = safetensors.torch.load(content)
@@ -180,9 +230,9 @@ def _load_safetensors(path: Path, content: bytes, labels: Mapping[str, int] | No
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     text = header.get("__metadata__", {}).get("bgpt_config")
     try:
-        fields = None if text is None else json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: metadata bgpt_config: expected JSON, got damage: {error}") from error
+        fields = None if text is None else parse_json(text, f"{path}: metadata bgpt_config")
+    except FileContentError as error:
+        raise CheckpointError(f"{error}; the file is damaged") from error
     stored = fields.pop("labels", None) if isinstance(fields, dict) else None
     return _complete(state_dict, fields, stored, labels, str(path))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickletools
 import re
 import zipfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ import torch
 from torch import Tensor
 
 from bgpt_fast.checkpoint.schema import CheckpointError
+from bgpt_fast.memory import is_shortage
 
 _MAX_PICKLE_BYTES = 1 << 24
-_STRAY_BUFFER = re.compile(r"\.h\.\d+\.attn\.(bias|masked_bias)$")
 _PLAIN_GLOBAL = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch(\.storage)? \w+Storage"
     r"|torch (device|Size|b?float\d+|u?int\d+|bool)"
@@ -29,8 +30,7 @@ def read_pth(path: Path) -> tuple[dict[str, Tensor], Any]:
     """Reads a released-style `.pth` file, {'model': weights, 'config': …} or just the weights; runs no code from it.
 
     Returns:
-        The tensors on the CPU, without the "module." prefix and without the mask buffers that old transformers
-        versions stored; and the value of "config", or None.
+        The tensors on the CPU, under the names of the file; and the value of "config", or None.
 
     Raises:
         CheckpointError: damaged, unsafe, or not a dict of tensors.
@@ -39,6 +39,8 @@ def read_pth(path: Path) -> tuple[dict[str, Tensor], Any]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
+        if is_shortage(error):
+            raise
         # The restricted unpickler may raise anything on a hostile pickle; refuse the file, nothing in it has run.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
@@ -61,9 +63,7 @@ def read_pth(path: Path) -> tuple[dict[str, Tensor], Any]:
             raise CheckpointError(
                 f"{path}: {name}: expected tensors no larger than the file, got {tensor.nbytes} bytes"
             )
-        name = name.removeprefix("module.")
-        if not _STRAY_BUFFER.search(name):
-            state_dict[name] = tensor.contiguous()
+        state_dict[name] = tensor.contiguous()
     return state_dict, loaded.get("config") if is_wrapped else None
 
 
@@ -78,6 +78,11 @@ def _check_archive(path: Path) -> None:
                 raise CheckpointError(
                     f"{path}: expected an archive of torch.save, got one that unpacks to more; refused"
                 )
+            # Readers differ in which of two entries they take, and torch's does not tell upper from lower case.
+            names = Counter(entry.filename.lower() for entry in entries)
+            twice = [name for name, count in names.items() if count > 1]
+            if twice:
+                raise CheckpointError(f"{path}: expected one entry of each name, got several {twice[0]!r:.80}; refused")
             pickles = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
             if len(pickles) != 1 or pickles[0].file_size > _MAX_PICKLE_BYTES:
                 raise CheckpointError(
@@ -92,6 +97,8 @@ def _check_archive(path: Path) -> None:
     except CheckpointError:
         raise
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError) as error:
+        if is_shortage(error):
+            raise
         raise CheckpointError(
             f"{path}: expected a zip archive of torch.save, got damage or another format: {error}; download it again"
         ) from error

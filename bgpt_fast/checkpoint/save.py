@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from bgpt_fast.checkpoint.names import released_names
 from bgpt_fast.checkpoint.schema import (
     CONFIG_FILE,
     DTYPES,
@@ -23,12 +24,13 @@ from bgpt_fast.checkpoint.schema import (
     WEIGHTS_FILE,
     WTE,
     CheckpointError,
+    check_finite,
     parse_labels,
     read_entries,
     validate_state_dict,
 )
 from bgpt_fast.config import BGPTConfig
-from bgpt_fast.files import atomic_write, write_json
+from bgpt_fast.files import atomic_write, open_regular, write_json
 
 
 def save_weights(
@@ -44,12 +46,13 @@ def save_weights(
     Args:
         directory: created if missing; a checkpoint in it is replaced.
         config: the model's sizes.
-        state_dict: the weights under their released names, on any device; the tied `lm_head` may be absent.
+        state_dict: the weights under their released names, on any device, as `released_names` accepts them.
         dtype: storage dtype: float32, bfloat16, float16 or float64; None keeps each tensor's own.
         labels: a classifier's class name → index 0…n − 1; None for a generative model.
 
     Raises:
-        CheckpointError: the weights do not fit the config and labels, or overflow in `dtype`; nothing is saved.
+        CheckpointError: the weights do not fit the config and labels, are NaN or infinite, or overflow in `dtype`;
+            nothing is saved.
         OSError: the disk is full or fails; the error names the folder, and an earlier checkpoint there still loads.
     """
     folder = Path(directory)
@@ -84,7 +87,7 @@ def to_released(config: BGPTConfig, state_dict: Mapping[str, Tensor]) -> dict[st
     The paper's model is the authors' code with current transformers, which has no persistent `attn.bias` buffers.
 
     Raises:
-        CheckpointError: the weights do not fit the config.
+        CheckpointError: the weights do not fit the config, or are NaN or infinite.
     """
     tensors = _storable(config, state_dict, None)
     return {**tensors, LM_HEAD: tensors[WTE]}
@@ -94,7 +97,7 @@ def save_released(path: str | os.PathLike[str], config: BGPTConfig, state_dict: 
     """Writes a released-style `.pth` file {'model': `to_released(…)`, 'config': sizes}, atomically.
 
     Raises:
-        CheckpointError: the weights do not fit the config; nothing is written.
+        CheckpointError: the weights do not fit the config, or are NaN or infinite; nothing is written.
         OSError: the file cannot be written; an existing one is unchanged.
     """
     buffer = io.BytesIO()
@@ -114,13 +117,13 @@ def _storable(
 ) -> dict[str, Tensor]:
     if dtype is not None and dtype not in DTYPES:
         raise CheckpointError(f"save: dtype: expected float32, bfloat16, float16, float64 or None, got {dtype}")
+    state_dict = released_names(state_dict, "save")
     validate_state_dict(config, state_dict, labels=labels)
-    tensors = {}
-    for name, tensor in state_dict.items():
-        if name == LM_HEAD:
-            continue
-        stored = tensor.detach().to("cpu", dtype or tensor.dtype).contiguous()
-        if stored.dtype != tensor.dtype and not torch.equal(stored.isfinite(), tensor.detach().cpu().isfinite()):
+    tensors = {name: tensor.detach().cpu() for name, tensor in state_dict.items() if name != LM_HEAD}
+    check_finite(tensors, "save")
+    for name, tensor in tensors.items():
+        stored = tensor.to(dtype or tensor.dtype).contiguous()
+        if stored.dtype != tensor.dtype and not bool(stored.isfinite().all()):
             raise CheckpointError(
                 f"save: {name}: expected values that {dtype} holds, got up to {float(tensor.abs().max()):g}; use "
                 "bfloat16 or float32"
@@ -133,7 +136,7 @@ def _intact_entry(folder: Path) -> dict[str, Any] | None:
     """The config.json entry of the weights in `folder`, or None if they do not load."""
     try:
         entries = read_entries(folder)
-        with open(folder / WEIGHTS_FILE, "rb") as file:
+        with open_regular(folder / WEIGHTS_FILE) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except (CheckpointError, FileNotFoundError):
         return None

@@ -5,7 +5,6 @@ Shape letters: S bytes per patch, D width, n classes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ import torch
 from torch import Tensor
 
 from bgpt_fast.config import VOCAB_SIZE, BGPTConfig
+from bgpt_fast.files import FileContentError
+from bgpt_fast.parsing import read_json
 
 LM_HEAD = "byte_level_decoder.base.lm_head.weight"
 WTE = "byte_level_decoder.base.transformer.wte.weight"
@@ -24,7 +25,6 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 PATCH_EMBEDDING = "patch_level_decoder.patch_embedding.weight"
 _PATCH_BASE = "patch_level_decoder.base."
 _BYTE_BASE = "byte_level_decoder.base.transformer."
-_MAX_CONFIG_BYTES = 1 << 20
 
 
 class CheckpointError(ValueError):
@@ -72,6 +72,19 @@ def validate_state_dict(
     if LM_HEAD in state_dict and not _equal(state_dict[LM_HEAD], state_dict[WTE]):
         raise CheckpointError(
             f"{source}: {LM_HEAD}: expected the values of {WTE}, to which it is tied, got others; save them equal"
+        )
+
+
+def check_finite(state_dict: Mapping[str, Tensor], source: str) -> None:
+    """Raises CheckpointError, which begins with `source` and names the tensor, if a weight is NaN or infinite."""
+    bad = [name for name, tensor in state_dict.items() if not bool(tensor.isfinite().all())]
+    if bad:
+        tensor = state_dict[bad[0]]
+        count = tensor.numel() - int(tensor.isfinite().sum())
+        more = f", and others in {some(bad[1:])} more tensors" if bad[1:] else ""
+        raise CheckpointError(
+            f"{source}: {bad[0]}: expected finite weights, got {count:,} of {tensor.numel():,} that are NaN or "
+            f"infinite{more}; the training that made them diverged: use an earlier checkpoint"
         )
 
 
@@ -152,12 +165,10 @@ def read_entries(folder: Path) -> list[dict[str, Any]]:
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise CheckpointError(f"{path}: expected a file as save_pretrained writes it, got none")
-    if path.stat().st_size > _MAX_CONFIG_BYTES:
-        raise CheckpointError(f"{path}: expected at most {_MAX_CONFIG_BYTES} bytes, got {path.stat().st_size}")
     try:
-        manifest = json.loads(path.read_bytes().decode())
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: expected JSON in UTF-8, got damage: {error}") from error
+        manifest = read_json(path)
+    except FileContentError as error:
+        raise CheckpointError(f"{error}; restore the file") from error
     keys = {"format", "version", "config", "sha256", "previous"}
     if not isinstance(manifest, dict) or set(manifest) - {"labels"} != keys or manifest["format"] != "bgpt_fast":
         raise CheckpointError(

@@ -10,6 +10,8 @@ A folder is written under a temporary name, every file flushed; then it is renam
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -30,12 +32,17 @@ from bgpt_fast.checkpoint.load import load_weights
 from bgpt_fast.checkpoint.save import save_weights
 from bgpt_fast.checkpoint.schema import PATCH_EMBEDDING, CheckpointError
 from bgpt_fast.config import BGPTConfig
-from bgpt_fast.files import atomic_write, fsync_folder, write_json
-from bgpt_fast.memory import is_out_of_memory
+from bgpt_fast.files import atomic_write, exchange, fsync_folder, open_regular, read_file, write_json
+from bgpt_fast.memory import is_out_of_memory, is_shortage
+from bgpt_fast.parsing import MAX_BYTES, parse_json, read_json
 
 FORMAT = 2
 """Format 1: AdamW's averages for the patch embedding are [D, S·V], like its weight in released checkpoints; format 2:
 [S·V, D], like the parameter."""
+_REPLACED = ".old"
+_NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
+_MAX_POINTER_BYTES = 4096
+_MAX_STATE_BYTES = 1 << 26
 _FOLDER = re.compile(r"step-(\d{8,})")
 _FILES = ("config.json", "model.safetensors", "optimizer.safetensors", "rng.safetensors", "state.json")
 _MANIFEST = "manifest.json"
@@ -110,12 +117,13 @@ class CheckpointStore:
         target = self.path(step)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._restore()
             self._remove_leftovers()
             temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=self.folder))
             try:
                 os.chmod(temporary, 0o755)
                 _write_files(temporary, checkpoint)
-                self._rename(temporary, target)
+                self._replace(temporary, target)
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise
@@ -136,7 +144,8 @@ class CheckpointStore:
         """Reads the checkpoint at `step` onto the CPU, after verifying it against its manifest.
 
         Raises:
-            CheckpointDamagedError: names the file that is missing, incomplete or altered.
+            CheckpointDamagedError: names the file that is missing, incomplete or altered, or the weight that is NaN.
+            OutOfMemoryError, OSError: memory or file descriptors ran out.
         """
         folder = self.path(step)
         version = _verify(folder)
@@ -148,10 +157,12 @@ class CheckpointStore:
                 weights.state_dict,
                 _upgraded(optimizer) if version == 1 else optimizer,
                 safetensors.torch.load_file(folder / "rng.safetensors"),
-                json.loads((folder / "state.json").read_bytes()),
+                read_json(folder / "state.json", _MAX_STATE_BYTES),
                 labels=weights.labels,
             )
         except (OSError, ValueError, safetensors.SafetensorError) as error:
+            if is_shortage(error):
+                raise
             raise CheckpointDamagedError(f"{folder}: {error}") from error
 
     def load_latest(self) -> tuple[int, RunState] | None:
@@ -162,6 +173,7 @@ class CheckpointStore:
         Raises:
             CheckpointDamagedError: there are checkpoints, but all are damaged.
         """
+        self._restore()
         steps = self.steps()
         pointed = self.pointed("latest")
         if not steps and pointed is None:
@@ -190,23 +202,39 @@ class CheckpointStore:
     def pointed(self, name: str) -> int | None:
         """The step that the pointer `latest` or `best` names; None without a readable pointer."""
         try:
-            match = _FOLDER.fullmatch((self.folder / name).read_text("ascii").strip())
+            match = _FOLDER.fullmatch(read_file(self.folder / name, _MAX_POINTER_BYTES).decode("ascii").strip())
         except (OSError, ValueError):
             return None
         return int(match[1]) if match else None
 
-    def _rename(self, temporary: Path, target: Path) -> None:
+    def _replace(self, temporary: Path, target: Path) -> None:
+        """Renames a complete folder to `target`; an older one of the same step is exchanged, then deleted."""
         if not target.exists():
             os.rename(temporary, target)
             return
-        # A folder cannot be renamed onto a non-empty one, so an old one of the same step is moved away first.
-        aside = tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=self.folder)
-        os.rename(target, aside)
         try:
-            os.rename(temporary, target)
-        except BaseException:
-            os.rename(aside, target)
-            raise
+            exchange(temporary, target)
+        except OSError as error:
+            if error.errno not in _NO_EXCHANGE:
+                raise
+            # Between the two, `_restore` finds the old one.
+            aside = self.folder / f".{target.name}{_REPLACED}"
+            os.rename(target, aside)
+            try:
+                os.rename(temporary, target)
+            except BaseException:
+                os.rename(aside, target)
+                raise
+        fsync_folder(self.folder)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+    def _restore(self) -> None:
+        """Restores a folder that a killed save had moved away but not replaced yet."""
+        for aside in self.folder.glob(f".step-*{_REPLACED}"):
+            target = self.folder / aside.name.removeprefix(".").removesuffix(_REPLACED)
+            if not target.exists():
+                with contextlib.suppress(FileNotFoundError):  # another rank was faster
+                    os.rename(aside, target)
 
     def _point(self, name: str, folder: str) -> None:
         with atomic_write(self.folder / name) as file:
@@ -226,6 +254,10 @@ class CheckpointStore:
     def _remove_leftovers(self) -> None:
         for entry in self.folder.glob(".step-*"):
             shutil.rmtree(entry, ignore_errors=True)
+        for name in ("latest", "best"):
+            for entry in self.folder.glob(f".{name}.*.part"):
+                with contextlib.suppress(OSError):
+                    entry.unlink()
 
 
 def _write_files(folder: Path, checkpoint: RunState) -> None:
@@ -260,8 +292,8 @@ def _manifest(digests: dict[str, str], version: int = FORMAT) -> bytes:
 def _verify(folder: Path) -> int:
     """Verifies a checkpoint's files and returns its format; raises CheckpointDamagedError if any file has changed."""
     try:
-        stored = (folder / _MANIFEST).read_bytes()
-        manifest = json.loads(stored)
+        stored = read_file(folder / _MANIFEST, MAX_BYTES)
+        manifest = parse_json(stored, _MANIFEST)
         version, digests = manifest["format"], manifest["sha256"]
         shards = sorted(set(digests) - set(_FILES))
         whole = len(digests) == len(_FILES) + len(shards) and all(_SHARD_FILE.fullmatch(name) for name in shards)
@@ -273,11 +305,15 @@ def _verify(folder: Path) -> int:
         ):
             raise ValueError("not as it was written")
     except (OSError, ValueError, KeyError, TypeError) as error:
+        if is_shortage(error):
+            raise
         raise CheckpointDamagedError(f"{folder / _MANIFEST}: {error}") from error
     for name in (*_FILES, *shards):
         try:
             digest = _digest(folder / name)
         except OSError as error:
+            if is_shortage(error):
+                raise
             raise CheckpointDamagedError(f"{folder / name}: {error}") from error
         if digest != digests[name]:
             raise CheckpointDamagedError(f"{folder / name}: SHA-256 expected {digests[name]}, got {digest}")
@@ -304,5 +340,5 @@ def _shards(folder: Path) -> dict[str, Tensor]:
 
 
 def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

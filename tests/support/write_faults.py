@@ -78,12 +78,12 @@ def step_fails(
         yield steps
 
 
-def dies_in_step(number: int, work: Callable[[], object]) -> bool:
+def dies_in_step(number: int, work: Callable[[], object], calls: tuple[str, ...] = ("fsync", "replace")) -> bool:
     """Runs `work` in a forked child that dies without cleanup in the `number`-th step; False if the child completes."""
     child = os.fork()
     if child == 0:
         try:
-            with step_fails(number, lambda: os._exit(9)):
+            with step_fails(number, lambda: os._exit(9), calls):
                 work()
         except BaseException:
             os._exit(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -12,11 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.write_faults import disk_full, flip, largest_file, step_fails
+from support.write_faults import dies_in_step, disk_full, flip, largest_file, step_fails
 
+from bgpt_fast import files
+from bgpt_fast.checkpoint import save
+from bgpt_fast.checkpoint.schema import CheckpointError
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.model import BGPT
-from bgpt_fast.training import CheckpointDamagedError, CheckpointWriteError
+from bgpt_fast.training import CheckpointDamagedError, CheckpointWriteError, checkpoint_store
 from bgpt_fast.training.checkpoint_store import CheckpointStore, RunState
 
 SMALL = BGPTConfig(patch_size=2, patch_length=4, hidden_size=4, patch_num_layers=1, byte_num_layers=1, num_heads=1)
@@ -113,6 +117,105 @@ def test_every_system_call_fails_in_turn(tmp_path: Path) -> None:
     assert number == len(steps) > 20
     assert set(steps) == {"make", "write", *calls}
     assert store.steps() == [2]
+
+
+def no_exchange(one: Any, other: Any) -> None:
+    raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+
+def two_renames(one: Any, other: Any) -> None:
+    """Replaces a folder as it is done without an exchange, and without a way back."""
+    shutil.rmtree(other)
+    os.rename(one, other)
+
+
+@pytest.mark.parametrize(
+    "exchange",
+    [
+        files.exchange,
+        pytest.param(no_exchange, marks=pytest.mark.slow),
+        pytest.param(two_renames, marks=pytest.mark.slow),
+    ],
+)
+def test_a_kill_in_every_step_of_replacing_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: Callable[[Any, Any], None]
+) -> None:
+    calls = ("fsync", "replace", "rename", "chmod", "rmdir")
+    monkeypatch.setattr(checkpoint_store, "exchange", exchange)
+    store = CheckpointStore(tmp_path, keep_last=1)
+    steps = []
+    store.save(1, _checkpoint(1))
+    lost = without_folder = 0
+    for number in range(200):
+        if not dies_in_step(number, lambda: store.save(1, _checkpoint(2)), calls):
+            break
+        without_folder += not store.path(1).exists()
+        try:
+            latest = store.load_latest()
+        except CheckpointDamagedError:
+            lost += 1
+            store.save(1, _checkpoint(1))
+            continue
+        assert latest is not None
+        assert latest[1].state["step"] in (1, 2)
+        steps.append(latest[1].state["step"])
+        _assert_same(latest[1], _checkpoint(steps[-1]))
+        if exchange is files.exchange:
+            assert BGPT.from_pretrained(tmp_path / "latest").config == SMALL
+        store.save(1, _checkpoint(1))
+    assert number > 20
+    if exchange is two_renames:
+        assert lost, "the negative control loses a checkpoint"
+        return
+    assert not lost
+    assert steps == sorted(steps), "the old one, then the new one"
+    assert set(steps) == {1, 2}
+    assert bool(without_folder) == (exchange is no_exchange), "restored from where it had been moved"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["latest", "step-00000001"]
+
+
+def test_weights_that_are_not_finite_are_not_saved_and_passed_over(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    store.save(1, _checkpoint(1))
+    bad = _checkpoint(2)
+    bad.weights["patch_level_decoder.base.wpe.weight"][0, 0] = torch.nan
+    with pytest.raises(CheckpointError, match=r"wpe\.weight: expected finite weights, got 1 of 16"):
+        store.save(2, bad)
+    assert store.steps() == [1]
+    assert not list(tmp_path.glob(".step-*"))
+    with pytest.MonkeyPatch.context() as patch:  # as an earlier version saved it
+        patch.setattr(save, "check_finite", lambda *_: None)
+        store.save(2, bad)
+    with pytest.warns(UserWarning, match=r"going on from step 1.*expected finite weights"):
+        _assert_latest(store, 1)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "state.json", "optimizer.safetensors", "model.safetensors"])
+def test_pipes_where_files_are_meant_are_damage(tmp_path: Path, name: str) -> None:
+    store = CheckpointStore(tmp_path)
+    folder = store.save(1, _checkpoint(1))
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(CheckpointDamagedError, match=rf"{name}.*regular file"):
+        store.load(1)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM])
+def test_a_shortage_is_not_taken_for_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    store = CheckpointStore(tmp_path)
+    for step in (1, 2):
+        store.save(step, _checkpoint(step))
+
+    def no_more(*_: Any) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    for name in ("read_file", "open_regular", "read_json"):
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint_store, name, no_more)
+            with pytest.raises(OSError, match=os.strerror(number)) as caught:
+                store.load(2)
+        assert not isinstance(caught.value, CheckpointDamagedError)
+    _assert_latest(store, 2)
 
 
 def test_full_disk(tmp_path: Path) -> None:

@@ -1,0 +1,51 @@
+"""Names of weights as others store them: those of wrapped models, mask buffers, either name of tied weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bgpt_fast.checkpoint.schema import CLASSIFIER, LM_HEAD, WTE, CheckpointError
+
+_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+"""Parts of names that DataParallel, torch.compile, FSDP and activation checkpointing add, anywhere in a name."""
+_MASK_BUFFER = re.compile(r"\.h\.\d+\.attn\.(bias|masked_bias)$")
+
+
+def released_names(state_dict: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The weights under their released names.
+
+    Args:
+        state_dict: the weights of a model, possibly wrapped, with or without the mask buffers that old transformers
+            versions stored, and with either or both names of the tied `wte` and `lm_head`.
+        source: prefix of error messages.
+
+    Returns:
+        The weights without wrappers' parts of names and mask buffers; a
+        generative model's have `wte` if either of the tied ones is there.
+
+    Raises:
+        CheckpointError: two weights get the same name and are not equal.
+    """
+    weights: dict[str, Any] = {}
+    for name, tensor in state_dict.items():
+        plain = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+        if _MASK_BUFFER.search(plain):
+            continue
+        if plain in weights and not _is_same(weights[plain], tensor):
+            raise CheckpointError(
+                f"{source}: {plain}: expected one tensor, got several with other values, one of them as {name}; keep "
+                "those of one model"
+            )
+        weights[plain] = tensor
+    if LM_HEAD in weights and WTE not in weights and f"{CLASSIFIER}.weight" not in weights:
+        weights[WTE] = weights.pop(LM_HEAD)
+    return weights
+
+
+def _is_same(one: object, other: object) -> bool:
+    return isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other)
