@@ -16,6 +16,7 @@ from bgpt_fast.cli.common import (
     as_json,
     check_output_file,
     console,
+    drawing,
     generation_progress,
     percent,
     plots_folder,
@@ -88,7 +89,8 @@ def run(words: Sequence[str]) -> int:
         raise DataError(f"expected at least one file with something in it, got none; {_skips_text(skips)}")
     report = _scored(model.labels, predictions)
     if options.plots is not None and report is not None:
-        classification_plots(report.to_dict(), options.plots)
+        with drawing("classify", f"the plots in {options.plots}"):
+            classification_plots(report.to_dict(), options.plots)
     elif options.plots is not None:
         print(
             "bgpt-fast classify: --plots: nothing to draw: no file is named LABEL_anything.ext of one of the classes "

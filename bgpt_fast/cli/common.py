@@ -149,6 +149,15 @@ def plots_folder(path: Path) -> Path:
 
 
 @contextlib.contextmanager
+def drawing(command: str, what: str) -> Iterator[None]:
+    """Within the block a picture of results is drawn; a failure is printed and does not end the command."""
+    try:
+        yield
+    except Exception as error:
+        print(f"bgpt-fast {command}: {what} could not be drawn: {type(error).__name__}: {error}", file=sys.stderr)
+
+
+@contextlib.contextmanager
 def counting_progress(what: str) -> Iterator[Callable[[int, int], None]]:
     """Shows a progress bar on standard error; yields a function that takes the number of items done and the total."""
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

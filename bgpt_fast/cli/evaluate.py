@@ -18,6 +18,7 @@ from bgpt_fast.cli.common import (
     as_json,
     check_output_file,
     decimal,
+    drawing,
     generation_progress,
     load_model,
     percent,
@@ -166,7 +167,8 @@ def _reports(options: Evaluate) -> dict[str, FileReport]:
     if options.plots is not None:
         for name, report in reports.items():
             folder = options.plots / name.replace("->", "-to-") if options.conversion else options.plots
-            evaluation_plots(report.to_dict(), folder)
+            with drawing("evaluate", f"the plots in {folder}"):
+                evaluation_plots(report.to_dict(), folder)
     return reports
 
 

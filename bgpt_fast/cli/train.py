@@ -12,7 +12,7 @@ import torch
 
 from bgpt_fast.checkpoint.load import load_weights
 from bgpt_fast.classifier import BGPTForClassification
-from bgpt_fast.cli.common import as_json, console, read_options
+from bgpt_fast.cli.common import as_json, console, drawing, read_options
 from bgpt_fast.cli.train_data import TrainData, task_of
 from bgpt_fast.cli.train_options import LAYOUT, Train, options_from_file, preset_options, value_of
 from bgpt_fast.files import write_json
@@ -97,8 +97,9 @@ def _report(options: Train, result: TrainResult) -> None:
     if importlib.util.find_spec("matplotlib") is None:
         console.print("no training_curve.png: plots need matplotlib: pip install 'bgpt-fast[plot]'")
         return
-    from bgpt_fast.report.plots import training_curve
-
     curve = options.output / "training_curve.png"
-    training_curve(result.log_path, curve, options.output.name)
-    console.print(f"curve: {curve}")
+    with drawing("train", str(curve)):
+        from bgpt_fast.report.plots import training_curve
+
+        training_curve(result.log_path, curve, options.output.name)
+        console.print(f"curve: {curve}")

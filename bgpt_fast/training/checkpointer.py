@@ -142,7 +142,7 @@ class Checkpointer:
         failure: BaseException | None = None
         try:
             self._background.wait()
-        except (CheckpointWriteError, RuntimeError) as error:
+        except Exception as error:  # the other ranks must learn of any
             failure = error
         problems = [text for text in self._ranks.all_gather(failure and str(failure)) if text]
         if problems:

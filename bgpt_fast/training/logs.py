@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from bgpt_fast.files import atomic_write
+from bgpt_fast.files import atomic_write, naming
 
 
 class RunLog:
@@ -47,18 +47,21 @@ class RunLog:
             return
         assert self._file is not None
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in figures.items()}
-        self._file.write(json.dumps(finite, allow_nan=False) + "\n")
-        self._file.flush()
+        with naming(self.path):
+            self._file.write(json.dumps(finite, allow_nan=False) + "\n")
+            self._file.flush()
 
     def sync(self) -> None:
         """Flushes the lines to disk."""
         if self._file is not None:
-            os.fsync(self._file.fileno())
+            with naming(self.path):
+                os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Closes the file."""
         if self._file is not None:
-            self._file.close()
+            with naming(self.path):
+                self._file.close()
             self._file = None
 
 

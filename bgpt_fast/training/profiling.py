@@ -224,4 +224,7 @@ def profiled_run(run_dir: Path, after: int, steps: int) -> Iterator[StepProfiler
                 "gpu_idle_share": profiler.gpu_idle_share,
                 "ops": profiler.summary(),
             }
-            write_json(run_dir / "profile.json", summary)
+            try:
+                write_json(run_dir / "profile.json", summary)
+            except OSError as error:
+                warnings.warn(f"the profile could not be written: {error}", stacklevel=2)

@@ -7,6 +7,7 @@ import dataclasses
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -254,14 +255,25 @@ class Trainer:
         """Stops a session's threads and closes its files; leaves the source after the last trained batch."""
         self._checkpointer.close()
         self._log.close()
-        # A failure here, e.g. on a full disk, must not hide the error that ended the run.
-        with contextlib.suppress(OSError):
+        # A failure here, e.g. on a full disk or of data read ahead, must neither hide the error that ended the run nor
+        # be one of a run that is complete.
+        with contextlib.suppress(OSError, DataError):
             self._describe()
         if isinstance(self._feed, Prefetcher):
             position = self._feed.state_dict()
             self._feed.close()
             self._feed = self.source
-            self.source.load_state_dict(position)
+            problem = self._set_back(position)
+            if problem:
+                warnings.warn(problem, stacklevel=2)
+
+    def _set_back(self, position: dict[str, Any]) -> str:
+        """Sets the data back to a position; returns why that is impossible, "" if it is not."""
+        try:
+            self._feed.load_state_dict(position)
+        except Exception as error:
+            return f"the data could not be set back to where training ended: {type(error).__name__}: {error}"
+        return ""
 
     def _describe(self) -> None:
         """Writes run.json: the settings and the source's description, including the files that it skipped."""
@@ -335,7 +347,10 @@ class Trainer:
             # With several ranks, the others are already in the step, and a checkpoint needs all of them.
             elif self.ranks.world_size == 1 and self.step:
                 error.add_note(self._saved_at(position))
-            self._feed.load_state_dict(position)  # so that a new call of `train` repeats the step with all its batches
+            # So that a new call of `train` repeats the step with all its batches.
+            problem = self._set_back(position)
+            if problem:
+                error.add_note(problem)
             raise
 
     def _saved_at(self, position: dict[str, Any]) -> str:

@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 import torch
 from support.training import RandomSource, fingerprint, log_lines, losses, make_trainer, train
+from support.write_faults import largest_file
 from torch import Tensor
 
 import bgpt_fast.training.checkpointer
+from bgpt_fast.data import DataError
 from bgpt_fast.training import CheckpointWriteError
 from bgpt_fast.training.checkpoint_store import CheckpointStore
 from bgpt_fast.training.checkpointer import AsyncSaver, snapshot
+from bgpt_fast.training.logs import RunLog
 
 
 @pytest.fixture
@@ -158,3 +161,33 @@ def test_dashboards_and_profile_are_files_of_the_run(tmp_path: Path) -> None:
     trace = json.loads(gzip.decompress((tmp_path / "trace.json.gz").read_bytes()))
     named = {event.get("name") for event in trace["traceEvents"]}
     assert {"data", "forward", "backward", "clip", "optimizer"} <= named
+
+
+def test_a_source_that_cannot_be_set_back_is_no_failure_of_a_complete_run(tmp_path: Path) -> None:
+    def gone(state: dict[str, Any]) -> None:
+        raise DataError("the connection is gone")
+
+    source = RandomSource()
+    source.load_state_dict = gone  # type: ignore[method-assign]
+    trainer = make_trainer(tmp_path, source, steps=3, prefetch=2)
+    with pytest.warns(UserWarning, match="could not be set back to where training ended: DataError: the connection"):
+        result = trainer.train()
+    assert result.steps == 3
+    assert trainer.store.steps() == [3]
+
+
+def test_data_that_fails_after_the_last_step_is_no_failure(tmp_path: Path) -> None:
+    def crash(position: int) -> None:
+        if position >= 3:
+            raise DataError("vanished")
+
+    for prefetch in (1, 4):
+        result = make_trainer(tmp_path / str(prefetch), RandomSource(before=crash), steps=3, prefetch=prefetch).train()
+        assert result.steps == 3
+
+
+def test_a_full_disk_is_named_by_the_log(tmp_path: Path) -> None:
+    log = RunLog(tmp_path / "log.jsonl")
+    log.open_at(0, 0)
+    with largest_file(4), pytest.raises(OSError, match=r"File too large.*log\.jsonl"):
+        log.write({"loss": 1.0})
