@@ -16,6 +16,7 @@ from bgpt_fast.checkpoint.load import load_weights
 from bgpt_fast.checkpoint.save import save_weights
 from bgpt_fast.checkpoint.schema import CLASSIFIER, CheckpointError, checked_labels
 from bgpt_fast.config import BGPTConfig
+from bgpt_fast.device import default_cpu
 from bgpt_fast.layers import INIT_STD
 from bgpt_fast.model import BGPT, check_batch, load_generative, restored, stored_dtype
 from bgpt_fast.patch_decoder import PatchLevelDecoder
@@ -92,6 +93,7 @@ class BGPTForClassification(nn.Module):
         return restored(lambda: cls(checkpoint.config, stored), checkpoint.state_dict, device=device, dtype=dtype)
 
     @classmethod
+    @default_cpu()
     def from_generative(
         cls,
         source: str | os.PathLike[str] | BGPT,

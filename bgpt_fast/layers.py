@@ -68,7 +68,7 @@ class LayerNorm(nn.LayerNorm):
     def add(self, branch: Tensor, residual: Tensor, dropout: float) -> tuple[Tensor, Tensor]:
         """Returns LayerNorm(y) and y, both [N, D], with y = residual + dropout(branch)."""
         # The seed of the counter-based random stream comes from the CPU generator to avoid GPU synchronisation.
-        seed = int(torch.randint(2**62, ())) if dropout else 0
+        seed = int(torch.randint(2**62, (), device="cpu")) if dropout else 0
         return add_layer_norm(branch, residual, self.weight, self.bias, eps=self.eps, dropout=dropout, seed=seed)
 
 

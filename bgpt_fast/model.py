@@ -19,6 +19,7 @@ from bgpt_fast.checkpoint.load import Checkpoint, load_weights
 from bgpt_fast.checkpoint.save import save_weights
 from bgpt_fast.checkpoint.schema import CheckpointError
 from bgpt_fast.config import EOP, BGPTConfig
+from bgpt_fast.device import default_cpu
 from bgpt_fast.memory import named_out_of_memory
 from bgpt_fast.patch_decoder import PatchLevelDecoder
 from bgpt_fast.patches import PackedPatches
@@ -168,7 +169,7 @@ def restored(
     """
     total = sum(tensor.numel() for tensor in weights.values())
     with named_out_of_memory(lambda: f"a model of {total:,} parameters", advice="use a smaller model"):
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), default_cpu():
             model = make()
         model.to(dtype=dtype or stored_dtype(weights))
         model.load_state_dict(weights, strict=True)

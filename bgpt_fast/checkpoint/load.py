@@ -36,6 +36,7 @@ from bgpt_fast.checkpoint.schema import (
     validate_state_dict,
 )
 from bgpt_fast.config import BGPTConfig
+from bgpt_fast.device import default_cpu
 from bgpt_fast.files import FileContentError, open_regular, read_file
 from bgpt_fast.memory import named_out_of_memory
 from bgpt_fast.parsing import parse_json
@@ -82,7 +83,10 @@ def load_weights(source: str | os.PathLike[str], *, labels: Mapping[str, int] | 
         OSError: a file cannot be read.
     """
     path = _followed(Path(source))
-    with named_out_of_memory(lambda: f"the weights in {path}, {_size(path):,} bytes", advice="load a smaller model"):
+    with (
+        default_cpu(),
+        named_out_of_memory(lambda: f"the weights in {path}, {_size(path):,} bytes", advice="load a smaller model"),
+    ):
         return _load(path, source, labels)
 
 

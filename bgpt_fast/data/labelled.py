@@ -85,7 +85,7 @@ class LabelledSource(WholeFileSource[LabelledBatch]):
 
     def describe(self) -> dict[str, Any]:
         """As `FileSource.describe`, with the label map and the number of files per class in the split."""
-        counts = torch.bincount(torch.tensor(self._classes), minlength=len(self.labels)).tolist()
+        counts = torch.bincount(torch.tensor(self._classes, device="cpu"), minlength=len(self.labels)).tolist()
         return {
             **super().describe(),
             "labels": self.labels,
@@ -116,7 +116,9 @@ class LabelledSource(WholeFileSource[LabelledBatch]):
         self._skipped.add(entry.path, "no label" if label is None else "unknown label")
 
     def _batch(self, items: Sequence[int], packed: PackedPatches) -> LabelledBatch:
-        return LabelledBatch(packed, torch.tensor([self._classes[item] for item in items], dtype=torch.int64))
+        return LabelledBatch(
+            packed, torch.tensor([self._classes[item] for item in items], dtype=torch.int64, device="cpu")
+        )
 
 
 def _checked_labels(labels: Mapping[str, int]) -> dict[str, int]:

@@ -119,7 +119,14 @@ def classify_by_cnn(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = (_Pixels if documents.images is not None else _Bytes)(len(index))
-        _train(network, documents, torch.tensor(training_truth), steps, learning_rate, np.random.default_rng(seed))
+        _train(
+            network,
+            documents,
+            torch.tensor(training_truth, device="cpu"),
+            steps,
+            learning_rate,
+            np.random.default_rng(seed),
+        )
     network.eval()
     predicted: list[int] = []
     with torch.no_grad():

@@ -186,7 +186,9 @@ class Document(NamedTuple):
     def content(self) -> bytes:
         """The bytes of the file that fit the context."""
         own = self.packed.patches[self.begin :]
-        ((_, content),) = PackedPatches(own, torch.tensor([0, len(own)], dtype=torch.int32)).to_bytes()
+        ((_, content),) = PackedPatches(
+            own, torch.tensor([0, len(own)], dtype=torch.int32, device=own.device)
+        ).to_bytes()
         return content
 
 

@@ -93,7 +93,7 @@ class Checkpointer:
         changed = {k: (before[k], v) for k, v in self._config.to_dict().items() if before[k] != v}
         if changed:
             text = ", ".join(f"{name} {old!r} → {new!r}" for name, (old, new) in changed.items())
-            warnings.warn(f"{run_dir}: resuming with other settings than the run's: {text}", stacklevel=3)
+            warnings.warn(f"{run_dir}: resuming with other settings than the run's: {text}", stacklevel=4)
         self._parallel.load_weights(checkpoint.weights)
         self._optimizers.load_state_tensors(checkpoint.optimizer)
         self._resume_rank(source, state.get("sources", [state["source"]]), checkpoint.rng)
@@ -197,7 +197,7 @@ class Checkpointer:
                 f"{self._store.folder.parent}: the run had {len(positions)} ranks and goes on with "
                 f"{self._ranks.world_size}: weights, optimiser state and the position in the data go on; the random "
                 "states of dropout start anew",
-                stacklevel=4,
+                stacklevel=5,
             )
 
 

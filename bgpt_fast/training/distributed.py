@@ -81,7 +81,7 @@ class Ranks:
         """The `values` of every rank, returned on all ranks; integers are exact up to 2⁵³."""
         if self._control is None:
             return [[float(value) for value in values]]
-        mine = torch.tensor(values, dtype=torch.float64)
+        mine = torch.tensor(values, dtype=torch.float64, device="cpu")
         rows = [torch.empty_like(mine) for _ in range(self.world_size)]
         dist.all_gather(rows, mine, group=self._control)
         return [row.tolist() for row in rows]

@@ -60,8 +60,9 @@ class GraphedGradients:
 
     def _fill(self, batch: PackedPatches, targets: Tensor, weight: float) -> None:
         count, capacity, context = batch.num_patches, len(self._patches), self._model.config.patch_length
-        padding = torch.arange(count + context, capacity + context, context, dtype=torch.int32).clamp(max=capacity)
-        offsets = torch.full((len(self._offsets),), capacity, dtype=torch.int32)
+        ends = torch.arange(count + context, capacity + context, context, dtype=torch.int32, device="cpu")
+        padding = ends.clamp(max=capacity)
+        offsets = torch.full((len(self._offsets),), capacity, dtype=torch.int32, device="cpu")
         offsets[: len(batch.cu_seqlens)] = batch.cu_seqlens
         offsets[len(batch.cu_seqlens) : len(batch.cu_seqlens) + len(padding)] = padding
         self._patches[:count].copy_(batch.patches, non_blocking=True)

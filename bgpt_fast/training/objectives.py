@@ -106,7 +106,7 @@ class DocumentClass(Objective[LabelledBatch]):
     """Predicts the class of a document from all its patches; a unit is a document. For `BGPTForClassification`."""
 
     def sample_targets(self, batch: LabelledBatch, config: TrainConfig, step: int, index: int) -> Tensor:
-        return torch.arange(batch.batch.num_documents)
+        return torch.arange(batch.batch.num_documents, device="cpu")
 
     def stats(self, batch: LabelledBatch, targets: Tensor, config: BGPTConfig) -> BatchStats:
         lengths = batch.batch.cu_seqlens.diff()
@@ -131,7 +131,7 @@ class DocumentClass(Objective[LabelledBatch]):
 
     def dummy_batch(self, config: BGPTConfig) -> LabelledBatch:
         batch = PackedPatches.from_bytes([("", b"")], config)
-        return LabelledBatch(batch, torch.zeros(1, dtype=torch.int64))
+        return LabelledBatch(batch, torch.zeros(1, dtype=torch.int64, device="cpu"))
 
     def tensors(self, batch: LabelledBatch, targets: Tensor) -> dict[str, Tensor]:
         return {"patches": batch.batch.patches, "cu_seqlens": batch.batch.cu_seqlens, "labels": batch.labels}

@@ -65,7 +65,7 @@ def load_shards(folder: Path) -> dict[str, Tensor]:
     """Loads the full tensors written by `ShardWriter`s on any number of ranks, onto the CPU."""
     metadata = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     tensors: dict[str, Any] = {
-        name: torch.empty(part.size, dtype=part.properties.dtype)
+        name: torch.empty(part.size, dtype=part.properties.dtype, device="cpu")
         for name, part in metadata.items()
         if isinstance(part, TensorStorageMetadata)
     }

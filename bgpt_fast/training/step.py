@@ -249,7 +249,7 @@ def accumulate_gradients(
     if parallel.ranks.world_size > 1 and len(parts) < len(batches):
         # Ranks must call the model the same number of times; an empty document replaces a batch without units.
         dummy_batch = objective.dummy_batch(parallel.model.config)
-        units = torch.ones(1, dtype=torch.int64)
+        units = torch.ones(1, dtype=torch.int64, device="cpu")
         replacement = functools.partial(loss, batch=dummy_batch, indices=units, weight=0.0)
         parts += [replacement] * (len(batches) - len(parts))
     for index, part in enumerate(parts):

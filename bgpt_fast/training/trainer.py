@@ -17,6 +17,7 @@ import torch
 
 from bgpt_fast.data.prefetch import Prefetcher, WorkerError
 from bgpt_fast.data.source import BatchSource, DataError
+from bgpt_fast.device import default_cpu
 from bgpt_fast.files import write_json
 from bgpt_fast.flops import peak_flops
 from bgpt_fast.folder_lock import FolderInUseError, FolderLock
@@ -91,11 +92,13 @@ class Trainer:
 
     Raises:
         ValueError: `run_dir` holds a run of another model, or is not the same folder on all ranks; `device` does not
-            exist; `source` has other classes than the model; `best_metric` is set without `evaluate`.
+            exist; `model` is on the device meta; `source` has other classes than the model; `best_metric` is set
+            without `evaluate`.
         CheckpointDamagedError: `run_dir` holds checkpoints, but none is intact.
         FolderInUseError: another process is training in `run_dir`.
     """
 
+    @default_cpu()
     def __init__(
         self,
         model: Model,
@@ -108,6 +111,11 @@ class Trainer:
     ) -> None:
         if config.best_metric and evaluate is None:
             raise ValueError(f"best_metric: expected evaluate with it, one of its figures, got {config.best_metric!r}")
+        if any(parameter.is_meta for parameter in model.parameters()):
+            raise ValueError(
+                "model: expected weights, got a model without any, on the device meta; make it with another default "
+                "device, or load it by from_pretrained"
+            )
         check_labels(model, source)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
@@ -153,6 +161,7 @@ class Trainer:
         """Whether the run continues from a checkpoint."""
         return self._checkpointer.step is not None
 
+    @default_cpu()
     def train(self) -> TrainResult:
         """Trains until the budget is used up, then evaluates and saves.
 

@@ -66,7 +66,7 @@ def _check(op: str, x: Tensor, bias: Tensor) -> None:
 
 
 def _forward_cpu(x: Tensor, bias: Tensor) -> Tensor:
-    y = torch.empty(x.shape, dtype=x.dtype)
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if x.dtype == torch.float32:
         x, bias = x.contiguous(), bias.contiguous()
         threads = torch.get_num_threads()
@@ -90,7 +90,7 @@ def _backward_cpu(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     if x.dtype == torch.float64:
         dx = torch.ops.aten.gelu_backward(dy, x + bias, approximate="tanh").contiguous()
         return dx, dx.sum(0)
-    dx, wide_bias = torch.empty(x.shape, dtype=x.dtype), bias.float()
+    dx, wide_bias = torch.empty(x.shape, dtype=x.dtype, device=x.device), bias.float()
     parts = [wide_bias.new_zeros(len(bias))]
     for dy_rows, x_rows, dx_rows in zip(*(t.split(_CPU_ROWS) for t in (dy, x, dx)), strict=True):
         wide_dx, dbias = _backward_cpu(dy_rows.float(), x_rows.float(), wide_bias)

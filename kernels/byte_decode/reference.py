@@ -66,7 +66,9 @@ def byte_decode_accept_reference(
     rows = (active.bool() & is_finite).nonzero().flatten()
     streams, offsets = (values[rows].view(torch.uint64).tolist() for values in (rng_streams, byte_offsets))
     positions = [offset + position for offset in offsets]
-    chosen = torch.tensor(choose(logits[rows], Sampling.from_tensor(sampling), streams, positions)).to(rows)
+    chosen = torch.tensor(choose(logits[rows], Sampling.from_tensor(sampling), streams, positions), device="cpu").to(
+        rows
+    )
     prefix = prefix_tokens[rows, position].long()
     accepted = torch.where(prefix >= 0, prefix, chosen)
     tokens[rows, position], next_tokens[rows], counts[rows] = accepted.to(tokens.dtype), accepted, position + 1

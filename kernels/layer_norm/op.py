@@ -123,7 +123,7 @@ def _wide(x: Tensor) -> torch.dtype:
 def _backward_cpu(dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if dy.dtype == x.dtype == mean.dtype:
         return _native_backward(dy, x, weight, mean, rstd)
-    dx = torch.empty(x.shape, dtype=x.dtype)
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     return dx, *_backward_by_rows(dy, None, x, weight, mean, rstd, None, dx, 0.0, 0)
 
 
@@ -159,7 +159,7 @@ def _row_slices(N: int) -> list[slice]:
 def _add_forward_cpu(
     x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, dropout: float, seed: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    total = torch.empty(x.shape, dtype=residual.dtype)
+    total = torch.empty(x.shape, dtype=residual.dtype, device=x.device)
     if dropout == 0.0:
         torch.add(residual, x, out=total)  # adds half-precision numbers in float32 and rounds once
     else:
@@ -176,7 +176,7 @@ def _add_backward_cpu(dy, dtotal, total, weight, mean, rstd, dtype, dropout, see
         if dtotal is not None:
             dresidual += dtotal
         return dresidual.new_empty(0, total.shape[1]), dresidual, dweight, dbias
-    dx, dresidual = (torch.empty(total.shape, dtype=kind) for kind in (dtype, total.dtype))
+    dx, dresidual = (torch.empty(total.shape, dtype=kind, device=total.device) for kind in (dtype, total.dtype))
     sums = _backward_by_rows(dy, dtotal, total, weight, mean, rstd, None if same else dx, dresidual, dropout, seed)
     return dx[:0].clone() if same else dx, dresidual, *sums
 

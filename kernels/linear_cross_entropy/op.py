@@ -61,7 +61,7 @@ def _forward_cpu(x: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Te
     if len(x) and (targets.min() < 0 or targets.max() >= len(weight)):
         tokens = f"{int(targets.min())}…{int(targets.max())}"
         raise ValueError(f"linear_cross_entropy: targets: expected tokens 0…{len(weight) - 1}, got {tokens}")
-    nats, lse = (torch.empty(len(x), dtype=_sums_dtype(x)) for _ in range(2))
+    nats, lse = (torch.empty(len(x), dtype=_sums_dtype(x), device=x.device) for _ in range(2))
     for at in range(0, len(x), _CPU_ROWS):
         rows = slice(at, at + _CPU_ROWS)
         logits = F.linear(x[rows], weight).to(nats.dtype)
@@ -76,12 +76,13 @@ def _forward_cpu(x: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Te
 
 
 def _backward_cpu(dnats: Tensor, x: Tensor, weight: Tensor, targets: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
-    dx, dweight = torch.empty(x.shape, dtype=x.dtype), torch.zeros(weight.shape, dtype=lse.dtype)
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    dweight = torch.zeros(weight.shape, dtype=lse.dtype, device=x.device)
     for at in range(0, len(x), _CPU_ROWS):
         rows = slice(at, at + _CPU_ROWS)
         # Not exp(logits − lse): torch's softmax is one pass, and the rounding of lse does not affect it.
         dlogits = F.linear(x[rows], weight).to(lse.dtype).softmax(1)
-        minus_one = torch.full((len(dlogits), 1), -1, dtype=lse.dtype)
+        minus_one = torch.full((len(dlogits), 1), -1, dtype=lse.dtype, device=lse.device)
         dlogits.scatter_add_(1, targets[rows].long()[:, None], minus_one).mul_(dnats[rows, None])
         dlogits = dlogits.to(x.dtype)
         torch.mm(dlogits, weight, out=dx[rows])

@@ -43,7 +43,7 @@ def pack_traces(
     )
     check_context(layout.max_seqlen, config)
     extension = EXTENSION.encode()[:S]
-    patches = torch.empty(layout.num_patches, S, dtype=torch.int16)
+    patches = torch.empty(layout.num_patches, S, dtype=torch.int16, device="cpu")
     _C.cpu_states_pack(
         traces.data.ctypes.data,
         traces.offsets.ctypes.data,
