@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bgpt_fast.checkpoint.load import load_weights
 from bgpt_fast.checkpoint.save import save_weights
 from bgpt_fast.checkpoint.schema import CLASSIFIER, CheckpointError, checked_labels
+from bgpt_fast.checkpoint.task import ModelTask
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.device import default_cpu
 from bgpt_fast.layers import INIT_STD
@@ -33,6 +34,9 @@ class BGPTForClassification(nn.Module):
         labels: class name → index 0…n − 1, as in `LabelledSource.labels`. It is saved with the weights, so that
             training, evaluation and prediction share one map.
 
+    Attributes:
+        task: as in `BGPT`.
+
     Raises:
         ValueError: `labels` is not such a map.
 
@@ -43,6 +47,7 @@ class BGPTForClassification(nn.Module):
         super().__init__()
         self.config = config
         self.labels = checked_labels(labels, "BGPTForClassification")
+        self.task: ModelTask | None = None
         self.patch_level_decoder = PatchLevelDecoder(config)
         self.classifier = _new_head(config, self.labels)
 
@@ -86,11 +91,13 @@ class BGPTForClassification(nn.Module):
         checkpoint = load_weights(source, labels=labels)
         if checkpoint.labels is None:
             raise CheckpointError(
-                f"{os.fspath(source)}: expected a classifier, got a generative model; load it by BGPT.from_pretrained, "
-                "or begin a classifier with it by BGPTForClassification.from_generative(…, labels)"
+                f"{os.fspath(source)}: expected a classifier, got a generative model; train a classifier that begins "
+                "with it by bgpt-fast train --task classification --init-from, or load it by BGPT.from_pretrained"
             )
         stored = checkpoint.labels
-        return restored(lambda: cls(checkpoint.config, stored), checkpoint.state_dict, device=device, dtype=dtype)
+        model = restored(lambda: cls(checkpoint.config, stored), checkpoint.state_dict, device=device, dtype=dtype)
+        model.task = checkpoint.task
+        return model
 
     @classmethod
     @default_cpu()
@@ -142,7 +149,7 @@ class BGPTForClassification(nn.Module):
             CheckpointError: values overflow in `dtype`; nothing is written.
             OSError: the disk is full or fails; an earlier checkpoint there still loads.
         """
-        save_weights(directory, self.config, self.state_dict(), dtype=dtype, labels=self.labels)
+        save_weights(directory, self.config, self.state_dict(), dtype=dtype, labels=self.labels, task=self.task)
 
     def num_parameters(self) -> int:
         """The number of parameters."""

@@ -177,7 +177,32 @@ class Truncation(NamedTuple):
         return Part(encoded, view[start:stop], has_end, is_cut, len(view) - (stop - start))
 
 
-def read_part(path: PathLike, truncation: Truncation, index: int = 0, max_size: int | None = None) -> Part:
+class FixedWindow(NamedTuple):
+    """A window of a file, to be read as a document: the extension patch, and patches from `first` on.
+
+    Args:
+        config: determines the patch size.
+        first: index of the first data patch of the window, from 0.
+        patches: maximum number of patches, extension patch included; the end-of-file patch counts if it is reached.
+        end_of_file: as in `Truncation`.
+    """
+
+    config: BGPTConfig
+    first: int
+    patches: int
+    end_of_file: bool = True
+
+    def fit(self, size: int, index: int, name: str) -> ByteRange:
+        """The byte range of the window in a file of `size` bytes; the other arguments are those of `Truncation.fit`."""
+        S = self.config.patch_size
+        start, stop = min(self.first * S, size), min((self.first + self.patches - 1) * S, size)
+        has_end = self.end_of_file and self.first + self.patches > count_patches(size, S) - 1
+        return ByteRange(start, stop, has_end, start > 0 or not has_end)
+
+
+def read_part(
+    path: PathLike, truncation: Truncation | FixedWindow, index: int = 0, max_size: int | None = None
+) -> Part:
     """Reads the part of a regular file that truncation keeps; never blocks on a FIFO or device.
 
     Args:

@@ -18,6 +18,7 @@ from bgpt_fast.byte_decoder import ByteLevelDecoder
 from bgpt_fast.checkpoint.load import Checkpoint, load_weights
 from bgpt_fast.checkpoint.save import save_weights
 from bgpt_fast.checkpoint.schema import CheckpointError
+from bgpt_fast.checkpoint.task import ModelTask
 from bgpt_fast.config import EOP, BGPTConfig
 from bgpt_fast.device import default_cpu
 from bgpt_fast.memory import named_out_of_memory
@@ -48,11 +49,16 @@ class BGPT(nn.Module):
 
     `state_dict` names and shapes are those of the released checkpoints. Weights are initialised with torch's global
     generator: N(0, 0.02), residual projections N(0, 0.02 / √(2·layers)).
+
+    Attributes:
+        config: the model's sizes.
+        task: what it was trained for, which is saved with the weights; None if that is not known.
     """
 
     def __init__(self, config: BGPTConfig) -> None:
         super().__init__()
         self.config = config
+        self.task: ModelTask | None = None
         self.patch_level_decoder = PatchLevelDecoder(config)
         self.byte_level_decoder = ByteLevelDecoder(config)
 
@@ -134,11 +140,13 @@ class BGPT(nn.Module):
                 the actual value.
         """
         checkpoint = load_generative(source)
-        return restored(lambda: cls(checkpoint.config), checkpoint.state_dict, device=device, dtype=dtype)
+        model = restored(lambda: cls(checkpoint.config), checkpoint.state_dict, device=device, dtype=dtype)
+        model.task = checkpoint.task
+        return model
 
     def save_pretrained(self, directory: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> None:
         """Writes `config.json` and `model.safetensors` atomically; `dtype` None keeps that of the weights."""
-        save_weights(directory, self.config, self.state_dict(), dtype=dtype)
+        save_weights(directory, self.config, self.state_dict(), dtype=dtype, task=self.task)
 
     def num_parameters(self) -> int:
         """The number of parameters; tied ones count once."""
@@ -151,7 +159,7 @@ def load_generative(source: str | os.PathLike[str]) -> Checkpoint:
     if checkpoint.labels is not None:
         raise CheckpointError(
             f"{os.fspath(source)}: expected a generative model, got a classifier of {len(checkpoint.labels)} classes; "
-            "load it by BGPTForClassification.from_pretrained"
+            "use bgpt-fast classify, or BGPTForClassification.from_pretrained"
         )
     return checkpoint
 

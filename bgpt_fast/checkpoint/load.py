@@ -35,6 +35,7 @@ from bgpt_fast.checkpoint.schema import (
     some,
     validate_state_dict,
 )
+from bgpt_fast.checkpoint.task import ModelTask, parse_task
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.device import default_cpu
 from bgpt_fast.files import FileContentError, open_regular, read_file
@@ -47,15 +48,20 @@ _MAX_POINTER_BYTES = 4096
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(?<!\.pth)(?<!\.safetensors)(/[^/].*\.(pth|safetensors))?")
 
 
-class Checkpoint(NamedTuple):
-    """A model's config, its weights under the released names (with `lm_head`), and a classifier's label map.
-
-    `labels` maps class name → index 0…n − 1, sorted by index; None for a generative model.
-    """
-
+class _Content(NamedTuple):
     config: BGPTConfig
     state_dict: dict[str, Tensor]
     labels: dict[str, int] | None
+
+
+class Checkpoint(_Content):
+    """A model's config, its weights under the released names (with `lm_head`), and a classifier's label map.
+
+    `labels` maps class name → index 0…n − 1, sorted by index; None for a generative model. `task` is what the model was
+    trained for, None if the checkpoint does not say; it is an attribute, not an element of the tuple.
+    """
+
+    task: ModelTask | None = None
 
 
 def load_weights(source: str | os.PathLike[str], *, labels: Mapping[str, int] | None = None) -> Checkpoint:
@@ -192,6 +198,12 @@ def _load_folder(folder: Path, labels: Mapping[str, int] | None) -> Checkpoint:
                     f"{source}: labels: expected {checkpoint.labels!r:.200} as in {WEIGHTS_FILE}, got "
                     f"{stored!r:.200}; the file was changed after it was saved: restore it"
                 )
+            task = parse_task(entry.get("task"), source)
+            if checkpoint.task != task:
+                raise CheckpointError(
+                    f"{source}: task: expected {checkpoint.task} as in {WEIGHTS_FILE}, got {task}; the file was "
+                    "changed after it was saved: restore it"
+                )
             return checkpoint
     raise CheckpointError(
         f"{weights}: expected SHA-256 {entries[0]['sha256']} as {CONFIG_FILE} says, got {digest}; one of the two is "
@@ -238,7 +250,10 @@ def _load_safetensors(path: Path, content: bytes, labels: Mapping[str, int] | No
     except FileContentError as error:
         raise CheckpointError(f"{error}; the file is damaged") from error
     stored = fields.pop("labels", None) if isinstance(fields, dict) else None
-    return _complete(state_dict, fields, stored, labels, str(path))
+    task = fields.pop("task", None) if isinstance(fields, dict) else None
+    checkpoint = _complete(state_dict, fields, stored, labels, str(path))
+    checkpoint.task = parse_task(task, str(path))
+    return checkpoint
 
 
 def _load_hub(source: str, labels: Mapping[str, int] | None) -> Checkpoint:

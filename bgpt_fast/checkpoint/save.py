@@ -29,6 +29,7 @@ from bgpt_fast.checkpoint.schema import (
     read_entries,
     validate_state_dict,
 )
+from bgpt_fast.checkpoint.task import ModelTask
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.files import atomic_write, open_regular, write_json
 
@@ -40,6 +41,7 @@ def save_weights(
     *,
     dtype: torch.dtype | None = None,
     labels: Mapping[str, int] | None = None,
+    task: ModelTask | None = None,
 ) -> None:
     """Writes `model.safetensors` and `config.json`; after a crash the folder loads as either the old or the new model.
 
@@ -49,6 +51,7 @@ def save_weights(
         state_dict: the weights under their released names, on any device, as `released_names` accepts them.
         dtype: storage dtype: float32, bfloat16, float16 or float64; None keeps each tensor's own.
         labels: a classifier's class name → index 0…n − 1; None for a generative model.
+        task: what the model was trained for; None if that is not known.
 
     Raises:
         CheckpointError: the weights do not fit the config and labels, are NaN or infinite, or overflow in `dtype`;
@@ -59,9 +62,11 @@ def save_weights(
     entry: dict[str, Any] = {"config": config.to_dict()}
     if labels is not None:
         entry["labels"] = parse_labels(labels, "save")
+    if task is not None:
+        entry["task"] = task.to_dict()
     tensors = _storable(config, state_dict, dtype, entry.get("labels"))
     # A single metadata entry: safetensors writes several in varying order, and equal weights must give equal files.
-    fields = {**entry["config"], **({} if labels is None else {"labels": entry["labels"]})}
+    fields = {**entry["config"], **{name: entry[name] for name in ("labels", "task") if name in entry}}
     content = safetensors.torch.save(tensors, metadata={"bgpt_config": json.dumps(fields)})
     entry["sha256"] = hashlib.sha256(content).hexdigest()
     manifest = {"format": "bgpt_fast", "version": 1, **entry, "previous": None}

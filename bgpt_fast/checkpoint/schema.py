@@ -25,6 +25,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 PATCH_EMBEDDING = "patch_level_decoder.patch_embedding.weight"
 _PATCH_BASE = "patch_level_decoder.base."
 _BYTE_BASE = "byte_level_decoder.base.transformer."
+_OPTIONAL = {"labels", "task"}
 
 
 class CheckpointError(ValueError):
@@ -158,7 +159,8 @@ def parse_labels(labels: object, source: str) -> dict[str, int]:
 
 
 def read_entries(folder: Path) -> list[dict[str, Any]]:
-    """The entries of a folder's config.json, newest first: [{"config", "sha256"}], plus "labels" for a classifier.
+    """The entries of a folder's config.json, newest first: [{"config", "sha256"}], some with "task", a classifier's
+    with "labels".
 
     During a save, or after an interrupted one, there are two; the SHA-256 of the weights tells which one is valid.
     """
@@ -170,17 +172,17 @@ def read_entries(folder: Path) -> list[dict[str, Any]]:
     except FileContentError as error:
         raise CheckpointError(f"{error}; restore the file") from error
     keys = {"format", "version", "config", "sha256", "previous"}
-    if not isinstance(manifest, dict) or set(manifest) - {"labels"} != keys or manifest["format"] != "bgpt_fast":
+    if not isinstance(manifest, dict) or set(manifest) - _OPTIONAL != keys or manifest["format"] != "bgpt_fast":
         raise CheckpointError(
             f"{path}: expected the fields {sorted(keys)} of a bgpt_fast checkpoint, got something else; to load "
             "weights without their config.json, move the .safetensors file elsewhere"
         )
     if manifest["version"] != 1:
         raise CheckpointError(f"{path}: version: expected 1, got {manifest['version']!r}; update bgpt_fast")
-    entries = [{key: manifest[key] for key in ("config", "labels", "sha256") if key in manifest}]
+    entries = [{key: manifest[key] for key in ("config", "labels", "task", "sha256") if key in manifest}]
     previous = manifest["previous"]
     if previous is not None:
-        if not isinstance(previous, dict) or set(previous) - {"labels"} != {"config", "sha256"}:
+        if not isinstance(previous, dict) or set(previous) - _OPTIONAL != {"config", "sha256"}:
             raise CheckpointError(f"{path}: previous: expected null or a config and a sha256, got {previous!r:.80}")
         entries.append(previous)
     return entries

@@ -66,6 +66,9 @@ def checkout_of(package: Path) -> Path:
     return root
 
 
+OPTIONS = Bench
+
+
 def run(words: Sequence[str]) -> int:
     package = Path(__file__).parent.parent
     if words and words[0] in _COMMANDS:

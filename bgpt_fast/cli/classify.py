@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -25,9 +26,11 @@ from bgpt_fast.cli.common import (
     shown_name,
     table,
 )
+from bgpt_fast.cli.model_task import check_files
 from bgpt_fast.data import DataError, label_of
 from bgpt_fast.data.file_index import FileEntry, SkipReport, find_files, read_document
 from bgpt_fast.device import resolve_device
+from bgpt_fast.documents import extension_of
 from bgpt_fast.files import FileContentError
 from bgpt_fast.parsing import read_json
 from bgpt_fast.patches import PackedPatches
@@ -47,31 +50,37 @@ class Classify:
     reported, not classified; duplicate paths count once.
 
     Args:
-        checkpoint: a training run's folder, a folder of weights, a .safetensors or .pth file, or a hub id.
         data: files and folders; folders are searched.
+        checkpoint: a training run's folder, a folder of weights, a .safetensors or .pth file, or a hub id. As the first
+            of the files, its place in earlier versions, it still works, with a warning.
         labels: a JSON file {"class name": index, …} for weights without a label map, such as the released .pth files.
         patches_per_batch: maximum number of patches in a batch.
+        any_model: use the model even if it was trained for something else.
         plots: a new or empty folder for plots of the confusion matrix and of each class; None means no plots.
         output: a JSON file for predictions and scores; None writes no file.
         json: print JSON instead of tables.
         device: "auto" uses the GPU if there is one.
     """
 
-    checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
-    data: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILES_OR_FOLDERS")]
+    data: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILES_OR_FOLDERS")] = ()
+    checkpoint: Path | None = None
     labels: Path | None = None
     patches_per_batch: int = 2048
+    any_model: bool = False
     plots: Path | None = None
     output: Path | None = None
     json: bool = False
     device: str = "auto"
 
 
+OPTIONS = Classify
+
+
 def run(words: Sequence[str]) -> int:
-    options = read_options(Classify, "classify", words)
+    options = _with_checkpoint(read_options(Classify, "classify", words))
     check_output_file(options.output)
     if not options.data:
-        raise DataError("expected files or folders after the checkpoint, got none")
+        raise DataError("expected files or folders to classify, got none; name them after the options")
     if options.plots is not None:
         plots_folder(options.plots)
     skips = SkipReport()
@@ -82,6 +91,8 @@ def run(words: Sequence[str]) -> int:
         device=resolve_device(options.device),
         dtype=torch.float32,
     )
+    if not options.any_model:
+        check_files(model.task, options.checkpoint, (extension_of(file.path) for file in files))
     predictions = _classify(model, files, options.patches_per_batch, skips)
     if skips.by_reason:
         print(f"bgpt-fast classify: {_skips_text(skips)}", file=sys.stderr)
@@ -112,6 +123,20 @@ def run(words: Sequence[str]) -> int:
     if print_report(options, result, []):
         _show(predictions, report)
     return 0
+
+
+def _with_checkpoint(options: Classify) -> Classify:
+    """Returns the options with a checkpoint: that of --checkpoint, or the first of several paths, with a warning."""
+    if options.checkpoint is not None:
+        return options
+    if len(options.data) < 2:
+        raise ValueError("--checkpoint: expected a trained classifier, got none; give its run folder or weights")
+    warnings.warn(
+        f"the checkpoint {options.data[0]} before the files: give it as --checkpoint; the old form will be removed",
+        DeprecationWarning,
+        stacklevel=1,
+    )
+    return replace(options, checkpoint=options.data[0], data=options.data[1:])
 
 
 def _classify(

@@ -55,6 +55,7 @@ def read_options(
     default: Options | None = None,
     layout: HelpLayout | None = None,
     renamed: Mapping[object, str] | None = None,
+    short: Mapping[str, str] | None = None,
 ) -> Options:
     """Parses the options of `bgpt-fast COMMAND`.
 
@@ -65,6 +66,7 @@ def read_options(
         default: replaces the defaults of `kind`.
         layout: shortens `--help` and adds `--help-all`; None shows all options in both.
         renamed: old option name → new one; old names work with a DeprecationWarning.
+        short: short option name → the full one, such as "--lr" → "--training.learning-rate".
 
     Raises:
         SystemExit: with code 0 after --help, with 2 for wrong usage.
@@ -74,6 +76,10 @@ def read_options(
         names = [item.name for item in dataclasses.fields(kind)] if shows_all else layout.basic  # type: ignore[arg-type]
         with contextlib.suppress(SystemExit):
             tyro.cli(_help_schema(kind, default, names, layout.groups if shows_all else {}), prog=prog, args=["--help"])
+        shown_options = {"--" + name.replace("_", "-") for name in layout.basic}
+        pairs = [f"{name} is {full}" for name, full in (short or {}).items() if shows_all or full in shown_options]
+        if pairs:
+            print(f"short forms: {', '.join(pairs)}")
         if not shows_all:
             print(f"{prog} --help-all shows all options.")
         raise SystemExit(0)
@@ -81,7 +87,7 @@ def read_options(
     for place, word in enumerate(args):
         name, separator, value = word.partition("=")
         new = renamed_value("option", name, renamed or {}, stacklevel=1)
-        args[place] = f"{new}{separator}{value}"
+        args[place] = f"{(short or {}).get(new, new)}{separator}{value}"
     if default is None:
         return tyro.cli(kind, prog=prog, args=args)
     return tyro.cli(kind, prog=prog, args=args, default=default)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,11 +13,13 @@ import tyro
 
 from bgpt_fast.cli.common import HelpLayout, read_options
 from bgpt_fast.cli.generation_options import BASIC_OPTIONS, GenerationOptions, check_extension, generate_folder
+from bgpt_fast.cli.model_task import check_conversion
 from bgpt_fast.cli.outputs import JOURNAL, REPORT, FileRequest
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data.file_index import FileEntry, SkipReport, find_files
 from bgpt_fast.documents import extension_of
 from bgpt_fast.generation import Prompt
+from bgpt_fast.model import BGPT
 
 LAYOUT = HelpLayout(basic=("sources", "to", "from_", "keep_cut", *BASIC_OPTIONS))
 
@@ -50,6 +52,9 @@ class Convert(GenerationOptions):
     too_long: Literal["skip", "error"] = "skip"
 
 
+OPTIONS = Convert
+
+
 def run(words: Sequence[str]) -> int:
     options = read_options(Convert, "convert", words, layout=LAYOUT, renamed={"--overlong": "--too-long"})
     if not options.to:
@@ -57,7 +62,7 @@ def run(words: Sequence[str]) -> int:
     check_extension("--to", options.to)
     generate_folder(
         options,
-        lambda config: _requests(options, config),
+        lambda model: _requests(options, model),
         "the converted files",
         "converting",
         keep_cut=options.keep_cut,
@@ -66,8 +71,12 @@ def run(words: Sequence[str]) -> int:
     return 0
 
 
-def _requests(options: Convert, config: BGPTConfig) -> tuple[list[FileRequest], list[dict[str, str]]]:
+def _requests(options: Convert, model: BGPT) -> tuple[list[FileRequest], list[dict[str, str]]]:
     """Returns the files to generate, and the skipped sources with the reason."""
+    possible: Collection[str] = ()
+    if not options.any_model:
+        wanted = () if options.from_ is None else (options.from_,)
+        possible = check_conversion(model.task, options.checkpoint, options.to, wanted)
     skips = SkipReport()
     named = {os.fspath(path) for path in options.sources}
     requests: dict[str, FileRequest] = {}
@@ -76,6 +85,9 @@ def _requests(options: Convert, config: BGPTConfig) -> tuple[list[FileRequest], 
         extension = extension_of(file.path)
         matches = extension != options.to if options.from_ is None else extension == options.from_
         if not matches and file.path not in named:
+            continue
+        if possible and extension not in possible:
+            skips.add(file.path, f"not .{' or .'.join(possible)}, which the model converts to .{options.to}")
             continue
         name = f"{os.path.splitext(os.fsdecode(file.relative))[0]}.{options.to}"
         if name in (JOURNAL, REPORT):
@@ -87,7 +99,7 @@ def _requests(options: Convert, config: BGPTConfig) -> tuple[list[FileRequest], 
                 f"convert: {requests[name].source!r} and {file.path!r} would both become {name!r}; convert them into "
                 "different folders, or give --from"
             )
-        reason = _context_error(file, config)
+        reason = _context_error(file, model.config)
         if reason is None:
             try:
                 content = Path(file.path).read_bytes()

@@ -37,6 +37,9 @@ class Baselines:
     json: bool = False
 
 
+OPTIONS = Baselines
+
+
 def run(words: Sequence[str]) -> int:
     options = read_options(Baselines, "data baselines", words)
     skips = SkipReport()

@@ -42,6 +42,9 @@ class Check:
     json: bool = False
 
 
+OPTIONS = Check
+
+
 def run(words: Sequence[str]) -> int:
     options = read_options(Check, "data check", words, renamed={"--shown": "--gallery-files"})
     checked = check_files(options.files)

@@ -53,6 +53,9 @@ class CPUStates:
     machine: StreamOptions = field(default_factory=StreamOptions)
 
 
+OPTIONS = CPUStates
+
+
 def run(words: Sequence[str]) -> int:
     options = read_options(CPUStates, "data cpu-states", words)
     new_folder(options.output, "the data")

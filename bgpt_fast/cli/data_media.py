@@ -52,6 +52,9 @@ class Media:
     workers: int = 0
 
 
+OPTIONS = Media
+
+
 def run(words: Sequence[str]) -> int:
     options = read_options(Media, "data media", words, layout=LAYOUT)
     with counting_progress("standardising") as progress:

@@ -39,6 +39,9 @@ class Music:
     workers: int = 0
 
 
+OPTIONS = Music
+
+
 def run(words: Sequence[str]) -> int:
     options = read_options(Music, "data music", words)
     with counting_progress("converting") as progress:

@@ -21,6 +21,9 @@ class Env:
     json: bool = False
 
 
+OPTIONS = Env
+
+
 def run(words: Sequence[str]) -> int:
     options = read_options(Env, "env", words)
     environment = describe_environment()

@@ -28,6 +28,7 @@ from bgpt_fast.cli.common import (
     shown_name,
     table,
 )
+from bgpt_fast.cli.model_task import check_directions, check_files, check_simulation
 from bgpt_fast.data import DataError
 from bgpt_fast.data.file_index import FileEntry, SkipReport, find_files
 from bgpt_fast.documents import extension_of
@@ -75,6 +76,7 @@ class Evaluate:
         programs: number of held-out programs.
         seed: seed of the bootstrap and of the programs.
         machine: the machine that the model was trained on.
+        any_model: use the model even if it was trained for something else.
         output: a JSON file for the figures, with a row for each file; None writes no file.
         json: print JSON instead of tables.
         device: "auto" uses the GPU if there is one.
@@ -94,9 +96,13 @@ class Evaluate:
     machine: StreamOptions = field(
         default_factory=lambda: StreamOptions(num_registers=2, memory_size=64, min_program=1, max_program=15)
     )
+    any_model: bool = False
     output: Path | None = None
     json: bool = False
     device: str = "auto"
+
+
+OPTIONS = Evaluate
 
 
 def run(words: Sequence[str]) -> int:
@@ -136,6 +142,8 @@ def _assessment(options: Evaluate) -> Assessment:
     if options.programs < 1:
         raise ValueError(f"--programs: expected at least 1, got {options.programs}")
     model = _model(options)
+    if not options.any_model:
+        check_simulation(model.task, options.checkpoint, options.machine)
     programs = generate(options.programs, seed=options.seed, stream="philox", split="eval", **asdict(options.machine))
     with generation_progress("free running") as progress:
         return assess(model, programs, progress=progress)
@@ -150,6 +158,11 @@ def _model(options: Evaluate) -> BGPT:
 def _reports(options: Evaluate) -> dict[str, FileReport]:
     """Returns the report on the files, or on the target files of each direction of a conversion, by its name."""
     model = _model(options)
+    if options.conversion and not options.any_model:
+        check_directions(model.task, options.checkpoint, options.conversion)
+    elif not options.any_model:
+        files = find_files([str(path) for path in options.data], SkipReport())
+        check_files(model.task, options.checkpoint, (extension_of(file.path) for file in files))
     if options.plots is not None:
         plots_folder(options.plots)
     arguments: dict[str, Any] = {

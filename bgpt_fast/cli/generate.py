@@ -11,10 +11,12 @@ import tyro
 
 from bgpt_fast.cli.common import HelpLayout, read_options
 from bgpt_fast.cli.generation_options import BASIC_OPTIONS, GenerationOptions, check_extension, generate_folder
+from bgpt_fast.cli.model_task import check_generation
 from bgpt_fast.cli.outputs import FileRequest
 from bgpt_fast.documents import extension_of
 from bgpt_fast.generation import Prompt
 from bgpt_fast.generation.scoring import context_bytes
+from bgpt_fast.model import BGPT
 
 LAYOUT = HelpLayout(basic=("prompts", "ext", "count", *BASIC_OPTIONS))
 
@@ -29,7 +31,8 @@ class Generate(GenerationOptions):
     Args:
         prompts: files to continue; if empty, generates new files.
         prompt: one more file to continue, as an option.
-        ext: extension of the new files, without the dot; None means the prompt's extension, or bin without prompts.
+        ext: extension of the new files, without the dot; None means the prompt's extension, or without prompts that of
+            the model's training files if they have only one, else bin.
         count: how many files to generate from each prompt (or in total, without prompts).
     """
 
@@ -39,18 +42,22 @@ class Generate(GenerationOptions):
     count: int = 1
 
 
+OPTIONS = Generate
+
+
 def run(words: Sequence[str]) -> int:
     options = read_options(Generate, "generate", words, layout=LAYOUT)
     if options.count < 1:
         raise ValueError(f"--count: expected at least 1, got {options.count}")
     check_extension("--ext", options.ext or "")
-    generate_folder(
-        options, lambda config: (_requests(options, context_bytes(config)), ()), "the generated files", "generating"
-    )
+    generate_folder(options, lambda model: (_requests(options, model), ()), "the generated files", "generating")
     return 0
 
 
-def _requests(options: Generate, capacity: int) -> list[FileRequest]:
+def _requests(options: Generate, model: BGPT) -> list[FileRequest]:
+    capacity = context_bytes(model.config)
+    extensions = () if model.task is None else model.task.extensions
+    default = extensions[0] if len(extensions) == 1 else "bin"
     paths: list[Path | None] = [*options.prompts, *([options.prompt] if options.prompt else [])]
     requests: list[FileRequest] = []
     for path in paths or [None]:
@@ -63,9 +70,11 @@ def _requests(options: Generate, capacity: int) -> list[FileRequest]:
                     f"{path}: expected a prompt of fewer than {capacity} bytes, the context of the model, got "
                     f"{path.stat().st_size}; cut the file, or use a model with a longer context"
                 )
-        extension = options.ext if options.ext is not None else "bin" if path is None else extension_of(path)
+        extension = options.ext if options.ext is not None else default if path is None else extension_of(path)
         for _ in range(options.count):
             index = len(requests)
             name = f"{index:05d}.{extension}" if extension else f"{index:05d}"
             requests.append(FileRequest(name, Prompt(extension, data, index), None if path is None else str(path)))
+    if not options.any_model:
+        check_generation(model.task, options.checkpoint, {request.prompt.extension for request in requests})
     return requests

@@ -10,10 +10,10 @@ from typing import Any
 
 from bgpt_fast.cli.common import as_json, load_model
 from bgpt_fast.cli.outputs import FileRequest, OutputFolder, fingerprint, finish, generate_files
-from bgpt_fast.config import BGPTConfig
 from bgpt_fast.generation import Generator
+from bgpt_fast.model import BGPT
 
-_NOT_IN_PLAN = ("output", "max_batch", "max_memory_mb", "batch_invariant", "device", "overwrite")
+_NOT_IN_PLAN = ("output", "max_batch", "max_memory_mb", "batch_invariant", "device", "overwrite", "any_model")
 Skipped = Sequence[dict[str, str]]
 
 
@@ -32,6 +32,7 @@ class GenerationOptions:
         overwrite: generate all files again, and replace existing ones.
         max_batch: number of files generated at once; None means 256, or as many as max_memory_mb allows.
         max_memory_mb: maximum memory for the files generated at once, in MB (10⁶ bytes); None means no limit.
+        any_model: use the model even if it was trained for something else.
         batch_invariant: make each file independent of the rest of the batch on a GPU too; slower. Always so on CPUs.
         device: "auto" uses the GPU if there is one.
     """
@@ -44,6 +45,7 @@ class GenerationOptions:
     top_p: float = 1.0
     seed: int = 0
     overwrite: bool = False
+    any_model: bool = False
     max_batch: int | None = None
     max_memory_mb: int | None = None
     batch_invariant: bool = False
@@ -56,7 +58,7 @@ BASIC_OPTIONS = ("checkpoint", "output", "max_new_bytes", "temperature", "top_p"
 
 def generate_folder(
     options: GenerationOptions,
-    plan_requests: Callable[[BGPTConfig], tuple[Sequence[FileRequest], Skipped]],
+    plan_requests: Callable[[BGPT], tuple[Sequence[FileRequest], Skipped]],
     of: str,
     progress: str,
     *,
@@ -67,7 +69,8 @@ def generate_folder(
 
     Args:
         options: options of the command.
-        plan_requests: returns, for the model's config, the files to generate, and skipped sources with the reason.
+        plan_requests: returns the files to generate with a model, and the skipped sources with the reason; raises if
+            it is a model for something else.
         of: description of the files, for error messages.
         progress: label of the progress bar.
         keep_cut: also write files that the model did not end.
@@ -78,7 +81,7 @@ def generate_folder(
     generator = Generator(
         model, max_batch=options.max_batch, max_memory=max_memory, batch_invariant=options.batch_invariant
     )
-    requests, skipped = plan_requests(generator.model.config)
+    requests, skipped = plan_requests(model)
     values = as_json(options)
     plan: dict[str, Any] = {name: value for name, value in values.items() if name not in (*_NOT_IN_PLAN, *not_in_plan)}
     plan["model"] = fingerprint(model)

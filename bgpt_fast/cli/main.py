@@ -10,9 +10,11 @@ import sys
 import threading
 import warnings
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
-from bgpt_fast.memory import OutOfMemoryError, is_out_of_memory
+from bgpt_fast.cli.errors import report_error
+from bgpt_fast.memory import is_out_of_memory
 
 COMMANDS = {
     "train": "train a model on files, or on random programs of the CPU-state machine",
@@ -36,7 +38,7 @@ commands:
 
 bgpt-fast COMMAND --help explains a command's options; long lists are complete with --help-all.
 
-exit codes: 0 done · 1 an error, named on standard error · 2 wrong usage ·
+exit codes: 0 done · 1 a failure, named on standard error · 2 a wrong option, value or file name, named there ·
   130 (SIGINT) and 143 (SIGTERM) stopped by a signal; training has then saved, and is resumed when run again."""
 
 
@@ -81,34 +83,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except (ValueError, TypeError, OSError, ImportError, MemoryError, FloatingPointError) as error:
-        return _failed(words[0], error)
+        return report_error(words[0], error, _options(module, words[1:]))
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        return _failed(words[0], error)
+        return report_error(words[0], error)
 
 
-def _failed(command: str, error: Exception) -> int:
-    notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
-    name, text = type(error).__name__, str(error)
-    if isinstance(error, OutOfMemoryError):
-        text = error.text(_setting_options(command, error.lower))
-    elif is_out_of_memory(error):
-        reason = next(iter(text.splitlines()), "") or "an allocation failed"
-        name, text = "OutOfMemoryError", f"not enough memory: {reason}; use smaller inputs, a smaller batch or model"
-    print(f"bgpt-fast {command}: {name}: {text}{notes}", file=sys.stderr)
-    return 1
-
-
-def _setting_options(command: str, settings: Sequence[str]) -> dict[str, str]:
-    """The options of a command that set these arguments of the library."""
-    names = {name: f"--{name.replace('_', '-')}" for name in settings}
-    if command == "train":
-        from bgpt_fast.training.config import TrainConfig
-
-        names |= {name: f"--training.{option[2:]}" for name, option in names.items() if hasattr(TrainConfig, name)}
-        names |= {"documents_per_batch": "--programs-per-batch"}
-    return names
+def _options(module: ModuleType, words: Sequence[str]) -> type | None:
+    """The dataclass of a command's options."""
+    if hasattr(module, "KINDS") and words and words[0] in module.KINDS:
+        module = importlib.import_module(f"{module.__name__}_{words[0].replace('-', '_')}")
+    return getattr(module, "OPTIONS", None)
 
 
 def _show_warning(command: str, message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:

@@ -67,6 +67,9 @@ class MigrateConfig:
     task: Literal["generation", "classification"] = "generation"
 
 
+OPTIONS = MigrateConfig
+
+
 def run(words: Sequence[str]) -> int:
     options = read_options(MigrateConfig, "migrate-config", words)
     if options.output.exists():

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from bgpt_fast.cli.common import GenerationProgress, console, generation_progress, shown_name, table
+from bgpt_fast.cli.common import GenerationProgress, console, generation_progress, print_skipped, shown_name, table
 from bgpt_fast.files import atomic_write, write_json
 from bgpt_fast.folder_lock import LOCK, FolderLock
 from bgpt_fast.generation import Generation, Generator, Prompt
@@ -252,9 +252,10 @@ def finish(
         [shown_name(file["path"]), f"{file['bytes']:,}", f"{file['new_bytes']:,}", file["ended_by"], _state(file)]
         for file in figures["files"][:_LISTED]
     ]
-    rows += [[shown_name(item["source"]), "–", "–", item["reason"], "skipped"] for item in skipped[:_LISTED]]
-    title = f"{len(files)} files" + (f", the first {_LISTED}" if len(files) + len(skipped) > len(rows) else "")
+    title = f"{len(files)} files" + (f", the first {_LISTED}" if len(files) > len(rows) else "")
     console.print(table(title, ["file", "bytes", "new", "ended by", ""], rows))
+    reasons = Counter(item["reason"] for item in skipped)
+    print_skipped(reasons, [f"{item['reason']}: {item['source']!r}" for item in skipped], "sources skipped")
     existing = figures["there_already"]
     notes = f"; {existing} existed already and were not generated again" if existing else ""
     notes += f"; {figures['left_out']} cut ones left out" if figures["left_out"] else ""

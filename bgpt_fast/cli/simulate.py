@@ -24,6 +24,7 @@ from bgpt_fast.cli.common import (
     load_model,
     read_options,
 )
+from bgpt_fast.cli.model_task import check_simulation
 from bgpt_fast.cli.outputs import fingerprint
 from bgpt_fast.cli.simulate_folder import REPORT, SimulationFolder
 from bgpt_fast.model import BGPT
@@ -62,6 +63,7 @@ class Simulate:
         write: format of the predicted traces: .bin files, one Parquet file, both or none.
         show: number of predicted traces to print next to the true ones, wrong ones first.
         page: number of programs that report.html shows step by step, wrong ones first; 0 means no page.
+        any_model: use the model even if it was trained for something else.
         output: the folder to write; new, empty, or of an earlier run of the same command.
         max_batch: number of programs simulated at once.
         batch_invariant: make each trace independent of the rest of the batch on a GPU too; slower. Always so on CPUs.
@@ -81,10 +83,14 @@ class Simulate:
     write: Literal["bin", "parquet", "both", "none"] = "bin"
     show: int = 1
     page: int = 50
+    any_model: bool = False
     output: Path = Path("simulated")
     max_batch: int = 256
     batch_invariant: bool = False
     device: str = "auto"
+
+
+OPTIONS = Simulate
 
 
 def run(words: Sequence[str]) -> int:
@@ -103,6 +109,8 @@ def run(words: Sequence[str]) -> int:
     if first is None:
         raise ValueError("simulate: expected at least one program, got none")
     model = load_model(options.checkpoint, options.device)
+    if not options.any_model:
+        check_simulation(model.task, options.checkpoint, machine)
     values = as_json(options)
     plan = {name: values[name] for name in ("programs", "random", "seed", "machine", "acc", "registers")}
     folder = SimulationFolder(options.output, {**plan, "model": fingerprint(model)})

@@ -13,15 +13,21 @@ import torch
 from bgpt_fast.checkpoint.load import load_weights
 from bgpt_fast.classifier import BGPTForClassification
 from bgpt_fast.cli.common import as_json, console, drawing, read_options
+from bgpt_fast.cli.errors import FAILURE, report_error
 from bgpt_fast.cli.train_data import TrainData, task_of
-from bgpt_fast.cli.train_options import LAYOUT, Train, options_from_file, preset_options, value_of
+from bgpt_fast.cli.train_options import LAYOUT, SHORT, Train, options_from_file, preset_options, value_of
+from bgpt_fast.cli.train_summary import print_next, print_start
+from bgpt_fast.data import DataError
 from bgpt_fast.files import write_json
 from bgpt_fast.model import BGPT
 from bgpt_fast.training import Trainer, TrainingInterrupted, TrainResult
+from bgpt_fast.training.progress import figures_text
+
+OPTIONS = Train
 
 
 def run(words: Sequence[str]) -> int:
-    options = read_options(Train, "train", words, _defaults(words), LAYOUT)
+    options = read_options(Train, "train", words, _defaults(words), LAYOUT, short=SHORT)
     task = task_of(options)
     model: BGPT | BGPTForClassification
     torch.manual_seed(options.training.seed)
@@ -38,15 +44,19 @@ def run(words: Sequence[str]) -> int:
     if trainer.ranks.is_main:
         # Only now: if the run cannot be resumed with these options, Trainer raises and the old file remains.
         write_json(options.output / "options.json", as_json(options))
-        if trainer.resumed:
-            console.print(f"{options.output}: resumes from step {trainer.step}")
+        print_start(options, data, trainer)
     try:
         result = trainer.train()
     except TrainingInterrupted as stop:
         print(f"bgpt-fast train: {stop}", file=sys.stderr)
         return stop.exit_code
+    except DataError as error:
+        # Wrong options are named before; this is data that has changed, or cannot be read, during the run.
+        report_error("train", error)
+        return FAILURE
     if trainer.ranks.is_main:
         _report(options, result)
+        print_next(options, trainer.model.task)
     return 0
 
 
@@ -89,17 +99,24 @@ def _classifier(options: Train) -> tuple[BGPTForClassification, TrainData]:
 
 
 def _report(options: Train, result: TrainResult) -> None:
-    figures = " · ".join(f"{name} {value:.4f}" for name, value in result.evaluation.items())
+    ended = {"steps": "all steps are done", "time": "the time is up", "target": "the target is reached"}
     console.print(
-        f"{result.steps} steps in {result.seconds:.0f} s ({result.patches_per_second:,.0f} patches/s), "
-        f"loss {result.loss:.4f} nats; {figures}\ncheckpoint: {result.checkpoint_path}"
+        f"{result.steps:,} steps in {result.seconds:.0f} s ({result.patches_per_second:,.0f} patches/s): "
+        f"{ended[result.stopped_by]}; last loss {result.loss:.4f} nats",
+        markup=False,
+        soft_wrap=True,
     )
+    if result.evaluation:
+        console.print(f"held out: {figures_text(result.evaluation)}", markup=False, soft_wrap=True)
+    console.print(f"checkpoint: {result.checkpoint_path}", markup=False, soft_wrap=True)
     if importlib.util.find_spec("matplotlib") is None:
-        console.print("no training_curve.png: plots need matplotlib: pip install 'bgpt-fast[plot]'")
+        console.print(
+            "no training_curve.png: plots need matplotlib: pip install 'bgpt-fast[plot]'", markup=False, soft_wrap=True
+        )
         return
     curve = options.output / "training_curve.png"
     with drawing("train", str(curve)):
         from bgpt_fast.report.plots import training_curve
 
         training_curve(result.log_path, curve, options.output.name)
-        console.print(f"curve: {curve}")
+        console.print(f"curve: {curve}", markup=False, soft_wrap=True)

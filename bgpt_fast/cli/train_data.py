@@ -78,6 +78,9 @@ class TrainData:
         config: patch size and context.
         labels: the label map of a trained classifier; None derives one from the files.
 
+    Attributes:
+        evaluation_text: what `evaluation` scores, in words; "" before, and if there is none.
+
     Raises:
         DataError, ValueError: there is no data, or the options contradict each other.
     """
@@ -88,6 +91,7 @@ class TrainData:
         self._task = task_of(options)
         self._rank, self._world_size = rank_and_world_size()
         self.labels = labels
+        self.evaluation_text = ""
         self._check_paths()
         if self._task != "cpu-states" and options.patches_per_batch < config.patch_length:
             warnings.warn(
@@ -138,9 +142,12 @@ class TrainData:
                 split="eval",
                 **asdict(options.machine),
             )
+            self.evaluation_text = f"{len(programs):,} programs (--eval-programs)"
             return teacher_forced_evaluation(programs)
         if not options.eval_data and options.eval_share == 0:
             return None
+        if options.eval_patches < 1:
+            raise ValueError(f"--eval-patches: expected at least 1, got {options.eval_patches}")
         batches = self._held_out()
         if not batches:
             return None
@@ -173,7 +180,7 @@ class TrainData:
         return MixedSource(sources, self._options.weights, seed=seed, **shard)
 
     def _held_out(self) -> list[Any]:
-        """Returns batches of held-out documents, at most `eval_patches` patches and at least one batch."""
+        """Returns batches of held-out documents with about `eval_patches` patches, at least one batch."""
         paths = [path for path in self._options.eval_data or self._options.data if self._kind(path) != "machine"]
         share = 1.0 if self._options.eval_data else self._options.eval_share
         held_out = {"split": "eval", "eval_share": share}
@@ -190,17 +197,22 @@ class TrainData:
                 "larger share, or --eval-data",
                 stacklevel=3,
             )
-        # Round-robin over the sources, so that the limit excludes none of them.
-        result: list[Any] = []
-        patches = 0
-        for batches in itertools.zip_longest(*(source.one_pass() for source in sources)):
-            for batch in batches:
-                if batch is not None and (not result or patches < self._options.eval_patches):
-                    result.append(batch)
-                    patches += (batch.batch if self._task == "classification" else batch).num_patches
-            if patches >= self._options.eval_patches:
-                break
+        # Each source has the same share, so that the limit excludes none of them.
+        share = max(self._options.eval_patches // max(len(sources), 1), 1)
+        result = [batch for source in sources for batch in source.evaluation_batches(share)]
+        self.evaluation_text = self._evaluation_text(sources, result)
         return result
+
+    def _evaluation_text(self, sources: Sequence[PackedSource[Any, Any]], batches: Sequence[Any]) -> str:
+        """How much is held out, and how much of that an evaluation scores."""
+        packed = [batch.batch if self._task == "classification" else batch for batch in batches]
+        documents, patches = sum(one.num_documents for one in packed), sum(one.num_patches for one in packed)
+        counts = [len(source) for source in sources if isinstance(source, EpochSource)]
+        kind = {"conversion": "pairs", "classification": "files"}.get(self._task, "files")
+        of = f"{sum(counts):,} {kind}" if len(counts) == len(sources) else "rows and files"
+        origin = "--eval-data" if self._options.eval_data else f"--eval-share {self._options.eval_share:g}"
+        unit = "windows" if self._task == "generation" else "documents"
+        return f"{of} ({origin}); an evaluation scores {documents:,} {unit} of them, {patches:,} patches"
 
     def _check_paths(self) -> None:
         """Raises, or warns, if paths contradict the options or each other."""

@@ -43,7 +43,8 @@ class Train:
         epochs: passes over the data, instead of --training.steps and --training.max-minutes.
         eval_data: files and folders to evaluate on, instead of a share of --data.
         eval_share: share of the files held out for evaluation; 0 means no evaluation.
-        eval_patches: maximum number of patches in an evaluation.
+        eval_patches: number of patches in an evaluation: all of the held-out documents, or windows of every file and
+            a sample of the pairs, labelled files or rows.
         split_by: hold files out by a hash of their "path", or of their "content", which keeps copies together. Pairs
             are always split by path, rows of tables by content.
         machine: the CPU-state machine and its programs.
@@ -85,6 +86,18 @@ class Train:
     training: TrainConfig = PRESETS["cpu-states"].training
 
 
+SHORT = {
+    "--steps": "--training.steps",
+    "--minutes": "--training.max-minutes",
+    "--lr": "--training.learning-rate",
+    "--device": "--training.device",
+    "--threads": "--training.threads",
+    "--precision": "--training.precision",
+    "--seed": "--training.seed",
+    "--eval-every": "--training.eval-every",
+    "--save-every": "--training.save-every",
+}
+"""Short forms of options."""
 LAYOUT = HelpLayout(
     basic=(
         *("data", "output", "config", "preset", "task", "init_from", "conversion", "epochs"),

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 
+from bgpt_fast.checkpoint.task import ModelTask
 from bgpt_fast.checks import check_int
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data.arrow_files import (
@@ -104,6 +105,12 @@ class ArrowSource(PackedSource[_Row, PackedPatches]):
     def paths(self) -> list[str]:
         """The files, sorted by relative path."""
         return [file.path for file in self._files]
+
+    @property
+    def task(self) -> ModelTask:
+        """What a model learns from the rows, stored with its weights; extensions in a column are not known."""
+        is_fixed = self.columns.extension_column is None
+        return ModelTask.of("generation", extensions=[self.columns.extension] if is_fixed else ())
 
     def describe(self) -> dict[str, Any]:
         """As `PackedSource.describe`, with the columns and the files; a skipped row counts each time it is read."""

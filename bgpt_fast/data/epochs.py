@@ -13,6 +13,7 @@ from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data.file_index import FileEntry, Paths, find_files
 from bgpt_fast.data.packing import Batch, Block, PackedSource, SourceOptions
 from bgpt_fast.data.source import DataError, EmptySplitError
+from bgpt_fast.patches import PackedPatches
 
 _TRIAL_BATCHES = 1000
 
@@ -62,14 +63,34 @@ class EpochSource(PackedSource[int, Batch], Generic[Batch]):
             batches += 1
         return batches * self.total_patches / patches
 
+    def evaluation_batches(self, max_patches: int) -> Iterator[Batch]:
+        """As `PackedSource.evaluation_batches`: whole documents, or their heads; all, or a random sample that fits."""
+        chosen = np.arange(len(self._lengths))
+        if self.total_patches > max_patches:
+            order = np.random.default_rng([self.seed, max_patches]).permutation(chosen)
+            fitting = int(np.searchsorted(self._lengths[order].cumsum(), max_patches, side="right"))
+            chosen = np.sort(order[: max(fitting, 1)])
+        for plan in self._pass_plans((index, int(self._lengths[index])) for index in chosen.tolist()):
+            items, documents = self._read_all(plan, "head")
+            if items:
+                yield self._batch(items, PackedPatches.from_parts(documents, self.config.patch_size))
+
     def describe(self) -> dict[str, Any]:
-        """As `PackedSource.describe`, with the number of files and their total size in bytes."""
+        """As `PackedSource.describe`, with the number of documents and files, the files' size in bytes, the number of
+        documents over the context, and the patches of the longest document, skipped ones included."""
         entries = self._entries()
-        return {**super().describe(), "files": len(entries), "bytes": sum(entry.size for entry in entries)}
+        longest, over = self._longest()
+        sizes = {"longest": longest, "over_context": over}
+        amounts = {"documents": len(self), "files": len(entries), "bytes": sum(entry.size for entry in entries)}
+        return {**super().describe(), **amounts, **sizes}
 
     @abstractmethod
     def _choose(self, entries: list[FileEntry]) -> list[int]:
         """Selects and stores the documents of the split; returns the number of patches of each."""
+
+    @abstractmethod
+    def _longest(self) -> tuple[int, int]:
+        """The number of patches of the longest document, and the number of documents over the context."""
 
     @abstractmethod
     def _entries(self) -> list[FileEntry]:
@@ -99,9 +120,13 @@ class EpochSource(PackedSource[int, Batch], Generic[Batch]):
 
     def _check_amount(self, files: int) -> None:
         if not len(self._lengths):
-            raise EmptySplitError(
-                f"{self.roots}: none of the {files} files falls into the {self.split} split at "
-                f"eval_share={self.eval_share} (skipped: {self._skipped.by_reason or 'none'}); give more files or "
-                "another share"
-            )
+            raise self._nothing_chosen(files)
         self._limit_batches(self.total_patches)
+
+    def _nothing_chosen(self, files: int) -> DataError:
+        """The error if none of a number of files gives a document of the split; it names the cause."""
+        return EmptySplitError(
+            f"{self.roots}: none of the {files} files falls into the {self.split} split at "
+            f"eval_share={self.eval_share} (skipped: {self._skipped.by_reason or 'none'}); give more files or "
+            "another share"
+        )

@@ -14,7 +14,7 @@ from typing import Literal
 
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data.source import DataError
-from bgpt_fast.documents import Part, PatchError, Truncation, count_patches, read_part
+from bgpt_fast.documents import FixedWindow, Part, PatchError, Truncation, count_patches, read_part
 from bgpt_fast.files import open_regular
 from bgpt_fast.memory import is_shortage
 from bgpt_fast.patches import PackedPatches
@@ -196,7 +196,7 @@ def modification_digest(entries: Sequence[FileEntry]) -> str:
     return hashlib.blake2b(" ".join(entry.modified for entry in entries).encode(), digest_size=16).hexdigest()
 
 
-def read_entry(entry: FileEntry, truncation: Truncation, skipped: SkipReport) -> Part | None:
+def read_entry(entry: FileEntry, truncation: Truncation | FixedWindow, skipped: SkipReport) -> Part | None:
     """Reads a file, truncated, with at most as many patches as when it was listed; None if it is unreadable.
 
     Args:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Generic, Literal, Unpack
 
+from bgpt_fast.checkpoint.task import ModelTask
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data.epochs import EpochSource
+from bgpt_fast.data.evaluation_windows import evaluation_windows
 from bgpt_fast.data.file_index import FileEntry, Paths, content_is_in_split, is_in_split, read_entry
 from bgpt_fast.data.packing import Batch, SourceOptions
-from bgpt_fast.documents import Part, Truncation
+from bgpt_fast.documents import Part, Truncation, count_patches, extension_of
 from bgpt_fast.patches import PackedPatches
 
 SplitBy = Literal["path", "content"]
@@ -40,6 +42,8 @@ class WholeFileSource(EpochSource[Batch], Generic[Batch]):
         TypeError, ValueError: an invalid argument.
     """
 
+    _task = "generation"
+
     def __init__(
         self,
         paths: Paths,
@@ -60,6 +64,11 @@ class WholeFileSource(EpochSource[Batch], Generic[Batch]):
         """The split's files, sorted by relative path."""
         return [file.path for file in self._files]
 
+    @property
+    def task(self) -> ModelTask:
+        """What a model learns from the files, stored with its weights."""
+        return ModelTask.of(self._task, extensions=(extension_of(file.path) for file in self._files))
+
     def _choose(self, entries: list[FileEntry]) -> list[int]:
         self._files = [entry for entry in entries if self._is_in_split(entry)]
         return [file.num_patches(self.config) for file in self._files]
@@ -68,6 +77,10 @@ class WholeFileSource(EpochSource[Batch], Generic[Batch]):
         if self._split_by == "path":
             return is_in_split(entry.relative, self.split, self.eval_share)
         return content_is_in_split(entry, self.split, self.eval_share, self._skipped)
+
+    def _longest(self) -> tuple[int, int]:
+        lengths = [count_patches(file.size, self.config.patch_size) for file in self._files]
+        return max(lengths), sum(length > self.config.patch_length for length in lengths)
 
     def _entries(self) -> list[FileEntry]:
         return self._files
@@ -81,3 +94,19 @@ class FileSource(WholeFileSource[PackedPatches]):
     """Files packed into batches, in a new seeded order every epoch; arguments as `WholeFileSource`."""
 
     kind = "files"
+
+    def evaluation_batches(self, max_patches: int) -> Iterator[PackedPatches]:
+        """As `PackedSource.evaluation_batches`: windows of every file (`evaluation_windows`)."""
+        sizes = [file.size for file in self._files]
+        group: list[Sequence[Part]] = []
+        patches = 0
+        for index, window in evaluation_windows(sizes, self.config, max_patches, self.seed):
+            if group and patches + window.patches > self.patches_per_batch:
+                yield PackedPatches.from_parts(group, self.config.patch_size)
+                group, patches = [], 0
+            part = read_entry(self._files[index], window, self._skipped)
+            if part is not None:
+                group.append((part,))
+                patches += window.patches
+        if group:
+            yield PackedPatches.from_parts(group, self.config.patch_size)

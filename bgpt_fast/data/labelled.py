@@ -66,6 +66,7 @@ class LabelledSource(WholeFileSource[LabelledBatch]):
     """
 
     kind = "labelled"
+    _task = "classification"
 
     def __init__(
         self,
@@ -105,6 +106,16 @@ class LabelledSource(WholeFileSource[LabelledBatch]):
         lengths = super()._choose(labelled)
         self._classes = [self.labels[str(label_of(file.relative))] for file in self._files]
         return lengths
+
+    def _nothing_chosen(self, files: int) -> DataError:
+        reasons = self._skipped.by_reason
+        if reasons.get("no label", 0) + reasons.get("unknown label", 0) < files:
+            return super()._nothing_chosen(files)
+        classes = f" of one of the classes {list(self.labels)}" if self.labels else ""
+        return DataError(
+            f"{self.roots}: expected files named LABEL_anything.ext{classes}, got none among {files} files (skipped: "
+            f"{reasons}); rename them, or train without --task classification"
+        )
 
     def _skip(self, entry: FileEntry, label: str | None) -> None:
         if self._unknown == "error":

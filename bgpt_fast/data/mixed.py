@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from bgpt_fast.checkpoint.task import ModelTask
 from bgpt_fast.checks import check_int
 from bgpt_fast.data.source import DataError, Source, check_rank
 from bgpt_fast.patches import PackedPatches
@@ -105,6 +108,12 @@ class MixedSource:
         for source, position in zip(self.sources, state["sources"], strict=True):
             source.load_state_dict(position)
         self._num_choices = int(state["drawn"])
+
+    @property
+    def task(self) -> ModelTask | None:
+        """All tasks of the sources, stored with a model's weights; None unless all state theirs."""
+        tasks = [getattr(source, "task", None) for source in self.sources]
+        return None if None in tasks else functools.reduce(operator.or_, tasks)
 
     def describe(self) -> dict[str, Any]:
         """The weights, this rank's number of batches from each source, and each source's description."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Generic, Literal, NamedTuple, TypedDict, TypeVar
@@ -220,6 +220,21 @@ class PackedSource(ABC, Generic[Item, Batch]):
                 if items:
                     yield self._batch(items, PackedPatches.from_parts(documents, self.config.patch_size))
 
+    def evaluation_batches(self, max_patches: int) -> Iterator[Batch]:
+        """Batches for evaluations during training, with about `max_patches` patches; does not change the position.
+
+        The same on every rank. Here, the first documents of one pass.
+        """
+        patches = 0
+        for plan in self._pass_plans():
+            items, documents = self._read_all(plan, "head")
+            if items:
+                packed = PackedPatches.from_parts(documents, self.config.patch_size)
+                yield self._batch(items, packed)
+                patches += packed.num_patches
+            if patches >= max_patches:
+                return
+
     def state_dict(self) -> dict[str, Any]:
         """The position: epoch, offset and window in its block, and a digest of the files."""
         block = self._block()
@@ -403,10 +418,11 @@ class PackedSource(ABC, Generic[Item, Batch]):
         block.window += range(block.offset, block.offset + count)
         block.offset += count
 
-    def _pass_plans(self) -> Iterator[list[PlannedDocument[Item]]]:
+    def _pass_plans(self, documents: Iterable[tuple[Item, int]] | None = None) -> Iterator[list[PlannedDocument[Item]]]:
+        """Batches of documents, each with its length, in order; None means all."""
         plan: list[PlannedDocument[Item]] = []
         remaining = self.patches_per_batch
-        for item, length in self._in_order():
+        for item, length in self._in_order() if documents is None else documents:
             if length > remaining:
                 yield plan
                 plan, remaining = [], self.patches_per_batch

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, Unpack
 
+from bgpt_fast.checkpoint.task import ModelTask
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data.epochs import EpochSource
 from bgpt_fast.data.file_index import FileEntry, Paths, is_in_split, read_entry
@@ -75,6 +76,12 @@ class PairSource(EpochSource[PackedPatches]):
         """The reason for each file or pair skipped so far."""
         return self._skipped.reasons
 
+    @property
+    def task(self) -> ModelTask:
+        """What a model learns from the pairs, stored with its weights."""
+        directions = ["->".join(direction) for direction in self.directions]
+        return ModelTask.of("conversion", extensions=self.directions[0], conversions=directions)
+
     def _choose(self, entries: list[FileEntry]) -> list[int]:
         extensions = self.directions[0]
         # Keyed by the full path, as two roots may have files of the same name.
@@ -85,11 +92,15 @@ class PairSource(EpochSource[PackedPatches]):
             else:
                 self._skipped.add(entry.path, "extension of no pair")
         self._pairs: list[_Pair] = []
+        self._over: list[int] = []
+        self._has_pairs = False
         for files in partners.values():
             one = next(iter(files.values()))
             if len(files) == 1:
                 self._skipped.add(one.path, "no partner")
-            elif is_in_split(os.path.splitext(one.relative)[0], self.split, self.eval_share):
+                continue
+            self._has_pairs = True
+            if is_in_split(os.path.splitext(one.relative)[0], self.split, self.eval_share):
                 pairs = [_Pair(files[source], files[target]) for source, target in self.directions]
                 if self._fits(pairs[0]):
                     self._pairs += pairs
@@ -106,11 +117,30 @@ class PairSource(EpochSource[PackedPatches]):
                 'give truncation="skip"'
             )
         self._skipped.add(f"{pair.source.path}, {pair.target.path}", "pair over the context")
+        self._over.append(length)
         return False
 
     def _length(self, pair: _Pair) -> int:
         S = self.config.patch_size
         return count_patches(pair.source.size, S, False) + count_patches(pair.target.size, S)
+
+    def _nothing_chosen(self, files: int) -> DataError:
+        source, target = self.directions[0]
+        if not self._has_pairs:
+            return DataError(
+                f"{self.roots}: expected pairs of files NAME.{source} and NAME.{target} in one folder, got none among "
+                f"{files} files (skipped: {self._skipped.by_reason}); --conversion names the two extensions"
+            )
+        if self._over and self.split != "eval":
+            return DataError(
+                f"{self.roots}: all {len(self._over)} pairs are over the context, {self.config.patch_length} patches: "
+                f"the shortest has {min(self._over)}, the longest {max(self._over)}; use a longer context "
+                "(--model.patch-length)"
+            )
+        return super()._nothing_chosen(files)
+
+    def _longest(self) -> tuple[int, int]:
+        return max([*self._over, *self._lengths.tolist()]), len(self._over)
 
     def _entries(self) -> list[FileEntry]:
         # With both directions, each file of a pair is the source of one direction.

@@ -171,7 +171,8 @@ def accuracy_evaluation(
             their classes are those of the model's label map.
 
     Returns:
-        A function of the model that returns `loss`, the mean nats per document, and `accuracy`.
+        A function of the model that returns `loss`, the mean nats per document, `accuracy`, and the number of
+        `documents`.
 
     Raises:
         ValueError: there are no documents.
@@ -187,7 +188,7 @@ def accuracy_evaluation(
             logits = _logits(model, batch.batch)
             nats += float(F.cross_entropy(logits, truth.to(logits.device), reduction="sum"))
             correct += int((logits.argmax(1).cpu() == truth).sum())
-        return {"loss": nats / documents, "accuracy": correct / documents}
+        return {"loss": nats / documents, "accuracy": correct / documents, "documents": float(documents)}
 
     return evaluate
 

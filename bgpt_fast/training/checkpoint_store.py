@@ -31,6 +31,7 @@ from torch import Tensor
 from bgpt_fast.checkpoint.load import load_weights
 from bgpt_fast.checkpoint.save import save_weights
 from bgpt_fast.checkpoint.schema import PATCH_EMBEDDING, CheckpointError
+from bgpt_fast.checkpoint.task import ModelTask
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.files import atomic_write, exchange, fsync_folder, open_regular, read_file, write_json
 from bgpt_fast.memory import is_out_of_memory, is_shortage
@@ -71,6 +72,7 @@ class RunState:
         write_shards: writes the optimiser tensors that are sharded over ranks into a folder, called on all ranks; in a
             loaded state they are in `optimizer`, unsharded.
         labels: a classifier's label map; None for a generative model.
+        task: what the model is trained for; None if that is not known.
     """
 
     model_config: BGPTConfig
@@ -80,6 +82,7 @@ class RunState:
     state: dict[str, Any] = field(default_factory=dict)
     write_shards: Callable[[Path], None] | None = None
     labels: dict[str, int] | None = None
+    task: ModelTask | None = None
 
 
 class CheckpointStore:
@@ -159,6 +162,7 @@ class CheckpointStore:
                 safetensors.torch.load_file(folder / "rng.safetensors"),
                 read_json(folder / "state.json", _MAX_STATE_BYTES),
                 labels=weights.labels,
+                task=weights.task,
             )
         except (OSError, ValueError, safetensors.SafetensorError) as error:
             if is_shortage(error):
@@ -261,7 +265,8 @@ class CheckpointStore:
 
 
 def _write_files(folder: Path, checkpoint: RunState) -> None:
-    save_weights(folder, checkpoint.model_config, checkpoint.weights, labels=checkpoint.labels)
+    labels, task = checkpoint.labels, checkpoint.task
+    save_weights(folder, checkpoint.model_config, checkpoint.weights, labels=labels, task=task)
     for name, tensors in (("optimizer", checkpoint.optimizer), ("rng", checkpoint.rng)):
         with atomic_write(folder / f"{name}.safetensors") as file:
             file.write(

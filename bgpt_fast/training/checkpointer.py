@@ -16,7 +16,7 @@ from bgpt_fast.memory import named_out_of_memory
 from bgpt_fast.training.checkpoint_store import CheckpointStore, CheckpointWriteError, RunState
 from bgpt_fast.training.config import TrainConfig
 from bgpt_fast.training.distributed import Ranks
-from bgpt_fast.training.objectives import labels_of
+from bgpt_fast.training.objectives import check_same_task, labels_of
 from bgpt_fast.training.optimizer import Optimizers
 from bgpt_fast.training.parallel.ddp import DataParallel
 from bgpt_fast.training.parallel.dtensor import is_dtensor
@@ -82,6 +82,7 @@ class Checkpointer:
                 f"{run_dir}: holds a run with other classes: expected {labels_of(self._model)}, got "
                 f"{checkpoint.labels}; use another run folder or the run's own labels"
             )
+        check_same_task(checkpoint.task, self._model.task, f"{run_dir}: holds a run of another task")
         if checkpoint.model_config != self._model.config:
             raise ValueError(
                 f"{run_dir}: holds a run of another model: expected {self._model.config}, "
@@ -172,6 +173,7 @@ class Checkpointer:
                 state,
                 writer,
                 labels_of(self._model),
+                self._model.task,
             )
             self._background.start(functools.partial(self._write, progress.step, run, best, writer))
         elif writer is not None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bgpt_fast.checkpoint.task import ModelTask
 from bgpt_fast.classifier import BGPTForClassification
 from bgpt_fast.config import EOP, BGPTConfig
 from bgpt_fast.data.labelled import LabelledBatch
@@ -145,6 +146,17 @@ def objective_of(model: Model) -> Objective[Any]:
 def labels_of(model: Model) -> dict[str, int] | None:
     """A classifier's label map; None for a generative model."""
     return dict(model.labels) if isinstance(model, BGPTForClassification) else None
+
+
+def check_same_task(expected: ModelTask | None, task: ModelTask | None, what: str) -> None:
+    """Raises ValueError, beginning with `what`, if two known tasks differ in more than the files' extensions."""
+    if expected is None or task is None:
+        return
+    if (expected.tasks, expected.conversions, expected.machines) != (task.tasks, task.conversions, task.machines):
+        raise ValueError(
+            f"{what}: expected {expected}, got {task}; train on what the run was started with, or use another run "
+            "folder; to start from its weights give them to --init-from"
+        )
 
 
 def check_labels(model: Model, source: object) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -13,6 +13,9 @@ from rich import progress as rich_progress
 from rich.console import Console
 
 from bgpt_fast.training.config import TrainConfig
+
+_BAR_WIDTH = 10
+_SEPARATOR = " · "
 
 
 @dataclass
@@ -133,14 +136,13 @@ class ProgressBar:
         self._clock = clock
         self._last_line = float("-inf")
         self._of = f"/{steps}" if steps else ""
-        self._averages: dict[str, float] = {}
+        self._averages: dict[str, _Average] = {}
         self._bar: rich_progress.Progress | None = None
         if enabled and self._console.is_terminal:
             self._bar = rich_progress.Progress(
-                rich_progress.TextColumn("training"),
-                rich_progress.BarColumn(bar_width=24),
                 rich_progress.TextColumn("{task.percentage:3.0f}%"),
-                rich_progress.TextColumn("{task.description}"),
+                rich_progress.BarColumn(bar_width=_BAR_WIDTH),
+                rich_progress.TextColumn("{task.description}", markup=False),
                 console=self._console,
                 transient=False,
             )
@@ -161,39 +163,71 @@ class ProgressBar:
         """Shows a step; `done` is the completed share of the run, used to estimate the remaining time."""
         if not self._enabled:
             return
-        text = self._text(figures, figures.seconds * (1.0 - done) / done if done else 0.0)
+        parts = self._parts(figures, figures.seconds * (1.0 - done) / done if done else 0.0)
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, description=text)
+            space = self._console.width - _BAR_WIDTH - len("100% ") - len(" ")
+            self._bar.update(self._task, completed=done, description=_fitted(parts, space))
         elif self._clock() - self._last_line >= self._line_seconds or done >= 1.0:
             self._last_line = self._clock()
-            self._console.print(f"{100 * done:3.0f}% · {text}", highlight=False, soft_wrap=True)
+            self._console.print(f"{100 * done:3.0f}% · {_SEPARATOR.join(parts)}", highlight=False, soft_wrap=True)
 
     def message(self, text: str) -> None:
         """Shows a line of text."""
         if self._enabled:
             self._console.print(text, highlight=False, soft_wrap=True, markup=False)
 
-    def _text(self, figures: StepFigures, seconds_left: float) -> str:
+    def _parts(self, figures: StepFigures, seconds_left: float) -> list[str]:
+        """The figures as texts, the most important ones first."""
         parts = [f"step {figures.step}{self._of}", f"loss {self._smooth('loss', figures.loss):.4f}"]
         if figures.bits_per_byte is not None:
             parts.append(f"{self._smooth('bits', figures.bits_per_byte):.4f} bits/byte")
         if figures.accuracy is not None:
             parts.append(f"{100 * self._smooth('accuracy', figures.accuracy):.1f}% right")
+        parts.append(f"{clock_text(seconds_left)} left")
         parts.append(f"{self._smooth('rate', figures.patches_per_second):,.0f} patches/s")
         if figures.mfu is not None:
             parts.append(f"MFU {100 * self._smooth('mfu', figures.mfu):.1f}%")
         if figures.fill is not None:
             parts.append(f"{100 * self._smooth('fill', figures.fill):.1f}% full")
-        parts += [f"lr {figures.learning_rate:.2e}", f"{clock_text(seconds_left)} left"]
-        return " · ".join(parts)
+        parts.append(f"lr {figures.learning_rate:.2e}")
+        return parts
 
     def _smooth(self, name: str, value: float) -> float:
-        self._averages[name] = (
-            value
-            if not math.isfinite(self._averages.get(name, math.nan))
-            else 0.95 * self._averages[name] + 0.05 * value
-        )
-        return self._averages[name]
+        return self._averages.setdefault(name, _Average()).add(value)
+
+
+class _Average:
+    """An exponential moving average with bias correction: after n values, their weighted mean, without a start value.
+
+    Values that are not finite are left out.
+    """
+
+    def __init__(self, weight: float = 0.9) -> None:
+        self._weight = weight
+        self._sum = self._total = 0.0
+
+    def add(self, value: float) -> float:
+        """Adds a value and returns the average; NaN before the first finite value."""
+        if math.isfinite(value):
+            self._sum = self._weight * self._sum + (1 - self._weight) * value
+            self._total = self._weight * self._total + (1 - self._weight)
+        return self._sum / self._total if self._total else math.nan
+
+
+def _fitted(parts: list[str], width: int) -> str:
+    """As many of the first parts as fit the width, at least one, in one line."""
+    while len(parts) > 1 and len(_SEPARATOR.join(parts)) > width:
+        parts = parts[:-1]
+    return _SEPARATOR.join(parts)
+
+
+_COUNTS = {"bytes", "documents", "programs", "state_bytes"}
+
+
+def figures_text(figures: Mapping[str, float]) -> str:
+    """The figures of an evaluation in one line: counts as whole numbers, everything else with four decimals."""
+    texts = (f"{name} {value:,.0f}" if name in _COUNTS else f"{name} {value:.4f}" for name, value in figures.items())
+    return _SEPARATOR.join(texts)
 
 
 def clock_text(seconds: float) -> str:

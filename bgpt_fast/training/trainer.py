@@ -34,7 +34,7 @@ from bgpt_fast.training.objectives import Model, check_labels
 from bgpt_fast.training.optimizer import Optimizers
 from bgpt_fast.training.parallel.parallelize import parallelize
 from bgpt_fast.training.profiling import StepProfiler, phase, profiled_run
-from bgpt_fast.training.progress import ProgressBar, StepFigures
+from bgpt_fast.training.progress import ProgressBar, StepFigures, figures_text
 from bgpt_fast.training.random_state import random_state, restore_random_state
 from bgpt_fast.training.schedule import schedule_factor, step_progress, time_progress
 from bgpt_fast.training.step import TrainStep
@@ -81,7 +81,7 @@ class Trainer:
         model: `BGPT`, trained to predict bytes, or `BGPTForClassification`, trained to predict classes; trained in
             place; moved to the config's device; with several ranks it starts with rank 0's weights.
         source: yields `PackedPatches`, or `LabelledBatch` for a classifier; its position is part of every
-            checkpoint.
+            checkpoint. Its attribute `task`, if it has one, is stored with the weights.
         config: see `TrainConfig`.
         run_dir: the run's folder: `run.json`, `log.jsonl`, `checkpoints/`, and depending on `TrainConfig`
             `tensorboard/`, `trace.json.gz` and `profile.json`. Created if missing; if it holds checkpoints, the run
@@ -117,6 +117,7 @@ class Trainer:
                 "device, or load it by from_pretrained"
             )
         check_labels(model, source)
+        model.task = getattr(source, "task", None)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self.ranks = Ranks(config.device, config.timeout_seconds, Path(run_dir))
@@ -424,7 +425,7 @@ class Trainer:
         self._progress.evaluation = figures
         self._progress.evaluated_step = self.step
         self._log.write({"kind": "eval", "step": self.step, "seconds": self.seconds, **figures})
-        bar.message(f"step {self.step}: " + " · ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+        bar.message(f"step {self.step}: " + figures_text(figures))
         return self._is_best(figures)
 
     def _is_best(self, figures: dict[str, float]) -> bool:

@@ -151,4 +151,4 @@ def test_wrong_options_fail_before_files_are_scored(
     (tmp_path / "none").mkdir()
     cli.fails("expected files with something in them, got none", *words, "--generated", tmp_path / "none")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    cli.fails("plots need matplotlib", *words, "--plots", tmp_path / "plots")
+    cli.fails("plots need matplotlib", *words, "--plots", tmp_path / "plots", code=1)

@@ -67,7 +67,7 @@ def test_renamed_options_still_work(tmp_path: Path, checkpoint: Path, cli: Comma
     (tmp_path / "long.abc").write_bytes(bytes(200))
     words = ["convert", tmp_path / "long.abc", "--to", "mid", "--checkpoint", checkpoint]
     for old in (["--overlong", "error"], ["--overlong=error"]):
-        errors = cli.run(*words, *old, "--output", tmp_path / "out", code=1).err
+        errors = cli.run(*words, *old, "--output", tmp_path / "out", code=2).err
         assert "over the context" in errors
         assert "convert: DeprecationWarning: option: the value '--overlong' is now called '--too-long'" in errors
 
@@ -141,7 +141,7 @@ def test_simulate_takes_assembly(tmp_path: Path, checkpoint: Path, cli: CommandL
     words += ["--registers", "1", "2"]
     assert "LOADI 7" in cli.run(*words).out
     program.write_text("LOADI 7\n\n\nFLY\nHLT\n")
-    error = cli.run(*words, code=1).err
+    error = cli.run(*words, code=2).err
     assert all(part in error for part in ("line 4", "add.asm", "FLY"))
 
 
@@ -203,7 +203,7 @@ def test_a_failing_evaluation_loses_no_step(tmp_path: Path, cli: CommandLine) ->
 
 def test_a_diverging_training_is_named(tmp_path: Path, cli: CommandLine) -> None:
     rates = ["--training.learning-rate", "1e30", "--training.muon-learning-rate", "1e30"]
-    cli.fails("NonFiniteLossError", *train_words(tmp_path / "run", 50, *rates))
+    cli.fails("NonFiniteLossError", *train_words(tmp_path / "run", 50, *rates), code=1)
 
 
 def test_wrong_paths_are_errors_before_anything_runs(tmp_path: Path, checkpoint: Path, cli: CommandLine) -> None:
@@ -274,7 +274,7 @@ def test_classify_predicts_and_scores_labelled_names(
 ) -> None:
     monkeypatch.chdir(labelled)
     path = tmp_path / "made/predictions.json"
-    output, errors = cli.run("classify", classifier, ".", "--output", path, "--device", "cpu")
+    output, errors = cli.run("classify", "--checkpoint", classifier, ".", "--output", path, "--device", "cpu")
     assert "7 files" in output
     assert "[red]plain.md" in output, "no markup"
     assert r"odd\udcff\n.txt" in output, "no control characters"
@@ -284,7 +284,7 @@ def test_classify_predicts_and_scores_labelled_names(
     assert "1 empty" in errors
     assert "1 not a regular file" in errors
     assert "empty: './one_empty.txt'" in errors
-    printed = cli.json("classify", classifier, ".", "--patches-per-batch", "1")
+    printed = cli.json("classify", "--checkpoint", classifier, ".", "--patches-per-batch", "1")
     saved = json.loads(path.read_bytes())
     assert saved["skipped"] == {"empty": 1, "vanished": 1, "not a regular file": 1}
     assert len(saved["first_skipped"]) == 3
@@ -305,8 +305,25 @@ def test_classify_predicts_and_scores_labelled_names(
 
 
 def test_classify_without_labels_in_the_names(classifier: Path, labelled: Path, cli: CommandLine) -> None:
-    assert cli.json("classify", classifier, labelled / "[red]plain.md")["report"] is None
-    assert "accuracy" not in cli.run("classify", classifier, labelled / "[red]plain.md").out
+    assert cli.json("classify", "--checkpoint", classifier, labelled / "[red]plain.md")["report"] is None
+    assert "accuracy" not in cli.run("classify", "--checkpoint", classifier, labelled / "[red]plain.md").out
+
+
+def test_classify_takes_the_checkpoint_before_the_files_as_before(
+    classifier: Path, labelled: Path, cli: CommandLine
+) -> None:
+    output, errors = cli.run("classify", classifier, labelled / "one_a.txt", labelled / "one_b.txt")
+    assert "2 files" in output
+    assert "DeprecationWarning: the checkpoint" in errors
+    assert "give it as --checkpoint" in errors
+    assert "Deprecation" not in cli.run("classify", labelled, "--checkpoint", classifier).err
+
+
+def test_short_forms_of_trains_options(tmp_path: Path, cli: CommandLine) -> None:
+    cli.run(*train_words(tmp_path / "run", 5, "--steps", 2, "--lr=0.5", "--threads", 1, "--seed", 3))
+    options = json.loads((tmp_path / "run/options.json").read_text())["training"]
+    assert [options[name] for name in ("steps", "learning_rate", "threads", "seed")] == [2, 0.5, 1, 3]
+    assert "--lr is --training.learning-rate" in cli.run("train", "--help").out
 
 
 def test_classify_prints_at_most_what_fits_a_terminal(
@@ -318,7 +335,7 @@ def test_classify_prints_at_most_what_fits_a_terminal(
     Path("files").mkdir()
     for index in range(203):
         Path(f"files/c1_{index}.x").write_bytes(b"x")
-    output = cli.run("classify", "many", "files").out
+    output = cli.run("classify", "files", "--checkpoint", "many").out
     assert output.count("c1_") == 200
     assert "the first 200" in output
     assert "the confusion matrix of 13 classes is in --output and --json" in output
@@ -330,7 +347,7 @@ def test_classify_takes_released_weights_with_labels(
 ) -> None:
     torch.save({"model": load_weights(classifier).state_dict}, tmp_path / "weights.pth")
     # The file states no number of heads: one per 64 channels, as released, is not this model's, and no matter here.
-    words = ["classify", tmp_path / "weights.pth", labelled / "one_a.txt", "--json"]
+    words = ["classify", "--checkpoint", tmp_path / "weights.pth", labelled / "one_a.txt", "--json"]
     cli.fails("labels: expected a label map", *words)
     labels = tmp_path / "labels.json"
     for content, message in (
@@ -339,7 +356,7 @@ def test_classify_takes_released_weights_with_labels(
         ('{"one": 0}', "expected shape .1.* got .2.*; the label map has 1 classes"),
     ):
         labels.write_text(content)
-        assert re.search(message, cli.run(*words, "--labels", labels, code=1).err)
+        assert re.search(message, cli.run(*words, "--labels", labels, code=2).err)
     labels.write_text('{"uno.txt": 0, "dos.txt": 1}')
     assert json.loads(cli.run(*words, "--labels", labels).out)["labels"] == ["uno.txt", "dos.txt"]
 
@@ -347,16 +364,17 @@ def test_classify_takes_released_weights_with_labels(
 def test_wrong_classify_options_are_named(
     tmp_path: Path, checkpoint: Path, classifier: Path, labelled: Path, cli: CommandLine
 ) -> None:
-    for words, code, message in (
-        ([], 2, ""),
-        ([classifier], 1, "expected files or folders after the checkpoint, got none"),
-        ([classifier, tmp_path / "nowhere"], 1, "nowhere.*give files and folders that exist"),
-        ([classifier, labelled / "one_empty.txt"], 1, "expected at least one file.*left out: 1 empty"),
-        ([checkpoint, labelled], 1, "expected a classifier, got a generative model"),
-        ([classifier, labelled, "--output", tmp_path], 1, "expected a file to write, got the folder"),
-        ([classifier, labelled, "--patches-per-batch", "0"], 1, "patches_per_batch: expected at least 1"),
-        ([classifier, labelled, "--device", "nosuch"], 1, "device: expected 'auto', 'cpu' or a GPU"),
+    model = ["--checkpoint", classifier]
+    for words, message in (
+        ([labelled], "--checkpoint: expected a trained classifier, got none"),
+        (model, "expected files or folders to classify, got none"),
+        ([*model, tmp_path / "nowhere"], "nowhere.*give files and folders that exist"),
+        ([*model, labelled / "one_empty.txt"], "expected at least one file.*left out: 1 empty"),
+        (["--checkpoint", checkpoint, labelled], "expected a classifier, got a generative model"),
+        ([*model, labelled, "--output", tmp_path], "expected a file to write, got the folder"),
+        ([*model, labelled, "--patches-per-batch", "0"], "--patches-per-batch: expected at least 1"),
+        ([*model, labelled, "--device", "nosuch"], "device: expected 'auto', 'cpu' or a GPU"),
     ):
-        assert re.search(message, cli.run("classify", *words, code=code).err)
+        assert re.search(message, cli.run("classify", *words, code=2).err)
     for command in (["generate"], ["evaluate", labelled]):
         cli.fails("expected a generative model, got a classifier of 2 classes", *command, "--checkpoint", classifier)

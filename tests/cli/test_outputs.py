@@ -160,8 +160,8 @@ def test_wrong_generate_options_are_named(tmp_path: Path, checkpoint: Path, cli:
     for more, message in (
         ([tmp_path / "long.txt"], "long.txt: expected a prompt of fewer than 56 bytes"),
         (["--count", "0"], "--count: expected at least 1"),
-        (["--max-new-bytes", "-1"], "max_new_bytes: expected at least 0"),
-        (["--top-p", "0"], "top_p: expected a number over 0"),
+        (["--max-new-bytes", "-1"], "--max-new-bytes: expected at least 0"),
+        (["--top-p", "0"], "--top-p: expected a number over 0"),
         (["--max-memory-mb", "0"], "max_memory: expected at least 1"),
     ):
         cli.fails(message, *words, *more)
@@ -242,15 +242,15 @@ def test_wrong_convert_options_are_named(tmp_path: Path, checkpoint: Path, tunes
         (tunes / f"below/{name}.abc").write_bytes(b"x")  # only at the top are these the command's own
         (tmp_path / f"{name}.abc").write_bytes(b"x")
     for more, code, message in (
-        (["json", tmp_path / "report.abc"], 1, "report.abc' would become 'report.json', which the command writes"),
-        (["jsonl", tmp_path / "made.abc"], 1, "made.abc' would become 'made.jsonl', which the command writes"),
-        (["mid", tunes], 1, "would both become '0.mid'"),
-        (["mid", tunes, "--from", "abc", "--too-long", "error"], 1, "long.abc: over the context: 8 patches"),
-        (["mid", tunes, "--from", "wav"], 1, "expected at least one file to convert, got none"),
-        (["../x", tunes], 1, "--to: expected an extension"),
-        (["", tunes], 1, "--to: expected an extension"),
-        (["mid", tmp_path / "nowhere"], 1, "give files and folders that exist"),
-        (["mid"], 1, "expected at least one file to convert, got none"),
+        (["json", tmp_path / "report.abc"], 2, "report.abc' would become 'report.json', which the command writes"),
+        (["jsonl", tmp_path / "made.abc"], 2, "made.abc' would become 'made.jsonl', which the command writes"),
+        (["mid", tunes], 2, "would both become '0.mid'"),
+        (["mid", tunes, "--from", "abc", "--too-long", "error"], 2, "long.abc: over the context: 8 patches"),
+        (["mid", tunes, "--from", "wav"], 2, "expected at least one file to convert, got none"),
+        (["../x", tunes], 2, "--to: expected an extension"),
+        (["", tunes], 2, "--to: expected an extension"),
+        (["mid", tmp_path / "nowhere"], 2, "give files and folders that exist"),
+        (["mid"], 2, "expected at least one file to convert, got none"),
     ):
         assert message in cli.run(*words, *more, code=code).err
     assert not (tmp_path / "out").exists()

@@ -121,7 +121,7 @@ def test_classification_from_scratch_from_a_generative_model_and_on(tmp_path: Pa
 
     run(tmp_path / "d", *words, "--init-from", classifier, training=STILL)
     assert lines(tmp_path / "d", "eval")[-1]["accuracy"] == lines(tmp_path / "a", "eval")[-1]["accuracy"]
-    error = run(tmp_path / "e", "--data", files, "--init-from", classifier, code=1)
+    error = run(tmp_path / "e", "--data", files, "--init-from", classifier, code=2)
     assert "expected a generative model, got a classifier" in error
 
 
@@ -129,7 +129,7 @@ def test_conversion_pairs_both_ways(tmp_path: Path, files: Path, run: Run) -> No
     run(tmp_path, "--data", files, "--conversion", "bin&neg", model={**TINY["model"], "patch_length": 64})
     described = json.loads((tmp_path / "run/run.json").read_text())["source"]
     assert described["kind"] == "pairs"
-    assert "DataError" in run(tmp_path / "x", "--data", files, "--conversion", "bin->mid", code=1)
+    assert "DataError" in run(tmp_path / "x", "--data", files, "--conversion", "bin->mid", code=2)
 
 
 def test_rows_of_parquet(tmp_path: Path, run: Run) -> None:
@@ -137,20 +137,20 @@ def test_rows_of_parquet(tmp_path: Path, run: Run) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     texts = [f"row {index} " * (1 + index % 9) for index in range(200)]
     parquet.write_table(pa.table({"text": texts}), tmp_path / "rows.parquet")
-    assert "expected --column" in run(tmp_path, "--data", tmp_path / "rows.parquet", code=1)
+    assert "expected --column" in run(tmp_path, "--data", tmp_path / "rows.parquet", code=2)
     run(tmp_path, "--data", tmp_path / "rows.parquet", "--column", "text")
     assert json.loads((tmp_path / "run/run.json").read_text())["source"]["kind"] == "arrow"
 
 
 def test_a_mixture_of_files_and_the_machine(tmp_path: Path, files: Path, run: Run) -> None:
     words = ["--data", files, "cpu-states"]
-    assert "expected --weights" in run(tmp_path, *words, code=1)
+    assert "expected --weights" in run(tmp_path, *words, code=2)
     run(tmp_path, *words, "--weights", 0.5, 0.5, training={"steps": 12})
     described = json.loads((tmp_path / "run/run.json").read_text())["source"]
     assert described["kind"] == "mixed"
     assert sum(described["batches"]) == 12
     assert all(described["batches"])
-    assert "expected one for each of the 2 --data" in run(tmp_path / "x", *words, "--weights", 1, code=1)
+    assert "expected one for each of the 2 --data" in run(tmp_path / "x", *words, "--weights", 1, code=2)
 
 
 def test_epochs_are_steps(tmp_path: Path, files: Path, run: Run) -> None:
@@ -158,9 +158,9 @@ def test_epochs_are_steps(tmp_path: Path, files: Path, run: Run) -> None:
     patches = TrainData(options, options.model).source.total_patches  # type: ignore[attr-defined]
     run(tmp_path, "--data", files, "--epochs", 1.5)
     assert lines(tmp_path, "train")[-1]["step"] == pytest.approx(1.5 * patches / 64, abs=1)
-    assert "--epochs: expected files" in run(tmp_path / "x", "--epochs", 1, code=1)
+    assert "--epochs: expected files" in run(tmp_path / "x", "--epochs", 1, code=2)
     for epochs in ("-1", "inf", "nan"):
-        error = run(tmp_path / "y", "--data", files, f"--epochs={epochs}", code=1)
+        error = run(tmp_path / "y", "--data", files, f"--epochs={epochs}", code=2)
         assert "--epochs: expected a number of passes above 0" in error
 
 
@@ -211,7 +211,7 @@ def test_a_mixture_of_a_folder_and_its_subfolder_shares_the_split(tmp_path: Path
     for index in range(30):
         (part / f"{index}.bin").write_bytes(b"%d " % index * 30)
     words = ["--data", files, part, "--weights", 1, 1]
-    assert f"{part} is in" in run(tmp_path, *words, code=1)
+    assert f"{part} is in" in run(tmp_path, *words, code=2)
     # By content, a file is on one side, whichever way it is reached.
     run(tmp_path, *words, "--split-by", "content")
     data = _train_data(tmp_path)

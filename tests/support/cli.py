@@ -38,5 +38,6 @@ class CommandLine:
     def json(self, *words: object) -> Any:
         return json.loads(self.run(*words, "--json").out)
 
-    def fails(self, message: str, *words: object) -> None:
-        assert message in self.run(*words, code=1).err
+    def fails(self, message: str, *words: object, code: int = 2) -> None:
+        """Checks the error and the exit code: 2 for a wrong value, 1 for a failure."""
+        assert message in self.run(*words, code=code).err

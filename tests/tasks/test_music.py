@@ -185,7 +185,7 @@ def test_a_program_that_crashes_hangs_or_writes_nonsense(tmp_path: Path, monkeyp
 def test_without_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: CommandLine) -> None:
     monkeypatch.setenv("PATH", os.fspath(tmp_path))
     (tmp_path / "a.abc").write_text(tune(1, "One", "C8|"))
-    cli.fails("apt install abcmidi", "data", "music", tmp_path / "a.abc", "--output", tmp_path / "out")
+    cli.fails("apt install abcmidi", "data", "music", tmp_path / "a.abc", "--output", tmp_path / "out", code=1)
     assert not (tmp_path / "out").exists()
 
 

@@ -6,6 +6,8 @@ import dataclasses
 import io
 import json
 import math
+import operator
+import re
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +254,33 @@ def test_log_every_keeps_the_last_step(tmp_path: Path) -> None:
         "kind", "step", "loss", "bits_per_byte", "learning_rate", "grad_norm", "patches", "documents",
         "patches_per_second", "tflops", "seconds",
     }  # fmt: skip
+
+
+def test_the_bar_fits_80_columns() -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=80, color_system=None)
+    with ProgressBar(100_000, console=console) as progress:
+        figures = StepFigures(99_999, 1.25, 1.8, 0.75, 1e-3, 0.5, 90, 9, 0.98, 5000.0, 0.1, 0.4, 300.0)
+        progress.update(figures, 0.8)
+    lines = re.sub(r"\x1b\[[^A-Za-z]*[A-Za-z]", "", stream.getvalue()).replace("\r", "\n").splitlines()
+    assert max(map(len, lines)) <= 80
+    assert all(part in lines[-1] for part in (" 80%", "step 99999/100000", "loss 1.2500", "bits/byte", "75.0% right"))
+    assert "MFU" not in lines[-1], "the least important figures are left out"
+
+
+def test_the_loss_shown_is_a_mean_of_the_losses() -> None:
+    stream = io.StringIO()
+    ticks = iter(range(0, 10_000, 100))
+    losses = [8.0, 4.0, 2.0]
+    with ProgressBar(20, console=Console(file=stream, width=160), clock=lambda: float(next(ticks))) as progress:
+        for step, loss in enumerate(losses, 1):
+            progress.update(StepFigures(step, loss, None, None, 1e-3, 0.5, 90, 9, None, 5000.0, 0.1, None, 300.0), 0.5)
+    texts = re.findall(r"loss ([\d.]+)", stream.getvalue())
+    weights = [0.81, 0.9, 1.0]
+    expected = sum(map(operator.mul, weights, losses)) / sum(weights)
+    assert texts[0] == "8.0000"
+    assert float(texts[-1]) == pytest.approx(expected, abs=1e-4)
+    assert expected < sum(losses) / 3, "later losses weigh more; without correction it would be 7.05"
 
 
 @pytest.mark.parametrize("terminal", [True, False])

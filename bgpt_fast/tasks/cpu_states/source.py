@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any, Unpack
 
+from bgpt_fast.checkpoint.task import ModelTask
 from bgpt_fast.checks import check_int
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data.source import check_rank
@@ -12,7 +13,7 @@ from bgpt_fast.deprecation import renamed_value
 from bgpt_fast.documents import count_patches
 from bgpt_fast.patches import PackedPatches
 from bgpt_fast.tasks.cpu_states.options import MachineOptions, StreamOptions
-from bgpt_fast.tasks.cpu_states.packing import check_context, pack_traces
+from bgpt_fast.tasks.cpu_states.packing import EXTENSION, check_context, pack_traces
 from bgpt_fast.tasks.cpu_states.streams import OLD_SPLITS, Split, generate
 from bgpt_fast.tasks.cpu_states.traces import Traces
 
@@ -71,6 +72,12 @@ class CPUStateSource:
         self._long_documents = round(long_share * documents_per_batch)
         # Programs of one index have a common beginning for any length, so long ones use a separate range of indices.
         self._long_start, self._any_start = _LONG_START, 0
+
+    @property
+    def task(self) -> ModelTask:
+        """What a model learns from the programs, stored with its weights."""
+        machine = (self.options.num_registers, self.options.memory_size)
+        return ModelTask.of("cpu-states", extensions=[EXTENSION], machine=machine)
 
     def next_batch(self) -> PackedPatches:
         """This rank's next programs, the long ones first."""

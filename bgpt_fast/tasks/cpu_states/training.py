@@ -19,7 +19,8 @@ def teacher_forced_evaluation(held_out: Traces, *, batch_size: int = 64) -> Call
 
     Returns:
         A function of the model that returns "state_byte_accuracy", and the accuracy of the bytes of PC and IR
-        ("instruction_accuracy"), of those of ACC and registers that changed, and of those that did not.
+        ("instruction_accuracy"), of those of ACC and registers that changed, and of those that did not; and the numbers
+        of "programs" and of "state_bytes".
     """
     truth = [trace.states for trace in held_out]
 
@@ -30,6 +31,8 @@ def teacher_forced_evaluation(held_out: Traces, *, batch_size: int = 64) -> Call
             "instruction_accuracy": report.instruction_accuracy,
             "changed_accuracy": report.changed_accuracy or 0.0,
             "copied_accuracy": report.copied_accuracy or 0.0,
+            "programs": float(report.programs),
+            "state_bytes": float(sum(states.size for states in truth) - truth[0].shape[1] * len(truth)),
         }
 
     return evaluate

@@ -19,11 +19,11 @@ def find_abc2midi() -> str:
     """Returns the path of abc2midi.
 
     Raises:
-        FileNotFoundError: it is not on the PATH.
+        OSError: it is not on the PATH.
     """
     program = shutil.which("abc2midi")
     if program is None:
-        raise FileNotFoundError("abc2midi: expected on the PATH; on Debian and Ubuntu: apt install abcmidi")
+        raise OSError("abc2midi: expected on the PATH; on Debian and Ubuntu: apt install abcmidi")
     return program
 
 
@@ -43,7 +43,7 @@ def abc_to_midi(abc: bytes, program: str | None = None) -> Converted:
 
     Raises:
         MediaError: abc2midi writes no file, crashes, or takes longer than 10 seconds.
-        FileNotFoundError: abc2midi is missing.
+        OSError: abc2midi is missing.
     """
     program = program or find_abc2midi()
     with tempfile.TemporaryDirectory(prefix="bgpt-abc-") as folder:

@@ -107,7 +107,7 @@ def make_pairs(
 
     Raises:
         DataError: no such path, or no ABC file.
-        FileNotFoundError: abc2midi is missing.
+        OSError: abc2midi is missing.
         FileExistsError: the output folder has other contents, or has other options.
         ImportError: mido is missing.
         ValueError: a wrong argument.
