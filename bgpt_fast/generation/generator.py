@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from bgpt_fast.generation.decoders.base import (
     Decoder,
     WeightCache,
@@ -13,16 +15,15 @@ from bgpt_fast.generation.decoders.base import (
     make_decoder,
     memory_overhead,
 )
+from bgpt_fast.generation.drafted_rows import MAX_DRAFT_BYTES
 from bgpt_fast.generation.drafting import Drafter
+from bgpt_fast.generation.packed_prompts import PackedPrompts
 from bgpt_fast.generation.prompt import Generation, Prompt
 from bgpt_fast.generation.scheduler import Progress, Scheduler
-from bgpt_fast.generation.sequence import MAX_DRAFT_BYTES
-from bgpt_fast.generation.sequence import Sequence as FileSequence
 from bgpt_fast.kernels.byte_decode.packed import BYTE_DECODE_ROWS, PRECISIONS
 from bgpt_fast.kernels.byte_decode.sampling import Sampling
 from bgpt_fast.memory import named_out_of_memory
 from bgpt_fast.model import BGPT
-from bgpt_fast.patches import PackedPatches
 
 _MAX_BATCH = 256
 _ACTIVATION_BYTES = 24 * 1024
@@ -108,9 +109,9 @@ class Generator:
 
     def generate(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[Prompt] | PackedPrompts,
         *,
-        max_new_bytes: int | None = None,
+        max_new_bytes: int | Sequence[int] | None = None,
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -125,8 +126,9 @@ class Generator:
 
         Args:
             prompts: any number, of any lengths.
-            max_new_bytes: maximum bytes to add to each prompt; None means until the context is full. A file that
-                reaches the limit counts as not finished, because the model was not asked whether it ends there.
+            max_new_bytes: maximum bytes to add to each prompt, one number for all or one for each; None means until the
+                context is full. A file that reaches the limit counts as not finished, because the model was not asked
+                whether it ends there.
             temperature: 0 takes the most likely byte each time; T > 0 samples in proportion to p^(1/T).
             top_k: keeps the k most likely tokens; 0 means off.
             top_p: then keeps the fewest most likely tokens whose probabilities sum to more than p; 1 or more means off.
@@ -161,9 +163,9 @@ class Generator:
 
     def generate_iter(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[Prompt] | PackedPrompts,
         *,
-        max_new_bytes: int | None = None,
+        max_new_bytes: int | Sequence[int] | None = None,
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -172,21 +174,27 @@ class Generator:
         progress: Progress | None = None,
     ) -> Iterator[tuple[int, Generation]]:
         """As `generate`, but yields (index of the prompt in the list, Generation) as soon as each file ends."""
-        if isinstance(prompts, str | bytes | Prompt) or not isinstance(prompts, Sequence):
+        is_list = isinstance(prompts, Sequence) and not isinstance(prompts, str | bytes)
+        if not is_list and not isinstance(prompts, PackedPrompts):
             raise TypeError(f"Generator: prompts: expected a list of Prompt, got {type(prompts).__name__}")
-        _check_count("max_new_bytes", max_new_bytes, 0)
+        _check_limits(max_new_bytes, len(prompts))
         sampling = Sampling(temperature, top_k, top_p, seed)
         device = device_of(self.model)
         if drafter is not None and device.type != "cpu":
             raise ValueError(f"Generator: drafter: expected None on {device}; drafts are verified on the CPU only")
-        sequences = self._sequences(prompts, max_new_bytes)
-        if not sequences:
+        config, S = self.model.config, self.model.config.patch_size
+        packed = prompts if isinstance(prompts, PackedPrompts) else PackedPrompts.from_prompts(prompts, config)
+        if not len(packed):
             return iter(())
+        limits = (config.patch_length - 1 - packed.source_patches) * S
+        if max_new_bytes is not None:
+            most = [max_new_bytes] if isinstance(max_new_bytes, int) else max_new_bytes
+            context = config.patch_length * S  # any more is the same, and may not fit 64 bits
+            limits = np.minimum(limits, packed.sizes + np.array([min(one, context) for one in most]))
         # The last patch is never read, so its position in the cache serves the extension patch.
-        S = self.model.config.patch_size
-        length = cache_length(max(sequence.source_patches - -sequence.limit // S for sequence in sequences))
-        slots = self._slots(len(sequences), length, drafter is not None)
-        scheduler = Scheduler(self._make_decoder, slots, length, sequences, sampling, drafter)
+        length = cache_length(int((packed.source_patches - -limits // S).max()))
+        slots = self._slots(len(packed), length, drafter is not None)
+        scheduler = Scheduler(self._make_decoder, slots, length, packed, limits, sampling, drafter)
         return self._files(scheduler, slots, length, progress)
 
     def _files(
@@ -249,40 +257,16 @@ class Generator:
         except ValueError as error:
             raise ValueError(f"Generator: {error}") from error
 
-    def _sequences(self, prompts: Sequence[Prompt], max_new_bytes: int | None) -> list[FileSequence]:
-        config = self.model.config
-        S = config.patch_size
-        capacities = []
-        for i, prompt in enumerate(prompts):
-            if not isinstance(prompt, Prompt):
-                raise TypeError(f"Generator: prompts[{i}]: expected a Prompt, got {type(prompt).__name__}")
-            source_patches = prompt.source_patches(S)
-            capacities.append((config.patch_length - 1 - source_patches) * S)
-            if len(prompt.data) >= capacities[-1]:
-                source = f" and the source's {source_patches}" if source_patches else ""
-                raise ValueError(
-                    f"Generator: prompts[{i}].data: expected fewer than {max(capacities[-1], 0)} bytes, the context's "
-                    f"{config.patch_length} patches of {S} less the extension's{source}, got {len(prompt.data)}; "
-                    "cut the prompt, or use a model with a longer context"
-                )
-        documents = []
-        for prompt in prompts:
-            documents += [] if prompt.source is None else [prompt.source]
-            documents.append((prompt.extension, prompt.data[: len(prompt.data) // S * S]))
-        packed = PackedPatches.from_bytes(documents, config, truncation="error", end_of_file=False)
-        sizes = [prompt.source_patches(S) + 1 + len(prompt.data) // S for prompt in prompts]
-        patches = packed.patches.split(sizes) if prompts else ()
-        return [
-            FileSequence(
-                prompt_index=i,
-                rng_stream=i if prompt.index is None else prompt.index,
-                data=prompt.data,
-                limit=capacity if max_new_bytes is None else min(capacity, len(prompt.data) + max_new_bytes),
-                patches=patches[i],
-                source_patches=prompt.source_patches(S),
-            )
-            for i, (prompt, capacity) in enumerate(zip(prompts, capacities, strict=True))
-        ]
+
+def _check_limits(max_new_bytes: object, prompts: int) -> None:
+    if not isinstance(max_new_bytes, Sequence) or isinstance(max_new_bytes, str | bytes):
+        _check_count("max_new_bytes", max_new_bytes, 0)
+        return
+    if len(max_new_bytes) != prompts:
+        raise ValueError(f"Generator: max_new_bytes: expected {prompts} numbers, got {len(max_new_bytes)}")
+    for i, one in enumerate(max_new_bytes):
+        if not isinstance(one, int) or isinstance(one, bool) or one < 0:
+            raise ValueError(f"Generator: max_new_bytes[{i}]: expected an int of at least 0, got {one!r:.80}")
 
 
 def _check_count(name: str, value: object, minimum: int) -> None:

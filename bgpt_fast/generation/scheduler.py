@@ -1,23 +1,25 @@
 """The batches of one Generator call: a step decodes a patch of each active sequence; freed slots are refilled.
 
-Shape letters: T patches, D width.
+Shape letters: n prompts, R running sequences, N rows to decode, T patches, S bytes a patch, D width.
 """
 
 from __future__ import annotations
 
-import bisect
-from collections import deque
 from collections.abc import Callable, Iterator
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bgpt_fast.generation.decoders.base import Decoder
 from bgpt_fast.generation.decoders.request import DecodeRequest
+from bgpt_fast.generation.drafted_rows import Drafts
 from bgpt_fast.generation.drafting import Drafter
+from bgpt_fast.generation.packed_prompts import PackedPrompts
 from bgpt_fast.generation.prompt import Generation
-from bgpt_fast.generation.sequence import DecodeStep
-from bgpt_fast.generation.sequence import Sequence as FileSequence
+from bgpt_fast.generation.sequences import Rows, Sequences
 from bgpt_fast.kernels.byte_decode.sampling import Sampling
 
 PREFILL_PATCHES = 512
@@ -28,13 +30,14 @@ Progress = Callable[[int, int, int], None]
 
 
 class Scheduler:
-    """Decodes sequences until they end.
+    """Decodes files until they end.
 
     Args:
         make_decoder: (slots, patches per slot) → a decoder with such a cache; called when the run begins.
-        slots: number of sequences decoded at the same time.
+        slots: number of files decoded at the same time.
         length: patches per slot.
-        sequences: those to decode; any beyond `slots` wait.
+        prompts: the files' prompts; any beyond `slots` wait.
+        limits: int64 [n], maximum size of each file in bytes.
         sampling: how bytes are chosen.
         drafter: proposes the next bytes, or None.
     """
@@ -44,102 +47,110 @@ class Scheduler:
         make_decoder: Callable[[int, int], Decoder],
         slots: int,
         length: int,
-        sequences: list[FileSequence],
+        prompts: PackedPrompts,
+        limits: NDArray[np.int64],
         sampling: Sampling,
         drafter: Drafter | None,
     ) -> None:
-        self.drafter = drafter
         self.make_decoder, self.slots, self.length = make_decoder, slots, length
-        self.sequences, self.sampling = sequences, sampling
+        self.sampling, self.total = sampling, len(prompts)
+        self.sequences = Sequences(prompts, limits, slots)
+        self.drafts = None if drafter is None else Drafts(drafter, self.sequences)
 
     def files(self, progress: Progress | None) -> Iterator[tuple[int, Generation]]:
-        """Yields (prompt's index, file) as each sequence ends; inference mode is off while the caller has control."""
+        """Yields (prompt's index, file) as each file ends; inference mode is off while the caller has control."""
         with torch.inference_mode():
             self.decoder = self.make_decoder(self.slots, self.length)
-        waiting, free_slots = deque(self.sequences), list(range(self.slots))
-        active: list[FileSequence] = []
-        num_finished = new_bytes = 0
-        while waiting or active:
-            while waiting and free_slots:
-                sequence = waiting.popleft()
-                sequence.slot = free_slots.pop()
-                active.append(sequence)
-            bytes_before = sum(len(sequence.data) for sequence in active)
-            # A sequence with no byte to generate ends without a step.
-            running = [sequence for sequence in active if not sequence.done]
-            if running:
-                self._step(running)
-            new_bytes += sum(len(sequence.data) for sequence in active) - bytes_before
-            ended = [sequence for sequence in active if sequence.done]
-            active = [sequence for sequence in active if not sequence.done]
-            num_finished += len(ended)
-            free_slots.extend(sequence.slot for sequence in ended)
+        sequences, num_started, num_finished, new_bytes = self.sequences, 0, 0, 0
+        active, free = np.empty(0, np.int64), np.arange(self.slots)
+        while num_started < self.total or len(active):
+            running, new = active, free[: self.total - num_started]
+            if len(new):
+                free = free[len(new) :]
+                self._start(new, np.arange(num_started, num_started + len(new)))
+                num_started += len(new)
+                active = np.concatenate([active, new])
+                # A file with no byte to generate ends without a step.
+                new = new[~sequences.is_done[new]]
+                running = np.concatenate([running, new])
+            if len(running):
+                new_bytes += self._step(running, new)
+            is_done = sequences.is_done[active]
+            num_ended = int(np.count_nonzero(is_done))
+            num_finished += num_ended
             if progress is not None:
-                progress(num_finished, len(self.sequences), new_bytes)
-            for sequence in ended:
-                yield sequence.prompt_index, sequence.result()
+                progress(num_finished, self.total, new_bytes)
+            if num_ended:
+                ended, active = active[is_done], active[~is_done]
+                for slot in ended.tolist():
+                    yield self._result(slot)
+                free = np.concatenate([free, ended])
+
+    def _start(self, slots: NDArray[np.int64], index: NDArray[np.int64]) -> None:
+        self.sequences.add(slots, index)
+        if self.drafts is not None:
+            self.drafts.add(slots)
+
+    def _result(self, slot: int) -> tuple[int, Generation]:
+        if self.drafts is None:
+            return self.sequences.result(slot)
+        return self.sequences.result(slot, int(self.drafts.num_drafted[slot]), int(self.drafts.num_accepted[slot]))
 
     @torch.inference_mode()
-    def _step(self, running: list[FileSequence]) -> None:
-        """Decodes the next patch of each sequence; with drafts, also the drafted patches that follow it."""
-        steps = [self._prepare(sequence) for sequence in running]
-        rows = [row for step in steps for row in step.rows]
-        streams = [sequence.rng_stream for sequence, step in zip(running, steps, strict=True) for _ in step.rows]
-        has_drafts = self.drafter is not None
+    def _step(self, running: NDArray[np.int64], new: NDArray[np.int64]) -> int:
+        """Decodes the next patch of each sequence; with drafts, also the drafted patches that follow it.
+
+        Args:
+            running: int64 [R], the slots of all sequences to decode.
+            new: those among them whose prompts are not in the cache yet.
+
+        Returns:
+            The number of new bytes.
+        """
+        sequences, rows = self.sequences, self.sequences.rows(running)
+        drafted = None if self.drafts is None else self.drafts.extend(rows)
+        if drafted is not None:
+            rows = drafted.rows
         request = DecodeRequest(
-            features=self._prefill(running, steps),
-            prefix_tokens=_on_cpu([row.prefix_tokens for row in rows], torch.int16),
-            max_tokens=_on_cpu([row.max_tokens for row in rows], torch.int64),
-            rng_streams=_on_cpu(streams, torch.uint64),
-            byte_offsets=_on_cpu([row.byte_offset for row in rows], torch.uint64),
+            features=self._prefill(rows, new),
+            prefix_tokens=torch.from_numpy(rows.prefix_tokens),
+            max_tokens=torch.from_numpy(rows.max_tokens),
+            rng_streams=torch.from_numpy(sequences.rng_streams[rows.slots]),
+            byte_offsets=torch.from_numpy(rows.byte_offsets.view(np.uint64)),
             sampling=self.sampling,
-            drafts=_on_cpu([row.drafts for row in rows], torch.int16) if has_drafts else None,
-            verify=_on_cpu([row.verify for row in rows], torch.bool) if has_drafts else None,
+            drafts=None if drafted is None else torch.from_numpy(drafted.drafts),
+            verify=None if drafted is None else torch.from_numpy(drafted.verify),
         )
         result = self.decoder.write(request)
-        results, first = [], 0
-        for sequence, step in zip(running, steps, strict=True):
-            part = slice(first, first + len(step.rows))
-            results.append((sequence, result.tokens[part], result.counts[part]))
-            first = part.stop
-        damaged = [
-            sequence.prompt_index for sequence, patches, counts in results if sequence.is_damaged(patches, counts)
-        ]
-        if damaged:
+        tokens, counts = result.tokens.numpy(), result.counts.numpy()
+        last = None if drafted is None else drafted.last(tokens)
+        last_counts = counts if last is None else counts[last]
+        if last_counts.min() < 0:
+            damaged = sequences.index[running[last_counts < 0]].tolist()
             raise FloatingPointError(
                 f"Generator: NaN or infinite logits for prompts {damaged[:8]}; the model's weights are damaged or too "
                 "large"
             )
-        for sequence, patches, counts in results:
-            sequence.update(patches, counts)
+        new_bytes = sequences.update(rows, tokens, counts, last)
+        if self.drafts is not None and drafted is not None:
+            self.drafts.count(drafted)
+        return new_bytes
 
-    def _prepare(self, sequence: FileSequence) -> DecodeStep:
-        draft = self.drafter(sequence.prompt_index, bytes(sequence.data)) if self.drafter else b""
-        return sequence.prepare(draft)
-
-    def _prefill(self, running: list[FileSequence], steps: list[DecodeStep]) -> Tensor:
-        """Adds the steps' patches to the cache and returns the feature before each row: [rows, D]."""
-        slots: list[int] = []
-        positions: list[int] = []
-        selected: list[int] = []  # the patches whose features the rows need
-        for sequence, step in zip(running, steps, strict=True):
-            slots += [sequence.slot] * len(step.patches)
-            positions += range(sequence.cached_patches, sequence.cached_patches + len(step.patches))
-            selected += range(len(slots) - len(step.rows), len(slots))
-        patches = torch.cat([step.patches for step in steps])
-        features, last = [], 0
+    def _prefill(self, rows: Rows, new: NDArray[np.int64]) -> Tensor:
+        """Adds the new files' prompts and the patch before each row to the cache; returns these features: [N, D]."""
+        patches, slots, positions = rows.before, rows.slots, rows.positions
+        if len(new):
+            prompts = self.sequences.prompt_patches(new)
+            patches = np.concatenate([prompts[0], patches])
+            slots = np.concatenate([prompts[1], slots])
+            positions = np.concatenate([prompts[2], positions])
+        features, before = [], len(patches) - len(rows.before)
         for start in range(0, len(patches), PREFILL_PATCHES):
             part = slice(start, start + PREFILL_PATCHES)
-            chunk = self.decoder.prefill(
-                patches[part].to(self.decoder.device), self._int64(slots[part]), self._int64(positions[part])
-            )
-            first, last = last, bisect.bisect_left(selected, start + len(chunk))
-            features.append(chunk[self._int64([i - start for i in selected[first:last]])])
-        return torch.cat(features)
+            chunk = self.decoder.prefill(*(self._on_device(values[part]) for values in (patches, slots, positions)))
+            if start + len(chunk) > before:
+                features.append(chunk[max(before - start, 0) :])
+        return features[0] if len(features) == 1 else torch.cat(features)
 
-    def _int64(self, values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=self.decoder.device)
-
-
-def _on_cpu(values: list[list[int]] | list[int] | list[bool], dtype: torch.dtype) -> Tensor:
-    return torch.tensor(values, dtype=dtype, device="cpu")
+    def _on_device(self, values: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(values).to(self.decoder.device)

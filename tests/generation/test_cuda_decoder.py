@@ -45,7 +45,7 @@ def at_once(step: Replay) -> Replay:
 
 def decode_on_cpu(model: BGPT, request: DecodeRequest) -> DecodeResult:
     decoded = byte_decode(CpuWeights(model, "float32").byte_decoder, *request)
-    return DecodeResult(decoded.tokens.tolist(), decoded.counts.tolist())
+    return DecodeResult(decoded.tokens, decoded.counts)
 
 
 def request_of(count: int, sampling: Sampling, name: str = "plain", seed: int = 0) -> DecodeRequest:

@@ -152,13 +152,13 @@ def test_nan_rows_are_named_if_a_file_has_them(monkeypatch: pytest.MonkeyPatch, 
             files.append(Generation(prompt.data, False, len(prompt.data)))
     assert 20 < len(damaged) < 380
     good = [Prompt(p.extension, p.data, i if p.index is None else p.index, p.source) for i, p in enumerate(prompts)]
-    kept = [i for i in range(len(prompts)) if i not in damaged]
-    drafter = SameOffsetDrafter(spoiled([files[i] for i in kept], 0.2, 1)) if drafted else None
+    finite = [i for i in range(len(prompts)) if i not in damaged]
+    drafter = SameOffsetDrafter(spoiled([files[i] for i in finite], 0.2, 1)) if drafted else None
     engine = make_generator(monkeypatch, model, max_batch=50)
-    assert engine.generate([good[i] for i in kept], drafter=drafter) == [files[i] for i in kept]
+    assert engine.generate([good[i] for i in finite], drafter=drafter) == [files[i] for i in finite]
     for i in damaged[:20]:
         with pytest.raises(FloatingPointError, match=r"NaN or infinite logits for prompts \[1\]; the model's weights"):
-            engine.generate([good[kept[0]], good[i]], drafter=None if drafter is None else RepeatDrafter(4))
+            engine.generate([good[finite[0]], good[i]], drafter=None if drafter is None else RepeatDrafter(4))
 
 
 def test_progress_and_order_of_the_files(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,9 +167,11 @@ def test_progress_and_order_of_the_files(monkeypatch: pytest.MonkeyPatch) -> Non
     engine = make_generator(monkeypatch, model, max_batch=40)
     files = expected_files(model, prompts)
     for drafter, expected in ((None, GOLDEN), (SameOffsetDrafter(spoiled(files, 0.1, 0)), GOLDEN_DRAFTED)):
-        seen: list[object] = []
-        for place, file in engine.generate_iter(
-            prompts, drafter=drafter, progress=lambda *counts: seen.append(counts), max_new_bytes=40
-        ):
-            seen.append((place, file.data, file.finished, file.drafted, file.accepted))
-        assert hashlib.sha256(repr(seen).encode()).hexdigest() == expected
+        log: list[object] = []
+
+        def note(*counts: int, log: list[object] = log) -> None:
+            log.append(counts)
+
+        for place, file in engine.generate_iter(prompts, drafter=drafter, progress=note, max_new_bytes=40):
+            log.append((place, file.data, file.finished, file.drafted, file.accepted))
+        assert hashlib.sha256(repr(log).encode()).hexdigest() == expected

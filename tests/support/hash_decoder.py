@@ -1,7 +1,7 @@
 """A decoder that hashes instead of computing, for tests of what generation does around its decoder.
 
-Each byte is a hash of the whole context, the random stream and the byte's offset, so that a wrong patch, slot, position,
-prefix, stream or offset gives other bytes. Thousands of files take a second.
+Each byte is a hash of the whole context, the random stream and the byte's offset, so that a wrong patch, slot,
+position, prefix, stream or offset gives other bytes. Thousands of files take a second.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class HashDecoder:
             is_end = (prefix[:, s] < 0) & (chosen == EOP)
             # A verified row ends after its first wrong draft, or after the token that follows its last draft.
             active &= ~damaged & ~is_end & (s + 1 < max_tokens) & ~(verify & (chosen != drafts[:, s]))
-        return DecodeResult(tokens.tolist(), counts.tolist())
+        return DecodeResult(torch.from_numpy(tokens), torch.from_numpy(counts))
 
     def logits(self, features: Tensor, tokens: Tensor, count: int) -> Tensor:
         raise NotImplementedError

@@ -121,7 +121,7 @@ def check_alone(device: torch.device, precision: str, record: Any = None, *, bat
             part = slice(first, first + size)
             compared += size
             result = engine.write(part_of(request, part))
-            if result.tokens != together[0].tokens[part] or result.counts != together[0].counts[part]:
+            if result != DecodeResult(together[0].tokens[part], together[0].counts[part]):
                 raise OtherBytesError(f"{precision}, patches {first}…: other bytes in a batch of {size} than of 128")
             logits = engine.logits(request.features[part], tokens[part], SMALL.patch_size)
             if not torch.equal(logits, together[1][part]):

@@ -40,7 +40,7 @@ class CpuDecoder:
     def write(self, request: DecodeRequest) -> DecodeResult:
         """As `Decoder.write`."""
         tokens, counts, _ = byte_decode(self.weights.byte_decoder, *request)
-        return DecodeResult(tokens.tolist(), counts.tolist())
+        return DecodeResult(tokens, counts)
 
     def logits(self, features: Tensor, tokens: Tensor, count: int) -> Tensor:
         """As `Decoder.logits`."""

@@ -166,7 +166,7 @@ def write_persistent(weights: ByteWeights, request: DecodeRequest) -> DecodeResu
     )
     prefix, max_tokens = request.prefix_tokens.to(device), request.max_tokens.to(device)
     tokens, counts, _ = byte_decode(weights, request.features, prefix, max_tokens, streams, offsets, request.sampling)
-    return DecodeResult(tokens.tolist(), counts.tolist())
+    return DecodeResult(tokens.cpu(), counts.cpu())
 
 
 class PatchBuffers:
@@ -235,8 +235,7 @@ class GraphedByteDecoder:
 
     def write(self, request: DecodeRequest) -> DecodeResult:
         """As `Decoder.write`, without drafts; synchronises once for each graph's result."""
-        tokens: list[list[int]] = []
-        counts: list[int] = []
+        tokens, counts = [], []
         for first in range(0, len(request.features), MAX_GRAPH_ROWS):
             rows = slice(first, min(first + MAX_GRAPH_ROWS, len(request.features)))
             count = rows.stop - rows.start
@@ -244,9 +243,10 @@ class GraphedByteDecoder:
             buffers.fill(request, rows)
             with on_device(buffers.features):
                 replay()
-            tokens += buffers.tokens[:count].tolist()
-            counts += buffers.counts[:count].tolist()
-        return DecodeResult(tokens, counts)
+            # Copies, because the next graph may write to the same buffers.
+            tokens.append(buffers.tokens[:count].to("cpu", copy=True))
+            counts.append(buffers.counts[:count].to("cpu", copy=True))
+        return DecodeResult(torch.cat(tokens), torch.cat(counts))
 
     def logits(self, features: Tensor, tokens: Tensor, count: int) -> Tensor:
         """As `Decoder.logits`, but NaN and infinite logits raise no error."""

@@ -65,7 +65,7 @@ class EagerDecoder:
             byte_decode_accept_reference(self._step(x, cache, rows, s), *call, s)
             if not bool(active.any()):
                 break
-        return DecodeResult(tokens.tolist(), counts.tolist())
+        return DecodeResult(tokens.cpu(), counts.cpu())
 
     def logits(self, features: Tensor, tokens: Tensor, count: int) -> Tensor:
         """As `Decoder.logits`."""

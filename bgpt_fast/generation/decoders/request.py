@@ -5,8 +5,10 @@ Shape letters: N patches, S bytes a patch, D width.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from bgpt_fast.kernels.byte_decode.sampling import Sampling
@@ -36,13 +38,21 @@ class DecodeRequest(NamedTuple):
     verify: Tensor | None = None
 
 
-class DecodeResult(NamedTuple):
-    """The tokens of N patches.
+@dataclass(frozen=True, eq=False)
+class DecodeResult:
+    """The tokens of N patches, on the CPU; results with the same tokens and counts are equal.
 
     Args:
-        tokens: N lists of S tokens; `EOP` where the model ended the file, and at all later positions.
-        counts: N numbers of tokens up to the end, including that `EOP`; -1 where logits were NaN or infinite.
+        tokens: int16 [N, S]; `EOP` where the model ended the file, and at all later positions.
+        counts: int64 [N], tokens up to the end, including that `EOP`; -1 where logits were NaN or infinite.
     """
 
-    tokens: list[list[int]]
-    counts: list[int]
+    tokens: Tensor
+    counts: Tensor
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, DecodeResult):
+            return NotImplemented
+        return torch.equal(self.tokens, other.tokens) and torch.equal(self.counts, other.counts)
+
+    __hash__ = None  # type: ignore[assignment]

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from bgpt_fast.checks import check_int
 from bgpt_fast.documents import count_patches
-from bgpt_fast.generation import Generator, Prompt
+from bgpt_fast.generation import Generator
 from bgpt_fast.generation.drafting import KnownDrafter
+from bgpt_fast.generation.packed_prompts import PackedPrompts
 from bgpt_fast.model import BGPT, evaluation_mode
 from bgpt_fast.tasks.cpu_states.machine import state_size
 from bgpt_fast.tasks.cpu_states.packing import EXTENSION, check_context, first_target, pack_traces
@@ -66,20 +67,18 @@ def simulate_iter(
         return
     config = generator.model.config
     R, M = programs.num_registers, programs.memory_size
-    C = state_size(R)
-    sizes = np.diff(programs.offsets).tolist()
-    check_context(count_patches(max(sizes), config.patch_size), config)
-    beyond = max(C, config.patch_size)
-    most = max(sizes) - M - C + beyond if max_new_bytes is None else max_new_bytes
-    prompts = [Prompt(EXTENSION, trace.to_bytes()[: M + C]) for trace in programs]
+    prompt_bytes = M + state_size(R)
+    sizes = np.diff(programs.offsets)
+    check_context(count_patches(int(sizes.max()), config.patch_size), config)
+    # The memory and the first state of each program, which are of the same size for all.
+    rows = programs.data[programs.offsets[:-1, None] + np.arange(prompt_bytes)]
+    prompts = PackedPrompts.from_rows(EXTENSION, rows, config)
+    # The limit depends on the program's own length, not on longer ones in the batch.
+    beyond = max(state_size(R), config.patch_size)
+    limits = (sizes - prompt_bytes + beyond).tolist() if max_new_bytes is None else max_new_bytes
     drafter = KnownDrafter([trace.to_bytes() for trace in programs]) if draft else None
-    for index, file in generator.generate_iter(prompts, max_new_bytes=most, drafter=drafter, progress=progress):
-        if max_new_bytes is not None:
-            yield index, PredictedTrace(file.data, file.finished, R, M)
-            continue
-        # The limit depends on the program's own length, not on longer ones in the batch.
-        own = sizes[index] + beyond
-        yield index, PredictedTrace(file.data[:own], file.finished and len(file.data) < own, R, M)
+    for index, file in generator.generate_iter(prompts, max_new_bytes=limits, drafter=drafter, progress=progress):
+        yield index, PredictedTrace(file.data, file.finished, R, M)
 
 
 @torch.no_grad()
