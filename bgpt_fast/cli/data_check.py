@@ -11,14 +11,15 @@ import tyro
 
 from bgpt_fast.cli.common import as_json, console, percent, print_report, print_skipped, read_options, table
 from bgpt_fast.documents import extension_of
+from bgpt_fast.files import read_file
 from bgpt_fast.tasks.conversion import ONSET_TOLERANCE, Conversion, evaluate_conversion
-from bgpt_fast.tasks.media_check import OUR_REPORTS, Checked, check_files, summarise
+from bgpt_fast.tasks.media_check import MOST_BYTES, OUR_REPORTS, Checked, check_files, summarise
 from bgpt_fast.tasks.media_gallery import Exhibit, write_gallery
 
 
 @dataclass(frozen=True)
 class Check:
-    """Checks whether files decode: images by Pillow, audio by soundfile, MIDI by mido, ABC by abc2midi, text as UTF-8.
+    """Checks whether files decode: images by Pillow, audio by soundfile, MIDI, ABC by abc2midi, text as UTF-8.
 
     With --truth, files with the same relative path are also compared: whether all bytes are equal, and for music note
     by note. Missing files count as wrong.
@@ -91,8 +92,8 @@ def _pairs(options: Check) -> tuple[list[Conversion], dict[str, list[str]]]:
     conversions = [
         Conversion(
             str(options.files[0] / name),
-            (options.files[0] / name).read_bytes() if name in names else b"",
-            (options.truth / name).read_bytes(),
+            read_file(options.files[0] / name, MOST_BYTES) if name in names else b"",
+            read_file(options.truth / name, MOST_BYTES),
         )
         for name in sorted(expected)
     ]
@@ -111,9 +112,9 @@ def _names(folder: Path) -> set[str]:
 def _exhibits(options: Check, checked: Sequence[Checked]) -> Iterator[Exhibit]:
     for one in checked[: options.gallery_files]:
         path = Path(one.name)
-        if not path.is_file():
+        if not path.is_file() or path.stat().st_size > MOST_BYTES:
             continue
         truth = None
         if options.truth is not None and (other := options.truth / path.relative_to(options.files[0])).is_file():
-            truth = other.read_bytes()
-        yield Exhibit(one.name, path.read_bytes(), truth=truth)
+            truth = read_file(other, MOST_BYTES)
+        yield Exhibit(one.name, read_file(path, MOST_BYTES), truth=truth)

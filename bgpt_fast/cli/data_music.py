@@ -18,7 +18,7 @@ from bgpt_fast.tasks.music.collections import Fields
 class Music:
     """Converts ABC collections to pairs NAME.abc and NAME.mid: OUTPUT/train, OUTPUT/test and OUTPUT/report.json.
 
-    Each tune is converted by abc2midi, and the result is checked by mido. Unusable tunes are skipped and counted. All
+    Each tune is converted by abc2midi, whose notes are read. Unusable tunes are skipped and counted. All
     settings of one title are in the same split. A repeated run resumes an interrupted one. Train with
     bgpt-fast train --data OUTPUT/train --task conversion --conversion "abc&mid".
 

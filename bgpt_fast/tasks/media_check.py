@@ -1,4 +1,4 @@
-"""Checks whether generated files decode with Pillow, soundfile, mido, as UTF-8, or with abc2midi."""
+"""Checks whether generated files decode with Pillow, soundfile, as MIDI or UTF-8, or with abc2midi."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, Literal
 from bgpt_fast.data import DataError
 from bgpt_fast.data.file_index import Paths, SkipReport, as_roots, find_files
 from bgpt_fast.documents import extension_of
+from bgpt_fast.files import FileContentError, read_file
 from bgpt_fast.folder_lock import LOCK
 from bgpt_fast.tasks.media.audio import check_audio
 from bgpt_fast.tasks.media.errors import MediaError
@@ -26,6 +27,8 @@ Medium = Literal["image", "audio", "midi", "abc", "text", "unknown"]
 OUR_REPORTS = ("report.json", "sources.jsonl", "made.jsonl", LOCK)
 """Reports and journals that the commands write at the top of an output folder, which are not checked."""
 
+MOST_BYTES = 1 << 29
+"""Of a file, which is read into memory."""
 _NAMED = 20
 
 
@@ -111,7 +114,7 @@ def check(name: str, content: bytes) -> Checked:
 
 
 def check_files(paths: Paths) -> list[Checked]:
-    """Checks every file below folders, by relative path. Unreadable and empty files count as not decoding.
+    """Checks every file below folders, by relative path. Unreadable, empty and too large files count as not decoding.
 
     The report of the command that wrote the folder is not checked.
 
@@ -125,8 +128,10 @@ def check_files(paths: Paths) -> list[Checked]:
         if os.fsdecode(file.relative) in OUR_REPORTS:
             continue
         try:
-            with open(file.path, "rb") as stream:
-                content = stream.read()
+            content = read_file(file.path, MOST_BYTES)
+        except FileContentError:
+            skips.add(file.path, "too large")
+            continue
         except OSError:
             skips.add(file.path, "unreadable")
             continue

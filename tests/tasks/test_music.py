@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import random
 import shutil
 import stat
+import struct
 import sys
+import time
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 from support.cli import CommandLine
-from support.media import midi
+from support.media import midi, mido
 
 from bgpt_fast import BGPTConfig
 from bgpt_fast.data import DataError, PairSource
@@ -83,6 +88,139 @@ def test_notes_follow_the_tempo() -> None:
     for wrong in (b"", b"MThd", midi([(0, 480, 60)])[:-5], b"RIFF" * 9):
         with pytest.raises(MediaError):
             read_notes(wrong)
+
+
+def smf(tracks: list[bytes], kind: int = 1, division: int = 480) -> bytes:
+    """A MIDI file of raw tracks."""
+    chunks = b"".join(b"MTrk" + struct.pack(">I", len(track)) + track for track in tracks)
+    return b"MThd" + struct.pack(">IHHh", 6, kind, len(tracks), division) + chunks
+
+
+NOTE = bytes([0, 0x90, 60, 64, 0x83, 0x60, 60, 0])  # 480 ticks, the end by running status
+END = b"\0\xff\x2f\0"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_notes_are_those_of_mido(seed: int) -> None:
+    draw = random.Random(seed)
+    tracks = []
+    for _ in range(draw.randint(1, 3)):
+        track = mido.MidiTrack()
+        for _ in range(draw.randint(0, 60)):
+            ticks, channel = draw.choice([0, 0, 5, 200, 5000]), draw.randrange(16)
+            track.append(
+                draw.choice(
+                    [
+                        mido.Message("note_on", channel=channel, note=draw.randint(60, 64), velocity=64, time=ticks),
+                        mido.Message("note_off", channel=channel, note=draw.randint(60, 64), time=ticks),
+                        mido.Message("program_change", channel=channel, program=7, time=ticks),
+                        mido.Message("pitchwheel", channel=channel, pitch=99, time=ticks),
+                        mido.Message("sysex", data=[1, 2, 3], time=ticks),
+                        mido.MetaMessage("set_tempo", tempo=draw.randint(100_000, 900_000), time=ticks),
+                        mido.MetaMessage("text", text="x" * 200, time=ticks),
+                    ]
+                )
+            )
+        tracks.append(track)
+    song = mido.MidiFile(type=1, tracks=tracks, ticks_per_beat=draw.choice([24, 96, 480]))
+    file = io.BytesIO()
+    song.save(file=file)
+    now, sounding, expected = 0.0, defaultdict(list), []
+    for message in mido.MidiFile(file=io.BytesIO(file.getvalue())):
+        now += message.time
+        if message.type == "note_on":
+            sounding[message.channel, message.note].append(now)
+        elif message.type == "note_off" and sounding[message.channel, message.note]:
+            expected.append((sounding[message.channel, message.note].pop(0), now, message.note))
+    expected += [(onset, now, pitch) for (_, pitch), onsets in sounding.items() for onset in onsets]
+    notes = read_notes(file.getvalue())
+    assert sorted(notes, key=lambda note: (note.pitch, *note)) == [
+        pytest.approx(one) for one in sorted(expected, key=lambda one: (one[2], *one))
+    ]
+
+
+def test_types_and_divisions_of_midi_files() -> None:
+    faster = b"\0\xff\x51\3" + (250_000).to_bytes(3, "big")
+    one = faster + NOTE + END
+    assert read_notes(smf([one], 0)) == [Note(0, 0.25, 60)]
+    assert read_notes(smf([one, NOTE], 1)) == [Note(0, 0.25, 60), Note(0, 0.25, 60)], "the tempo is that of all tracks"
+    assert read_notes(smf([one, NOTE], 2)) == [Note(0, 0.25, 60), Note(0.25, 0.75, 60)], "one after the other"
+    for frames, rate in ((24, 24), (25, 25), (29, 30_000 / 1001), (30, 30)):
+        [note] = read_notes(smf([one], 1, -(frames << 8) + 40))
+        assert note.end == pytest.approx(480 / 40 / rate), "a tempo changes nothing"
+    other = b"XFIH" + struct.pack(">I", 3) + b"any"
+    content = smf([one])
+    assert read_notes(content[:14] + other + content[14:]) == read_notes(content), "chunks of other kinds are ignored"
+    for wrong in (smf([one], 3), smf([one], 1, 0), smf([one], 1, -(26 << 8) + 40), smf([one], 1, -(25 << 8))):
+        with pytest.raises(MediaError, match="damaged MIDI file"):
+            read_notes(wrong)
+
+
+@pytest.mark.parametrize(
+    ("track", "said"),
+    [
+        (b"\0\x3c\x40", "running status without a status"),
+        (b"\0\xff\1\1x\0\x3c\x40", "running status without a status"),
+        (b"\0\x90\x80\x40", "data byte over 127"),
+        (b"\0\xf4", "status byte 0xf4"),
+        (b"\0\xff\1\x09xx", "longer than its track"),
+        (b"\0\x90\x3c", "ends within an event"),
+        (b"\xff" * 3_000_000, "an integer of more than 4 bytes"),
+        (b"\0\xff\1" + b"\xff" * 3_000_000, "an integer of more than 4 bytes"),
+    ],
+)
+def test_damaged_tracks_are_named_at_once(track: bytes, said: str) -> None:
+    start = time.process_time()
+    with pytest.raises(MediaError, match=said):
+        read_notes(smf([track]))
+    assert time.process_time() - start < 1, "linear"
+    with pytest.raises(MediaError, match="too large"):
+        read_notes(smf([bytes(1 << 23)]))
+
+
+@needs_abc2midi
+def test_music_without_note_letters_at_the_start_of_a_line_or_at_all(tmp_path: Path) -> None:
+    drums = f"X:1\nT:Drums\n{HEAD}K:C\n%%MIDI drum dzdz 38 38\n%%MIDI drumon\nz8|z8|\n\n"
+    macro = f"X:2\nT:Macro\n{HEAD}m:H=A/G/F/G/\nK:C\nH H|\n\n"
+    repeat = f"X:3\nT:Repeat\n{HEAD}K:C\n|:CDEF GAB\nA:|\n\n"
+    double = f"X:4\nT:Double\n{HEAD}K:C\n|:CDEF GAB\nc::d\ne:|\n\n"
+    instruction = f"X:5\nT:Instruction\n{HEAD}I:MIDI transpose 12\nK:C\nCDEF|\n\n"
+    (tmp_path / "in.abc").write_text(drums + macro + repeat + double + instruction)
+    report = make_pairs(tmp_path / "in.abc", tmp_path / "out", test_share=0)
+    assert (report.pairs["train"], report.skipped) == (5, {})
+    pitches = {
+        path.name.split("-")[0]: [note.pitch for note in read_notes(path.read_bytes())]
+        for path in (tmp_path / "out/train").glob("*.mid")
+    }
+    assert pitches == {
+        "drums": [38] * 4,
+        "macro": [69, 67, 65, 67] * 2,
+        "repeat": [60, 62, 64, 65, 67, 69, 71, 69] * 2,
+        "double": [60, 62, 64, 65, 67, 69, 71, 72] * 2 + [74, 76] * 2,
+        "instruction": [72, 74, 76, 77],
+    }
+
+
+def test_macros_are_replaced_by_what_they_stand_for() -> None:
+    [tune] = split_collection(
+        b"X:1\nT:~G2\nm: ~G2 = A/G/F/G/\nm:~n3=n<o/2m/2 n\nm:H=CDE\nK:C\n~G2 ~B3 ~c'3 ~C,3 H ~D2| % ~G2\nw:H la\n"
+    )
+    music = "A/G/F/G/ B<c/2A/2 B c'<d'/2b/2 c' C,<D,/2B,,/2 C, CDE ~D2|"
+    assert tidy(tune).decode() == f"X:1\nK:C\n{music}\n"
+    assert tidy(tune, "all").decode() == f"X:1\nT:~G2\nK:C\n{music} % A/G/F/G/\nw:H la\n"
+    doubling = "".join(f"m:{chr(72 + step)}={chr(73 + step) * 9}\n" for step in range(14))
+    [tune] = split_collection(f"X:1\n{doubling}K:C\nH|\n".encode())
+    with pytest.raises(MediaError, match="ABC macros too long"):
+        tidy(tune)
+
+
+def test_the_header_of_a_file_is_part_of_each_tune() -> None:
+    header = "%abc-2.1\nH:history\nL:1/16\nm:~G2=A/G/F/G/\n%%MIDI program 5\n"
+    tunes = split_collection(f"{header}\nX:1\nK:C\n~G2|\n\nX:2\nL:1/4\nK:C\nD|\n".encode())
+    for tune, rest in zip(tunes, ("K:C\nA/G/F/G/|\n", "L:1/4\nK:C\nD|\n"), strict=True):
+        assert tidy(tune).decode() == "X:1\nL:1/16\n%%MIDI program 5\n" + rest
+    [tune] = split_collection(b"A book of tunes\nL: is for length\n\nX:1\nK:C\nC|\n")
+    assert tidy(tune) == b"X:1\nK:C\nC|\n", "text about the collection"
 
 
 @needs_abc2midi

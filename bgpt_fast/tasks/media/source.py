@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from bgpt_fast.documents import extension_of
+from bgpt_fast.files import FileContentError, read_file
 from bgpt_fast.journal import content_digest
 from bgpt_fast.tasks.media.audio import check_audio, clips, is_audio, write_wav
 from bgpt_fast.tasks.media.errors import MediaError
@@ -93,10 +93,9 @@ class Standardised(NamedTuple):
 def read_and_standardise(path: str, options: MediaOptions) -> Standardised:
     """Reads a source and converts it to standard files."""
     try:
-        if os.path.getsize(path) > options.most_bytes:
-            return Standardised("", [], "too large", f"over {options.most_bytes} bytes; see most_bytes")
-        with open(path, "rb") as file:
-            content = file.read()
+        content = read_file(path, options.most_bytes)
+    except FileContentError:
+        return Standardised("", [], "too large", f"over {options.most_bytes:,} bytes; see most_bytes")
     except OSError as error:
         return Standardised("", [], "unreadable", str(error.strerror))
     digest = content_digest(content)

@@ -14,7 +14,7 @@ from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data import DataError
 from bgpt_fast.data.file_index import FileEntry, Paths, SkipReport, as_roots, is_in_split
 from bgpt_fast.documents import extension_of
-from bgpt_fast.files import write_json
+from bgpt_fast.files import FileContentError, read_file, write_json
 from bgpt_fast.journal import Record, content_digest
 from bgpt_fast.tasks.media.errors import MediaError
 from bgpt_fast.tasks.media.names import clean
@@ -92,7 +92,7 @@ def make_pairs(
 ) -> MusicReport:
     """Writes OUTPUT/train and OUTPUT/test from ABC collections, for training on "abc&mid", and OUTPUT/report.json.
 
-    Each tune becomes an ABC file and a MIDI file, by abc2midi, checked with mido. All settings of a title are in the
+    Each tune becomes an ABC file and a MIDI file, by abc2midi, whose notes are read. All settings of a title are in the
     same split, and a tune with the same notes as an earlier one is skipped. Unusable tunes are skipped and counted.
     A repeated run resumes an interrupted one.
 
@@ -109,7 +109,6 @@ def make_pairs(
         DataError: no such path, or no ABC file.
         OSError: abc2midi is missing.
         FileExistsError: the output folder has other contents, or has other options.
-        ImportError: mido is missing.
         ValueError: a wrong argument.
     """
     if not 0.0 <= test_share <= 1.0:
@@ -226,20 +225,23 @@ def _is_collection(file: FileEntry, skips: SkipReport) -> bool:
 
 def _tunes(files: list[FileEntry], fields: Fields, skips: SkipReport) -> Iterator[_Source]:
     for file in files:
-        if file.size > _MOST_BYTES:
-            skips.add(file.path, "too large")
-            continue
         try:
-            with open(file.path, "rb") as stream:
-                tunes = split_collection(stream.read())
+            tunes = split_collection(read_file(file.path, _MOST_BYTES))
         except MediaError as error:
             skips.add(file.path, error.reason)
+            continue
+        except FileContentError:
+            skips.add(file.path, "too large")
             continue
         except OSError:
             skips.add(file.path, "unreadable")
             continue
         for tune in tunes:
-            source = _Source(file.path, tune, tidy(tune, fields))
+            try:
+                source = _Source(file.path, tune, tidy(tune, fields))
+            except MediaError as error:
+                skips.count(_Source(file.path, tune, b"").description, error.reason)
+                continue
             if has_music(tune):
                 yield source
             else:
