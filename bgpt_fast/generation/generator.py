@@ -109,9 +109,9 @@ class Generator:
 
     def generate(
         self,
-        prompts: Sequence[Prompt] | PackedPrompts,
+        prompts: Sequence[Prompt],
         *,
-        max_new_bytes: int | Sequence[int] | None = None,
+        max_new_bytes: int | None = None,
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -126,9 +126,8 @@ class Generator:
 
         Args:
             prompts: any number, of any lengths.
-            max_new_bytes: maximum bytes to add to each prompt, one number for all or one for each; None means until the
-                context is full. A file that reaches the limit counts as not finished, because the model was not asked
-                whether it ends there.
+            max_new_bytes: maximum bytes to add to each prompt; None means until the context is full. A file that
+                reaches the limit counts as not finished, because the model was not asked whether it ends there.
             temperature: 0 takes the most likely byte each time; T > 0 samples in proportion to p^(1/T).
             top_k: keeps the k most likely tokens; 0 means off.
             top_p: then keeps the fewest most likely tokens whose probabilities sum to more than p; 1 or more means off.
@@ -163,9 +162,9 @@ class Generator:
 
     def generate_iter(
         self,
-        prompts: Sequence[Prompt] | PackedPrompts,
+        prompts: Sequence[Prompt],
         *,
-        max_new_bytes: int | Sequence[int] | None = None,
+        max_new_bytes: int | None = None,
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -174,10 +173,9 @@ class Generator:
         progress: Progress | None = None,
     ) -> Iterator[tuple[int, Generation]]:
         """As `generate`, but yields (index of the prompt in the list, Generation) as soon as each file ends."""
-        is_list = isinstance(prompts, Sequence) and not isinstance(prompts, str | bytes)
-        if not is_list and not isinstance(prompts, PackedPrompts):
+        if isinstance(prompts, str | bytes) or not isinstance(prompts, Sequence):
             raise TypeError(f"Generator: prompts: expected a list of Prompt, got {type(prompts).__name__}")
-        _check_limits(max_new_bytes, len(prompts))
+        _check_count("max_new_bytes", max_new_bytes, 0)
         sampling = Sampling(temperature, top_k, top_p, seed)
         device = device_of(self.model)
         if drafter is not None and device.type != "cpu":
@@ -188,9 +186,10 @@ class Generator:
             return iter(())
         limits = (config.patch_length - 1 - packed.source_patches) * S
         if max_new_bytes is not None:
-            most = [max_new_bytes] if isinstance(max_new_bytes, int) else max_new_bytes
-            context = config.patch_length * S  # any more is the same, and may not fit 64 bits
-            limits = np.minimum(limits, packed.sizes + np.array([min(one, context) for one in most]))
+            # More than the context is the same, and may not fit 64 bits.
+            limits = np.minimum(limits, packed.sizes + min(max_new_bytes, config.patch_length * S))
+        if packed.max_new_bytes is not None:
+            limits = np.minimum(limits, packed.sizes + packed.max_new_bytes)
         # The last patch is never read, so its position in the cache serves the extension patch.
         length = cache_length(int((packed.source_patches - -limits // S).max()))
         slots = self._slots(len(packed), length, drafter is not None)
@@ -256,17 +255,6 @@ class Generator:
                 )
         except ValueError as error:
             raise ValueError(f"Generator: {error}") from error
-
-
-def _check_limits(max_new_bytes: object, prompts: int) -> None:
-    if not isinstance(max_new_bytes, Sequence) or isinstance(max_new_bytes, str | bytes):
-        _check_count("max_new_bytes", max_new_bytes, 0)
-        return
-    if len(max_new_bytes) != prompts:
-        raise ValueError(f"Generator: max_new_bytes: expected {prompts} numbers, got {len(max_new_bytes)}")
-    for i, one in enumerate(max_new_bytes):
-        if not isinstance(one, int) or isinstance(one, bool) or one < 0:
-            raise ValueError(f"Generator: max_new_bytes[{i}]: expected an int of at least 0, got {one!r:.80}")
 
 
 def _check_count(name: str, value: object, minimum: int) -> None:

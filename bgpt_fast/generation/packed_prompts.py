@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +19,8 @@ from bgpt_fast.patches import PackedPatches
 
 
 @dataclass(frozen=True, eq=False)
-class PackedPrompts:
-    """Prompts, packed as patches.
+class PackedPrompts(Sequence[Prompt]):
+    """Prompts, packed as patches; a list of `Prompt` for whoever reads them one by one.
 
     Args:
         patches: int16 [P, S], for each prompt the source's patches, the extension patch and the patches of its data, of
@@ -29,6 +30,7 @@ class PackedPrompts:
         data: each prompt's data.
         sizes: int64 [n], their bytes.
         rng_streams: uint64 [n], the number of each file's random stream.
+        max_new_bytes: int64 [n], maximum bytes to add to each; None means no limit but that of the call.
     """
 
     patches: NDArray[np.int16]
@@ -37,9 +39,25 @@ class PackedPrompts:
     data: list[bytes]
     sizes: NDArray[np.int64]
     rng_streams: NDArray[np.uint64]
+    max_new_bytes: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.data)
+
+    @overload
+    def __getitem__(self, index: int) -> Prompt: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Prompt]: ...
+    def __getitem__(self, index: int | slice) -> Prompt | list[Prompt]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        i = range(len(self))[index]
+        start, before = int(self.offsets[i]), int(self.source_patches[i])
+        source = None
+        if before:
+            content = self.patches[start + 1 : start + before]
+            source = _extension(self.patches[start]), content[content != EOP].astype(np.uint8).tobytes()
+        return Prompt(_extension(self.patches[start + before]), self.data[i], int(self.rng_streams[i]), source)
 
     @classmethod
     def from_prompts(cls, prompts: Sequence[Prompt], config: BGPTConfig) -> PackedPrompts:
@@ -87,13 +105,20 @@ class PackedPrompts:
         )
 
     @classmethod
-    def from_rows(cls, extension: str, rows: NDArray[np.uint8], config: BGPTConfig) -> PackedPrompts:
+    def from_rows(
+        cls,
+        extension: str,
+        rows: NDArray[np.uint8],
+        config: BGPTConfig,
+        max_new_bytes: NDArray[np.int64] | None = None,
+    ) -> PackedPrompts:
         """Packs prompts of one size and one extension, without a Python object for each.
 
         Args:
             extension: of all prompts.
             rows: uint8 [n, size], the data of each.
             config: patch size and context.
+            max_new_bytes: as the attribute.
 
         Raises:
             ValueError: the prompts leave no space in the context.
@@ -118,4 +143,9 @@ class PackedPrompts:
             [content[start : start + size] for start in range(0, n * size, size)] if size else [b""] * n,
             np.full(n, size),
             np.arange(n).astype(np.uint64),
+            max_new_bytes,
         )
+
+
+def _extension(patch: NDArray[np.int16]) -> str:
+    return patch[patch != EOP].astype(np.uint8).tobytes().decode("utf-8", "surrogateescape")

@@ -72,13 +72,14 @@ def simulate_iter(
     check_context(count_patches(int(sizes.max()), config.patch_size), config)
     # The memory and the first state of each program, which are of the same size for all.
     rows = programs.data[programs.offsets[:-1, None] + np.arange(prompt_bytes)]
-    prompts = PackedPrompts.from_rows(EXTENSION, rows, config)
     # The limit depends on the program's own length, not on longer ones in the batch.
-    beyond = max(state_size(R), config.patch_size)
-    limits = (sizes - prompt_bytes + beyond).tolist() if max_new_bytes is None else max_new_bytes
+    limits = sizes - prompt_bytes + max(state_size(R), config.patch_size) if max_new_bytes is None else None
+    prompts = PackedPrompts.from_rows(EXTENSION, rows, config, limits)
+    most = max_new_bytes if limits is None else int(limits.max())
     drafter = KnownDrafter([trace.to_bytes() for trace in programs]) if draft else None
-    for index, file in generator.generate_iter(prompts, max_new_bytes=limits, drafter=drafter, progress=progress):
-        yield index, PredictedTrace(file.data, file.finished, R, M)
+    for index, file in generator.generate_iter(prompts, max_new_bytes=most, drafter=drafter, progress=progress):
+        own = len(file.data) + 1 if limits is None else prompt_bytes + int(limits[index])
+        yield index, PredictedTrace(file.data[:own], file.finished and len(file.data) < own, R, M)
 
 
 @torch.no_grad()
