@@ -14,7 +14,7 @@ from bgpt_fast.cli.main import COMMANDS
 
 LAYERS = [
     {"checks", "config", "device", "files", "folder_lock", "deprecation", "memory", "version", "_C"},
-    {"reference", "documents", "flops", "environment", "parsing"},
+    {"reference", "documents", "flops", "environment", "parsing", "terminal"},
     {"patches", "checkpoint", "metrics", "journal"},
     {"kernels"},
     {"layers"},

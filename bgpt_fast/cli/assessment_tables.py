@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from bgpt_fast.cli.common import console, percent, table
+from bgpt_fast.cli.common import percent, table
 from bgpt_fast.tasks.cpu_states.assessment import Assessment
 from bgpt_fast.tasks.cpu_states.evaluation import InstructionScore, RegisterScore
+from bgpt_fast.terminal import print_table, print_text
 
 
 def print_assessment(assessment: Assessment) -> None:
@@ -24,9 +25,9 @@ def print_assessment(assessment: Assessment) -> None:
         row("copied ACC and registers", forced.copied_accuracy, free.copied_accuracy),
         row("programs right to the last byte", forced.exact_programs, free.exact_programs),
     ]
-    console.print(table(f"{forced.programs} programs", ["", "teacher-forced", "free running"], rows))
+    print_table(table(f"{forced.programs} programs", ["", "teacher-forced", "free running"], rows))
     _print_scores("bytes that an instruction changed, right", forced.by_instruction, free.by_instruction)
-    console.print(
+    print_text(
         f"{assessment.states:,} states simulated in {assessment.seconds:.1f} s: "
         f"{assessment.states_per_second:,.0f} states/s, {assessment.states_per_second * len(forced.by_column):,.0f} B/s"
     )
@@ -45,8 +46,8 @@ def print_details(assessment: Assessment) -> None:
         ]
         rest = f", the first 16 of {len(steps)} steps" if len(steps) > 16 else ""
         title = f"programs by the step of their first wrong byte{rest}"
-        console.print(table(title, ["step", "teacher-forced", "free running"], counts))
-    console.print(f"teacher-forced: {assessment.teacher_forced_states_per_second:,.0f} states/s")
+        print_table(table(title, ["step", "teacher-forced", "free running"], counts))
+    print_text(f"teacher-forced: {assessment.teacher_forced_states_per_second:,.0f} states/s")
 
 
 def _print_scores(
@@ -59,4 +60,4 @@ def _print_scores(
     for name, score in forced.items():
         shares = (score.changed_accuracy, free[name].changed_accuracy if name in free else None)
         rows.append([name, f"{score.count}", *map(percent, shares)])
-    console.print(table(title, [what, "times", "teacher-forced", "free running"], rows))
+    print_table(table(title, [what, "times", "teacher-forced", "free running"], rows))

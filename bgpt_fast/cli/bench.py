@@ -6,6 +6,7 @@ The wheel does not contain the suite, because its baselines and their packages a
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from bgpt_fast.cli.common import read_options
+from bgpt_fast.terminal import print_text
 
 _COMMANDS = {"report": "report", "compare": "compare", "docs": "docs", "instructions": "count_instructions"}
 """The word after `bench`, with the module of the suite that it runs."""
@@ -106,7 +108,7 @@ def _measure(options: Bench, root: Path, shared: list[str]) -> int:
             if code:
                 return code
         parts[0].replace(options.json)
-    print(f"{options.json}: next, bgpt-fast bench report {options.json}")
+    print_text(f"{options.json}: next, bgpt-fast bench report {shlex.quote(str(options.json))}")
     return 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,14 +15,12 @@ from bgpt_fast.classifier import BGPTForClassification
 from bgpt_fast.cli.common import (
     as_json,
     check_output_file,
-    console,
     drawing,
     generation_progress,
     percent,
     plots_folder,
     print_report,
     read_options,
-    shown_name,
     table,
 )
 from bgpt_fast.cli.model_task import check_files
@@ -36,6 +33,7 @@ from bgpt_fast.parsing import read_json
 from bgpt_fast.patches import PackedPatches
 from bgpt_fast.report.classification_plots import classification_plots
 from bgpt_fast.tasks.classification import ClassificationReport, Prediction, predict_iter, score
+from bgpt_fast.terminal import print_error, print_table, print_text
 
 _SHOWN_FILES = 200
 _SHOWN_CLASSES = 12
@@ -95,7 +93,7 @@ def run(words: Sequence[str]) -> int:
         check_files(model.task, options.checkpoint, (extension_of(file.path) for file in files))
     predictions = _classify(model, files, options.patches_per_batch, skips)
     if skips.by_reason:
-        print(f"bgpt-fast classify: {_skips_text(skips)}", file=sys.stderr)
+        print_error(f"bgpt-fast classify: {_skips_text(skips)}")
     if not predictions:
         raise DataError(f"expected at least one file with something in it, got none; {_skips_text(skips)}")
     report = _scored(model.labels, predictions)
@@ -103,10 +101,9 @@ def run(words: Sequence[str]) -> int:
         with drawing("classify", f"the plots in {options.plots}"):
             classification_plots(report.to_dict(), options.plots)
     elif options.plots is not None:
-        print(
+        print_error(
             "bgpt-fast classify: --plots: nothing to draw: no file is named LABEL_anything.ext of one of the classes "
-            f"{list(model.labels)}",
-            file=sys.stderr,
+            f"{list(model.labels)}"
         )
     result = {
         "options": as_json(options),
@@ -198,31 +195,30 @@ def _skips_text(skips: SkipReport) -> str:
 
 def _show(predictions: Sequence[tuple[FileEntry, Prediction]], report: ClassificationReport | None) -> None:
     rows = [
-        [shown_name(file.path), shown_name(one.label), f"{one.probability:.2%}", "head only" if one.is_cut else ""]
+        [file.path, one.label, f"{one.probability:.2%}", "head only" if one.is_cut else ""]
         for file, one in predictions[:_SHOWN_FILES]
     ]
     file_table = table(f"{len(predictions)} files", ["file", "class", "probability", ""], rows)
     file_table.columns[0].overflow = "fold"
     if len(predictions) > _SHOWN_FILES:
         file_table.caption = f"the first {_SHOWN_FILES}; --output and --json have all"
-    console.print(file_table)
+    print_table(file_table)
     if report is None:
         return
     low, high = report.interval
     # The bootstrap interval is meaningless if all predictions are right, or all wrong.
     spread = f" (95 % interval {low:.2%} to {high:.2%})" if low < high else ""
-    console.print(
+    print_text(
         f"accuracy {report.accuracy:.2%}{spread}: {report.correct} of "
         f"{report.documents} files named after a class of the model; macro F1 {report.macro_f1:.4f}"
     )
     by_class = [
-        [shown_name(label), percent(one.precision), percent(one.recall), percent(one.f1), str(one.support)]
+        [label, percent(one.precision), percent(one.recall), percent(one.f1), str(one.support)]
         for label, one in report.by_class.items()
     ]
-    console.print(table("by class", ["class", "precision", "recall", "F1", "files"], by_class))
+    print_table(table("by class", ["class", "precision", "recall", "F1", "files"], by_class))
     if len(report.labels) <= _SHOWN_CLASSES:
-        names = [shown_name(label) for label in report.labels]
-        counts = [[name, *map(str, row)] for name, row in zip(names, report.confusion.tolist(), strict=True)]
-        console.print(table("files by true class (rows) and predicted class (columns)", ["", *names], counts))
+        counts = [[label, *map(str, row)] for label, row in zip(report.labels, report.confusion.tolist(), strict=True)]
+        print_table(table("files by true class (rows) and predicted class (columns)", ["", *report.labels], counts))
     else:
-        console.print(f"the confusion matrix of {len(report.labels)} classes is in --output and --json")
+        print_text(f"the confusion matrix of {len(report.labels)} classes is in --output and --json")

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import datetime
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,9 +14,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 import torch
 import tyro
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
 from bgpt_fast.deprecation import renamed_value
@@ -25,13 +22,20 @@ from bgpt_fast.device import resolve_device
 from bgpt_fast.files import write_json
 from bgpt_fast.model import BGPT
 from bgpt_fast.report.plots import new_figure
+from bgpt_fast.terminal import (
+    new_console,
+    print_error,
+    print_table,
+    print_text,
+    printable,
+    stderr_is_terminal,
+    text_column,
+)
 
 Options = TypeVar("Options")
 GenerationProgress = Callable[[int, int, int], None]
 LINE_SECONDS = 30.0
 _NAMED_FILES = 8
-
-console = Console(stderr=False, highlight=False)
 
 
 @dataclass(frozen=True)
@@ -79,9 +83,9 @@ def read_options(
         shown_options = {"--" + name.replace("_", "-") for name in layout.basic}
         pairs = [f"{name} is {full}" for name, full in (short or {}).items() if shows_all or full in shown_options]
         if pairs:
-            print(f"short forms: {', '.join(pairs)}")
+            print_text(f"short forms: {', '.join(pairs)}")
         if not shows_all:
-            print(f"{prog} --help-all shows all options.")
+            print_text(f"{prog} --help-all shows all options.")
         raise SystemExit(0)
     args = ["--help" if word == "--help-all" else word for word in words]
     for place, word in enumerate(args):
@@ -160,14 +164,14 @@ def drawing(command: str, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        print(f"bgpt-fast {command}: {what} could not be drawn: {type(error).__name__}: {error}", file=sys.stderr)
+        print_error(f"bgpt-fast {command}: {what} could not be drawn: {type(error).__name__}: {error}")
 
 
 @contextlib.contextmanager
 def counting_progress(what: str) -> Iterator[Callable[[int, int], None]]:
     """Shows a progress bar on standard error; yields a function that takes the number of items done and the total."""
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
+    columns = (text_column("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=new_console(stderr=True), disable=not stderr_is_terminal(), transient=True)
     with bar:
         task = bar.add_task(what, total=None)
 
@@ -184,14 +188,14 @@ def generation_progress(what: str) -> Iterator[GenerationProgress]:
     A bar if standard error is a terminal, otherwise a line every half minute.
     """
     columns = (
-        TextColumn(what),
+        text_column("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TextColumn("{task.fields[remaining]}"),
+        text_column("{task.fields[rate]}"),
+        text_column("{task.fields[remaining]}"),
     )
-    is_terminal = sys.stderr.isatty()
-    bar = Progress(*columns, console=Console(stderr=True), disable=not is_terminal, transient=True)
+    is_terminal = stderr_is_terminal()
+    bar = Progress(*columns, console=new_console(stderr=True), disable=not is_terminal, transient=True)
     started = last_line = time.monotonic()
     resumed = last_done = last_bytes = 0
     with bar:
@@ -214,22 +218,18 @@ def generation_progress(what: str) -> Iterator[GenerationProgress]:
             bar.update(task, completed=done, total=total, rate=rate, remaining=remaining)
             if not is_terminal and now - last_line >= LINE_SECONDS:
                 last_line = now
-                print(
-                    f"{what}: {done:,} of {total:,}, {rate}{remaining and ', ' + remaining}",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                print_error(f"{what}: {done:,} of {total:,}, {rate}{remaining and ', ' + remaining}")
 
         yield update
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """Returns a table whose first column is text and whose others are numbers."""
-    result = Table(title=title, title_justify="left")
+    """Returns a table of `printable` texts whose first column is text and whose others are numbers."""
+    result = Table(title=printable(title), title_justify="left")
     for index, column in enumerate(columns):
-        result.add_column(column, justify="left" if index == 0 else "right")
+        result.add_column(printable(column), justify="left" if index == 0 else "right")
     for row in rows:
-        result.add_row(*row)
+        result.add_row(*map(printable, row))
     return result
 
 
@@ -243,20 +243,14 @@ def decimal(value: float | None, digits: int = 4) -> str:
     return "–" if value is None else f"{value:,.{digits}f}"
 
 
-def shown_name(name: str) -> str:
-    """Returns a file name that is safe to print: without control characters, lone surrogates and markup."""
-    return escape("".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in name))
-
-
 def print_skipped(by_reason: Mapping[str, int], first: Sequence[str], what: str = "skipped") -> None:
     """Prints the number of files for each reason, and the first few names; prints nothing if there are none."""
     if not by_reason:
         return
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in by_reason.items())
-    console.print(f"{what}: {reasons}", markup=False, soft_wrap=True)
+    print_text(f"{what}: {reasons}")
     for line in first[:_NAMED_FILES]:
-        printable = line if line.isprintable() else line.encode("ascii", "backslashreplace").decode()
-        console.print(f"  {printable}", markup=False, soft_wrap=True)
+        print_text(f"  {printable(line)}")
 
 
 def check_output_file(path: Path | None) -> None:
@@ -274,10 +268,10 @@ def print_report(options: Any, result: Mapping[str, Any], tables: Sequence[Table
     if options.output is not None:
         write_json(options.output, result)
     if options.json:
-        print(json.dumps(result, indent=2))
+        print_text(json.dumps(result, indent=2))
         return False
     for item in tables:
-        console.print(item)
+        print_table(item)
     return True
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Sequence
+
+from bgpt_fast.terminal import print_error, print_text
 
 KINDS = {
     "media": "images, audio and text of any format as small standard files, split into train and test",
@@ -20,11 +21,11 @@ def run(words: Sequence[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         width = max(map(len, KINDS))
         kinds = "\n".join(f"  {name:<{width}}  {text}" for name, text in KINDS.items())
-        print(f"usage: bgpt-fast data KIND [OPTIONS]\n\nkinds:\n{kinds}\n")
-        print("bgpt-fast data KIND --help explains a kind's options.")
+        print_text(f"usage: bgpt-fast data KIND [OPTIONS]\n\nkinds:\n{kinds}\n")
+        print_text("bgpt-fast data KIND --help explains a kind's options.")
         return 0 if words else 2
     if words[0] not in KINDS:
-        print(f"bgpt-fast data: expected a kind, one of {', '.join(KINDS)}; got {words[0]!r}", file=sys.stderr)
+        print_error(f"bgpt-fast data: expected a kind, one of {', '.join(KINDS)}; got {words[0]!r}")
         return 2
     module = importlib.import_module(f"bgpt_fast.cli.data_{words[0].replace('-', '_')}")
     return module.run(words[1:])

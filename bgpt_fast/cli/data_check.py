@@ -9,12 +9,13 @@ from typing import Annotated, Any
 
 import tyro
 
-from bgpt_fast.cli.common import as_json, console, percent, print_report, print_skipped, read_options, table
+from bgpt_fast.cli.common import as_json, percent, print_report, print_skipped, read_options, table
 from bgpt_fast.documents import extension_of
 from bgpt_fast.files import read_file
 from bgpt_fast.tasks.conversion import ONSET_TOLERANCE, Conversion, evaluate_conversion
 from bgpt_fast.tasks.media_check import MOST_BYTES, OUR_REPORTS, Checked, check_files, summarise
 from bgpt_fast.tasks.media_gallery import Exhibit, write_gallery
+from bgpt_fast.terminal import print_text
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,10 @@ def run(words: Sequence[str]) -> int:
     if not print_report(options, result, tables):
         return 0
     if report.unknown:
-        console.print(f"{report.unknown} files have an extension without a decoder")
+        print_text(f"{report.unknown} files have an extension without a decoder")
     print_skipped(report.reasons, report.first_failing, "do not decode")
     if options.gallery is not None:
-        console.print(f"the gallery is {options.gallery}")
+        print_text(f"the gallery is {options.gallery}")
     return 0
 
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-from rich.progress import track
-
-from bgpt_fast.cli.common import as_json, console, new_folder, read_options
+from bgpt_fast.cli.common import as_json, counting_progress, new_folder, read_options
 from bgpt_fast.deprecation import renamed_value
 from bgpt_fast.files import write_json
 from bgpt_fast.tasks.cpu_states import (
     StreamOptions,
+    Trace,
     Traces,
     generate,
     generate_released_split,
@@ -23,6 +20,7 @@ from bgpt_fast.tasks.cpu_states import (
     write_parquet,
 )
 from bgpt_fast.tasks.cpu_states.streams import OLD_STREAMS
+from bgpt_fast.terminal import print_text
 
 
 @dataclass(frozen=True)
@@ -74,16 +72,20 @@ def run(words: Sequence[str]) -> int:
     }
     write_json(options.output / "report.json", report)
     shared = f"; {test.dropped} test programs were left out, being training programs too" if test.dropped else ""
-    console.print(f"{len(train)} training and {len(test)} test instances in {options.output}/{shared}")
+    print_text(f"{len(train)} training and {len(test)} test instances in {options.output}/{shared}")
     return 0
 
 
 def _write(options: CPUStates, name: str, traces: Traces) -> dict[str, object]:
     if options.format == "folder":
-        tracked = track(
-            traces, f"writing {name}", console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
-        )
-        return {"path": name, "files": write_folder(tracked, options.output / name)}
+        with counting_progress(f"writing {name}") as progress:
+
+            def shown() -> Iterator[Trace]:
+                for count, trace in enumerate(traces, 1):
+                    yield trace
+                    progress(count, len(traces))
+
+            return {"path": name, "files": write_folder(shown(), options.output / name)}
     path = options.output / f"{name}.parquet"
     write_parquet(traces, path)
     return {"path": path.name, "files": 1}

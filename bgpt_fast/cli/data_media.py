@@ -9,8 +9,9 @@ from typing import Annotated
 
 import tyro
 
-from bgpt_fast.cli.common import HelpLayout, console, counting_progress, print_skipped, read_options, table
+from bgpt_fast.cli.common import HelpLayout, counting_progress, print_skipped, read_options, table
 from bgpt_fast.tasks.media import MediaOptions, Plan, standardise
+from bgpt_fast.terminal import print_table, print_text
 
 _LABELS_SHOWN = 40
 LAYOUT = HelpLayout(
@@ -69,16 +70,14 @@ def run(words: Sequence[str]) -> int:
         )
     rows = [["sources", f"{report.sources:,}"], ["  used", f"{report.used:,}"]]
     rows += [[name, f"{count:,}"] for name, count in report.files.items()]
-    console.print(table("standard files", ["", "number"], rows))
+    print_table(table("standard files", ["", "number"], rows))
     if report.labels:
         labels = [
             [label, f"{counts.get('train', 0):,}", f"{counts.get('test', 0):,}"]
             for label, counts in list(report.labels.items())[:_LABELS_SHOWN]
         ]
         labels += [["…", "", ""]] * (len(report.labels) > _LABELS_SHOWN)
-        console.print(table(f"{len(report.labels)} labels", ["", "train", "test"], labels))
+        print_table(table(f"{len(report.labels)} labels", ["", "train", "test"], labels))
     print_skipped(report.skipped, report.first_skipped)
-    console.print(
-        f"all of it is in {options.output}/; report.json has the figures, sources.jsonl every source", soft_wrap=True
-    )
+    print_text(f"all of it is in {options.output}/; report.json has the figures, sources.jsonl every source")
     return 0

@@ -9,9 +9,10 @@ from typing import Annotated
 
 import tyro
 
-from bgpt_fast.cli.common import console, counting_progress, percent, print_skipped, read_options, table
+from bgpt_fast.cli.common import counting_progress, percent, print_skipped, read_options, table
 from bgpt_fast.tasks.music import irish_collections, make_pairs
 from bgpt_fast.tasks.music.collections import Fields
+from bgpt_fast.terminal import print_table, print_text
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,7 @@ def run(words: Sequence[str]) -> int:
         ["mean bytes of MIDI", f"{report.mean_midi_bytes:,.0f}"],
         ["pairs within 512 patches of 16 bytes", percent(report.in_context, 1)],
     ]
-    console.print(table("ABC and MIDI pairs", ["", "number"], rows))
+    print_table(table("ABC and MIDI pairs", ["", "number"], rows))
     print_skipped(report.skipped, report.first_skipped)
-    console.print(
-        f"all of it is in {options.output}/; report.json has the figures, sources.jsonl every tune", soft_wrap=True
-    )
+    print_text(f"all of it is in {options.output}/; report.json has the figures, sources.jsonl every tune")
     return 0

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import sys
 from collections.abc import Sequence
 
 from bgpt_fast.memory import OutOfMemoryError, is_out_of_memory
+from bgpt_fast.terminal import print_error
 
 WRONG_VALUE, FAILURE = 2, 1
 _WRONG_VALUES = (ValueError, TypeError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
@@ -32,7 +32,7 @@ def report_error(command: str, error: Exception, options: type | None = None) ->
     elif is_out_of_memory(error):
         reason = next(iter(text.splitlines()), "") or "an allocation failed"
         name, text = "OutOfMemoryError", f"not enough memory: {reason}; use smaller inputs, a smaller batch or model"
-    print(f"bgpt-fast {command}: {name}: {text}{notes}", file=sys.stderr)
+    print_error(f"bgpt-fast {command}: {name}: {text}{notes}")
     is_failure = any(kind.__name__ in _FAILURES for kind in type(error).__mro__)
     return WRONG_VALUE if isinstance(error, _WRONG_VALUES) and not is_failure else FAILURE
 

@@ -25,7 +25,6 @@ from bgpt_fast.cli.common import (
     plots_folder,
     print_report,
     read_options,
-    shown_name,
     table,
 )
 from bgpt_fast.cli.model_task import check_directions, check_files, check_simulation
@@ -217,7 +216,7 @@ def _diversity(files: Sequence[FileEntry], reference: Diversity | None) -> Diver
 def _file_tables(of: str, report: FileReport) -> list[Table]:
     figures = report.to_dict()
     intervals = figures["intervals"]
-    title = of if of == _FILES else f"{shown_name(of)}: target files, after their sources"
+    title = of if of == _FILES else f"{of}: target files, after their sources"
 
     def line(name: str, key: str, text: str) -> list[str]:
         interval = intervals.get(key)
@@ -277,7 +276,7 @@ def _score_rows(named: Any) -> list[list[str]]:
     items = list(named)
     rows = [
         [
-            shown_name(name) or "no extension",
+            name or "no extension",
             f"{row['bytes']:,}",
             decimal(row["bits_per_byte"]),
             decimal(row["bits_per_position"]),

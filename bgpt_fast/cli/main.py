@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import os
 import signal
 import sys
 import threading
@@ -15,6 +14,7 @@ from typing import Any
 
 from bgpt_fast.cli.errors import report_error
 from bgpt_fast.memory import is_out_of_memory
+from bgpt_fast.terminal import accept_all_text, flush_output, print_error, print_text
 
 COMMANDS = {
     "train": "train a model on files, or on random programs of the CPU-state machine",
@@ -51,19 +51,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code, as `bgpt-fast --help` lists them.
     """
+    accept_all_text()
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
         width = max(map(len, COMMANDS))
-        print(_USAGE.format(commands="\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())))
+        print_text(_USAGE.format(commands="\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())))
         return 0 if words else 2
     if words[0] == "--version":
         from bgpt_fast.version import __version__
 
-        print(f"bgpt-fast {__version__}")
+        print_text(f"bgpt-fast {__version__}")
         return 0
     if words[0] not in COMMANDS:
         known = ", ".join(COMMANDS)
-        print(f"bgpt-fast: expected a command, one of {known}; got {words[0]!r}", file=sys.stderr)
+        print_error(f"bgpt-fast: expected a command, one of {known}; got {words[0]!r}")
         return 2
     module = importlib.import_module(f"bgpt_fast.cli.{words[0].replace('-', '_')}")
     if threading.current_thread() is threading.main_thread():
@@ -73,12 +74,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.filterwarnings("default", category=DeprecationWarning, module="bgpt_fast")
             warnings.showwarning = functools.partial(_show_warning, words[0])
-            return module.run(words[1:])
+            code = module.run(words[1:])
+        flush_output()
+        return code
     except SystemExit as stop:  # raised by tyro: 0 after --help, 2 after wrong usage
         return stop.code if isinstance(stop.code, int) else 2
-    except BrokenPipeError:
-        # The reader closed the pipe (`| head`), so nothing more can be written, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader closed the pipe (`| head`)
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
@@ -98,7 +99,7 @@ def _options(module: ModuleType, words: Sequence[str]) -> type | None:
 
 
 def _show_warning(command: str, message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
-    print(f"bgpt-fast {command}: {category.__name__}: {message}", file=sys.stderr)
+    print_error(f"bgpt-fast {command}: {category.__name__}: {message}")
 
 
 def _terminated(number: int, frame: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Annotated, Any, Literal
 import tyro
 import yaml
 
-from bgpt_fast.cli.common import console, read_options
+from bgpt_fast.cli.common import read_options
 from bgpt_fast.files import atomic_write, read_text
 from bgpt_fast.parsing import MAX_BYTES
+from bgpt_fast.terminal import print_text
 
 _MODEL = {
     "PATCH_SIZE": "patch_size",
@@ -79,8 +81,8 @@ def run(words: Sequence[str]) -> int:
     with atomic_write(options.output) as file:
         file.write(_text(migrated, options.output).encode())
     for note in notes:
-        console.print(f"· {note}", markup=False)
-    console.print(f"{options.output}: written; now: bgpt-fast train --config {options.output}", markup=False)
+        print_text(f"· {note}")
+    print_text(f"{options.output}: written; now: bgpt-fast train --config {shlex.quote(str(options.output))}")
     return 0
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection, Iterable, Sequence
 
 from bgpt_fast.checkpoint.task import Machine, ModelTask
 from bgpt_fast.data.pairs import parse_conversion
 from bgpt_fast.tasks.cpu_states import StreamOptions
+from bgpt_fast.terminal import print_error
 
 ANY_MODEL = "--any-model uses it all the same"
 
@@ -129,4 +129,4 @@ def _say_unknown(checkpoint: object, expected: str) -> None:
 
 
 def _say(text: str) -> None:
-    print(f"bgpt-fast: {text}", file=sys.stderr)
+    print_error(f"bgpt-fast: {text}")

@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 
-from bgpt_fast.cli.common import GenerationProgress, console, generation_progress, print_skipped, shown_name, table
+from bgpt_fast.cli.common import GenerationProgress, generation_progress, print_skipped, table
 from bgpt_fast.files import atomic_write, write_json
 from bgpt_fast.folder_lock import LOCK, FolderLock
 from bgpt_fast.generation import Generation, Generator, Prompt
 from bgpt_fast.journal import Record, content_digest, has_digest, parse_journal, read_bytes
 from bgpt_fast.model import BGPT
+from bgpt_fast.terminal import print_table, print_text
 
 JOURNAL = "made.jsonl"
 REPORT = "report.json"
@@ -249,22 +250,20 @@ def finish(
     write_json(folder.path / REPORT, {**report, **figures})
     folder.close()
     rows = [
-        [shown_name(file["path"]), f"{file['bytes']:,}", f"{file['new_bytes']:,}", file["ended_by"], _state(file)]
+        [file["path"], f"{file['bytes']:,}", f"{file['new_bytes']:,}", file["ended_by"], _state(file)]
         for file in figures["files"][:_LISTED]
     ]
     title = f"{len(files)} files" + (f", the first {_LISTED}" if len(files) > len(rows) else "")
-    console.print(table(title, ["file", "bytes", "new", "ended by", ""], rows))
+    print_table(table(title, ["file", "bytes", "new", "ended by", ""], rows))
     reasons = Counter(item["reason"] for item in skipped)
     print_skipped(reasons, [f"{item['reason']}: {item['source']!r}" for item in skipped], "sources skipped")
     existing = figures["there_already"]
     notes = f"; {existing} existed already and were not generated again" if existing else ""
     notes += f"; {figures['left_out']} cut ones left out" if figures["left_out"] else ""
     notes += f"; {len(skipped)} sources skipped" if skipped else ""
-    console.print(
+    print_text(
         f"{figures['made_now']} files generated in {folder.path}/; the model ended {ended_by['model']} of {len(files)}"
-        f"{notes}; {new_bytes:,} new bytes at {new_bytes / seconds:,.0f} B/s; see report.json",
-        markup=False,
-        soft_wrap=True,
+        f"{notes}; {new_bytes:,} new bytes at {new_bytes / seconds:,.0f} B/s; see report.json"
     )
 
 

@@ -19,7 +19,6 @@ from bgpt_fast.cli.common import (
     GenerationProgress,
     HelpLayout,
     as_json,
-    console,
     generation_progress,
     load_model,
     read_options,
@@ -35,6 +34,7 @@ from bgpt_fast.tasks.cpu_states.chunk_journal import ChunkJournal, digest
 from bgpt_fast.tasks.cpu_states.predictions import PredictionTable, predictions_to_parquet, write_predictions
 from bgpt_fast.tasks.cpu_states.programs import count_programs, random_chunks, read_chunks
 from bgpt_fast.tasks.cpu_states.views import program_view
+from bgpt_fast.terminal import print_text
 
 PAGE = "report.html"
 LAYOUT = HelpLayout(basic=("programs", "checkpoint", "random", "machine", "output", "write", "draft", "device"))
@@ -118,7 +118,7 @@ def run(words: Sequence[str]) -> int:
         if folder.complete:
             return _check_complete(options, itertools.chain([first], chunks))
         if folder.resumed:
-            console.print(f"{options.output}: resumes where it was stopped", markup=False)
+            print_text(f"{options.output}: resumes where it was stopped")
         total = count_programs(options.programs) if options.programs else options.random
         _simulate(options, model, folder, itertools.chain([first], chunks), total)
     finally:
@@ -162,11 +162,6 @@ def _simulate(options: Simulate, model: BGPT, folder: SimulationFolder, chunks: 
             names += new
     assessment = evaluator.assessment()
     figures = assessment.to_dict()
-    print_assessment(assessment)
-    print_details(assessment)
-    for example in examples.wrong_first()[: options.show]:
-        console.print(f"\nprogram {example.name}, the true trace and the predicted one:")
-        console.print(example.difference, markup=False, soft_wrap=True)
     if options.page:
         views = [example.view for example in examples.wrong_first()[: options.page]]
         title = f"{len(names)} programs of the toy CPU, simulated by {options.checkpoint}"
@@ -174,10 +169,12 @@ def _simulate(options: Simulate, model: BGPT, folder: SimulationFolder, chunks: 
         write_simulation_page(page, title, column_names(machine.num_registers), figures, views)
     report = {"options": as_json(options), "programs_digest": programs.hexdigest(), "files": names}
     folder.finish({**report, **figures})
-    console.print(
-        f"\n{', '.join(_outputs(options))} are in {options.output}/: predicted traces, all figures, and a page",
-        markup=False,
-    )
+    print_assessment(assessment)
+    print_details(assessment)
+    for example in examples.wrong_first()[: options.show]:
+        print_text(f"\nprogram {example.name}, the true trace and the predicted one:")
+        print_text(example.difference)
+    print_text(f"\n{', '.join(_outputs(options))} are in {options.output}/: predicted traces, all figures, and a page")
 
 
 def _outputs(options: Simulate) -> list[str]:
@@ -213,10 +210,9 @@ def _check_complete(options: Simulate, chunks: Iterator[Traces]) -> int:
             f"{options.output}: the simulation is complete, but {missing[0]} is missing; choose another --output, "
             "or remove this one, to simulate again"
         )
-    console.print(
+    print_text(
         f"{options.output}: all {len(report['files']):,} programs were simulated already and were not simulated again; "
-        f"{100 * report['free_running']['exact_programs']:.3f} % right to the last byte, free running; see {REPORT}",
-        markup=False,
+        f"{100 * report['free_running']['exact_programs']:.3f} % right to the last byte, free running; see {REPORT}"
     )
     return 0
 

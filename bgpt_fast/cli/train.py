@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 
 from bgpt_fast.checkpoint.load import load_weights
 from bgpt_fast.classifier import BGPTForClassification
-from bgpt_fast.cli.common import as_json, console, drawing, read_options
+from bgpt_fast.cli.common import as_json, drawing, read_options
 from bgpt_fast.cli.errors import FAILURE, report_error
 from bgpt_fast.cli.train_data import TrainData, task_of
 from bgpt_fast.cli.train_options import LAYOUT, SHORT, Train, options_from_file, preset_options, value_of
@@ -20,6 +19,7 @@ from bgpt_fast.cli.train_summary import print_next, print_start
 from bgpt_fast.data import DataError
 from bgpt_fast.files import write_json
 from bgpt_fast.model import BGPT
+from bgpt_fast.terminal import print_error, print_text
 from bgpt_fast.training import Trainer, TrainingInterrupted, TrainResult
 from bgpt_fast.training.progress import figures_text
 
@@ -48,7 +48,7 @@ def run(words: Sequence[str]) -> int:
     try:
         result = trainer.train()
     except TrainingInterrupted as stop:
-        print(f"bgpt-fast train: {stop}", file=sys.stderr)
+        print_error(f"bgpt-fast train: {stop}")
         return stop.exit_code
     except DataError as error:
         # Wrong options are named before; this is data that has changed, or cannot be read, during the run.
@@ -100,23 +100,19 @@ def _classifier(options: Train) -> tuple[BGPTForClassification, TrainData]:
 
 def _report(options: Train, result: TrainResult) -> None:
     ended = {"steps": "all steps are done", "time": "the time is up", "target": "the target is reached"}
-    console.print(
+    print_text(
         f"{result.steps:,} steps in {result.seconds:.0f} s ({result.patches_per_second:,.0f} patches/s): "
         f"{ended[result.stopped_by]}; last loss {result.loss:.4f} nats",
-        markup=False,
-        soft_wrap=True,
     )
     if result.evaluation:
-        console.print(f"held out: {figures_text(result.evaluation)}", markup=False, soft_wrap=True)
-    console.print(f"checkpoint: {result.checkpoint_path}", markup=False, soft_wrap=True)
+        print_text(f"held out: {figures_text(result.evaluation)}")
+    print_text(f"checkpoint: {result.checkpoint_path}")
     if importlib.util.find_spec("matplotlib") is None:
-        console.print(
-            "no training_curve.png: plots need matplotlib: pip install 'bgpt-fast[plot]'", markup=False, soft_wrap=True
-        )
+        print_text("no training_curve.png: plots need matplotlib: pip install 'bgpt-fast[plot]'")
         return
     curve = options.output / "training_curve.png"
     with drawing("train", str(curve)):
         from bgpt_fast.report.plots import training_curve
 
         training_curve(result.log_path, curve, options.output.name)
-        console.print(f"curve: {curve}", markup=False, soft_wrap=True)
+        print_text(f"curve: {curve}")

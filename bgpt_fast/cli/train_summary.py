@@ -11,11 +11,12 @@ import torch
 
 from bgpt_fast.checkpoint.task import ModelTask
 from bgpt_fast.classifier import BGPTForClassification
-from bgpt_fast.cli.common import console, print_skipped
+from bgpt_fast.cli.common import print_skipped
 from bgpt_fast.cli.train_data import TrainData
 from bgpt_fast.cli.train_options import Train
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.tasks.cpu_states import StreamOptions
+from bgpt_fast.terminal import print_text
 from bgpt_fast.training import TrainConfig, Trainer
 
 _WIDTH = len("evaluation") + 2
@@ -32,14 +33,14 @@ def print_start(options: Train, data: TrainData, trainer: Trainer) -> None:
         ("training", _training_text(trainer)),
         ("folder", _folder_text(options, trainer)),
     ):
-        console.print(f"{name:<{_WIDTH}}{text}", markup=False, soft_wrap=True)
+        print_text(f"{name:<{_WIDTH}}{text}")
     _print_skipped(sources, options)
 
 
 def print_next(options: Train, task: ModelTask | None) -> None:
     """Prints the commands that use the trained model."""
     for place, command in enumerate(next_commands(options, task)):
-        console.print(f"{'' if place else 'next:':<6}{command}", markup=False, soft_wrap=True)
+        print_text(f"{'' if place else 'next:':<6}{command}")
 
 
 def source_descriptions(description: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -110,9 +111,9 @@ def _print_skipped(sources: Sequence[Mapping[str, Any]], options: Train) -> None
     print_skipped(counts, [name for source in sources for name in source.get("warnings", ())])
     longest = max((source.get("longest", 0) for source in sources if source.get("kind") == "pairs"), default=0)
     if counts.get("pair over the context"):
-        console.print(f"  a longer context takes them too: the longest pair needs --model.patch-length {longest}")
+        print_text(f"  a longer context takes them too: the longest pair needs --model.patch-length {longest}")
     if counts:
-        console.print(f"  {options.output / 'run.json'} has more names", markup=False, soft_wrap=True)
+        print_text(f"  {options.output / 'run.json'} has more names")
 
 
 def _training_text(trainer: Trainer) -> str:

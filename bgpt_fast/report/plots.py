@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bgpt_fast.files import atomic_write
+from bgpt_fast.terminal import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,8 +37,7 @@ def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 def shown_text(text: str) -> str:
     """Returns a text that matplotlib can draw: without lone surrogates, control characters and formulas."""
-    printable = (char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-    return "".join(printable).replace("$", r"\$")
+    return printable(text).replace("$", r"\$")
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -69,7 +69,7 @@ def training_curve(log_path: Path, path: Path, title: str = "") -> None:
     axes.set_yscale("log")
     axes.set_xlabel("minutes of training")
     axes.set_ylabel("nats")
-    axes.set_title(title)
+    axes.set_title(shown_text(title))
     evaluations = [line for line in lines if line["kind"] == "eval"]
     shares = {"state_byte_accuracy": "state bytes right, %", "accuracy": "documents right, %"}
     metric = next((name for name in shares if evaluations and name in evaluations[0]), None)
@@ -113,11 +113,11 @@ def accuracy_bars(accuracies: Mapping[str, Mapping[str, float]], path: Path, tit
     for index, (model, shares) in enumerate(accuracies.items()):
         heights = [100 * shares.get(name, 0.0) for name in names]
         offset = (index - (len(accuracies) - 1) / 2) * width
-        axes.bar(places + offset, heights, width, label=model, color=COLORS[index % len(COLORS)])
+        axes.bar(places + offset, heights, width, label=shown_text(model), color=COLORS[index % len(COLORS)])
     axes.set_xticks(places, names, rotation=45, ha="right")
     axes.set_ylim(0, 101)
     axes.set_ylabel("right, %")
-    axes.set_title(title)
+    axes.set_title(shown_text(title))
     figure.legend(frameon=False, loc="outside lower center", ncols=max(len(accuracies), 1))
     save_figure(figure, path)
 
@@ -152,5 +152,5 @@ def difference_map(
                 axes.text(column, row + 1, text, ha="center", va="center", fontsize=6, color=color)
     axes.set_xticks(range(len(columns)), columns)
     axes.set_ylabel("step")
-    axes.set_title(title, fontsize=9)
+    axes.set_title(shown_text(title), fontsize=9)
     save_figure(figure, path)

@@ -18,7 +18,7 @@ class Dashboards:
 
     TensorBoard's files are in `run_dir/tensorboard`; if its package is missing, a warning names it and the run goes on.
     W&B's files are in `run_dir/wandb`, and its run id, with which a resumed run continues, in `run_dir/wandb-id`.
-    A dashboard that fails during the run is disabled with a warning: `log.jsonl` has all figures anyway.
+    A dashboard that fails is disabled with a warning: `log.jsonl` has all figures anyway.
 
     Args:
         run_dir: the run's folder; created if missing.
@@ -55,6 +55,9 @@ class Dashboards:
                     f"no curves for TensorBoard: {error}; pip install 'bgpt-fast[train]', or switch it off",
                     stacklevel=2,
                 )
+            # No failure of a dashboard (e.g. a full disk, an expired login, a folder that is not UTF-8) may end a run.
+            except Exception as error:
+                _warn_dropped(_TensorBoard, error)
 
     def write(self, step: int, figures: Mapping[str, float], prefix: str) -> None:
         """Logs the figures of a step as `prefix/name`; omits non-finite ones."""
@@ -75,10 +78,9 @@ class Dashboards:
         for board in list(self._boards):
             try:
                 act(board)
-            # No failure of a dashboard (e.g. a full disk or an expired login) may end a run.
             except Exception as error:
                 self._boards.remove(board)
-                warnings.warn(f"{board.name}: dropped: {type(error).__name__}: {error}", stacklevel=3)
+                _warn_dropped(board, error)
 
 
 class _Board(Protocol):
@@ -89,6 +91,10 @@ class _Board(Protocol):
     def flush(self) -> None: ...
 
     def close(self) -> None: ...
+
+
+def _warn_dropped(board: _Board | type[_Board], error: Exception) -> None:
+    warnings.warn(f"{board.name}: dropped: {type(error).__name__}: {error}", stacklevel=4)
 
 
 class _TensorBoard:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -9,9 +10,11 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
-from rich import progress as rich_progress
 from rich.console import Console
+from rich.progress import BarColumn
+from rich.progress import Progress as RichProgress
 
+from bgpt_fast.terminal import new_console, printable_lines, text_column
 from bgpt_fast.training.config import TrainConfig
 
 _BAR_WIDTH = 10
@@ -130,19 +133,19 @@ class ProgressBar:
         line_seconds: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._console = console or Console(stderr=True)
+        self._console = console or new_console(stderr=True)
         self._enabled = enabled
         self._line_seconds = line_seconds
         self._clock = clock
         self._last_line = float("-inf")
         self._of = f"/{steps}" if steps else ""
         self._averages: dict[str, _Average] = {}
-        self._bar: rich_progress.Progress | None = None
+        self._bar: RichProgress | None = None
         if enabled and self._console.is_terminal:
-            self._bar = rich_progress.Progress(
-                rich_progress.TextColumn("{task.percentage:3.0f}%"),
-                rich_progress.BarColumn(bar_width=_BAR_WIDTH),
-                rich_progress.TextColumn("{task.description}", markup=False),
+            self._bar = RichProgress(
+                text_column("{task.percentage:3.0f}%"),
+                BarColumn(bar_width=_BAR_WIDTH),
+                text_column("{task.description}"),
                 console=self._console,
                 transient=False,
             )
@@ -169,12 +172,13 @@ class ProgressBar:
             self._bar.update(self._task, completed=done, description=_fitted(parts, space))
         elif self._clock() - self._last_line >= self._line_seconds or done >= 1.0:
             self._last_line = self._clock()
-            self._console.print(f"{100 * done:3.0f}% · {_SEPARATOR.join(parts)}", highlight=False, soft_wrap=True)
+            self.message(f"{100 * done:3.0f}% · {_SEPARATOR.join(parts)}")
 
     def message(self, text: str) -> None:
-        """Shows a line of text."""
+        """Shows a line of text; no failure to write it ends a run."""
         if self._enabled:
-            self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+            with contextlib.suppress(OSError):
+                self._console.print(printable_lines(text), soft_wrap=True)
 
     def _parts(self, figures: StepFigures, seconds_left: float) -> list[str]:
         """The figures as texts, the most important ones first."""

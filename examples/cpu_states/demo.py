@@ -20,13 +20,14 @@ import torch
 
 from bgpt_fast import BGPT
 from bgpt_fast.cli.assessment_tables import print_assessment
-from bgpt_fast.cli.common import console, generation_progress
+from bgpt_fast.cli.common import generation_progress
 from bgpt_fast.cli.main import main as bgpt_fast
 from bgpt_fast.cli.train_options import options_from_file
 from bgpt_fast.files import atomic_write, write_json
 from bgpt_fast.report.plots import accuracy_bars, difference_map, training_curve
 from bgpt_fast.tasks.cpu_states import Traces, column_names, format_difference, generate
 from bgpt_fast.tasks.cpu_states.assessment import Assessment, assess
+from bgpt_fast.terminal import accept_all_text, new_console, print_text
 
 HERE = Path(__file__).resolve().parent
 CHECKPOINT = HERE / "checkpoint"
@@ -39,12 +40,13 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("demo"), help="where everything goes")
     parser.add_argument("--programs", type=int, default=500, help="held-out programs to simulate")
     options = parser.parse_args()
+    accept_all_text()
     started = time.perf_counter()
 
-    console.rule("1. Simulate with the shipped model")
+    new_console().rule("1. Simulate with the shipped model")
     shipped = simulate("shipped", CHECKPOINT, CHECKPOINT / "options.json", options.output, options.programs)
 
-    console.rule("2. Train one from scratch, and simulate with it")
+    new_console().rule("2. Train one from scratch, and simulate with it")
     run = options.output / "training"
     code = train(run)
     if code:
@@ -53,9 +55,9 @@ def main() -> int:
     trained = simulate("trained", latest, RECIPE, options.output, options.programs)
     training_curve(run / "log.jsonl", options.output / "training_curve.png", "Training from scratch")
 
-    console.rule("3. Side by side")
+    new_console().rule("3. Side by side")
     compare(shipped, trained, run, options.output)
-    console.print(f"Everything is in {options.output}/, in {time.perf_counter() - started:.0f} s this time.")
+    print_text(f"Everything is in {options.output}/, in {time.perf_counter() - started:.0f} s this time.")
     return 0
 
 
@@ -69,15 +71,13 @@ def simulate(name: str, checkpoint: Path, recipe: Path, output: Path, programs: 
     if report.exists():
         figures = json.loads(report.read_text())
         if figures["question"] == question:
-            console.print(
-                f"{name}: done already, {percent(figures['teacher_forced']['accuracy'])} of state bytes right"
-            )
+            print_text(f"{name}: done already, {percent(figures['teacher_forced']['accuracy'])} of state bytes right")
             return figures
         shutil.rmtree(folder)
     held_out = generate(programs, seed=HELD_OUT_SEED, stream="philox", split="eval", **machine)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = BGPT.from_pretrained(checkpoint, device=device, dtype=torch.float32)
-    console.print(
+    print_text(
         f"{name}: {model.num_parameters():,} parameters, {checkpoint}; {programs} held-out programs of "
         f"{machine['min_program']}…{machine['max_program']} instructions on a machine of "
         f"{machine['num_registers']} registers and {machine['memory_size']} bytes of memory"
@@ -100,8 +100,8 @@ def show_one(assessment: Assessment, held_out: Traces, folder: Path) -> None:
     index = max(wrong or range(len(held_out)), key=lambda i: len(held_out[i].states))
     truth, predicted = held_out[index], assessment.predicted[index]
     text = format_difference(predicted, truth)
-    console.print(f"\nProgram {index}, free running; {len(wrong)} of {len(held_out)} programs have a wrong byte:")
-    console.print(text, markup=False, soft_wrap=True)
+    print_text(f"\nProgram {index}, free running; {len(wrong)} of {len(held_out)} programs have a wrong byte:")
+    print_text(text)
     with atomic_write(folder / "trace.txt") as file:
         file.write((text + "\n").encode())
     difference_map(
@@ -117,7 +117,7 @@ def train(run: Path) -> int:
     """Trains from scratch with the options of demo.json, unless that is done; returns an exit code."""
     done = run / "trained.json"
     if done.exists():
-        console.print("trained already")
+        print_text("trained already")
         return 0
     code = bgpt_fast(["train", "--config", str(RECIPE), "--output", str(run)])
     if code == 0:
@@ -154,17 +154,17 @@ def compare(shipped: dict[str, Any], trained: dict[str, Any], run: Path, output:
         ("programs right to the last byte", ("free_running", "exact_programs")),
     )
     width = max(len(label) for label, _ in rows)
-    console.print(" " * width + "".join(f"{name:>14}" for name in models))
+    print_text(" " * width + "".join(f"{name:>14}" for name in models))
     for label, (mode, figure) in rows:
-        console.print(
+        print_text(
             f"{label:<{width}}" + "".join(f"{percent(figures[mode][figure]):>14}" for figures in models.values())
         )
     for label, figure in (("registers", "num_registers"), ("bytes of memory", "memory_size")):
-        console.print(
+        print_text(
             f"{label:<{width}}"
             + "".join(f"{figures['question']['machine'][figure]:>14}" for figures in models.values())
         )
-    console.print(
+    print_text(
         f"{'states a second':<{width}}"
         + "".join(f"{figures['states_per_second']:>14,.0f}" for figures in models.values())
     )
