@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import ctypes
 import errno
@@ -18,6 +19,13 @@ from typing import IO, Any
 _CURRENT_FOLDER, _RENAME_EXCHANGE = -100, 2
 """AT_FDCWD and RENAME_EXCHANGE of linux/fcntl.h and linux/fs.h."""
 PathLike = str | os.PathLike[str]
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 
 
 class FileContentError(ValueError):
@@ -142,22 +150,24 @@ def read_file(path: PathLike, most: int) -> bytes:
 
 
 def read_text(path: PathLike, most: int) -> str:
-    """The text of a regular file in UTF-8, without a byte-order mark; arguments and errors as `read_file`.
-
-    Raises:
-        FileContentError: also if it is not UTF-8.
-    """
+    """The text of a regular file, by `decode_text`; arguments and errors as `read_file` and `decode_text`."""
     return decode_text(read_file(path, most), os.fspath(path))
 
 
 def decode_text(content: bytes, name: str) -> str:
-    """Text in UTF-8, without a byte-order mark; raises FileContentError, which begins with `name`, for other bytes."""
+    """Text in UTF-8, or in the encoding of its byte-order mark (UTF-16, UTF-32), which is removed.
+
+    Raises:
+        FileContentError: other bytes; begins with `name`.
+    """
+    encoding = next((encoding for mark, encoding in _MARKS if content.startswith(mark)), "utf-8")
     try:
-        return content.decode("utf-8-sig")
+        return content.decode(encoding)
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise FileContentError(
-            f"{name}: expected text in UTF-8, got the byte 0x{content[error.start]:02x} in line {line}"
+            f"{name}: expected text in {encoding.upper()}, got the byte 0x{content[error.start]:02x} in line {line}; "
+            "save it as UTF-8"
         ) from error
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -18,14 +18,44 @@ _JSON_TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}]', re.DOTALL)
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML reads YAML 1.1, in which 1e-3 is text; this reads it as the number that it is in YAML 1.2 and JSON."""
+    """Reads plain values as YAML 1.2 does, and JSON; PyYAML reads YAML 1.1.
+
+    There 1e-3 and 1e3 are text, 010 is 8, 1:30 is 90, "no" is false and 2024-01-31 a date. Here, as in YAML 1.2, they
+    are 0.001, 1000, 10 and texts. Kept of YAML 1.1 are 1_000 for 1000, and merge keys.
+    """
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # none of PyYAML's
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)[eE][-+]?[0-9]+$"),
-    list("-+.0123456789"),
+class _Dumper(yaml.SafeDumper):
+    """Quotes a text that either version of YAML would read as something else."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
+        key: list(pairs) for key, pairs in yaml.SafeDumper.yaml_implicit_resolvers.items()
+    }
+
+
+_DIGITS = r"[0-9]+(?:_[0-9]+)*"
+_PLAIN_VALUES = (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", rf"[-+]?{_DIGITS}|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    ("float", rf"[-+]?(?:\.[0-9]+|{_DIGITS}(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", list("-+.0123456789")),
+    ("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", list("-+.")),
+    ("merge", r"<<", ["<"]),
 )
+"""Type, pattern and first characters of the plain values that are no text."""
+for _kind in (_Loader, _Dumper):
+    for _type, _pattern, _first in _PLAIN_VALUES:
+        _kind.add_implicit_resolver(f"tag:yaml.org,2002:{_type}", re.compile(rf"^(?:{_pattern})$"), _first)
+
+
+def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
+    text = str(loader.construct_scalar(node))
+    return int(text, 0 if text[:2] in ("0o", "0x") else 10)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 
 
 def read_json(path: PathLike, most: int = MAX_BYTES) -> Any:
@@ -87,8 +117,13 @@ def parse_yaml(content: bytes | str, name: str) -> Any:
         return loader.construct_document(node)
     except FileContentError:
         raise
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # a date or number may be none
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # a number may be too large
         raise FileContentError(f"{name}: expected YAML, got {error!s:.400}") from error
+
+
+def dump_yaml(value: Any) -> str:
+    """The text of a value in YAML, in the order of its keys; `parse_yaml` returns the value."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _expanded(node: yaml.Node, name: str, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:

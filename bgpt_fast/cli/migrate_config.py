@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-import yaml
 
 from bgpt_fast.cli.common import read_options
-from bgpt_fast.files import atomic_write, read_text
-from bgpt_fast.parsing import MAX_BYTES
+from bgpt_fast.cli.train_options import options_from_values
+from bgpt_fast.files import atomic_write, read_file
+from bgpt_fast.parsing import MAX_BYTES, dump_yaml
 from bgpt_fast.terminal import print_text
 
 _MODEL = {
@@ -25,11 +25,33 @@ _MODEL = {
     "PATCH_NUM_LAYERS": "patch_num_layers",
     "HIDDEN_SIZE": "hidden_size",
 }
-_TRAINING = {
-    "LEARNING_RATE": "learning_rate",
-    "ACCUMULATION_STEPS": "accumulation",
-    "PATCH_SAMPLING_BATCH_SIZE": "targets_per_step",
-    "WANDB_LOG": "wandb",
+_OLD_NAMES = {
+    "LOAD_FROM_PRE_CHECKPOINT": "LOAD_FROM_PRETRAINED",
+    "PRE_WEIGHTS_PATH": "PRETRAINED_PATH",
+    "MODE": "INFERENCE_MODE",
+}
+"""Names in the first released files → those in later ones."""
+_RELEASED = {
+    "PATCH_SIZE": 16,
+    "PATCH_LENGTH": 1024,
+    "BYTE_NUM_LAYERS": 3,
+    "PATCH_NUM_LAYERS": 12,
+    "HIDDEN_SIZE": 768,
+    "NUM_EPOCHS": 32,
+    "LEARNING_RATE": 1e-5,
+    "BATCH_SIZE": 8,
+    "ACCUMULATION_STEPS": 1,
+}
+"""Values of the last released config.py, for constants that a file lacks."""
+_OPTIONAL = {
+    "TRAIN_FOLDERS": [],
+    "EVAL_FOLDERS": [],
+    "EVAL_SPLIT": 0.01,
+    "PATCH_SAMPLING_BATCH_SIZE": 0,
+    "LOAD_FROM_PRETRAINED": False,
+    "PRETRAINED_PATH": None,
+    "CONVERSION_MODE": None,
+    "WANDB_LOG": False,
 }
 _ELSEWHERE = {
     "WEIGHTS_PATH": "a run's checkpoints are in its own folder, --output",
@@ -48,6 +70,7 @@ _ELSEWHERE = {
     "TOP_P": "bgpt-fast generate --top-p",
     "TEMPERATURE": "bgpt-fast generate --temperature",
 }
+_KNOWN = {*_RELEASED, *_OPTIONAL, *_ELSEWHERE}
 
 
 @dataclass(frozen=True)
@@ -76,10 +99,11 @@ def run(words: Sequence[str]) -> int:
     options = read_options(MigrateConfig, "migrate-config", words)
     if options.output.exists():
         raise FileExistsError(f"{options.output}: exists; choose another --output or remove it")
-    constants = read_constants(options.config)
-    migrated, notes = migrate(constants, options.task)
+    migrated, notes = migrate(read_constants(options.config), options.task)
+    options_from_values(migrated, str(options.config))  # raises the errors that bgpt-fast train would
+    is_yaml = options.output.suffix in (".yaml", ".yml")
     with atomic_write(options.output) as file:
-        file.write(_text(migrated, options.output).encode())
+        file.write((dump_yaml(migrated) if is_yaml else json.dumps(migrated, indent=2) + "\n").encode())
     for note in notes:
         print_text(f"· {note}")
     print_text(f"{options.output}: written; now: bgpt-fast train --config {shlex.quote(str(options.output))}")
@@ -89,25 +113,36 @@ def run(words: Sequence[str]) -> int:
 def read_constants(path: Path) -> dict[str, Any]:
     """Returns the constants that a Python file assigns to names; the file is not run.
 
+    Args:
+        path: the released config.py of any version. Names of the user's own whose value is no constant have the value
+            None.
+
     Raises:
-        ValueError: it is not Python, assigns a value that is not a constant, or has none of the released names.
+        ValueError: it is not Python, has none of the released names, or does anything else with one than to assign a
+            constant to it.
         OSError: it cannot be read.
     """
     try:
-        tree = ast.parse(read_text(path, MAX_BYTES), str(path))
+        tree = ast.parse(read_file(path, MAX_BYTES), str(path))
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last two: nested too deeply
         raise ValueError(f"{path}: expected the released config.py, got no Python: {error!s:.200}") from error
     constants: dict[str, Any] = {}
     for node in tree.body:
-        if not (isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name)):
-            continue
-        name = node.targets[0].id
-        try:
-            constants[name] = ast.literal_eval(node.value)
-        except (ValueError, TypeError, RecursionError, MemoryError) as error:
-            raise ValueError(
-                f"{path}:{node.lineno}: {name}: expected a constant, got an expression; write its value"
-            ) from error
+        targets: Sequence[ast.expr] = ()
+        if isinstance(node, ast.Assign):
+            targets = node.targets
+        elif isinstance(node, ast.AnnAssign) and node.value is not None:
+            targets = [node.target]
+        if targets and all(isinstance(target, ast.Name) for target in targets):
+            names = [target.id for target in targets if isinstance(target, ast.Name)]
+            try:
+                value = ast.literal_eval(node.value)  # type: ignore[attr-defined]
+            except (ValueError, TypeError, RecursionError, MemoryError):
+                value = None
+                _refuse(path, node, names)
+            constants |= dict.fromkeys(names, value)
+        elif not isinstance(node, ast.AnnAssign):
+            _refuse(path, node, [name.id for name in ast.walk(node) if isinstance(name, ast.Name)])
     if not {"PATCH_SIZE", "PATCH_LENGTH", "HIDDEN_SIZE"} & constants.keys():
         raise ValueError(
             f"{path}: expected the released config.py with PATCH_SIZE and so on, got {sorted(constants)[:10]}"
@@ -115,66 +150,127 @@ def read_constants(path: Path) -> dict[str, Any]:
     return constants
 
 
+def _refuse(path: Path, node: ast.stmt, names: Sequence[str]) -> None:
+    """Raises ValueError if one of the names that a statement uses is a released one."""
+    name = next((name for name in names if _OLD_NAMES.get(name, name) in _KNOWN), None)
+    if name is not None:
+        code = " ".join(ast.unparse(node).split())
+        raise ValueError(
+            f"{path}:{node.lineno}: {name}: expected to be assigned a constant, got {code!r:.80}; write its value"
+        )
+
+
 def migrate(constants: dict[str, Any], task: str) -> tuple[dict[str, Any], list[str]]:
     """Returns options for `bgpt-fast train`, and notes for the user.
 
     Args:
-        constants: those of the released config.py; missing ones take the released values.
+        constants: those of `read_constants`; missing ones take the released values.
         task: "generation" or "classification".
 
     Raises:
         ValueError: a constant has an impossible value.
     """
-    folders = [constants.get(name, []) for name in ("TRAIN_FOLDERS", "EVAL_FOLDERS")]
-    if not all(isinstance(paths, list) and all(isinstance(path, str) for path in paths) for paths in folders):
-        raise ValueError(f"TRAIN_FOLDERS, EVAL_FOLDERS: expected lists of paths, got {folders}")
-    model = {ours: constants[theirs] for theirs, ours in _MODEL.items() if theirs in constants}
-    training = {ours: constants[theirs] for theirs, ours in _TRAINING.items() if theirs in constants}
-    rows = _positive(constants, "BATCH_SIZE", 16)
-    context = _positive(constants, "PATCH_LENGTH", 512)
+    given = {_OLD_NAMES.get(name, name): value for name, value in constants.items()}
+    values = {**_RELEASED, **_OPTIONAL, **given}
+    folders = {name: values[name] for name in ("TRAIN_FOLDERS", "EVAL_FOLDERS")}
+    for name, paths in folders.items():
+        if not isinstance(paths, list | tuple) or not all(isinstance(path, str) for path in paths):
+            raise ValueError(f"{name}: expected a list of paths, got {paths!r:.80}")
+    context, epochs = _positive(values, "PATCH_LENGTH"), _positive(values, "NUM_EPOCHS")
+    rows, accumulation, batch_note = _batch(values, task)
     migrated: dict[str, Any] = {
         "preset": "paper-110m",
-        "data": folders[0],
+        "data": [*folders["TRAIN_FOLDERS"]],
         "task": task,
         "patches_per_batch": rows * context,
-        "epochs": float(_positive(constants, "NUM_EPOCHS", 32)),
-        "model": {**model, "dropout": 0.1, "num_heads": None, "byte_num_heads": None},
-        "training": {**training, "save_every": 1000, "eval_every": 1000},
+        "epochs": float(epochs),
+        "model": {
+            **{ours: values[theirs] for theirs, ours in _MODEL.items()},
+            "dropout": 0.1,
+            "num_heads": None,
+            "byte_num_heads": None,
+        },
+        "training": {
+            "learning_rate": values["LEARNING_RATE"],
+            "accumulation": accumulation,
+            # The released train-cls.py does not sample patches.
+            "targets_per_step": values["PATCH_SAMPLING_BATCH_SIZE"] if task == "generation" else 0,
+            "wandb": values["WANDB_LOG"],
+            "wandb_project": "bgpt",
+            "save_every": 1000,
+            "eval_every": 1000,
+        },
     }
     notes = [
-        f"patches_per_batch is BATCH_SIZE · PATCH_LENGTH = {rows} · {context}; documents are packed, so that a batch "
-        "holds more of them than the released code's",
+        f"{name}: not in the file; {value}, the released value"
+        for name, value in _RELEASED.items()
+        if name not in constants
+    ]
+    notes += [
+        batch_note,
+        "documents are packed, so that a batch holds more of them than the released code's, and an epoch has fewer "
+        "steps",
         "dropout is 0.1, the released setting; 0 trains faster",
         "the learning rate warms up over 10 % and falls along a cosine, as the released code meant; its loop kept it "
         "constant",
+        "the released code kept the checkpoint of its best epoch: so does --training.best-metric "
+        + ("loss" if task == "generation" else "accuracy --training.best-is highest"),
     ]
-    if folders[1]:
-        migrated["eval_data"] = folders[1]
+    if folders["EVAL_FOLDERS"]:
+        migrated["eval_data"] = [*folders["EVAL_FOLDERS"]]
     else:
-        migrated["eval_share"] = float(constants.get("EVAL_SPLIT", 0.01))
-    if constants.get("LOAD_FROM_PRETRAINED"):
-        migrated["init_from"] = constants.get("PRETRAINED_PATH")
+        migrated["eval_share"] = values["EVAL_SPLIT"]
+    if values["LOAD_FROM_PRETRAINED"]:
+        if not isinstance(values["PRETRAINED_PATH"], str):
+            raise ValueError(
+                f"PRETRAINED_PATH: expected the path of weights, since LOAD_FROM_PRETRAINED is "
+                f"{values['LOAD_FROM_PRETRAINED']!r}, got {values['PRETRAINED_PATH']!r:.80}"
+            )
+        migrated["init_from"] = values["PRETRAINED_PATH"]
         notes.append("init_from: the sizes of those weights replace the model's")
-    mode = constants.get("CONVERSION_MODE")
+    mode = values["CONVERSION_MODE"]
     if mode is not None and task == "generation":
-        migrated |= {"task": "conversion", "conversion": str(mode)}
+        migrated |= {"task": "conversion", "conversion": mode}
         if "&" in str(mode):
             notes.append(f"{mode}: trains both ways; the released code took (a, b) twice and never (b, a)")
-    known = {*_MODEL, *_TRAINING, *_ELSEWHERE, "TRAIN_FOLDERS", "EVAL_FOLDERS", "EVAL_SPLIT", "BATCH_SIZE"}
-    known |= {"NUM_EPOCHS", "LOAD_FROM_PRETRAINED", "PRETRAINED_PATH", "CONVERSION_MODE"}
-    notes += [f"{name}: not carried over: {where}" for name, where in _ELSEWHERE.items() if name in constants]
-    notes += [f"{name}: unknown, not carried over" for name in constants if name not in known]
+    if not migrated["data"]:
+        notes.append("TRAIN_FOLDERS: none; add bgpt-fast train --data")
+    for name in constants:
+        known = _OLD_NAMES.get(name, name)
+        if known in _ELSEWHERE:
+            notes.append(f"{name}: not carried over: {_ELSEWHERE[known]}")
+        elif known not in _KNOWN:
+            notes.append(f"{name}: unknown, not carried over")
     return migrated, notes
 
 
-def _positive(constants: dict[str, Any], name: str, default: int) -> int:
-    value = constants.get(name, default)
+def _batch(values: dict[str, Any], task: str) -> tuple[int, int, str]:
+    """Returns the files of a batch, the batches of a step, and a note that says where they come from.
+
+    The released train-gen.py splits BATCH_SIZE files into parts of BATCH_SIZE // ACCUMULATION_STEPS; train-cls.py
+    reads neither, and takes one file at a time.
+    """
+    size, accumulation = _positive(values, "BATCH_SIZE"), _positive(values, "ACCUMULATION_STEPS")
+    context = values["PATCH_LENGTH"]
+    if task == "classification":
+        return (
+            1,
+            1,
+            f"patches_per_batch is PATCH_LENGTH = {context}: train-cls.py takes one file a step, not BATCH_SIZE",
+        )
+    if accumulation > size:
+        raise ValueError(f"ACCUMULATION_STEPS: expected at most BATCH_SIZE {size}, got {accumulation}")
+    rows = size // accumulation
+    parts = -(-size // rows)
+    note = (
+        f"patches_per_batch is BATCH_SIZE // ACCUMULATION_STEPS · PATCH_LENGTH = {rows} · {context}; a step has "
+        f"{parts} such batches"
+    )
+    return rows, parts, note
+
+
+def _positive(values: dict[str, Any], name: str) -> int:
+    value = values[name]
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
+        raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r:.80}")
     return value
-
-
-def _text(options: dict[str, Any], path: Path) -> str:
-    if path.suffix in (".yaml", ".yml"):
-        return yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
-    return json.dumps(options, indent=2) + "\n"

@@ -98,6 +98,8 @@ SHORT = {
     "--save-every": "--training.save-every",
 }
 """Short forms of options."""
+_BOOLEANS = {"yes": True, "on": True, "no": False, "off": False}
+"""The words that YAML 1.1 reads as truth values, besides true and false."""
 LAYOUT = HelpLayout(
     basic=(
         *("data", "output", "config", "preset", "task", "init_from", "conversion", "epochs"),
@@ -148,11 +150,22 @@ def options_from_file(path: Path, base: Train | None = None) -> Train:
         OSError: the file cannot be read.
     """
     values = read_yaml(path) if path.suffix in (".yaml", ".yml") else read_json(path)
+    return options_from_values(values, str(path), base)
+
+
+def options_from_values(values: Any, where: str, base: Train | None = None) -> Train:
+    """Returns the options that the value of an options file states; as `options_from_file`.
+
+    Args:
+        values: a mapping, JSON-like.
+        where: the file's name, with which errors begin.
+        base: as `options_from_file`.
+    """
     base = Train() if base is None else base
     if isinstance(values, dict):
         preset = values.get("preset") or ("tiny" if values.get("data") else None)
         base = base if preset is None else preset_options(str(preset), base)
-    return _replace(base, values, str(path))
+    return _replace(base, values, where)
 
 
 def _replace(base: Any, values: Any, where: str) -> Any:
@@ -187,11 +200,17 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
         return tuple(_typed(item, options[0], where) for item in value)
     if type(None) in options:
         return None if value is None else _typed(value, options[0], where)
-    expected = str if hint is Path else hint
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    expected, advice = str if hint is Path else hint, ""
+    if hint is bool and isinstance(value, str):
+        value = _BOOLEANS.get(value.lower(), value)
+    elif hint is int and isinstance(value, float) and value.is_integer():
+        value = int(value)  # 1e4 is a float in YAML and JSON
+    elif hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
+    elif expected is str and isinstance(value, int | float):
+        advice = ", which is no text; write it in quotes"
     if not isinstance(value, expected) or (isinstance(value, bool) and hint is not bool):
-        raise ValueError(f"{where}: expected {'a path' if hint is Path else hint.__name__}, got {value!r:.80}")
+        raise ValueError(f"{where}: expected {'a path' if hint is Path else hint.__name__}, got {value!r:.80}{advice}")
     return hint(value)
 
 

@@ -66,7 +66,7 @@ def test_an_error_names_the_path_as_it_is(tmp_path: Path, monkeypatch: pytest.Mo
     errors = stream("ascii")
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stderr", errors)
-        assert main(["evaluate", "--checkpoint", f"{FOLDER}/x]\x1b[31m", "x"]) == 1
+        assert main(["evaluate", "--checkpoint", f"{FOLDER}/x]\x1b[31m", "x"]) == 2
     errors.seek(0)
     assert f"{SHOWN} %s \\xe9->\\udcff [/x]\\x1b[31m: expected" in errors.read()
 

@@ -1,4 +1,4 @@
-"""`bgpt-fast train` on every kind of data, its options files and presets, and `migrate-config`."""
+"""`bgpt-fast train` on every kind of data, its options files and presets."""
 
 from __future__ import annotations
 
@@ -36,30 +36,6 @@ TINY: dict[str, Any] = {
 }  # fmt: skip
 Run = Callable[..., str]
 STILL = {"steps": 1, "learning_rate": 1e-30, "muon_learning_rate": 1e-30}
-RELEASED = """
-TRAIN_FOLDERS = [
-    # "other/train",
-    "tunes/train", "speech/train",
-]
-EVAL_FOLDERS = []
-EVAL_SPLIT = 0.01
-PRETRAINED_PATH = "weights-text.pth"
-WEIGHTS_PATH = "weights.pth"
-PATCH_SIZE = 16   # Patch Size
-PATCH_LENGTH = 64
-BYTE_NUM_LAYERS = 1
-PATCH_NUM_LAYERS = 2
-HIDDEN_SIZE = 64
-NUM_EPOCHS = 2
-LEARNING_RATE = 1e-4
-BATCH_SIZE = 4
-ACCUMULATION_STEPS = 2
-PATCH_SAMPLING_BATCH_SIZE = 100
-LOAD_FROM_PRETRAINED = False
-CONVERSION_MODE = 'abc&mid'
-WANDB_LOG = False
-MY_OWN = 3
-"""
 
 
 @pytest.fixture
@@ -299,11 +275,33 @@ def test_unknown_classes_of_a_classifier_warn(tmp_path: Path, files: Path, run: 
         ({"epochs": True}, "epochs: expected float"),
         ({"task": "sing"}, "task: expected one of"),
         ({"preset": "huge"}, "expected one of ['cpu-states'"),
+        ({"extension": 10}, "extension: expected str, got 10, which is no text; write it in quotes"),
+        ({"training": {"wandb": "maybe"}}, "wandb: expected bool, got 'maybe'"),
+        ({"training": {"steps": 1.5}}, "steps: expected int, got 1.5"),
     ],
 )
 def test_bad_options_are_named(tmp_path: Path, options: Any, message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=re.escape(message)):
         options_from_file(_file(tmp_path, options))
+
+
+@pytest.mark.parametrize("mark", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_numbers_and_words_of_yaml(tmp_path: Path, mark: str) -> None:
+    text = """
+data: [2024-01-31, 1e]
+extension: no
+training: {learning_rate: 1e-3, max_minutes: 0, steps: 1e4, seed: 010, eps: 1E-10, weight_decay: .5, wandb: off}
+"""
+    path = tmp_path / "options.yaml"
+    path.write_bytes(text.encode(mark))
+    options = options_from_file(path)
+    assert (options.data, options.extension) == (("2024-01-31", "1e"), "no")
+    training = options.training
+    assert (training.learning_rate, training.steps, training.seed, training.eps) == (1e-3, 10_000, 10, 1e-10)
+    assert (training.weight_decay, training.wandb) == (0.5, False)
+    path.write_text("training: {max_minutes: 1:30}", encoding="utf-8")
+    with pytest.raises(ValueError, match="max_minutes: expected float, got '1:30'"):
+        options_from_file(path)
 
 
 @pytest.mark.parametrize(
@@ -330,41 +328,3 @@ def test_options_that_contradict(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file.txt").write_text("a file")
     cli.fails(message, "train", "--output", tmp_path / "run", *words)
-
-
-def test_migrate_config(tmp_path: Path, cli: CommandLine) -> None:
-    (tmp_path / "config.py").write_text(RELEASED)
-    target = tmp_path / "new.yaml"
-    out = cli.run("migrate-config", tmp_path / "config.py", "--output", target).out
-    assert "MY_OWN: unknown" in out
-    assert "WEIGHTS_PATH: not carried over" in out
-    options = options_from_file(target)
-    assert options.data == ("tunes/train", "speech/train")
-    assert (options.task, options.conversion, options.init_from) == ("conversion", "abc&mid", None)
-    assert (options.patches_per_batch, options.epochs, options.eval_share) == (256, 2.0, 0.01)
-    assert (options.model.hidden_size, options.model.patch_length, options.model.dropout) == (64, 64, 0.1)
-    assert options.model.num_heads == 1
-    training = options.training
-    assert (training.learning_rate, training.accumulation, training.targets_per_step) == (1e-4, 2, 100)
-    assert (training.schedule, training.warmup_share, training.optimizer) == ("cosine", 0.1, "adamw")
-    cli.fails("exists", "migrate-config", tmp_path / "config.py", "--output", target)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("PATCH_SIZE = ", "got no Python"),
-        ("PATCH_SIZE = __import__('os').system('touch ran')", "expected a constant"),
-        ("x = 1", "expected the released config.py"),
-        ("PATCH_SIZE = 16\nBATCH_SIZE = 0", "BATCH_SIZE: expected a whole number"),
-        ("PATCH_SIZE = 16\nTRAIN_FOLDERS = 'a'", "expected lists of paths"),
-    ],
-)
-def test_migrate_config_refuses(
-    tmp_path: Path, cli: CommandLine, text: str, message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("config.py").write_text(text)
-    cli.fails(message, "migrate-config", "config.py", "--output", "new.yaml")
-    assert not Path("ran").exists()
-    assert not Path("new.yaml").exists()
