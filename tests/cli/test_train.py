@@ -290,7 +290,8 @@ def test_numbers_and_words_of_yaml(tmp_path: Path, mark: str) -> None:
     text = """
 data: [2024-01-31, 1e]
 extension: no
-training: {learning_rate: 1e-3, max_minutes: 0, steps: 1e4, seed: 010, eps: 1E-10, weight_decay: .5, wandb: off}
+training:
+  {learning_rate: 1e-3, steps: 1e4, seed: 010, eps: 1E-10, weight_decay: .5, wandb: off, schedule_by: steps}
 """
     path = tmp_path / "options.yaml"
     path.write_bytes(text.encode(mark))
