@@ -18,6 +18,7 @@ from bgpt_fast.cli.outputs import JOURNAL, REPORT, FileRequest
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data.file_index import FileEntry, SkipReport, find_files
 from bgpt_fast.documents import extension_of
+from bgpt_fast.files import FileContentError, read_file
 from bgpt_fast.generation import Prompt
 from bgpt_fast.model import BGPT
 
@@ -102,7 +103,9 @@ def _requests(options: Convert, model: BGPT) -> tuple[list[FileRequest], list[di
         reason = _context_error(file, model.config)
         if reason is None:
             try:
-                content = Path(file.path).read_bytes()
+                content = read_file(file.path, file.size)
+            except FileContentError:
+                reason = "changed while read"
             except OSError as error:
                 reason = f"unreadable: {error.strerror}"
         if reason is not None:

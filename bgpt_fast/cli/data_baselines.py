@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from bgpt_fast.cli.common import as_json, decimal, percent, print_report, print_skipped, read_options, table
-from bgpt_fast.data.file_index import SkipReport, as_roots, find_files
+from bgpt_fast.data.file_index import SkipReport, as_roots, find_files, read_content
 from bgpt_fast.data.labelled import label_of
 from bgpt_fast.tasks.baselines import ByteClassifier, classify_by_bytes, compression_scores, entropy_of_bytes
 from bgpt_fast.tasks.cnn_baseline import classify_by_cnn
@@ -85,11 +85,9 @@ def run(words: Sequence[str]) -> int:
 def _read(paths: tuple[Path, ...], skips: SkipReport) -> list[tuple[str, bytes]]:
     contents = []
     for file in find_files(as_roots(paths), skips):
-        try:
-            with open(file.path, "rb") as stream:
-                contents.append((file.path, stream.read()))
-        except OSError:
-            skips.add(file.path, "unreadable")
+        content = read_content(file, skips)
+        if content is not None:
+            contents.append((file.path, content))
     return contents
 
 

@@ -10,10 +10,11 @@ from typing import Annotated, Any
 import tyro
 
 from bgpt_fast.cli.common import as_json, percent, print_report, print_skipped, read_options, table
+from bgpt_fast.data.file_index import MAX_CONTENT_BYTES
 from bgpt_fast.documents import extension_of
 from bgpt_fast.files import read_file
 from bgpt_fast.tasks.conversion import ONSET_TOLERANCE, Conversion, evaluate_conversion
-from bgpt_fast.tasks.media_check import MOST_BYTES, OUR_REPORTS, Checked, check_files, summarise
+from bgpt_fast.tasks.media_check import OUR_REPORTS, Checked, check_files, summarise
 from bgpt_fast.tasks.media_gallery import Exhibit, write_gallery
 from bgpt_fast.terminal import print_text
 
@@ -93,8 +94,8 @@ def _pairs(options: Check) -> tuple[list[Conversion], dict[str, list[str]]]:
     conversions = [
         Conversion(
             str(options.files[0] / name),
-            read_file(options.files[0] / name, MOST_BYTES) if name in names else b"",
-            read_file(options.truth / name, MOST_BYTES),
+            read_file(options.files[0] / name, MAX_CONTENT_BYTES) if name in names else b"",
+            read_file(options.truth / name, MAX_CONTENT_BYTES),
         )
         for name in sorted(expected)
     ]
@@ -113,9 +114,9 @@ def _names(folder: Path) -> set[str]:
 def _exhibits(options: Check, checked: Sequence[Checked]) -> Iterator[Exhibit]:
     for one in checked[: options.gallery_files]:
         path = Path(one.name)
-        if not path.is_file() or path.stat().st_size > MOST_BYTES:
+        if not path.is_file() or path.stat().st_size > MAX_CONTENT_BYTES:
             continue
         truth = None
         if options.truth is not None and (other := options.truth / path.relative_to(options.files[0])).is_file():
-            truth = read_file(other, MOST_BYTES)
-        yield Exhibit(one.name, read_file(path, MOST_BYTES), truth=truth)
+            truth = read_file(other, MAX_CONTENT_BYTES)
+        yield Exhibit(one.name, read_file(path, MAX_CONTENT_BYTES), truth=truth)

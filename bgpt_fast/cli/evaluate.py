@@ -29,7 +29,7 @@ from bgpt_fast.cli.common import (
 )
 from bgpt_fast.cli.model_task import check_directions, check_files, check_simulation
 from bgpt_fast.data import DataError
-from bgpt_fast.data.file_index import FileEntry, SkipReport, find_files
+from bgpt_fast.data.file_index import FileEntry, SkipReport, find_files, read_content
 from bgpt_fast.documents import extension_of
 from bgpt_fast.metrics import ByteScores
 from bgpt_fast.model import BGPT
@@ -193,9 +193,9 @@ def _generated(options: Evaluate, folder: Path) -> dict[str, Any]:
         # Generated files of a conversion are targets, so the sources are not a reference for them.
         kinds = {extension_of(file.path) for file in generated}
         same_kind = [file for file in entries if extension_of(file.path) in kinds]
-        real = _diversity(same_kind or entries, None)
+        real = _diversity(same_kind or entries, None, skips)
     return {
-        **_diversity(generated, real).to_dict(),
+        **_diversity(generated, real, skips).to_dict(),
         "skipped": skips.by_reason,
         "real": None if real is None else real.to_dict(),
     }
@@ -209,8 +209,9 @@ def _file_entries(paths: Sequence[Path], skips: SkipReport) -> list[FileEntry]:
     return entries
 
 
-def _diversity(files: Sequence[FileEntry], reference: Diversity | None) -> Diversity:
-    return diversity((Path(file.path).read_bytes() for file in files), reference)
+def _diversity(files: Sequence[FileEntry], reference: Diversity | None, skips: SkipReport) -> Diversity:
+    contents = (read_content(file, skips) for file in files)
+    return diversity((content for content in contents if content is not None), reference)
 
 
 def _file_tables(of: str, report: FileReport) -> list[Table]:

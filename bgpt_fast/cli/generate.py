@@ -14,6 +14,7 @@ from bgpt_fast.cli.generation_options import BASIC_OPTIONS, GenerationOptions, c
 from bgpt_fast.cli.model_task import check_generation
 from bgpt_fast.cli.outputs import FileRequest
 from bgpt_fast.documents import extension_of
+from bgpt_fast.files import open_regular
 from bgpt_fast.generation import Prompt
 from bgpt_fast.generation.scoring import context_bytes
 from bgpt_fast.model import BGPT
@@ -63,7 +64,7 @@ def _requests(options: Generate, model: BGPT) -> list[FileRequest]:
     for path in paths or [None]:
         data = b""
         if path is not None:
-            with open(path, "rb") as file:
+            with open_regular(path) as file:
                 data = file.read(capacity)
             if len(data) == capacity:
                 raise ValueError(

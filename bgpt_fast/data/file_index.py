@@ -15,12 +15,14 @@ from typing import Literal
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data.source import DataError
 from bgpt_fast.documents import FixedWindow, Part, PatchError, Truncation, count_patches, read_part
-from bgpt_fast.files import open_regular
+from bgpt_fast.files import FileContentError, open_regular, read_file
 from bgpt_fast.memory import is_shortage
 from bgpt_fast.patches import PackedPatches
 
 Split = Literal["train", "eval", "all"]
 Paths = Sequence[str | os.PathLike[str]] | str | os.PathLike[str]
+MAX_CONTENT_BYTES = 512 << 20
+"""Most bytes of a file that is read whole, as of media; more would be a sparse file, or one that no context holds."""
 _MAX_EXAMPLES = 20
 
 
@@ -217,6 +219,23 @@ def read_entry(entry: FileEntry, truncation: Truncation | FixedWindow, skipped: 
         # A socket cannot be opened: ENXIO.
         is_unreadable = isinstance(error, OSError) and error.errno != errno.ENXIO
         skipped.add(entry.path, "unreadable" if is_unreadable else "changed while read, or no longer a file")
+    return None
+
+
+def read_content(entry: FileEntry, skipped: SkipReport) -> bytes | None:
+    """All bytes of a file; None, and a reason in `skipped`, if it is unreadable or larger than `MAX_CONTENT_BYTES`.
+
+    Raises:
+        MemoryError, OSError: memory or file descriptors ran out.
+    """
+    try:
+        return read_file(entry.path, MAX_CONTENT_BYTES)
+    except FileContentError:
+        skipped.add(entry.path, "too large")
+    except OSError as error:
+        if is_shortage(error):
+            raise
+        skipped.add(entry.path, "vanished" if isinstance(error, FileNotFoundError) else "unreadable")
     return None
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from bgpt_fast.config import EOP, VOCAB_SIZE, BGPTConfig
 from bgpt_fast.deprecation import renamed_arguments
 from bgpt_fast.documents import extension_of
+from bgpt_fast.files import open_regular
 from bgpt_fast.generation.decoders.base import Decoder, device_of, has_engine, make_decoder
 from bgpt_fast.memory import named_out_of_memory
 from bgpt_fast.model import BGPT
@@ -279,7 +280,7 @@ def score_files(
     for start in range(0, len(names), max_batch):
         documents, sizes = [], []
         for name in names[start : start + max_batch]:
-            with open(name, "rb") as file:
+            with open_regular(name) as file:
                 content = file.read(capacity + 1)
                 sizes.append(os.fstat(file.fileno()).st_size)
             if len(content) > capacity and truncation == "error":

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bgpt_fast.data import DataError
-from bgpt_fast.data.file_index import Paths, SkipReport, as_roots, find_files
+from bgpt_fast.data.file_index import Paths, SkipReport, as_roots, find_files, read_content
 from bgpt_fast.documents import extension_of
-from bgpt_fast.files import FileContentError, read_file
 from bgpt_fast.folder_lock import LOCK
 from bgpt_fast.tasks.media.audio import check_audio
 from bgpt_fast.tasks.media.errors import MediaError
@@ -27,8 +26,6 @@ Medium = Literal["image", "audio", "midi", "abc", "text", "unknown"]
 OUR_REPORTS = ("report.json", "sources.jsonl", "made.jsonl", LOCK)
 """Reports and journals that the commands write at the top of an output folder, which are not checked."""
 
-MOST_BYTES = 1 << 29
-"""Of a file, which is read into memory."""
 _NAMED = 20
 
 
@@ -127,15 +124,9 @@ def check_files(paths: Paths) -> list[Checked]:
     for file in find_files(as_roots(paths), skips):
         if os.fsdecode(file.relative) in OUR_REPORTS:
             continue
-        try:
-            content = read_file(file.path, MOST_BYTES)
-        except FileContentError:
-            skips.add(file.path, "too large")
-            continue
-        except OSError:
-            skips.add(file.path, "unreadable")
-            continue
-        checked.append(check(file.path, content))
+        content = read_content(file, skips)
+        if content is not None:
+            checked.append(check(file.path, content))
     checked += [Checked(name, medium_of(name), False, reason) for name, reason in skips.reasons.items()]
     if not checked:
         raise DataError(f"{as_roots(paths)}: expected files, got none")

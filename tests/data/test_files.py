@@ -17,7 +17,7 @@ from support.batches import contents, equal
 
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data import DataError, FileSource, Source
-from bgpt_fast.data.file_index import SkipReport
+from bgpt_fast.data.file_index import SkipReport, find_files, read_content
 
 CONFIG = BGPTConfig(patch_size=4, patch_length=16, hidden_size=8, patch_num_layers=1, byte_num_layers=1)
 FITS = (CONFIG.patch_length - 2) * CONFIG.patch_size
@@ -296,3 +296,17 @@ def test_of_each_reason_one_is_named_before_a_second() -> None:
         "rejected: 'other'",
     ]
     assert len(skips.examples) == 20
+
+
+def test_whole_files_are_read_up_to_the_limit(tmp_path: Path) -> None:
+    for name in ("small", "sparse", "vanished", "pipe"):
+        (tmp_path / name).write_bytes(name.encode())
+    skipped = SkipReport()
+    entries = {Path(entry.path).name: entry for entry in find_files([str(tmp_path)], skipped)}
+    os.truncate(tmp_path / "sparse", 10 << 30)
+    (tmp_path / "vanished").unlink()
+    (tmp_path / "pipe").unlink()
+    os.mkfifo(tmp_path / "pipe")
+    contents = {name: read_content(entry, skipped) for name, entry in entries.items()}
+    assert contents == {"small": b"small", "sparse": None, "vanished": None, "pipe": None}
+    assert skipped.by_reason == {"unreadable": 1, "too large": 1, "vanished": 1}

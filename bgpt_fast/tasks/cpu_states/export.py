@@ -13,11 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from bgpt_fast.files import atomic_write, fsync_folder
+from bgpt_fast.files import atomic_write, fsync_folder, open_regular, read_file
+from bgpt_fast.memory import is_shortage
 from bgpt_fast.tasks.cpu_states.machine import ProgramError, check_machine
 from bgpt_fast.tasks.cpu_states.trace import Trace, TraceError
 from bgpt_fast.tasks.cpu_states.traces import Traces
 
+MAX_TRACE_BYTES = 64 << 20
+"""Most bytes of a trace's file; the longest of the machine has far fewer."""
 _ROWS_A_GROUP = 8192
 METADATA = b"bgpt_fast.cpu_states"
 _Path = str | os.PathLike[str]
@@ -89,7 +92,7 @@ def read_folder_chunks(
         traces = []
         for path in paths[start : start + rows]:
             try:
-                traces.append(Trace.from_bytes(path.read_bytes(), num_registers, memory_size))
+                traces.append(Trace.from_bytes(read_file(path, MAX_TRACE_BYTES), num_registers, memory_size))
             except ValueError as error:
                 error.add_note(f"in {path}")
                 raise
@@ -162,10 +165,12 @@ def count_parquet(path: _Path) -> int:
 @contextlib.contextmanager
 def _open_parquet(path: _Path) -> Iterator[Any]:
     pyarrow, parquet = import_pyarrow()
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         try:
             yield parquet.ParquetFile(file)
         except (pyarrow.ArrowException, OSError) as error:
+            if is_shortage(error):
+                raise
             raise TraceError(f"{path}: expected a Parquet file, got one that cannot be read: {error}") from error
 
 

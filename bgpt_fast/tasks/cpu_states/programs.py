@@ -6,7 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from bgpt_fast.tasks.cpu_states.export import count_folder, count_parquet, read_folder_chunks, read_parquet_chunks
+from bgpt_fast.files import read_file, read_text
+from bgpt_fast.parsing import MAX_BYTES
+from bgpt_fast.tasks.cpu_states.export import (
+    MAX_TRACE_BYTES,
+    count_folder,
+    count_parquet,
+    read_folder_chunks,
+    read_parquet_chunks,
+)
 from bgpt_fast.tasks.cpu_states.machine import ProgramError
 from bgpt_fast.tasks.cpu_states.options import StreamOptions
 from bgpt_fast.tasks.cpu_states.streams import generate
@@ -83,11 +91,11 @@ def read_chunks(
                         yield traces
                 continue
             if path.suffix == ".bin":
-                content = path.read_bytes()
+                content = read_file(path, MAX_TRACE_BYTES)
                 is_code = len(content) <= M
                 one = run(content, acc, registers, R, M) if is_code else Trace.from_bytes(content, R, M)
             else:
-                one = _run_assembly(path.read_text(encoding="utf-8"), acc, registers, R, M)
+                one = _run_assembly(read_text(path, MAX_BYTES), acc, registers, R, M)
         except ValueError as error:
             if not any(str(path) in note for note in getattr(error, "__notes__", ())):
                 error.add_note(f"in {path}")
