@@ -36,6 +36,8 @@ __all__: list[str] = [
     "cpu_states_write_cuda",
     "has_bf16_dot",
     "invariant_linear",
+    "layer_norm_backward",
+    "layer_norm_forward",
     "pack_patches",
     "patch_embed",
     "patch_embed_backward",
@@ -105,9 +107,9 @@ class CpuStatesPythonStream:
     def skip(self, count: int) -> None: ...
 
 def best_isa() -> int: ...
-def bias_gelu(x: int, bias: int, y: int, N: int, F: int, threads: int, isa: int) -> None: ...
+def bias_gelu(x: int, bias: int, y: int, N: int, F: int, bf16: bool, threads: int, isa: int) -> None: ...
 def bias_gelu_backward(
-    dy: int, x: int, bias: int, dx: int, dbias: int, N: int, F: int, threads: int, isa: int
+    dy: int, x: int, bias: int, dx: int, dbias: int, N: int, F: int, bf16: bool, threads: int, isa: int
 ) -> None: ...
 def byte_accept(
     N: int,
@@ -218,6 +220,41 @@ def cpu_states_write_cuda(
 def has_bf16_dot() -> bool: ...
 def invariant_linear(
     x: int, weight: int, bias: int, y: int, M: int, K: int, N: int, gelu: bool, threads: int, isa: int
+) -> None: ...
+def layer_norm_backward(
+    dy: int,
+    addend: int,
+    total: int,
+    dtotal: int,
+    dx: int,
+    weight: int,
+    mean: int,
+    rstd: int,
+    dweight: int,
+    dbias: int,
+    N: int,
+    D: int,
+    y_bf16: bool,
+    total_bf16: bool,
+    threads: int,
+    isa: int,
+) -> None: ...
+def layer_norm_forward(
+    x: int,
+    residual: int,
+    total: int,
+    y: int,
+    weight: int,
+    bias: int,
+    mean: int,
+    rstd: int,
+    N: int,
+    D: int,
+    eps: typing.SupportsFloat | typing.SupportsIndex,
+    y_bf16: bool,
+    total_bf16: bool,
+    threads: int,
+    isa: int,
 ) -> None: ...
 def pack_patches(
     extensions: collections.abc.Sequence[bytes | bytearray | memoryview],

@@ -15,16 +15,18 @@ constexpr int64_t kGrain = int64_t{1} << 16;  // elements that are worth a threa
 
 }  // namespace
 
-void bias_gelu(const float* x, const float* bias, float* y, int64_t N, int64_t F, int64_t threads, Isa isa) {
-    const auto row = BGPT_DISPATCH(isa, gelu_row);
+template <class X>
+void bias_gelu(const X* x, const float* bias, X* y, int64_t N, int64_t F, int64_t threads, Isa isa) {
+    const auto row = BGPT_DISPATCH(isa, gelu_row<X>);
     parallel_for(N, threads, kGrain / std::max<int64_t>(F, 1) + 1, [&](int64_t begin, int64_t end) {
         for (int64_t n = begin; n < end; ++n) row(x + n * F, bias, y + n * F, F);
     });
 }
 
-void bias_gelu_backward(const float* dy, const float* x, const float* bias, float* dx, float* dbias, int64_t N,
-                        int64_t F, int64_t threads, Isa isa) {
-    const auto row = BGPT_DISPATCH(isa, gelu_backward_row);
+template <class X>
+void bias_gelu_backward(const X* dy, const X* x, const float* bias, X* dx, float* dbias, int64_t N, int64_t F,
+                        int64_t threads, Isa isa) {
+    const auto row = BGPT_DISPATCH(isa, gelu_backward_row<X>);
     const int64_t blocks = (N + kBiasGeluRows - 1) / kBiasGeluRows;
     std::vector<float> sums(blocks * F);
     parallel_for(blocks, threads, kGrain / std::max<int64_t>(F * kBiasGeluRows, 1) + 1,
@@ -39,5 +41,12 @@ void bias_gelu_backward(const float* dy, const float* x, const float* bias, floa
     }
     std::copy(total.begin(), total.end(), dbias);
 }
+
+#define BGPT_INSTANTIATE(X)                                                                          \
+    template void bias_gelu(const X*, const float*, X*, int64_t, int64_t, int64_t, Isa);             \
+    template void bias_gelu_backward(const X*, const X*, const float*, X*, float*, int64_t, int64_t, \
+                                     int64_t, Isa);
+BGPT_INSTANTIATE(float)
+BGPT_INSTANTIATE(uint16_t)
 
 }  // namespace bgpt

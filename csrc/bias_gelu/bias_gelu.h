@@ -1,4 +1,5 @@
-// y = GELU(x + bias) by its tanh formula in fp32, and its gradient: one pass each. Letters: N rows, F features.
+// y = GELU(x + bias) by its tanh formula in fp32, and its gradient: one pass each. X is float, or uint16_t holding bf16.
+// Letters: N rows, F features.
 #pragma once
 
 #include <cstdint>
@@ -10,10 +11,12 @@ namespace bgpt {
 constexpr int64_t kBiasGeluRows = 64;  // rows of a partial sum of the bias's gradient: part of the result
 
 // x, y [N, F], bias [F]. An element depends on its x and bias alone, and is the same on every instruction set.
-void bias_gelu(const float* x, const float* bias, float* y, int64_t N, int64_t F, int64_t threads, Isa isa);
+template <class X>
+void bias_gelu(const X* x, const float* bias, X* y, int64_t N, int64_t F, int64_t threads, Isa isa);
 
 // dx = dy GELU'(x + bias) [N, F]; dbias [F], dx summed over the rows in an order that depends on N alone.
-void bias_gelu_backward(const float* dy, const float* x, const float* bias, float* dx, float* dbias, int64_t N,
-                        int64_t F, int64_t threads, Isa isa);
+template <class X>
+void bias_gelu_backward(const X* dy, const X* x, const float* bias, X* dx, float* dbias, int64_t N, int64_t F,
+                        int64_t threads, Isa isa);
 
 }  // namespace bgpt

@@ -14,15 +14,16 @@ BGPT_INLINE Vec gelu_slope(Vec z) {
     return fma(x * inner, e * s * s, s) + (z - z);
 }
 
-BGPT_TARGET void gelu_row(const float* x, const float* bias, float* y, int64_t F) {
+template <class X>
+BGPT_TARGET void gelu_row(const X* x, const float* bias, X* y, int64_t F) {
     int64_t f = 0;
     for (; f + Vec::width <= F; f += Vec::width) store(y + f, gelu(load(x + f) + load(bias + f)));
     if (f < F) store(y + f, gelu(load(x + f, F - f) + load(bias + f, F - f)), F - f);
 }
 
 // `sums` [F] gains dx.
-BGPT_TARGET void gelu_backward_row(const float* dy, const float* x, const float* bias, float* dx, float* sums,
-                                   int64_t F) {
+template <class X>
+BGPT_TARGET void gelu_backward_row(const X* dy, const X* x, const float* bias, X* dx, float* sums, int64_t F) {
     int64_t f = 0;
     for (; f + Vec::width <= F; f += Vec::width) {
         const Vec slope = load(dy + f) * gelu_slope(load(x + f) + load(bias + f));

@@ -10,15 +10,6 @@ constexpr int64_t BLOCK = 4;  // vectors whose chains run side by side, to cover
 // Vectors of keys whose scores stay in registers, so that a channel's keys are read in long runs.
 constexpr int64_t KEY_BLOCK = BGPT_VEC == 2 ? 16 : 8;
 
-BGPT_INLINE Vec load_cached(const float* p) { return load(p); }
-BGPT_INLINE Vec load_cached(const float* p, int64_t count) { return load(p, count); }
-BGPT_INLINE Vec load_cached(const uint16_t* p) { return load_bf16(p); }
-BGPT_INLINE Vec load_cached(const uint16_t* p, int64_t count) {
-    uint16_t lanes[Vec::width] = {};
-    std::copy_n(p, count, lanes);
-    return load_cached(lanes);
-}
-
 // scores[0 … keys) = scale * (query . keys), for VECTORS vectors of neighbouring keys.
 template <int VECTORS, class K>
 BGPT_TARGET void dot_block(const float* query, const K* keys, int64_t d, int64_t L, float scale, float* scores) {
@@ -28,7 +19,7 @@ BGPT_TARGET void dot_block(const float* query, const K* keys, int64_t d, int64_t
     for (int64_t i = 0; i < d; ++i) {
         const Vec factor = broadcast(query[i]);
 #pragma GCC unroll 16
-        for (int v = 0; v < VECTORS; ++v) sums[v] = fma(factor, load_cached(keys + i * L + v * Vec::width), sums[v]);
+        for (int v = 0; v < VECTORS; ++v) sums[v] = fma(factor, load(keys + i * L + v * Vec::width), sums[v]);
     }
 #pragma GCC unroll 16
     for (int v = 0; v < VECTORS; ++v) store(scores + v * Vec::width, broadcast(scale) * sums[v]);
@@ -47,7 +38,7 @@ BGPT_TARGET void dot(const float* query, const K* keys, int64_t d, int64_t L, in
     for (; j + Vec::width <= count; j += Vec::width) dot_block<1>(query, keys + j, d, L, scale, scores + j);
     if (j < count) {
         Vec sum = broadcast(0.0f);
-        for (int64_t i = 0; i < d; ++i) sum = fma(broadcast(query[i]), load_cached(keys + i * L + j, count - j), sum);
+        for (int64_t i = 0; i < d; ++i) sum = fma(broadcast(query[i]), load(keys + i * L + j, count - j), sum);
         store(scores + j, broadcast(scale) * sum, count - j);
     }
 }
@@ -82,7 +73,7 @@ BGPT_TARGET void weighted_sum_block(const float* weights, const V* values, int64
     for (int v = 0; v < VECTORS; ++v) sums[v] = broadcast(0.0f);
     for (int64_t j = 0; j < count; ++j) {
         const Vec factor = broadcast(weights[j]);
-        for (int v = 0; v < VECTORS; ++v) sums[v] = fma(factor, load_cached(values + j * d + v * Vec::width), sums[v]);
+        for (int v = 0; v < VECTORS; ++v) sums[v] = fma(factor, load(values + j * d + v * Vec::width), sums[v]);
     }
     for (int v = 0; v < VECTORS; ++v) store(y + v * Vec::width, sums[v] / broadcast(sum));
 }
@@ -97,7 +88,7 @@ BGPT_TARGET void weighted_sum(const float* weights, const V* values, int64_t d, 
     if (i < d) {
         Vec total = broadcast(0.0f);
         for (int64_t j = 0; j < count; ++j)
-            total = fma(broadcast(weights[j]), load_cached(values + j * d + i, d - i), total);
+            total = fma(broadcast(weights[j]), load(values + j * d + i, d - i), total);
         store(y + i, total / broadcast(sum), d - i);
     }
 }

@@ -70,10 +70,41 @@ BGPT_INLINE Vec operator/(Vec a, Vec b) { return {a.v / b.v}; }
 // a > b ? x : y; false where a or b is NaN.
 BGPT_INLINE Vec where_greater(Vec a, Vec b, Vec x, Vec y) { return {a.v > b.v ? x.v : y.v}; }
 
-BGPT_INLINE Vec load_bf16(const uint16_t* p) {
+// The same for bf16 held in uint16_t: exact to float, and float rounded to nearest even.
+BGPT_INLINE Vec from_bf16(Vec::Halves bits) {
+#if BGPT_VEC == 2
+    return as_floats(reinterpret_cast<Vec::Words>(_mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(bits))) << 16);
+#else
+    return as_floats(__builtin_convertvector(bits, Vec::Words) << 16);
+#endif
+}
+BGPT_INLINE Vec::Halves to_bf16(Vec x) {
+    const auto bits = reinterpret_cast<Vec::Words>(x.v);
+    const Vec::Words nan = {};
+    const Vec::Words halves = x.v == x.v ? (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16 : nan + 0x7fc0u;
+#if BGPT_VEC == 2
+    return reinterpret_cast<Vec::Halves>(_mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(halves)));
+#else
+    return __builtin_convertvector(halves, Vec::Halves);
+#endif
+}
+BGPT_INLINE Vec load(const uint16_t* p) {
     Vec::Halves bits;
     std::memcpy(&bits, p, sizeof bits);
-    return as_floats(__builtin_convertvector(bits, Vec::Words) << 16);
+    return from_bf16(bits);
+}
+BGPT_INLINE Vec load(const uint16_t* p, int64_t count) {
+    Vec::Halves bits = {};
+    std::memcpy(&bits, p, static_cast<size_t>(count) * sizeof *p);
+    return from_bf16(bits);
+}
+BGPT_INLINE void store(uint16_t* p, Vec x) {
+    const Vec::Halves bits = to_bf16(x);
+    std::memcpy(p, &bits, sizeof bits);
+}
+BGPT_INLINE void store(uint16_t* p, Vec x, int64_t count) {
+    const Vec::Halves bits = to_bf16(x);
+    std::memcpy(p, &bits, static_cast<size_t>(count) * sizeof *p);
 }
 
 // The sum of SUMS floats in a fixed tree, the same whatever the width of the vectors that hold them.
@@ -86,6 +117,33 @@ BGPT_INLINE float tree_sum(const Vec (&sums)[SUMS / Vec::width]) {
     }
     return lanes[0];
 }
+
+// The sum of f(x) over a row, in SUMS sums, added in a fixed tree; f must return 0 in the lanes after the end.
+template <class F>
+BGPT_INLINE float row_sum(int64_t width, const F& f) {
+    Vec sums[SUMS / Vec::width];
+    for (Vec& sum : sums) sum = broadcast(0.0f);
+    for (int64_t i = 0; i < width; i += SUMS) {
+        for (int64_t v = 0; v < SUMS / Vec::width; ++v) {
+            const int64_t at = i + v * Vec::width;
+            if (at < width) sums[v] = sums[v] + f(at, std::min(Vec::width, width - at));
+        }
+    }
+    return tree_sum(sums);
+}
+
+// The square of x - mean over a row of floats, for row_sum.
+struct SquareAt {
+    const float* x;
+    Vec mean;
+    BGPT_INLINE Vec operator()(int64_t at, int64_t count) const {
+        float lanes[Vec::width] = {};
+        const Vec difference = load(x + at, count) - mean;
+        if (count == Vec::width) return difference * difference;
+        store(lanes, difference * difference, count);
+        return load(lanes);
+    }
+};
 
 // Adds R rows of N vectors to rows in memory that are `stride` floats apart.
 template <int R, int N>

@@ -1,7 +1,7 @@
 """bias_gelu: the bias of a linear layer and the tanh GELU that follows it, in one pass.
 
-The backward pass needs only x and bias. On a CPU both passes are C++ for float32 (csrc/bias_gelu) and torch for other
-dtypes; on an NVIDIA GPU they are Triton kernels.
+The backward pass needs only x and bias. On a CPU both passes are C++ for float32 and bfloat16 (csrc/bias_gelu);
+on an NVIDIA GPU they are Triton kernels.
 
 Shape letters: N rows, F features.
 """
@@ -17,7 +17,6 @@ from bgpt_fast.kernels.common.checks import FLOATS, check_tensor, or_float32
 from bgpt_fast.kernels.common.register import Op, Triton, register
 
 _BEST_ISA = 2  # the widest instruction set to use, where the processor has it
-_CPU_ROWS = 64  # half-precision rows that are widened to float32 at a time, few enough to stay in the cache
 
 
 def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
@@ -66,37 +65,31 @@ def _check(op: str, x: Tensor, bias: Tensor) -> None:
 
 
 def _forward_cpu(x: Tensor, bias: Tensor) -> Tensor:
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    if x.dtype == torch.float32:
-        x, bias = x.contiguous(), bias.contiguous()
-        threads = torch.get_num_threads()
-        _C.bias_gelu(x.data_ptr(), bias.data_ptr(), y.data_ptr(), x.shape[0], x.shape[1], threads, _BEST_ISA)
-        return y
     if x.dtype == torch.float64:
-        return torch.ops.aten.gelu_(torch.add(x, bias, out=y), approximate="tanh")
-    bias = bias.float()
-    for x_rows, y_rows in zip(x.split(_CPU_ROWS), y.split(_CPU_ROWS), strict=True):
-        y_rows.copy_(_forward_cpu(x_rows.float(), bias))
+        return torch.ops.aten.gelu_(x + bias, approximate="tanh").contiguous()
+    if x.dtype == torch.float16:
+        return _forward_cpu(x.float(), bias).to(x.dtype)
+    x, bias = x.contiguous(), bias.float().contiguous()
+    y = x.new_empty(x.shape)
+    shape, is_bf16 = x.shape, x.dtype == torch.bfloat16
+    threads = torch.get_num_threads()
+    _C.bias_gelu(x.data_ptr(), bias.data_ptr(), y.data_ptr(), *shape, is_bf16, threads, _BEST_ISA)
     return y
 
 
 def _backward_cpu(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    if x.dtype == torch.float32:
-        dy, x, bias = dy.contiguous(), x.contiguous(), bias.contiguous()
-        dx, dbias = x.new_empty(x.shape), bias.new_empty(bias.shape)
-        inputs, outputs = (dy.data_ptr(), x.data_ptr(), bias.data_ptr()), (dx.data_ptr(), dbias.data_ptr())
-        _C.bias_gelu_backward(*inputs, *outputs, x.shape[0], x.shape[1], torch.get_num_threads(), _BEST_ISA)
-        return dx, dbias
     if x.dtype == torch.float64:
         dx = torch.ops.aten.gelu_backward(dy, x + bias, approximate="tanh").contiguous()
         return dx, dx.sum(0)
-    dx, wide_bias = torch.empty(x.shape, dtype=x.dtype, device=x.device), bias.float()
-    parts = [wide_bias.new_zeros(len(bias))]
-    for dy_rows, x_rows, dx_rows in zip(*(t.split(_CPU_ROWS) for t in (dy, x, dx)), strict=True):
-        wide_dx, dbias = _backward_cpu(dy_rows.float(), x_rows.float(), wide_bias)
-        dx_rows.copy_(wide_dx)
-        parts.append(dbias)
-    return dx, torch.stack(parts).sum(0).to(bias.dtype)
+    if x.dtype == torch.float16:
+        dx, dbias = _backward_cpu(dy.float(), x.float(), bias.float())
+        return dx.to(x.dtype), dbias.to(bias.dtype)
+    dy, x, wide_bias = dy.contiguous(), x.contiguous(), bias.float().contiguous()
+    dx, dbias = x.new_empty(x.shape), wide_bias.new_empty(bias.shape)
+    inputs, outputs = (dy.data_ptr(), x.data_ptr(), wide_bias.data_ptr()), (dx.data_ptr(), dbias.data_ptr())
+    is_bf16, threads = x.dtype == torch.bfloat16, torch.get_num_threads()
+    _C.bias_gelu_backward(*inputs, *outputs, *x.shape, is_bf16, threads, _BEST_ISA)
+    return dx, dbias.to(bias.dtype)
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]

@@ -1,7 +1,8 @@
 """layer_norm and add_layer_norm: LayerNorm, and LayerNorm of a residual sum with dropout in the same pass.
 
 Computed in float32 for every dtype: torch on the CPU sums bfloat16 gradients of weight and bias over all rows in
-bfloat16, where the last rows are lost to rounding. On an NVIDIA GPU both are Triton kernels.
+bfloat16, where the last rows are lost to rounding. On the CPU float32 and bfloat16 rows without dropout are computed in
+C++ (csrc/layer_norm), everything else by the reference; on an NVIDIA GPU both ops are Triton kernels.
 
 Shape letters: N rows, D width.
 """
@@ -14,20 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bgpt_fast import _C
 from bgpt_fast.kernels.common.checks import FLOATS, check_tensor, or_float32
 from bgpt_fast.kernels.common.register import Op, Triton, has_no_float64, register
 from bgpt_fast.kernels.layer_norm.reference import (
     add_layer_norm_backward_reference,
     add_layer_norm_reference,
-    add_reference,
-    drop,
     layer_norm_backward_reference,
     layer_norm_reference,
-    widened,
 )
 
 _MAX_GPU_WIDTH = 8192  # wider rows do not fit the registers of a Triton program
-_CPU_ROWS = 128  # rows that are widened to float32 at a time, few enough to stay in the cache
+_BEST_ISA = 2  # the widest instruction set to use, where the processor has it
 
 
 def layer_norm(
@@ -109,76 +108,82 @@ def _check(op: str, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> None
 def _forward_cpu(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    # With float32 weights torch computes half-precision rows in float32, in one pass.
-    inner = x if dtype == x.dtype else widened(x)
-    weight, bias = widened(weight).to(_wide(x)), widened(bias).to(_wide(x))
-    y, mean, rstd = torch.native_layer_norm(inner.contiguous(), x.shape[1:], weight, bias, eps)
-    return y.to(dtype), mean.view(len(x)), rstd.view(len(x))
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def _backward_cpu(dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    if dy.dtype == x.dtype == mean.dtype:
-        return _native_backward(dy, x, weight, mean, rstd)
-    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    return dx, *_backward_by_rows(dy, None, x, weight, mean, rstd, None, dx, 0.0, 0)
-
-
-def _native_backward(
-    dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dx, dweight, dbias in mean's dtype."""
-    dy, x, weight = (t.to(mean.dtype).contiguous() for t in (dy, x, weight))
-    return torch.ops.aten.native_layer_norm_backward(
-        dy, x, x.shape[1:], mean[:, None], rstd[:, None], weight, weight, [True, True, True]
-    )
-
-
-def _backward_by_rows(dy, dtotal, x, weight, mean, rstd, dx, dresidual, dropout, seed):  # type: ignore[no-untyped-def]
-    """Writes dx (where it is a tensor) and dresidual, _CPU_ROWS rows at a time, and returns dweight and dbias."""
-    sums = [mean.new_zeros(2, len(weight))]
-    for rows in _row_slices(len(x)):
-        dsum, *parts = _native_backward(dy[rows], x[rows], weight, mean[rows], rstd[rows])
-        if dtotal is not None:
-            dsum += dtotal[rows]
-        dresidual[rows] = dsum
-        if dx is not None:
-            dx[rows] = drop(dsum, dropout, seed, rows.start)
-        sums.append(torch.stack(parts))
-    dweight, dbias = torch.stack(sums).sum(0).to(weight.dtype)
-    return dweight.clone(), dbias.clone()
-
-
-def _row_slices(N: int) -> list[slice]:
-    return [slice(first, min(first + _CPU_ROWS, N)) for first in range(0, N, _CPU_ROWS)]
+    if not _are_native(x.dtype, dtype):
+        return layer_norm_reference(x, weight, bias, eps, dtype)
+    y, _, mean, rstd = _norm_of_sum(None, x, weight, bias, eps, dtype)
+    return y, mean, rstd
 
 
 def _add_forward_cpu(
     x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, dropout: float, seed: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    total = torch.empty(x.shape, dtype=residual.dtype, device=x.device)
-    if dropout == 0.0:
-        torch.add(residual, x, out=total)  # adds half-precision numbers in float32 and rounds once
-    else:
-        for rows in _row_slices(len(x)):
-            total[rows] = add_reference(x[rows], residual[rows], dropout, seed, rows.start)
-    y, mean, rstd = _forward_cpu(total, weight, bias, eps, x.dtype)
+    if dropout > 0.0 or not _are_native(x.dtype, residual.dtype):
+        return add_layer_norm_reference(x, residual, weight, bias, eps, dropout, seed)
+    return _norm_of_sum(x.contiguous(), residual, weight, bias, eps, x.dtype)
+
+
+def _norm_of_sum(
+    x: Tensor | None, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y in `dtype`, total, mean and rstd; without x, total is the residual."""
+    residual, weight, bias = residual.contiguous(), weight.float().contiguous(), bias.float().contiguous()
+    total = residual if x is None else torch.empty_like(residual)
+    y = residual.new_empty(residual.shape, dtype=dtype)
+    mean, rstd = (residual.new_empty(len(residual), dtype=torch.float32) for _ in range(2))
+    addresses = (_address(t) for t in (x, residual, total, y, weight, bias, mean, rstd))
+    _C.layer_norm_forward(*addresses, *y.shape, eps, _is_bf16(y), _is_bf16(total), torch.get_num_threads(), _BEST_ISA)
     return y, total, mean, rstd
 
 
+def _backward_cpu(dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    if not _are_native(dy.dtype, x.dtype):
+        return layer_norm_backward_reference(dy, x, weight, mean, rstd)
+    return _backward_of_sum(dy, None, x, weight, mean, rstd, None)
+
+
 def _add_backward_cpu(dy, dtotal, total, weight, mean, rstd, dtype, dropout, seed):  # type: ignore[no-untyped-def]
-    same = dropout == 0.0 and dtype == total.dtype
-    if same and dtype == mean.dtype:
-        dresidual, dweight, dbias = _native_backward(dy, total, weight, mean, rstd)
-        if dtotal is not None:
-            dresidual += dtotal
-        return dresidual.new_empty(0, total.shape[1]), dresidual, dweight, dbias
-    dx, dresidual = (torch.empty(total.shape, dtype=kind, device=total.device) for kind in (dtype, total.dtype))
-    sums = _backward_by_rows(dy, dtotal, total, weight, mean, rstd, None if same else dx, dresidual, dropout, seed)
-    return dx[:0].clone() if same else dx, dresidual, *sums
+    if dropout > 0.0 or not _are_native(dtype, total.dtype):
+        return add_layer_norm_backward_reference(dy, dtotal, total, weight, mean, rstd, dtype, dropout, seed)
+    # An op's outputs may not share memory, so equal gradients are returned once.
+    dx = total.new_empty(0 if dtype == total.dtype else len(total), total.shape[1], dtype=dtype)
+    return dx, *_backward_of_sum(dy, dtotal, total, weight, mean, rstd, dx if len(dx) else None)
+
+
+def _backward_of_sum(
+    dy: Tensor,
+    addend: Tensor | None,
+    total: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    dx: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dtotal, to which `addend` is added, dweight and dbias; writes dtotal in dx's dtype to `dx`."""
+    dy, total, wide_weight = dy.contiguous(), total.contiguous(), weight.float().contiguous()
+    addend = None if addend is None else addend.contiguous()
+    dtotal = torch.empty_like(total)
+    dweight, dbias = (wide_weight.new_empty(weight.shape) for _ in range(2))
+    addresses = (_address(t) for t in (dy, addend, total, dtotal, dx, wide_weight, mean, rstd, dweight, dbias))
+    threads = torch.get_num_threads()
+    _C.layer_norm_backward(*addresses, *total.shape, _is_bf16(dy), _is_bf16(total), threads, _BEST_ISA)
+    return dtotal, dweight.to(weight.dtype), dbias.to(weight.dtype)
+
+
+def _are_native(*dtypes: torch.dtype) -> bool:
+    """Whether the C++ kernels have these dtypes."""
+    return all(dtype in (torch.float32, torch.bfloat16) for dtype in dtypes)
+
+
+def _is_bf16(x: Tensor) -> bool:
+    return x.dtype == torch.bfloat16
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _gpu_takes(*arguments: Any) -> bool:

@@ -152,9 +152,11 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     dtype = q.dtype
     if not q.is_cuda and dtype in (torch.bfloat16, torch.float16):
         q, k, v = q.float(), k.float(), v.float()
-    y = F.scaled_dot_product_attention(
-        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True, dropout_p=dropout
-    )
+    # Autocast would make the tensors half precision again.
+    with torch.autocast(q.device.type, enabled=False):
+        y = F.scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True, dropout_p=dropout
+        )
     return y.transpose(1, 2).to(dtype)
 
 

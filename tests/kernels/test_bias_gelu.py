@@ -163,15 +163,16 @@ def test_programs_of_few_and_of_many_rows(backend: Backend, monkeypatch: pytest.
         TestBiasGelu().check(backend, inputs(backend, (40, 128), (F32, F32)))
 
 
-def test_every_instruction_set_and_number_of_threads_gives_the_same_bits() -> None:
+@pytest.mark.parametrize("dtype", [F32, BF16])
+def test_every_instruction_set_and_number_of_threads_gives_the_same_bits(dtype: torch.dtype) -> None:
     for N, width in ((1, 1), (3, 17), (64, 33), (65, 100), (300, 257)):
         x, bias = TestBiasGelu().sample((N, width))
-        (dy,) = seeded(2, (N, width))
+        x, dy = x.to(dtype), seeded(2, (N, width))[0].to(dtype)
         outputs = []
         for isa in (0, 1, 2):
             for threads in (1, 3):
-                y, dx, dbias = torch.empty(N, width), torch.empty(N, width), torch.empty(width)
-                shape = (N, width, threads, isa)
+                y, dx, dbias = torch.empty_like(x), torch.empty_like(x), torch.empty(width)
+                shape = (N, width, dtype == BF16, threads, isa)
                 _C.bias_gelu(x.data_ptr(), bias.data_ptr(), y.data_ptr(), *shape)
                 pointers = [t.data_ptr() for t in (dy, x, bias, dx, dbias)]
                 _C.bias_gelu_backward(*pointers, *shape)
