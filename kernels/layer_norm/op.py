@@ -109,7 +109,7 @@ def _forward_cpu(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     if not _are_native(x.dtype, dtype):
-        return layer_norm_reference(x, weight, bias, eps, dtype)
+        return layer_norm_reference(x.contiguous(), weight, bias, eps, dtype)
     y, _, mean, rstd = _norm_of_sum(None, x, weight, bias, eps, dtype)
     return y, mean, rstd
 
@@ -118,7 +118,7 @@ def _add_forward_cpu(
     x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, dropout: float, seed: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if dropout > 0.0 or not _are_native(x.dtype, residual.dtype):
-        return add_layer_norm_reference(x, residual, weight, bias, eps, dropout, seed)
+        return add_layer_norm_reference(x.contiguous(), residual.contiguous(), weight, bias, eps, dropout, seed)
     return _norm_of_sum(x.contiguous(), residual, weight, bias, eps, x.dtype)
 
 
@@ -137,13 +137,15 @@ def _norm_of_sum(
 
 def _backward_cpu(dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if not _are_native(dy.dtype, x.dtype):
-        return layer_norm_backward_reference(dy, x, weight, mean, rstd)
+        return layer_norm_backward_reference(dy.contiguous(), x.contiguous(), weight, mean, rstd)
     return _backward_of_sum(dy, None, x, weight, mean, rstd, None)
 
 
 def _add_backward_cpu(dy, dtotal, total, weight, mean, rstd, dtype, dropout, seed):  # type: ignore[no-untyped-def]
     if dropout > 0.0 or not _are_native(dtype, total.dtype):
-        return add_layer_norm_backward_reference(dy, dtotal, total, weight, mean, rstd, dtype, dropout, seed)
+        dtotal = None if dtotal is None else dtotal.contiguous()
+        arguments = (dy.contiguous(), dtotal, total, weight, mean, rstd, dtype, dropout, seed)
+        return add_layer_norm_backward_reference(*arguments)
     # An op's outputs may not share memory, so equal gradients are returned once.
     dx = total.new_empty(0 if dtype == total.dtype else len(total), total.shape[1], dtype=dtype)
     return dx, *_backward_of_sum(dy, dtotal, total, weight, mean, rstd, dx if len(dx) else None)

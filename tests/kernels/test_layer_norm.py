@@ -280,6 +280,23 @@ def test_rows_are_independent(backend: Backend) -> None:
     assert not after[2][5, 2].isfinite()
 
 
+@pytest.mark.parametrize("dtypes", [(F32, F32), (BF16, BF16), (BF16, F32)])
+def test_every_instruction_set_and_number_of_threads_gives_the_same_bits(
+    dtypes: tuple[torch.dtype, torch.dtype], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for N, D in ((1, 1), (3, 17), (64, 33), (300, 257)):
+        x, residual, dy, dtotal = seeded(3, *[(N, D)] * 4)
+        x, dy, residual, dtotal = x.to(dtypes[0]), dy.to(dtypes[0]), residual.to(dtypes[1]), dtotal.to(dtypes[1])
+        weight, bias = seeded(4, (D,), (D,))
+        outputs = []
+        for isa in (0, 1, 2):
+            for threads in (1, 3):
+                monkeypatch.setattr(op, "_BEST_ISA", isa)
+                monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+                outputs.append(results(add_layer_norm, [x, residual, weight, bias], [dy, dtotal]).all)
+        assert all(equal(one, outputs[0]) for one in outputs[1:])
+
+
 def test_extreme_values_as_in_plain_torch(backend: Backend) -> None:
     for values in ([1e4, -1e4, 1e4, 3.0], [torch.inf, 0.0, 1.0, 2.0], [0.0] * 4, [torch.nan, 1.0, 2.0, 3.0]):
         x = torch.tensor([values, [1.0, 2.0, 3.0, 4.0]], device=backend.device)
