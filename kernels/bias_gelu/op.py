@@ -71,9 +71,8 @@ def _forward_cpu(x: Tensor, bias: Tensor) -> Tensor:
         return _forward_cpu(x.float(), bias).to(x.dtype)
     x, bias = x.contiguous(), bias.float().contiguous()
     y = x.new_empty(x.shape)
-    shape, is_bf16 = x.shape, x.dtype == torch.bfloat16
-    threads = torch.get_num_threads()
-    _C.bias_gelu(x.data_ptr(), bias.data_ptr(), y.data_ptr(), *shape, is_bf16, threads, _BEST_ISA)
+    (N, F), is_bf16, threads = x.shape, x.dtype == torch.bfloat16, torch.get_num_threads()
+    _C.bias_gelu(x.data_ptr(), bias.data_ptr(), y.data_ptr(), N, F, is_bf16, threads, _BEST_ISA)
     return y
 
 
@@ -87,8 +86,8 @@ def _backward_cpu(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     dy, x, wide_bias = dy.contiguous(), x.contiguous(), bias.float().contiguous()
     dx, dbias = x.new_empty(x.shape), wide_bias.new_empty(bias.shape)
     inputs, outputs = (dy.data_ptr(), x.data_ptr(), wide_bias.data_ptr()), (dx.data_ptr(), dbias.data_ptr())
-    is_bf16, threads = x.dtype == torch.bfloat16, torch.get_num_threads()
-    _C.bias_gelu_backward(*inputs, *outputs, *x.shape, is_bf16, threads, _BEST_ISA)
+    (N, F), is_bf16, threads = x.shape, x.dtype == torch.bfloat16, torch.get_num_threads()
+    _C.bias_gelu_backward(*inputs, *outputs, N, F, is_bf16, threads, _BEST_ISA)
     return dx, dbias.to(bias.dtype)
 
 

@@ -130,8 +130,11 @@ def _norm_of_sum(
     total = residual if x is None else torch.empty_like(residual)
     y = residual.new_empty(residual.shape, dtype=dtype)
     mean, rstd = (residual.new_empty(len(residual), dtype=torch.float32) for _ in range(2))
-    addresses = (_address(t) for t in (x, residual, total, y, weight, bias, mean, rstd))
-    _C.layer_norm_forward(*addresses, *y.shape, eps, _is_bf16(y), _is_bf16(total), torch.get_num_threads(), _BEST_ISA)
+    added = 0 if x is None else x.data_ptr()
+    rows = (residual.data_ptr(), total.data_ptr(), y.data_ptr())
+    vectors = (weight.data_ptr(), bias.data_ptr(), mean.data_ptr(), rstd.data_ptr())
+    (N, D), types, threads = y.shape, (_is_bf16(y), _is_bf16(total)), torch.get_num_threads()
+    _C.layer_norm_forward(added, *rows, *vectors, N, D, eps, *types, threads, _BEST_ISA)
     return y, total, mean, rstd
 
 
@@ -165,9 +168,12 @@ def _backward_of_sum(
     addend = None if addend is None else addend.contiguous()
     dtotal = torch.empty_like(total)
     dweight, dbias = (wide_weight.new_empty(weight.shape) for _ in range(2))
-    addresses = (_address(t) for t in (dy, addend, total, dtotal, dx, wide_weight, mean, rstd, dweight, dbias))
-    threads = torch.get_num_threads()
-    _C.layer_norm_backward(*addresses, *total.shape, _is_bf16(dy), _is_bf16(total), threads, _BEST_ISA)
+    added, copy = (0 if t is None else t.data_ptr() for t in (addend, dx))
+    vectors = (wide_weight.data_ptr(), mean.data_ptr(), rstd.data_ptr(), dweight.data_ptr(), dbias.data_ptr())
+    (N, D), types, threads = total.shape, (_is_bf16(dy), _is_bf16(total)), torch.get_num_threads()
+    _C.layer_norm_backward(
+        dy.data_ptr(), added, total.data_ptr(), dtotal.data_ptr(), copy, *vectors, N, D, *types, threads, _BEST_ISA
+    )
     return dtotal, dweight.to(weight.dtype), dbias.to(weight.dtype)
 
 
@@ -178,10 +184,6 @@ def _are_native(*dtypes: torch.dtype) -> bool:
 
 def _is_bf16(x: Tensor) -> bool:
     return x.dtype == torch.bfloat16
-
-
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
 
 
 def _wide(x: Tensor) -> torch.dtype:
