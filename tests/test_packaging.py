@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -19,6 +21,26 @@ import bgpt_fast
 config = BGPTConfig(patch_size=4, patch_length=9, hidden_size=8, patch_num_layers=1, byte_num_layers=1, num_heads=1)
 print(bgpt_fast.__file__, float(BGPT(config)(PackedPatches.from_bytes([("txt", b"hello")], config)).loss))
 """
+
+
+def test_extras_that_texts_name_exist() -> None:
+    """The package is on no index, so that every text names the repository, as in pip install ".[data]"."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    known = {*project["optional-dependencies"]}
+    folders = ("bgpt_fast", "examples", "docs", "benchmarks", "tools", "tests")
+    paths = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".md")]
+    texts = {path: path.read_text(encoding="utf-8") for path in [*paths, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]}
+    index_name = "bgpt-fast" + "["
+    assert [str(path) for path, text in texts.items() if index_name in text] == []
+    named = {
+        extra
+        for text in texts.values()
+        for extras in re.findall(r"[\"']\.\[([\w,-]+)\]", text)
+        for extra in extras.split(",")
+    }
+    assert {"data", "plot", "train", "music", "image", "audio"} <= named <= known
+    guide = (ROOT / "docs/installation.md").read_text(encoding="utf-8")
+    assert known - set(re.findall(r"`([\w-]+)`", guide)) == {"peers", "dev", "bench-baselines"}
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +11,7 @@ from bgpt_fast.cli.common import as_json, counting_progress, new_folder, read_op
 from bgpt_fast.deprecation import renamed_value
 from bgpt_fast.files import write_json
 from bgpt_fast.tasks.cpu_states import (
+    SMALL_MACHINE,
     StreamOptions,
     Trace,
     Traces,
@@ -39,7 +40,8 @@ class CPUStates:
             distribution, generated on all cores. The old names "released" and "parallel" still work.
         format: "folder" of released-style .bin files named by the MD5 of their program, equal programs once; or one
             "parquet" file per set.
-        machine: the machine and the length of its programs.
+        machine: the machine and the length of its programs; the defaults are those of train, simulate and evaluate. The
+            paper's machine is --machine.num-registers 10 --machine.memory-size 1024 --machine.max-program 255.
     """
 
     output: Path = Path("cpu_states")
@@ -48,7 +50,7 @@ class CPUStates:
     seed: int = 0
     stream: Literal["python", "philox", "released", "parallel"] = "python"
     format: Literal["folder", "parquet"] = "folder"
-    machine: StreamOptions = field(default_factory=StreamOptions)
+    machine: StreamOptions = SMALL_MACHINE
 
 
 OPTIONS = CPUStates

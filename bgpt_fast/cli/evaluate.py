@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,7 +35,7 @@ from bgpt_fast.metrics import ByteScores
 from bgpt_fast.model import BGPT
 from bgpt_fast.report.evaluation_plots import evaluation_plots
 from bgpt_fast.tasks.conversion_likelihood import evaluate_pairs
-from bgpt_fast.tasks.cpu_states import StreamOptions, generate
+from bgpt_fast.tasks.cpu_states import SMALL_MACHINE, StreamOptions, generate
 from bgpt_fast.tasks.cpu_states.assessment import Assessment, assess
 from bgpt_fast.tasks.evaluation import FileReport, evaluate_files
 from bgpt_fast.tasks.media_check import OUR_REPORTS
@@ -92,9 +92,7 @@ class Evaluate:
     plots: Path | None = None
     programs: int = 200
     seed: int = 1
-    machine: StreamOptions = field(
-        default_factory=lambda: StreamOptions(num_registers=2, memory_size=64, min_program=1, max_program=15)
-    )
+    machine: StreamOptions = SMALL_MACHINE
     any_model: bool = False
     output: Path | None = None
     json: bool = False

@@ -8,7 +8,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -28,7 +28,7 @@ from bgpt_fast.cli.outputs import fingerprint
 from bgpt_fast.cli.simulate_folder import REPORT, SimulationFolder
 from bgpt_fast.model import BGPT
 from bgpt_fast.report.simulation_page import ProgramView, write_simulation_page
-from bgpt_fast.tasks.cpu_states import StreamOptions, Traces, column_names, format_difference
+from bgpt_fast.tasks.cpu_states import SMALL_MACHINE, StreamOptions, Traces, column_names, format_difference
 from bgpt_fast.tasks.cpu_states.assessment import Chunk, Evaluator
 from bgpt_fast.tasks.cpu_states.chunk_journal import ChunkJournal, digest
 from bgpt_fast.tasks.cpu_states.predictions import PredictionTable, predictions_to_parquet, write_predictions
@@ -74,9 +74,7 @@ class Simulate:
     programs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     random: int = 200
     seed: int = 1
-    machine: StreamOptions = field(
-        default_factory=lambda: StreamOptions(num_registers=2, memory_size=64, min_program=1, max_program=15)
-    )
+    machine: StreamOptions = SMALL_MACHINE
     acc: int = 0
     registers: tuple[int, ...] = ()
     draft: bool = False

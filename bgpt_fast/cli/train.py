@@ -108,7 +108,7 @@ def _report(options: Train, result: TrainResult) -> None:
         print_text(f"held out: {figures_text(result.evaluation)}")
     print_text(f"checkpoint: {result.checkpoint_path}")
     if importlib.util.find_spec("matplotlib") is None:
-        print_text("no training_curve.png: plots need matplotlib: pip install 'bgpt-fast[plot]'")
+        print_text("no training_curve.png: plots need matplotlib: pip install '.[plot]' in the repository")
         return
     curve = options.output / "training_curve.png"
     with drawing("train", str(curve)):

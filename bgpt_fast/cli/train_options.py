@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from bgpt_fast.cli.common import HelpLayout
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.parsing import read_json, read_yaml
-from bgpt_fast.tasks.cpu_states import StreamOptions
+from bgpt_fast.tasks.cpu_states import SMALL_MACHINE, StreamOptions
 from bgpt_fast.training import TrainConfig
 from bgpt_fast.training.presets import PRESETS
 
@@ -75,9 +75,7 @@ class Train:
     eval_share: float = 0.02
     eval_patches: int = 100_000
     split_by: Literal["path", "content"] = "path"
-    machine: StreamOptions = field(
-        default_factory=lambda: StreamOptions(num_registers=2, memory_size=64, min_program=1, max_program=15)
-    )
+    machine: StreamOptions = SMALL_MACHINE
     machine_on: Literal["auto", "cpu", "gpu"] = "auto"
     programs_per_batch: int = 64
     long_share: float = 0.3

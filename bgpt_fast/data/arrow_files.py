@@ -42,7 +42,9 @@ class Columns(NamedTuple):
 def check_pyarrow() -> None:
     """Raises ImportError with install instructions unless pyarrow is installed."""
     if importlib.util.find_spec("pyarrow") is None:
-        raise ImportError("ArrowSource: expected pyarrow, which is not installed: pip install 'bgpt-fast[data]'")
+        raise ImportError(
+            "ArrowSource: expected pyarrow, which is not installed: pip install '.[data]' in the repository"
+        )
 
 
 def is_arrow_file(path: str) -> bool:

@@ -28,7 +28,7 @@ def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install 'bgpt-fast[plot]'") from error
+        raise ImportError("plots need matplotlib: pip install '.[plot]' in the repository") from error
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)

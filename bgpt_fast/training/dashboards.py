@@ -52,7 +52,7 @@ class Dashboards:
                 self._boards.append(_TensorBoard(run_dir / "tensorboard", config, step))
             except ImportError as error:
                 warnings.warn(
-                    f"no curves for TensorBoard: {error}; pip install 'bgpt-fast[train]', or switch it off",
+                    f"no curves for TensorBoard: {error}; pip install '.[train]' in the repository, or switch it off",
                     stacklevel=2,
                 )
             # No failure of a dashboard (e.g. a full disk, an expired login, a folder that is not UTF-8) may end a run.
@@ -125,7 +125,9 @@ class _WandB:
         try:
             import wandb
         except ImportError as error:
-            raise ImportError(f"logging to W&B needs wandb: pip install 'bgpt-fast[wandb]' ({error})") from error
+            raise ImportError(
+                f"logging to W&B needs wandb: pip install '.[wandb]' in the repository ({error})"
+            ) from error
         path = run_dir / "wandb-id"
         if not path.exists():
             with atomic_write(path) as file:

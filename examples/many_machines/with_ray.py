@@ -1,6 +1,6 @@
 """Continues files with Ray Data: one `Generator` per actor, prompts in batches, results as Parquet.
 
-    pip install "bgpt-fast[ray]"
+    pip install ".[ray]" in the repository
     python examples/many_machines/with_ray.py prompts/*.bin --checkpoint examples/cpu_states/checkpoint \\
         --output generated-parquet --actors 2
 
@@ -66,7 +66,7 @@ def main() -> int:
     try:
         import ray
     except ImportError as error:
-        raise ImportError('this example needs Ray: pip install "bgpt-fast[ray]"') from error
+        raise ImportError('this example needs Ray: pip install ".[ray]" in the repository') from error
 
     rows = [{"index": index, "path": str(Path(path).resolve())} for index, path in enumerate(options.prompts)]
     sampling = {name: getattr(options, name) for name in ("max_new_bytes", "temperature", "seed")}

@@ -98,7 +98,7 @@ def prepare(modalities: tuple[str, ...], sizes: Sizes, folder: Path) -> Media:
         missing = [name for name in PACKAGES[modality] if importlib.util.find_spec(name) is None]
         if missing:
             extras = "image,audio,baselines" if modality == "audio" else "image,baselines"
-            raise MissingDataError(f"{modality}: no {', '.join(missing)}: pip install 'bgpt-fast[{extras}]'")
+            raise MissingDataError(f"{modality}: no {', '.join(missing)}: pip install '.[{extras}]' in the repository")
     for modality in modalities:
         gather: Callable[[Sizes, Path], tuple[list[Path], str]] = {
             "text": _text,

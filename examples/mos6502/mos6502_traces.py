@@ -219,5 +219,5 @@ def _processor() -> type[MPU]:
     try:
         from py65.devices.mpu6502 import MPU
     except ImportError as error:
-        raise ImportError("6502 programs need py65: pip install 'bgpt-fast[realcpu]'") from error
+        raise ImportError("6502 programs need py65: pip install '.[realcpu]' in the repository") from error
     return MPU

@@ -15,21 +15,27 @@ from pathlib import Path
 import pytest
 import torch
 from support.cli import CONFIG, MACHINE, CommandLine
+from support.paths import EXAMPLES
 
 from bgpt_fast import BGPT, BGPTConfig, BGPTForClassification
 from bgpt_fast.checkpoint import load_weights
 from bgpt_fast.cli.data import KINDS
+from bgpt_fast.cli.data_cpu_states import CPUStates
+from bgpt_fast.cli.evaluate import Evaluate
 from bgpt_fast.cli.main import COMMANDS
+from bgpt_fast.cli.simulate import Simulate
 from bgpt_fast.cli.train_options import Train
 from bgpt_fast.tasks import cpu_states
 from bgpt_fast.tasks.classification import predict
-from bgpt_fast.tasks.cpu_states import StreamOptions
+from bgpt_fast.tasks.cpu_states import SMALL_MACHINE, StreamOptions
 from bgpt_fast.training import TrainConfig
 
 MODEL = [
     *("--model.patch-length", "16", "--model.hidden-size", "16", "--model.patch-num-layers", "1"),
     *("--model.num-heads", "2", "--model.byte-num-heads", "2"),
 ]
+
+MACHINES = (Train, Simulate, Evaluate, CPUStates)
 
 
 def test_help_lists_commands_and_options(cli: CommandLine) -> None:
@@ -79,6 +85,15 @@ def test_exit_codes(cli: CommandLine) -> None:
     cli.run("data", "feathers", code=2)
     cli.fails("CheckpointError: nowhere: expected a checkpoint folder", "generate", "--checkpoint", "nowhere")
     cli.run("--version")
+
+
+def test_commands_have_one_default_machine() -> None:
+    defaults = [
+        next(field for field in dataclasses.fields(kind) if field.name == "machine").default for kind in MACHINES
+    ]
+    assert defaults == [SMALL_MACHINE] * len(MACHINES)
+    shipped = json.loads((EXAMPLES / "cpu_states/checkpoint/options.json").read_text(encoding="utf-8"))["machine"]
+    assert StreamOptions(**shipped) == SMALL_MACHINE, "that of the shipped model"
 
 
 def test_env_is_json(cli: CommandLine) -> None:
@@ -139,6 +154,9 @@ def test_simulate_takes_assembly(tmp_path: Path, checkpoint: Path, cli: CommandL
     program.write_text("LOADI 7\nADD A\nHLT\n")
     words = ["simulate", program, "--checkpoint", checkpoint, "--output", tmp_path / "out", *MACHINE]
     words += ["--registers", "1", "2"]
+    assert "LOADI 7" in cli.run(*words).out
+    program.write_bytes("; a comment\r\nloadi 7\r\nAdd a\rHLT".encode("utf-16"))
+    words[words.index(tmp_path / "out")] = tmp_path / "again"
     assert "LOADI 7" in cli.run(*words).out
     program.write_text("LOADI 7\n\n\nFLY\nHLT\n")
     error = cli.run(*words, code=2).err

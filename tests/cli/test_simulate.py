@@ -142,7 +142,7 @@ def test_without_pyarrow_the_extra_is_named(
     monkeypatch.delitem(sys.modules, "pyarrow", raising=False)
     monkeypatch.setattr(builtins, "__import__", without)
     words = ["simulate", "--checkpoint", checkpoint, "--output", tmp_path / "out", *MACHINE, "--random", "2"]
-    cli.fails("bgpt-fast[data]", *words, "--write", "parquet", code=1)
+    cli.fails('pip install ".[data]"', *words, "--write", "parquet", code=1)
     assert not (tmp_path / "out/predicted.parquet").exists()
 
 

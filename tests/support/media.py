@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-# Tests that import this module are skipped if a package is missing; pip install 'bgpt-fast[test]' installs them all.
+# Tests that import this module are skipped if a package is missing; pip install '.[test]' installs them all.
 mido = pytest.importorskip("mido")
 soundfile = pytest.importorskip("soundfile")
 pytest.importorskip("soxr")

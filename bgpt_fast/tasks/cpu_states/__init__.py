@@ -20,7 +20,7 @@ from bgpt_fast.tasks.cpu_states.formatting import format_difference, format_trac
 from bgpt_fast.tasks.cpu_states.gpu import generate_on_gpu
 from bgpt_fast.tasks.cpu_states.gpu_source import GPUStateSource
 from bgpt_fast.tasks.cpu_states.machine import ProgramError, assemble, disassemble
-from bgpt_fast.tasks.cpu_states.options import StreamOptions
+from bgpt_fast.tasks.cpu_states.options import SMALL_MACHINE, StreamOptions
 from bgpt_fast.tasks.cpu_states.packing import pack_traces
 from bgpt_fast.tasks.cpu_states.simulation import simulate, teacher_forced
 from bgpt_fast.tasks.cpu_states.source import CPUStateSource
@@ -29,6 +29,7 @@ from bgpt_fast.tasks.cpu_states.trace import PredictedTrace, Trace, TraceError, 
 from bgpt_fast.tasks.cpu_states.traces import Traces, split_of
 
 __all__ = [
+    "SMALL_MACHINE",
     "CPUStateReport",
     "CPUStateSource",
     "GPUStateSource",

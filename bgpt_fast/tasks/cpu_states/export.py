@@ -216,5 +216,5 @@ def import_pyarrow() -> tuple[ModuleType, ModuleType]:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise ImportError('Parquet needs pyarrow; install it with `pip install "bgpt-fast[data]"`') from error
+        raise ImportError('Parquet needs pyarrow; install it with `pip install ".[data]"` in the repository') from error
     return pyarrow, parquet

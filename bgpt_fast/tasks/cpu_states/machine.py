@@ -21,6 +21,10 @@ MAX_MEMORY = 2**30
 MAX_PC = 255
 
 _FAULTS = _C.cpu_states_faults()
+# None of ";", "#", "/" and "," is in the name of a register, as these begin at "A".
+_COMMENT = re.compile(r"(?:;|#|//).*", re.DOTALL)
+_MARK = "\ufeff"
+"""The byte-order mark, as it is decoded."""
 
 
 class Operation(NamedTuple):
@@ -47,7 +51,7 @@ class ProgramError(ValueError):
     """
 
     def __init__(self, message: str, line: int | None = None) -> None:
-        self.line = line
+        self.message, self.line = message, line
         super().__init__(message if line is None else f"line {line}: {message}")
 
 
@@ -68,20 +72,23 @@ def check_machine(num_registers: int, memory_size: int) -> None:
 
 
 def assemble(lines: Iterable[str], *, num_registers: int = 10, memory_size: int = 1024) -> bytes:
-    """Translates assembly to machine code.
+    """Translates assembly to machine code; docs/assembly.md has the instructions.
 
     Args:
-        lines: one instruction each, such as "LOADI 7", "ADD A", "SUB A B C", "HLT"; words separated by spaces or tabs.
-            Lines after the first HLT are assembled too, though nothing can reach them.
-        num_registers: R, the machine's registers A, B, …
+        lines: one instruction each, such as "LOADI 7", "ADD A", "sub a, b, c ; C = A − B", "HLT". Operands are
+            separated by spaces, tabs or a comma; case does not matter; a comment begins with ";", "#" or "//". Empty
+            lines and comment lines have no instruction. Lines after the first HLT are assembled too, though nothing
+            can reach them.
+        num_registers: R, the machine's registers A, B, … With more than 32, whose names include lower-case letters,
+            the case of a register's name matters.
         memory_size: M, bytes of the machine's memory.
 
     Returns:
-        4 bytes per line.
+        4 bytes per instruction.
 
     Raises:
         ProgramError: an unknown mnemonic, a wrong number of operands, an unknown register, an immediate outside 0…255,
-            an empty line, more instructions than fit, or no HLT; it names the line.
+            more instructions than fit, or no HLT; it names the line.
         TypeError, ValueError: a wrong argument.
 
     Source: cpu-simulation.py of github.com/sanderwood/bgpt, `translate`.
@@ -90,18 +97,24 @@ def assemble(lines: Iterable[str], *, num_registers: int = 10, memory_size: int 
     if isinstance(lines, str | bytes | bytearray):
         raise TypeError(f"assemble: lines: expected a sequence of lines, got {type(lines).__name__}; use .splitlines()")
     code = bytearray()
+    numbers = []
     for number, line in enumerate(lines, 1):
         if not isinstance(line, str):
             raise TypeError(f"assemble: lines[{number - 1}]: expected a str, got {type(line).__name__}")
-        instruction = _assemble_line(line, number, num_registers)
-        if len(code) + INSTRUCTION_SIZE > memory_size:
+        instruction = _assemble_line(line.removeprefix(_MARK) if number == 1 else line, number, num_registers)
+        if len(code) + len(instruction) > memory_size:
             raise ProgramError(
                 f"a memory of {memory_size} bytes holds {memory_size // INSTRUCTION_SIZE} instructions of 4 bytes; "
                 "shorten the program or enlarge the memory",
                 number,
             )
+        if instruction:
+            numbers.append(number)
         code += instruction
-    check_program(bytes(code), num_registers, memory_size)
+    try:
+        check_program(bytes(code), num_registers, memory_size)
+    except ProgramError as error:
+        raise error if error.line is None else ProgramError(error.message, numbers[error.line - 1]) from error
     return bytes(code)
 
 
@@ -162,26 +175,44 @@ def as_bytes(name: str, value: object) -> bytes:
 
 
 def _assemble_line(line: str, number: int, num_registers: int) -> bytes:
-    # Not str.split(): some register names after Z are Unicode white space.
-    name, *operands = re.split(r"[ \t]+", line.strip(" \t\r\n"))
-    if not name:
-        raise ProgramError("expected an instruction, got an empty line", number)
-    operation = _BY_NAME.get(name)
+    """Returns the 4 bytes of a line's instruction; none for an empty line or a comment."""
+    # Not str.split() and str.strip(): some register names after Z are Unicode white space.
+    text = _COMMENT.sub("", line).strip(" \t\r\n")
+    if not text:
+        return b""
+    name, rest = re.fullmatch(r"([^ \t,]*)[ \t]*(.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]
+    operands = re.split(r"[ \t]*,[ \t]*|[ \t]+", rest) if rest else []
+    operation = _BY_NAME.get(_upper(name))
     if operation is None:
-        raise ProgramError(f"unknown mnemonic {name!r}; known are {', '.join(_BY_NAME)}", number)
+        raise ProgramError(f"unknown mnemonic {name!r:.40}; known are {', '.join(_BY_NAME)}", number)
+    name = operation.name
+    if "" in operands:
+        raise ProgramError(f"expected an operand before and after each comma, got {text!r:.80}", number)
     if not operation.min_operands <= len(operands) <= operation.max_operands:
-        raise ProgramError(f"{name} takes {_operand_counts(operation)}, got {len(operands)}: {line.strip()!r}", number)
+        raise ProgramError(f"{name} takes {_operand_counts(operation)}, got {len(operands)}: {text!r:.80}", number)
     if name == "LOADI":
         if re.fullmatch(r"[0-9]{1,3}", operands[0]) is None or int(operands[0]) > 255:
-            raise ProgramError(f"LOADI takes an immediate in 0…255, got {operands[0]!r}", number)
+            raise ProgramError(f"LOADI takes an immediate in 0…255, got {operands[0]!r:.40}", number)
         return bytes([operation.opcode, int(operands[0]), 0, 0])
-    code = [operation.opcode]
-    for operand in operands:
-        index = ord(operand) - ord("A") + 1 if len(operand) == 1 else 0
-        if not 1 <= index <= num_registers:
-            raise ProgramError(f"{name}: expected a register {_registers(num_registers)}, got {operand!r}", number)
-        code.append(index)
-    return bytes(code).ljust(INSTRUCTION_SIZE, b"\0")
+    indices = [_register_index(operand, num_registers) for operand in operands]
+    for operand, index in zip(operands, indices, strict=True):
+        if index is None:
+            raise ProgramError(f"{name}: expected a register {_registers(num_registers)}, got {operand!r:.40}", number)
+    return bytes([operation.opcode, *filter(None, indices)]).ljust(INSTRUCTION_SIZE, b"\0")
+
+
+def _upper(name: str) -> str:
+    """The name in upper case; not str.upper(), by which other letters become those of ASCII, too."""
+    return name.upper() if name.isascii() else name
+
+
+def _register_index(name: str, num_registers: int) -> int | None:
+    """The register of a name, counted from 1; that of the upper-case name if the machine has none of this one."""
+    for spelling in (name, _upper(name)):
+        index = ord(spelling) - ord("A") + 1 if len(spelling) == 1 else 0
+        if 1 <= index <= num_registers:
+            return index
+    return None
 
 
 def _operand_counts(operation: Operation) -> str:

@@ -21,7 +21,7 @@ class MachineOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class StreamOptions:
-    """A machine and the lengths of its random programs; the defaults are the released ones.
+    """A machine and the lengths of its random programs; the defaults are the paper's.
 
     Args:
         num_registers: R, 1…255.
@@ -67,3 +67,7 @@ class StreamOptions:
     def to_dict(self) -> dict[str, int]:
         """The fields, JSON-ready."""
         return asdict(self)
+
+
+SMALL_MACHINE = StreamOptions(num_registers=2, memory_size=64, min_program=1, max_program=15)
+"""The machine of the shipped model, which the preset "cpu-states" learns in minutes; the default of all commands."""

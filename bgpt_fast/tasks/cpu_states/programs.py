@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +16,6 @@ from bgpt_fast.tasks.cpu_states.export import (
     read_folder_chunks,
     read_parquet_chunks,
 )
-from bgpt_fast.tasks.cpu_states.machine import ProgramError
 from bgpt_fast.tasks.cpu_states.options import StreamOptions
 from bgpt_fast.tasks.cpu_states.streams import generate
 from bgpt_fast.tasks.cpu_states.trace import Trace, run
@@ -95,7 +95,8 @@ def read_chunks(
                 is_code = len(content) <= M
                 one = run(content, acc, registers, R, M) if is_code else Trace.from_bytes(content, R, M)
             else:
-                one = _run_assembly(read_text(path, MAX_BYTES), acc, registers, R, M)
+                lines = re.split(r"\r\n|\r|\n", read_text(path, MAX_BYTES))
+                one = run(lines, acc, registers, R, M)
         except ValueError as error:
             if not any(str(path) in note for note in getattr(error, "__notes__", ())):
                 error.add_note(f"in {path}")
@@ -127,15 +128,3 @@ def _check_machine(traces: Traces, R: int, M: int) -> None:
             f"expected traces of a machine of {R} registers and {M} bytes of memory, got {traces.num_registers} and "
             f"{traces.memory_size}; give the machine's sizes"
         )
-
-
-def _run_assembly(text: str, acc: int, registers: Sequence[int], R: int, M: int) -> Trace:
-    """Runs a program; its text may have empty lines, and errors name the line of the text."""
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-    try:
-        return run([line for _, line in lines], acc, registers, num_registers=R, memory_size=M)
-    except ProgramError as error:
-        if error.line is None or error.line > len(lines):
-            raise
-        message = str(error).removeprefix(f"line {error.line}: ")
-        raise ProgramError(message, lines[error.line - 1][0]) from error

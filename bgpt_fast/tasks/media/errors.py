@@ -34,4 +34,6 @@ def optional(name: str, extra: str, what: str) -> ModuleType:
     except (ImportError, OSError) as error:  # soundfile raises OSError where libsndfile is missing
         module = name.partition(".")[0]
         package = {"PIL": "Pillow", "sklearn": "scikit-learn"}.get(module, module)
-        raise ImportError(f'{what} needs {package}; install it with `pip install "bgpt-fast[{extra}]"`') from error
+        raise ImportError(
+            f'{what} needs {package}; install it with `pip install ".[{extra}]"` in the repository'
+        ) from error

@@ -123,7 +123,7 @@ def irish_collections() -> list[str]:
     spec = importlib.util.find_spec("music21")
     if spec is None or spec.origin is None:
         optional("music21", "music", "the Irish tunes")
-        raise ImportError('the Irish tunes need music21; install it with `pip install "bgpt-fast[music]"`')
+        raise ImportError('the Irish tunes need music21; install it with `pip install ".[music]"` in the repository')
     corpus = Path(spec.origin).parent / "corpus"
     missing = [name for name in IRISH if not (corpus / name).is_dir()]
     if missing:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 
 import numpy as np
 import pytest
 from oracles import cpu_states as oracle
+from support.paths import ROOT
 
 import bgpt_fast.tasks.cpu_states as cpu
+from bgpt_fast.tasks.cpu_states.machine import OPERATIONS
 
 EDGES = [0, 1, 2, 127, 128, 254, 255]
 
@@ -83,6 +86,34 @@ def test_white_space_and_lines_behind_hlt() -> None:
     assert trace.program_bytes == code[:8]
 
 
+def test_comments_commas_and_lower_case() -> None:
+    text = """
+; 7 + 9
+LOADI 7   # comment; of // all kinds
+pop a
+\t# only a comment
+Add A,b , A // and A
+sub a\t,\tB;none
+mov B,A#
+hlt
+"""
+    plain = ["LOADI 7", "POP A", "ADD A B A", "SUB A B", "MOV B A", "HLT"]
+    assert cpu.disassemble(cpu.assemble(text.split("\n"))) == plain
+    assert cpu.assemble(["\ufeffHLT"]) == bytes(4), "a byte-order mark"
+    # Register 33 is named "a", and takes the name's case; a machine without it has A instead.
+    assert [cpu.assemble(["INC a", "HLT"], num_registers=R)[1] for R in (1, 32, 33, 255)] == [1, 1, 33, 33]
+    assert cpu.assemble(["INC A", "HLT"], num_registers=33)[1] == 1
+
+
+def test_the_reference_has_every_instruction() -> None:
+    text = (ROOT / "docs/assembly.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (\d+) \|", text, re.MULTILINE)
+    assert rows == [(operation.name, str(operation.opcode)) for operation in OPERATIONS]
+    [example] = re.findall(r"```asm\n(.*?)```", text, re.DOTALL)
+    trace = cpu.run(example.split("\n"), num_registers=2, memory_size=64)
+    assert trace.states[-1].tolist()[1:2] + trace.states[-1].tolist()[6:] == [32, 7, 32]
+
+
 def test_run_accepts_lines_and_machine_code() -> None:
     lines = ["LOADI 200", "ADD A", "POP B", "HLT"]
     from_lines = cpu.run(lines, 1, [100] * 10)
@@ -96,8 +127,14 @@ def test_run_accepts_lines_and_machine_code() -> None:
     ("lines", "line", "message"),
     [
         (["INC", "JMP A", "HLT"], 2, "unknown mnemonic 'JMP'; known are HLT, CLR"),
-        (["inc", "HLT"], 1, "unknown mnemonic 'inc'"),
-        (["INC", "", "HLT"], 2, "empty line"),
+        (["; a comment", "", "Jmp A", "HLT"], 3, "unknown mnemonic 'Jmp'"),
+        (["", "INC", "// no more", "DEC"], None, "no HLT among 2 instructions"),
+        (["#", "ADD A,,B", "HLT"], 2, "expected an operand before and after each comma, got 'ADD A,,B'"),
+        (["ADD A,", "HLT"], 1, "expected an operand before and after each comma"),
+        (["ADD ,A", "HLT"], 1, "expected an operand before and after each comma"),
+        ([", A", "HLT"], 1, "unknown mnemonic ''"),
+        (["\u017fub A", "HLT"], 1, "unknown mnemonic '\u017fub'"),
+        (["INC \u0131", "HLT"], 1, "got '\u0131'"),
         (["HLT A"], 1, "HLT takes no operand, got 1"),
         (["CLR A B", "HLT"], 1, "CLR takes 0 or 1 operand, got 2"),
         (["PUSH", "HLT"], 1, "PUSH takes 1 operand, got 0"),
@@ -106,7 +143,7 @@ def test_run_accepts_lines_and_machine_code() -> None:
         (["ADD A B C D", "HLT"], 1, "got 4"),
         (["INC K", "HLT"], 1, "expected a register A…J of this machine's 10, got 'K'"),
         (["INC @", "HLT"], 1, "got '@'"),
-        (["INC a", "HLT"], 1, "got 'a'"),
+        (["INC k", "HLT"], 1, "got 'k'"),
         (["INC AB", "HLT"], 1, "got 'AB'"),
         (["INC 1", "HLT"], 1, "got '1'"),
         (["INC", "LOADI 256", "HLT"], 2, "LOADI takes an immediate in 0…255, got '256'"),
@@ -117,6 +154,7 @@ def test_run_accepts_lines_and_machine_code() -> None:
         (["INC", "DEC"], None, "no HLT among 2 instructions"),
         ([], None, "no HLT among 0 instructions"),
         (["INC"] * 256 + ["HLT"], 257, "a memory of 1024 bytes holds 256 instructions"),
+        (["", *["INC ; +1", "#"] * 256, "HLT"], 514, "a memory of 1024 bytes holds 256 instructions"),
     ],
 )
 def test_refused_assembly(lines: list[str], line: int | None, message: str) -> None:
