@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from bgpt_fast.data.arrow_messages import unpacked_sizes
 from bgpt_fast.data.file_index import FileEntry, SkipReport
 from bgpt_fast.data.source import DataError
 from bgpt_fast.memory import OutOfMemoryError, is_shortage
@@ -17,7 +18,9 @@ _ENDINGS = (".parquet", ".arrow", ".feather", ".ipc")
 _MODIFIED = ("mtime", "LastModified", "last_modified", "updated", "modified", "etag", "ETag", "blob_id")
 """Names, in different file systems, of what changes when a remote file does."""
 _ROWS_AT_ONCE = 256
-_MAX_DECODED_BYTES = 256 << 20
+_MAX_DECODED_BYTES = 64 << 20
+_MAX_UNPACKED_BYTES = 512 << 20
+"""Of a row, or of columns and record batches that are repetition above all; files with more are refused."""
 _MAX_RATIO = 100
 """Columns that are packed better than by this are repetition above all."""
 
@@ -174,6 +177,10 @@ def _tables(path: str, names: list[str], first_row: int) -> Iterator[tuple[int, 
                         row += batch.num_rows
                 start += size
             return
+        if not is_remote(path):
+            for packed, unpacked in unpacked_sizes(stream):
+                if unpacked > _MAX_UNPACKED_BYTES and unpacked > _MAX_RATIO * packed:
+                    raise _too_much(unpacked, packed, "record batch")
         for batch in _record_batches(_ipc_reader(stream)):
             for offset in range(max(first_row - start, 0), batch.num_rows, _ROWS_AT_ONCE):
                 yield start + offset, batch.slice(offset, _ROWS_AT_ONCE)
@@ -204,9 +211,13 @@ def _rows_at_once(stream: Any, group: Any, names: list[str]) -> int:
             is_packed = unpacked > _MAX_RATIO * packed
             mean = unpacked // chunk.num_values + 1
             rows = 1 if is_packed else min(rows, max(_MAX_DECODED_BYTES // (4 * mean), 1))
-            if mean > _MAX_DECODED_BYTES or (is_packed and unpacked > 4 * _MAX_DECODED_BYTES):
-                raise ColumnError(f"unpacks to {unpacked:,} bytes a row group, {unpacked // packed:,} times its size")
+            if mean > _MAX_UNPACKED_BYTES or (is_packed and unpacked > _MAX_UNPACKED_BYTES):
+                raise _too_much(unpacked, packed, "row group")
     return rows
+
+
+def _too_much(unpacked: int, packed: int, unit: str) -> ColumnError:
+    return ColumnError(f"unpacks to {unpacked:,} bytes a {unit}, {unpacked // max(packed, 1):,} times its size")
 
 
 def _dictionary_size(stream: Any, chunk: Any) -> int:

@@ -15,12 +15,14 @@ from support.batches import skip
 
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data import ArrowSource, DataError, Source, arrow_files
+from bgpt_fast.data.arrow_messages import unpacked_sizes
 from bgpt_fast.data.file_index import SkipReport
 from bgpt_fast.patches import PackedPatches
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*so batches shrink")
 CONFIG = BGPTConfig(patch_size=4, patch_length=16, hidden_size=8, patch_num_layers=1, byte_num_layers=1)
 ROWS = 210
 
@@ -238,9 +240,54 @@ def test_a_small_file_of_large_rows_takes_bounded_memory(
 def test_a_file_made_to_fill_the_memory_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = pa.table({"content": [bytes(1 << 20)] * 24})
     pq.write_table(table, tmp_path / "a.parquet", compression="zstd", use_dictionary=False)
-    monkeypatch.setattr(arrow_files, "_MAX_DECODED_BYTES", 1 << 20)
+    for name in ("_MAX_DECODED_BYTES", "_MAX_UNPACKED_BYTES"):
+        monkeypatch.setattr(arrow_files, name, 1 << 20)
     with pytest.raises(DataError, match=r"unpacks to 25,[\d,]+ bytes a row group, [\d,]+ times its size.*a\.parquet"):
         ArrowSource(tmp_path, "content", CONFIG, 50, split="all")
+
+
+@pytest.mark.parametrize("codec", [None, "zstd", "lz4"])
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_sizes_of_compressed_messages_are_known_before_they_are_read(
+    tmp_path: Path, codec: str | None, is_stream: bool
+) -> None:
+    text = pa.array([b"x" * 1000] * 500)
+    table = pa.table({"a": text, "b": pa.array(["one", None, "two"] * 100 + [None] * 200).dictionary_encode()})
+    make, path = pa.ipc.new_stream if is_stream else pa.ipc.new_file, tmp_path / "a.arrow"
+    options = pa.ipc.IpcWriteOptions(compression=codec)
+    with pa.OSFile(str(path), "wb") as file, make(file, table.schema, options=options) as writer:
+        writer.write_table(table, max_chunksize=200)
+    with pa.OSFile(str(path)) as stream:
+        sizes = list(unpacked_sizes(stream))
+        assert stream.tell() == 0
+    if codec is None:
+        assert not sizes
+        return
+    assert len(sizes) == 4, "a dictionary and three record batches"
+    unpacked = [size for _, size in sizes[1:]]
+    contents = (200_000, 200_000, 100_000)
+    assert all(size <= total <= size + 2000 for size, total in zip(contents, unpacked, strict=True))
+    assert sum(packed for packed, _ in sizes) < path.stat().st_size
+    for cut in range(0, path.stat().st_size, 97):
+        with pa.BufferReader(path.read_bytes()[:cut]) as stream:
+            assert list(unpacked_sizes(stream)) in [sizes[:count] for count in range(5)]
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_an_arrow_file_made_to_fill_the_memory_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_stream: bool
+) -> None:
+    table = pa.table({"content": [bytes(1 << 20)] * 24})
+    make = pa.ipc.new_stream if is_stream else pa.ipc.new_file
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as file, make(file, table.schema, options=options) as writer:
+        writer.write_table(table)
+    arguments: dict[str, Any] = {"split": "all"}
+    assert len(_documents(list(ArrowSource(tmp_path, "content", CONFIG, 50, **arguments).one_pass()))) == 24
+    for name in ("_MAX_DECODED_BYTES", "_MAX_UNPACKED_BYTES"):
+        monkeypatch.setattr(arrow_files, name, 1 << 20)
+    with pytest.raises(DataError, match=r"unpacks to 25,[\d,]+ bytes a record batch, [\d,]+ times its size"):
+        ArrowSource(tmp_path, "content", CONFIG, 50, **arguments)
 
 
 def test_batches_shrink_to_a_small_file(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from bgpt_fast.config import EOP, BGPTConfig
-from bgpt_fast.data import DataError, PairSource, Source
+from bgpt_fast.data import DataError, LabelledSource, PairSource, Source
 from bgpt_fast.data.pairs import parse_conversion
 from bgpt_fast.patches import PackedPatches
 
@@ -131,3 +132,26 @@ def test_wrong_conversions_are_named(conversion: str, folder: Path) -> None:
     with pytest.raises(ValueError, match="conversion"):
         PairSource(folder, conversion, CONFIG, 64)
     assert parse_conversion(".abc -> mid") == [("abc", "mid")]
+
+
+@pytest.mark.filterwarnings("ignore:.*so batches shrink")
+def test_pairs_and_classes_of_hard_links_lose_no_member(tmp_path: Path) -> None:
+    for name in ("one.abc", "one.mid", "cat_1.bin", "dog_1.bin"):
+        (tmp_path / name).write_bytes(b"the same size")
+    for name in ("two.abc", "three.abc"):
+        os.link(tmp_path / "one.abc", tmp_path / name)
+    for name in ("two.mid", "four.mid"):
+        os.link(tmp_path / "one.mid", tmp_path / name)
+    os.link(tmp_path / "cat_1.bin", tmp_path / "dog_2.bin")
+    pairs = PairSource(tmp_path, "abc->mid", CONFIG, 50, split="all")
+    assert [tuple(Path(path).name for path in pair) for pair in pairs.paths] == [
+        ("one.abc", "one.mid"), ("two.abc", "two.mid"),
+    ]  # fmt: skip
+    assert {Path(name).name: reason for name, reason in pairs.skipped.items()} == {
+        "three.abc": "no partner",
+        "four.mid": "no partner",
+        **dict.fromkeys(("cat_1.bin", "dog_1.bin", "dog_2.bin"), "extension of no pair"),
+    }
+    labelled = LabelledSource(tmp_path, CONFIG, 50, split="all")
+    assert [Path(path).name for path in labelled.paths] == ["cat_1.bin", "dog_1.bin", "dog_2.bin"]
+    assert labelled.describe()["skipped"] == {"no label": 6}
