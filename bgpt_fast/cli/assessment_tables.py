@@ -17,13 +17,17 @@ def print_assessment(assessment: Assessment) -> None:
     def row(name: str, *shares: float | None) -> list[str]:
         return [name, *(percent(share, 3) for share in shares)]
 
+    right = [f"{report.right_bytes:,} of {report.state_bytes:,}" for report in (forced, free)]
+    exact = [f"{report.programs_right:,} of {report.programs:,}" for report in (forced, free)]
     rows = [
         row("state bytes right", forced.accuracy, free.accuracy),
+        ["", *right],
         row("  copying alone would score", forced.copy_baseline, free.copy_baseline),
         row("PC and instruction", forced.instruction_accuracy, free.instruction_accuracy),
-        row("changed ACC and registers", forced.changed_accuracy, free.changed_accuracy),
-        row("copied ACC and registers", forced.copied_accuracy, free.copied_accuracy),
+        row(f"changed ACC and registers ({forced.changed_bytes:,})", forced.changed_accuracy, free.changed_accuracy),
+        row(f"copied ACC and registers ({forced.copied_bytes:,})", forced.copied_accuracy, free.copied_accuracy),
         row("programs right to the last byte", forced.exact_programs, free.exact_programs),
+        ["", *exact],
     ]
     print_table(table(f"{forced.programs} programs", ["", "teacher-forced", "free running"], rows))
     _print_scores("bytes that an instruction changed, right", forced.by_instruction, free.by_instruction)

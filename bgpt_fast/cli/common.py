@@ -7,7 +7,7 @@ import dataclasses
 import datetime
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
@@ -33,6 +33,7 @@ from bgpt_fast.terminal import (
 )
 
 Options = TypeVar("Options")
+Item = TypeVar("Item")
 GenerationProgress = Callable[[int, int, int], None]
 LINE_SECONDS = 30.0
 _NAMED_FILES = 8
@@ -169,14 +170,25 @@ def drawing(command: str, what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def counting_progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Shows a progress bar on standard error; yields a function that takes the number of items done and the total."""
+    """Shows the progress of a command; yields a function that takes the number of items done and the total.
+
+    A bar if standard error is a terminal, otherwise a line every half minute.
+    """
     columns = (text_column("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=new_console(stderr=True), disable=not stderr_is_terminal(), transient=True)
+    is_terminal = stderr_is_terminal()
+    bar = Progress(*columns, console=new_console(stderr=True), disable=not is_terminal, transient=True)
+    started = last_line = time.monotonic()
     with bar:
         task = bar.add_task(what, total=None)
 
         def update(done: int, total: int) -> None:
+            nonlocal last_line
             bar.update(task, completed=done, total=total)
+            now = time.monotonic()
+            if not is_terminal and now - last_line >= LINE_SECONDS:
+                last_line = now
+                remaining = f", {_duration((now - started) * (total - done) / done)} left" if done else ""
+                print_error(f"{what}: {done:,} of {total:,}{remaining}")
 
         yield update
 
@@ -213,14 +225,25 @@ def generation_progress(what: str) -> Iterator[GenerationProgress]:
             rate = f"{new_bytes / seconds:,.0f} B/s"
             remaining = ""
             if done > resumed:
-                estimate = round(seconds * (total - done) / (done - resumed))
-                remaining = f"{datetime.timedelta(seconds=estimate)} left"
+                remaining = f"{_duration(seconds * (total - done) / (done - resumed))} left"
             bar.update(task, completed=done, total=total, rate=rate, remaining=remaining)
             if not is_terminal and now - last_line >= LINE_SECONDS:
                 last_line = now
                 print_error(f"{what}: {done:,} of {total:,}, {rate}{remaining and ', ' + remaining}")
 
         yield update
+
+
+def counted(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
+    """Yields the items, and shows how many are done, as `counting_progress`."""
+    with counting_progress(what) as progress:
+        for done, item in enumerate(items, 1):
+            yield item
+            progress(done, total)
+
+
+def _duration(seconds: float) -> str:
+    return str(datetime.timedelta(seconds=round(seconds)))
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
@@ -236,6 +259,11 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 def percent(share: float | None, digits: int = 2) -> str:
     """Formats a share as a percentage; None as a dash."""
     return "–" if share is None else f"{100 * share:.{digits}f} %"
+
+
+def share(count: int, total: int, digits: int = 2) -> str:
+    """Formats a share as a percentage with its counts; a dash if there is nothing."""
+    return "–" if not total else f"{percent(count / total, digits)} ({count:,} of {total:,})"
 
 
 def decimal(value: float | None, digits: int = 4) -> str:

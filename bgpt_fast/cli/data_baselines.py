@@ -9,7 +9,16 @@ from typing import Annotated, Any
 
 import tyro
 
-from bgpt_fast.cli.common import as_json, decimal, percent, print_report, print_skipped, read_options, table
+from bgpt_fast.cli.common import (
+    as_json,
+    counting_progress,
+    decimal,
+    print_report,
+    print_skipped,
+    read_options,
+    share,
+    table,
+)
 from bgpt_fast.data.file_index import SkipReport, as_roots, find_files, read_content
 from bgpt_fast.data.labelled import label_of
 from bgpt_fast.tasks.baselines import ByteClassifier, classify_by_bytes, compression_scores, entropy_of_bytes
@@ -53,7 +62,8 @@ def run(words: Sequence[str]) -> int:
             f"classes to classify, got {len(classes)} classes and {len(labelled)} files"
         )
     contents = [content for _, content in files]
-    scores = compression_scores(contents, [content for _, content in train])
+    with counting_progress("compressing") as progress:
+        scores = compression_scores(contents, [content for _, content in train], progress=progress)
     entropy = entropy_of_bytes(contents)
     result: dict[str, Any] = {
         "options": as_json(options),
@@ -74,7 +84,7 @@ def run(words: Sequence[str]) -> int:
         accuracies = []
         for name, report in reports.items():
             low, high = report.interval
-            accuracies.append([name, percent(report.accuracy), f"{100 * low:.1f} … {100 * high:.1f} %"])
+            accuracies.append([name, share(report.correct, report.documents), f"{100 * low:.1f} … {100 * high:.1f} %"])
         result["classifiers"] = {name.partition(",")[0]: report.to_dict() for name, report in reports.items()}
         tables.append(table(f"{len(labelled)} files classified", ["by", "accuracy", "95 %"], accuracies))
     if print_report(options, result, tables):

@@ -9,7 +9,16 @@ from typing import Annotated, Any
 
 import tyro
 
-from bgpt_fast.cli.common import as_json, percent, print_report, print_skipped, read_options, table
+from bgpt_fast.cli.common import (
+    as_json,
+    counted,
+    counting_progress,
+    percent,
+    print_report,
+    print_skipped,
+    read_options,
+    table,
+)
 from bgpt_fast.data.file_index import MAX_CONTENT_BYTES
 from bgpt_fast.documents import extension_of
 from bgpt_fast.files import read_file
@@ -50,7 +59,8 @@ OPTIONS = Check
 
 def run(words: Sequence[str]) -> int:
     options = read_options(Check, "data check", words, renamed={"--shown": "--gallery-files"})
-    checked = check_files(options.files)
+    with counting_progress("checking") as progress:
+        checked = check_files(options.files, progress)
     report = summarise(checked)
     result: dict[str, Any] = {"options": as_json(options), **report.to_dict()}
     tables = [
@@ -65,7 +75,9 @@ def run(words: Sequence[str]) -> int:
     ]
     if options.truth is not None:
         conversions, alone = _pairs(options)
-        converted = evaluate_conversion(conversions, onset_tolerance=options.onset_tolerance)
+        converted = evaluate_conversion(
+            counted(conversions, len(conversions), "comparing"), onset_tolerance=options.onset_tolerance
+        )
         result |= {"conversion": converted.to_dict(), **alone}
         rows = [*converted.rows(), *([name.replace("_", " "), f"{len(names):,}"] for name, names in alone.items())]
         tables.append(table("against the truth", ["", "value"], rows))

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from bgpt_fast.cli.common import as_json, counting_progress, new_folder, read_options
+from bgpt_fast.cli.common import as_json, counted, new_folder, read_options
 from bgpt_fast.deprecation import renamed_value
 from bgpt_fast.files import write_json
 from bgpt_fast.tasks.cpu_states import (
     SMALL_MACHINE,
     StreamOptions,
-    Trace,
     Traces,
     generate,
     generate_released_split,
@@ -80,14 +79,8 @@ def run(words: Sequence[str]) -> int:
 
 def _write(options: CPUStates, name: str, traces: Traces) -> dict[str, object]:
     if options.format == "folder":
-        with counting_progress(f"writing {name}") as progress:
-
-            def shown() -> Iterator[Trace]:
-                for count, trace in enumerate(traces, 1):
-                    yield trace
-                    progress(count, len(traces))
-
-            return {"path": name, "files": write_folder(shown(), options.output / name)}
+        tracked = counted(traces, len(traces), f"writing {name}")
+        return {"path": name, "files": write_folder(tracked, options.output / name)}
     path = options.output / f"{name}.parquet"
     write_parquet(traces, path)
     return {"path": path.name, "files": 1}

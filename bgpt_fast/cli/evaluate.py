@@ -25,6 +25,7 @@ from bgpt_fast.cli.common import (
     plots_folder,
     print_report,
     read_options,
+    share,
     table,
 )
 from bgpt_fast.cli.model_task import check_directions, check_files, check_simulation
@@ -44,9 +45,21 @@ from bgpt_fast.tasks.mode_collapse import Diversity, diversity
 _MOST_ROWS = 20
 _FILES = "on files"
 LAYOUT = HelpLayout(
-    basic=("data", "checkpoint", "conversion", "generated", "plots", "programs", "machine", "output", "json", "device"),
+    basic=(
+        "data",
+        "checkpoint",
+        "conversion",
+        "generated",
+        "plots",
+        "stride",
+        "programs",
+        "machine",
+        "output",
+        "json",
+        "device",
+    ),
     groups={
-        "file": ("Apply to DATA.", ("patches_per_batch", "baselines", "resamples", "confidence", "plots")),
+        "file": ("Apply to DATA.", ("patches_per_batch", "stride", "baselines", "resamples", "confidence", "plots")),
         "program": ("Apply without DATA.", ("programs",)),
     },
 )
@@ -68,6 +81,8 @@ class Evaluate:
         generated: a folder of generated files to test for mode collapse; compared with those files of `data` that have
             the same extensions, or with all of them if there are none.
         patches_per_batch: maximum number of patches in a batch.
+        stride: 0 scores the head of a file longer than the context. Otherwise such a file is scored whole, in windows
+            that start this many patches after one another: fewer give each byte more context, and take longer.
         baselines: also compress the files with gzip and xz.
         resamples: number of resamples of the bootstrap over files.
         confidence: level of the intervals: the share of the resamples inside them.
@@ -86,6 +101,7 @@ class Evaluate:
     conversion: str = ""
     generated: Path | None = None
     patches_per_batch: int = 8192
+    stride: int = 0
     baselines: bool = True
     resamples: int = 1000
     confidence: float = 0.95
@@ -111,6 +127,8 @@ def run(words: Sequence[str]) -> int:
     if options.conversion and not options.data:
         raise ValueError("--conversion: expected pairs of files to evaluate, got none; name files or folders")
     check_output_file(options.output)
+    if options.stride and options.conversion:
+        raise ValueError("--stride: expected single files, got --conversion; a pair is never cut")
     scores = options.data and (options.checkpoint is not None or options.generated is None or options.conversion)
     if options.plots is not None and not scores:
         raise ValueError("--plots: expected a --checkpoint with it, got none: of --generated alone there are no plots")
@@ -173,6 +191,7 @@ def _reports(options: Evaluate) -> dict[str, FileReport]:
         if options.conversion:
             reports = evaluate_pairs(model, options.data, options.conversion, **arguments, progress=progress)
         else:
+            arguments["stride"] = options.stride
             reports = {_FILES: evaluate_files(model, options.data, **arguments, progress=progress)}
     if options.plots is not None:
         for name, report in reports.items():
@@ -224,13 +243,16 @@ def _file_tables(of: str, report: FileReport) -> list[Table]:
         text_of = percent if key == "accuracy" else decimal
         return [name, text, f"{text_of(interval[0])} … {text_of(interval[1])}"]
 
-    decoders = figures["decoders"]
+    total, ends, decoders = report.total, report.end_of_file, report.decoders
     rows = [
         line("bits per byte: all bits over real bytes", "bits_per_byte", decimal(figures["bits_per_byte"])),
         line("bits per position: as the released loss", "bits_per_position", decimal(figures["bits_per_position"])),
         line("real bytes right", "accuracy", percent(figures["accuracy"])),
+        line("", "", f"{total.right_bytes:,} of {total.bytes:,}"),
         line("positions right, padding and end too", "", percent(figures["accuracy_positions"])),
+        line("", "", f"{total.right_positions:,} of {total.positions:,}"),
         line("end-of-file patches' positions right", "", percent(figures["end_of_file"]["accuracy_positions"])),
+        line("", "", f"{ends.right_positions:,} of {ends.positions:,}"),
         *[
             line(f"{name} bits per byte", "", decimal(value))
             for name, value in figures["baselines_bits_per_byte"].items()
@@ -243,11 +265,11 @@ def _file_tables(of: str, report: FileReport) -> list[Table]:
     ]
     tables = [table(title, ["", "value", "interval"], rows)]
     rows = [
-        ["data patches right to the last position", percent(decoders["right_share"])],
-        ["wrong from the first byte: patch level", percent(decoders["patch_level_error_share"])],
-        ["wrong after a right first byte: byte level", percent(decoders["byte_level_error_share"])],
-        ["bits per byte of first bytes", decimal(decoders["first_byte"]["bits_per_byte"])],
-        ["bits per byte of later bytes", decimal(decoders["later_bytes"]["bits_per_byte"])],
+        ["data patches right to the last position", share(decoders.right, decoders.patches)],
+        ["wrong from the first byte: patch level", share(decoders.patch_level, decoders.patches)],
+        ["wrong after a right first byte: byte level", share(decoders.byte_level, decoders.patches)],
+        ["bits per byte of first bytes", decimal(figures["decoders"]["first_byte"]["bits_per_byte"])],
+        ["bits per byte of later bytes", decimal(figures["decoders"]["later_bytes"]["bits_per_byte"])],
     ]
     tables.append(table("errors by decoder", ["", "value"], rows))
     columns = ["", "bytes", "bits per byte", "bits per position", "bytes right"]

@@ -210,7 +210,7 @@ def _check_complete(options: Simulate, chunks: Iterator[Traces]) -> int:
         )
     print_text(
         f"{options.output}: all {len(report['files']):,} programs were simulated already and were not simulated again; "
-        f"{100 * report['free_running']['exact_programs']:.3f} % right to the last byte, free running; see {REPORT}"
+        f"{report['free_running']['programs_right']:,} of them right to the last byte, free running; see {REPORT}"
     )
     return 0
 

@@ -37,6 +37,7 @@ def confusion_matrix(figures: Mapping[str, Any], path: Path) -> None:
     """Draws the documents by true class (rows) and predicted class (columns), coloured by their share of the row."""
     counts = np.asarray(figures["confusion"], np.int64)
     names = [shown_text(name) for name in figures["labels"]]
+    true_names = [f"{name} ({count:,})" for name, count in zip(names, counts.sum(1).tolist(), strict=True)]
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = 2.0 + 0.45 * min(len(names), 2 * _MOST_NUMBERS)
     figure, axes = new_figure(side + 0.8, side)
@@ -47,9 +48,9 @@ def confusion_matrix(figures: Mapping[str, Any], path: Path) -> None:
                 color = "white" if shares[row, column] > 0.5 else "#333333"
                 axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", fontsize=8, color=color)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=8)
-    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_yticks(range(len(names)), true_names, fontsize=8)
     axes.set_xlabel("predicted class")
-    axes.set_ylabel("true class")
+    axes.set_ylabel("true class (files)")
     axes.set_title(_title(figures), fontsize=9)
     figure.colorbar(image, ax=axes, shrink=0.7, label="of the true class, %")
     save_figure(figure, path)
@@ -65,8 +66,8 @@ def class_scores(figures: Mapping[str, Any], path: Path) -> None:
         heights = [np.nan if score[what] is None else 100 * score[what] for score in scores.values()]
         axes.bar(places + offset, heights, 0.4, color=color, label=what)
     axes.set_xticks(places, names, rotation=45, ha="right", fontsize=8)
-    axes.set_xlabel("class (documents)")
-    axes.set_ylabel("%")
+    axes.set_xlabel("class (files)")
+    axes.set_ylabel("precision and recall, %")
     axes.set_ylim(0, 101)
     axes.set_title(_title(figures), fontsize=9)
     figure.legend(frameon=False, loc="outside lower center", ncols=2)
@@ -75,4 +76,9 @@ def class_scores(figures: Mapping[str, Any], path: Path) -> None:
 
 def _title(figures: Mapping[str, Any]) -> str:
     low, high = figures["accuracy_interval"]
-    return f"{figures['accuracy']:.1%} of {figures['documents']:,} right ({low:.1%} to {high:.1%})"
+    empty = sum(score["support"] == 0 for score in figures["by_class"].values())
+    missing = f"; {empty} of {len(figures['by_class'])} classes have no files" if empty else ""
+    return (
+        f"{figures['accuracy']:.1%} of {figures['documents']:,} files right (95 % interval {low:.1%} to {high:.1%})"
+        f"{missing}"
+    )

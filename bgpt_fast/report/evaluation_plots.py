@@ -10,7 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from bgpt_fast.report.plots import COLORS, new_figure, save_figure, shown_text
+from bgpt_fast.report.plots import (
+    COLORS,
+    new_figure,
+    plain_log_ticks,
+    save_figure,
+    share_text,
+    short_number,
+    shown_text,
+)
 
 _MOST_EXTENSIONS = 20
 
@@ -60,15 +68,19 @@ def baselines(figures: Mapping[str, Any], path: Path) -> bool:
     names, values, colors = zip(*bars, strict=True)
     places = np.arange(len(bars))[::-1]
     axes.barh(places, values, color=colors)
-    for place, value in zip(places, values, strict=True):
-        axes.annotate(f"{value:.4g}", (value, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
     interval = figures["intervals"]["bits_per_byte"]
+    # The model's number stands behind the end of its interval, if there is one.
+    ends = [values[0] if interval is None else max(values[0], interval[1]), *values[1:]]
+    for place, value, end in zip(places, values, ends, strict=True):
+        text = short_number(value)
+        axes.annotate(text, (end, place), (6, 0), textcoords="offset points", va="center", fontsize=8)
     if interval is not None:
         axes.plot(interval, [places[0]] * 2, "|-", color="black", linewidth=1)
     axes.set_yticks(places, names)
-    axes.set_xlabel("bits a byte")
+    axes.set_xlabel("bits per byte")
     axes.margins(x=0.12)
-    axes.set_title(f"{figures['files']:,} files, {figures['bytes']:,} bytes", fontsize=9)
+    line = "; the line is the model's interval" if interval is not None else ""
+    axes.set_title(f"{figures['files']:,} files, {figures['bytes']:,} bytes{line}", fontsize=9)
     save_figure(figure, path)
     return True
 
@@ -82,16 +94,15 @@ def patch_positions(figures: Mapping[str, Any], path: Path) -> bool:
     places = [place for place, _ in known]
     figure, axes = new_figure(8, 4)
     style = "o-" if len(places) == 1 else "-"
-    axes.plot(places, [row["bits_per_byte"] for _, row in known], style, color=COLORS[0], label="bits a byte")
-    axes.set_xlabel("data patch")
-    axes.set_ylabel("bits a byte")
+    axes.plot(places, [row["bits_per_byte"] for _, row in known], style, color=COLORS[0], label="bits per byte")
+    axes.set_xlabel("data patch of the file, from 1")
+    axes.set_ylabel("bits per byte")
     axes.set_ylim(bottom=0)
     right = axes.twinx()
-    right.plot(
-        places, [100 * (1 - row["accuracy"]) for _, row in known], style, color=COLORS[1], label="bytes wrong, %"
-    )
+    wrong = [100 * (1 - row["accuracy"]) for _, row in known]
+    right.plot(places, wrong, style, color=COLORS[1], label="bytes wrong, %")
     right.set_ylabel("bytes wrong, %")
-    right.set_ylim(0, 101)
+    right.set_ylim(0, min(1.1 * max(*wrong, 0.01), 101))
     figure.legend(frameon=False, loc="outside lower center", ncols=2)
     save_figure(figure, path)
     return True
@@ -109,7 +120,7 @@ def byte_positions(figures: Mapping[str, Any], path: Path) -> bool:
     axes.bar(range(1, len(rows) + 1), heights, color=colors)
     axes.set_xticks(range(1, len(rows) + 1))
     axes.set_xlabel("byte of the patch (1: from the patch-level decoder's feature alone)")
-    axes.set_ylabel("bits a byte")
+    axes.set_ylabel("bits per byte")
     save_figure(figure, path)
     return True
 
@@ -121,14 +132,15 @@ def decoders(figures: Mapping[str, Any], path: Path) -> bool:
         return False
     kinds = (
         ("right", "right_share", COLORS[2]),
-        ("wrong from the first byte: patch level", "patch_level_error_share", COLORS[1]),
-        ("wrong after a right first byte: byte level", "byte_level_error_share", COLORS[0]),
+        ("wrong from the first byte, patch level", "patch_level_error_share", COLORS[1]),
+        ("wrong after a right first byte, byte level", "byte_level_error_share", COLORS[0]),
     )
     figure, axes = new_figure(8, 2.2)
     start = 0.0
     for label, name, color in kinds:
         width = 100 * shares[name]
-        axes.barh([0], [width], left=start, color=color, label=f"{label}, {width:.2f} %")
+        text = share_text(round(shares[name] * shares["patches"]), shares["patches"])
+        axes.barh([0], [width], left=start, color=color, label=f"{label}: {text}")
         start += width
     axes.set_xlim(0, 100)
     axes.set_yticks([])
@@ -148,9 +160,10 @@ def files(figures: Mapping[str, Any], path: Path) -> bool:
     axes.scatter(sizes, values, s=8, color=COLORS[0], alpha=0.5, linewidths=0, label="a file")
     axes.axhline(figures["bits_per_byte"], color=COLORS[1], linewidth=1, label="all together")
     axes.set_xscale("log")
+    plain_log_ticks(axes.xaxis)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("bytes that the model saw")
-    axes.set_ylabel("bits a byte")
+    axes.set_ylabel("bits per byte")
     figure.legend(frameon=False, loc="outside lower center", ncols=2)
     save_figure(figure, path)
     return True

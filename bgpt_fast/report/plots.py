@@ -15,6 +15,7 @@ from bgpt_fast.terminal import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 Path = str | os.PathLike[str]
@@ -38,6 +39,29 @@ def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
 def shown_text(text: str) -> str:
     """Returns a text that matplotlib can draw: without lone surrogates, control characters and formulas."""
     return printable(text).replace("$", r"\$")
+
+
+def plain_log_ticks(axis: Axis) -> None:
+    """Labels a logarithmic axis with plain numbers instead of powers of ten, as many as fit; call it after drawing."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,), numticks=12))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
+
+
+def share_text(count: int, total: int) -> str:
+    """A share as a percentage with its counts, such as "0.03 % (3 of 10,000)"; only 0 is written as 0."""
+    share = 100 * count / max(total, 1)
+    return f"{short_number(share)} % ({count:,} of {total:,})"
+
+
+def short_number(value: float) -> str:
+    """A number with two decimals, or two significant digits if it is below 0.1, so that only 0 is written as 0."""
+    if value == 0:
+        return "0"
+    return f"{value:,.2f}" if abs(value) >= 0.1 else f"{value:.2g}"
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -67,8 +91,9 @@ def training_curve(log_path: Path, path: Path, title: str = "") -> None:
     axes.plot(minutes, loss, color=COLORS[0], alpha=0.25, linewidth=0.8, label="loss")
     axes.plot(minutes, _smooth(loss), color=COLORS[0], linewidth=1.6, label="loss, smoothed")
     axes.set_yscale("log")
+    plain_log_ticks(axes.yaxis)
     axes.set_xlabel("minutes of training")
-    axes.set_ylabel("nats")
+    axes.set_ylabel("loss, nats per document" if "accuracy" in steps[0] else "loss, nats per byte position")
     axes.set_title(shown_text(title))
     evaluations = [line for line in lines if line["kind"] == "eval"]
     shares = {"state_byte_accuracy": "state bytes right, %", "accuracy": "documents right, %"}
@@ -88,15 +113,17 @@ def training_curve(log_path: Path, path: Path, title: str = "") -> None:
     save_figure(figure, path)
 
 
-def _smooth(values: NDArray[np.float64], weight: float = 0.95) -> NDArray[np.float64]:
-    """Returns the exponential moving average with bias correction."""
-    out = np.empty_like(values)
-    mean = total = 0.0
-    for index, value in enumerate(values):
-        mean = weight * mean + (1 - weight) * value
-        total = weight * total + (1 - weight)
-        out[index] = mean / total
-    return out
+def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns the mean of the values around each, as many before it as after it, so that it does not lag behind them.
+
+    The window has an eighth of the values, at most 101. At the start, where a loss falls fast, it is smaller; at the
+    end it has the values that there are.
+    """
+    sums = np.concatenate([[0.0], values.cumsum()])
+    places = np.arange(len(values))
+    half = np.minimum(places, min(len(values) // 16, 50))
+    stops = np.minimum(places + half + 1, len(values))
+    return (sums[stops] - sums[places - half]) / (stops - places + half)
 
 
 def accuracy_bars(accuracies: Mapping[str, Mapping[str, float]], path: Path, title: str = "") -> None:
@@ -111,7 +138,7 @@ def accuracy_bars(accuracies: Mapping[str, Mapping[str, float]], path: Path, tit
     width = 0.8 / max(len(accuracies), 1)
     places = np.arange(len(names))
     for index, (model, shares) in enumerate(accuracies.items()):
-        heights = [100 * shares.get(name, 0.0) for name in names]
+        heights = [100 * shares.get(name, np.nan) for name in names]
         offset = (index - (len(accuracies) - 1) / 2) * width
         axes.bar(places + offset, heights, width, label=shown_text(model), color=COLORS[index % len(COLORS)])
     axes.set_xticks(places, names, rotation=45, ha="right")
@@ -134,6 +161,8 @@ def difference_map(
         path: the PNG to write.
     """
     from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
+    from matplotlib.ticker import MaxNLocator
 
     steps = max(len(predicted), len(truth), 1)
     common = min(len(predicted), len(truth))
@@ -150,7 +179,12 @@ def difference_map(
                     text += f"≠{truth[row, column]}"
                 color = "white" if state[row, column] else "#333333"
                 axes.text(column, row + 1, text, ha="center", va="center", fontsize=6, color=color)
-    axes.set_xticks(range(len(columns)), columns)
+    axes.set_xticks(range(len(columns)), columns, fontsize=8)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("byte of the state")
     axes.set_ylabel("step")
     axes.set_title(shown_text(title), fontsize=9)
+    kinds = ((_RIGHT, "right"), (_WRONG, "wrong: predicted≠true"), (_MISSING, "missing or surplus"))
+    handles = [Patch(color=color, label=label) for color, label in kinds]
+    figure.legend(handles=handles, frameon=False, loc="outside lower center", ncols=3, fontsize=7)
     save_figure(figure, path)

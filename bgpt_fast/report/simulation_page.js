@@ -102,18 +102,23 @@ picker.addEventListener("change", drawMap);
 document.querySelectorAll("input[name=mode]").forEach((button) => button.addEventListener("change", drawMap));
 drawMap();
 
+// A share in percent; only 0 is written as 0, so that no cell with an error reads as if it had none.
+const short = (share) => share === 0 ? "" : share < 0.0005 ? "<0.1" : (100 * share).toFixed(share < 0.1 ? 1 : 0);
 const heat = head(document.getElementById("heat"), ["step", ...columns, "programs"]);
 const worst = Math.max(...free.wrong.map((row, step) => Math.max(...row) / free.states[step]), 1e-9);
 free.wrong.forEach((row, step) => {
   const line = add(heat, "tr");
   add(line, "th", step + 1);
   row.forEach((wrong, column) => {
-    const share = wrong / free.states[step], cell = add(line, "td", wrong ? (100 * share).toFixed(1) : "");
+    const share = wrong / free.states[step], cell = add(line, "td", short(share));
     cell.style.background = `color-mix(in srgb, var(--wrong) ${wrong ? 8 + 92 * share / worst : 0}%, var(--right))`;
+    if (wrong && share / worst > 0.4) cell.style.color = "#fff";
     hover(cell, () => `step ${step + 1}, ${columns[column]}\n${wrong} of ${free.states[step]} wrong, ${percent(share)}`);
   });
   add(line, "td", free.states[step], "given");
 });
+
+document.getElementById("scale-end").textContent = worst > 1e-9 ? `${percent(worst)} wrong, the most here` : "nothing is wrong";
 
 function drawHistogram() {
   const last = Math.max(free.states.length + 1, ...Object.keys(free.first_divergence).map(Number));
@@ -122,7 +127,7 @@ function drawHistogram() {
     for (const [name, value] of Object.entries(values)) made.setAttribute(name, value);
     return made;
   };
-  const svg = make("svg", { width: 40 + step * last, height: tall + 40, role: "img" });
+  const svg = make("svg", { width: 40 + step * last, height: tall + 48, role: "img" });
   const most = Math.max(1, ...Object.values(free.first_divergence), ...Object.values(forced.first_divergence));
   for (let at = 1; at <= last; at++) {
     [[free, "one", "free running", 0], [forced, "two", "teacher-forced", 0.45]].forEach(([report, kind, name, shift]) => {
@@ -132,18 +137,23 @@ function drawHistogram() {
       hover(bar, () => `${name}: ${count} of ${report.programs} programs first go wrong at step ${at}`);
       svg.append(bar);
     });
-    if (last <= 40 || at % 10 === 0) {
+    if (step >= 22 || at % 5 === 0 && last <= 60 || at % 10 === 0) {
       const label = make("text", { x: 30 + (at - 0.55) * step, y: tall + 26, "text-anchor": "middle" });
       label.textContent = at;
       svg.append(label);
     }
   }
-  const top = make("text", { x: 0, y: 16 });
-  top.textContent = most;
-  svg.append(top);
+  const axis = (x, y, text, anchor = "start") => {
+    const label = make("text", { x, y, "text-anchor": anchor });
+    label.textContent = text;
+    svg.append(label);
+  };
+  axis(0, 16, most);
+  axis(0, 10 + tall, "0");
+  axis(30 + step * last / 2, tall + 40, "step of the first wrong byte", "middle");
   document.getElementById("histogram").append(svg);
   const legend = add(document.getElementById("histogram"), "p", undefined, "note");
-  legend.textContent = "■ free running (left bars)   ■ teacher-forced (right bars)";
+  legend.textContent = "■ free running (left bars)   ■ teacher-forced (right bars); height: number of programs";
 }
 drawHistogram();
 

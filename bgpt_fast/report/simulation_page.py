@@ -91,8 +91,10 @@ results of the one before. Point at a cell for both values and the disassembly.<
 </section>
 <section>
 <h2>Where the model goes wrong</h2>
-<p class="note">Share of wrong bytes by step and column, over all programs, free running.</p>
+<p class="note">Wrong bytes in % of the programs that have the step, free running: a row a step, a column a byte of the
+state. Empty: none is wrong. The last column is the number of programs.</p>
 <div class="scroll"><table id="heat"></table></div>
+<p class="legend"><span class="right">0 %</span> <span class="scale"></span> <span id="scale-end"></span></p>
 <h3>First divergence</h3>
 <p class="note">Programs by the step of their first wrong byte.</p>
 <div class="scroll"><div id="histogram"></div></div>

@@ -104,6 +104,7 @@ def compression_scores(
     files: Iterable[bytes],
     training: Iterable[bytes] = (),
     compressors: Sequence[Compressor] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[CompressionScore]:
     """Returns the bits per byte of files under general-purpose compressors at their highest levels.
 
@@ -113,6 +114,7 @@ def compression_scores(
         files: contents, with at least one byte in total.
         training: contents of the training files.
         compressors: their names; None means gzip and xz, and zstd if the package zstandard is installed.
+        progress: called with the numbers of files compressed and to compress, by each compressor.
 
     Raises:
         ValueError: no byte, or an unknown compressor.
@@ -125,8 +127,13 @@ def compression_scores(
     training_stream = b"".join(training)
     stream = b"".join(contents)
     scores = []
-    for codec in _codecs(compressors):
-        alone = sum(map(codec.size, contents))
+    codecs = _codecs(compressors)
+    for place, codec in enumerate(codecs):
+        alone = 0
+        for done, content in enumerate(contents, place * len(contents) + 1):
+            alone += codec.size(content)
+            if progress is not None:
+                progress(done, len(codecs) * len(contents))
         together = codec.size(stream)
         after = codec.size(training_stream + stream) - codec.size(training_stream) if training_stream else None
         scores.append(

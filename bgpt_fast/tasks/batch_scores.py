@@ -131,21 +131,35 @@ class ScoreSums:
         self.last_patch = 0
         self._kinds = np.zeros(3, np.int64)
 
-    def add(self, model: BGPT, batch: PackedPatches, begins: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Adds a batch of files that start at the patches `begins`, [B], of their documents; returns rows [B, 5]."""
+    def add(
+        self, model: BGPT, batch: PackedPatches, begins: NDArray[np.int64], offsets: NDArray[np.int64] | None = None
+    ) -> NDArray[np.float64]:
+        """Adds a batch of files; returns rows [B, 5].
+
+        Args:
+            model: the model.
+            batch: B documents.
+            begins: [B], the patch of its document at which each file, or the scored part of it, starts.
+            offsets: [B], number of the file's patches before that one, in other documents; None means none.
+        """
         scores = score_batch(model, batch)
         real = scores.truth != EOP
         right = scores.tokens == scores.truth
         # [T, S, 5]: all figures below are sums of these over subsets of the positions.
         cells = np.stack([scores.nats, np.ones_like(scores.nats), real, right, right & real], -1, dtype=np.float64)
         patches = cells.sum(1)
-        offsets = batch.cu_seqlens.cpu().numpy()
-        document = np.searchsorted(offsets, scores.indices, side="right") - 1
-        place = scores.indices - offsets[document] - begins[document]
+        starts = batch.cu_seqlens.cpu().numpy()
+        document = np.searchsorted(starts, scores.indices, side="right") - 1
+        place = scores.indices - starts[document] - begins[document]
+        if offsets is not None:
+            place = place + offsets[document]
         # A data patch has at least one byte; an end-of-file patch has only <eop>.
         data = real.any(1)
         self.total += patches.sum(0)
         self.end_of_file += patches[~data].sum(0)
+        missing = int(place.max(initial=0)) + 1 - len(self.by_patch)
+        if missing > 0:
+            self.by_patch = np.concatenate([self.by_patch, np.zeros((missing, _COUNTS))])
         np.add.at(self.by_patch, place[data], patches[data])
         self.by_byte += cells[data].sum(0)
         self.last_patch = max(self.last_patch, int(place[data].max(initial=0)))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypedDict, Unpack
 
 import numpy as np
@@ -15,9 +16,9 @@ from numpy.typing import NDArray
 
 from bgpt_fast.checks import check_int
 from bgpt_fast.config import BGPTConfig
-from bgpt_fast.data.file_index import FileEntry, Paths, SkipReport, as_roots, find_files, read_document
+from bgpt_fast.data.file_index import FileEntry, Paths, SkipReport, as_roots, find_files, read_document, read_entry
 from bgpt_fast.data.source import DataError
-from bgpt_fast.documents import extension_of
+from bgpt_fast.documents import FixedWindow, count_patches, extension_of
 from bgpt_fast.memory import named_out_of_memory
 from bgpt_fast.metrics import ByteScores, Interval, bootstrap_interval
 from bgpt_fast.model import BGPT
@@ -120,12 +121,17 @@ class EvaluationOptions(TypedDict, total=False):
 
     patches_per_batch: maximum number of patches in a batch, 8,192 by default; at least the context.
     baselines: also compress the scored files (`bgpt_fast.tasks.baselines.Compressors`); the default.
+    stride: 0 truncates a file longer than the context to its head. Otherwise (`evaluate_files` alone) such a file is
+        scored whole, in windows of the context's length that start this many patches after one another; each window
+        scores the patches that no earlier one did, so that all but the first have at least context − 1 − stride patches
+        before them. At most the context − 1.
     resamples, confidence, seed: of the bootstrap over files (`bootstrap_interval`); by default 1,000, 0.95 and 0.
     progress: called with (files done, all files, bytes scored so far).
     """
 
     patches_per_batch: int
     baselines: bool
+    stride: int
     resamples: int
     confidence: float
     seed: int
@@ -136,8 +142,8 @@ def evaluate_files(model: BGPT, paths: Paths, **options: Unpack[EvaluationOption
     """Scores a model on files, teacher-forced, without dropout.
 
     Files are read, packed and scored batch by batch; in memory are one batch, the byte decoder's logits of 2,048
-    patches, and a row of figures for each file. A file longer than the context is truncated to its head, as in
-    evaluation during training, and counted; unreadable files are skipped, counted and reported. Batching changes the
+    patches, and a row of figures for each file. A file longer than the context is truncated to its head and counted,
+    unless there is a `stride`; unreadable files are skipped, counted and reported. Batching changes the
     figures only by rounding errors.
 
     Args:
@@ -153,7 +159,9 @@ def evaluate_files(model: BGPT, paths: Paths, **options: Unpack[EvaluationOption
     check_arguments("evaluate_files", model, options)
     skips = SkipReport()
     entries = find_files(as_roots(paths), skips)
-    documents = (_document(file, model.config, skips) for file in entries)
+    stride = options.get("stride", 0)
+    check_int("evaluate_files: stride", stride, 0, model.config.patch_length - 1)
+    documents = (document for file in entries for document in _documents(file, model.config, stride, skips))
     report = evaluate_documents(model, documents, len(entries), skips, **options)
     if report is None:
         raise DataError(
@@ -175,16 +183,21 @@ class Document(NamedTuple):
     Args:
         path: path of the file.
         packed: its document, preceded by its context if any, such as a pair's source.
-        begin: index of its extension patch in `packed`; the patches after it are scored.
+        begin: index of its extension patch in `packed`, or of the last patch that an earlier window has scored; the
+            patches after it are scored.
+        offset: number of patches of the file up to `begin`; 0 unless earlier windows of it are other documents.
+        is_window: whether it is one of the windows of a file that is scored whole.
     """
 
     path: str
     packed: PackedPatches
     begin: int = 0
+    offset: int = 0
+    is_window: bool = False
 
     @property
     def content(self) -> bytes:
-        """The bytes of the file that fit the context."""
+        """The scored bytes of the file."""
         own = self.packed.patches[self.begin :]
         ((_, content),) = PackedPatches(
             own, torch.tensor([0, len(own)], dtype=torch.int32, device=own.device)
@@ -200,6 +213,7 @@ def evaluate_documents(
     *,
     patches_per_batch: int = 8192,
     baselines: bool = True,
+    stride: int = 0,
     resamples: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
@@ -208,7 +222,7 @@ def evaluate_documents(
     """As `evaluate_files`, for packed documents; returns None if there are none.
 
     Args:
-        documents: the files in order; None for a skipped one.
+        documents: the files in order, windows of one file one after the other; None for a skipped one.
         count: their number, for `progress`.
         skips: report of the skipped files, updated by the iterator `documents`.
     """
@@ -221,22 +235,21 @@ def evaluate_documents(
     sums = ScoreSums(config)
     with named_out_of_memory(lambda: "the baselines' compressors", advice="switch baselines off"):
         compressors = Compressors() if baselines else None
-    scored: list[FileScore] = []
+    files = _FileScores(compressors)
     seconds, patches, cut = 0.0, 0, 0
     for group, done in _in_batches(documents, max(patches_per_batch, config.patch_length)):
         batch = PackedPatches.concatenate([document.packed for document in group])
         start = time.monotonic()
-        rows = sums.add(model, batch, np.array([document.begin for document in group]))
+        begins = np.array([document.begin for document in group])
+        rows = sums.add(model, batch, begins, np.array([document.offset for document in group]))
         seconds += time.monotonic() - start
         patches += batch.num_patches
-        cut += batch.truncated
+        cut += sum(document.packed.truncated for document in group if not document.is_window)
         for document, row in zip(group, rows, strict=True):
-            with named_out_of_memory(lambda: "the baselines' compressors", advice="switch baselines off"):
-                compressed = {} if compressors is None else compressors.add(document.content)
-            scores, cut_bytes = ByteScores.of(row), document.packed.truncated_bytes
-            scored.append(FileScore(document.path, extension_of(document.path), scores, cut_bytes, compressed))
+            files.add(document, row)
         if progress is not None:
             progress(done, count, int(sums.total[2]))
+    scored = files.finish()
     if not scored:
         return None
     table = np.stack([file.scores.row for file in scored])
@@ -263,9 +276,55 @@ def evaluate_documents(
     )
 
 
-def _document(file: FileEntry, config: BGPTConfig, skips: SkipReport) -> Document | None:
-    packed = read_document(file, config, skips)
-    return None if packed is None else Document(file.path, packed)
+def _documents(file: FileEntry, config: BGPTConfig, stride: int, skips: SkipReport) -> Iterator[Document | None]:
+    """Yields a file's document, or its windows; None if it cannot be read."""
+    count = count_patches(file.size, config.patch_size) - 1
+    length = config.patch_length - 1
+    if not stride or count <= length:
+        packed = read_document(file, config, skips)
+        yield None if packed is None else Document(file.path, packed)
+        return
+    scored = 0
+    for first in itertools.count(0, stride):
+        part = read_entry(file, FixedWindow(config, first, config.patch_length), skips)
+        if part is None:
+            if not first:
+                yield None
+            return
+        begin = scored - first
+        packed = PackedPatches.from_parts([[part]], config.patch_size, first_target=begin + 1)
+        yield Document(file.path, packed, begin, scored, is_window=True)
+        scored = first + length
+        if scored >= count:
+            return
+
+
+class _FileScores:
+    """Collects the scores of files, whose windows arrive one after the other, and compresses each whole file."""
+
+    def __init__(self, compressors: Compressors | None) -> None:
+        self._compressors = compressors
+        self._scored: list[FileScore] = []
+        self._content = b""
+
+    def add(self, document: Document, row: NDArray[np.float64]) -> None:
+        """Adds the scores of a file, or of a window of it."""
+        if document.offset:
+            last = self._scored.pop()
+            row, self._content = row + last.scores.row, self._content + document.content
+        else:
+            self.finish()
+            self._content = document.content
+        cut_bytes = 0 if document.is_window else document.packed.truncated_bytes
+        self._scored.append(FileScore(document.path, extension_of(document.path), ByteScores.of(row), cut_bytes, {}))
+
+    def finish(self) -> list[FileScore]:
+        """Compresses the last file, and returns the scores of all files."""
+        if self._compressors is not None and self._scored:
+            with named_out_of_memory(lambda: "the baselines' compressors", advice="switch baselines off"):
+                compressed = self._compressors.add(self._content)
+            self._scored[-1] = replace(self._scored[-1], compressed=compressed)
+        return self._scored
 
 
 def _in_batches(documents: Iterable[Document | None], max_patches: int) -> Iterator[tuple[list[Document], int]]:
@@ -279,7 +338,7 @@ def _in_batches(documents: Iterable[Document | None], max_patches: int) -> Itera
                 group, patches = [], 0
             group.append(document)
             patches += document.packed.num_patches
-        done += 1
+        done += document is None or not document.offset
     if group:
         yield group, done
 

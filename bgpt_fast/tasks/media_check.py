@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -110,10 +110,14 @@ def check(name: str, content: bytes) -> Checked:
         return Checked(name, medium, False, error.reason, error.detail)
 
 
-def check_files(paths: Paths) -> list[Checked]:
+def check_files(paths: Paths, progress: Callable[[int, int], None] | None = None) -> list[Checked]:
     """Checks every file below folders, by relative path. Unreadable, empty and too large files count as not decoding.
 
     The report of the command that wrote the folder is not checked.
+
+    Args:
+        paths: files and folders.
+        progress: called with the numbers of files done and of all files.
 
     Raises:
         DataError: no such path, or no file.
@@ -121,7 +125,10 @@ def check_files(paths: Paths) -> list[Checked]:
     """
     skips = SkipReport()
     checked = []
-    for file in find_files(as_roots(paths), skips):
+    files = find_files(as_roots(paths), skips)
+    for done, file in enumerate(files):
+        if progress is not None:
+            progress(done, len(files))
         if os.fsdecode(file.relative) in OUR_REPORTS:
             continue
         content = read_content(file, skips)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import sys
 from pathlib import Path
 
 import pytest
-from support.cli import CommandLine
+from support.cli import MACHINE, CommandLine
 
 from bgpt_fast import BGPT
 from bgpt_fast.cli import evaluate
@@ -152,3 +153,21 @@ def test_wrong_options_fail_before_files_are_scored(
     cli.fails("expected files with something in them, got none", *words, "--generated", tmp_path / "none")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     cli.fails("plots need matplotlib", *words, "--plots", tmp_path / "plots", code=1)
+
+
+def test_accuracies_have_their_counts(checkpoint: Path, data: Path, cli: CommandLine) -> None:
+    output = cli.text("evaluate", data, "--checkpoint", checkpoint)
+    figures = cli.json("evaluate", data, "--checkpoint", checkpoint)
+    assert re.search(rf"real bytes right .* [\d,]+ of {figures['bytes']:,} ", output)
+    assert re.search(rf"last position .* \([\d,]+ of {figures['decoders']['patches']:,}\)", output)
+    output = cli.text("evaluate", "--checkpoint", checkpoint, "--programs", "3", *MACHINE)
+    assert re.search(r"programs right to the last byte .* \d of 3", output)
+
+
+def test_stride_scores_whole_files(checkpoint: Path, tmp_path: Path, cli: CommandLine) -> None:
+    (tmp_path / "long.txt").write_bytes(b"abc" * 500)
+    words = ["evaluate", tmp_path / "long.txt", "--checkpoint", checkpoint]
+    assert cli.json(*words, "--stride", "8")["bytes"] == 1500
+    assert cli.json(*words)["bytes"] < 1500
+    cli.fails("--stride: expected 0…15, got 16", *words, "--stride", "16")
+    cli.fails("--stride: expected single files", *words, "--stride", "8", "--conversion", "abc->mid")

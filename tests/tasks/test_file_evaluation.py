@@ -254,3 +254,44 @@ def test_progress_intervals_and_json(tiny_model: BGPT, folder: Path, tmp_path: P
     assert "by_file" not in report.to_dict(files=False)
     alone = evaluate_files(tiny_model, report.files[0].path)
     assert alone.intervals["bits_per_byte"] is None
+
+
+@pytest.mark.parametrize("stride", [1, 7, 23])
+def test_with_a_stride_every_byte_of_a_long_file_is_scored_once_after_its_context(
+    tiny_model: BGPT, tmp_path: Path, stride: int
+) -> None:
+    """Against windows cut by hand, one at a time."""
+    S, L = TINY.patch_size, TINY.patch_length
+    sizes = [3, 88, 89, 200, 333]
+    contents = [np.random.default_rng(size).bytes(size) for size in sizes]
+    for size, content in zip(sizes, contents, strict=True):
+        (tmp_path / f"{size:04}.bin").write_bytes(content)
+    report = evaluate_files(tiny_model, tmp_path, stride=stride, patches_per_batch=60)
+    assert [file.scores.bytes for file in report.files] == sizes
+    assert [file.cut_bytes for file in report.files] == [0] * 5
+    assert report.documents_cut == 0
+    assert report.end_of_file.positions == 5 * S, "the end of each file once"
+    assert [patch.bytes for patch in report.by_patch] == [
+        sum(min(S, max(0, size - place * S)) for size in sizes) for place in range(-(-333 // S))
+    ]
+    assert [file.compressed["gzip"] for file in report.files] == [len(gzip.compress(one, 9)) for one in contents]
+    for file, content in zip(report.files, contents, strict=True):
+        patches = PackedPatches.from_bytes([("bin", content)], BGPTConfig(patch_size=S, patch_length=1000)).patches
+        first, scored, nats = 0, 1, 0.0
+        while scored < len(patches):
+            window = torch.cat([patches[:1], patches[1 + first : L + first]])
+            packed = PackedPatches(window, torch.tensor([0, len(window)], dtype=torch.int32))
+            new = torch.arange(scored - first, len(window))
+            with torch.no_grad():
+                nats += float(tiny_model(packed, new).nats.double().sum())
+            scored, first = first + len(window), first + stride
+        assert file.scores.nats == pytest.approx(nats, rel=1e-5)
+    heads = evaluate_files(tiny_model, tmp_path)
+    assert heads.documents_cut == 3
+    assert heads.total.bytes < report.total.bytes
+
+
+def test_a_stride_is_within_the_context(tiny_model: BGPT, folder: Path) -> None:
+    for stride in (-1, TINY.patch_length):
+        with pytest.raises(ValueError, match=r"evaluate_files: stride: expected 0…23"):
+            evaluate_files(tiny_model, folder, stride=stride)

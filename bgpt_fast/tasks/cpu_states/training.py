@@ -32,7 +32,7 @@ def teacher_forced_evaluation(held_out: Traces, *, batch_size: int = 64) -> Call
             "changed_accuracy": report.changed_accuracy or 0.0,
             "copied_accuracy": report.copied_accuracy or 0.0,
             "programs": float(report.programs),
-            "state_bytes": float(sum(states.size for states in truth) - truth[0].shape[1] * len(truth)),
+            "state_bytes": float(report.state_bytes),
         }
 
     return evaluate
