@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import random
+import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from support.cpp import compile_driver, op_sources, run_driver
+from support.paths import ROOT
 
 
 class Driver(NamedTuple):
@@ -64,6 +68,66 @@ def test_the_sanitizers_report_nothing(tmp_path: Path, name: str, sanitizers: st
     DRIVERS[name].check(program, count, seed)
     if "address" in sanitizers:
         DRIVERS[name].check_overrun(program)
+
+
+THREADED = {
+    "bias_gelu": "bias_gelu/bias_gelu.cpp",
+    "invariant_linear": "invariant_linear/invariant_linear.cpp",
+    "patch_attention": "patch_attention/short_attention.cpp",
+    "patch_embed": "patch_embed/patch_embed.cpp",
+    "cached_attention": "cached_attention/cached_attention.cpp",
+    "patches": "patches/patches.cpp",
+    "cpu_states": "cpu_states/philox_stream.cpp",
+    "cpu_states, traces": "cpu_states/traces.cpp",
+    "byte_decode": "byte_decode/byte_decode.cpp",
+    "byte_decode, layers": "byte_decode/transformer.cpp",
+    "team": "common/team.h",
+}
+"""The files of csrc/ that share work among threads, by what runs them."""
+SHARED = r"\]\(int64_t begin, int64_t end\) \{"
+
+
+def plant_race(text: str) -> str:
+    """Adds a plain counter to each part that threads share, or takes the synchronisation out of a team."""
+    planted, count = re.subn(SHARED, r"\g<0> static int64_t planted = 0; planted += end - begin;", text)
+    release = "done_.fetch_add(1, std::memory_order_release)"
+    planted = planted.replace(release, release.replace("release", "relaxed"))
+    assert count or planted != text
+    return planted
+
+
+def test_every_threaded_file_has_a_planted_race() -> None:
+    threaded = {
+        str(path.relative_to(ROOT / "csrc"))
+        for path in ROOT.glob("csrc/*/*.cpp")
+        if re.search(r"\b(parallel_for|for_each|std::thread)\(", path.read_text())
+    }
+    assert threaded | {"common/team.h"} == set(THREADED.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", THREADED)
+def test_the_thread_sanitizer_finds_a_planted_race_and_no_other(tmp_path: Path, name: str) -> None:
+    """RELIABILITY R13."""
+    sources = tmp_path / "csrc"
+    shutil.copytree(ROOT / "csrc", sources)
+    folder = name.partition(",")[0]
+    if folder in ("byte_decode", "team"):
+        folders, driver, flags, arguments = DRIVERS["byte_decode"].folders, "byte_decode_driver", [], ["20", "0"]
+    else:
+        folders, driver, flags, arguments = (folder,), "threads_driver", [f"-DBGPT_TEST_{folder}"], []
+
+    def run() -> subprocess.CompletedProcess[str]:
+        files = op_sources(*folders, root=sources)
+        flags_here = [*flags, f"-I{sources}"]
+        return run_driver(compile_driver(tmp_path, driver, files, *flags_here, sanitizers="thread"), *arguments)
+
+    assert run().returncode == 0
+    file = sources / THREADED[name]
+    file.write_text(plant_race(file.read_text()))
+    racing = run()
+    assert racing.returncode != 0
+    assert "ThreadSanitizer: data race" in racing.stderr
 
 
 def test_the_mersenne_twister_is_that_of_python(tmp_path: Path) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import functools
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 from support.byte_decode import SHAPES, ending_model, random_model, rows
+from support.ops import DrawnTests, equal
 from torch import Tensor
 
-from bgpt_fast import _C, BGPTConfig
+from bgpt_fast import _C, BGPT, BGPTConfig
 from bgpt_fast.generation.decoders.cpu import CpuDecoder, CpuWeights
 from bgpt_fast.generation.decoders.cuda_layers import ByteWeights
 from bgpt_fast.kernels.byte_decode.op import Decoded, byte_decode, byte_decode_accept
@@ -66,6 +69,63 @@ def test_values(name: str, precision: str) -> None:
     allowed = {"float32": 2 * (plain - exact).abs().max() + 1e-6 * spread, "bfloat16": 2 * (plain - exact).abs().max()}
     # Eight bits: a scale for each output, so some 1/254 of the largest weight of a column a weight.
     assert (logits - exact).abs().max() <= allowed.get(precision, 0.1 * spread + 2 * (plain - exact).abs().max())
+
+
+class TestByteDecode(DrawnTests):
+    """Teacher-forced logits in float32 and bfloat16; int8, whose weights have an error of their own, is elsewhere."""
+
+    NAME = "byte_decode"
+
+    @staticmethod
+    def function(model: BGPT, precision: str, features: Tensor, patches: Tensor) -> Tensor:
+        return teacher_forced(CpuWeights(model, precision), features, patches)
+
+    @staticmethod
+    def plain(model: BGPT, precision: str, features: Tensor, patches: Tensor) -> Tensor:
+        dtype = torch.float32 if precision == "float32" else torch.bfloat16
+        dtype = torch.float64 if features.dtype == torch.float64 else dtype
+        logits = copy.deepcopy(model).to(dtype).byte_level_decoder.logits(features.to(dtype), patches)
+        return logits.to(features.dtype)
+
+    @staticmethod
+    def wrong_version(model: BGPT, precision: str, features: Tensor, patches: Tensor) -> Tensor:
+        return TestByteDecode.function(model, precision, features.roll(1, -1), patches)
+
+    def draw(self, stream: random.Random) -> list[Any]:
+        name, seed = stream.choice(list(SHAPES)), stream.randrange(2**30)
+        model, generator = random_model(SHAPES[name], seed), torch.Generator().manual_seed(seed)
+        N = stream.choice([1, 2, 7, 16, 17, 33])
+        patches = torch.randint(0, 257, (N, model.config.patch_size), generator=generator, dtype=torch.int16)
+        features = torch.randn(N, model.config.hidden_size, generator=generator)
+        return [model, stream.choice(["float32", "bfloat16"]), features, patches]
+
+
+class TestByteDecodeAccept(DrawnTests):
+    NAME = "byte_decode_accept"
+
+    @staticmethod
+    def call(accept: Callable[..., None], *arguments: Any) -> list[Tensor]:
+        """Returns tokens, counts, next tokens and active rows."""
+        inputs, written = arguments[:6], [tensor.clone() for tensor in arguments[6:10]]
+        accept(*inputs, *written, arguments[10])
+        return written
+
+    function = staticmethod(functools.partial(call, byte_decode_accept))
+    plain = staticmethod(functools.partial(call, byte_decode_accept_reference))
+
+    @staticmethod
+    def wrong_version(*arguments: Any) -> list[Tensor]:
+        return TestByteDecodeAccept.function(-arguments[0], *arguments[1:])
+
+    def draw(self, stream: random.Random) -> list[Any]:
+        arguments = accept_arguments(
+            stream.choice([1, 2, 16, 17, 257, stream.randint(1, 100)]), stream.randrange(2**30)
+        )
+        return [*arguments, stream.randrange(16)]
+
+    def check(self, arguments: Sequence[Any], function: Callable[..., Any] | None = None) -> None:
+        """The results are whole numbers: equal to the reference's."""
+        assert equal((function or self.function)(*arguments), self.plain(*arguments))
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -386,10 +446,10 @@ def test_strided_arguments() -> None:
     assert_same(*(byte_decode(decoder, **each, return_logits=True) for each in (call, spread)))
 
 
-def accept_arguments(count: int) -> list[Tensor]:
+def accept_arguments(count: int, seed: int = 1) -> list[Tensor]:
     """Arguments of `byte_decode_accept` up to `active`; one row has bad logits, one has ended."""
     call = rows(CONFIG, count)
-    logits = 3 * torch.randn(count, 257, generator=torch.Generator().manual_seed(1))
+    logits = 3 * torch.randn(count, 257, generator=torch.Generator().manual_seed(seed))
     logits[count // 2 :][:1] = torch.inf
     active = torch.ones(count, dtype=torch.uint8)
     active[:1] = 0

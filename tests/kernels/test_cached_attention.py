@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
-from support.ops import BF16, DEVICE, F32, F64, assert_accurate, check_cases
+from support.ops import BF16, DEVICE, F32, F64, DrawnTests, assert_accurate, check_cases
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -148,6 +151,27 @@ def test_threads_change_nothing() -> None:
         torch.set_num_threads(threads)
         y = cached_attention(qkv, *cache(2, H, d, L), slots, positions)
         torch.testing.assert_close(y, expected, rtol=0, atol=0)
+
+
+class TestCachedAttention(DrawnTests):
+    NAME = "cached_attention"
+
+    @staticmethod
+    def call(attention: Attention, qkv: Tensor, slots: Tensor, positions: Tensor, H: int, L: int) -> list[Tensor]:
+        """Attention with a new cache, and the cache, of which unused positions count as 0."""
+        keys, values = (tensor.to(qkv.dtype) for tensor in cache(int(slots.max()) + 1, H, qkv.shape[1] // (3 * H), L))
+        y = attention(qkv, keys, values, slots, positions)
+        return [y, keys.nan_to_num(), values.nan_to_num()]
+
+    function = staticmethod(partial(call, cached_attention))
+    plain = staticmethod(partial(call, cached_attention_reference))
+    wrong_version = staticmethod(partial(call, lambda *a: cached_attention(*a) * 1.00001))
+
+    def draw(self, stream: random.Random) -> list[Any]:
+        H, d = stream.randint(1, 5), stream.choice([1, 5, 8, 16, 17, 31, 64])
+        lengths = [stream.choice([1, 2, 7, 16, 17, 33, 65]) for _ in range(stream.randint(1, 5))]
+        tokens = sample(H, d, lengths, seed=stream.randrange(2**30), spread=stream.choice([0.01, 1.0, 3.0]))
+        return [*tokens, H, max(lengths) + stream.randint(0, 20)]
 
 
 @pytest.mark.parametrize("spread", [1e-3, 1.0, 5.0, 100.0])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
-from support.ops import BF16, DEVICE, F32, assert_accurate, check_cases, needs_gpu
+from support.ops import BF16, DEVICE, F32, DrawnTests, assert_accurate, check_cases, needs_gpu
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -164,6 +166,17 @@ def test_error_is_at_most_twice_plain_float32(shape: tuple[int, int, int], gelu:
     plain = (invariant_linear_reference(x, weight, bias, gelu) - exact).abs().max()
     rounding = 4 * torch.finfo(torch.float32).eps * exact.abs().max()
     assert (invariant_linear(x, weight, bias, gelu=gelu) - exact).abs().max() <= 2 * plain + rounding
+
+
+class TestInvariantLinear(DrawnTests):
+    NAME = "invariant_linear"
+    function = staticmethod(lambda x, weight, bias, gelu: invariant_linear(x, weight, bias, gelu=gelu))
+    plain = staticmethod(invariant_linear_reference)
+    wrong_version = staticmethod(lambda x, weight, bias, gelu: invariant_linear(x, weight, bias, gelu=gelu) * 1.0001)
+
+    def draw(self, stream: random.Random) -> list[Any]:
+        M, K, N = (stream.choice([1, 2, 15, 16, 17, 48, 257, stream.randint(1, 300)]) for _ in range(3))
+        return [*sample(M, K, N, seed=stream.randrange(2**30)), stream.random() < 0.5]
 
 
 def test_gelu_over_the_range_of_float32() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import re
 from pathlib import Path
 
 import pytest
 import torch
+from support.ops import DrawnTests, OpTests
 from support.paths import ROOT
 
 FOLDERS = sorted({path.parent.name for path in ROOT.glob("kernels/*/*.py")} - {"common"})
@@ -35,6 +37,26 @@ def schemas(folder: str) -> list[str]:
 
 def without_cuda(ops: list[str]) -> list[str]:
     return [op for op in ops if not torch._C._dispatch_has_kernel_for_dispatch_key(f"bgpt_fast::{op}", "CUDA")]
+
+
+def drawn_ops(folder: str) -> set[str]:
+    """The ops of a folder whose tests draw shapes and repeat runs."""
+    path = ROOT / f"tests/kernels/test_{folder}.py"
+    spec = importlib.util.spec_from_file_location(f"ops_of_{folder}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    classes = [value for name, value in vars(module).items() if name.startswith("Test") and isinstance(value, type)]
+    return {one.NAME for one in classes if issubclass(one, OpTests | DrawnTests)}
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_op_is_compared_on_drawn_shapes_and_run_repeatedly(folder: str) -> None:
+    """RELIABILITY R2 and R4; a backward op is tested with the op whose gradient it is."""
+    ops = {op for op in schemas(folder) if not op.endswith("_backward")}
+    assert ops
+    assert ops <= drawn_ops(folder)
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
+from support.ops import DrawnTests, results
 from torch import Tensor
 
 from bgpt_fast.kernels.patch_attention import op
@@ -69,6 +72,23 @@ def test_bf16_error_at_most_twice_the_plain_versions(name: str) -> None:
     for got, same, want in zip(ours, of_plain, expected_all, strict=True):
         assert got.dtype == torch.bfloat16
         assert (got - want).abs().max() <= 2 * (same - want).abs().max() + 2**-8
+
+
+class TestShortDocumentsAttention(DrawnTests):
+    NAME = "short_documents_attention"
+    function = staticmethod(patch_attention)
+    plain = staticmethod(lambda q, k, v, cu_seqlens, longest: patch_attention_reference(q, k, v, cu_seqlens))
+    wrong_version = staticmethod(lambda q, k, v, *lengths: patch_attention(q, k, 1.001 * v, *lengths))
+
+    def draw(self, stream: random.Random) -> list[Any]:
+        # Up to 64 patches a document the op takes them, with more SDPA.
+        lengths = [stream.choice([1, 2, 7, 8, 15, 16, 17, 63, 64]) for _ in range(stream.randint(1, 8))]
+        *qkv, cu_seqlens, longest = sample(lengths, stream.randint(1, 4), stream.choice([1, 4, 8, 16, 17, 64]))
+        dtype = stream.choice([torch.float32, torch.float32, torch.bfloat16])
+        return [*(tensor.detach().to(dtype) for tensor in qkv), cu_seqlens, longest]
+
+    def results(self, function: Callable[..., Any], arguments: Sequence[Any]) -> list[Tensor]:
+        return results(function, arguments).all
 
 
 def test_registration() -> None:

@@ -11,11 +11,9 @@ import pytest
 from support.paths import ROOT
 
 
-def op_sources(*folders: str) -> list[Path]:
-    """The C++ files of these folders of csrc/, without the bindings, which need Python."""
-    return [
-        path for folder in folders for path in sorted((ROOT / "csrc" / folder).glob("*.cpp")) if path.stem != "bind"
-    ]
+def op_sources(*folders: str, root: Path = ROOT / "csrc") -> list[Path]:
+    """The C++ files of these folders of csrc/ or a copy of it, without the bindings, which need Python."""
+    return [path for folder in folders for path in sorted((root / folder).glob("*.cpp")) if path.stem != "bind"]
 
 
 def compile_driver(output: Path, driver: str, sources: list[Path], *flags: str, sanitizers: str = "") -> Path:
@@ -25,10 +23,11 @@ def compile_driver(output: Path, driver: str, sources: list[Path], *flags: str, 
         pytest.skip("needs g++")
     program = output / "driver"
     options = ["-std=c++20", "-O1", "-pthread", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror"]
-    options.append(f"-I{ROOT / 'csrc'}")
     if sanitizers:
         options += ["-g1", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
-    command = [compiler, *options, *flags, ROOT / "tests" / "csrc" / f"{driver}.cpp", *sources, "-o", program]
+    # The flags first: they may have a copy of csrc.
+    options += [*flags, f"-I{ROOT / 'csrc'}"]
+    command = [compiler, *options, ROOT / "tests" / "csrc" / f"{driver}.cpp", *sources, "-o", program]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return program

@@ -201,6 +201,56 @@ def kernels_launched(function: Callable[[], object]) -> set[str]:
     return {event.key for event in profile.key_averages()}
 
 
+class DrawnTests:
+    """Accuracy on random shapes and equal bits over runs, for ops that `OpTests` does not fit: with a cache, without a
+    gradient, or for the CPU alone. `tests/kernels/test_op_folders.py` demands one of both classes for every op.
+    """
+
+    NAME: str
+    """Name of the registered op."""
+    DRAWS, RUNS = 200, 100
+    function: Callable[..., Any]
+    plain: Callable[..., Any]
+    """The same function in plain torch, for every dtype."""
+    wrong_version: Callable[..., Any]
+    """A slightly wrong version, which the comparison must detect."""
+
+    def draw(self, stream: random.Random) -> list[Any]:
+        """Arguments of a random shape."""
+        raise NotImplementedError
+
+    def results(self, function: Callable[..., Any], arguments: Sequence[Any]) -> list[Tensor]:
+        """The function's outputs on these arguments, and its gradients where it has some."""
+        with torch.no_grad():
+            return as_list(function(*arguments))
+
+    def check(self, arguments: Sequence[Any], function: Callable[..., Any] | None = None) -> None:
+        """Compares results with those in float64."""
+        ours = self.results(function or self.function, arguments)
+        wide = [t.double() if is_float(t) else t for t in arguments]
+        assert_accurate(ours, self.results(self.plain, arguments), self.results(self.plain, wide), ulps=8)
+
+    @pytest.mark.slow
+    def test_random_shapes(self) -> None:
+        stream = random.Random(self.NAME)
+        for _ in range(self.DRAWS):
+            self.check(self.draw(stream))
+
+    def test_a_random_shape_and_the_tolerance_catches_a_wrong_version(self) -> None:
+        arguments = self.draw(random.Random(1))
+        self.check(arguments)
+        with pytest.raises(AssertionError):
+            self.check(arguments, self.wrong_version)
+
+    def test_repeated_runs_are_bit_equal(self) -> None:
+        arguments, others = (self.draw(random.Random(seed)) for seed in (2, 3))
+        first = self.results(self.function, arguments)
+        for _ in range(self.RUNS):
+            assert equal(self.results(self.function, arguments), first)
+        different = self.results(self.function, others)
+        assert any(a.shape != b.shape or not torch.equal(a, b) for a, b in zip(different, first, strict=True))
+
+
 class OpTests:
     """The properties of an op that a test class defines, and the tests.
 

@@ -199,43 +199,6 @@ def test_signalled_processes_exit_with_their_codes(tmp_path: Path) -> None:
         assert resumed.step >= 4
 
 
-SUPERVISOR = """
-import json, os, random, signal, sys, time
-from pathlib import Path
-from support.training import make_trainer
-run, kills, steps = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-stream = random.Random(0)
-count = 0
-while True:
-    child = os.fork()
-    if child == 0:
-        make_trainer(run, steps=steps, save_every=1, accumulation=2, targets_per_step=9, threads=1).train()
-        os._exit(0)
-    if count < kills:
-        time.sleep(stream.uniform(0.03, 0.25))
-        os.kill(child, signal.SIGKILL)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if code == 0:
-        break
-    assert code == -9, code
-    count += 1
-print(json.dumps(count))
-"""
-
-
-@pytest.mark.slow
-def test_fifty_kills_change_nothing(tmp_path: Path) -> None:
-    steps = 600
-    command = [sys.executable, "-c", SUPERVISOR, str(tmp_path / "killed"), "50", str(steps)]
-    output = subprocess.run(command, env=child_environment(), check=True, capture_output=True, timeout=280).stdout
-    assert json.loads(output) == 50
-    fields = {**HARD, "steps": steps, "save_every": 1}
-    straight = train(tmp_path / "straight", **fields)
-    killed = make_trainer(tmp_path / "killed", **fields)
-    assert fingerprint(killed) == fingerprint(straight)
-    assert losses(tmp_path / "killed") == losses(tmp_path / "straight")
-
-
 def _resources() -> tuple[int, int, int]:
     """Resident kilobytes, threads, descriptors."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
