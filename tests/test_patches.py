@@ -110,6 +110,24 @@ def test_equals_the_oracle(documents: Documents, S: int, L: int, end_of_file: bo
     assert batch.max_seqlen == max((len(rows) for rows in unpacked(batch)), default=0)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_a_million_random_documents_equal_the_oracle(seed: int) -> None:
+    """RELIABILITY R12, a quarter a seed, of all sizes around whole patches and the context."""
+    stream = random.Random(seed)
+    for _ in range(2500):
+        S, L = stream.choice([1, 2, 3, 4, 7, 16]), stream.randint(2, 6)
+        documents = [
+            (chr(97 + stream.randrange(26)) * stream.randint(0, 5), stream.randbytes(stream.randint(0, S * (L + 1))))
+            for _ in range(100)
+        ]
+        end_of_file = stream.random() < 0.5
+        batch = PackedPatches.from_bytes(documents, config(S, L), end_of_file=end_of_file)
+        rows = oracle(documents, S, L, end_of_file)
+        assert batch.patches.tolist() == [row for document in rows for row in document]
+        assert batch.cu_seqlens.diff().tolist() == [len(document) for document in rows]
+
+
 def test_the_oracle_catches_wrong_padding() -> None:
     documents = [("a", b"12345")]
     assert unpacked(PackedPatches.from_bytes(documents, config())) != oracle(documents, 4, 8, padding=0)

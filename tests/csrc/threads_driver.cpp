@@ -30,7 +30,7 @@ namespace {
 
 using Floats = std::vector<float>;
 
-Floats floats(int64_t count) {
+[[maybe_unused]] Floats floats(int64_t count) {
     std::mt19937 engine(0);
     std::normal_distribution<float> normal;
     Floats values(count);

@@ -75,6 +75,19 @@ def test_drafts_change_no_byte(
         assert all(0 <= file.accepted <= file.drafted for file in drafted)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_a_thousand_drafted_files_are_those_without_drafts(model: BGPT, options: dict[str, float]) -> None:
+    """RELIABILITY R6."""
+    prompts, engine = prompts_of(1000, seed=11), Generator(model, max_batch=64)
+    plain = engine.generate(prompts, **options)
+    for seed, rate in enumerate((0.05, 0.5)):
+        drafted = engine.generate(prompts, drafter=SameOffsetDrafter(spoiled(plain, rate, seed)), **options)
+        assert drafted == plain
+        assert sum(file.drafted for file in drafted) > 1000
+        assert 0 < sum(file.accepted for file in drafted) < sum(file.drafted for file in drafted)
+
+
 def test_unverified_drafts_are_noticed(model: BGPT, monkeypatch: pytest.MonkeyPatch) -> None:
     """The negative control: a decoder that takes drafts for a prefix."""
     prompts = prompts_of(8)

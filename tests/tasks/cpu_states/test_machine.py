@@ -21,10 +21,15 @@ def random_values(draw: random.Random, count: int) -> list[int]:
     return [draw.choice(EDGES) if draw.random() < 0.5 else draw.randrange(256) for _ in range(count)]
 
 
-def test_ten_thousand_random_programs_and_every_operand_form() -> None:
-    draw = random.Random(0)
+MILLION = [pytest.param(250_000, seed, marks=pytest.mark.slow) for seed in range(1, 5)]
+"""RELIABILITY R12, in parts that end within the time limit of a test."""
+
+
+@pytest.mark.parametrize(("count", "seed"), [(10_000, 0), *MILLION])
+def test_random_programs_and_every_operand_form(count: int, seed: int) -> None:
+    draw = random.Random(seed)
     forms: Counter[tuple[str, int]] = Counter()
-    for _ in range(10_000):
+    for _ in range(count):
         R = draw.choice([1, 2, 3, 10, 26])
         program = oracle.random_program(draw, R, draw.randint(0, 12))
         forms.update((name, len(operands)) for name, operands in program)
@@ -32,13 +37,14 @@ def test_ten_thousand_random_programs_and_every_operand_form() -> None:
         M = 4 * len(program) + draw.choice([0, 0, 1, 3, 4, 20])
         trace = cpu.run(oracle.lines(program), acc, registers, R, M)
         assert trace.to_bytes() == oracle.trace(program, acc, registers, M), program
+        assert trace.program == oracle.lines(program), "disassembled"
     assert set(forms) == {(name, count) for name, counts in oracle.COUNTS.items() for count in counts}
 
 
 def test_the_comparison_sees_a_wrong_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(oracle.BINARY, "DIV", lambda x, y: x // y if y else 0)
     with pytest.raises(AssertionError):
-        test_ten_thousand_random_programs_and_every_operand_form()
+        test_random_programs_and_every_operand_form(10_000, 0)
 
 
 @pytest.mark.parametrize("R", [1, 2, 26, 27, 63, 64, 255])
