@@ -73,6 +73,7 @@ def test_the_sanitizers_report_nothing(tmp_path: Path, name: str, sanitizers: st
 THREADED = {
     "bias_gelu": "bias_gelu/bias_gelu.cpp",
     "invariant_linear": "invariant_linear/invariant_linear.cpp",
+    "layer_norm": "layer_norm/layer_norm.cpp",
     "patch_attention": "patch_attention/short_attention.cpp",
     "patch_embed": "patch_embed/patch_embed.cpp",
     "cached_attention": "cached_attention/cached_attention.cpp",

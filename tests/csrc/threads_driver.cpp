@@ -11,6 +11,8 @@
 
 #if defined(BGPT_TEST_bias_gelu)
 #include "bias_gelu/bias_gelu.h"
+#elif defined(BGPT_TEST_layer_norm)
+#include "layer_norm/layer_norm.h"
 #elif defined(BGPT_TEST_invariant_linear)
 #include "invariant_linear/invariant_linear.h"
 #elif defined(BGPT_TEST_patch_attention)
@@ -59,6 +61,20 @@ void check() {
         bgpt::bias_gelu_backward(y.data(), x.data(), bias.data(), dx.data(), dbias.data(), N, F, threads, isa);
         y.insert(y.end(), dx.begin(), dx.end());
         y.insert(y.end(), dbias.begin(), dbias.end());
+        return y;
+    });
+#elif defined(BGPT_TEST_layer_norm)
+    const int64_t N = 3000, D = 200;
+    const Floats x = floats(N * D), weight = floats(D);
+    compare([&](int64_t threads) {
+        Floats y(N * D), total(N * D), mean(N), rstd(N), dtotal(N * D), dweight(D), dbias(D);
+        bgpt::layer_norm_forward({x.data(), x.data(), total.data(), y.data(), weight.data(), weight.data(), mean.data(),
+                                  rstd.data(), N, D, 1e-5f, false, false},
+                                 threads, isa);
+        bgpt::layer_norm_backward({y.data(), x.data(), total.data(), dtotal.data(), nullptr, weight.data(), mean.data(),
+                                   rstd.data(), dweight.data(), dbias.data(), N, D, false, false},
+                                  threads, isa);
+        for (const Floats& part : {total, dtotal, dweight, dbias}) y.insert(y.end(), part.begin(), part.end());
         return y;
     });
 #elif defined(BGPT_TEST_invariant_linear)
