@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,16 @@ def content_digest(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
+def file_digest(file: BufferedReader) -> str:
+    """Returns `content_digest` of an open file, which is not read into memory at once."""
+    return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
 def has_digest(path: str | os.PathLike[str], digest: str) -> bool:
     """Whether a file is there and has this content (`content_digest`); "" accepts every content."""
     try:
         with open_regular(path) as file:
-            return not digest or hashlib.file_digest(file, _digest).hexdigest() == digest
+            return not digest or file_digest(file) == digest
     except OSError:
         return False
 
@@ -67,7 +73,3 @@ def _check_record(record: Any, name: str, fields: Fields) -> None:
         if not isinstance(value, kinds) or isinstance(value, bool) != (kinds is bool):
             kind = type(value).__name__ if field in record else "none"
             raise FileContentError(f"{name}: expected a record with {field!r}, got {kind} in it; {advice}")
-
-
-def _digest() -> Any:
-    return hashlib.blake2b(digest_size=16)

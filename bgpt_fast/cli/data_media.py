@@ -24,6 +24,7 @@ LAYOUT = HelpLayout(
         "media.audio",
         "plan.labels",
         "plan.test_share",
+        "plan.stratify",
     )
 )
 
@@ -78,6 +79,16 @@ def run(words: Sequence[str]) -> int:
         ]
         labels += [["…", "", ""]] * (len(report.labels) > _LABELS_SHOWN)
         print_table(table(f"{len(report.labels)} labels", ["", "train", "test"], labels))
+    _print_without("test", report.without_test if options.plan.test_share or options.test_inputs else [])
+    _print_without("training", report.without_train if options.plan.test_share < 1 else [])
     print_skipped(report.skipped, report.first_skipped)
     print_text(f"all of it is in {options.output}/; report.json has the figures, sources.jsonl every source")
     return 0
+
+
+def _print_without(split: str, classes: Sequence[str]) -> None:
+    if classes:
+        names = ", ".join(classes[:_LABELS_SHOWN]) + ", …" * (len(classes) > _LABELS_SHOWN)
+        print_text(
+            f"{len(classes)} classes without {split} files: {names}; --stratify gives each of two sources or more both"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Unpack
@@ -42,8 +43,11 @@ class LabelledBatch:
 
 
 def label_of(path: str | bytes | os.PathLike[str]) -> str | None:
-    """The class of a file: "LABEL.ext" for "…/LABEL_anything.ext"; None for a name without a label before a "_"."""
-    name = os.path.basename(os.fsdecode(path))
+    """The class of a file: "LABEL.ext" for "…/LABEL_anything.ext"; None for a name without a label before a "_".
+
+    In Unicode's composed form (NFC), so that a name from a system that separates marks from letters is the same class.
+    """
+    name = unicodedata.normalize("NFC", os.path.basename(os.fsdecode(path)))
     label, separator, _ = name.partition("_")
     return f"{label}.{extension_of(name)}" if label and separator else None
 
@@ -56,7 +60,8 @@ class LabelledSource(WholeFileSource[LabelledBatch]):
 
     Args:
         paths, config, patches_per_batch, options: as `WholeFileSource`.
-        labels: class name → index; each of 0…n − 1 exactly once. None numbers the sorted classes of all files.
+        labels: class name → index; each of 0…n − 1 exactly once; names are composed (NFC), as by `label_of`. None
+            numbers the sorted classes of all files.
         unknown: whether a file without a label, or with one missing from `labels`, is skipped and counted ("skip") or
             raises ("error").
 
@@ -135,7 +140,8 @@ class LabelledSource(WholeFileSource[LabelledBatch]):
 def _checked_labels(labels: Mapping[str, int]) -> dict[str, int]:
     if not isinstance(labels, Mapping):
         raise TypeError(f"LabelledSource: labels: expected a dict, got {type(labels).__name__}")
-    ordered = dict(sorted(labels.items(), key=lambda entry: entry[1]))
+    composed = {unicodedata.normalize("NFC", str(name)): index for name, index in labels.items()}
+    ordered = dict(sorted(composed.items(), key=lambda entry: entry[1]))
     if not ordered or list(ordered.values()) != list(range(len(ordered))):
         raise ValueError(
             f"LabelledSource: labels: expected class names with the indices 0…n − 1, each once, got {labels!r:.200}"

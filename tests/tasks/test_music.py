@@ -78,6 +78,7 @@ def test_tidy_keeps_what_sounds() -> None:
 def test_settings_of_a_title_share_a_key() -> None:
     assert title_key("The Long Road") == title_key("long road, The") != title_key("Long Roads")
     assert title_key("Paddy's") == title_key("PADDYS")
+    assert title_key("Cafe\u0301") == title_key("Caf\u00e9") != title_key("Cafe")
 
 
 def test_notes_follow_the_tempo() -> None:

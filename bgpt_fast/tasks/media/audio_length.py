@@ -131,6 +131,8 @@ def _nist(content: bytes) -> int | None:
 def _sds(content: bytes) -> int | None:
     bits = content[6]
     samples = content[10] | content[11] << 7 | content[12] << 14
+    if not 8 <= bits <= 28:
+        return None
     samples_a_packet = 120 // -(-bits // 7)
     return 21 - 127 * (-samples // samples_a_packet)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +12,6 @@ from bgpt_fast.data.file_index import FileEntry, digest_is_in_split, is_in_split
 
 Labels = Literal["name", "folder", "none"]
 Side = Literal["train", "test"]
-_NOT_IN_NAMES = re.compile(r"[^\w.+-]+")
 _LABEL_BYTES, _STEM_BYTES = 96, 96
 
 
@@ -25,11 +25,14 @@ class Plan:
         test_share: share of the sources in the test set.
         group: a regular expression to search in the path below the input folder; sources with the same first group (or
             match, without groups) are in the same split. "" makes each distinct content a group.
+        stratify: every label has this share of its sources in the test set, at least one if it has two; otherwise the
+            share holds on average over all sources.
     """
 
     labels: Labels = "name"
     test_share: float = 0.1
     group: str = ""
+    stratify: bool = False
 
     def __post_init__(self) -> None:
         if self.labels not in ("name", "folder", "none"):
@@ -40,14 +43,16 @@ class Plan:
             re.compile(self.group)
         except re.error as error:
             raise ValueError(f"group: expected a regular expression, got {self.group!r}: {error}") from error
+        if self.stratify and self.group:
+            raise ValueError(f"stratify: expected no group beside it, got {self.group!r}: a group can have many labels")
 
     def label(self, file: FileEntry) -> str:
         """Returns the file's label, without "_" and special characters; "" for none."""
         return clean(self.raw_label(file), _LABEL_BYTES).replace("_", "-")
 
     def raw_label(self, file: FileEntry) -> str:
-        """Returns the file's label as in its name or folder; "" for none."""
-        path = os.path.abspath(file.path)
+        """Returns the file's label as in its name or folder, in Unicode's composed form (NFC); "" for none."""
+        path = unicodedata.normalize("NFC", os.path.abspath(file.path))
         if self.labels == "folder":
             return os.path.basename(os.path.dirname(path))
         label, separator, _ = os.path.basename(path).partition("_")
@@ -75,10 +80,18 @@ class Plan:
 
 
 def clean(text: str, most_bytes: int) -> str:
-    """Returns text that is valid in file names everywhere: letters, digits and ".+-_"; not empty unless `text` is."""
-    plain = text.encode("utf-8", "replace").decode()
-    plain = _NOT_IN_NAMES.sub("-", plain).strip(".-") or "-" * bool(text)
+    """Returns text that is valid in file names everywhere: letters with their marks, digits and ".+-_", in NFC.
+
+    It is not empty unless `text` is.
+    """
+    composed = unicodedata.normalize("NFC", text.encode("utf-8", "replace").decode())
+    kept = "".join(char if _is_in_names(char) else "\0" for char in composed)
+    plain = re.sub("\0+", "-", kept).strip(".-") or "-" * bool(text)
     return plain.encode()[:most_bytes].decode("utf-8", "ignore")
+
+
+def _is_in_names(char: str) -> bool:
+    return char.isalnum() or char in "_.+-" or unicodedata.category(char).startswith("M")
 
 
 def check_labels(plan: Plan, files: list[FileEntry]) -> None:

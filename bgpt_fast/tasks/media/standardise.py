@@ -12,8 +12,9 @@ from typing import Any
 
 from bgpt_fast.data import DataError
 from bgpt_fast.data.file_index import FileEntry, Paths, SkipReport, as_roots
-from bgpt_fast.files import write_json
-from bgpt_fast.journal import Record, content_digest
+from bgpt_fast.data.labelled import label_of
+from bgpt_fast.files import open_regular, write_json
+from bgpt_fast.journal import Record, content_digest, file_digest
 from bgpt_fast.tasks.media.names import Plan, Side, check_labels
 from bgpt_fast.tasks.media.output import OutputFolder, find_outside
 from bgpt_fast.tasks.media.pool import check_main_guard, ordered_map
@@ -33,6 +34,7 @@ class MediaReport:
         used: number of sources with at least one output.
         files: number of standard files by "split/kind", such as "train/image".
         labels: number of standard files by label and split; {} without labels.
+        without_test, without_train: classes, as "LABEL.ext", of which all files are in the other split.
         skipped: number of skipped sources, clips and documents, by reason.
         first_skipped: a few of them as "reason: path (detail)".
     """
@@ -41,6 +43,8 @@ class MediaReport:
     used: int
     files: dict[str, int]
     labels: dict[str, dict[str, int]]
+    without_test: list[str]
+    without_train: list[str]
     skipped: dict[str, int]
     first_skipped: list[str]
 
@@ -80,27 +84,36 @@ def standardise(
         FileExistsError: the output folder has other contents, other options, or a file that was changed since.
         FileContentError: a line of the output folder's journal is no record.
         ImportError: a decoder's package is missing.
-        ValueError: two labels become equal in file names.
+        ValueError: two labels become equal in file names, or `plan.stratify` beside `test_inputs` or documents of one
+            file, which decide the split themselves.
         WorkerStartError: the calling script has no main guard, with several processes and 256 or more sources.
     """
     check_main_guard()
     options, plan = options or MediaOptions(), plan or Plan()
+    if plan.stratify and (as_roots(test_inputs) or options.text_separator):
+        other = "test_inputs" if as_roots(test_inputs) else "text_separator"
+        raise ValueError(f"stratify: expected no {other} beside it, which decides the split itself")
     skips = SkipReport()
     sources = _sources(inputs, test_inputs, Path(output), skips)
     files = [file for file, _ in sources]
     check_labels(plan, files)
     described = {**asdict(options), **asdict(plan), "test_inputs": bool(as_roots(test_inputs))}
-    data_set = _DataSet(plan, skips)
+    if not plan.stratify:
+        del described["stratify"]  # folders of earlier versions do not have it
     with OutputFolder(Path(output), "media", described, _FIELDS) as folder:
-        data_set.resume(folder)
         done = {(record["path"], *record["stamp"]): digest for digest, record in folder.records.items()}
         known = [done.get((file.path, *_stamp(file.path))) for file in files]
+        test_counts = None
+        if plan.stratify:
+            sources, known, test_counts = _stratified(sources, known, plan, folder)
+            files = [file for file, _ in sources]
+        data_set = _DataSet(plan, skips, folder, test_counts)
         fresh = [file.path for file, digest in zip(files, known, strict=True) if digest is None]
         results = ordered_map(
             functools.partial(read_and_standardise, options=options), fresh, workers=workers, crashed=_crashed
         )
         for number, ((file, side), digest) in enumerate(zip(sources, known, strict=True), 1):
-            data_set.add(folder, file, side, next(results) if digest is None else Standardised(digest, []))
+            data_set.add(file, side, next(results) if digest is None else Standardised(digest, []))
             if progress is not None:
                 progress(number, len(files))
         folder.save()
@@ -112,29 +125,29 @@ def standardise(
 class _DataSet:
     """The sources processed so far."""
 
-    def __init__(self, plan: Plan, skips: SkipReport) -> None:
+    def __init__(self, plan: Plan, skips: SkipReport, folder: OutputFolder, missing_tests: Counter[str] | None) -> None:
         self._plan = plan
         self._skips = skips
+        self._folder = folder
+        self._missing_tests = missing_tests
         self._first_path: dict[str, str] = {}
         self._digests: set[str] = set()
         self._records: list[Record] = []
-
-    def resume(self, folder: OutputFolder) -> None:
         for record in (*folder.records.values(), *folder.incomplete.values()):
             self._digests.update(record["files"].values())
 
-    def add(self, folder: OutputFolder, file: FileEntry, forced: Side | None, result: Standardised) -> None:
+    def add(self, file: FileEntry, forced: Side | None, result: Standardised) -> None:
         if not result.digest:
             self._skips.add(_with_detail(file.path, result.detail), result.reason)
             return
         label = self._plan.label(file)
         if (first := self._first_path.setdefault(result.digest, file.path)) != file.path:
-            other = folder.records[result.digest]["label"] != label
+            other = self._folder.records[result.digest]["label"] != label
             self._skips.add(_with_detail(file.path, f"of {first}"), "copy with another label" if other else "copy")
             return
-        record = folder.records.get(result.digest)
+        record = self._folder.records.get(result.digest)
         if record is None:
-            record = self._write(folder, file, forced, label, result)
+            record = self._write(file, forced, label, result)
         elif record["files"] and record["forced"] != (forced or ""):
             raise DataError(
                 f"{file.path!r}: expected a source of {forced or 'the split of its content'}, got one that an "
@@ -146,15 +159,14 @@ class _DataSet:
             self._skips.count(file.path, "same bytes as an earlier output")
         self._records.append(record)
 
-    def _write(
-        self, folder: OutputFolder, file: FileEntry, forced: Side | None, label: str, result: Standardised
-    ) -> Record:
-        side = forced or self._plan.side(file, result.digest)
+    def _write(self, file: FileEntry, forced: Side | None, label: str, result: Standardised) -> Record:
+        incomplete = self._folder.incomplete.get(result.digest)
+        side = forced or self._side(file, label, result.digest, incomplete)
         stem = self._plan.stem(file, result.digest)
         names: dict[str, str] = {}
         contents = []
-        if result.digest in folder.incomplete:  # its own digests, whose files are written again
-            self._digests -= set(folder.incomplete[result.digest]["files"].values())
+        if incomplete is not None:  # its own digests, whose files are written again
+            self._digests -= set(incomplete["files"].values())
         for output in result.outputs:
             digest = content_digest(output.content)
             if digest in self._digests:
@@ -175,22 +187,35 @@ class _DataSet:
             "reason": result.reason,
             "detail": result.detail,
         }
-        folder.add(record, contents)
+        if self._missing_tests is not None and incomplete is None:
+            self._missing_tests[label] -= _is_test(record)
+        self._folder.add(record, contents)
         return record
+
+    def _side(self, file: FileEntry, label: str, digest: str, incomplete: Record | None) -> Side:
+        if self._missing_tests is None:
+            return self._plan.side(file, digest)
+        if incomplete is not None:
+            return "test" if _is_test(incomplete) else "train"
+        return "test" if self._missing_tests[label] > 0 else "train"
 
     def report(self, sources: int) -> MediaReport:
         files: Counter[str] = Counter()
         labels: dict[str, Counter[str]] = {}
+        classes: dict[str, set[str]] = {"train": set(), "test": set()}
         for record in self._records:
             for relative in record["files"]:
                 files[relative.rpartition("/")[0]] += 1
                 if record["label"]:
+                    classes[relative.partition("/")[0]].add(str(label_of(relative)))
                     labels.setdefault(record["label"], Counter())[relative.partition("/")[0]] += 1
         return MediaReport(
             sources=sources,
             used=sum(bool(record["files"]) for record in self._records),
             files=dict(sorted(files.items())),
             labels={label: dict(sorted(counts.items())) for label, counts in sorted(labels.items())},
+            without_test=sorted(classes["train"] - classes["test"]),
+            without_train=sorted(classes["test"] - classes["train"]),
             skipped=dict(sorted(self._skips.by_reason.items())),
             first_skipped=self._skips.examples,
         )
@@ -206,6 +231,43 @@ def _sources(inputs: Paths, test_inputs: Paths, output: Path, skips: SkipReport)
     if not sources:
         raise DataError(f"{as_roots(inputs)}: expected files with something in them, got none")
     return sources
+
+
+def _stratified(
+    sources: list[tuple[FileEntry, Side | None]], known: list[str | None], plan: Plan, folder: OutputFolder
+) -> tuple[list[tuple[FileEntry, Side | None]], list[str | None], Counter[str]]:
+    """Orders the sources, so that the first usable ones of each label can be its test set.
+
+    Returns:
+        The sources by digest, their digests if an earlier run recorded them, and the number of sources that the test
+        set of each label lacks.
+    """
+    digests = [recorded or _digest(file.path) for (file, _), recorded in zip(sources, known, strict=True)]
+    order = sorted(range(len(sources)), key=digests.__getitem__)  # stable: copies stay in the order of their paths
+    label_of_digest: dict[str, str] = {}
+    for index in order:
+        label_of_digest.setdefault(digests[index], plan.label(sources[index][0]))
+    label_of_digest.pop("", None)
+    missing: Counter[str] = Counter()
+    for label, count in Counter(label_of_digest.values()).items():
+        share = round(plan.test_share * count)
+        missing[label] = min(max(share, 1), count - 1) if 0 < plan.test_share < 1 else share
+    for record in (*folder.records.values(), *folder.incomplete.values()):
+        missing[record["label"]] -= _is_test(record)
+    return [sources[index] for index in order], [known[index] for index in order], missing
+
+
+def _digest(path: str) -> str:
+    """The digest of a file's content; "" if it cannot be read, which is reported when it is converted."""
+    try:
+        with open_regular(path) as file:
+            return file_digest(file)
+    except OSError:
+        return ""
+
+
+def _is_test(record: Record) -> bool:
+    return any(name.startswith("test/") for name in record["files"])
 
 
 def _stamp(path: str) -> tuple[int, int]:

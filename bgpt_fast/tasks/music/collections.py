@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -106,7 +107,7 @@ def has_music(tune: Tune) -> bool:
 
 def title_key(title: str) -> str:
     """Returns the key of all settings of a title: its words without articles and punctuation; "" if untitled."""
-    words = re.findall(r"\w+", title.casefold().replace("'", ""))
+    words = re.findall(r"\w+", unicodedata.normalize("NFC", title).casefold().replace("'", ""))
     return " ".join(word for word in words if word not in ("the", "a", "an"))
 
 

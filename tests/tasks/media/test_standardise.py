@@ -308,6 +308,67 @@ def test_label_rules(tmp_path: Path) -> None:
         standardise(tmp_path / "in", tmp_path / "clash", plan=Plan(labels="folder"), workers=1)
 
 
+def many(folder: Path, counts: dict[str, int]) -> None:
+    for label, count in counts.items():
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        for index in range(count):
+            (folder / label / f"{index}.txt").write_text(f"{label} {index}")
+
+
+def test_every_label_has_its_share_of_test_files(tmp_path: Path, cli: CommandLine) -> None:
+    counts = {"one": 1, "two": 2, "ten": 10, "forty": 40}
+    many(tmp_path / "in", counts)
+    for index in range(3):  # the lowest digests of the label "two" may be those of damaged files
+        (tmp_path / f"in/two/bad{index}.png").write_bytes(png(index)[:99])
+    plan = Plan(labels="folder", test_share=0.1, stratify=True)
+    report = standardise(tmp_path / "in", tmp_path / "out", plan=plan, workers=1)
+    tests = {label: number.get("test", 0) for label, number in report.labels.items()}
+    assert tests == {"one": 0, "two": 1, "ten": 1, "forty": 4}
+    assert (report.without_test, report.without_train) == (["one.txt"], [])
+
+    class Stopped(Exception):
+        pass
+
+    def stop(done: int, total: int) -> None:
+        if done == 20:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        standardise(tmp_path / "in", tmp_path / "other", plan=plan, workers=1, progress=stop)
+    standardise(tmp_path / "in", tmp_path / "other", plan=plan, workers=1)
+    assert tree(tmp_path / "other") == tree(tmp_path / "out"), "a stopped run resumes"
+    before = set(tree(tmp_path / "out"))
+    for path in (tmp_path / "out/test/text").iterdir():
+        path.unlink()
+    many(tmp_path / "in", {"one": 4, "ten": 30})
+    words = ["data", "media", tmp_path / "in", "--output", tmp_path / "out", "--workers", "1", "--labels", "folder"]
+    assert "without" not in cli.run(*words, "--stratify").out
+    after = set(tree(tmp_path / "out"))
+    assert before <= after, "made again in their split"
+    tests = {label: sum(f"test/text/{label}_" in name for name in after) for label in counts}
+    assert tests == {"one": 1, "two": 1, "ten": 3, "forty": 4}
+    other = [*words[:4], tmp_path / "third", *words[5:]]
+    assert "classes without test files: " in cli.run(*other).out
+    for wrong, more in (("no test_inputs", {"test_inputs": tmp_path / "in"}), ("no text_separator", {})):
+        options = None if more else MediaOptions(text_separator="%")
+        with pytest.raises(ValueError, match=f"stratify: expected {wrong}"):
+            standardise(tmp_path / "in", tmp_path / "wrong", options, plan, **more)  # type: ignore[arg-type]
+
+
+def test_labels_are_composed_and_keep_their_marks(tmp_path: Path) -> None:
+    names = {"cafe\u0301": "café", "caf\u00e9": "café", "हिन्दी": "हिन्दी", "ไทยที่": "ไทยที่", "naïve?": "naïve"}
+    for number, name in enumerate(names):
+        (tmp_path / f"in{number}" / name).mkdir(parents=True)
+        (tmp_path / f"in{number}" / name / "x.txt").write_text(f"text {number}")
+    inputs = [tmp_path / f"in{number}" for number in range(len(names))]
+    report = standardise(inputs, tmp_path / "out", plan=Plan(labels="folder", test_share=0), workers=1)
+    assert report.labels == {label: {"train": 2 if label == "café" else 1} for label in sorted(set(names.values()))}
+    assert label_of("cafe\u0301_x.txt") == label_of("caf\u00e9_x.txt") == "caf\u00e9.txt"
+    (tmp_path / "in0/cafe").mkdir()
+    (tmp_path / "in0/cafe/y.txt").write_text("another label")
+    assert len(standardise(inputs, tmp_path / "out", plan=Plan(labels="folder", test_share=0), workers=1).labels) == 5
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -317,6 +378,7 @@ def test_label_rules(tmp_path: Path) -> None:
         lambda: MediaOptions(clip_seconds=-1),
         lambda: Plan(test_share=1.5),
         lambda: Plan(group="("),
+        lambda: Plan(group="a", stratify=True),
         lambda: Plan(labels="x"),  # type: ignore[arg-type]
     ],
 )
