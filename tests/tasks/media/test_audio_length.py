@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
+import random
 import struct
 
 import numpy as np
@@ -13,6 +15,7 @@ from support.media import sound
 from bgpt_fast.tasks.media import MediaError
 from bgpt_fast.tasks.media.audio import check_audio, clips
 from bgpt_fast.tasks.media.audio_length import stated_end
+from bgpt_fast.tasks.media.audio_streams import streams
 from bgpt_fast.tasks.media.mpeg_frames import find_frames
 
 soundfile = pytest.importorskip("soundfile")
@@ -161,3 +164,19 @@ def test_a_long_recording_is_refused_before_it_fills_the_memory(monkeypatch: pyt
     with pytest.raises(MediaError, match="audio too long: over 16,000 samples at 8000 Hz"):
         clips(sound(0, 16_001, 8000), 8000, 1.0)
     assert len(clips(sound(0, 16_000, 8000), 8000, 1.0)) == 2
+
+
+def test_damaged_headers_raise_no_other_error() -> None:
+    draw = random.Random(0)
+    seeds = [files(name)[0] for name in FORMATS] + [mp3(8000, "VARIABLE", 0.5)[1]]
+    for _ in range(4000):
+        content = bytearray(draw.choice(seeds)[:2000])
+        for _ in range(draw.randint(1, 6)):
+            place = draw.randrange(len(content))
+            length = draw.choice([0, 1, 1, 4])
+            content[place : place + draw.choice([1, 4, 30])] = bytes(
+                draw.choice([0, 255, 127, draw.randrange(256)]) for _ in range(length)
+            )
+            content = content or bytearray(b"R")
+        with contextlib.suppress(MediaError):
+            assert streams(bytes(content))
