@@ -164,11 +164,11 @@ def test_dashboards_and_profile_are_files_of_the_run(tmp_path: Path) -> None:
 
 
 def test_a_source_that_cannot_be_set_back_is_no_failure_of_a_complete_run(tmp_path: Path) -> None:
-    def gone(state: dict[str, Any]) -> None:
+    def fail(state: dict[str, Any]) -> None:
         raise DataError("the connection is gone")
 
     source = RandomSource()
-    source.load_state_dict = gone  # type: ignore[method-assign]
+    source.load_state_dict = fail  # type: ignore[method-assign]
     trainer = make_trainer(tmp_path, source, steps=3, prefetch=2)
     with pytest.warns(UserWarning, match="could not be set back to where training ended: DataError: the connection"):
         result = trainer.train()
