@@ -91,7 +91,7 @@ def test_a_missing_package_is_named(data: ModuleType, tmp_path: Path, monkeypatc
         data.prepare(("audio",), data.Sizes(), tmp_path / "out")
     # Before anything is trained that would be held against it.
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(data.MissingDataError, match=r"text: no sklearn: pip install 'bgpt-fast\[image,baselines\]'"):
+    with pytest.raises(data.MissingDataError, match=r"text: no sklearn: pip install '\.\[image,baselines\]'"):
         data.prepare(("text",), data.Sizes(), tmp_path / "out")
 
 

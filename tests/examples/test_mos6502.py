@@ -73,7 +73,7 @@ def test_wrong_programs_and_options_are_refused() -> None:
 
 def test_without_py65_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "py65.devices.mpu6502", None)
-    with pytest.raises(ImportError, match=r"pip install 'bgpt-fast\[realcpu\]'"):
+    with pytest.raises(ImportError, match=r"pip install '\.\[realcpu\]'"):
         _processor()
 
 

@@ -142,7 +142,7 @@ def test_wandb_is_one_run_over_all_sessions(tmp_path: Path, fake_wandb: list[dic
 
 def test_a_missing_wandb_is_refused_before_anything_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ImportError, match=r"pip install 'bgpt-fast\[wandb\]'"):
+    with pytest.raises(ImportError, match=r"pip install '\.\[wandb\]'"):
         open_dashboards(tmp_path, wandb=True)
     assert not list(tmp_path.iterdir())
 

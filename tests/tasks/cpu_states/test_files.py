@@ -141,6 +141,6 @@ def test_without_pyarrow_the_extra_is_named(
     tmp_path: Path, traces: cpu.Traces, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ImportError, match=r'pip install "bgpt-fast\[data\]"'):
+    with pytest.raises(ImportError, match=r'pip install "\.\[data\]"'):
         cpu.write_parquet(traces, tmp_path / "t.parquet")
     assert os.listdir(tmp_path) == []
