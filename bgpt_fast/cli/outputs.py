@@ -261,9 +261,10 @@ def finish(
     notes = f"; {existing} existed already and were not generated again" if existing else ""
     notes += f"; {figures['left_out']} cut ones left out" if figures["left_out"] else ""
     notes += f"; {len(skipped)} sources skipped" if skipped else ""
+    state = "" if new else "complete: "
     print_text(
-        f"{figures['made_now']} files generated in {folder.path}/; the model ended {ended_by['model']} of {len(files)}"
-        f"{notes}; {new_bytes:,} new bytes at {new_bytes / seconds:,.0f} B/s; see report.json"
+        f"{state}{figures['made_now']} files generated in {folder.path}/; the model ended {ended_by['model']} of "
+        f"{len(files)}{notes}; {new_bytes:,} new bytes at {new_bytes / seconds:,.0f} B/s; see report.json"
     )
 
 

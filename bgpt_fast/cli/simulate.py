@@ -209,7 +209,7 @@ def _check_complete(options: Simulate, chunks: Iterator[Traces]) -> int:
             "or remove this one, to simulate again"
         )
     print_text(
-        f"{options.output}: all {len(report['files']):,} programs were simulated already and were not simulated again; "
+        f"{options.output}: complete: all {len(report['files']):,} programs were simulated already, and none again; "
         f"{report['free_running']['programs_right']:,} of them right to the last byte, free running; see {REPORT}"
     )
     return 0

@@ -15,7 +15,7 @@ from bgpt_fast.cli.common import as_json, drawing, read_options
 from bgpt_fast.cli.errors import FAILURE, report_error
 from bgpt_fast.cli.train_data import TrainData, task_of
 from bgpt_fast.cli.train_options import LAYOUT, SHORT, Train, options_from_file, preset_options, value_of
-from bgpt_fast.cli.train_summary import print_next, print_start
+from bgpt_fast.cli.train_summary import ENDED, print_next, print_start
 from bgpt_fast.data import DataError
 from bgpt_fast.files import write_json
 from bgpt_fast.model import BGPT
@@ -99,10 +99,10 @@ def _classifier(options: Train) -> tuple[BGPTForClassification, TrainData]:
 
 
 def _report(options: Train, result: TrainResult) -> None:
-    ended = {"steps": "all steps are done", "time": "the time is up", "target": "the target is reached"}
+    speed = f" ({result.patches_per_second:,.0f} patches/s)" if result.patches_per_second else ""
     print_text(
-        f"{result.steps:,} steps in {result.seconds:.0f} s ({result.patches_per_second:,.0f} patches/s): "
-        f"{ended[result.stopped_by]}; last loss {result.loss:.4f} nats",
+        f"complete: {result.steps:,} steps in {result.seconds:.0f} s{speed}: {ENDED[result.stopped_by]}; "
+        f"last loss {result.loss:.4f} nats"
     )
     if result.evaluation:
         print_text(f"held out: {figures_text(result.evaluation)}")

@@ -19,6 +19,8 @@ from bgpt_fast.tasks.cpu_states import StreamOptions
 from bgpt_fast.terminal import print_text
 from bgpt_fast.training import TrainConfig, Trainer
 
+ENDED = {"steps": "all steps are done", "time": "the time is up", "target": "the target is reached"}
+"""Texts for `TrainResult.stopped_by`."""
 _WIDTH = len("evaluation") + 2
 
 
@@ -133,6 +135,8 @@ def _budget(config: TrainConfig) -> str:
 
 def _folder_text(options: Train, trainer: Trainer) -> str:
     state = f"resumes from step {trainer.step}" if trainer.resumed else "a new run"
+    if trainer.resumed and trainer.stopped_by:
+        state = f"complete: {ENDED[trainer.stopped_by]}; nothing is trained again"
     return f"{options.output}: {state}"
 
 

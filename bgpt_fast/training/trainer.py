@@ -162,6 +162,11 @@ class Trainer:
         """Whether the run continues from a checkpoint."""
         return self._checkpointer.step is not None
 
+    @property
+    def stopped_by(self) -> str:
+        """The limit that the run has reached, "steps", "time" or "target"; "" if it has reached none."""
+        return self._progress.stopped_by(self.config)
+
     @default_cpu()
     def train(self) -> TrainResult:
         """Trains until the budget is used up, then evaluates and saves.
@@ -219,12 +224,12 @@ class Trainer:
             interrupts = stack.enter_context(Interrupts())
             bar = stack.enter_context(ProgressBar(self.config.steps, enabled=self._show_progress))
             self._at_boundary(interrupts, bar, boards)
-            while not self._stopped_by():
+            while not self.stopped_by:
                 figures = self._step_or_save()
                 patches += figures.patches
                 training_seconds += self._progress.last_step_seconds
                 bar.update(figures, self._progress.share_done(self.config))
-                if self.step % self.config.log_every == 0 or self._stopped_by():
+                if self.step % self.config.log_every == 0 or self.stopped_by:
                     known = {k: v for k, v in dataclasses.asdict(figures).items() if v is not None}
                     self._log.write({"kind": "train", **known})
                     boards.write(self.step, {k: v for k, v in known.items() if k != "step"}, "train")
@@ -237,7 +242,7 @@ class Trainer:
             seconds=self.seconds,
             loss=self._progress.loss,
             patches_per_second=patches / training_seconds if training_seconds else 0.0,
-            stopped_by=self._stopped_by(),
+            stopped_by=self.stopped_by,
             evaluation=dict(self._progress.evaluation),
             log_path=self._log.path,
             checkpoint_path=self.store.path(self._checkpointer.step),
@@ -289,9 +294,6 @@ class Trainer:
         """Writes run.json: the settings and the source's description, including the files that it skipped."""
         if self.ranks.is_main:
             write_json(self.run_dir / "run.json", {**self._settings(), "source": self._feed.describe()})
-
-    def _stopped_by(self) -> str:
-        return self._progress.stopped_by(self.config)
 
     def _step(self) -> StepFigures:
         """Runs one step; returns its figures."""
@@ -381,14 +383,14 @@ class Trainer:
         received = self._agree(interrupts)
         is_best = False
         every = self.config.eval_every
-        due = self._stopped_by() or (every and self.step and self.step % every == 0)
+        due = self.stopped_by or (every and self.step and self.step % every == 0)
         if self._evaluate is not None and due and self._progress.evaluated_step != self.step and not received:
             is_best = self._run_evaluation(interrupts, bar)
             if self._progress.evaluated_step == self.step:
                 boards.write(self.step, self._progress.evaluation, "eval")
             received = self._agree(interrupts)
         every = self.config.save_every
-        ends = bool(self._stopped_by() or received)
+        ends = bool(self.stopped_by or received)
         if ends or is_best or (every and self.step and self.step % every == 0):
             boards.flush()
             self._save(is_best, wait=ends)

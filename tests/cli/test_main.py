@@ -136,6 +136,8 @@ def test_train_on_cpu_states_simulate_and_evaluate(tmp_path: Path, cli: CommandL
     weights = tmp_path / "run/checkpoints/step-00000006"
     cli.run("train", "--config", tmp_path / "run/options.json", "--output", tmp_path / "again")
     again = BGPT.from_pretrained(tmp_path / "again/checkpoints/step-00000006").state_dict()
+    out = cli.run("train", "--config", tmp_path / "run/options.json", "--output", tmp_path / "again").out
+    assert f"{tmp_path / 'again'}: complete: all steps are done; nothing is trained again" in out
     for name, tensor in BGPT.from_pretrained(weights).state_dict().items():
         assert torch.equal(tensor, again[name]), "options.json runs the same again"
 
@@ -178,7 +180,8 @@ def test_train_on_files_and_generate(tmp_path: Path, cli: CommandLine) -> None:
     prompt.write_text("abab")
     out = tmp_path / "made"
     words = ["generate", "--checkpoint", weights, prompt, "--count", "3", "--max-new-bytes", "5"]
-    cli.run(*words, "--output", out)
+    assert "complete" not in cli.run(*words, "--output", out).out
+    assert "complete: 0 files generated" in cli.run(*words, "--output", out).out
     report = json.loads((out / "report.json").read_text())
     assert [file["path"] for file in report["files"]] == ["00000.txt", "00001.txt", "00002.txt"]
     for file in report["files"]:
