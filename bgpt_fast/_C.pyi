@@ -97,7 +97,14 @@ class PackedByteDecoder:
     ) -> None: ...
 
 class CpuStatesOptions:
-    def __init__(self, num_registers: int, memory_size: int, min_program: int, max_program: int) -> None: ...
+    def __init__(
+        self,
+        num_registers: int,
+        memory_size: int,
+        min_program: int,
+        max_program: int,
+        small_values: typing.SupportsFloat | typing.SupportsIndex,
+    ) -> None: ...
 
 class CpuStatesPythonStream:
     def __init__(

@@ -274,6 +274,7 @@ class TrainData:
             "seed": self._options.training.seed,
             "documents_per_batch": self._options.programs_per_batch,
             "long_share": self._options.long_share,
+            "small_values": self._options.small_values,
             "rank": rank,
             "world_size": world_size,
             **asdict(self._options.machine),

@@ -53,6 +53,8 @@ class Train:
         programs_per_batch: number of programs in a batch.
         long_share: share of a batch's programs that have the largest number of instructions; the others have any
             length. Long programs have more targets; from short ones the model learns where in memory to look.
+        small_values: share of the training programs whose start values and immediates are 0…15: among the programs of
+            the paper small operands are rare. Held-out programs are always the paper's.
         eval_programs: number of held-out programs in an evaluation.
         model: sizes and initial values.
         training: duration, learning rate, evaluations, checkpoints and devices.
@@ -79,6 +81,7 @@ class Train:
     machine_on: Literal["auto", "cpu", "gpu"] = "auto"
     programs_per_batch: int = 64
     long_share: float = 0.3
+    small_values: float = 0.25
     eval_programs: int = 400
     model: BGPTConfig = PRESETS["cpu-states"].model
     training: TrainConfig = PRESETS["cpu-states"].training
@@ -111,7 +114,7 @@ LAYOUT = HelpLayout(
         "table": ("Apply to Parquet and Arrow files of --data.", ("column", "extension", "extension_column")),
         "program": (
             "Apply without --data, and to the path cpu-states.",
-            ("machine_on", "programs_per_batch", "long_share", "eval_programs"),
+            ("machine_on", "programs_per_batch", "long_share", "small_values", "eval_programs"),
         ),
     },
 )

@@ -27,13 +27,14 @@ void bind_cpu_states(py::module_& m) {
 
     py::class_<Options> options(m, "CpuStatesOptions");
     def_init(
-        options, {"num_registers", "memory_size", "min_program", "max_program"},
-        +[](int32_t R, int32_t M, int32_t min_program, int32_t max_program) {
+        options, {"num_registers", "memory_size", "min_program", "max_program", "small_values"},
+        +[](int32_t R, int32_t M, int32_t min_program, int32_t max_program, double small_values) {
             if (R < 1 || R > kMaxRegisters || min_program < 0 || max_program < min_program ||
-                std::max(max_program, 1) > M / kInstruction || std::min(max_program, M / kInstruction - 1) > kMaxPc) {
+                std::max(max_program, 1) > M / kInstruction || std::min(max_program, M / kInstruction - 1) > kMaxPc ||
+                !(small_values >= 0.0 && small_values <= 1.0)) {
                 throw std::invalid_argument("CpuStatesOptions: out of range");
             }
-            return Options{R, M, min_program, max_program};
+            return Options{R, M, min_program, max_program, static_cast<int64_t>(small_values * 0x1p32)};
         });
     py::class_<PythonStream> stream(m, "CpuStatesPythonStream");
     def_init(

@@ -62,6 +62,7 @@ struct Options {
     int32_t memory_size;
     int32_t min_program;
     int32_t max_program;
+    int64_t small_values;  // of 2^32 programs of the Philox stream, how many have start values and immediates of 0…15
 
     BGPT_HOST_DEVICE int64_t max_trace_size() const {
         return trace_size(num_registers, memory_size, max_program > 1 ? max_program : 1);

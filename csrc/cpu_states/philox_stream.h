@@ -1,7 +1,8 @@
 // The Philox stream of instances, for bulk data: the released distribution of programs from a counter-based generator,
 // so that instance i of a seed is the same whatever thread, process or GPU generates it, and in whatever order.
 //
-// Blocks of four words, philox(seed, index, block): block 0, word 0 is the program's length; blocks 1…16 hold the start
+// Blocks of four words, philox(seed, index, block): block 0, word 0 is the program's length, word 1 decides
+// whether its values are small; blocks 1…16 hold the start
 // values of ACC and the registers, a byte each; block 17 + j holds instructions 2j and 2j + 1, two words each.
 #pragma once
 
@@ -38,12 +39,19 @@ BGPT_HOST_DEVICE inline int32_t draw_length(const Options& options, uint64_t see
     return length > 1 ? length : 1;
 }
 
-BGPT_HOST_DEVICE inline void draw_instruction(uint32_t first, uint32_t second, int32_t num_registers, uint8_t* out) {
+// What is left of the start values and immediates of instance `index`: all eight bits, or the lowest four.
+BGPT_HOST_DEVICE inline uint8_t value_mask(const Options& options, uint64_t seed, uint64_t index) {
+    const bool is_small = options.small_values > 0 && philox(seed, index, 0).at[1] < options.small_values;
+    return is_small ? 15 : 255;
+}
+
+BGPT_HOST_DEVICE inline void draw_instruction(uint32_t first, uint32_t second, int32_t num_registers, uint8_t mask,
+                                              uint8_t* out) {
     Fraction f{first}, g{second};
     const int32_t op = 1 + f.below(kOpcodes - 1);
     out[0] = static_cast<uint8_t>(op);
     if (op == LOADI) {
-        out[1] = static_cast<uint8_t>(g.below(256));
+        out[1] = static_cast<uint8_t>(g.below(256)) & mask;
         return;
     }
     const int32_t operands = min_operands(op) + f.below(max_operands(op) - min_operands(op) + 1);
@@ -55,11 +63,12 @@ BGPT_HOST_DEVICE inline void draw_instruction(uint32_t first, uint32_t second, i
 // Writes `length` instructions, the last one HLT, at `program`, whose 4·length bytes are zero.
 BGPT_HOST_DEVICE inline void draw_program(const Options& options, uint64_t seed, uint64_t index, int32_t length,
                                           uint8_t* program) {
+    const uint8_t mask = value_mask(options, seed, index);
     for (int32_t i = 0; i + 1 < length; i += 2) {
         const Words words = philox(seed, index, kProgramBlock + static_cast<uint32_t>(i / 2));
-        draw_instruction(words.at[0], words.at[1], options.num_registers, program + kInstruction * i);
+        draw_instruction(words.at[0], words.at[1], options.num_registers, mask, program + kInstruction * i);
         if (i + 2 < length) {
-            draw_instruction(words.at[2], words.at[3], options.num_registers, program + kInstruction * (i + 1));
+            draw_instruction(words.at[2], words.at[3], options.num_registers, mask, program + kInstruction * (i + 1));
         }
     }
 }
@@ -68,10 +77,11 @@ BGPT_HOST_DEVICE inline void draw_program(const Options& options, uint64_t seed,
 BGPT_HOST_DEVICE inline void write_instance(const Options& options, uint64_t seed, uint64_t index, uint8_t* out) {
     memset(out, 0, static_cast<size_t>(options.memory_size));
     draw_program(options, seed, index, draw_length(options, seed, index), out);
+    const uint8_t mask = value_mask(options, seed, index);
     uint8_t values[kMaxRegisters + 1] = {};
     for (int32_t i = 0; i <= options.num_registers; i += 16) {
         const Words words = philox(seed, index, kValueBlock + static_cast<uint32_t>(i / 16));
-        for (int32_t j = 0; j < 16; ++j) values[i + j] = static_cast<uint8_t>(words.at[j / 4] >> (j % 4 * 8));
+        for (int32_t j = 0; j < 16; ++j) values[i + j] = static_cast<uint8_t>(words.at[j / 4] >> (j % 4 * 8)) & mask;
     }
     run(out, options.memory_size, options.num_registers, values, out + options.memory_size);
 }

@@ -109,7 +109,9 @@ def philox(key: tuple[int, int], counter: tuple[int, int, int, int]) -> list[int
     return x
 
 
-def philox_instance(seed: int, index: int, num_registers: int, memory_size: int, least: int, most: int) -> bytes:
+def philox_instance(
+    seed: int, index: int, num_registers: int, memory_size: int, least: int, most: int, small_values: float = 0.0
+) -> bytes:
     """One instance of the Philox stream."""
 
     def words(block: int) -> list[int]:
@@ -122,16 +124,18 @@ def philox_instance(seed: int, index: int, num_registers: int, memory_size: int,
             word = word * size & 0xFFFFFFFF
         return result
 
+    mask = 15 if words(0)[1] < int(small_values * 2**32) else 255
     length = max(1, least + digits(words(0)[0], most - least + 1)[0])
     program: Program = []
     for i in range(length - 1):
         first, second = words(17 + i // 2)[i % 2 * 2 :][:2]
         name = NAMES[1 + digits(first, 20)[0]]
         if name == "LOADI":
-            program.append((name, digits(second, 256)))
+            program.append((name, [digits(second, 256)[0] & mask]))
             continue
         _, choice, third = digits(first, 20, len(COUNTS[name]), num_registers)
         operands = [*digits(second, num_registers, num_registers), third][: COUNTS[name][choice]]
         program.append((name, [1 + x for x in operands]))
     start_values = b"".join(word.to_bytes(4, "little") for block in range(1, 17) for word in words(block))
+    start_values = bytes(value & mask for value in start_values)
     return trace([*program, ("HLT", [])], start_values[0], list(start_values[1 : num_registers + 1]), memory_size)

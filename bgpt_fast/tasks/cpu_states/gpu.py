@@ -11,7 +11,7 @@ from bgpt_fast.tasks.cpu_states.options import StreamOptions
 
 
 def generate_on_gpu(
-    count: int, *, options: StreamOptions, seed: int = 0, start: int = 0, device: torch.device | str = "cuda"
+    count: int, *, options: StreamOptions, seed: int = 0, start: int = 0, small_values: float = 0.0, device: torch.device | str = "cuda"
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Generates the instances `start` … `start + count - 1` of the Philox stream, with the same bytes as `generate`.
 
@@ -20,6 +20,7 @@ def generate_on_gpu(
         options: the machine and its programs.
         seed: 0…2⁶⁴ − 1.
         start: the first index.
+        small_values: as in `generate`.
         device: a CUDA device; its current stream is used.
 
     Returns:
@@ -37,7 +38,7 @@ def generate_on_gpu(
         raise ValueError(f"generate_on_gpu: device: expected a CUDA device, got {device}; use generate on the CPU")
     if not _C.with_cuda:
         raise RuntimeError("generate_on_gpu: bgpt_fast was built without CUDA; build it where nvcc is")
-    native = options.to_native()
+    native = options.to_native(small_values)
     with torch.cuda.device(device):
         stream = torch.cuda.current_stream().cuda_stream
         offsets = torch.zeros(count + 1, dtype=torch.int64, device=device)

@@ -73,7 +73,12 @@ class GPUStateSource(CPUStateSource):
                 self.split
             ]
             data, offsets, in_eval = generate_on_gpu(
-                generated, options=options, seed=self.seed, start=start, device=self.device
+                generated,
+                options=options,
+                seed=self.seed,
+                start=start,
+                small_values=self.small_values,
+                device=self.device,
             )
             if self.split is None:
                 indices = torch.arange(generated, device=self.device)

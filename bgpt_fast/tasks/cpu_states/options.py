@@ -60,9 +60,13 @@ class StreamOptions:
         """Bytes of the longest trace."""
         return self.memory_size + (max(self.max_program, 1) + 1) * state_size(self.num_registers)
 
-    def to_native(self) -> Any:
-        """The same as an object of the C++ extension."""
-        return _C.CpuStatesOptions(self.num_registers, self.memory_size, self.min_program, self.max_program)
+    def to_native(self, small_values: float = 0.0) -> Any:
+        """The same as an object of the C++ extension; `small_values` as in `generate`."""
+        if not 0.0 <= small_values <= 1.0:
+            raise ValueError(f"small_values: expected a share from 0 to 1, got {small_values}")
+        return _C.CpuStatesOptions(
+            self.num_registers, self.memory_size, self.min_program, self.max_program, float(small_values)
+        )
 
     def to_dict(self) -> dict[str, int]:
         """The fields, JSON-ready."""

@@ -32,6 +32,7 @@ def generate(
     split: Split | None = None,
     start: int = 0,
     threads: int | None = None,
+    small_values: float = 0.0,
     **machine: Unpack[MachineOptions],
 ) -> Traces:
     """Generates random programs and their traces.
@@ -47,6 +48,8 @@ def generate(
             for evaluation. None gives all.
         start: the first index of the stream to consider; the Python stream has to draw all before it.
         threads: for the Philox stream; None means one per core. They never change the result.
+        small_values: (Philox stream) share of the programs whose start values and immediates are 0…15, for training:
+            in the released distribution, which 0 gives, operands below 16 are rare.
         machine: the fields of `StreamOptions`.
 
     Returns:
@@ -63,9 +66,11 @@ def generate(
     if split not in _SPLITS:
         raise ValueError(f'generate: split: expected "train", "eval" or None, got {split!r}')
     if stream == "philox":
-        return _philox(count, seed, options, split, start, threads)
+        return _philox(count, seed, options, split, start, threads, small_values)
     if stream != "python":
         raise ValueError(f'generate: stream: expected "python" or "philox", got {stream!r}')
+    if small_values:
+        raise ValueError(f'generate: small_values: expected 0 with stream="python", got {small_values}; use "philox"')
     if split is not None:
         raise ValueError(
             f'generate: split: expected None with stream="python", got {split!r}; use stream="philox", or '
@@ -160,12 +165,18 @@ class ReleasedStream:
 
 
 def _philox(
-    count: int, seed: int, options: StreamOptions, split: Split | None, start: int, threads: int | None
+    count: int,
+    seed: int,
+    options: StreamOptions,
+    split: Split | None,
+    start: int,
+    threads: int | None,
+    small_values: float,
 ) -> Traces:
     check_int("generate: seed", seed, 0, 2**64 - 1)
     check_int("generate: start", start, 0, _MAX_INDEX)
     workers = thread_count(threads)
-    native = options.to_native()
+    native = options.to_native(small_values)
     indices = np.empty(count, np.int64)
     offsets = np.empty(count + 1, np.int64)
     next_start = _C.cpu_states_select(

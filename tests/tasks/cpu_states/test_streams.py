@@ -119,13 +119,34 @@ def test_philox_known_answers() -> None:
 @pytest.mark.parametrize("start", [0, 2**32 - 2, 2**40 + 1])
 @pytest.mark.parametrize("seed", [0, 2**64 - 1])
 @pytest.mark.parametrize(("R", "M", "least", "most"), [(10, 1024, 1, 255), (2, 64, 0, 16), (255, 18, 4, 4)])
-def test_philox_stream_is_the_oracle(start: int, seed: int, R: int, M: int, least: int, most: int) -> None:
+@pytest.mark.parametrize("small_values", [0.0, 0.5, 1.0])
+def test_philox_stream_is_the_oracle(
+    start: int, seed: int, R: int, M: int, least: int, most: int, small_values: float
+) -> None:
     sizes = {"num_registers": R, "memory_size": M, "min_program": least, "max_program": most}
-    traces = cpu.generate(4, seed=seed, start=start, stream="philox", **sizes)
+    traces = cpu.generate(4, seed=seed, start=start, stream="philox", small_values=small_values, **sizes)
     assert [trace.to_bytes() for trace in traces] == [
-        oracle.philox_instance(seed, start + i, R, M, least, most) for i in range(4)
+        oracle.philox_instance(seed, start + i, R, M, least, most, small_values) for i in range(4)
     ]
     traces.check()
+
+
+def test_a_share_of_the_programs_has_small_values() -> None:
+    def is_small(traces: cpu.Traces) -> np.ndarray:
+        firsts = [np.frombuffer(trace.to_bytes(), np.uint8)[M : M + C] for trace in traces]
+        return np.array([max(first[1], *first[6:]) < 16 for first in firsts])
+
+    M, C = 64, 8
+    released, mixed, small = (
+        is_small(cpu.generate(400, seed=4, stream="philox", small_values=share, **SMALL)) for share in (0.0, 0.5, 1.0)
+    )
+    assert released.mean() < 0.01
+    assert 0.4 < mixed.mean() < 0.6
+    assert small.all()
+    with pytest.raises(ValueError, match="small_values: expected a share from 0 to 1, got 1.5"):
+        cpu.generate(1, stream="philox", small_values=1.5)
+    with pytest.raises(ValueError, match='small_values: expected 0 with stream="python", got 0.5'):
+        cpu.generate(1, small_values=0.5)
 
 
 def test_philox_stream_depends_on_the_index_alone() -> None:
