@@ -11,7 +11,13 @@ from bgpt_fast.tasks.cpu_states.options import StreamOptions
 
 
 def generate_on_gpu(
-    count: int, *, options: StreamOptions, seed: int = 0, start: int = 0, small_values: float = 0.0, device: torch.device | str = "cuda"
+    count: int,
+    *,
+    options: StreamOptions,
+    seed: int = 0,
+    start: int = 0,
+    small_values: float = 0.0,
+    device: torch.device | str = "cuda",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Generates the instances `start` … `start + count - 1` of the Philox stream, with the same bytes as `generate`.
 
