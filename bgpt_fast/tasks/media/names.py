@@ -85,8 +85,8 @@ def clean(text: str, most_bytes: int) -> str:
     It is not empty unless `text` is.
     """
     composed = unicodedata.normalize("NFC", text.encode("utf-8", "replace").decode())
-    kept = "".join(char if _is_in_names(char) else "\0" for char in composed)
-    plain = re.sub("\0+", "-", kept).strip(".-") or "-" * bool(text)
+    valid = "".join(char if _is_in_names(char) else "\0" for char in composed)
+    plain = re.sub("\0+", "-", valid).strip(".-") or "-" * bool(text)
     return plain.encode()[:most_bytes].decode("utf-8", "ignore")
 
 

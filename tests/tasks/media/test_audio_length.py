@@ -28,15 +28,15 @@ FORMATS = [name for name in soundfile.available_formats() if name not in ("RAW",
 def files(name: str) -> list[bytes]:
     """A file of each encoding that libsndfile writes in a format, with one and two channels."""
     wave = 0.3 * np.sin(np.arange(FRAMES)[:, None] * [0.1, 0.2])
-    found = []
+    contents = []
     for encoding, channels in itertools.product(soundfile.available_subtypes(name), (1, 2)):
         file = io.BytesIO()
         try:
             soundfile.write(file, wave[:, :channels], RATE, format=name, subtype=encoding)
         except soundfile.LibsndfileError:  # it reads this combination, but does not write it
             continue
-        found.append(file.getvalue())
-    return found
+        contents.append(file.getvalue())
+    return contents
 
 
 def seconds(content: bytes) -> float:

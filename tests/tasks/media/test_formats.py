@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from bgpt_fast.tasks.media import (
     standard_image,
     standard_text,
 )
-from bgpt_fast.tasks.media.audio import write_wav
+from bgpt_fast.tasks.media.audio import clips, write_wav
 from bgpt_fast.tasks.media.images import check_image, pixels_as_png
 from bgpt_fast.tasks.media.source import kind_of, standard_files
 from bgpt_fast.tasks.media.text import cut_text
@@ -146,8 +147,8 @@ def test_previews_are_no_frames(
     other = second.copy()
     other.encoderinfo = {"tiffinfo": tags}  # type: ignore[attr-defined]
     content = encoded(first, file_format, save_all=True, append_images=[other])
-    shown = pixels(standard_image(content, (80, 60))).astype(int)
-    assert np.abs(shown - np.asarray(PICTURE)).mean() < 2
+    standard = pixels(standard_image(content, (80, 60))).astype(int)
+    assert np.abs(standard - np.asarray(PICTURE)).mean() < 2
     check_image(content)
 
 
@@ -261,6 +262,28 @@ def test_a_wav_from_a_pipe_has_no_length() -> None:
     at = whole.index(b"data") + 4
     whole[at : at + 4] = b"\xff" * 4
     assert len(standard_audio(bytes(whole))) == 1
+
+
+def test_a_wav_with_odd_chunks_ends() -> None:
+    """scipy/scipy#6700: a chunk of odd size with and without its padding byte, and a cut one behind the samples."""
+    whole = write_wav(np.arange(200, dtype=np.uint8), 8000)
+    at = whole.index(b"data")
+    for odd in (b"LIST\3\0\0\0abc\0", b"LIST\0\0\0\0"):
+        np.testing.assert_array_equal(clips(whole[:at] + odd + whole[at:], 8000, 0.025), clips(whole, 8000, 0.025))
+    assert len(clips(whole + b"LIST\3\0\0", 8000, 0.025)) == 1
+    assert len(clips(whole + b"LIST\xff\0\0\0a", 8000, 0.025)) == 1
+    assert reason(standard_audio, whole[:at] + b"LIST\3\0\0\0abc" + whole[at:]) == "damaged audio", "without padding"
+
+
+def test_a_bmp_with_a_header_of_124_bytes() -> None:
+    """python-pillow/Pillow#6435: the header of version 5, with masks of colours in it."""
+    greys = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    pixel = np.stack([greys, greys + 64, greys + 128, np.full_like(greys, 255)], 2)[::-1].tobytes()  # blue first
+    header = struct.pack("<IiiHHIIiiII", 124, 8, 8, 1, 32, 3, len(pixel), 0, 0, 0, 0)
+    header += struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000).ljust(84, b"\0")
+    content = b"BM" + struct.pack("<IHHI", 14 + 124 + len(pixel), 0, 0, 14 + 124) + header + pixel
+    assert check_image(content) == "BMP 8×8 RGBA"
+    np.testing.assert_array_equal(pixels(standard_image(content, (8, 8)))[:, :, 2], greys)
 
 
 def test_a_spectrogram_shows_pitch_as_height_and_time_as_width() -> None:

@@ -159,8 +159,8 @@ def test_deleted_files_are_made_again(tmp_path: Path, media: Path) -> None:
     again = standardise(media, tmp_path / "out", plan=HALF, workers=1)
     assert (again.files, again.skipped) == (whole.files, {"same bytes as an earlier output": 2})
     after = tree(tmp_path / "out")
-    for written in (before, after):
-        del written["report.json"], written[JOURNAL]
+    for files in (before, after):
+        del files["report.json"], files[JOURNAL]
     assert after == before
     assert standardise(media, tmp_path / "out", plan=HALF, workers=1) == again
 
