@@ -203,6 +203,9 @@ def _show(predictions: Sequence[tuple[FileEntry, Prediction]], report: Classific
     if len(predictions) > _SHOWN_FILES:
         file_table.caption = f"the first {_SHOWN_FILES}; --output and --json have all"
     print_table(file_table)
+    cut = sum(one.is_cut for _, one in predictions)
+    if cut:
+        print_text(f"{cut:,} of {len(predictions):,} files are longer than the context: their heads are classified")
     if report is None:
         return
     low, high = report.interval

@@ -63,6 +63,10 @@ def _requests(options: Generate, model: BGPT) -> list[FileRequest]:
     requests: list[FileRequest] = []
     for path in paths or [None]:
         data = b""
+        if path is not None and path.is_dir():
+            raise IsADirectoryError(
+                f"{path}: expected a file to continue, got a folder; name its files, or give --ext alone"
+            )
         if path is not None:
             with open_regular(path) as file:
                 data = file.read(capacity)

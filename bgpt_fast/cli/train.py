@@ -15,7 +15,8 @@ from bgpt_fast.cli.common import as_json, drawing, read_options
 from bgpt_fast.cli.errors import FAILURE, report_error
 from bgpt_fast.cli.train_data import TrainData, task_of
 from bgpt_fast.cli.train_options import LAYOUT, SHORT, Train, options_from_file, preset_options, value_of
-from bgpt_fast.cli.train_summary import ENDED, print_next, print_start
+from bgpt_fast.cli.train_samples import sampler
+from bgpt_fast.cli.train_summary import ENDED, print_end, print_start
 from bgpt_fast.data import DataError
 from bgpt_fast.files import write_json
 from bgpt_fast.model import BGPT
@@ -40,11 +41,11 @@ def run(words: Sequence[str]) -> int:
     if options.epochs:
         steps = data.steps(options.epochs, training.accumulation)
         training = dataclasses.replace(training, steps=steps, max_minutes=0.0, schedule_by="steps")
-    trainer = Trainer(model, data.source, training, options.output, data.evaluation())
+    trainer = Trainer(model, data.source, training, options.output, data.evaluation(), sample=sampler(options, data))
     if trainer.ranks.is_main:
         # Only now: if the run cannot be resumed with these options, Trainer raises and the old file remains.
         write_json(options.output / "options.json", as_json(options))
-        print_start(options, data, trainer)
+        skipped = print_start(options, data, trainer)
     try:
         result = trainer.train()
     except TrainingInterrupted as stop:
@@ -56,7 +57,7 @@ def run(words: Sequence[str]) -> int:
         return FAILURE
     if trainer.ranks.is_main:
         _report(options, result)
-        print_next(options, trainer.model.task)
+        print_end(options, trainer, skipped)
     return 0
 
 

@@ -23,8 +23,10 @@ from bgpt_fast.data.epochs import EpochSource
 from bgpt_fast.data.packing import PackedSource
 from bgpt_fast.data.source import EmptySplitError
 from bgpt_fast.device import resolve_device
+from bgpt_fast.documents import extension_of
+from bgpt_fast.generation import Prompt
 from bgpt_fast.tasks.classification import accuracy_evaluation
-from bgpt_fast.tasks.cpu_states import CPUStateSource, generate
+from bgpt_fast.tasks.cpu_states import CPUStateSource, Trace, generate
 from bgpt_fast.tasks.cpu_states.gpu_source import GPUStateSource
 from bgpt_fast.tasks.cpu_states.training import teacher_forced_evaluation
 from bgpt_fast.training import likelihood_evaluation, rank_and_world_size
@@ -32,6 +34,7 @@ from bgpt_fast.training import likelihood_evaluation, rank_and_world_size
 Task = Literal["generation", "conversion", "classification", "cpu-states"]
 Evaluate = Callable[[Any], dict[str, float]]
 CPU_STATES = "cpu-states"
+_SAMPLES = 3
 
 
 def task_of(options: Train) -> Task:
@@ -80,6 +83,8 @@ class TrainData:
 
     Attributes:
         evaluation_text: what `evaluation` scores, in words; "" before, and if there is none.
+        sample_prompts: of held-out pairs, for samples during training; empty before `evaluation`, and of other tasks.
+        sample_programs: held-out programs of the machine, likewise.
 
     Raises:
         DataError, ValueError: there is no data, or the options contradict each other.
@@ -92,6 +97,8 @@ class TrainData:
         self._rank, self._world_size = rank_and_world_size()
         self.labels = labels
         self.evaluation_text = ""
+        self.sample_prompts: list[Prompt] = []
+        self.sample_programs: Sequence[Trace] = ()
         self._check_paths()
         if self._task != "cpu-states" and options.patches_per_batch < config.patch_length:
             warnings.warn(
@@ -143,6 +150,7 @@ class TrainData:
                 **asdict(options.machine),
             )
             self.evaluation_text = f"{len(programs):,} programs (--eval-programs)"
+            self.sample_programs = programs[:_SAMPLES]
             return teacher_forced_evaluation(programs)
         if not options.eval_data and options.eval_share == 0:
             return None
@@ -201,6 +209,9 @@ class TrainData:
         share = max(self._options.eval_patches // max(len(sources), 1), 1)
         result = [batch for source in sources for batch in source.evaluation_batches(share)]
         self.evaluation_text = self._evaluation_text(sources, result)
+        for source in sources:
+            if isinstance(source, PairSource):
+                self.sample_prompts = [_prompt(*pair) for pair in source.paths[:_SAMPLES]]
         return result
 
     def _evaluation_text(self, sources: Sequence[PackedSource[Any, Any]], batches: Sequence[Any]) -> str:
@@ -212,6 +223,8 @@ class TrainData:
         of = f"{sum(counts):,} {kind}" if len(counts) == len(sources) else "rows and files"
         origin = "--eval-data" if self._options.eval_data else f"--eval-share {self._options.eval_share:g}"
         unit = "windows" if self._task == "generation" else "documents"
+        over = sum(source.describe()["over_context"] for source in sources if isinstance(source, PairSource))
+        of += f", {over:,} more over the context," if over else ""
         return f"{of} ({origin}); an evaluation scores {documents:,} {unit} of them, {patches:,} patches"
 
     def _check_paths(self) -> None:
@@ -303,6 +316,11 @@ class TrainData:
         if problem is not None and machine_on == "gpu":
             raise ValueError(f"--machine-on gpu: expected {problem}")
         return device if problem is None else None
+
+
+def _prompt(source: str, target: str) -> Prompt:
+    """The prompt of the conversion of a file of a pair."""
+    return Prompt(extension_of(target), source=(extension_of(source), Path(source).read_bytes()))
 
 
 def rank_device(name: str) -> torch.device:

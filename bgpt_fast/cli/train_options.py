@@ -96,6 +96,7 @@ SHORT = {
     "--precision": "--training.precision",
     "--seed": "--training.seed",
     "--eval-every": "--training.eval-every",
+    "--sample-every": "--training.sample-every",
     "--save-every": "--training.save-every",
 }
 """Short forms of options."""
@@ -104,7 +105,13 @@ _BOOLEANS = {"yes": True, "on": True, "no": False, "off": False}
 LAYOUT = HelpLayout(
     basic=(
         *("data", "output", "config", "preset", "task", "init_from", "conversion", "epochs"),
-        *("training.steps", "training.max_minutes", "training.learning_rate", "training.device"),
+        *(
+            "training.steps",
+            "training.max_minutes",
+            "training.learning_rate",
+            "training.sample_every",
+            "training.device",
+        ),
     ),
     groups={
         "file": (

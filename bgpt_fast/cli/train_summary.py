@@ -24,8 +24,12 @@ ENDED = {"steps": "all steps are done", "time": "the time is up", "target": "the
 _WIDTH = len("evaluation") + 2
 
 
-def print_start(options: Train, data: TrainData, trainer: Trainer) -> None:
-    """Prints a run's model, device, data, what is skipped and cut, evaluation, budget and folder, before it starts."""
+def print_start(options: Train, data: TrainData, trainer: Trainer) -> Counter[str]:
+    """Prints a run's model, device, data, what is skipped and cut, evaluation, budget and folder, before it starts.
+
+    Returns:
+        The number of skipped files or pairs by reason.
+    """
     sources = source_descriptions(trainer.source.describe())
     for name, text in (
         ("model", _model_text(options, trainer)),
@@ -37,11 +41,15 @@ def print_start(options: Train, data: TrainData, trainer: Trainer) -> None:
     ):
         print_text(f"{name:<{_WIDTH}}{text}")
     _print_skipped(sources, options)
+    return _skipped(sources)
 
 
-def print_next(options: Train, task: ModelTask | None) -> None:
-    """Prints the commands that use the trained model."""
-    for place, command in enumerate(next_commands(options, task)):
+def print_end(options: Train, trainer: Trainer, skipped_before: Counter[str]) -> None:
+    """Prints what was skipped since the start of the run, and the commands that use the trained model."""
+    print_skipped(
+        _skipped(source_descriptions(trainer.source.describe())) - skipped_before, [], "skipped while training"
+    )
+    for place, command in enumerate(next_commands(options, trainer.model.task)):
         print_text(f"{'' if place else 'next:':<6}{command}")
 
 
@@ -106,10 +114,15 @@ def _data_text(sources: Sequence[Mapping[str, Any]], config: BGPTConfig) -> str:
     return " + ".join(texts)
 
 
-def _print_skipped(sources: Sequence[Mapping[str, Any]], options: Train) -> None:
+def _skipped(sources: Sequence[Mapping[str, Any]]) -> Counter[str]:
     counts: Counter[str] = Counter()
     for source in sources:
         counts.update(source.get("skipped", {}))
+    return counts
+
+
+def _print_skipped(sources: Sequence[Mapping[str, Any]], options: Train) -> None:
+    counts = _skipped(sources)
     print_skipped(counts, [name for source in sources for name in source.get("warnings", ())])
     longest = max((source.get("longest", 0) for source in sources if source.get("kind") == "pairs"), default=0)
     if counts.get("pair over the context"):
@@ -134,9 +147,11 @@ def _budget(config: TrainConfig) -> str:
 
 
 def _folder_text(options: Train, trainer: Trainer) -> str:
-    state = f"resumes from step {trainer.step}" if trainer.resumed else "a new run"
+    state = f"resumes from step {trainer.step:,}" if trainer.resumed else "a new run"
     if trainer.resumed and trainer.stopped_by:
-        state = f"complete: {ENDED[trainer.stopped_by]}; nothing is trained again"
+        state = (
+            f"complete: {ENDED[trainer.stopped_by]}; nothing is trained again; give more --steps or --minutes to go on"
+        )
     return f"{options.output}: {state}"
 
 

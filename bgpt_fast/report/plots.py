@@ -90,8 +90,9 @@ def training_curve(log_path: Path, path: Path, title: str = "") -> None:
     figure, axes = new_figure(8, 4.5)
     axes.plot(minutes, loss, color=COLORS[0], alpha=0.25, linewidth=0.8, label="loss")
     axes.plot(minutes, _smooth(loss), color=COLORS[0], linewidth=1.6, label="loss, smoothed")
-    axes.set_yscale("log")
-    plain_log_ticks(axes.yaxis)
+    if (loss > 0).any():
+        axes.set_yscale("log")
+        plain_log_ticks(axes.yaxis)
     axes.set_xlabel("minutes of training")
     axes.set_ylabel("loss, nats per document" if "accuracy" in steps[0] else "loss, nats per byte position")
     axes.set_title(shown_text(title))

@@ -33,6 +33,7 @@ class TrainConfig:
         precision: "fp32", or "bf16": autocast over fp32 weights.
         targets_per_step: number of target patches sampled at random from each batch for the loss; 0: all.
         eval_every: steps between evaluations; 0 means at the end only.
+        sample_every: steps between samples, which `sample` of `Trainer` makes; 0: none.
         save_every: steps between checkpoints; 0 means at the end only.
         keep_last: number of latest checkpoints kept on disk, besides the best one.
         best_metric: the evaluation figure that selects the best checkpoint, which is kept on disk; "": none.
@@ -79,6 +80,7 @@ class TrainConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     targets_per_step: int = 0
     eval_every: int = 0
+    sample_every: int = 0
     save_every: int = 500
     keep_last: int = 2
     best_metric: str = ""
@@ -108,7 +110,7 @@ class TrainConfig:
                 self, field.name, _checked_type(field.name, getattr(self, field.name), hints[field.name])
             )
         for names, holds, expected in (
-            ("steps targets_per_step eval_every save_every seed prefetch", lambda x: x >= 0, "at least 0"),
+            ("steps targets_per_step eval_every sample_every save_every seed prefetch", lambda x: x >= 0, "at least 0"),
             ("profile_steps profile_after max_minutes weight_decay grad_clip", lambda x: x >= 0, "at least 0"),
             ("accumulation keep_last log_every", lambda x: x >= 1, "at least 1"),
             ("learning_rate eps timeout_seconds", lambda x: x > 0, "a positive number"),

@@ -40,6 +40,7 @@ from bgpt_fast.training.schedule import schedule_factor, step_progress, time_pro
 from bgpt_fast.training.step import TrainStep
 
 Evaluate = Callable[[Any], dict[str, float]]
+Sample = Callable[[Any, int], str]
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,8 @@ class Trainer:
             resumes from the latest intact one.
         evaluate: called with the model in evaluation mode, under no_grad and with a separate random state; returns
             figures for the log; with several ranks each calls it, and rank 0's figures are used.
+        sample: called by rank 0 every `TrainConfig.sample_every` steps with the model, as `evaluate`, and the step; its
+            text is shown. If it raises an exception, that is shown instead, and training goes on.
         show_progress: whether to show a bar, or plain lines if standard error is not a terminal.
 
     Raises:
@@ -107,6 +110,7 @@ class Trainer:
         run_dir: str | os.PathLike[str],
         evaluate: Evaluate | None = None,
         *,
+        sample: Sample | None = None,
         show_progress: bool = True,
     ) -> None:
         if config.best_metric and evaluate is None:
@@ -133,6 +137,7 @@ class Trainer:
         self.run_dir = Path(run_dir)
         self.store = CheckpointStore(self.run_dir / "checkpoints", config.keep_last)
         self._evaluate = evaluate
+        self._sample = sample
         self._show_progress = show_progress and self.ranks.is_main
         self._log = RunLog(self.run_dir / "log.jsonl", enabled=self.ranks.is_main)
         self._optimizers = Optimizers(model.named_parameters(), config)
@@ -229,6 +234,8 @@ class Trainer:
                 patches += figures.patches
                 training_seconds += self._progress.last_step_seconds
                 bar.update(figures, self._progress.share_done(self.config))
+                if self._sample is not None and self.config.sample_every and not self.step % self.config.sample_every:
+                    self._show_sample(self._sample, bar)
                 if self.step % self.config.log_every == 0 or self.stopped_by:
                     known = {k: v for k, v in dataclasses.asdict(figures).items() if v is not None}
                     self._log.write({"kind": "train", **known})
@@ -396,6 +403,19 @@ class Trainer:
             self._save(is_best, wait=ends)
         if received:
             raise TrainingInterrupted(received, self.step, self.store.path(self.step))
+
+    def _show_sample(self, sample: Sample, bar: ProgressBar) -> None:
+        """Shows what the model generates; the random states are unchanged, as by an evaluation."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.no_grad(), torch.random.fork_rng(devices=devices), self._parallel.whole_model() as model:
+            if not self.ranks.is_main:
+                return
+            model.eval()
+            try:
+                text = sample(model, self.step)
+            except Exception as error:  # a sample is no reason to lose a run
+                text = f"step {self.step}: no sample: {type(error).__name__}: {error}"
+        bar.message(text)
 
     def _run_evaluation(self, interrupts: Interrupts, bar: ProgressBar) -> bool:
         """Evaluates and logs; returns whether this is the best so far, False if interrupted by a signal."""

@@ -99,7 +99,9 @@ def read_chunks(
                 one = run(lines, acc, registers, R, M)
         except ValueError as error:
             if not any(str(path) in note for note in getattr(error, "__notes__", ())):
-                error.add_note(f"in {path}")
+                kind = "assembly, a .bin file of code or a trace, or a .parquet file of traces"
+                hint = "" if path.suffix in (".asm", ".bin", ".parquet") else f", which should be {kind}"
+                error.add_note(f"in {path}{hint}")
             raise
         single.append(one)
         if len(single) == chunk_size:
