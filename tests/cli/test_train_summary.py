@@ -56,7 +56,7 @@ def test_pairs_over_the_context_are_counted_with_what_helps(files: Path, cli: Co
     output = train(cli, "--data", "files", "--conversion", "abc->mid", "--output", "run", *SMALL)
     trained, held_out = (re.search(text, output) for text in (r"(\d) pair over the context", r"(\d) more over the"))
     assert int(trained[1] if trained else 0) + int(held_out[1] if held_out else 0) == 5
-    assert "the longest pair needs --model.patch-length 30" in output
+    assert "the longest pair needs --model.patch-length 31" in output
     assert "bgpt-fast convert FILES.abc --to mid --checkpoint run" in output
 
 
