@@ -323,5 +323,5 @@ def test_commands_name_their_options(tmp_path: Path, files: Path, cli: CommandLi
         (ValueError("x"), False),
     ],
 )
-def test_shortages_are_told_from_damage(error: Exception, expected: bool) -> None:
+def test_a_shortage_is_no_damage(error: Exception, expected: bool) -> None:
     assert is_shortage(error) is expected

@@ -42,8 +42,8 @@ def test_a_cut_text_with_a_mark_is_named() -> None:
 )
 def test_plain_values_are_those_of_yaml_1_2(text: str, value: object) -> None:
     assert parse_yaml(f"a: {text}", "name") == {"a": value}
-    for written in (text, value):
-        for context in ({"a": written}, [written], {written: 1}):
+    for plain in (text, value):
+        for context in ({"a": plain}, [plain], {plain: 1}):
             read = parse_yaml(dump_yaml(context), "name")
             assert read == context
             assert repr(read) == repr(context), "types, too"

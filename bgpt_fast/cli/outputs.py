@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from bgpt_fast.cli.common import GenerationProgress, generation_progress, print_skipped, table
-from bgpt_fast.files import atomic_write, write_json
+from bgpt_fast.files import atomic_write, naming, write_json
 from bgpt_fast.folder_lock import LOCK, FolderLock
 from bgpt_fast.generation import Generation, Generator, Prompt
 from bgpt_fast.journal import Record, content_digest, has_digest, parse_journal, read_bytes
@@ -143,7 +143,7 @@ class OutputFolder:
             with atomic_write(target) as file:
                 file.write(content)
         self.records[name] = {"path": name, "written": write, "digest": content_digest(content), **record}
-        with open(self.path / JOURNAL, "ab") as journal:
+        with naming(self.path / JOURNAL), open(self.path / JOURNAL, "ab") as journal:
             journal.write(json.dumps(self.records[name]).encode() + b"\n")
 
 

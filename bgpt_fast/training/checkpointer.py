@@ -145,7 +145,8 @@ class Checkpointer:
             self._background.wait()
         except Exception as error:  # the other ranks must learn of any
             failure = error
-        problems = [text for text in self._ranks.all_gather(failure and str(failure)) if text]
+        text = None if failure is None else str(failure) or type(failure).__name__
+        problems = [text for text in self._ranks.all_gather(text) if text]
         if problems:
             self.step = None
             raise failure or CheckpointWriteError(problems[0])

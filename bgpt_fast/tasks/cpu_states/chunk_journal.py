@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from bgpt_fast.files import naming
 from bgpt_fast.tasks.cpu_states.machine import state_size
 from bgpt_fast.tasks.cpu_states.trace import PredictedTrace
 from bgpt_fast.tasks.cpu_states.traces import Traces
@@ -90,7 +91,8 @@ class ChunkJournal:
 
     def sync(self) -> None:
         """Flushes the records to disk (fsync)."""
-        os.fsync(self._descriptor)
+        with naming(self._path):
+            os.fsync(self._descriptor)
 
     def close(self) -> None:
         """Closes the file; repeated calls do nothing."""
@@ -130,7 +132,8 @@ class ChunkJournal:
         record = _HEAD.pack(kind, number, seconds, len(content)) + content
         remaining = memoryview(record + _CHECKSUM.pack(zlib.crc32(record)))
         while remaining:
-            remaining = remaining[os.write(self._descriptor, remaining) :]
+            with naming(self._path):
+                remaining = remaining[os.write(self._descriptor, remaining) :]
 
 
 def _records(content: bytes) -> Iterator[tuple[_Record, int]]:

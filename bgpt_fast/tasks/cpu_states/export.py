@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from bgpt_fast.files import atomic_write, fsync_folder, open_regular, read_file
+from bgpt_fast.files import atomic_write, fsync_folder, naming, open_regular, read_file
 from bgpt_fast.memory import is_shortage
 from bgpt_fast.tasks.cpu_states.machine import ProgramError, check_machine
 from bgpt_fast.tasks.cpu_states.trace import Trace, TraceError
@@ -55,7 +55,7 @@ def write_folder(traces: Iterable[Trace], directory: _Path) -> int:
         for trace in traces:
             name = trace.name
             names.add(name)
-            with open(temporary / name, "wb") as file:
+            with naming(target / name), open(temporary / name, "wb") as file:
                 file.write(trace.to_bytes())
         os.sync()  # one call: an fsync for each file would take minutes
         fsync_folder(temporary)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bgpt_fast.files import atomic_write, fsync_folder
+from bgpt_fast.files import atomic_write, fsync_folder, naming
 from bgpt_fast.tasks.cpu_states.export import METADATA, import_pyarrow
 from bgpt_fast.tasks.cpu_states.formatting import first_wrong_step
 from bgpt_fast.tasks.cpu_states.trace import PredictedTrace
@@ -40,8 +40,9 @@ def write_predictions(
     names = [name for name, _ in missing]
     parts = [directory / f".{name}.part" for name in names]
     try:
-        for part, (_, one) in zip(parts, missing, strict=True):
-            part.write_bytes(one.to_bytes())
+        for part, (name, one) in zip(parts, missing, strict=True):
+            with naming(directory / name):
+                part.write_bytes(one.to_bytes())
         os.sync()  # one call: an fsync for each file would take minutes
         for part, name in zip(parts, names, strict=True):
             os.replace(part, directory / name)

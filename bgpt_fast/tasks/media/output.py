@@ -14,7 +14,7 @@ from typing import Any
 
 from bgpt_fast.data import DataError
 from bgpt_fast.data.file_index import FileEntry, Paths, SkipReport, as_roots, find_files
-from bgpt_fast.files import fsync_folder
+from bgpt_fast.files import fsync_folder, naming
 from bgpt_fast.journal import Fields, Record, has_digest, parse_journal
 
 JOURNAL = "sources.jsonl"
@@ -122,9 +122,10 @@ class OutputFolder:
             os.sync()  # once for many files: an fsync of each would take longer than decoding it
             # ASCII, which preserves names that are not UTF-8.
             lines = "".join(json.dumps(record) + "\n" for record in self._unsaved)
-            self._journal.write(lines.encode())
-            self._journal.flush()
-            os.fsync(self._journal.fileno())
+            with naming(self.path / JOURNAL):
+                self._journal.write(lines.encode())
+                self._journal.flush()
+                os.fsync(self._journal.fileno())
             self._unsaved.clear()
         self._saved_at = time.monotonic()
 
@@ -135,7 +136,8 @@ class OutputFolder:
         if target.exists() and target.stat().st_size and target.read_bytes() != content:
             raise FileExistsError(f"{target}: the path holds a file that no run here wrote; move it")
         part = self.path / _PARTS / "file"
-        part.write_bytes(content)
+        with naming(target):
+            part.write_bytes(content)
         os.replace(part, target)
 
     def _read(self, head: Record, fields: Fields) -> None:
