@@ -5,6 +5,7 @@ Shape letters: T patches of prefill, N patches to decode, S bytes a patch, D wid
 
 from __future__ import annotations
 
+import threading
 from typing import Protocol
 
 import torch
@@ -61,9 +62,13 @@ class WeightCache:
     """Weights that one call of `make_decoder` prepared, kept for reuse by the next call.
 
     A copy or a pickle of it is empty.
+
+    Attributes:
+        lock: held by `make_decoder`, so that threads can share a cache.
     """
 
     def __init__(self) -> None:
+        self.lock = threading.Lock()
         self._cpu: tuple[tuple[object, ...], list[nn.Parameter], CpuWeights] | None = None
         self._cuda: CudaWeights | None = None
 
@@ -81,9 +86,14 @@ class WeightCache:
         return self._cpu[2]
 
     def for_cuda(self, model: BGPT, precision: str, batch_invariant: bool, record: Record | None) -> CudaWeights:
-        """The model's weights as they are now, copied over the last call's, so that its graphs can be replayed."""
+        """The model's weights as they are now, copied over the last call's, so that its graphs can be replayed.
+
+        Those of a decoder that still exists, which another thread or an iterator that goes on uses, are not replaced.
+        """
         last, key = self._cuda, (precision, batch_invariant, device_of(model))
         if last is not None and (last.precision, last.batch_invariant, last.device) == key:
+            if last.users:
+                return CudaWeights(model, precision, record, batch_invariant=batch_invariant)
             last.reload(model)
             return last
         self._cuda = last = None
@@ -129,15 +139,16 @@ def make_decoder(
         raise ValueError(f"precision: expected None or one of {offered} {where}, got {precision!r}")
     if batch_invariant and not has_engine(device):
         raise ValueError(f"batch_invariant: expected None or False {where}, got True")
-    if device.type == "cpu":
-        # Without a cache, no fingerprint of the weights is needed.
-        packed = CpuWeights(model, precision) if cache is None else cache.for_cpu(model, precision)
-        return CpuDecoder(packed, slots, length)
-    if has_engine(device):
+    if not has_engine(device):
+        return EagerDecoder(model, slots, length)
+    if device.type == "cpu" and cache is None:  # no fingerprint of the weights is needed
+        return CpuDecoder(CpuWeights(model, precision), slots, length)
+    cache = cache or WeightCache()
+    with cache.lock:
+        if device.type == "cpu":
+            return CpuDecoder(cache.for_cpu(model, precision), slots, length)
         record = None if use_graphs else _run_directly
-        weights = (cache or WeightCache()).for_cuda(model, precision, batch_invariant, record)
-        return CudaDecoder(weights, slots, length)
-    return EagerDecoder(model, slots, length)
+        return CudaDecoder(cache.for_cuda(model, precision, batch_invariant, record), slots, length)
 
 
 def has_engine(device: torch.device) -> bool:

@@ -55,9 +55,7 @@ class CpuDecoder:
 
 
 class CpuWeights:
-    """A packed copy of a model's weights as they are now.
-
-    The patch embedding is shared with the model where it is float32, and copied otherwise.
+    """A packed copy of a model's weights as they are now; later changes of the model's do not change it.
 
     Args:
         model: on the CPU.
@@ -72,8 +70,8 @@ class CpuWeights:
         self.byte_decoder = PackedByteDecoder(byte_decoder, byte_transformer.wte.weight, config.patch_size)
         self.nbytes = self.patch_decoder.nbytes + byte_decoder.nbytes
         embedding = model.patch_level_decoder.patch_embedding
-        weight, bias = (parameter.detach().float().contiguous() for parameter in embedding.parameters())
-        self.patch_embedding = weight, bias
+        weight, bias = (parameter.detach().to(torch.float32, copy=True) for parameter in embedding.parameters())
+        self.patch_embedding = weight.contiguous(), bias.contiguous()
 
 
 def fingerprint(parameters: Iterable[Tensor]) -> Iterator[object]:

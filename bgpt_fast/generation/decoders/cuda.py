@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 import warnings
+import weakref
 
 import torch
 from torch import Tensor
@@ -70,6 +71,7 @@ class CudaDecoder:
 
     def __init__(self, weights: CudaWeights, slots: int, length: int) -> None:
         self.weights, self.device, self.slots = weights, weights.device, slots
+        weights.users.add(self)
         patch = weights.patch
         layers, heads, channels = len(patch.layers), patch.heads, patch.width // patch.heads
         shape, dtype = (layers, slots + self.EXTRA_SLOTS, heads), patch.dtype
@@ -132,12 +134,16 @@ class CudaWeights:
         precision: one of CUDA_PRECISIONS.
         record: how steps are recorded; None means as CUDA graphs.
         batch_invariant: a file's bits depend only on that file.
+
+    Attributes:
+        users: the decoders that read it and still exist.
     """
 
     def __init__(
         self, model: BGPT, precision: str, record: Record | None = None, *, batch_invariant: bool = False
     ) -> None:
         self.precision, self.batch_invariant = precision, batch_invariant
+        self.users: weakref.WeakSet[CudaDecoder] = weakref.WeakSet()
         self.patch, self.byte = PatchWeights(model, precision), ByteWeights(model, precision)
         self.device = self.byte.device
         self.patch_layers = CudaLayers(self.patch, batch_invariant)
