@@ -55,7 +55,18 @@ def test_the_whole_suite_at_tiny_sizes(tmp_path: Path) -> None:
     assert head["baselines"]["flash-attn"].startswith("missing: ")
     items = [entry["extra_info"] for entry in whole["benchmarks"]]
     kinds = {item["kind"] for item in items}
-    assert kinds == {"op", "training", "phases", "generation", "scoring", "data", "checkpoint", "cpu states", "curve"}
+    assert kinds == {
+        "op",
+        "training",
+        "phases",
+        "generation",
+        "scoring",
+        "data",
+        "checkpoint",
+        "cpu states",
+        "curve",
+        "host",
+    }
     assert {case.name for case in CASES} <= {item["what"].rsplit(" ", 1)[0] for item in items}
     implementations = {item["implementation"] for item in items if item["kind"] in ("training", "generation")}
     assert {"bgpt_fast", "released method", "KV-cached torch", "reference"} <= implementations
