@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 
@@ -28,6 +30,25 @@ def resolve_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device: expected 'auto', 'cpu' or a GPU of this machine, got {name!r}: {reason}") from error
     return torch.device("cuda", torch.cuda.current_device()) if device == torch.device("cuda") else device
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be allocated on a device: on a GPU those of the driver and of torch's allocator; elsewhere
+    those of this machine, or of the control group that limits this process."""
+    if device.type == "cuda":
+        in_cache = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + in_cache
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
+    except OSError:
+        return free
+    return free if limit == "max" else max(0, min(free, int(limit) - int(used)))
 
 
 @contextlib.contextmanager

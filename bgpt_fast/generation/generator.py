@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from bgpt_fast.device import free_memory
 from bgpt_fast.generation.decoders.base import (
     Decoder,
     WeightCache,
@@ -25,7 +26,10 @@ from bgpt_fast.kernels.byte_decode.sampling import Sampling
 from bgpt_fast.memory import named_out_of_memory
 from bgpt_fast.model import BGPT
 
-_MAX_BATCH = 256
+MOST_FILES = 4096
+"""Files generated at the same time at most, unless `max_batch` is given: more gain nothing on any device."""
+_MEMORY_SHARE = 0.5
+"""Share of the free memory that their caches may take, unless `max_batch` or `max_memory` is given."""
 _ACTIVATION_BYTES = 24 * 1024
 """Bytes of activations for each unit of hidden_size: of `PREFILL_PATCHES` patches in the patch decoder, or of a chunk
 in the byte decoder."""
@@ -47,10 +51,10 @@ class Generator:
     Args:
         model: on the device to generate on. Dropout is off. Its weights are read at each call, so a model in training
             can generate between steps.
-        max_batch: files generated at the same time; further prompts wait. None means 256, or as many as `max_memory`
-            allows.
+        max_batch: files generated at the same time; further prompts wait. None means as many as `max_memory` allows.
         max_memory: bytes that caches and activations of a call may take; as many files as fit are generated at the same
-            time. `sequence_bytes` gives the bytes of each.
+            time. `sequence_bytes` gives the bytes of each. With neither, half of the memory that is free when the call
+            begins, and at most 4,096 files.
         precision: precision of linear layers. "float32"; "bfloat16": weights and the layers' inputs in bfloat16,
             sums in float32; "int8", on the CPU: weights in 8 bits, the layers' inputs in bfloat16. Keys and values have
             the inputs' dtype. None means bfloat16 for a bfloat16 model, else float32. On the shipped CPU-state model
@@ -92,10 +96,8 @@ class Generator:
 
     @property
     def max_batch(self) -> int:
-        """Files generated at the same time; with `max_memory` alone, the number for files that fill the context."""
-        if self._max_batch is not None:
-            return self._max_batch
-        return _MAX_BATCH if self.max_memory is None else max(1, self._affordable_slots(self.model.config.patch_length))
+        """Files generated at the same time; without the argument, the number for files that fill the context."""
+        return self._max_batch or self._fitting_slots(self.model.config.patch_length)
 
     def sequence_bytes(self, patches: int) -> int:
         """Bytes that the keys and values of a sequence of `patches` patches take.
@@ -208,8 +210,8 @@ class Generator:
     def _slots(self, total: int, length: int, has_drafts: bool) -> int:
         """How many sequences of `length` patches to decode at once."""
         if self.max_memory is None:
-            return min(total, self.max_batch)
-        slots = self._affordable_slots(length, has_drafts)
+            return min(total, self._max_batch or self._fitting_slots(length, has_drafts))
+        slots = self._affordable_slots(self.max_memory, length, has_drafts)
         if slots < 1:
             activations, each = self._activation_bytes(has_drafts), self._slot_bytes(length, has_drafts)
             raise ValueError(
@@ -219,11 +221,16 @@ class Generator:
             )
         return min(total, slots, self._max_batch or total)
 
-    def _affordable_slots(self, length: int, has_drafts: bool = False) -> int:
-        assert self.max_memory is not None
+    def _fitting_slots(self, length: int, has_drafts: bool = False) -> int:
+        """How many sequences of `length` patches fit into `max_memory`, or into a share of the free memory."""
+        if self.max_memory is not None:
+            return max(1, self._affordable_slots(self.max_memory, length, has_drafts))
+        free = int(_MEMORY_SHARE * free_memory(device_of(self.model)))
+        return max(1, min(MOST_FILES, self._affordable_slots(free, length, has_drafts)))
+
+    def _affordable_slots(self, memory: int, length: int, has_drafts: bool) -> int:
         extra_slots, _ = memory_overhead(device_of(self.model))
-        available = self.max_memory - self._activation_bytes(has_drafts)
-        return available // self._slot_bytes(length, has_drafts) - extra_slots
+        return (memory - self._activation_bytes(has_drafts)) // self._slot_bytes(length, has_drafts) - extra_slots
 
     def _slot_bytes(self, length: int, has_drafts: bool) -> int:
         """Bytes that a sequence takes: its cache, the decoder's buffers, and with drafts the features of the drafted

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bgpt_fast import BGPT, BGPTConfig, Generation, Generator, PackedPatches, Prompt, ReferenceBGPT
+from bgpt_fast.device import free_memory
 from bgpt_fast.generation import generator
 from bgpt_fast.generation.decoders import base, eager
 from bgpt_fast.generation.decoders.base import Decoder, make_decoder
@@ -175,7 +176,7 @@ def test_a_memory_budget_decides_the_batch_size(model: BGPT, monkeypatch: pytest
         assert Generator(model, max_memory=budget, max_batch=batch).generate(prompts) == expected
         assert slots[-1] == count
     assert Generator(model, max_memory=activations + 4 * each).max_batch == 4
-    assert (Generator(model).max_batch, Generator(model, max_memory=2**30, max_batch=3).max_batch) == (256, 3)
+    assert Generator(model, max_memory=2**30, max_batch=3).max_batch == 3
     with pytest.raises(
         ValueError, match=rf"max_memory: expected at least {activations + each} bytes, {each} for .* got {each}; give"
     ):
@@ -183,6 +184,25 @@ def test_a_memory_budget_decides_the_batch_size(model: BGPT, monkeypatch: pytest
     for value, error in ((0, ValueError), (1.5, TypeError), (True, TypeError)):
         with pytest.raises(error, match="max_memory: expected a"):
             Generator(model, max_memory=value)  # type: ignore[arg-type]
+
+
+def test_free_memory_decides_the_batch_size_without_arguments(model: BGPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = random_prompts(9, seed=5)
+    activations, each = 24 * 1024 * CONFIG.hidden_size, Generator(model).sequence_bytes(10)
+    slots: list[int] = []
+
+    def recording(model: BGPT, count: int, length: int, **options: Any) -> Decoder:
+        slots.append(count)
+        return make_decoder(model, count, length, **options)
+
+    monkeypatch.setattr(generator, "make_decoder", recording)
+    expected = Generator(model).generate(prompts)
+    for free, count, most in ((2 * (activations + 4 * each), 4, 4), (2**40, 9, 4096), (0, 1, 1)):
+        monkeypatch.setattr(generator, "free_memory", lambda _, free=free: free)
+        assert Generator(model).max_batch == most
+        assert Generator(model).generate(prompts) == expected
+        assert slots[-1] == count
+    assert 2**20 < free_memory(torch.device("cpu")) < 2**50
 
 
 def test_weights_are_packed_once_until_they_change(model: BGPT, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,7 +87,7 @@ class Evaluator:
     Args:
         model: trained on traces of the same machine.
         num_registers: R of that machine.
-        max_batch: number of programs generated at the same time.
+        max_batch: as in `Generator`: number of programs generated at the same time.
         draft: as in `simulate`.
         batch_invariant: as in `Generator`.
 
@@ -100,7 +100,7 @@ class Evaluator:
         model: BGPT,
         num_registers: int,
         *,
-        max_batch: int | None = 256,
+        max_batch: int | None = None,
         draft: bool = False,
         batch_invariant: bool | None = None,
     ) -> None:
@@ -179,13 +179,15 @@ class Evaluator:
         )
 
 
-def assess(model: BGPT, traces: Traces, *, max_batch: int = 256, progress: Progress | None = None) -> Assessment:
+def assess(
+    model: BGPT, traces: Traces, *, max_batch: int | None = None, progress: Progress | None = None
+) -> Assessment:
     """Scores a model on programs, teacher-forced and free running.
 
     Args:
         model: trained on traces of the same machine.
         traces: the true traces, at least one.
-        max_batch: number of programs generated at the same time.
+        max_batch: number of programs generated at the same time, as in `Generator`.
         progress: called during the free run, as by `Generator.generate`.
 
     Raises:
