@@ -32,6 +32,14 @@ from bgpt_fast.cli.model_task import check_directions, check_files, check_simula
 from bgpt_fast.data import DataError
 from bgpt_fast.data.file_index import FileEntry, SkipReport, find_files, read_content
 from bgpt_fast.documents import extension_of
+from bgpt_fast.generation.decoders.base import device_of
+from bgpt_fast.generation.precision import (
+    PrecisionChoice,
+    ScoringPrecision,
+    generation_precision,
+    scoring_in,
+    scoring_precision,
+)
 from bgpt_fast.metrics import ByteScores
 from bgpt_fast.model import BGPT
 from bgpt_fast.report.evaluation_plots import evaluation_plots
@@ -41,6 +49,7 @@ from bgpt_fast.tasks.cpu_states.assessment import Assessment, assess
 from bgpt_fast.tasks.evaluation import FileReport, evaluate_files
 from bgpt_fast.tasks.media_check import OUR_REPORTS
 from bgpt_fast.tasks.mode_collapse import Diversity, diversity
+from bgpt_fast.terminal import print_text
 
 _MOST_ROWS = 20
 _FILES = "on files"
@@ -93,6 +102,8 @@ class Evaluate:
         any_model: use the model even if it was trained for something else.
         output: a JSON file for the figures, with a row for each file; None writes no file.
         json: print JSON instead of tables.
+        precision: precision of the linear layers. "auto" measures whether bfloat16 is faster than float32 here, and
+            says so.
         device: "auto" uses the GPU if there is one.
     """
 
@@ -112,6 +123,7 @@ class Evaluate:
     any_model: bool = False
     output: Path | None = None
     json: bool = False
+    precision: ScoringPrecision = "auto"
     device: str = "auto"
 
 
@@ -121,6 +133,7 @@ OPTIONS = Evaluate
 def run(words: Sequence[str]) -> int:
     options = read_options(Evaluate, "evaluate", words, layout=LAYOUT)
     figures: dict[str, Any] = {}
+    precision: PrecisionChoice | None = None
     tables: list[Table] = []
     if options.plots is not None and not options.data:
         raise ValueError("--plots: expected files to evaluate, got none; name files or folders")
@@ -135,7 +148,7 @@ def run(words: Sequence[str]) -> int:
     # First because it is fast, so that its errors are raised before a model runs for hours.
     generated = None if options.generated is None else _generated(options, options.generated)
     if scores:
-        reports = _reports(options)
+        reports, precision = _reports(options)
         if options.conversion:
             figures["conversion"] = {name: report.to_dict() for name, report in reports.items()}
         else:
@@ -145,23 +158,29 @@ def run(words: Sequence[str]) -> int:
     if generated is not None:
         figures["generated"] = generated
         tables.append(_collapse_table(generated))
-    assessment = None if options.data or options.generated is not None else _assessment(options)
-    if assessment is not None:
+    assessment = None
+    if not options.data and options.generated is None:
+        assessment, precision = _assessment(options)
         figures = assessment.to_dict()
-    if print_report(options, {"options": as_json(options), **figures}, tables) and assessment is not None:
-        print_assessment(assessment)
+    used = {} if precision is None else {"precision": precision._asdict()}
+    if print_report(options, {"options": as_json(options), **used, **figures}, tables):
+        if assessment is not None:
+            print_assessment(assessment)
+        if precision is not None:
+            print_text(precision.text)
     return 0
 
 
-def _assessment(options: Evaluate) -> Assessment:
+def _assessment(options: Evaluate) -> tuple[Assessment, PrecisionChoice]:
     if options.programs < 1:
         raise ValueError(f"--programs: expected at least 1, got {options.programs}")
     model = _model(options)
     if not options.any_model:
         check_simulation(model.task, options.checkpoint, options.machine)
     programs = generate(options.programs, seed=options.seed, stream="philox", split="eval", **asdict(options.machine))
+    choice = generation_precision(options.precision, model.config, device_of(model), len(programs))
     with generation_progress("free running") as progress:
-        return assess(model, programs, progress=progress)
+        return assess(model, programs, precision=choice.precision, progress=progress), choice
 
 
 def _model(options: Evaluate) -> BGPT:
@@ -170,7 +189,7 @@ def _model(options: Evaluate) -> BGPT:
     return load_model(options.checkpoint, options.device)
 
 
-def _reports(options: Evaluate) -> dict[str, FileReport]:
+def _reports(options: Evaluate) -> tuple[dict[str, FileReport], PrecisionChoice]:
     """Returns the report on the files, or on the target files of each direction of a conversion, by its name."""
     model = _model(options)
     if options.conversion and not options.any_model:
@@ -187,7 +206,8 @@ def _reports(options: Evaluate) -> dict[str, FileReport]:
         "confidence": options.confidence,
         "seed": options.seed,
     }
-    with generation_progress("scoring") as progress:
+    choice = scoring_precision(options.precision, model.config, device_of(model))
+    with generation_progress("scoring") as progress, scoring_in(choice.precision, device_of(model)):
         if options.conversion:
             reports = evaluate_pairs(model, options.data, options.conversion, **arguments, progress=progress)
         else:
@@ -198,7 +218,7 @@ def _reports(options: Evaluate) -> dict[str, FileReport]:
             folder = options.plots / name.replace("->", "-to-") if options.conversion else options.plots
             with drawing("evaluate", f"the plots in {folder}"):
                 evaluation_plots(report.to_dict(), folder)
-    return reports
+    return reports, choice
 
 
 def _generated(options: Evaluate, folder: Path) -> dict[str, Any]:

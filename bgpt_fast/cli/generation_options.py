@@ -10,10 +10,22 @@ from typing import Any
 
 from bgpt_fast.cli.common import as_json, load_model
 from bgpt_fast.cli.outputs import FileRequest, OutputFolder, fingerprint, finish, generate_files
+from bgpt_fast.cli.precision import choose_precision, in_plan
 from bgpt_fast.generation import Generator
+from bgpt_fast.generation.precision import Precision
 from bgpt_fast.model import BGPT
+from bgpt_fast.terminal import print_text
 
-_NOT_IN_PLAN = ("output", "max_batch", "max_memory_mb", "batch_invariant", "device", "overwrite", "any_model")
+_NOT_IN_PLAN = (
+    "output",
+    "max_batch",
+    "max_memory_mb",
+    "batch_invariant",
+    "device",
+    "overwrite",
+    "any_model",
+    "precision",
+)
 Skipped = Sequence[dict[str, str]]
 
 
@@ -30,8 +42,11 @@ class GenerationOptions:
         top_p: sample among the most likely bytes with this total probability; 1 means off.
         seed: seed of the sampling; each file has its own random stream.
         overwrite: generate all files again, and replace existing ones.
-        max_batch: number of files generated at once; None means 256, or as many as max_memory_mb allows.
-        max_memory_mb: maximum memory for the files generated at once, in MB (10⁶ bytes); None means no limit.
+        precision: precision of the linear layers. "auto" measures whether bfloat16 is faster than float32 here, and
+            says so; the same command on the same folder stays with its choice.
+        max_batch: number of files generated at once; None means as many as max_memory_mb allows.
+        max_memory_mb: maximum memory for the files generated at once, in MB (10⁶ bytes); None means half of the free
+            memory, and at most 4,096 files.
         any_model: use the model even if it was trained for something else.
         batch_invariant: make each file independent of the rest of the batch on a GPU too; slower. Always so on CPUs.
         device: "auto" uses the GPU if there is one.
@@ -46,6 +61,7 @@ class GenerationOptions:
     seed: int = 0
     overwrite: bool = False
     any_model: bool = False
+    precision: Precision = "auto"
     max_batch: int | None = None
     max_memory_mb: int | None = None
     batch_invariant: bool = False
@@ -82,9 +98,12 @@ def generate_folder(
         model, max_batch=options.max_batch, max_memory=max_memory, batch_invariant=options.batch_invariant
     )
     requests, skipped = plan_requests(model)
+    earlier = None if options.overwrite else OutputFolder.plan_of(options.output)
+    choice = choose_precision(options.precision, earlier, model, min(len(requests), generator.max_batch))
+    generator.precision = choice.precision
     values = as_json(options)
     plan: dict[str, Any] = {name: value for name, value in values.items() if name not in (*_NOT_IN_PLAN, *not_in_plan)}
-    plan["model"] = fingerprint(model)
+    plan |= {"model": fingerprint(model), **in_plan(choice)}
     sampling = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "seed")}
     # An empty list of prompts only checks the options, before the folder is created.
     generator.generate([], max_new_bytes=options.max_new_bytes, **sampling)
@@ -92,7 +111,8 @@ def generate_folder(
         names, seconds = generate_files(
             generator, requests, folder, progress, sampling, max_new_bytes=options.max_new_bytes, keep_cut=keep_cut
         )
-        finish(folder, requests, names, seconds, {"options": values}, skipped)
+        finish(folder, requests, names, seconds, {"options": values, "precision": choice._asdict()}, skipped)
+        print_text(choice.text)
 
 
 def check_extension(option: str, extension: str) -> None:

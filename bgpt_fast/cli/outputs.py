@@ -73,6 +73,16 @@ class OutputFolder:
             self.close()
             raise
 
+    @staticmethod
+    def plan_of(path: Path) -> Record | None:
+        """The options of the run that an output folder is of; None without one.
+
+        Raises:
+            FileContentError: a line of its journal is no record.
+        """
+        journal = path / JOURNAL
+        return parse_journal(read_bytes(journal), os.fspath(journal), _FIELDS)[0]
+
     def close(self) -> None:
         """Releases the folder for other processes."""
         self._lock.release()

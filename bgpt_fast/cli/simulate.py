@@ -25,18 +25,22 @@ from bgpt_fast.cli.common import (
 )
 from bgpt_fast.cli.model_task import check_simulation
 from bgpt_fast.cli.outputs import fingerprint
+from bgpt_fast.cli.precision import choose_precision, in_plan
 from bgpt_fast.cli.simulate_folder import REPORT, SimulationFolder
+from bgpt_fast.generation.generator import MOST_FILES
+from bgpt_fast.generation.precision import Precision, PrecisionChoice
 from bgpt_fast.model import BGPT
 from bgpt_fast.report.simulation_page import ProgramView, write_simulation_page
 from bgpt_fast.tasks.cpu_states import SMALL_MACHINE, StreamOptions, Traces, column_names, format_difference
 from bgpt_fast.tasks.cpu_states.assessment import Chunk, Evaluator
 from bgpt_fast.tasks.cpu_states.chunk_journal import ChunkJournal, digest
 from bgpt_fast.tasks.cpu_states.predictions import PredictionTable, predictions_to_parquet, write_predictions
-from bgpt_fast.tasks.cpu_states.programs import count_programs, random_chunks, read_chunks
+from bgpt_fast.tasks.cpu_states.programs import CHUNK_SIZE, count_programs, random_chunks, read_chunks
 from bgpt_fast.tasks.cpu_states.views import program_view
 from bgpt_fast.terminal import print_text
 
 PAGE = "report.html"
+_BATCHES_PER_CHUNK = 4  # so that few of a chunk's rounds have empty slots
 LAYOUT = HelpLayout(basic=("programs", "checkpoint", "random", "machine", "output", "write", "draft", "device"))
 
 
@@ -65,7 +69,10 @@ class Simulate:
         page: number of programs that report.html shows step by step, wrong ones first; 0 means no page.
         any_model: use the model even if it was trained for something else.
         output: the folder to write; new, empty, or of an earlier run of the same command.
-        max_batch: number of programs simulated at once.
+        precision: precision of the linear layers. "auto" measures whether bfloat16 is faster than float32 here, and
+            says so; a resumed simulation stays with its choice.
+        max_batch: number of programs simulated at once; None means as many as fit into half of the free memory, at most
+            4,096.
         batch_invariant: make each trace independent of the rest of the batch on a GPU too; slower. Always so on CPUs.
         device: "auto" uses the GPU if there is one.
     """
@@ -83,7 +90,8 @@ class Simulate:
     page: int = 50
     any_model: bool = False
     output: Path = Path("simulated")
-    max_batch: int = 256
+    precision: Precision = "auto"
+    max_batch: int | None = None
     batch_invariant: bool = False
     device: str = "auto"
 
@@ -97,10 +105,15 @@ def run(words: Sequence[str]) -> int:
         if getattr(options, name) < least:
             raise ValueError(f"--{name}: expected at least {least}, got {getattr(options, name)}")
     machine = options.machine
+    earlier = SimulationFolder.plan_of(options.output)
+    chunk_size = max(CHUNK_SIZE, _BATCHES_PER_CHUNK * (options.max_batch or MOST_FILES))
+    if earlier is not None:
+        # Its saved chunks are of another size if it began with another --max-batch, or in an earlier version.
+        chunk_size = earlier.get("chunk_size", CHUNK_SIZE)
     chunks = (
-        read_chunks(options.programs, machine, acc=options.acc, registers=options.registers)
+        read_chunks(options.programs, machine, acc=options.acc, registers=options.registers, chunk_size=chunk_size)
         if options.programs
-        else random_chunks(options.random, machine, seed=options.seed)
+        else random_chunks(options.random, machine, seed=options.seed, chunk_size=chunk_size)
     )
     # The first chunk is read before the model is loaded, so that an invalid program raises its error immediately.
     first = next(chunks, None)
@@ -111,20 +124,31 @@ def run(words: Sequence[str]) -> int:
         check_simulation(model.task, options.checkpoint, machine)
     values = as_json(options)
     plan = {name: values[name] for name in ("programs", "random", "seed", "machine", "acc", "registers")}
-    folder = SimulationFolder(options.output, {**plan, "model": fingerprint(model)})
+    if chunk_size != CHUNK_SIZE:
+        plan["chunk_size"] = chunk_size
+    files = min(options.max_batch or MOST_FILES, len(first))
+    choice = choose_precision(options.precision, earlier, model, files)
+    folder = SimulationFolder(options.output, {**plan, "model": fingerprint(model), **in_plan(choice)})
     try:
         if folder.complete:
             return _check_complete(options, itertools.chain([first], chunks))
         if folder.resumed:
             print_text(f"{options.output}: resumes where it was stopped")
         total = count_programs(options.programs) if options.programs else options.random
-        _simulate(options, model, folder, itertools.chain([first], chunks), total)
+        _simulate(options, model, choice, folder, itertools.chain([first], chunks), total)
     finally:
         folder.close()
     return 0
 
 
-def _simulate(options: Simulate, model: BGPT, folder: SimulationFolder, chunks: Iterator[Traces], total: int) -> None:
+def _simulate(
+    options: Simulate,
+    model: BGPT,
+    precision: PrecisionChoice,
+    folder: SimulationFolder,
+    chunks: Iterator[Traces],
+    total: int,
+) -> None:
     machine = options.machine
     draft = options.draft and next(model.parameters()).device.type == "cpu"
     evaluator = Evaluator(
@@ -133,6 +157,7 @@ def _simulate(options: Simulate, model: BGPT, folder: SimulationFolder, chunks: 
         max_batch=options.max_batch,
         draft=draft,
         batch_invariant=options.batch_invariant,
+        precision=precision.precision,
     )
     examples = _Examples(max(options.show, options.page))
     names: list[str] = []
@@ -165,7 +190,13 @@ def _simulate(options: Simulate, model: BGPT, folder: SimulationFolder, chunks: 
         title = f"{len(names)} programs of the toy CPU, simulated by {options.checkpoint}"
         page = options.output / PAGE
         write_simulation_page(page, title, column_names(machine.num_registers), figures, views)
-    report = {"options": as_json(options), "programs_digest": programs.hexdigest(), "files": names}
+    print_text(precision.text)
+    report = {
+        "options": as_json(options),
+        "precision": precision._asdict(),
+        "programs_digest": programs.hexdigest(),
+        "files": names,
+    }
     folder.finish({**report, **figures})
     print_assessment(assessment)
     print_details(assessment)

@@ -53,6 +53,11 @@ class SimulationFolder:
             self.close()
             raise
 
+    @staticmethod
+    def plan_of(path: Path) -> dict[str, Any] | None:
+        """The plan of the simulation that a folder has, complete or not; None without one."""
+        return _json(path / UNFINISHED / _PLAN) or _json(path / REPORT).get("plan")
+
     def chunk(self, index: int) -> Path:
         """Returns the path of the file in which a chunk's predictions are saved during the simulation."""
         return self._unfinished / f"{index:06d}.piece"
@@ -73,7 +78,8 @@ class SimulationFolder:
             if plan == self._plan:
                 return plan is unfinished, plan is complete
             if plan:
-                changed = sorted(name for name in self._plan if plan.get(name) != self._plan[name])
+                names = self._plan.keys() | plan.keys()
+                changed = sorted(name for name in names if plan.get(name) != self._plan.get(name))
                 raise FileExistsError(
                     f"{self.path}: this one was made by other options or another model ({', '.join(changed)} differ); "
                     "choose another --output or remove it"

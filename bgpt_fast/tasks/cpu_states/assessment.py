@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bgpt_fast.generation import Generator
+from bgpt_fast.generation.decoders.base import device_of
+from bgpt_fast.generation.precision import scoring_in
 from bgpt_fast.model import BGPT
 from bgpt_fast.tasks.cpu_states.chunk_journal import ChunkJournal
 from bgpt_fast.tasks.cpu_states.evaluation import CPUStateReport, StateCounts
@@ -89,7 +91,8 @@ class Evaluator:
         num_registers: R of that machine.
         max_batch: as in `Generator`: number of programs generated at the same time.
         draft: as in `simulate`.
-        batch_invariant: as in `Generator`.
+        batch_invariant, precision: as in `Generator`; the teacher-forced passes run in bfloat16 unless the precision is
+            None or float32.
 
     Raises:
         TypeError, ValueError: a wrong argument.
@@ -103,9 +106,10 @@ class Evaluator:
         max_batch: int | None = None,
         draft: bool = False,
         batch_invariant: bool | None = None,
+        precision: str | None = None,
     ) -> None:
         self._draft = draft
-        self._generator = Generator(model, max_batch=max_batch, batch_invariant=batch_invariant)
+        self._generator = Generator(model, max_batch=max_batch, batch_invariant=batch_invariant, precision=precision)
         self._size = state_size(num_registers)
         self._forced, self._free = StateCounts(self._size), StateCounts(self._size)
         self._states = 0
@@ -137,7 +141,9 @@ class Evaluator:
             self._forced_seconds += saved.forced_seconds
             return saved.forced
         started = time.perf_counter()
-        forced = teacher_forced(self._generator.model, traces, batch_size=64)
+        model = self._generator.model
+        with scoring_in(self._generator.precision or "float32", device_of(model)):
+            forced = teacher_forced(model, traces, batch_size=64)
         seconds = time.perf_counter() - started
         self._forced_seconds += seconds
         if saved is not None:
@@ -180,7 +186,12 @@ class Evaluator:
 
 
 def assess(
-    model: BGPT, traces: Traces, *, max_batch: int | None = None, progress: Progress | None = None
+    model: BGPT,
+    traces: Traces,
+    *,
+    max_batch: int | None = None,
+    precision: str | None = None,
+    progress: Progress | None = None,
 ) -> Assessment:
     """Scores a model on programs, teacher-forced and free running.
 
@@ -188,10 +199,11 @@ def assess(
         model: trained on traces of the same machine.
         traces: the true traces, at least one.
         max_batch: number of programs generated at the same time, as in `Generator`.
+        precision: as in `Evaluator`.
         progress: called during the free run, as by `Generator.generate`.
 
     Raises:
         TypeError, ValueError: a wrong argument, or a trace that the context cannot hold.
     """
-    evaluator = Evaluator(model, traces.num_registers, max_batch=max_batch)
+    evaluator = Evaluator(model, traces.num_registers, max_batch=max_batch, precision=precision)
     return evaluator.assessment(evaluator.add(traces, progress=progress).predicted)
