@@ -41,6 +41,7 @@ from bgpt_fast.terminal import print_text
 
 PAGE = "report.html"
 _BATCHES_PER_CHUNK = 4  # so that few of a chunk's rounds have empty slots
+_OLD_CHUNK_SIZE = 2048  # of runs whose plan has no size
 LAYOUT = HelpLayout(basic=("programs", "checkpoint", "random", "machine", "output", "write", "draft", "device"))
 
 
@@ -106,14 +107,15 @@ def run(words: Sequence[str]) -> int:
             raise ValueError(f"--{name}: expected at least {least}, got {getattr(options, name)}")
     machine = options.machine
     earlier = SimulationFolder.plan_of(options.output)
-    chunk_size = max(CHUNK_SIZE, _BATCHES_PER_CHUNK * (options.max_batch or MOST_FILES))
+    chunk_size = max(CHUNK_SIZE, _BATCHES_PER_CHUNK * (options.max_batch or 0))
     if earlier is not None:
-        # Its saved chunks are of another size if it began with another --max-batch, or in an earlier version.
-        chunk_size = earlier.get("chunk_size", CHUNK_SIZE)
+        # Its saved chunks may be of another size: of another --max-batch, or of an earlier version.
+        chunk_size = earlier.get("chunk_size", _OLD_CHUNK_SIZE)
+    sizes = {} if chunk_size == CHUNK_SIZE else {"chunk_size": chunk_size}
     chunks = (
-        read_chunks(options.programs, machine, acc=options.acc, registers=options.registers, chunk_size=chunk_size)
+        read_chunks(options.programs, machine, acc=options.acc, registers=options.registers, **sizes)
         if options.programs
-        else random_chunks(options.random, machine, seed=options.seed, chunk_size=chunk_size)
+        else random_chunks(options.random, machine, seed=options.seed, **sizes)
     )
     # The first chunk is read before the model is loaded, so that an invalid program raises its error immediately.
     first = next(chunks, None)
@@ -124,7 +126,7 @@ def run(words: Sequence[str]) -> int:
         check_simulation(model.task, options.checkpoint, machine)
     values = as_json(options)
     plan = {name: values[name] for name in ("programs", "random", "seed", "machine", "acc", "registers")}
-    if chunk_size != CHUNK_SIZE:
+    if earlier is None or "chunk_size" in earlier:
         plan["chunk_size"] = chunk_size
     files = min(options.max_batch or MOST_FILES, len(first))
     choice = choose_precision(options.precision, earlier, model, files)

@@ -106,6 +106,27 @@ def test_every_kind_of_program_in_chunks_of_any_size(
         assert len([step for step in table["first_wrong_step"] if step]) == sum(totals["first_divergence"].values())
 
 
+def test_the_folder_keeps_its_precision_and_its_chunks(tmp_path: Path, checkpoint: Path, cli: CommandLine) -> None:
+    words = ["simulate", "--checkpoint", checkpoint, *MACHINE, "--random", "3", "--page", "0", "--output"]
+    for name, given in (("half", "bfloat16"), ("auto", "auto")):
+        folder = tmp_path / name
+        used = "bfloat16" if given == "bfloat16" else "float32"  # a narrow model, of which nothing is measured
+        assert f"precision: {used} (" in cli.text(*words, folder, "--precision", given)
+        report = read_report(folder)
+        assert report["precision"]["precision"] == used
+        assert report["plan"]["chunk_size"] == 16384
+        assert report["plan"].get("precision", "float32") == used
+        for again in (["--precision", "auto"], ["--max-batch", "20000"], ["--precision", used]):
+            assert "were simulated already" in cli.text(*words, folder, *again)
+    cli.fails("(precision differ)", *words, tmp_path / "half", "--precision", "float32")
+    cli.fails("(precision differ)", *words, tmp_path / "auto", "--precision", "int8")
+    # As earlier versions wrote it.
+    plan = {name: value for name, value in read_report(tmp_path / "auto")["plan"].items() if name != "chunk_size"}
+    path = tmp_path / "auto" / "report.json"
+    path.write_text(json.dumps({**read_report(tmp_path / "auto"), "plan": plan}))
+    assert "were simulated already" in cli.text(*words, tmp_path / "auto")
+
+
 def test_random_programs_are_those_of_the_stream() -> None:
     whole = cpu.generate(50, seed=3, num_registers=2, memory_size=16, max_program=4, stream="philox", split="eval")
     chunks = list(random_chunks(50, OPTIONS, seed=3, chunk_size=7))
