@@ -34,7 +34,8 @@ from bgpt_fast.training import likelihood_evaluation, rank_and_world_size
 Task = Literal["generation", "conversion", "classification", "cpu-states"]
 Evaluate = Callable[[Any], dict[str, float]]
 CPU_STATES = "cpu-states"
-_SAMPLES = 3
+SAMPLES = 3
+"""Number of held-out programs or pairs that samples during training use."""
 
 
 def task_of(options: Train) -> Task:
@@ -150,7 +151,7 @@ class TrainData:
                 **asdict(options.machine),
             )
             self.evaluation_text = f"{len(programs):,} programs (--eval-programs)"
-            self.sample_programs = programs[:_SAMPLES]
+            self.sample_programs = programs[:SAMPLES]
             return teacher_forced_evaluation(programs)
         if not options.eval_data and options.eval_share == 0:
             return None
@@ -211,7 +212,7 @@ class TrainData:
         self.evaluation_text = self._evaluation_text(sources, result)
         for source in sources:
             if isinstance(source, PairSource):
-                self.sample_prompts = [_prompt(*pair) for pair in source.paths[:_SAMPLES]]
+                self.sample_prompts = [_prompt(*pair) for pair in source.paths[:SAMPLES]]
         return result
 
     def _evaluation_text(self, sources: Sequence[PackedSource[Any, Any]], batches: Sequence[Any]) -> str:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bgpt_fast.cli.train_data import CPU_STATES, TrainData, task_of
+from bgpt_fast.cli.train_data import CPU_STATES, SAMPLES, TrainData, task_of
 from bgpt_fast.cli.train_options import Train
 from bgpt_fast.files import atomic_write
 from bgpt_fast.generation import Generator, Prompt
 from bgpt_fast.model import BGPT
 from bgpt_fast.tasks.cpu_states import evaluate, simulate
 
-MOST_FILES = 3
 MOST_BYTES = 512
 _SHOWN_BYTES = 60
 Sample = Callable[[BGPT, int], str]
@@ -44,8 +43,11 @@ def sampler(options: Train, data: TrainData) -> Sample | None:
 
 def _generated(model: BGPT, data: TrainData, folder: Path, step: int) -> str:
     prompts: Sequence[Prompt] = data.sample_prompts
+    if not prompts and data.source.describe()["kind"] == "pairs":
+        return f"step {step}: no sample: no pair is held out; give --eval-share or --eval-data"
     if not prompts:
-        names = model.task.extensions[:MOST_FILES] if model.task is not None else ()
+        task = getattr(data.source, "task", None)
+        names = () if task is None else task.extensions[:SAMPLES]
         prompts = [Prompt(name) for name in names or ("txt",)]
     # Conversions are greedy, as in bgpt-fast convert; new files are drawn.
     temperature = 0.0 if data.sample_prompts else 1.0
@@ -54,8 +56,8 @@ def _generated(model: BGPT, data: TrainData, folder: Path, step: int) -> str:
     for index, (prompt, file) in enumerate(zip(prompts, files, strict=True)):
         name = f"{index:02d}.{prompt.extension}" if prompt.extension else f"{index:02d}"
         _write(folder / name, file.data)
-        more = "" if file.finished else "…"
-        texts.append(f"  {name}: {file.data[:_SHOWN_BYTES]!r}{more if len(file.data) <= _SHOWN_BYTES else '…'}")
+        more = "" if file.finished and len(file.data) <= _SHOWN_BYTES else "…"
+        texts.append(f"  {name}: {file.data[:_SHOWN_BYTES]!r}{more}")
     return "\n".join([f"step {step}: samples, in {folder}/", *texts])
 
 

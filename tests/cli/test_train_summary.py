@@ -76,7 +76,7 @@ def test_samples_of_files(words: list[object], expected: set[str], files: Path, 
 
 
 def test_samples_change_nothing(files: Path, cli: CommandLine) -> None:
-    words = ["--data", "files", *SMALL, "--model.dropout", 0.1]
+    words = ["--data", "files", *SMALL, "--model.dropout", 0.1, "--training.schedule-by", "steps", "--minutes", 0]
     for name, more in (("plain", []), ("samples", ["--sample-every", 1])):
         train(cli, *words, "--output", name, *more)
     weights = [
