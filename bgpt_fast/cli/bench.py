@@ -30,6 +30,9 @@ class Bench:
     what became slower, `bgpt-fast bench docs` writes docs/performance.md from the files in benchmarks/results/,
     `bgpt-fast bench instructions` counts the instructions of the C++ hot paths under valgrind.
 
+    `bgpt-fast bench --null-gpu` needs no GPU: it prints the training step on one, with launches, predicted times and
+    waits by phase; `bgpt-fast bench --null-gpu --help` lists its options.
+
     Args:
         json: file for the figures, with the machine, versions, commit and command.
         size: "quick" takes under 3 minutes on two cores, "full" is for published results, "tiny" is a trial.
@@ -75,6 +78,9 @@ def run(words: Sequence[str]) -> int:
     package = Path(__file__).parent.parent
     if words and words[0] in _COMMANDS:
         return _run_module(checkout_of(package), f"benchmarks.{_COMMANDS[words[0]]}", *words[1:])
+    if words and words[0] == "--null-gpu":
+        step = ["python", "-m", "tools.null_gpu.step", *words[1:]]
+        return _run_module(checkout_of(package), "tools.null_gpu", *step)
     options = read_options(Bench, "bench", words)
     if options.runs < 1:
         raise ValueError(f"--runs: expected at least 1, got {options.runs}")

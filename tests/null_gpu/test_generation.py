@@ -1,0 +1,51 @@
+"""Generation and scoring on the null GPU: both engines launch and replay without a refusal."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from support.byte_decode import SHAPES, random_model
+
+from bgpt_fast import BGPT, Generator, Prompt
+from bgpt_fast.generation.decoders.cuda import PERSISTENT_ROWS
+from bgpt_fast.generation.scoring import score
+from tools.null_gpu.log import Event, Kind, Log, launches
+
+pytestmark = pytest.mark.usefixtures("whole_patches")
+PATCHES = 3
+
+
+@pytest.fixture(scope="module")
+def model() -> BGPT:
+    return random_model(SHAPES["plain"]).cuda()
+
+
+def generated(log: Log, model: BGPT, files: int, precision: str) -> list[Event]:
+    """The log of one run of the Generator after another with as many files."""
+    generator = Generator(model, max_batch=files, precision=precision)
+    first = len(log)
+    for _ in range(2):
+        first = len(log)
+        generator.generate([Prompt("bin", b"")] * files, max_new_bytes=PATCHES * model.config.patch_size)
+    return log.events(first)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+def test_the_persistent_kernel_is_one_launch_a_patch(model: BGPT, precision: str, log: Log) -> None:
+    names = [event.name for event in generated(log, model, 1, precision)]
+    assert sum("byte_decode_kernel" in name for name in names) == PATCHES
+
+
+def test_a_larger_batch_replays_graphs(model: BGPT, log: Log) -> None:
+    events = generated(log, model, PERSISTENT_ROWS + 8, "bfloat16")
+    assert not any("byte_decode_kernel" in event.name for event in events)
+    # One of the patch decoder and one of the byte decoder for each patch.
+    assert sum(event.kind is Kind.GRAPH for event in events) == 2 * PATCHES
+
+
+def test_scores_are_launched(model: BGPT, log: Log) -> None:
+    first = len(log)
+    with contextlib.suppress(FloatingPointError, RuntimeError):  # the logits, and sizes that follow, are no values here
+        list(score(model, [("bin", b"0123456789")]))
+    assert launches(log.events(first)) > 10

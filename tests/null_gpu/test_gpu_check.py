@@ -1,0 +1,22 @@
+"""Each piece of gpu_check on the null GPU: an item that compares values fails by that, and by nothing else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tools.gpu_check.items import ITEMS
+from tools.gpu_check.pieces import PIECES, Setting, run_item
+from tools.null_gpu.log import Log
+
+pytestmark = pytest.mark.usefixtures("whole_patches")
+SETTING = Setting(torch.device("cuda"), quick=True, peak={})
+FAULTS = ("CUDA error", "Triton Error", "CompilationError", "CUBLAS", "cuDNN", "CUDNN", "Timeout")
+FAULTS += ("TypeError", "AttributeError", "NameError", "KeyError", "ImportError", "ModuleNotFoundError")
+"""What a failed item's reason must not have. It may fail by values, of which sizes are some: no kernel has run."""
+
+
+@pytest.mark.parametrize(("piece", "item"), [(piece, item) for piece in sorted(PIECES) for item in ITEMS[piece]])
+def test_a_piece_runs(piece: str, item: str, log: Log) -> None:
+    result, _ = run_item(PIECES[piece], item, SETTING)
+    assert not any(fault in result.get("reason", "") for fault in FAULTS), result
