@@ -47,7 +47,7 @@ class TrainConfig:
         timeout_seconds: how long a rank waits for another before it fails with `RankFailedError`.
         activation_checkpointing: store only the inputs of the patch decoder's layers; recompute the rest in backward.
         cuda_graph: capture the forward and backward pass of full batches with `targets_per_step` targets once, and
-            replay it; other batches run without it. For one GPU, without dropout.
+            replay it; other batches run without it. For one GPU, with precision "bf16" and without dropout.
         prefetch: number of batches prepared ahead while the model trains; 0: none.
         prefetch_process: prepare batches in another process instead of a thread.
         async_saves: write checkpoints in the background, from copies on the CPU; False: wait for each.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bgpt_fast.config import EOP
-from bgpt_fast.device import Record, Replay, cuda_graph
+from bgpt_fast.device import Record, Replay, cuda_graph, to_device
 from bgpt_fast.model import BGPT
 from bgpt_fast.patches import PackedPatches
 
@@ -28,16 +28,13 @@ class GraphedGradients:
     def __init__(
         self, model: BGPT, patches: int, targets: int, *, autocast: bool, record: Record | None = None
     ) -> None:
-        device = next(model.parameters()).device
-        config = model.config
+        device, config = next(model.parameters()).device, model.config
         self._model = model
         self._autocast = autocast
         self._record = record or cuda_graph
         self._replay: Replay | None = None
-        # The shortest document has two patches; the padding may need several documents.
-        documents = patches // 2 + 2 + patches // config.patch_length
         self._patches = torch.full((patches, config.patch_size), EOP, dtype=torch.int16, device=device)
-        self._offsets = torch.zeros(documents + 1, dtype=torch.int32, device=device)
+        self._offsets = torch.zeros(1, dtype=torch.int32, device=device)
         self._targets = torch.zeros(targets, dtype=torch.int64, device=device)
         self._weight = torch.zeros((), device=device)
         self._nats = torch.zeros((), dtype=torch.float64, device=device)
@@ -52,23 +49,34 @@ class GraphedGradients:
         Returns:
             The sum of nats, a float64 scalar on the device.
         """
-        self._fill(batch, targets, weight)
+        offsets = self._padded_offsets(batch)
+        if len(offsets) > len(self._offsets):
+            # Attention's grids have a block for each document, so a graph has at most twice as many as needed. A batch
+            # with more is recorded anew, which happens as often as the largest number doubles.
+            documents = 1 << (len(offsets) - 2).bit_length()
+            self._offsets = torch.zeros(documents + 1, dtype=torch.int32, device=self._offsets.device)
+            self._replay = None
+        self._fill(batch, offsets, targets, weight)
         if self._replay is None:
             self._replay = self._recorded()
         self._replay()
         return self._nats.clone()
 
-    def _fill(self, batch: PackedPatches, targets: Tensor, weight: float) -> None:
+    def _padded_offsets(self, batch: PackedPatches) -> Tensor:
+        """The batch's offsets and those of the documents that fill the shape, each within the context."""
         count, capacity, context = batch.num_patches, len(self._patches), self._model.config.patch_length
         ends = torch.arange(count + context, capacity + context, context, dtype=torch.int32, device="cpu")
-        padding = ends.clamp(max=capacity)
-        offsets = torch.full((len(self._offsets),), capacity, dtype=torch.int32, device="cpu")
-        offsets[: len(batch.cu_seqlens)] = batch.cu_seqlens
-        offsets[len(batch.cu_seqlens) : len(batch.cu_seqlens) + len(padding)] = padding
-        self._patches[:count].copy_(batch.patches, non_blocking=True)
+        return torch.cat([batch.cu_seqlens, ends.clamp(max=capacity)])
+
+    def _fill(self, batch: PackedPatches, offsets: Tensor, targets: Tensor, weight: float) -> None:
+        count, capacity = batch.num_patches, len(self._patches)
+        # The offsets that are left are those of empty documents.
+        empty = torch.full((len(self._offsets) - len(offsets),), capacity, dtype=torch.int32, device="cpu")
+        device = self._patches.device
+        self._patches[:count] = to_device(batch.patches, batch.patches.device, device)
         self._patches[count:].fill_(EOP)
-        self._offsets.copy_(offsets, non_blocking=True)
-        self._targets.copy_(targets, non_blocking=True)
+        self._offsets.copy_(to_device(torch.cat([offsets, empty]), offsets.device, device))
+        self._targets.copy_(to_device(targets, targets.device, device))
         self._weight.fill_(weight)
 
     def _recorded(self) -> Replay:

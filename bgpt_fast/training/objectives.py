@@ -14,6 +14,7 @@ from bgpt_fast.checkpoint.task import ModelTask
 from bgpt_fast.classifier import BGPTForClassification
 from bgpt_fast.config import EOP, BGPTConfig
 from bgpt_fast.data.labelled import LabelledBatch
+from bgpt_fast.device import to_device
 from bgpt_fast.flops import training_flops
 from bgpt_fast.model import BGPT
 from bgpt_fast.patches import PackedPatches
@@ -92,7 +93,8 @@ class NextBytes(Objective[PackedPatches]):
     def loss(
         self, model: nn.Module, batch: PackedPatches, targets: Tensor, device: torch.device
     ) -> tuple[Tensor, Tensor]:
-        output = model(batch.to(device), targets.to(device))
+        there = to_device(batch, batch.patches.device, device)
+        output = model(there, to_device(targets, targets.device, device))
         nats = output.nats.detach().sum(dtype=torch.float64)
         return output.loss, torch.stack([nats, torch.zeros_like(nats)])
 
@@ -124,7 +126,7 @@ class DocumentClass(Objective[LabelledBatch]):
     def loss(
         self, model: nn.Module, batch: LabelledBatch, targets: Tensor, device: torch.device
     ) -> tuple[Tensor, Tensor]:
-        there = batch.to(device)
+        there = to_device(batch, batch.labels.device, device)
         logits = model(there.batch).float()
         nats = F.cross_entropy(logits, there.labels, reduction="none")
         right = (logits.argmax(1) == there.labels).sum(dtype=torch.float64)

@@ -197,6 +197,9 @@ class TrainStep:
             f"a single process, got {self._ranks.world_size} ranks": self._ranks.world_size > 1,
             "a generative model, got a classifier": labels_of(self._model) is not None,
             f"no dropout, got {self._model.config.dropout}": self._model.config.dropout > 0.0,
+            # In float32 attention groups the documents by length, which the host has to know.
+            f"precision='bf16' on a GPU, got {self._config.precision!r}": device == "cuda"
+            and self._config.precision != "bf16",
             "no activation_checkpointing, got True": self._config.activation_checkpointing,
             "a source with patches_per_batch, got one without": max_patches is None,
         }

@@ -69,6 +69,30 @@ def test_filled_batches_have_their_own_gradients(patches: int) -> None:
             torch.testing.assert_close(got[name], gradient, msg=name)
 
 
+def test_a_batch_with_many_more_documents_is_recorded_anew() -> None:
+    """A graph covers twice the documents that it needed at most, because attention pays for each."""
+    model = make_model(CONFIG).to(DEVICE).train()
+    times: list[int] = []
+
+    def record(step: Replay) -> Replay:
+        times.append(len(graphed._offsets) - 1)
+        return recorded(step)
+
+    graphed = GraphedGradients(model, 40, 2, autocast=False, record=record)
+    for documents in (1, 1, 9, 7, 13):
+        batch = PackedPatches.from_bytes([("bin", b"abc")] * documents, CONFIG)
+        targets = batch.target_indices()[:2]
+        model.zero_grad(set_to_none=True)
+        output = model(batch.to(DEVICE), targets.to(DEVICE))
+        output.loss.backward()
+        expected = gradients(model)
+        model.zero_grad(set_to_none=False)
+        graphed.add(batch, targets, 1.0)
+        for name, gradient in gradients(model).items():
+            torch.testing.assert_close(gradient, expected[name], msg=name)
+    assert times == [4, 16]
+
+
 def test_batches_add_up_and_keep_their_tensors() -> None:
     model = make_model(CONFIG).to(DEVICE).train()
     graphed = graphed_gradients(model)
