@@ -15,10 +15,12 @@ from bgpt_fast.config import VOCAB_SIZE, BGPTConfig
 from bgpt_fast.kernels.byte_attention.op import byte_attention_projected
 from bgpt_fast.kernels.byte_embed.op import byte_embed
 from bgpt_fast.kernels.linear_cross_entropy.op import linear_cross_entropy
-from bgpt_fast.layers import Conv1D, Transformer
+from bgpt_fast.layers import Linear, Transformer
 
-CHUNK = 2048
-"""Patches per chunk; activations are freed after each chunk, so memory use does not grow with the batch size."""
+CHUNK, LARGE_CHUNK = 2048, 8192
+"""Patches per chunk; activations are freed after each chunk, so memory use does not grow with the batch size. A GPU
+with `_LARGE_MEMORY` takes the larger chunks: with small ones it waits for the host, which launches their kernels."""
+_LARGE_MEMORY = 64e9  # bytes; a large chunk takes 7 GB in the paper's model
 
 
 class LMHead(nn.Module):
@@ -50,11 +52,12 @@ class ByteLevelDecoder(nn.Module):
         Returns:
             The mean loss in nats per position (scalar, differentiable); the loss of each, float32 [T, S], detached.
         """
-        if len(patches) > CHUNK and torch.is_grad_enabled():
+        chunk = chunk_size(features.device)
+        if len(patches) > chunk and torch.is_grad_enabled():
             weights = [weight for weight in self.parameters() if weight.requires_grad]
-            loss, nats = _InChunks.apply(features, patches, self, *weights)
+            loss, nats = _InChunks.apply(features, patches, self, chunk, *weights)
             return loss, nats
-        nats = torch.cat([self.nats(*chunk) for chunk in zip(features.split(CHUNK), patches.split(CHUNK), strict=True)])
+        nats = torch.cat([self.nats(*part) for part in zip(features.split(chunk), patches.split(chunk), strict=True)])
         return nats.mean(), nats.detach()
 
     def nats(self, features: Tensor, patches: Tensor) -> Tensor:
@@ -71,16 +74,21 @@ class ByteLevelDecoder(nn.Module):
         T, S = patches.shape
         transformer = self.base.transformer
 
-        def attend(x: Tensor, projection: Conv1D, dropout: float) -> Tensor:
+        def attend(x: Tensor, projection: Linear, dropout: float) -> Tensor:
             if dropout == 0.0:
-                weight, bias = projection.weight.to(x.dtype), projection.bias.to(x.dtype)
-                return byte_attention_projected(x.view(T, S, -1), weight, bias, self.heads).view(x.shape)
+                return byte_attention_projected(x.view(T, S, -1), *projection, self.heads).view(x.shape)
             q, k, v = projection(x).view(T, S, 3, self.heads, -1).transpose(1, 3).unbind(2)
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
             return y.transpose(1, 2).reshape(x.shape)
 
         embeddings = byte_embed(features, patches, transformer.wte.weight, transformer.wpe.weight)
         return transformer(embeddings.flatten(0, 1), attend)
+
+
+def chunk_size(device: torch.device) -> int:
+    """Patches per chunk of the byte decoder on a device."""
+    is_large = device.type == "cuda" and torch.cuda.get_device_properties(device).total_memory >= _LARGE_MEMORY
+    return max(CHUNK, LARGE_CHUNK) if is_large else CHUNK
 
 
 class _InChunks(torch.autograd.Function):
@@ -91,13 +99,13 @@ class _InChunks(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, features, patches, decoder, *weights):  # type: ignore[no-untyped-def]
+    def forward(ctx, features, patches, decoder, size, *weights):  # type: ignore[no-untyped-def]
         decoder = cast(ByteLevelDecoder, decoder)
         dfeatures = torch.empty_like(features)
         sums = [torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32)) for weight in weights]
         nats = []
-        for begin in range(0, len(patches), CHUNK):
-            chunk = slice(begin, begin + CHUNK)
+        for begin in range(0, len(patches), size):
+            chunk = slice(begin, begin + size)
             with torch.enable_grad():
                 part = features[chunk].detach().requires_grad_()
                 chunk_nats = decoder.nats(part, patches[chunk])
@@ -117,4 +125,4 @@ class _InChunks(torch.autograd.Function):
     def backward(ctx, dloss, _):  # type: ignore[no-untyped-def]
         dfeatures, *gradients = ctx.saved_tensors
         scale = dloss / ctx.positions
-        return dfeatures * scale.to(dfeatures.dtype), None, None, *(g * scale.to(g.dtype) for g in gradients)
+        return dfeatures * scale.to(dfeatures.dtype), None, None, None, *(g * scale.to(g.dtype) for g in gradients)

@@ -6,7 +6,8 @@ Shape letters: N rows (patches or bytes), D width, H heads, d = D / H.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from bgpt_fast.kernels.layer_norm.op import add_layer_norm, layer_norm
 
 INIT_STD = 0.02
 
-Attend = Callable[[Tensor, "Conv1D", float], Tensor]
+Attend = Callable[[Tensor, "Linear", float], Tensor]
 """Attention over rows: (x [N, D], projection to q, k, v, dropout rate) → [N, D]; defines which rows attend to which."""
 
 
@@ -72,20 +73,61 @@ class LayerNorm(nn.LayerNorm):
         return add_layer_norm(branch, residual, self.weight, self.bias, eps=self.eps, dropout=dropout, seed=seed)
 
 
+class Linear(NamedTuple):
+    """A linear layer y = x W + b: weight [in, out] and bias [out], both in the compute dtype."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.t(), self.bias)
+
+
 class Conv1D(nn.Module):
-    """GPT-2's linear layer y = x W + b in x's dtype; the weight is [in, out] as in the released checkpoints."""
+    """The parameters of GPT-2's linear layer; the weight is [in, out] as in the released checkpoints."""
 
     def __init__(self, inputs: int, outputs: int, std: float = INIT_STD) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(inputs, outputs).normal_(std=std))
         self.bias = nn.Parameter(torch.zeros(outputs))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.t().to(x.dtype), self.bias.to(x.dtype))
+
+def linears(layers: Sequence[Conv1D], dtype: torch.dtype) -> list[Linear]:
+    """The layers in a compute dtype, converted together: on a GPU with a kernel or two, and as many backward."""
+    parameters = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
+    if any(parameter.dtype != dtype for parameter in parameters):
+        parameters = list(_Cast.apply(dtype, *parameters))
+    return [Linear(*pair) for pair in zip(parameters[::2], parameters[1::2], strict=True)]
+
+
+class _Cast(torch.autograd.Function):
+    """Tensors of one dtype in another."""
+
+    @staticmethod
+    def forward(ctx, dtype, *tensors):  # type: ignore[no-untyped-def]
+        ctx.dtype = tensors[0].dtype
+        ctx.set_materialize_grads(False)
+        return _converted(tensors, dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, *gradients):  # type: ignore[no-untyped-def]
+        there = iter(_converted([gradient for gradient in gradients if gradient is not None], ctx.dtype))
+        return None, *(None if gradient is None else next(there) for gradient in gradients)
+
+
+def _converted(tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    copies = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
+    if copies:
+        torch._foreach_copy_(copies, list(tensors))
+    return tuple(copies)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; the caller's `attend` defines which rows attend to which."""
+    """Multi-head self-attention; the caller's `attend` defines which rows attend to which.
+
+    `forward` takes the layers' parameters in the compute dtype, as `linears` returns them.
+    """
 
     def __init__(self, config: BGPTConfig, num_layers: int, heads: int) -> None:
         super().__init__()
@@ -94,21 +136,20 @@ class Attention(nn.Module):
         self.c_attn = Conv1D(config.hidden_size, 3 * config.hidden_size)
         self.c_proj = Conv1D(config.hidden_size, config.hidden_size, INIT_STD / math.sqrt(2 * num_layers))
 
-    def forward(self, x: Tensor, attend: Attend) -> Tensor:
-        return self.c_proj(attend(x, self.c_attn, self.dropout if self.training else 0.0))
+    def forward(self, x: Tensor, attend: Attend, c_attn: Linear, c_proj: Linear) -> Tensor:
+        return c_proj(attend(x, c_attn, self.dropout if self.training else 0.0))
 
 
 class MLP(nn.Module):
-    """Linear, tanh GELU, linear."""
+    """Linear, tanh GELU, linear; `forward` takes the parameters as in `Attention`."""
 
     def __init__(self, config: BGPTConfig, num_layers: int) -> None:
         super().__init__()
         self.c_fc = Conv1D(config.hidden_size, 4 * config.hidden_size)
         self.c_proj = Conv1D(4 * config.hidden_size, config.hidden_size, INIT_STD / math.sqrt(2 * num_layers))
 
-    def forward(self, x: Tensor) -> Tensor:
-        weights = (self.c_fc.weight, self.c_fc.bias, self.c_proj.weight, self.c_proj.bias)
-        y, _ = _MLP.apply(x, *(weight.to(x.dtype) for weight in weights))
+    def forward(self, x: Tensor, c_fc: Linear, c_proj: Linear) -> Tensor:
+        y, _ = _MLP.apply(x, *c_fc, *c_proj)
         return y
 
 
@@ -124,11 +165,14 @@ class _MLP(torch.autograd.Function):
     def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
         x, weight, bias, out_weight, _ = inputs
         ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)  # no tensor of zeros for x W, the largest of the layer
         ctx.save_for_backward(x, weight, bias, out_weight, output[1])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy, _):  # type: ignore[no-untyped-def]
+        if dy is None:
+            return None, None, None, None, None
         x, weight, bias, out_weight, hidden = ctx.saved_tensors
         dout_weight = bias_gelu(hidden, bias).t() @ dy
         dhidden, dbias = bias_gelu_backward(dy @ out_weight.t(), hidden, bias)
@@ -161,12 +205,14 @@ class Block(nn.Module):
             The MLP's output, and the residual that it has to be added to, both [N, D].
         """
         dropout = self.dropout if self.training else 0.0
+        layers = self.attn.c_attn, self.attn.c_proj, self.mlp.c_fc, self.mlp.c_proj
+        c_attn, attn_proj, c_fc, mlp_proj = linears(layers, hidden.dtype)
         if residual is None:
             hidden, residual = self.ln_1(hidden), hidden
         else:
             hidden, residual = self.ln_1.add(hidden, residual, dropout)
-        hidden, residual = self.ln_2.add(self.attn(hidden, attend), residual, dropout)
-        return self.mlp(hidden), residual
+        hidden, residual = self.ln_2.add(self.attn(hidden, attend, c_attn, attn_proj), residual, dropout)
+        return self.mlp(hidden, c_fc, mlp_proj), residual
 
 
 class Transformer(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.kernels.patch_attention.op import patch_attention
 from bgpt_fast.kernels.patch_embed.op import patch_embed
-from bgpt_fast.layers import Conv1D, Transformer, byte_embeddings, compute_dtype
+from bgpt_fast.layers import Linear, Transformer, byte_embeddings, compute_dtype
 
 
 class PatchEmbedding(nn.Module):
@@ -67,7 +67,7 @@ class PatchLevelDecoder(nn.Module):
         positions = steps - cu_seqlens[:-1].repeat_interleave(lengths, output_size=len(patches))
         embeddings = self.patch_embedding(patches, self.base.wpe.weight, positions)
 
-        def attend(x: Tensor, projection: Conv1D, dropout: float) -> Tensor:
+        def attend(x: Tensor, projection: Linear, dropout: float) -> Tensor:
             q, k, v = projection(x).view(len(x), 3, self.heads, -1).unbind(1)
             return patch_attention(q, k, v, cu_seqlens, max_seqlen, dropout=dropout).reshape(x.shape)
 

@@ -198,11 +198,14 @@ def _gpu_takes(*arguments: Any) -> bool:
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     x, weight, _, _, _ = inputs
     _, mean, rstd = output
+    ctx.set_materialize_grads(False)  # no tensors of zeros for mean and rstd
     ctx.mark_non_differentiable(mean, rstd)
     ctx.save_for_backward(x, weight, mean, rstd)
 
 
-def _backward(ctx, dy: Tensor, _dmean: Tensor, _drstd: Tensor):  # type: ignore[no-untyped-def]
+def _backward(ctx, dy: Tensor | None, _dmean: None, _drstd: None):  # type: ignore[no-untyped-def]
+    if dy is None:
+        return None, None, None, None, None
     return *torch.ops.bgpt_fast.layer_norm_backward(dy, *ctx.saved_tensors), None, None
 
 

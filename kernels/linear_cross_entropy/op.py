@@ -97,9 +97,12 @@ def _forward_fake(x: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, T
 def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(*inputs, output[1])
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # no tensor of zeros for lse
 
 
-def _backward(ctx: Any, dnats: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]:
+def _backward(ctx: Any, dnats: Tensor | None, _: None) -> tuple[Tensor | None, Tensor | None, None]:
+    if dnats is None:
+        return None, None, None
     dx, dweight = torch.ops.bgpt_fast.linear_cross_entropy_backward(dnats, *ctx.saved_tensors)
     return dx, dweight, None
 

@@ -107,12 +107,18 @@ def _package_flash(
 def _torch_flash(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    # torch 2.11 has the argument is_causal, later versions a window: all earlier tokens, no later one.
-    takes_window = "window_size" in inspect.signature(varlen_attn).parameters
-    causal = {"window_size": (-1, 0)} if takes_window else {"is_causal": True}
+    causal = {"window_size": (-1, 0)} if _varlen_takes_window() else {"is_causal": True}
     y = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, **causal)
     assert isinstance(y, Tensor)
     return y
+
+
+@functools.cache
+def _varlen_takes_window() -> bool:
+    """Whether `varlen_attn` takes a window (here all earlier tokens); torch 2.11's has `is_causal` instead."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "window_size" in inspect.signature(varlen_attn).parameters
 
 
 def _grouped_sdpa(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, dropout: float) -> Tensor:
