@@ -44,7 +44,9 @@ def run(words: Sequence[str]) -> int:
     trainer = Trainer(model, data.source, training, options.output, data.evaluation(), sample=sampler(options, data))
     if trainer.ranks.is_main:
         # Only now: if the run cannot be resumed with these options, Trainer raises and the old file remains.
-        write_json(options.output / "options.json", as_json(options))
+        # The precision is the run's, which "auto" stands for.
+        own = dataclasses.replace(options.training, precision=trainer.config.precision)
+        write_json(options.output / "options.json", as_json(dataclasses.replace(options, training=own)))
         skipped = print_start(options, data, trainer)
     try:
         result = trainer.train()

@@ -18,6 +18,7 @@ from bgpt_fast.config import BGPTConfig
 from bgpt_fast.tasks.cpu_states import StreamOptions
 from bgpt_fast.terminal import print_text
 from bgpt_fast.training import TrainConfig, Trainer
+from bgpt_fast.training.precision import product_rates
 
 ENDED = {"steps": "all steps are done", "time": "the time is up", "target": "the target is reached"}
 """Texts for `TrainResult.stopped_by`."""
@@ -133,7 +134,10 @@ def _print_skipped(sources: Sequence[Mapping[str, Any]], options: Train) -> None
 
 def _training_text(trainer: Trainer) -> str:
     config, device = trainer.config, trainer.device
-    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else f"threads: {torch.get_num_threads()}"
+    if device.type == "cuda":
+        kind = torch.cuda.get_device_name(device)
+    else:
+        kind = f"threads: {torch.get_num_threads()}; {product_rates(trainer.model.config.hidden_size).text}"
     ranks = f", {trainer.ranks.world_size} ranks" if trainer.ranks.world_size > 1 else ""
     batch = getattr(trainer.source, "patches_per_batch", None)
     size = f", at most {batch:,} patches a batch" if batch else ""

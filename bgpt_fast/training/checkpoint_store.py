@@ -203,6 +203,17 @@ class CheckpointStore:
             "Restore one from a backup, or start another run folder"
         )
 
+    def latest_settings(self) -> dict[str, Any]:
+        """The training settings in the latest checkpoint, unverified; empty without a readable one."""
+        step = self.pointed("latest")
+        if step is None:
+            return {}
+        try:
+            settings = read_json(self.path(step) / "state.json", _MAX_STATE_BYTES)["config"]
+        except (OSError, ValueError, LookupError, TypeError):
+            return {}
+        return settings if isinstance(settings, dict) else {}
+
     def pointed(self, name: str) -> int | None:
         """The step that the pointer `latest` or `best` names; None without a readable pointer."""
         try:

@@ -30,7 +30,8 @@ class TrainConfig:
         optimizer: "adamw", or "muon": torch.optim.Muon for the matrices of the decoders' layers, AdamW for the rest.
         muon_learning_rate: Muon's peak rate; None means `learning_rate`, as its updates are scaled to match AdamW's.
         muon_momentum: Muon's momentum.
-        precision: "fp32", or "bf16": autocast over fp32 weights.
+        precision: "fp32"; "bf16": autocast over fp32 weights; or "auto": the faster of the two on this machine, which a
+            resumed run keeps.
         targets_per_step: number of target patches sampled at random from each batch for the loss; 0: all.
         eval_every: steps between evaluations; 0 means at the end only.
         sample_every: steps between samples, which `sample` of `Trainer` makes; 0: none.
@@ -77,7 +78,7 @@ class TrainConfig:
     optimizer: Literal["adamw", "muon"] = "adamw"
     muon_learning_rate: float | None = None
     muon_momentum: float = 0.95
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
     targets_per_step: int = 0
     eval_every: int = 0
     sample_every: int = 0

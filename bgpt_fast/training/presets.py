@@ -37,7 +37,7 @@ _TINY = Preset(
         optimizer="muon",
         muon_learning_rate=0.02,
         learning_rate=3e-3,
-        precision="bf16",
+        precision="auto",
         eval_every=200,
     ),
     patches_per_batch=512,
@@ -66,7 +66,7 @@ PRESETS: dict[str, Preset] = {
             optimizer="muon",
             muon_learning_rate=0.02,
             learning_rate=1e-3,
-            precision="bf16",
+            precision="auto",
             eval_every=1000,
             save_every=1000,
         ),
@@ -81,7 +81,7 @@ PRESETS: dict[str, Preset] = {
             learning_rate=1e-4,
             betas=(0.9, 0.999),
             weight_decay=0.01,
-            precision="bf16",
+            precision="auto",
             eval_every=2000,
             save_every=2000,
         ),
@@ -89,4 +89,4 @@ PRESETS: dict[str, Preset] = {
     ),
 }
 """`cpu-states`: learns the toy CPU in minutes on two cores. `tiny`: files, in minutes on two cores. `small`: an hour on
-a GPU. `paper-110m`: the paper's model, with its optimiser (AdamW, 10 % warm-up and cosine) in bfloat16."""
+a GPU. `paper-110m`: the paper's model, with its optimiser (AdamW, 10 % warm-up and cosine)."""

@@ -33,6 +33,7 @@ from bgpt_fast.training.logs import RunLog
 from bgpt_fast.training.objectives import Model, check_labels
 from bgpt_fast.training.optimizer import Optimizers
 from bgpt_fast.training.parallel.parallelize import parallelize
+from bgpt_fast.training.precision import resolve_precision
 from bgpt_fast.training.profiling import StepProfiler, phase, profiled_run
 from bgpt_fast.training.progress import ProgressBar, StepFigures, figures_text
 from bgpt_fast.training.random_state import random_state, restore_random_state
@@ -129,13 +130,14 @@ class Trainer:
         self.model = model.to(self.device)
         self.model.patch_level_decoder.base.activation_checkpointing = config.activation_checkpointing
         self._parallel = parallelize(self.model, self.ranks, config.parallel)
+        self.store = CheckpointStore(Path(run_dir) / "checkpoints", config.keep_last)
+        config = dataclasses.replace(config, precision=self._resolve_precision(config))
         self.source = source
         self._feed: BatchSource[Any] = source
         precision = torch.bfloat16 if config.precision == "bf16" else torch.float32
         self._peak = (peak_flops(self.device, precision) or 0.0) * self.ranks.world_size
         self.config = config
         self.run_dir = Path(run_dir)
-        self.store = CheckpointStore(self.run_dir / "checkpoints", config.keep_last)
         self._evaluate = evaluate
         self._sample = sample
         self._show_progress = show_progress and self.ranks.is_main
@@ -151,6 +153,15 @@ class Trainer:
         except BaseException:
             self._unlock_folder()
             raise
+
+    def _resolve_precision(self, config: TrainConfig) -> str:
+        """The precision of the run; "auto" is that of the run's latest checkpoint, or is measured by rank 0."""
+        precision = self.store.latest_settings().get("precision") if config.precision == "auto" else None
+        if precision is None:
+            precision = resolve_precision(config.precision, self.model.config.hidden_size, self.device)
+        resolved = self.ranks.broadcast(precision)
+        assert isinstance(resolved, str)
+        return resolved
 
     @property
     def step(self) -> int:

@@ -224,7 +224,7 @@ def test_presets(tmp_path: Path) -> None:
     paper = options_from_file(_file(tmp_path, {"preset": "paper-110m", "training": {"steps": 7}}))
     assert paper.model == BGPTConfig()
     assert paper.training.steps == 7
-    assert paper.training.precision == "bf16"
+    assert paper.training.precision == "auto"
     assert all(preset.patches_per_batch >= preset.model.patch_length for preset in PRESETS.values())
 
 
