@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
 
+Precision = Literal["auto", "fp32", "bf16"]
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Settings of a training run; the defaults suit small models.
@@ -78,7 +81,7 @@ class TrainConfig:
     optimizer: Literal["adamw", "muon"] = "adamw"
     muon_learning_rate: float | None = None
     muon_momentum: float = 0.95
-    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     targets_per_step: int = 0
     eval_every: int = 0
     sample_every: int = 0

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
+from bgpt_fast.training.config import Precision
+
 MIN_GAIN = 1.3
 """How many times as fast bfloat16's products must be: half-precision tensors also have to be converted."""
 _REPEATS = 5
@@ -31,7 +33,7 @@ class ProductRates(NamedTuple):
         return f"products: float32 {self.float32 / 1e9:,.0f}, bfloat16 {self.bfloat16 / 1e9:,.0f} GFLOP/s"
 
 
-def resolve_precision(precision: str, width: int, device: torch.device) -> str:
+def resolve_precision(precision: Precision, width: int, device: torch.device) -> Precision:
     """The precision in which a run computes, "fp32" or "bf16".
 
     Args:

@@ -24,7 +24,7 @@ from bgpt_fast.folder_lock import FolderInUseError, FolderLock
 from bgpt_fast.memory import OutOfMemoryError, named_out_of_memory
 from bgpt_fast.training.checkpoint_store import CheckpointStore, CheckpointWriteError
 from bgpt_fast.training.checkpointer import Checkpointer
-from bgpt_fast.training.config import TrainConfig
+from bgpt_fast.training.config import Precision, TrainConfig
 from bgpt_fast.training.dashboards import Dashboards
 from bgpt_fast.training.distributed import Ranks
 from bgpt_fast.training.errors import NonFiniteLossError, RankFailedError, TrainingInterrupted
@@ -154,13 +154,12 @@ class Trainer:
             self._unlock_folder()
             raise
 
-    def _resolve_precision(self, config: TrainConfig) -> str:
+    def _resolve_precision(self, config: TrainConfig) -> Precision:
         """The precision of the run; "auto" is that of the run's latest checkpoint, or is measured by rank 0."""
         precision = self.store.latest_settings().get("precision") if config.precision == "auto" else None
         if precision is None:
             precision = resolve_precision(config.precision, self.model.config.hidden_size, self.device)
-        resolved = self.ranks.broadcast(precision)
-        assert isinstance(resolved, str)
+        resolved: Precision = self.ranks.broadcast(precision)
         return resolved
 
     @property
