@@ -7,7 +7,6 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
-
 Precision = Literal["auto", "fp32", "bf16"]
 
 
