@@ -18,6 +18,7 @@ from bgpt_fast.cli.train_options import LAYOUT, SHORT, Train, options_from_file,
 from bgpt_fast.cli.train_samples import sampler
 from bgpt_fast.cli.train_summary import ENDED, print_end, print_start
 from bgpt_fast.data import DataError
+from bgpt_fast.device import default_cpu
 from bgpt_fast.files import write_json
 from bgpt_fast.model import BGPT
 from bgpt_fast.terminal import print_error, print_text
@@ -27,6 +28,7 @@ from bgpt_fast.training.progress import figures_text
 OPTIONS = Train
 
 
+@default_cpu()
 def run(words: Sequence[str]) -> int:
     options = read_options(Train, "train", words, _defaults(words), LAYOUT, short=SHORT)
     task = task_of(options)

@@ -1,4 +1,4 @@
-"""Every command in adverse environments: output that is not UTF-8, and paths that are markup, format and formula."""
+"""Every command in adverse environments."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from support.all_commands import FOLDER, NAME, command_lines, write_inputs
 from support.paths import ROOT
 
@@ -41,9 +42,8 @@ def test_all_commands_are_tried() -> None:
 
 
 @pytest.mark.parametrize("command", COMMAND_NAMES)
-def test_output_that_is_ascii_and_paths_of_markup(
-    command: str, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_of_them_at_once(command: str, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Output in strict ASCII, paths of markup, another default device, and a home that cannot be written."""
     pytest.importorskip(NEEDS.get(command, "torch"))
     if command == "data music" and shutil.which("abc2midi") is None:
         pytest.skip("abc2midi is not installed")
@@ -53,7 +53,9 @@ def test_output_that_is_ascii_and_paths_of_markup(
         patch.setattr(sys, "stdout", output)
         patch.setattr(sys, "stderr", errors)
         patch.setenv("COLUMNS", "1000")  # no line of a table is broken
-        code = main(words)
+        patch.setenv("HOME", "/dev/null/home")
+        with torch.device("meta"):
+            code = main(words)
     output.seek(0)
     errors.seek(0)
     text = output.read()
