@@ -202,5 +202,5 @@ class ArrowSource(PackedSource[_Row, PackedPatches]):
         return EmptySplitError(
             f"{self.roots}: no row of a whole epoch of {len(self._files)} files is in the {self.split} split and can "
             f"be read (skipped: {self._skipped.by_reason or 'none'}; {self._skipped.examples}); "
-            f"give more rows or another eval_share={self.eval_share}"
+            f"give more rows or another share than {self.eval_share:g} for evaluation (eval_share, --eval-share)"
         )

@@ -127,6 +127,6 @@ class EpochSource(PackedSource[int, Batch], Generic[Batch]):
         """The error if none of a number of files gives a document of the split; it names the cause."""
         return EmptySplitError(
             f"{self.roots}: none of the {files} files falls into the {self.split} split at "
-            f"eval_share={self.eval_share} (skipped: {self._skipped.by_reason or 'none'}); give more files or "
-            "another share"
+            f"a share of {self.eval_share:g} for evaluation (skipped: {self._skipped.by_reason or 'none'}); give more "
+            "files, or another share (eval_share, --eval-share)"
         )
