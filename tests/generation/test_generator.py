@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import pickle
 import random
+import threading
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -20,8 +22,9 @@ from bgpt_fast.device import free_memory
 from bgpt_fast.generation import generator
 from bgpt_fast.generation.decoders import base, eager
 from bgpt_fast.generation.decoders.base import Decoder, make_decoder
-from bgpt_fast.generation.decoders.cpu import CpuWeights
+from bgpt_fast.generation.decoders.cpu import CpuDecoder, CpuWeights
 from bgpt_fast.generation.decoders.eager import EagerDecoder
+from bgpt_fast.generation.decoders.request import DecodeRequest, DecodeResult
 from bgpt_fast.generation.scoring import score
 from bgpt_fast.kernels.byte_decode.sampling import Sampling, choose
 from bgpt_fast.kernels.cached_attention.reference import cached_attention_reference
@@ -519,6 +522,54 @@ def test_no_memory_for_the_caches_is_a_named_error(model: BGPT, monkeypatch: pyt
     monkeypatch.setattr(base, "CpuDecoder", out_of_memory)
     with pytest.raises(MemoryError, match=message):
         Generator(model).generate([Prompt("bin")] * 3)
+
+
+def test_an_abandoned_iterator_frees_its_caches(model: BGPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoders: list[weakref.ref[Decoder]] = []
+
+    def recording(*arguments: Any, **options: Any) -> Decoder:
+        decoder = make_decoder(*arguments, **options)
+        decoders.append(weakref.ref(decoder))
+        return decoder
+
+    monkeypatch.setattr(generator, "make_decoder", recording)
+    engine, prompts = Generator(model, max_batch=3), random_prompts(9, seed=5)
+    expected = engine.generate(prompts)
+    assert decoders.pop()() is None
+    threads = threading.active_count()
+    for count in range(4):
+        files = engine.generate_iter(prompts)
+        for _ in range(count):
+            place, file = next(files)
+            assert file == expected[place]
+        assert all(decoder() is not None for decoder in decoders)
+        assert len(decoders) == (count > 0)
+        del files
+        assert all(decoder() is None for decoder in decoders)
+        decoders.clear()
+    assert not torch.is_inference_mode_enabled()
+    assert threading.active_count() == threads
+    assert engine.generate(prompts) == expected
+
+
+def test_no_memory_in_a_step_is_a_named_error_and_a_smaller_batch_works(
+    model: BGPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = random_prompts(9, seed=5)
+    expected = Generator(model).generate(prompts)
+    plain = CpuDecoder.write
+
+    def write(self: CpuDecoder, request: DecodeRequest) -> DecodeResult:
+        if len(request.features) > 4:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 123456 bytes")
+        return plain(self, request)
+
+    monkeypatch.setattr(CpuDecoder, "write", write)
+    engine = Generator(model, max_batch=9)
+    with pytest.raises(MemoryError, match=r"generating 9 sequences of 16 patches at once: 123456 bytes .*max_batch"):
+        engine.generate(prompts)
+    assert not torch.is_inference_mode_enabled()
+    assert Generator(model, max_batch=4).generate(prompts) == expected
 
 
 @pytest.mark.slow
