@@ -273,9 +273,9 @@ MUTANTS = (
     Mutant(
         "generation",
         "bgpt_fast/generation/drafted_rows.py",
-        "verify = np.ones(len(self.drafts), np.bool_)",
-        "verify = np.zeros(len(self.drafts), np.bool_)",
-        "tests/generation/test_drafting.py::test_right_drafts_are_accepted_and_save_steps",
+        "positions = np.repeat(rows.positions, counts) + place",
+        "positions = np.repeat(rows.positions, counts)",
+        "tests/generation/test_drafting.py::test_drafts_change_no_byte",
     ),
     Mutant(
         "generation",
