@@ -49,6 +49,8 @@ def streams(content: bytes) -> list[Stream]:
             raise MediaError("audio cut short", f"{len(content):,} bytes of {end:,}")
         if content[start : start + 4] not in _CHUNKS_FOLLOW or content[start + 8 : start + 12] in (b"8SVX", b"16SV"):
             return [Stream(content[:end])]
+    elif start and not content.startswith(b"fLaC", start):
+        return [_mpeg(content, start)]  # behind zeros that the tag's size does not count
     return [Stream(content)]
 
 
@@ -90,8 +92,8 @@ def _ogg_streams(content: bytes, start: int) -> list[bytes]:
 
 def _mpeg(content: bytes, start: int) -> Stream:
     audio = find_frames(content, start)
-    if audio is None:
-        return Stream(content, 0)
+    if audio is None or (not start and audio.start):
+        return Stream(content, 0)  # other content that begins with 255, such as JPEG or UTF-16
     if audio.is_cut:
         raise MediaError("audio cut short", "within an MPEG frame")
     # Some encoders count the frame with the count too.
@@ -101,7 +103,7 @@ def _mpeg(content: bytes, start: int) -> Stream:
     least = max(audio.frames - 4, 0) * audio.frame_samples
     if audio.stated is None or audio.frames > audio.stated:
         content = with_length(content, audio)
-    return Stream(content, least)
+    return Stream(content[audio.start :], least)  # libsndfile does not know MPEG audio behind zeros
 
 
 def _mpeg_in_wav(content: bytes) -> bytes | None:

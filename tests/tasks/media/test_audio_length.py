@@ -10,10 +10,10 @@ import struct
 
 import numpy as np
 import pytest
-from support.media import sound
+from support.media import png, sound
 
 from bgpt_fast.tasks.media import MediaError
-from bgpt_fast.tasks.media.audio import check_audio, clips
+from bgpt_fast.tasks.media.audio import check_audio, clips, is_audio
 from bgpt_fast.tasks.media.audio_length import stated_end
 from bgpt_fast.tasks.media.audio_streams import streams
 from bgpt_fast.tasks.media.mpeg_frames import find_frames
@@ -98,7 +98,7 @@ LAST_TAG = b"TAG".ljust(128, b"x")
 def test_mp3_is_read_to_the_end_without_a_stated_length(rate: int, mode: str) -> None:
     stated, unstated, frame = mp3(rate, mode)
     padding = 3 * frame / rate  # the encoder's, which only the first frame tells
-    for before, behind in itertools.product((b"", TAG, TAG * 2), (b"", LAST_TAG)):
+    for before, behind in itertools.product((b"", TAG, TAG * 2, TAG + bytes(500)), (b"", LAST_TAG)):
         assert seconds(before + stated + behind) == 6
         assert 6 < seconds(before + unstated + behind) < 6 + padding
     assert 12 < seconds(stated + stated) < 12 + 2 * padding, "the second file is not lost"
@@ -108,6 +108,15 @@ def test_mp3_is_read_to_the_end_without_a_stated_length(rate: int, mode: str) ->
     for content in (stated, unstated):
         assert reason(content[:-1]) == reason(content[:-9]) == "audio cut short"
     assert reason(stated[: len(stated) // 2]) == "audio cut short"
+
+
+def test_what_only_begins_like_mp3() -> None:
+    assert reason("ÿ".encode("utf-16")) == "no audio"
+    jpeg = bytearray(png(0, (200, 200), file_format="JPEG"))
+    header = bytes.fromhex("fffb90c4")  # two frames in a row, the second one cut
+    jpeg[600:604] = jpeg[600 + 417 : 604 + 417] = header
+    assert reason(bytes(jpeg[:1200])) == "no audio"
+    assert not is_audio(bytes(jpeg))
 
 
 def test_mp3_within_wav() -> None:
