@@ -142,16 +142,21 @@ class ConversionReport:
         }
 
     def rows(self) -> list[tuple[str, str]]:
-        """Returns the figures as rows of a table."""
+        """Returns the figures as rows of a table; shares with their counts."""
         notes = self.notes
-        rows = [("files", f"{len(self.files)}"), ("right to the last byte", _percent(self.exact))]
-        rows.append(("bytes before a file's first wrong one", _percent(self.bytes_right)))
-        rows.append(("that decode", _percent(self.decoding)))
+        known = [file.decodes for file in self.files if file.decodes is not None]
+        true_bytes = sum(file.true_bytes for file in self.files)
+        rows = [
+            ("files", f"{len(self.files):,}"),
+            ("right to the last byte", _share(sum(file.is_exact for file in self.files), len(self.files))),
+            ("bytes before a file's first wrong one", _share(sum(file.bytes_right for file in self.files), true_bytes)),
+            ("that decode", _share(sum(known), len(known))),
+        ]
         if notes is not None:
             within = f"within {1000 * self.onset_tolerance:g} ms"
             rows += [
-                (f"notes right: precision, {within}", _percent(notes.precision)),
-                (f"notes right: recall, {within}", _percent(notes.recall)),
+                (f"notes right: precision, {within}", _share(notes.matched, notes.predicted)),
+                (f"notes right: recall, {within}", _share(notes.matched, notes.true)),
                 ("notes right: F1", _percent(notes.f1)),
                 ("mean F1 of a file", _percent(self.mean_file_f1)),
             ]
@@ -223,6 +228,10 @@ def _notes(name: str, content: bytes) -> list[Note] | None:
         return read_notes(content) if extension in ("mid", "midi") else None
     except MediaError:
         return None
+
+
+def _share(count: int, total: int) -> str:
+    return f"{_percent(count / total)} ({count:,} of {total:,})" if total else "–"
 
 
 def _percent(share: float | None) -> str:

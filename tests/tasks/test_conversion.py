@@ -118,6 +118,7 @@ def test_several_files_together() -> None:
     assert report.bytes_right == (len(truth) + 1) / (2 * len(truth) + 2)
     assert json.loads(json.dumps(report.to_dict()))["by_file"][1]["decodes"] is False
     assert dict(report.rows())["notes right: F1"] == "66.67 %"
+    assert dict(report.rows())["right to the last byte"] == f"33.33 % (1 of {len(report.files)})"
     assert score(b"a", b"a", "a.bin").decoding is None
     with pytest.raises(ValueError, match="at least one"):
         evaluate_conversion([])
