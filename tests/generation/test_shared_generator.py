@@ -136,3 +136,12 @@ def test_graphs_of_a_running_decoder_keep_their_weights(models: list[BGPT]) -> N
     gc.collect()
     assert weights(models[1]) is first
     assert torch.equal(first.byte.wte, other.byte.wte)
+
+
+def test_equal_prompts_give_equal_files(models: list[BGPT]) -> None:
+    """As facebookresearch/blt#123 and GeeeekExplorer/nano-vllm#89 report it of others: in any slot, in any batch."""
+    for options in ({}, OPTIONS):
+        prompts = [Prompt("bin", b"hello", 7)] * 10
+        alone = Generator(models[0]).generate(prompts[:1], **options)
+        for max_batch in (1, 3, 10):
+            assert Generator(models[0], max_batch=max_batch).generate(prompts, **options) == alone * 10
