@@ -124,7 +124,7 @@ def plain_simulate_seconds(model: BGPT, traces: Traces) -> tuple[float, list[byt
     began = time.thread_time()
     files = [trace.to_bytes() for trace in traces]
     rounds = -(-(max(map(len, files)) - size) // S) + 1
-    _, written = plain_rounds(model, [Prompt("bin", file[:size]) for file in files], rounds)
+    _, outputs = plain_rounds(model, [Prompt("bin", file[:size]) for file in files], rounds)
     beyond = max(6 + traces.num_registers, S)
-    predicted = [one[: len(file) + beyond] for one, file in zip(written, files, strict=True)]
+    predicted = [one[: len(file) + beyond] for one, file in zip(outputs, files, strict=True)]
     return time.thread_time() - began, predicted

@@ -23,7 +23,7 @@ INTERPRETS = {"Console", "TextColumn", "track", "from_markup", "render_markup", 
 """Names of rich that interpret text unless they are told not to."""
 
 
-def shown(text: str, console: Console | None = None) -> str:
+def rendered(text: str, console: Console | None = None) -> str:
     file = io.StringIO()
     console = console or terminal.new_console()
     console.file, console.width = file, 200
@@ -36,8 +36,8 @@ def shown(text: str, console: Console | None = None) -> str:
 
 
 def test_text_is_not_interpreted() -> None:
-    assert shown(TEXT).count(TEXT) == 4
-    assert shown(TEXT.replace("[/red]", ""), Console()).count("[plot]") == 0, "rich's own console eats it"
+    assert rendered(TEXT).count(TEXT) == 4
+    assert rendered(TEXT.replace("[/red]", ""), Console()).count("[plot]") == 0, "rich's own console eats it"
     file = io.StringIO()
     console = terminal.new_console()
     console.file, console.width = file, 200
@@ -56,7 +56,7 @@ def interpreting(source: str) -> list[str]:
         for alias in node.names
         if (node.module if isinstance(node, ast.ImportFrom) else alias.name or "").split(".")[0] == "rich"
     }
-    found = []
+    calls = []
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
@@ -64,12 +64,12 @@ def interpreting(source: str) -> list[str]:
         base, _, attribute = name.rpartition(".")
         is_rich = name in from_rich or base.split(".")[0] in from_rich
         if is_rich and (attribute in INTERPRETS or attribute == "print" or name == "Text.from_markup"):
-            found.append(f"line {node.lineno}: {name}")
+            calls.append(f"line {node.lineno}: {name}")
         if any(word.arg in ("markup", "emoji") for word in node.keywords):
-            found.append(f"line {node.lineno}: {name} with markup or emoji")
+            calls.append(f"line {node.lineno}: {name} with markup or emoji")
         if is_rich and attribute == "Progress" and not node.args:
-            found.append(f"line {node.lineno}: {name} with rich's own columns")
-    return found
+            calls.append(f"line {node.lineno}: {name} with rich's own columns")
+    return calls
 
 
 def test_no_text_reaches_markup() -> None:

@@ -76,8 +76,8 @@ def _requests(options: Convert, model: BGPT) -> tuple[list[FileRequest], list[di
     """Returns the files to generate, and the skipped sources with the reason."""
     possible: Collection[str] = ()
     if not options.any_model:
-        wanted = () if options.from_ is None else (options.from_,)
-        possible = check_conversion(model.task, options.checkpoint, options.to, wanted)
+        source_extensions = () if options.from_ is None else (options.from_,)
+        possible = check_conversion(model.task, options.checkpoint, options.to, source_extensions)
     skips = SkipReport()
     named = {os.fspath(path) for path in options.sources}
     requests: dict[str, FileRequest] = {}

@@ -170,8 +170,8 @@ def migrate(constants: dict[str, Any], task: str) -> tuple[dict[str, Any], list[
     Raises:
         ValueError: a constant has an impossible value.
     """
-    given = {_OLD_NAMES.get(name, name): value for name, value in constants.items()}
-    values = {**_RELEASED, **_OPTIONAL, **given}
+    constants_by_name = {_OLD_NAMES.get(name, name): value for name, value in constants.items()}
+    values = {**_RELEASED, **_OPTIONAL, **constants_by_name}
     folders = {name: values[name] for name in ("TRAIN_FOLDERS", "EVAL_FOLDERS")}
     for name, paths in folders.items():
         if not isinstance(paths, list | tuple) or not all(isinstance(path, str) for path in paths):

@@ -117,6 +117,10 @@ def _faster(calls: dict[str, Callable[[], object]], device: torch.device) -> Pre
                 torch.cuda.synchronize(device)
             seconds[name] = min(seconds[name], time.perf_counter() - start)
     gain = seconds["float32"] / seconds["bfloat16"]
-    taken = f"bfloat16 is {gain:.1f} times as fast as float32 on this {'GPU' if device.type == 'cuda' else 'processor'}"
+    comparison = (
+        f"bfloat16 is {gain:.1f} times as fast as float32 on this {'GPU' if device.type == 'cuda' else 'processor'}"
+    )
     milliseconds = 1e3 * (time.perf_counter() - began)
-    return PrecisionChoice("bfloat16" if gain >= MIN_GAIN else "float32", f"{taken}, measured in {milliseconds:.0f} ms")
+    return PrecisionChoice(
+        "bfloat16" if gain >= MIN_GAIN else "float32", f"{comparison}, measured in {milliseconds:.0f} ms"
+    )

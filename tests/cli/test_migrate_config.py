@@ -204,7 +204,7 @@ def test_what_is_refused_is_named(
     assert not Path("new.yaml").exists()
 
 
-def test_an_existing_file_is_kept(tmp_path: Path, cli: CommandLine) -> None:
+def test_an_existing_file_is_not_replaced(tmp_path: Path, cli: CommandLine) -> None:
     (tmp_path / "config.py").write_text(LAST)
     (tmp_path / "new.yaml").write_text("mine")
     cli.fails("exists", "migrate-config", tmp_path / "config.py", "--output", tmp_path / "new.yaml")

@@ -108,10 +108,10 @@ def test_every_kind_of_program_in_chunks_of_any_size(
 
 def test_the_folder_keeps_its_precision_and_its_chunks(tmp_path: Path, checkpoint: Path, cli: CommandLine) -> None:
     words = ["simulate", "--checkpoint", checkpoint, *MACHINE, "--random", "3", "--page", "0", "--output"]
-    for name, given in (("half", "bfloat16"), ("auto", "auto")):
+    for name, option in (("half", "bfloat16"), ("auto", "auto")):
         folder = tmp_path / name
-        used = "bfloat16" if given == "bfloat16" else "float32"  # a narrow model, of which nothing is measured
-        assert f"precision: {used} (" in cli.text(*words, folder, "--precision", given)
+        used = "bfloat16" if option == "bfloat16" else "float32"  # a narrow model, of which nothing is measured
+        assert f"precision: {used} (" in cli.text(*words, folder, "--precision", option)
         report = read_report(folder)
         assert report["precision"]["precision"] == used
         assert report["plan"]["chunk_size"] == 16384

@@ -68,11 +68,11 @@ def test_pairs_over_the_context_are_counted_with_what_helps(files: Path, cli: Co
     ],
 )
 def test_samples_of_files(words: list[object], expected: set[str], files: Path, cli: CommandLine) -> None:
-    shown = cli.run("train", "--steps", 4, "--sample-every", 2, *words, "--output", "run", *SMALL).err
+    errors = cli.run("train", "--steps", 4, "--sample-every", 2, *words, "--output", "run", *SMALL).err
     for step in (2, 4):
-        assert f"step {step}: samples, in run/samples/step-{step:08d}/" in shown
+        assert f"step {step}: samples, in run/samples/step-{step:08d}/" in errors
         assert {path.name for path in (files / f"run/samples/step-{step:08d}").iterdir()} == expected
-    assert "00." in shown
+    assert "00." in errors
 
 
 def test_samples_change_nothing(files: Path, cli: CommandLine) -> None:
@@ -87,8 +87,8 @@ def test_samples_change_nothing(files: Path, cli: CommandLine) -> None:
 
 def test_samples_of_the_machine(tmp_path: Path, cli: CommandLine) -> None:
     words = ["--programs-per-batch", 4, "--eval-programs", 5, *MACHINE, *SMALL, "--output", tmp_path / "run"]
-    output, shown = cli.run("train", "--steps", 2, "--sample-every", 2, *words)
-    assert "of 3 programs right to the last byte, free running" in shown
+    output, errors = cli.run("train", "--steps", 2, "--sample-every", 2, *words)
+    assert "of 3 programs right to the last byte, free running" in errors
     assert len(list((tmp_path / "run/samples/step-00000002").iterdir())) == 3
     [command] = [line for line in output.splitlines() if "bgpt-fast simulate" in line]
     again = shlex.split(command.removeprefix("next:"))[1:]
@@ -100,8 +100,8 @@ def test_a_failing_sample_does_not_end_the_run(files: Path, cli: CommandLine, mo
         raise OSError("disk full")
 
     monkeypatch.setattr("bgpt_fast.cli.train_samples._write", fail)
-    shown = cli.run("train", "--steps", 2, "--sample-every", 1, "--data", "files", "--output", "run", *SMALL).err
-    assert "step 1: no sample: OSError: disk full" in shown
+    errors = cli.run("train", "--steps", 2, "--sample-every", 1, "--data", "files", "--output", "run", *SMALL).err
+    assert "step 1: no sample: OSError: disk full" in errors
     words = ["--data", "files", "--task", "classification", "--output", "other", *SMALL]
     cli.fails("--training.sample-every: expected a task that generates files", "train", "--sample-every", 1, *words)
 

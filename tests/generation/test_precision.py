@@ -25,7 +25,7 @@ WIDE = BGPTConfig(patch_length=20, hidden_size=256, patch_num_layers=1, byte_num
 NARROW = BGPTConfig(patch_length=20, hidden_size=64, patch_num_layers=1, byte_num_layers=1, num_heads=4)
 
 
-def test_a_given_precision_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_explicit_precision_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "_faster", None)
     for name in ("float32", "bfloat16", "int8"):
         assert generation_precision(name, WIDE, CPU, 1).precision == name

@@ -64,7 +64,7 @@ def test_two_threads(models: list[BGPT], expected: list[list[list[Generation]]])
 
 def test_abandoned_iterators(models: list[BGPT], expected: list[list[list[Generation]]]) -> None:
     engine, threads = Generator(models[0], max_batch=2), threading.active_count()
-    kept = []
+    iterators = []
     for run in range(RUNS):
         files = engine.generate_iter(PROMPTS[run % 2], **OPTIONS)
         for _ in range(run % 3):
@@ -74,12 +74,12 @@ def test_abandoned_iterators(models: list[BGPT], expected: list[list[list[Genera
         assert torch.is_grad_enabled()
         assert torch.get_default_device() == torch.device("cpu")
         if run % 10 == 0:
-            kept.append(files)
+            iterators.append(files)
         elif run % 2:
             files.close()  # type: ignore[attr-defined]
     assert engine.generate(PROMPTS[0], **OPTIONS) == expected[0][0]
     assert threading.active_count() == threads
-    for run, files in zip(range(0, RUNS, 10), kept, strict=True):
+    for run, files in zip(range(0, RUNS, 10), iterators, strict=True):
         assert dict(files).items() <= dict(enumerate(expected[0][run % 2])).items(), "those kept go on"
 
 

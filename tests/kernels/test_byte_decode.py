@@ -106,9 +106,9 @@ class TestByteDecodeAccept(DrawnTests):
     @staticmethod
     def call(accept: Callable[..., None], *arguments: Any) -> list[Tensor]:
         """Returns tokens, counts, next tokens and active rows."""
-        inputs, written = arguments[:6], [tensor.clone() for tensor in arguments[6:10]]
-        accept(*inputs, *written, arguments[10])
-        return written
+        inputs, outputs = arguments[:6], [tensor.clone() for tensor in arguments[6:10]]
+        accept(*inputs, *outputs, arguments[10])
+        return outputs
 
     function = staticmethod(functools.partial(call, byte_decode_accept))
     plain = staticmethod(functools.partial(call, byte_decode_accept_reference))

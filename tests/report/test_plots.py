@@ -17,15 +17,15 @@ from bgpt_fast.report import classification_plots, evaluation_plots, plots
 @pytest.fixture
 def figure(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The last figure that was drawn, instead of a file."""
-    drawn: dict[str, Any] = {}
+    last_figure: dict[str, Any] = {}
 
     def keep(one: Any, path: object) -> None:
         one.canvas.draw()
-        drawn["figure"], drawn["axes"] = one, one.axes[0]
+        last_figure["figure"], last_figure["axes"] = one, one.axes[0]
 
     for module in (plots, evaluation_plots, classification_plots):
         monkeypatch.setattr(module, "save_figure", keep)
-    return drawn
+    return last_figure
 
 
 def test_only_zero_is_written_as_zero() -> None:
