@@ -167,7 +167,8 @@ def test_loss_and_accuracy_count_documents(model: BGPTForClassification) -> None
     expected = one_at_a_time(model, documents(3))
     figures = accuracy_evaluation(batches)(model)
     nats = -expected[torch.arange(30), truth].log()
-    assert figures.keys() == {"loss", "accuracy"}
+    assert figures.keys() == {"loss", "accuracy", "documents"}
+    assert figures["documents"] == 30
     assert figures["loss"] == pytest.approx(float(nats.mean()), rel=1e-5)
     assert figures["accuracy"] == float((expected.argmax(1) == truth).double().mean())
     by_batch = [float(piece.mean()) for piece in nats.split([7, 1, 22])]
