@@ -7,7 +7,7 @@ RESULT ?= gpu_check.json
 export OMP_WAIT_POLICY := passive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-CSRC := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
+CSRC := $(shell find csrc tools -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 
 .PHONY: help demo test test-all test-cuda-host lint format build stubs checkpoint paper-machine static mutants gpu-check clean
 help:

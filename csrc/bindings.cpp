@@ -10,8 +10,8 @@ Bind bind_bias_gelu, bind_byte_decode, bind_cached_attention, bind_common, bind_
 PYBIND11_MODULE(_C, m) {
     m.doc() = "C++ and CUDA parts of bgpt_fast";
     for (bgpt::Bind* bind : {bgpt::bind_common, bgpt::bind_patches, bgpt::bind_patch_embed, bgpt::bind_patch_attention,
-                             bgpt::bind_bias_gelu, bgpt::bind_layer_norm, bgpt::bind_invariant_linear, bgpt::bind_cached_attention,
-                             bgpt::bind_byte_decode, bgpt::bind_cpu_states}) {
+                             bgpt::bind_bias_gelu, bgpt::bind_layer_norm, bgpt::bind_invariant_linear,
+                             bgpt::bind_cached_attention, bgpt::bind_byte_decode, bgpt::bind_cpu_states}) {
         bind(m);
     }
 }

@@ -42,10 +42,9 @@ void bias_gelu_backward(const X* dy, const X* x, const float* bias, X* dx, float
     std::copy(total.begin(), total.end(), dbias);
 }
 
-#define BGPT_INSTANTIATE(X)                                                                          \
-    template void bias_gelu(const X*, const float*, X*, int64_t, int64_t, int64_t, Isa);             \
-    template void bias_gelu_backward(const X*, const X*, const float*, X*, float*, int64_t, int64_t, \
-                                     int64_t, Isa);
+#define BGPT_INSTANTIATE(X)                                                              \
+    template void bias_gelu(const X*, const float*, X*, int64_t, int64_t, int64_t, Isa); \
+    template void bias_gelu_backward(const X*, const X*, const float*, X*, float*, int64_t, int64_t, int64_t, Isa);
 BGPT_INSTANTIATE(float)
 BGPT_INSTANTIATE(uint16_t)
 

@@ -1,5 +1,5 @@
-// y = GELU(x + bias) by its tanh formula in fp32, and its gradient: one pass each. X is float, or uint16_t holding bf16.
-// Letters: N rows, F features.
+// y = GELU(x + bias) by its tanh formula in fp32, and its gradient: one pass each. X is float, or uint16_t holding
+// bf16. Letters: N rows, F features.
 #pragma once
 
 #include <cstdint>

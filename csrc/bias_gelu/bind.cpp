@@ -17,8 +17,8 @@ void bind_bias_gelu(py::module_& m) {
         +[](const void* dy, const void* x, const float* bias, void* dx, float* dbias, int64_t N, int64_t F, bool bf16,
             int64_t threads, Isa isa) {
             with_element_type(bf16, [&]<class X>(X*) {
-                bias_gelu_backward(static_cast<const X*>(dy), static_cast<const X*>(x), bias, static_cast<X*>(dx), dbias,
-                                   N, F, threads, isa);
+                bias_gelu_backward(static_cast<const X*>(dy), static_cast<const X*>(x), bias, static_cast<X*>(dx),
+                                   dbias, N, F, threads, isa);
             });
         });
 }

@@ -87,8 +87,7 @@ BGPT_TARGET void weighted_sum(const float* weights, const V* values, int64_t d, 
     for (; i + Vec::width <= d; i += Vec::width) weighted_sum_block<1>(weights, values + i, d, count, sum, y + i);
     if (i < d) {
         Vec total = broadcast(0.0f);
-        for (int64_t j = 0; j < count; ++j)
-            total = fma(broadcast(weights[j]), load(values + j * d + i, d - i), total);
+        for (int64_t j = 0; j < count; ++j) total = fma(broadcast(weights[j]), load(values + j * d + i, d - i), total);
         store(y + i, total / broadcast(sum), d - i);
     }
 }

@@ -22,9 +22,9 @@ void bind_layer_norm(py::module_& m) {
         +[](const void* dy, const void* addend, const void* total, void* dtotal, void* dx, const float* weight,
             const float* mean, const float* rstd, float* dweight, float* dbias, int64_t N, int64_t D, bool y_bf16,
             bool total_bf16, int64_t threads, Isa isa) {
-            layer_norm_backward({dy, addend, total, dtotal, dx, weight, mean, rstd, dweight, dbias, N, D, y_bf16,
-                                 total_bf16},
-                                threads, isa);
+            layer_norm_backward(
+                {dy, addend, total, dtotal, dx, weight, mean, rstd, dweight, dbias, N, D, y_bf16, total_bf16}, threads,
+                isa);
         });
 }
 

@@ -26,11 +26,15 @@ struct Descriptor {
 
 int size_of(cudaDataType type) {
     switch (type) {
-        case CUDA_R_64F: return 8;
-        case CUDA_R_32F: return 4;
+        case CUDA_R_64F:
+            return 8;
+        case CUDA_R_32F:
+            return 4;
         case CUDA_R_16F:
-        case CUDA_R_16BF: return 2;
-        default: return 1;
+        case CUDA_R_16BF:
+            return 2;
+        default:
+            return 1;
     }
 }
 
@@ -138,8 +142,8 @@ cublasStatus_t cublasSgemv_v2(cublasHandle_t handle, cublasOperation_t, int m, i
     return product(handle->stream, m, 1, n, 1, CUDA_R_32F);
 }
 
-cublasStatus_t cublasDgemv_v2(cublasHandle_t handle, cublasOperation_t, int m, int n, const double*, const double*,
-                              int, const double*, int, const double*, double*, int) {
+cublasStatus_t cublasDgemv_v2(cublasHandle_t handle, cublasOperation_t, int m, int n, const double*, const double*, int,
+                              const double*, int, const double*, double*, int) {
     return product(handle->stream, m, 1, n, 1, CUDA_R_64F);
 }
 
@@ -155,8 +159,8 @@ cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t descriptor) {
     return CUBLAS_STATUS_SUCCESS;
 }
 
-cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t descriptor,
-                                              cublasLtMatmulDescAttributes_t attribute, const void* value, size_t) {
+cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t descriptor, cublasLtMatmulDescAttributes_t attribute,
+                                              const void* value, size_t) {
     if (attribute == CUBLASLT_MATMUL_DESC_TRANSA) std::memcpy(&inside<Descriptor>(descriptor).transpose_a, value, 4);
     return CUBLAS_STATUS_SUCCESS;
 }
@@ -195,8 +199,8 @@ cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t, 
 
 cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t, cublasLtMatrixLayout_t,
                                               cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
-                                              cublasLtMatmulPreference_t, int,
-                                              cublasLtMatmulHeuristicResult_t* results, int* count) {
+                                              cublasLtMatmulPreference_t, int, cublasLtMatmulHeuristicResult_t* results,
+                                              int* count) {
     *results = {};
     *count = 1;
     return CUBLAS_STATUS_SUCCESS;

@@ -61,36 +61,81 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
     cudaDeviceProp properties;
     cudaGetDeviceProperties(&properties, 0);
     switch (attribute) {
-        case cudaDevAttrComputeCapabilityMajor: *value = properties.major; break;
-        case cudaDevAttrComputeCapabilityMinor: *value = properties.minor; break;
-        case cudaDevAttrMultiProcessorCount: *value = properties.multiProcessorCount; break;
-        case cudaDevAttrMaxSharedMemoryPerBlock: *value = properties.sharedMemPerBlock; break;
-        case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = kSharedPerBlock; break;
-        case cudaDevAttrMaxSharedMemoryPerMultiprocessor: *value = kSharedPerMultiprocessor; break;
-        case cudaDevAttrReservedSharedMemoryPerBlock: *value = 1 << 10; break;
+        case cudaDevAttrComputeCapabilityMajor:
+            *value = properties.major;
+            break;
+        case cudaDevAttrComputeCapabilityMinor:
+            *value = properties.minor;
+            break;
+        case cudaDevAttrMultiProcessorCount:
+            *value = properties.multiProcessorCount;
+            break;
+        case cudaDevAttrMaxSharedMemoryPerBlock:
+            *value = properties.sharedMemPerBlock;
+            break;
+        case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+            *value = kSharedPerBlock;
+            break;
+        case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
+            *value = kSharedPerMultiprocessor;
+            break;
+        case cudaDevAttrReservedSharedMemoryPerBlock:
+            *value = 1 << 10;
+            break;
         case cudaDevAttrMaxRegistersPerBlock:
-        case cudaDevAttrMaxRegistersPerMultiprocessor: *value = 65536; break;
-        case cudaDevAttrMaxThreadsPerBlock: *value = null_gpu::kThreadsPerBlock; break;
-        case cudaDevAttrMaxThreadsPerMultiProcessor: *value = null_gpu::kThreadsPerMultiprocessor; break;
-        case cudaDevAttrMaxBlocksPerMultiprocessor: *value = 32; break;
+        case cudaDevAttrMaxRegistersPerMultiprocessor:
+            *value = 65536;
+            break;
+        case cudaDevAttrMaxThreadsPerBlock:
+            *value = null_gpu::kThreadsPerBlock;
+            break;
+        case cudaDevAttrMaxThreadsPerMultiProcessor:
+            *value = null_gpu::kThreadsPerMultiprocessor;
+            break;
+        case cudaDevAttrMaxBlocksPerMultiprocessor:
+            *value = 32;
+            break;
         case cudaDevAttrMaxBlockDimX:
-        case cudaDevAttrMaxBlockDimY: *value = 1024; break;
-        case cudaDevAttrMaxBlockDimZ: *value = 64; break;
-        case cudaDevAttrMaxGridDimX: *value = null_gpu::kMaxGridX; break;
+        case cudaDevAttrMaxBlockDimY:
+            *value = 1024;
+            break;
+        case cudaDevAttrMaxBlockDimZ:
+            *value = 64;
+            break;
+        case cudaDevAttrMaxGridDimX:
+            *value = null_gpu::kMaxGridX;
+            break;
         case cudaDevAttrMaxGridDimY:
-        case cudaDevAttrMaxGridDimZ: *value = null_gpu::kMaxGridYZ; break;
-        case cudaDevAttrWarpSize: *value = 32; break;
-        case cudaDevAttrL2CacheSize: *value = properties.l2CacheSize; break;
-        case cudaDevAttrClockRate: *value = 1'980'000; break;
-        case cudaDevAttrMemoryClockRate: *value = 3'201'000; break;
-        case cudaDevAttrGlobalMemoryBusWidth: *value = properties.memoryBusWidth; break;
-        case cudaDevAttrTextureAlignment: *value = 512; break;
+        case cudaDevAttrMaxGridDimZ:
+            *value = null_gpu::kMaxGridYZ;
+            break;
+        case cudaDevAttrWarpSize:
+            *value = 32;
+            break;
+        case cudaDevAttrL2CacheSize:
+            *value = properties.l2CacheSize;
+            break;
+        case cudaDevAttrClockRate:
+            *value = 1'980'000;
+            break;
+        case cudaDevAttrMemoryClockRate:
+            *value = 3'201'000;
+            break;
+        case cudaDevAttrGlobalMemoryBusWidth:
+            *value = properties.memoryBusWidth;
+            break;
+        case cudaDevAttrTextureAlignment:
+            *value = 512;
+            break;
         case cudaDevAttrCooperativeLaunch:
         case cudaDevAttrUnifiedAddressing:
         case cudaDevAttrManagedMemory:
         case cudaDevAttrConcurrentManagedAccess:
-        case cudaDevAttrMemoryPoolsSupported: *value = 1; break;
-        default: *value = 0;
+        case cudaDevAttrMemoryPoolsSupported:
+            *value = 1;
+            break;
+        default:
+            *value = 0;
     }
     return cudaSuccess;
 }
@@ -124,18 +169,28 @@ const char* cudaGetErrorName(cudaError_t error) { return cudaGetErrorString(erro
 
 const char* cudaGetErrorString(cudaError_t error) {
     switch (error) {
-        case cudaSuccess: return "no error";
-        case cudaErrorInvalidValue: return "invalid argument";
-        case cudaErrorMemoryAllocation: return "out of memory";
-        case cudaErrorInvalidConfiguration: return "invalid configuration argument";
-        case cudaErrorInvalidDevice: return "invalid device ordinal";
-        case cudaErrorStreamCaptureUnsupported: return "operation not permitted when stream is capturing";
+        case cudaSuccess:
+            return "no error";
+        case cudaErrorInvalidValue:
+            return "invalid argument";
+        case cudaErrorMemoryAllocation:
+            return "out of memory";
+        case cudaErrorInvalidConfiguration:
+            return "invalid configuration argument";
+        case cudaErrorInvalidDevice:
+            return "invalid device ordinal";
+        case cudaErrorStreamCaptureUnsupported:
+            return "operation not permitted when stream is capturing";
         case cudaErrorStreamCaptureImplicit:
             return "operation would make the legacy stream depend on a capturing blocking stream";
-        case cudaErrorCapturedEvent: return "operation not permitted on an event last recorded in a capturing stream";
-        case cudaErrorCooperativeLaunchTooLarge: return "too many blocks in cooperative launch";
-        case cudaErrorNotSupported: return "operation not supported by the null GPU";
-        default: return "error of the null GPU";
+        case cudaErrorCapturedEvent:
+            return "operation not permitted on an event last recorded in a capturing stream";
+        case cudaErrorCooperativeLaunchTooLarge:
+            return "too many blocks in cooperative launch";
+        case cudaErrorNotSupported:
+            return "operation not supported by the null GPU";
+        default:
+            return "error of the null GPU";
     }
 }
 

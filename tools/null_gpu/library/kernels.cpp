@@ -68,7 +68,8 @@ cudaError_t launch(const void* function, dim3 grid, dim3 block, size_t shared, c
         return refuse("a block that is empty or has more than 1,024 threads", cudaErrorInvalidConfiguration);
     if (shared > static_cast<size_t>(kernel.shared))
         return refuse("more dynamic shared memory than the kernel was allowed", cudaErrorInvalidValue);
-    if (cooperative && size_t{grid.x} * grid.y * grid.z > size_t(kMultiprocessors) * blocks_per_multiprocessor(threads, shared))
+    if (cooperative &&
+        size_t{grid.x} * grid.y * grid.z > size_t(kMultiprocessors) * blocks_per_multiprocessor(threads, shared))
         return refuse("more blocks in a cooperative launch than are resident", cudaErrorCooperativeLaunchTooLarge);
     if (!stream && is_capturing())
         return refuse("a launch on the legacy stream during capture", cudaErrorStreamCaptureImplicit);

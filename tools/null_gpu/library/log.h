@@ -13,28 +13,28 @@ enum class Kind : int32_t {
     copy_to_host = 3,
     copy_on_device = 4,
     fill = 5,
-    graph = 6,         // a launch of a CUDA graph; `id` is the graph's
-    wait = 7,          // a call in which the host waits for the GPU
-    wait_on_gpu = 8,   // a stream waits for an event of another stream
-    allocate = 9,      // of device or page-locked memory, beyond torch's cache
-    refused = 10,      // a call that CUDA would refuse, such as one forbidden while a graph is captured
+    graph = 6,          // a launch of a CUDA graph; `id` is the graph's
+    wait = 7,           // a call in which the host waits for the GPU
+    wait_on_gpu = 8,    // a stream waits for an event of another stream
+    allocate = 9,       // of device or page-locked memory, beyond torch's cache
+    refused = 10,       // a call that CUDA would refuse, such as one forbidden while a graph is captured
     copy_pageable = 11  // to the device from ordinary memory: the driver copies it aside before the call returns
 };
 
 // One entry. Sizes that a kind does not have are 0.
 struct Event {
     Kind kind = Kind::kernel;
-    int32_t name = 0;         // see null_gpu_name
-    uint32_t grid[3] = {};    // blocks
-    uint32_t threads = 0;     // of a block
-    uint32_t shared = 0;      // dynamic shared memory of a block, bytes
-    int32_t id = 0;           // of a graph
+    int32_t name = 0;                        // see null_gpu_name
+    uint32_t grid[3] = {};                   // blocks
+    uint32_t threads = 0;                    // of a block
+    uint32_t shared = 0;                     // dynamic shared memory of a block, bytes
+    int32_t id = 0;                          // of a graph
     int32_t m = 0, n = 0, k = 0, batch = 0;  // a product's sizes
-    int32_t item_size = 0;    // bytes of an element of a product's first operand
+    int32_t item_size = 0;                   // bytes of an element of a product's first operand
     int32_t padding = 0;
-    int64_t bytes = 0;        // copied, filled or allocated
+    int64_t bytes = 0;  // copied, filled or allocated
     uint64_t stream = 0;
-    int64_t cpu_ns = 0;       // CPU time of the process when the call came
+    int64_t cpu_ns = 0;  // CPU time of the process when the call came
 };
 
 // The number of a name; equal names have equal numbers.

@@ -1,7 +1,7 @@
 // Memory of the device: addresses of a large reserved range of the host's, of which pages exist once they are written.
 //
-// Copies and fills of up to kSmall bytes are made, so that integers that the host wrote can be read back. Larger ones are
-// not: they would need the memory of a GPU. What the host reads from a larger block is zeros.
+// Copies and fills of up to kSmall bytes are made, so that integers that the host wrote can be read back. Larger ones
+// are not: they would need the memory of a GPU. What the host reads from a larger block is zeros.
 #include <sys/mman.h>
 
 #include <cstdlib>
@@ -64,8 +64,8 @@ cudaError_t copy(void* to, const void* from, size_t bytes, cudaStream_t stream, 
         const bool pinned = is_pinned(to);
         if (null_gpu::is_capturing(stream) && !pinned)
             return null_gpu::refuse("a copy to pageable memory during capture", cudaErrorStreamCaptureUnsupported);
-        null_gpu::record({.kind = Kind::copy_to_host, .name = null_gpu::name_id("copy to host"), .bytes = int64_t(bytes)},
-                         stream);
+        null_gpu::record(
+            {.kind = Kind::copy_to_host, .name = null_gpu::name_id("copy to host"), .bytes = int64_t(bytes)}, stream);
         if (bytes <= kSmall)
             std::memcpy(to, from, bytes);
         else
@@ -73,7 +73,8 @@ cudaError_t copy(void* to, const void* from, size_t bytes, cudaStream_t stream, 
         if (waits || !pinned) return null_gpu::record_wait("copy to pageable memory", false);
     } else if (into && out) {
         null_gpu::record(
-            {.kind = Kind::copy_on_device, .name = null_gpu::name_id("copy on device"), .bytes = int64_t(bytes)}, stream);
+            {.kind = Kind::copy_on_device, .name = null_gpu::name_id("copy on device"), .bytes = int64_t(bytes)},
+            stream);
         if (bytes <= kSmall) std::memmove(to, from, bytes);
     } else if (into) {
         const bool pinned = is_pinned(from);
@@ -188,7 +189,8 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
 }
 
 cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
-    if (null_gpu::is_capturing()) return null_gpu::refuse("cudaMemcpy during capture", cudaErrorStreamCaptureUnsupported);
+    if (null_gpu::is_capturing())
+        return null_gpu::refuse("cudaMemcpy during capture", cudaErrorStreamCaptureUnsupported);
     copy(to, from, bytes, nullptr, true);
     return null_gpu::record_wait("cudaMemcpy", false);
 }

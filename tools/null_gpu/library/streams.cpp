@@ -38,8 +38,8 @@ struct Capture {
 struct State {
     std::mutex mutex;
     int32_t last_id = 0;
-    std::map<int32_t, Capture> captures;              // in progress
-    std::map<int32_t, std::vector<Event>> recorded;   // by graph, from the beginning of its capture
+    std::map<int32_t, Capture> captures;             // in progress
+    std::map<int32_t, std::vector<Event>> recorded;  // by graph, from the beginning of its capture
 };
 
 State& state() {
