@@ -46,19 +46,19 @@ class Sampling:
         for name in ("temperature", "top_p"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool):
-                raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+                raise TypeError(f"Sampling: {name}: expected a number, got {type(value).__name__}")
         for name in ("top_k", "seed"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+                raise TypeError(f"Sampling: {name}: expected an int, got {type(value).__name__}")
         if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature: expected 0 (greedy) or a positive number, got {self.temperature}")
+            raise ValueError(f"Sampling: temperature: expected 0 (greedy) or a positive number, got {self.temperature}")
         if not self.top_p > 0:
-            raise ValueError(f"top_p: expected a number over 0 (1 or more means off), got {self.top_p}")
+            raise ValueError(f"Sampling: top_p: expected a number over 0 (1 or more means off), got {self.top_p}")
         if self.top_k < 0:
-            raise ValueError(f"top_k: expected 0 (off) or a positive int, got {self.top_k}")
+            raise ValueError(f"Sampling: top_k: expected 0 (off) or a positive int, got {self.top_k}")
         if not 0 <= self.seed < 2**64:
-            raise ValueError(f"seed: expected 0 ≤ seed < 2⁶⁴, got {self.seed}")
+            raise ValueError(f"Sampling: seed: expected 0 ≤ seed < 2⁶⁴, got {self.seed}")
 
     def to_tensor(self) -> Tensor:
         """The four fields, 8 bytes each, as the C++ and CUDA struct `Sampling` stores them: int64 [4] on the CPU."""

@@ -142,10 +142,10 @@ def test_a_failed_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.Monke
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="disk full"):
-            folder.add("x/y.bin", b"abc", {"bytes": 3, "prompt": "p"}, write=True)
+            folder.add("x/y.bin", b"abc", {"bytes": 3, "new_bytes": 3, "ended_by": "model", "prompt": "p"}, write=True)
     assert not folder.has("x/y.bin", "p")
     assert list((tmp_path / "out/x").iterdir()) == []
-    folder.add("x/y.bin", b"abc", {"bytes": 3, "prompt": "p"}, write=True)
+    folder.add("x/y.bin", b"abc", {"bytes": 3, "new_bytes": 3, "ended_by": "model", "prompt": "p"}, write=True)
     with pytest.raises(FolderInUseError, match=f"out: process {os.getpid()} on"):
         OutputFolder(tmp_path / "out", {"a": (1, 2)}, "files")
     folder.close()
