@@ -24,7 +24,10 @@ from bgpt_fast.layers import Conv1D
 from bgpt_fast.tasks.cpu_states.machine import OPERATIONS
 from bgpt_fast.training.config import TrainConfig
 from bgpt_fast.training.optimizer import Optimizers
+from bgpt_fast.training.precision import resolve_precision
 
+_FOLLOW_EVERY = 8
+"""Steps from one update of the averaged weights to the next."""
 _RIGHT = math.log(2)
 """A byte of less than so many nats has more than half of the probability, and is therefore the model's choice."""
 
@@ -69,7 +72,7 @@ class Learner:
         self.average = {name: value.clone() for name, value in model.state_dict().items()}
         self.errors = torch.ones(CATEGORIES)
         self.place = Place()
-        self._is_bf16 = _wants_bf16(recipe["precision"], device)
+        self._is_bf16 = resolve_precision(recipe["precision"], model.config.hidden_size, device) == "bf16"
         self._enter()
 
     @property
@@ -178,7 +181,9 @@ class Learner:
 
     def _follow(self) -> None:
         """The averaged weights follow the weights; in a run's first steps faster."""
-        decay = min(self.recipe["average_decay"], 1 - 5 / (self.place.step + 10))
+        if self.place.step % _FOLLOW_EVERY:
+            return
+        decay = min(self.recipe["average_decay"], 1 - 5 / (self.place.step + 10)) ** _FOLLOW_EVERY
         for name, value in self.model.state_dict().items():
             self.average[name].lerp_(value, 1 - decay)
 
@@ -298,20 +303,3 @@ def _optimizer(model: BGPT, recipe: dict[str, Any], kind: str) -> Optimizers:
         eps=1e-10,
     )
     return Optimizers(named, training)
-
-
-def _wants_bf16(precision: str, device: torch.device) -> bool:
-    """Whether to compute in bfloat16; "auto" measures on a CPU which of both multiplies faster."""
-    if precision != "auto":
-        return precision == "bf16"
-    return device.type == "cuda" or _product_seconds(torch.bfloat16) < 0.5 * _product_seconds(torch.float32)
-
-
-def _product_seconds(dtype: torch.dtype) -> float:
-    a, b = torch.ones(4096, 384, dtype=dtype), torch.ones(384, 1536, dtype=dtype)
-    seconds = []
-    for _ in range(5):
-        began = time.perf_counter()
-        a @ b
-        seconds.append(time.perf_counter() - began)
-    return min(seconds)
