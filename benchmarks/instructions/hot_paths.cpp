@@ -19,7 +19,7 @@
 
 namespace {
 
-constexpr bgpt::cpu_states::Options kMachine{10, 1024, 1, 255};  // the released generator's
+constexpr bgpt::cpu_states::Options kMachine{10, 1024, 1, 255, 0};  // the released generator's
 constexpr int64_t kBytes = 16, kWidth = 256, kHeads = 4, kChannels = kWidth / kHeads;
 
 std::mt19937 generator(0);

@@ -114,7 +114,7 @@ def run(words: Sequence[str]) -> int:
         )
     result = {
         "options": as_json(options),
-        "precision": choice._asdict(),
+        "precision": choice.precision,
         "labels": list(model.labels),
         "cut_to_fit": sum(prediction.is_cut for _, prediction in predictions),
         "skipped": skips.by_reason,

@@ -162,7 +162,7 @@ def run(words: Sequence[str]) -> int:
     if not options.data and options.generated is None:
         assessment, precision = _assessment(options)
         figures = assessment.to_dict()
-    used = {} if precision is None else {"precision": precision._asdict()}
+    used = {} if precision is None else {"precision": precision.precision}
     if print_report(options, {"options": as_json(options), **used, **figures}, tables):
         if assessment is not None:
             print_assessment(assessment)

@@ -111,7 +111,7 @@ def generate_folder(
         names, seconds = generate_files(
             generator, requests, folder, progress, sampling, max_new_bytes=options.max_new_bytes, keep_cut=keep_cut
         )
-        finish(folder, requests, names, seconds, {"options": values, "precision": choice._asdict()}, skipped)
+        finish(folder, requests, names, seconds, {"options": values, "precision": choice.precision}, skipped)
         print_text(choice.text)
 
 

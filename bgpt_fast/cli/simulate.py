@@ -195,7 +195,7 @@ def _simulate(
     print_text(precision.text)
     report = {
         "options": as_json(options),
-        "precision": precision._asdict(),
+        "precision": precision.precision,
         "programs_digest": programs.hexdigest(),
         "files": names,
     }

@@ -95,13 +95,13 @@ def _layer_call(precision: str, config: BGPTConfig, files: int) -> Callable[[], 
     """One decoding step of one layer of the patch decoder's width."""
     D, rows = config.hidden_size, max(1, min(files, 16))
     shapes = ((D,), (D,), (D, 3 * D), (3 * D,), (D, D), (D,), (D,), (D,), (D, 4 * D), (4 * D,), (4 * D, D), (D,))
-    layer = Layer(*(torch.full(shape, 0.01) for shape in shapes))
-    norm = torch.ones(D), torch.zeros(D)
+    layer = Layer(*(torch.full(shape, 0.01, device="cpu") for shape in shapes))
+    norm = torch.ones(D, device="cpu"), torch.zeros(D, device="cpu")
     packed = PackedTransformer(
-        [layer], norm, torch.zeros(1, D), heads=config.patch_heads, eps=1e-5, precision=precision
+        [layer], norm, torch.zeros(1, D, device="cpu"), heads=config.patch_heads, eps=1e-5, precision=precision
     )
-    cache, x = PackedCache(packed, rows, 16), torch.ones(rows, D)
-    slots, positions = torch.arange(rows), torch.zeros(rows, dtype=torch.int64)
+    cache, x = PackedCache(packed, rows, 16), torch.ones(rows, D, device="cpu")
+    slots, positions = torch.arange(rows, device="cpu"), torch.zeros(rows, dtype=torch.int64, device="cpu")
     return lambda: packed.features(x, cache, slots, positions)
 
 

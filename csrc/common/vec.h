@@ -70,10 +70,14 @@ BGPT_INLINE Vec operator/(Vec a, Vec b) { return {a.v / b.v}; }
 // a > b ? x : y; false where a or b is NaN.
 BGPT_INLINE Vec where_greater(Vec a, Vec b, Vec x, Vec y) { return {a.v > b.v ? x.v : y.v}; }
 
+#if BGPT_VEC == 2
+constexpr __mmask16 kAllLanes = 0xffff;  // without a mask GCC 12 warns of an operand that is not used
+#endif
 // The same for bf16 held in uint16_t: exact to float, and float rounded to nearest even.
 BGPT_INLINE Vec from_bf16(Vec::Halves bits) {
 #if BGPT_VEC == 2
-    return as_floats(reinterpret_cast<Vec::Words>(_mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(bits))) << 16);
+    return as_floats(
+        reinterpret_cast<Vec::Words>(_mm512_maskz_cvtepu16_epi32(kAllLanes, reinterpret_cast<__m256i>(bits))) << 16);
 #else
     return as_floats(__builtin_convertvector(bits, Vec::Words) << 16);
 #endif
@@ -83,7 +87,7 @@ BGPT_INLINE Vec::Halves to_bf16(Vec x) {
     const Vec::Words nan = {};
     const Vec::Words halves = x.v == x.v ? (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16 : nan + 0x7fc0u;
 #if BGPT_VEC == 2
-    return reinterpret_cast<Vec::Halves>(_mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(halves)));
+    return reinterpret_cast<Vec::Halves>(_mm512_maskz_cvtepi32_epi16(kAllLanes, reinterpret_cast<__m512i>(halves)));
 #else
     return __builtin_convertvector(halves, Vec::Halves);
 #endif

@@ -86,7 +86,7 @@ def test_without_a_checkout_it_says_what_to_do(tmp_path: Path, monkeypatch: pyte
 
 
 def test_wrong_words(capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "--runs", "0"]) == 1
+    assert main(["bench", "--runs", "0"]) == 2
     assert "--runs: expected at least 1, got 0" in capfd.readouterr().err
     assert main(["bench", "compare", "none.json", "none.json"]) == 2
     assert "none.json" in capfd.readouterr().err

@@ -135,7 +135,7 @@ def test_only_the_same_simulation_is_resumed(tmp_path: Path, checkpoint: Path, c
     out = tmp_path / "out"
     words = simulating(checkpoint, out)
     lock = FolderLock(out, "a simulation")
-    cli.fails(f"process {os.getpid()}", *words)
+    cli.fails(f"process {os.getpid()}", *words, code=1)
     lock.release()
     cli.run(*words)
     cli.fails("made by other options or another model (seed differ)", *words, "--seed", "2")

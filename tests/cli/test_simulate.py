@@ -113,7 +113,7 @@ def test_the_folder_keeps_its_precision_and_its_chunks(tmp_path: Path, checkpoin
         used = "bfloat16" if option == "bfloat16" else "float32"  # a narrow model, of which nothing is measured
         assert f"precision: {used} (" in cli.text(*words, folder, "--precision", option)
         report = read_report(folder)
-        assert report["precision"]["precision"] == used
+        assert report["precision"] == used
         assert report["plan"]["chunk_size"] == 16384
         assert report["plan"].get("precision", "float32") == used
         for again in (["--precision", "auto"], ["--max-batch", "20000"], ["--precision", used]):

@@ -42,7 +42,7 @@ def test_the_start_says_what_is_trained_and_the_end_what_to_do_next(files: Path,
     assert "longer than the context and are read in windows" in lines["data"]
     assert "an evaluation scores" in lines["held"]
     assert "2 steps" in lines["training"]
-    assert "on cpu (threads: 1)" in lines["training"]
+    assert "on cpu (threads: 1; products: float32 " in lines["training"]
     assert "at most 32 patches a batch" in lines["training"]
     assert "run: a new run" in lines["folder"]
     assert "skipped: 1 empty" in output

@@ -170,7 +170,7 @@ void check_streams(std::mt19937& draw) {
     const int max_program = static_cast<int>(draw() % (slots + 1));
     const Options options{1 + static_cast<int32_t>(draw() % (draw() % 4 ? 12 : 255)),
                           4 * slots + static_cast<int>(draw() % 4), static_cast<int>(draw() % (max_program + 1)),
-                          max_program};
+                          max_program, draw() % 2 ? int64_t{1} << 31 : 0};
     // Sometimes enough for several threads.
     const int64_t count = draw() % (draw() % 10 ? 20 : 500);
     const std::vector<uint32_t> key{static_cast<uint32_t>(draw()), static_cast<uint32_t>(draw())};

@@ -286,7 +286,7 @@ def test_the_loss_shown_is_a_mean_of_the_losses() -> None:
 @pytest.mark.parametrize("terminal", [True, False])
 def test_progress_shows_every_figure(terminal: bool) -> None:
     stream = io.StringIO()
-    console = Console(file=stream, force_terminal=terminal, width=160)
+    console = Console(file=stream, force_terminal=terminal, width=160, markup=False, highlight=False)
     ticks = iter(range(1000))
     with ProgressBar(20, console=console, line_seconds=10, clock=lambda: float(next(ticks))) as progress:
         for step in range(1, 21):

@@ -142,7 +142,7 @@ def limits(kernel: str, figures: dict[str, Any], capability: int) -> list[str]:
 def _cuda_options() -> tuple[dict[int, str], list[str]]:
     """The architectures and the warning flags that CMakeLists.txt builds with."""
     text = (ROOT / "CMakeLists.txt").read_text()
-    [architectures] = re.findall(r"set\(CMAKE_CUDA_ARCHITECTURES ([^)]*)\)", text)
+    [architectures] = re.findall(r"set\(BGPT_FAST_CUDA_ARCHITECTURES ([^)]*?) CACHE", text)
     [flags] = re.findall(r"COMPILE_LANGUAGE:CUDA>:SHELL:([^>]*)>", text)
     names = [name.removesuffix("-real") for name in architectures.split()]
     return {int(name.rstrip("af")): name for name in names}, flags.split()

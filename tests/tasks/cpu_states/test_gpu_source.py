@@ -28,10 +28,10 @@ MACHINE: dict[str, Any] = {"num_registers": 2, "memory_size": 64, "min_program":
 
 
 def on_the_cpu(
-    count: int, *, options: cpu.StreamOptions, seed: int, start: int, device: object
+    count: int, *, options: cpu.StreamOptions, seed: int, start: int, small_values: float, device: object
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`generate_on_gpu` by the machine in C++."""
-    traces = cpu.generate(count, seed=seed, start=start, stream="philox", **asdict(options))
+    traces = cpu.generate(count, seed=seed, start=start, stream="philox", small_values=small_values, **asdict(options))
     in_eval = [cpu.split_of(trace.program_bytes, 2, 64) == "eval" for trace in traces]
     return torch.tensor(traces.data), torch.tensor(traces.offsets), torch.tensor(in_eval)
 
@@ -39,7 +39,7 @@ def on_the_cpu(
 @pytest.mark.parametrize(
     "more",
     [
-        {"split": "train", "long_share": 0.85},
+        {"split": "train", "long_share": 0.85, "small_values": 0.5},
         {"split": None, "states_only": False},
         {"split": "train", "rank": 1, "world_size": 3},
         {"split": "eval", "documents_per_batch": 3},
@@ -143,6 +143,7 @@ def train_arguments(options: Train) -> dict[str, Any]:
         "seed": options.training.seed,
         "documents_per_batch": options.programs_per_batch,
         "long_share": options.long_share,
+        "small_values": options.small_values,
         **asdict(options.machine),
     }
 
