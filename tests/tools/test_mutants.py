@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from support.paths import ROOT
 
 from tools.mutants.mutant import Mutant, MutantError
-from tools.mutants.run import outcomes, run_test
+from tools.mutants.run import outcomes, run_tests
 from tools.mutants.table import LAYERS, MUTANTS
 
 SOURCE = "def double(x):\n    return 2 * x\n"
@@ -22,13 +23,15 @@ def mutant(before: str = "2 * x", after: str = "3 * x", test: str = "test_source
     return Mutant("tools", "source.py", before, after, test)
 
 
-def run(folder: Path, test: str) -> int:
-    """As `run_test`, at once."""
+def run(folder: Path, tests: Sequence[str]) -> int:
+    """As `run_tests`, at once."""
     scope: dict[str, Any] = {}
     try:
         exec((folder / "source.py").read_text(), scope)
-        exec((folder / test.partition("::")[0]).read_text().partition("\n")[2].replace("source", ""), scope)
-        scope[test.partition("::")[2]]()
+        for test in tests:
+            path, _, name = test.partition("::")
+            exec((folder / path).read_text().partition("\n")[2], scope)
+            scope[name]()
     except AssertionError:
         return 1
     except (KeyError, NameError):
@@ -89,8 +92,8 @@ def test_what_cannot_be_tried_is_an_error(copy: Path) -> None:
 def test_the_extension_is_built_where_a_mutant_needs_it(copy: Path) -> None:
     calls: list[str] = []
 
-    def run_recorded(folder: Path, test: str) -> int:
-        calls.append(test)
+    def run_recorded(folder: Path, tests: Sequence[str]) -> int:
+        calls.append(" ".join(tests))
         return int("3 * x" in (folder / "csrc/x.cpp").read_text())
 
     (copy / "csrc").mkdir()
@@ -98,10 +101,16 @@ def test_the_extension_is_built_where_a_mutant_needs_it(copy: Path) -> None:
     planted = [Mutant("csrc", "csrc/x.cpp", "2 * x", "3 * x", test) for test in ("a", "b", "tests/csrc/c.py::c")]
     tried = list(outcomes(copy, planted, run_recorded, lambda folder: calls.append("build")))
     assert [outcome.result for outcome in tried] == ["killed"] * 3
-    assert calls == ["tests/csrc/c.py::c"] * 2 + ["a", "build", "a", "build", "b", "build", "b"]
+    assert calls == ["a b tests/csrc/c.py::c", "tests/csrc/c.py::c", "build", "a", "build", "b"]
 
 
-def test_a_test_runs_in_the_copy(copy: Path) -> None:
-    assert run_test(copy, "test_source.py") == 0
+def test_tests_that_pass_alone_only_are_an_error(copy: Path) -> None:
+    planted = [mutant(), mutant(test="test_weak.py::test_double")]
+    with pytest.raises(MutantError, match="exit code 0 of all tests together as of each alone, got 1"):
+        list(outcomes(copy, planted, lambda folder, tests: int(len(tests) > 1)))
+
+
+def test_tests_run_in_the_copy(copy: Path) -> None:
+    assert run_tests(copy, ["test_source.py"]) == 0
     mutant().apply(copy)
-    assert run_test(copy, "test_source.py") == 1
+    assert run_tests(copy, ["test_source.py"]) == 1

@@ -20,7 +20,7 @@ from tools.mutants.mutant import Mutant, MutantError
 _ALL_PASSED, _SOME_FAILED = 0, 1
 _TEST_SECONDS = 300
 _BUILD_SECONDS = 1800
-Run = Callable[[Path, str], int]
+Run = Callable[[Path, Sequence[str]], int]
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,11 @@ def copied_tree(root: Path) -> Iterator[Path]:
         yield copy
 
 
-def run_test(copy: Path, test: str) -> int:
-    """Runs a test in the copy, and returns pytest's exit code."""
+def run_tests(copy: Path, tests: Sequence[str]) -> int:
+    """Runs tests in the copy, and returns pytest's exit code."""
     environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", test]
-    return _run(command, copy, environment, _TEST_SECONDS)
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+    return _run(command, copy, environment, _TEST_SECONDS * len(tests))
 
 
 def build(copy: Path) -> None:
@@ -75,39 +75,44 @@ def _run(command: Sequence[str], folder: Path, environment: dict[str, str], seco
 
 
 def outcomes(
-    copy: Path, mutants: Sequence[Mutant], run: Run = run_test, build: Callable[[Path], None] = build
+    copy: Path, mutants: Sequence[Mutant], run: Run = run_tests, build: Callable[[Path], None] = build
 ) -> Iterator[Outcome]:
-    """Tries mutants one after the other.
+    """Tries mutants one after the other, once all their tests have passed without any.
 
     Args:
         copy: a tree that may be changed; each file is restored after its mutant.
         mutants: those that need the extension to be built are tried last.
-        run: runs a test in the copy and returns pytest's exit code.
+        run: runs tests in the copy and returns pytest's exit code.
         build: builds the copy's extension.
 
     Raises:
         MutantError: a mutant does not fit the source, or a test does not pass without its mutant, or cannot be run.
     """
-    passing: set[str] = set()
-    is_built_of_mutant = False
+    _check_all_pass(copy, mutants, run)
     for mutant in sorted(mutants, key=lambda mutant: mutant.needs_build):
-        if mutant.test not in passing:
-            if is_built_of_mutant:
-                build(copy)
-                is_built_of_mutant = False
-            _check(mutant, run(copy, mutant.test), (_ALL_PASSED,), "without the mutant")
-            passing.add(mutant.test)
         start = time.monotonic()
         text = mutant.apply(copy)
         try:
             if mutant.needs_build:
-                is_built_of_mutant = True
                 build(copy)
-            code = run(copy, mutant.test)
+            code = run(copy, [mutant.test])
         finally:
             (copy / mutant.file).write_text(text)
         _check(mutant, code, (_ALL_PASSED, _SOME_FAILED), "with the mutant")
         yield Outcome(mutant, "killed" if code == _SOME_FAILED else "survived", time.monotonic() - start)
+
+
+def _check_all_pass(copy: Path, mutants: Sequence[Mutant], run: Run) -> None:
+    """One run of all tests, as starting pytest takes longer than most of them; then one by one, to name what fails."""
+    tests = list(dict.fromkeys(mutant.test for mutant in mutants))
+    code = run(copy, tests)
+    if code != _ALL_PASSED:
+        for mutant in mutants:
+            _check(mutant, run(copy, [mutant.test]), (_ALL_PASSED,), "without the mutant")
+        raise MutantError(
+            f"expected pytest's exit code {_ALL_PASSED} of all tests together as of each alone, got {code}; run "
+            f"`pytest {' '.join(tests)}` to see why"
+        )
 
 
 def _check(mutant: Mutant, code: int, expected: Sequence[int], state: str) -> None:
