@@ -238,13 +238,19 @@ def test_unused_results_have_no_part_in_the_gradients(
     assert equal(results(first, both, [dy]).gradients, zeros.gradients)
 
 
-def test_gradients_of_one_tensor_in_two_places_add_up() -> None:
-    x, _, weight, bias = TestAddLayerNorm().sample((9, 24), (F64,) * 3)
+@pytest.mark.parametrize("dtype", [F64, F32], ids=str)
+def test_gradients_of_one_tensor_in_two_places_add_up(dtype: torch.dtype) -> None:
+    """By the reference and in C++."""
+    tensors = TestAddLayerNorm().sample((9, 24), (dtype,) * 3)
+    x, _, weight, bias = tensors
     x.requires_grad_()
     y, total = add_layer_norm(x, x, weight, bias)
     (dx,) = torch.autograd.grad(y.square().sum() + total.sum(), x)
-    (want,) = torch.autograd.grad(plain_norm(x + x, weight, bias, x.dtype).square().sum() + (x + x).sum(), x)
-    torch.testing.assert_close(dx, want)
+    exact, _, *vectors = (tensor.detach().double() for tensor in tensors)
+    exact.requires_grad_()
+    want_y, want_total = plain_norm(exact + exact, *vectors, F64), exact + exact
+    (want,) = torch.autograd.grad(want_y.square().sum() + want_total.sum(), exact)
+    torch.testing.assert_close(dx, want.to(dtype))
     torch.library.opcheck(torch.ops.bgpt_fast.add_layer_norm.default, (x, x, weight, bias, 1e-5, 0.0, 3))
 
 
