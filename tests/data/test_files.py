@@ -38,7 +38,7 @@ def _contents(source: FileSource) -> list[bytes]:
     return [Path(path).read_bytes() for path in source.paths]
 
 
-def test_an_epoch_is_every_file_once_in_a_new_order(folder: Path) -> None:
+def test_an_epoch_is_every_file_once(folder: Path) -> None:
     source = FileSource(folder, CONFIG, 50, split="all")
     assert isinstance(source, Source)
     documents: list[bytes] = []
@@ -49,9 +49,18 @@ def test_an_epoch_is_every_file_once_in_a_new_order(folder: Path) -> None:
     assert all(35 <= batch.num_patches <= 50 for batch in batches)
     assert contents(source.one_pass()) == _contents(source), "a pass is in the order of the paths"
     everything = sorted(_contents(source))
-    first, second = documents[:40], documents[40:80]
-    assert sorted(first) == sorted(second) == everything
-    assert first != second != everything != first
+    assert sorted(documents[:40]) == sorted(documents[40:80]) == everything
+
+
+def test_each_epoch_has_a_new_order(folder: Path) -> None:
+    # With no choice among the next documents to fill a batch, their order is the epoch's.
+    source = FileSource(folder, CONFIG, 50, split="all", look_ahead=1)
+    documents: list[bytes] = []
+    while len(documents) < 80:
+        documents += contents([source.next_batch()])
+    first, second, paths = documents[:40], documents[40:80], _contents(source)
+    assert sorted(first) == sorted(second) == sorted(paths)
+    assert first != second != paths != first
 
 
 def test_the_seed_decides_the_order(folder: Path) -> None:
