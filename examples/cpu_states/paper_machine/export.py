@@ -16,7 +16,9 @@ from pathlib import Path
 import torch
 
 from bgpt_fast import BGPT, BGPTConfig
+from bgpt_fast.checkpoint import ModelTask
 from bgpt_fast.files import write_json
+from bgpt_fast.tasks.cpu_states import StreamOptions
 
 HERE = Path(__file__).resolve().parent
 
@@ -35,6 +37,8 @@ def export(run: Path, snapshot: Path) -> None:
     state = torch.load(run / "state.pt", map_location="cpu", weights_only=True)
     model = BGPT(BGPTConfig.from_dict(state["config"]))
     model.load_state_dict(state["average"])
+    machine = StreamOptions()
+    model.task = ModelTask.of("cpu-states", extensions=["bin"], machine=(machine.num_registers, machine.memory_size))
     model.save_pretrained(snapshot, dtype=torch.float16)
     write_json(snapshot / "place.json", {**state["place"], "errors": [round(e, 4) for e in state["errors"].tolist()]})
     shutil.copyfile(run / "curve.jsonl", snapshot / "curve.jsonl")
