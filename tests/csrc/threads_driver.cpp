@@ -135,7 +135,7 @@ void check() {
         return tokens;
     });
 #elif defined(BGPT_TEST_cpu_states)
-    const bgpt::cpu_states::Options options{10, 256, 1, 30};
+    const bgpt::cpu_states::Options options{10, 256, 1, 30, 0};
     const int64_t count = 5000;
     compare([&](int64_t threads) {
         using namespace bgpt::cpu_states;
