@@ -352,6 +352,7 @@ def _cell(values: Any) -> Cell:
     if pa.types.is_run_end_encoded(kind):
         return lambda index: _cell(pc.run_end_decode(values.slice(index, 1)))(0)
     if _is_list_of_bytes(kind):
+        values.validate(full=True)
         return lambda index: _bytes_of(values[index])
     # Text as bytes, without a copy: it may contain invalid UTF-8.
     for is_text, as_bytes in (
@@ -361,6 +362,8 @@ def _cell(values: Any) -> Cell:
     ):
         if is_text(kind):
             values = values.cast(as_bytes())
+    # Offsets of a damaged file end the process where they are read, if they are not checked.
+    values.validate(full=True)
     return lambda index: values[index].as_py()
 
 
