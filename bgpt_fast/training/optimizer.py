@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bgpt_fast.training.config import TrainConfig
+from bgpt_fast.training.muon import Muon
 from bgpt_fast.training.parallel.dtensor import with_layout_of
 
 
@@ -26,7 +27,8 @@ class Optimizers:
 
     Args:
         named_parameters: `model.named_parameters()`, on the training device.
-        config: optimiser, learning rates, weight decay, betas, eps and momentum are used.
+        config: optimiser, learning rates, weight decay, betas, eps and momentum are used; and the precision, "fp32" or
+            "bf16": with "fp32" on a CPU, Muon's products run in float32, else in bfloat16.
     """
 
     def __init__(self, named_parameters: Iterable[tuple[str, nn.Parameter]], config: TrainConfig) -> None:
@@ -47,13 +49,13 @@ class Optimizers:
         )
         self._muon: torch.optim.Optimizer | None = None
         if matrices:
-            self._muon = torch.optim.Muon(
+            is_float32 = config.precision == "fp32" and matrices[0][1].device.type == "cpu"
+            self._muon = Muon(
                 matrices,
                 lr=config.muon_learning_rate or config.learning_rate,
                 weight_decay=config.weight_decay,
                 momentum=config.muon_momentum,
-                # Muon's original factor depends on rows / columns, and Conv1D stores its weights transposed.
-                adjust_lr_fn="match_rms_adamw",
+                dtype=torch.float32 if is_float32 else torch.bfloat16,
             )
         self._config = config
         self.parameters = [parameter for _, parameter in named]

@@ -22,7 +22,7 @@ from bgpt_fast.files import atomic_write
 from bgpt_fast.kernels.patch_attention.op import patch_attention
 from bgpt_fast.layers import Conv1D
 from bgpt_fast.tasks.cpu_states.machine import OPERATIONS
-from bgpt_fast.training.config import TrainConfig
+from bgpt_fast.training.config import Precision, TrainConfig
 from bgpt_fast.training.optimizer import Optimizers
 from bgpt_fast.training.precision import resolve_precision
 
@@ -68,11 +68,11 @@ class Learner:
         self.model = model.to(device).train()
         self.device = device
         self.stages: list[dict[str, Any]] = recipe["stages"]
-        self.optimizers = [_optimizer(model, recipe, kind) for kind in _KINDS]
+        self.precision = resolve_precision(recipe["precision"], model.config.hidden_size, device)
+        self.optimizers = [_optimizer(model, recipe, kind, self.precision) for kind in _KINDS]
         self.average = {name: value.clone() for name, value in model.state_dict().items()}
         self.errors = torch.ones(CATEGORIES)
         self.place = Place()
-        self._is_bf16 = resolve_precision(recipe["precision"], model.config.hidden_size, device) == "bf16"
         self._enter()
 
     @property
@@ -82,7 +82,7 @@ class Learner:
 
     def autocast(self) -> torch.autocast:
         """The precision in which the model computes."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._is_bf16)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def go_to(self, stage: int) -> None:
         """Begins a stage, whatever came before."""
@@ -292,7 +292,7 @@ def _kind(name: str) -> str:
     return "patch_mlp" if ".mlp." in name else "patch_attention"
 
 
-def _optimizer(model: BGPT, recipe: dict[str, Any], kind: str) -> Optimizers:
+def _optimizer(model: BGPT, recipe: dict[str, Any], kind: str, precision: Precision) -> Optimizers:
     named = [(name, parameter) for name, parameter in model.named_parameters() if _kind(name) == kind]
     training = TrainConfig(
         steps=1,
@@ -301,5 +301,6 @@ def _optimizer(model: BGPT, recipe: dict[str, Any], kind: str) -> Optimizers:
         learning_rate=recipe["learning_rate"],
         weight_decay=0.0,
         eps=1e-10,
+        precision=precision,
     )
     return Optimizers(named, training)
