@@ -78,7 +78,7 @@ def test_what_a_target_fetches_is_in_its_document(documents: ModuleType, kind: s
 def test_small_initial_values_are_common(documents: ModuleType) -> None:
     stream = documents.Stream(BGPTConfig.from_dict(TINY), 5)
     patches = stream.take("placed", 2000, 6, small=1.0).patches
-    _, x, y = documents.operands(patches[patches[:, 0] < EOP].numpy())
+    x, y = documents.operand_values(patches[patches[:, 0] < EOP].numpy())
     assert (np.maximum(x, y) < 16).mean() > 0.3
 
 
@@ -103,18 +103,6 @@ def test_even_shares_draw_as_the_released_generator_does(documents: ModuleType) 
     for column in range(4):
         counts = [np.bincount(code.reshape(-1, 4)[:, column], minlength=256)[:21] / 6400 for code in (ours, released)]
         np.testing.assert_allclose(*counts, atol=0.015)
-
-
-def test_operands_are_those_of_the_machine(documents: ModuleType) -> None:
-    state = np.array([[1, 50, 0, 0, 0, 0, *range(100, 110)]] * 4)
-    state[0, 2:6] = [13, 2, 0, 0]  # ADD B: ACC + B
-    state[1, 2:6] = [14, 3, 4, 0]  # SUB C D
-    state[2, 2:6] = [16, 1, 2, 3]  # DIV A B C: A / B → C
-    state[3, 2:6] = [11, 200, 0, 0]  # LOADI 200
-    operation, x, y = documents.operands(state)
-    assert operation.tolist() == [13, 14, 16, 11]
-    assert x.tolist() == [50, 102, 100, 50]
-    assert y.tolist() == [101, 103, 101, 50]
 
 
 def test_features_of_a_whole_document_are_the_models(documents: ModuleType, learner: ModuleType) -> None:

@@ -24,7 +24,12 @@ from bgpt_fast.tasks.cpu_states.trace import PredictedTrace, Trace, column_names
 _VALUE_COLUMN = 1  # ACC; the registers begin at STATE_HEADER
 ADDRESSING_MODES = ("ACC alone", "immediate", "1 register", "2 registers", "3 registers")
 """Instructions by operands: none (uses ACC only), an immediate number (LOADI), or a number of registers."""
-_LOADI = next(operation.opcode for operation in OPERATIONS if operation.name == "LOADI")
+OPERAND_SIZES = ("0…15", "16…255")
+"""Arithmetic and logic of two values (ADD … XOR) by the larger of them."""
+_SMALL = 16
+_OPCODES = {operation.name: operation.opcode for operation in OPERATIONS}
+_LOADI = _OPCODES["LOADI"]
+_TWO_VALUES = [_OPCODES[name] for name in ("ADD", "SUB", "MUL", "DIV", "AND", "OR", "XOR")]
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,7 @@ class CPUStateReport:
         exact_programs: programs_right / programs.
         by_instruction: scores of the results of each instruction that ran, by mnemonic.
         by_addressing_mode: the same by the instructions' operands, see ADDRESSING_MODES.
+        by_operand_size: the same of ADD … XOR by the larger of the two values, see OPERAND_SIZES.
         by_register: scores of ACC and each register, by name.
         by_column: accuracy of each byte of a state, by its name: PC, ACC, IR0 … IR3, A, B, …
         first_divergence: number of programs by the step of their first wrong byte; surplus bytes count as step N + 1.
@@ -104,6 +110,7 @@ class CPUStateReport:
     exact_programs: float
     by_instruction: dict[str, InstructionScore]
     by_addressing_mode: dict[str, InstructionScore]
+    by_operand_size: dict[str, InstructionScore]
     by_register: dict[str, RegisterScore]
     by_column: dict[str, float]
     first_divergence: dict[int, int]
@@ -113,7 +120,7 @@ class CPUStateReport:
     def to_dict(self) -> dict[str, Any]:
         """The fields, JSON-ready."""
         fields = dict(vars(self))
-        for group in ("by_instruction", "by_addressing_mode", "by_register"):
+        for group in ("by_instruction", "by_addressing_mode", "by_operand_size", "by_register"):
             fields[group] = {name: dict(vars(score)) for name, score in fields[group].items()}
         fields["first_divergence"] = {str(step): count for step, count in self.first_divergence.items()}
         return fields | {"wrong": self.wrong.tolist(), "states": self.states.tolist()}
@@ -131,6 +138,23 @@ class CPUStateReport:
         return "\n".join(
             f"{name:<32} {'–' if share is None else f'{share:.4%}':>9}  {note}".rstrip() for name, share, note in lines
         )
+
+
+def operand_values(states: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The two values that each state's instruction computes with: ACC and A, or A and B (csrc/cpu_states/machine.h).
+
+    Args:
+        states: integers [n, C]; a register that the machine does not have counts as its last one.
+
+    Returns:
+        The left and the right value, [n] of the dtype of `states`; those of an instruction that has none mean nothing.
+    """
+    values = np.concatenate([states[:, _VALUE_COLUMN : _VALUE_COLUMN + 1], states[:, STATE_HEADER:]], 1)
+    last = values.shape[1] - 1
+    first = np.where(states[:, 2] == _LOADI, 0, np.minimum(states[:, 3], last))
+    second = np.minimum(states[:, 4], last)
+    rows = np.arange(len(states))
+    return values[rows, np.where(second > 0, first, 0)], values[rows, np.where(second > 0, second, first)]
 
 
 def evaluate(predicted: Sequence[Trace | PredictedTrace | bytes], truth: Sequence[Trace]) -> CPUStateReport:
@@ -193,6 +217,7 @@ class StateCounts:
         # A row each: states, bytes right, bytes changed, of these right, states right (all of ACC and registers).
         self._by_opcode = np.zeros((len(OPERATIONS), 5), np.int64)
         self._by_mode = np.zeros((len(ADDRESSING_MODES), 5), np.int64)
+        self._by_size = np.zeros((len(OPERAND_SIZES), 5), np.int64)
         # One row per column of the state: bytes right, bytes changed, of these right.
         self._columns = np.zeros((C, 3), np.int64)
         self._wrong = np.zeros((0, C), np.int64)
@@ -226,7 +251,9 @@ class StateCounts:
         self._surplus += int(surplus.sum())
         self._divergence.update(_first_divergence(right.all(1), steps, ends, lengths, surplus))
         self._columns += np.stack([right.sum(0), changed.sum(0), (right & changed).sum(0)], 1)
-        self._add_instructions(before[:, 2:STATE_HEADER], steps > 0, right, changed)
+        # The first state has no instruction before it.
+        has_run = steps > 0
+        self._add_instructions(before[has_run], right[has_run], changed[has_run])
         longest = max(len(self._states), int(lengths.max()))
         self._wrong = np.concatenate([self._wrong, np.zeros((longest - len(self._wrong), C), np.int64)])
         self._states = np.concatenate([self._states, np.zeros(longest - len(self._states), np.int64)])
@@ -234,15 +261,11 @@ class StateCounts:
         self._states += np.bincount(steps, minlength=longest)
 
     def _add_instructions(
-        self,
-        instructions: NDArray[np.uint8],
-        has_run: NDArray[np.bool_],
-        right: NDArray[np.bool_],
-        changed: NDArray[np.bool_],
+        self, before: NDArray[np.uint8], right: NDArray[np.bool_], changed: NDArray[np.bool_]
     ) -> None:
-        """Counts ACC and registers by the instruction of the previous state; the first state has no previous one."""
+        """Counts ACC and registers by the instruction of the previous state, `before`."""
         values = self._value_columns()
-        right, changed, instructions = right[has_run][:, values], changed[has_run][:, values], instructions[has_run]
+        right, changed = right[:, values], changed[:, values]
         rows = np.stack(
             [
                 np.ones(len(right), np.int64),
@@ -253,9 +276,13 @@ class StateCounts:
             ],
             1,
         )
-        np.add.at(self._by_opcode, instructions[:, 0], rows)
-        named = (instructions[:, 1:] != 0).sum(1)
-        np.add.at(self._by_mode, np.where(instructions[:, 0] == _LOADI, 1, np.where(named == 0, 0, named + 1)), rows)
+        operation = before[:, 2]
+        np.add.at(self._by_opcode, operation, rows)
+        named = (before[:, 3:STATE_HEADER] != 0).sum(1)
+        np.add.at(self._by_mode, np.where(operation == _LOADI, 1, np.where(named == 0, 0, named + 1)), rows)
+        has_two = np.isin(operation, _TWO_VALUES)
+        left, right_value = operand_values(before[has_two])
+        np.add.at(self._by_size, (np.maximum(left, right_value) >= _SMALL).astype(np.int64), rows[has_two])
 
     def _value_columns(self) -> list[int]:
         return [_VALUE_COLUMN, *range(STATE_HEADER, self._C)]
@@ -300,6 +327,7 @@ class StateCounts:
             exact_programs=programs_right / self._programs,
             by_instruction=_scores([operation.name for operation in OPERATIONS], self._by_opcode, len(values)),
             by_addressing_mode=_scores(ADDRESSING_MODES, self._by_mode, len(values)),
+            by_operand_size=_scores(OPERAND_SIZES, self._by_size, len(values)),
             by_register=registers,
             by_column=dict(zip(names, (self._columns[:, 0] / total).tolist(), strict=True)),
             first_divergence=dict(sorted(self._divergence.items())),

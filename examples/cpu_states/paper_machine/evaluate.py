@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from paper_documents import operands
 
 from bgpt_fast import BGPT
 from bgpt_fast.files import write_json
@@ -35,9 +33,7 @@ from bgpt_fast.tasks.cpu_states import (
 HERE = Path(__file__).resolve().parent
 HELD_OUT_SEED = 20240301
 LENGTHS = ((1, 15), (16, 63), (64, 127), (128, 191), (192, 255))
-SMALL = 16
 PUBLISHED = "more than 99.99 % of state bytes (arXiv 2402.19155)"
-_WITH_OPERANDS = range(13, 20)  # ADD … XOR
 
 
 def main() -> int:
@@ -77,7 +73,6 @@ def all_scores(model: BGPT, programs: Traces, free_running: int) -> dict[str, An
         "published": PUBLISHED,
         "summary": report.summary(),
         "teacher_forced": _fields(report),
-        "by_operand_size": by_operand_size(predicted, truth),
         "by_length": by_length(predicted, truth),
     }
     if free_running:
@@ -102,22 +97,6 @@ def by_length(predicted: list[NDArray[np.int16]], truth: list[NDArray[np.uint8]]
                 "programs_right": report.exact_programs,
             }
     return scores
-
-
-def by_operand_size(predicted: list[NDArray[np.int16]], truth: list[NDArray[np.uint8]]) -> dict[str, Any]:
-    """States after ADD … XOR whose ACC and registers are all right, by the larger operand."""
-    before = np.concatenate([states[1:-1] for states in truth])
-    after = np.concatenate([states[2:] for states in truth])
-    right = (np.concatenate([one[1:] for one in predicted]) == after)[:, [1, *range(6, 16)]].all(1)
-    operation, x, y = operands(before)
-    has_two = np.isin(operation, _WITH_OPERANDS)
-    is_small = np.maximum(x, y) < SMALL
-    ranges: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {"0…15": lambda s: s, "16…255": lambda s: ~s}
-    return {
-        name: {"states": int((has_two & of(is_small)).sum()), "right": float(right[has_two & of(is_small)].mean())}
-        for name, of in ranges.items()
-        if (has_two & of(is_small)).any()
-    }
 
 
 def _fields(report: CPUStateReport) -> dict[str, Any]:

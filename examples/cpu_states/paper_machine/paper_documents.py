@@ -17,7 +17,7 @@ Letters: P patches, S = 16 bytes a patch and a state, M = 1,024 bytes of memory,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from torch import Tensor
 from bgpt_fast import BGPTConfig
 from bgpt_fast.config import EOP
 from bgpt_fast.tasks.cpu_states import Traces, generate, pack_traces, run, split_of
+from bgpt_fast.tasks.cpu_states.evaluation import operand_values
 from bgpt_fast.tasks.cpu_states.machine import OPERATIONS
 
 S = 16
@@ -240,23 +241,14 @@ def _positions(cu_seqlens: Tensor) -> Tensor:
     return torch.arange(int(cu_seqlens[-1])) - cu_seqlens[:-1].long().repeat_interleave(lengths)
 
 
-def operands(states: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Of states [P, S]: the instruction's operation, and the two values that it takes (csrc/cpu_states/machine.h)."""
-    rows = states.astype(np.int64)
-    values = np.concatenate([rows[:, 1:2], rows[:, 6:]], 1)
-    operation, second = np.minimum(rows[:, 2], 20), np.minimum(rows[:, 4], 10)
-    first = np.where(operation == _LOADI, 0, np.minimum(rows[:, 3], 10))
-    place = np.arange(len(rows))
-    return operation, values[place, np.where(second > 0, first, 0)], values[place, np.where(second > 0, second, first)]
-
-
 def categories(patches: Tensor) -> Tensor:
     """What each state's instruction asks for, int64 [P] of 0…CATEGORIES − 1: operation, operands and their sizes.
 
     A patch that is no state has a category of no meaning.
     """
     rows = patches.numpy()
-    operation, x, y = operands(rows)
+    operation = np.minimum(rows[:, 2], len(OPERATIONS) - 1).astype(np.int64)
+    x, y = operand_values(rows)
     count = (rows[:, 3:6] > 0).sum(1)
     sizes = np.searchsorted(_SIZES, x, side="right") * 4 + np.searchsorted(_SIZES, y, side="right")
     return torch.from_numpy((operation * 4 + count) * 16 + sizes)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import bgpt_fast.tasks.cpu_states as cpu
-from bgpt_fast.tasks.cpu_states.evaluation import ADDRESSING_MODES
+from bgpt_fast.tasks.cpu_states.evaluation import ADDRESSING_MODES, operand_values
 
 MACHINE = {"num_registers": 2, "memory_size": 64}
 PROMPT_SIZE = 64 + 8
@@ -271,3 +271,29 @@ def test_addressing_modes_and_registers_agree_with_a_plain_loop() -> None:
         assert score.changed_accuracy == changed_right / changed
     for name, (total, right, changed, changed_right) in registers.items():
         assert report.by_register[name] == cpu.RegisterScore(total, right / total, changed, changed_right / changed)
+
+
+def test_operand_values_are_those_of_the_machine() -> None:
+    state = np.array([[1, 50, 0, 0, 0, 0, *range(100, 110)]] * 4, np.uint8)
+    state[0, 2:6] = [13, 2, 0, 0]  # ADD B: ACC + B
+    state[1, 2:6] = [14, 3, 4, 0]  # SUB C D
+    state[2, 2:6] = [16, 1, 2, 3]  # DIV A B C: A / B → C
+    state[3, 2:6] = [11, 200, 0, 0]  # LOADI 200
+    left, right = operand_values(state)
+    assert left.tolist() == [50, 102, 100, 50]
+    assert right.tolist() == [101, 103, 101, 50]
+
+
+def test_small_operands_have_scores_of_their_own() -> None:
+    """7 · 9 predicted as 121, 70 + 90 predicted rightly, and PUSH, which takes no two values."""
+    program = ["LOADI 7", "POP A", "LOADI 9", "MUL A", "LOADI 70", "POP A", "LOADI 90", "ADD A", "PUSH A", "HLT"]
+    trace = cpu.run(program, num_registers=2, memory_size=64)
+    states = trace.states.copy()
+    assert (states[5, 1], states[9, 1]) == (63, 160)
+    states[5, 1] = 121
+    report = cpu.evaluate_bytes([states[1:].astype(np.int16)], [trace.states])
+    sizes = report.by_operand_size
+    assert set(sizes) == {"0…15", "16…255"}
+    assert (sizes["0…15"].count, sizes["0…15"].changed_accuracy, sizes["0…15"].states_right) == (1, 0.0, 0.0)
+    assert (sizes["16…255"].count, sizes["16…255"].changed_accuracy, sizes["16…255"].states_right) == (1, 1.0, 1.0)
+    assert report.to_dict()["by_operand_size"]["0…15"]["accuracy"] == 2 / 3
