@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +22,16 @@ ROOT = Path(__file__).resolve().parents[2]
 _REQUIREMENTS = ROOT / "requirements" / "cuda-host.txt"
 _LIBRARY = Path(__file__).parent / "library"
 _MARKER = ".complete"
+_PACKAGES_BYTES, _WHEELS_BYTES, _BUILD_BYTES = 8 << 30, 4 << 30, 1 << 30
+"""Free disk space for the packages, for their wheels in the folder of temporary files meanwhile, and for a build."""
 
 
 class EnvironmentFailed(RuntimeError):
-    """A package could not be installed, or something could not be built; the text has the end of the output."""
+    """Something could not be built; the text has the end of the output."""
+
+
+class EnvironmentUnavailable(EnvironmentFailed):
+    """The packages cannot be had here: no index of packages in reach, or too little disk space or time."""
 
 
 @dataclass(frozen=True)
@@ -65,30 +72,40 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bgpt_fast"
 
 
-def prepare(report: Callable[[str], None] = print) -> NullGPU:
+def prepare(report: Callable[[str], None] = print, *, install_seconds: float | None = None) -> NullGPU:
     """Makes what is missing: minutes the first time, and a fraction of a second when nothing has changed.
 
+    Args:
+        report: called with a line for each part that is made.
+        install_seconds: most time for the installation of the packages; None means no limit.
+
     Raises:
-        EnvironmentFailed: pip, CMake or the compiler failed.
+        EnvironmentUnavailable: the packages cannot be had.
+        EnvironmentFailed: CMake or the compiler failed.
     """
     cache = cache_folder()
-    cache.mkdir(parents=True, exist_ok=True)
-    pins = _hash([_REQUIREMENTS], sys.version, sys.prefix)
+    pins = _hash([_REQUIREMENTS], sys.version, sys.base_prefix)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentUnavailable(f"the cache folder cannot be made: {error}") from error
     with (cache / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         venv = cache / f"cuda-host-{pins}"
         with _making(venv, report, "CUDA packages, some 5 GB") as missing:
             if missing:
-                _install(venv)
+                _install(venv, install_seconds)
         library = cache / f"null-gpu-{_hash(_LIBRARY.iterdir(), pins)}"
         with _making(library, report, "the null GPU's library") as missing:
             if missing:
+                _check_space(cache, _BUILD_BYTES)
                 include = f"-DCUDA_INCLUDE={_cuda(venv) / 'include'}"
                 _build(venv, _LIBRARY, library, [include], "libcuda.so.1", library / "build")
         sources = [path for path in (ROOT / "csrc").rglob("*") if path.is_file()]
         extension = cache / f"extension-{_hash([*sources, ROOT / 'CMakeLists.txt'], pins)}"
         with _making(extension, report, "bgpt_fast._C with CUDA") as missing:
             if missing:
+                _check_space(ROOT, _BUILD_BYTES)
                 _build(venv, ROOT, extension, _extension_options(venv), "_C*.so", ROOT / "build" / f"cuda-host-{pins}")
     _link(ROOT / ".venv-cuda", venv)
     return NullGPU(venv, library / "libcuda.so.1", next(extension.glob("_C*.so")), cache)
@@ -109,20 +126,38 @@ def _hash(paths: Iterable[Path], *words: str) -> str:
 
 @contextlib.contextmanager
 def _making(folder: Path, report: Callable[[str], None], what: str) -> Iterator[bool]:
-    """Whether the folder has to be made; it counts as made once the block has ended without an error."""
+    """Whether the folder has to be made; it is complete once the block has ended, and removed after an error."""
     if (folder / _MARKER).exists():
         yield False
         return
     report(f"{folder}: making {what}")
     shutil.rmtree(folder, ignore_errors=True)
-    yield True
-    (folder / _MARKER).touch()
+    try:
+        yield True
+        (folder / _MARKER).touch()
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
-def _install(venv: Path) -> None:
-    _run([sys.executable, "-m", "venv", str(venv)])
-    pip = [str(venv / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    _run([*pip, "-r", str(_REQUIREMENTS)])
+def _check_space(folder: Path, size: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise EnvironmentUnavailable(f"{folder}: expected {size >> 30} GiB of free disk space, got {free / 2**30:.1f}")
+
+
+def _install(venv: Path, seconds: float | None) -> None:
+    _check_space(venv.parent, _PACKAGES_BYTES)
+    _check_space(Path(tempfile.gettempdir()), _WHEELS_BYTES)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    try:
+        # Without an index in reach, an installation would retry for many minutes.
+        _run([*pip, "index", "versions", "triton", "--timeout", "10", "--retries", "0"], seconds=45)
+        _run([sys.executable, "-m", "venv", str(venv)])
+        pip[0] = str(venv / "bin" / "python")
+        _run([*pip, "install", "--quiet", "--no-cache-dir", "-r", str(_REQUIREMENTS)], seconds=seconds)
+    except EnvironmentFailed as error:
+        raise EnvironmentUnavailable(str(error)) from error
     # nvcc looks for its libraries there, and the packages have them in lib.
     _link(_cuda(venv) / "lib64", Path("lib"))
 
@@ -152,11 +187,11 @@ def _build(venv: Path, source: Path, target: Path, options: list[str], pattern: 
     shutil.copy2(next(output.glob(pattern)), target)
 
 
-def _run(command: list[str], variables: dict[str, str] | None = None) -> str:
-    """Runs a command and returns its standard output."""
+def _run(command: list[str], variables: dict[str, str] | None = None, *, seconds: float | None = None) -> str:
+    """Runs a command, for `seconds` at most, and returns its standard output."""
     try:
-        ended = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
-    except OSError as error:
+        ended = subprocess.run(command, env=variables, capture_output=True, text=True, check=False, timeout=seconds)
+    except (OSError, subprocess.TimeoutExpired) as error:
         raise EnvironmentFailed(f"{command[0]}: {error}") from error
     if ended.returncode:
         raise EnvironmentFailed(
