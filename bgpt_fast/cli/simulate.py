@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -26,22 +27,27 @@ from bgpt_fast.cli.common import (
 from bgpt_fast.cli.model_task import check_simulation
 from bgpt_fast.cli.outputs import fingerprint
 from bgpt_fast.cli.precision import choose_precision, in_plan
-from bgpt_fast.cli.simulate_folder import REPORT, SimulationFolder
+from bgpt_fast.cli.simulate_folder import REPORT, UNFINISHED, SimulationFolder, check_same_plan, chunk_path
+from bgpt_fast.cli.simulate_results import Results, programs_digest
+from bgpt_fast.device import free_memory
 from bgpt_fast.generation.generator import MOST_FILES
 from bgpt_fast.generation.precision import Precision, PrecisionChoice
 from bgpt_fast.model import BGPT
-from bgpt_fast.report.simulation_page import ProgramView, write_simulation_page
-from bgpt_fast.tasks.cpu_states import SMALL_MACHINE, StreamOptions, Traces, column_names, format_difference
-from bgpt_fast.tasks.cpu_states.assessment import Chunk, Evaluator
+from bgpt_fast.report.simulation_page import write_simulation_page
+from bgpt_fast.tasks.cpu_states import SMALL_MACHINE, StreamOptions, Traces, column_names
+from bgpt_fast.tasks.cpu_states.assessment import Evaluator
 from bgpt_fast.tasks.cpu_states.chunk_journal import ChunkJournal, digest
-from bgpt_fast.tasks.cpu_states.predictions import PredictionTable, predictions_to_parquet, write_predictions
+from bgpt_fast.tasks.cpu_states.machine import state_size
+from bgpt_fast.tasks.cpu_states.predictions import predictions_to_parquet, write_predictions
 from bgpt_fast.tasks.cpu_states.programs import CHUNK_SIZE, count_programs, random_chunks, read_chunks
-from bgpt_fast.tasks.cpu_states.views import program_view
 from bgpt_fast.terminal import print_text
+from bgpt_fast.training.distributed import Ranks
 
 PAGE = "report.html"
 _BATCHES_PER_CHUNK = 4  # so that few of a chunk's rounds have empty slots
 _OLD_CHUNK_SIZE = 2048  # of runs whose plan has no size
+_TIMEOUT_SECONDS = 7 * 86400.0  # ranks that have finished wait for the slowest; torchrun ends those of a failed one
+_BIN = ("bin", "both")  # values of --write that give a file for each program
 LAYOUT = HelpLayout(basic=("programs", "checkpoint", "random", "machine", "output", "write", "draft", "device"))
 
 
@@ -52,7 +58,8 @@ class Simulate:
     The prompt is a program's memory and first state; the model generates all further states until it ends the file.
     Writes OUTPUT/predicted/*.bin in the released format (or OUTPUT/predicted.parquet, or both), OUTPUT/report.json with
     all figures, and OUTPUT/report.html, a page that shows them. The same command resumes a stopped simulation, with the
-    same results. Memory use does not grow with the number of programs.
+    same results. Memory use does not grow with the number of programs, but for the files' names with --write bin. Under
+    torchrun each process simulates its share, and the first one writes the report of all.
 
     Args:
         programs: assembly (.asm, one instruction per line), .bin files (traces, or machine code only), folders of
@@ -105,23 +112,20 @@ def run(words: Sequence[str]) -> int:
     for name, least in (("random", 1), ("show", 0), ("page", 0)):
         if getattr(options, name) < least:
             raise ValueError(f"--{name}: expected at least {least}, got {getattr(options, name)}")
+    ranks = Ranks(options.device, _TIMEOUT_SECONDS, options.output / UNFINISHED)
+    with ranks.watched(()):
+        return _run(options, ranks)
+
+
+def _run(options: Simulate, ranks: Ranks) -> int:
     machine = options.machine
-    earlier = SimulationFolder.plan_of(options.output)
-    chunk_size = max(CHUNK_SIZE, _BATCHES_PER_CHUNK * (options.max_batch or 0))
-    if earlier is not None:
-        # Its saved chunks may be of another size: of another --max-batch, or of an earlier version.
-        chunk_size = earlier.get("chunk_size", _OLD_CHUNK_SIZE)
-    sizes = {} if chunk_size == CHUNK_SIZE else {"chunk_size": chunk_size}
-    chunks = (
-        read_chunks(options.programs, machine, acc=options.acc, registers=options.registers, **sizes)
-        if options.programs
-        else random_chunks(options.random, machine, seed=options.seed, **sizes)
-    )
+    earlier, chunk_size = ranks.broadcast(_earlier_plan(options, ranks.world_size) if ranks.is_main else None)
+    chunks = _chunks(options, chunk_size)
     # The first chunk is read before the model is loaded, so that an invalid program raises its error immediately.
     first = next(chunks, None)
     if first is None:
         raise ValueError("simulate: expected at least one program, got none")
-    model = load_model(options.checkpoint, options.device)
+    model = load_model(options.checkpoint, str(ranks.device))
     if not options.any_model:
         check_simulation(model.task, options.checkpoint, machine)
     values = as_json(options)
@@ -129,80 +133,134 @@ def run(words: Sequence[str]) -> int:
     if earlier is None or "chunk_size" in earlier:
         plan["chunk_size"] = chunk_size
     files = min(options.max_batch or MOST_FILES, len(first))
-    choice = choose_precision(options.precision, earlier, model, files)
-    folder = SimulationFolder(options.output, {**plan, "model": fingerprint(model), **in_plan(choice)})
-    try:
-        if folder.complete:
-            return _check_complete(options, itertools.chain([first], chunks))
-        if folder.resumed:
+    choice = ranks.broadcast(choose_precision(options.precision, earlier, model, files) if ranks.is_main else None)
+    plan |= {"model": fingerprint(model), **in_plan(choice)}
+    with contextlib.ExitStack() as stack:
+        folder = None
+        if ranks.is_main:
+            folder = stack.enter_context(contextlib.closing(SimulationFolder(options.output, plan)))
+        main_plan, is_complete = ranks.broadcast((plan, folder.complete) if folder else None)
+        if folder is None:
+            check_same_plan(options.output, plan, main_plan, ranks.rank)
+        if is_complete:
+            return _check_complete(options, itertools.chain([first], chunks)) if folder else 0
+        if folder and folder.resumed:
             print_text(f"{options.output}: resumes where it was stopped")
-        total = count_programs(options.programs) if options.programs else options.random
-        _simulate(options, model, choice, folder, itertools.chain([first], chunks), total)
-    finally:
-        folder.close()
+        results = _simulate(options, model, choice.precision, itertools.chain([first], chunks), ranks)
+        others = ranks.all_gather(results)
+        if folder:
+            for rank, other in enumerate(others):
+                if rank != ranks.rank:
+                    results.merge(other)
+            _finish(options, folder, results, choice, chunk_size)
     return 0
 
 
-def _simulate(
-    options: Simulate,
-    model: BGPT,
-    precision: PrecisionChoice,
-    folder: SimulationFolder,
-    chunks: Iterator[Traces],
-    total: int,
-) -> None:
+def _earlier_plan(options: Simulate, world_size: int) -> tuple[dict[str, Any] | None, int]:
+    """The plan of the simulation that this one resumes, None if it is new; and the size of its chunks."""
+    earlier = SimulationFolder.plan_of(options.output)
+    if earlier is not None:
+        # Its saved chunks may be of another size: of another --max-batch, or of an earlier version.
+        return earlier, earlier.get("chunk_size", _OLD_CHUNK_SIZE)
+    chunk_size = max(CHUNK_SIZE, _BATCHES_PER_CHUNK * (options.max_batch or 0))
+    if world_size > 1:  # a chunk for each rank at least
+        chunk_size = min(chunk_size, -(-_count(options) // world_size))
+    return None, chunk_size
+
+
+def _chunks(options: Simulate, chunk_size: int) -> Iterator[Traces]:
+    sizes = {} if chunk_size == CHUNK_SIZE else {"chunk_size": chunk_size}
+    if options.programs:
+        return read_chunks(options.programs, options.machine, acc=options.acc, registers=options.registers, **sizes)
+    return random_chunks(options.random, options.machine, seed=options.seed, **sizes)
+
+
+def _count(options: Simulate) -> int:
+    return count_programs(options.programs) if options.programs else options.random
+
+
+def _simulate(options: Simulate, model: BGPT, precision: str, chunks: Iterator[Traces], ranks: Ranks) -> Results:
+    """Simulates this rank's chunks: of W ranks, rank r has the chunks r, r + W, …"""
     machine = options.machine
-    draft = options.draft and next(model.parameters()).device.type == "cpu"
     evaluator = Evaluator(
         model,
         machine.num_registers,
-        max_batch=options.max_batch,
-        draft=draft,
+        **_limits(options, ranks),
+        draft=options.draft and ranks.device.type == "cpu",
         batch_invariant=options.batch_invariant,
-        precision=precision.precision,
+        precision=precision,
     )
-    examples = _Examples(max(options.show, options.page))
-    names: list[str] = []
-    programs = hashlib.sha256()
-    with contextlib.ExitStack() as stack:
-        parquet: PredictionTable | None = None
-        if options.write in ("parquet", "both"):
-            path = options.output / "predicted.parquet"
-            parquet = stack.enter_context(predictions_to_parquet(path, machine.num_registers, machine.memory_size))
-        progress = _Progress(stack.enter_context(generation_progress("simulating")), total)
+    results = Results(
+        state_size(machine.num_registers), max(options.show, options.page), holds_names=options.write in _BIN
+    )
+    first = 0
+    with _progress(ranks) as show:
+        progress = _Progress(show, -(-_count(options) // ranks.world_size))
         for index, traces in enumerate(chunks):
-            with ChunkJournal(folder.chunk(index), traces) as saved:
-                was_complete = saved.complete
-                progress.chunk(len(saved.predicted), len(traces), 0)
-                chunk = evaluator.add(traces, progress=progress.chunk, saved=saved)
-            progress.next(len(traces))
-            programs.update(digest(traces))
-            # Equal programs may start from different registers, so a number makes the names unique.
-            new = [f"{len(names) + place:06d}-{trace.name}" for place, trace in enumerate(traces)]
-            if options.write in ("bin", "both"):
-                write_predictions(options.output / "predicted", new, chunk.predicted, keep=was_complete)
-            if parquet is not None:
-                parquet.add(new, chunk.predicted, traces)
-            examples.add(new, chunk)
-            names += new
-    assessment = evaluator.assessment()
+            if index % ranks.world_size == ranks.rank:
+                with ChunkJournal(chunk_path(options.output, index), traces) as saved:
+                    was_complete = saved.complete
+                    progress.chunk(len(saved.predicted), len(traces), 0)
+                    chunk = evaluator.add(traces, progress=progress.chunk, saved=saved)
+                progress.next(len(traces))
+                names = _names(first, traces)
+                if options.write in _BIN:
+                    write_predictions(options.output / "predicted", names, chunk.predicted, keep=was_complete)
+                results.add(index, first, names, chunk)
+            first += len(traces)
+    return results
+
+
+def _limits(options: Simulate, ranks: Ranks) -> dict[str, int | None]:
+    """How many programs a rank simulates at once: on a CPU, a machine's ranks share its memory."""
+    if options.max_batch is not None or ranks.world_size == 1 or ranks.device.type != "cpu":
+        return {"max_batch": options.max_batch}
+    on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world_size))
+    return {"max_batch": MOST_FILES, "max_memory": free_memory(ranks.device) // (2 * on_this_machine)}
+
+
+def _progress(ranks: Ranks) -> AbstractContextManager[GenerationProgress]:
+    """The first rank shows its own progress, which is about that of all."""
+    if not ranks.is_main:
+        return contextlib.nullcontext(lambda done, total, new_bytes: None)
+    return generation_progress("simulating" if ranks.world_size == 1 else f"simulating, 1 of {ranks.world_size} ranks")
+
+
+def _names(first: int, traces: Traces) -> list[str]:
+    # Equal programs may start from different registers, so a number makes the names unique.
+    return [f"{number:06d}-{trace.name}" for number, trace in enumerate(traces, first)]
+
+
+def _finish(
+    options: Simulate, folder: SimulationFolder, results: Results, precision: PrecisionChoice, chunk_size: int
+) -> None:
+    """Writes table, page and report of the complete results, and prints them."""
+    machine = options.machine
+    if options.write in ("parquet", "both"):
+        path, first = options.output / "predicted.parquet", 0
+        with predictions_to_parquet(path, machine.num_registers, machine.memory_size) as table:
+            for index, traces in enumerate(_chunks(options, chunk_size)):
+                with ChunkJournal(folder.chunk(index), traces) as saved:
+                    table.add(_names(first, traces), [saved.predicted[i] for i in range(len(traces))], traces)
+                first += len(traces)
+    assessment = results.scores.assessment()
     figures = assessment.to_dict()
     if options.page:
-        views = [example.view for example in examples.wrong_first()[: options.page]]
-        title = f"{len(names)} programs of the toy CPU, simulated by {options.checkpoint}"
+        views = [example.view for example in results.wrong_first[: options.page]]
+        title = f"{assessment.free_running.programs} programs of the toy CPU, simulated by {options.checkpoint}"
         page = options.output / PAGE
         write_simulation_page(page, title, column_names(machine.num_registers), figures, views)
     print_text(precision.text)
     report = {
         "options": as_json(options),
         "precision": precision.precision,
-        "programs_digest": programs.hexdigest(),
-        "files": names,
+        "programs_digest": results.programs_digest,
+        "files": results.names,
     }
     folder.finish({**report, **figures})
     print_assessment(assessment)
     print_details(assessment)
-    for example in examples.wrong_first()[: options.show]:
+    for example in results.wrong_first[: options.show]:
         print_text(f"\nprogram {example.name}, the true trace and the predicted one:")
         print_text(example.difference)
     print_text(f"\n{', '.join(_outputs(options))} are in {options.output}/: predicted traces, all figures, and a page")
@@ -222,18 +280,14 @@ def _check_complete(options: Simulate, chunks: Iterator[Traces]) -> int:
         FileExistsError: the programs' files have changed since, or an output of these options is missing.
     """
     report = json.loads((options.output / REPORT).read_bytes())
-    if options.programs:
-        programs = hashlib.sha256()
-        for traces in chunks:
-            programs.update(digest(traces))
-        if programs.hexdigest() != report["programs_digest"]:
-            paths = ", ".join(map(str, options.programs))
-            raise FileExistsError(
-                f"{options.output}: holds the simulation of other programs than are in {paths} now; choose another "
-                "--output, or remove this one"
-            )
+    if options.programs and programs_digest(map(digest, chunks)) != report["programs_digest"]:
+        paths = ", ".join(map(str, options.programs))
+        raise FileExistsError(
+            f"{options.output}: holds the simulation of other programs than are in {paths} now; choose another "
+            "--output, or remove this one"
+        )
     missing = [name for name in _outputs(options) if not (options.output / name).exists()]
-    if options.write in ("bin", "both"):
+    if options.write in _BIN:
         predicted = options.output / "predicted"
         missing += [f"predicted/{name}" for name in report["files"] if not (predicted / name).is_file()][:1]
     if missing:
@@ -241,18 +295,12 @@ def _check_complete(options: Simulate, chunks: Iterator[Traces]) -> int:
             f"{options.output}: the simulation is complete, but {missing[0]} is missing; choose another --output, "
             "or remove this one, to simulate again"
         )
+    scores = report["free_running"]
     print_text(
-        f"{options.output}: complete: all {len(report['files']):,} programs were simulated already, and none again; "
-        f"{report['free_running']['programs_right']:,} of them right to the last byte, free running; see {REPORT}"
+        f"{options.output}: complete: all {scores['programs']:,} programs were simulated already, and none again; "
+        f"{scores['programs_right']:,} of them right to the last byte, free running; see {REPORT}"
     )
     return 0
-
-
-@dataclass(frozen=True)
-class _Example:
-    name: str
-    difference: str
-    view: ProgramView
 
 
 class _Progress:
@@ -272,25 +320,6 @@ class _Progress:
         self._programs += programs
         self._bytes += self._chunk_bytes
         self._chunk_bytes = 0
-
-
-class _Examples:
-    """The first few wrong programs and the first few right ones."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._wrong: list[_Example] = []
-        self._right: list[_Example] = []
-
-    def add(self, names: Sequence[str], chunk: Chunk) -> None:
-        for name, truth, predicted, forced in zip(names, chunk.traces, chunk.predicted, chunk.forced, strict=True):
-            examples = self._right if predicted.to_bytes() == truth.to_bytes() else self._wrong
-            if len(examples) < self._count:
-                view = program_view(name, truth, predicted, forced)
-                examples.append(_Example(name, format_difference(predicted, truth), view))
-
-    def wrong_first(self) -> list[_Example]:
-        return self._wrong + self._right
 
 
 def _registers_last(words: Sequence[str]) -> list[str]:

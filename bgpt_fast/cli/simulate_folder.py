@@ -60,7 +60,7 @@ class SimulationFolder:
 
     def chunk(self, index: int) -> Path:
         """Returns the path of the file in which a chunk's predictions are saved during the simulation."""
-        return self._unfinished / f"{index:06d}.piece"
+        return chunk_path(self.path, index)
 
     def finish(self, report: Mapping[str, Any]) -> None:
         """Writes report.json, which marks the simulation as complete, and removes the saved chunks."""
@@ -78,11 +78,9 @@ class SimulationFolder:
             if plan == self._plan:
                 return plan is unfinished, plan is complete
             if plan:
-                names = self._plan.keys() | plan.keys()
-                changed = sorted(name for name in names if plan.get(name) != self._plan.get(name))
                 raise FileExistsError(
-                    f"{self.path}: this one was made by other options or another model ({', '.join(changed)} differ); "
-                    "choose another --output or remove it"
+                    f"{self.path}: this one was made by other options or another model "
+                    f"({', '.join(_changed(plan, self._plan))} differ); choose another --output or remove it"
                 )
         others = {entry.name for entry in self.path.iterdir()} - {LOCK}
         if others - {UNFINISHED}:
@@ -91,6 +89,29 @@ class SimulationFolder:
                 "choose another --output or remove it"
             )
         return False, False
+
+
+def chunk_path(output: Path, index: int) -> Path:
+    """The file in which a chunk's predictions are saved during the simulation into `output`."""
+    return output / UNFINISHED / f"{index:06d}.piece"
+
+
+def check_same_plan(output: Path, plan: Mapping[str, Any], main_plan: Mapping[str, Any], rank: int) -> None:
+    """Checks that a rank has the first rank's plan, and sees its folder.
+
+    Raises:
+        ValueError: it has other options or another model.
+        FileNotFoundError: it sees another folder, or none.
+    """
+    plan, main_plan = (json.loads(json.dumps(one)) for one in (plan, main_plan))
+    if plan != main_plan:
+        raise ValueError(f"simulate: rank {rank} and rank 0 differ in {', '.join(_changed(plan, main_plan))}")
+    if SimulationFolder.plan_of(output) != plan:
+        raise FileNotFoundError(f"{output}: rank {rank} does not see the folder of rank 0; expected a shared one")
+
+
+def _changed(plan: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    return sorted(name for name in plan.keys() | other.keys() if plan.get(name) != other.get(name))
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -68,6 +68,42 @@ class Assessment:
         }
 
 
+class Scores:
+    """Counts of scored programs: small, can be pickled, and add up exactly over chunks, processes and machines.
+
+    Args:
+        state_bytes: C, the bytes of a state.
+
+    Attributes:
+        states: number of generated states.
+        seconds, forced_seconds: time of the free-running generation and of the teacher-forced passes.
+    """
+
+    def __init__(self, state_bytes: int) -> None:
+        self.forced, self.free = StateCounts(state_bytes), StateCounts(state_bytes)
+        self.states = 0
+        self.seconds = self.forced_seconds = 0.0
+
+    def merge(self, other: Scores) -> None:
+        """Adds the counts and times of other programs; raises ValueError if their states are of another size."""
+        self.forced.merge(other.forced)
+        self.free.merge(other.free)
+        self.states += other.states
+        self.seconds += other.seconds
+        self.forced_seconds += other.forced_seconds
+
+    def assessment(self, predicted: list[PredictedTrace] | None = None) -> Assessment:
+        """The scores of all programs so far; raises ValueError if there are none."""
+        return Assessment(
+            self.forced.report(),
+            self.free.report(),
+            [] if predicted is None else predicted,
+            self.seconds,
+            self.states,
+            self.forced_seconds,
+        )
+
+
 @dataclass(frozen=True)
 class Chunk:
     """A model's predictions for some programs.
@@ -76,11 +112,13 @@ class Chunk:
         traces: the true traces.
         forced: int16 [N, C] for each program, teacher-forced, as `teacher_forced` returns it.
         predicted: the traces that the model generated free running.
+        scores: those of these programs.
     """
 
     traces: Traces
     forced: list[NDArray[np.int16]]
     predicted: list[PredictedTrace]
+    scores: Scores
 
 
 class Evaluator:
@@ -89,10 +127,13 @@ class Evaluator:
     Args:
         model: trained on traces of the same machine.
         num_registers: R of that machine.
-        max_batch: as in `Generator`: number of programs generated at the same time.
+        max_batch, max_memory: as in `Generator`: how many programs are generated at the same time.
         draft: as in `simulate`.
         batch_invariant, precision: as in `Generator`; the teacher-forced passes run in bfloat16 unless the precision is
             None or float32.
+
+    Attributes:
+        scores: those of all programs so far.
 
     Raises:
         TypeError, ValueError: a wrong argument.
@@ -104,16 +145,21 @@ class Evaluator:
         num_registers: int,
         *,
         max_batch: int | None = None,
+        max_memory: int | None = None,
         draft: bool = False,
         batch_invariant: bool | None = None,
         precision: str | None = None,
     ) -> None:
         self._draft = draft
-        self._generator = Generator(model, max_batch=max_batch, batch_invariant=batch_invariant, precision=precision)
+        self._generator = Generator(
+            model,
+            max_batch=max_batch,
+            max_memory=max_memory,
+            batch_invariant=batch_invariant,
+            precision=precision,
+        )
         self._size = state_size(num_registers)
-        self._forced, self._free = StateCounts(self._size), StateCounts(self._size)
-        self._states = 0
-        self._seconds = self._forced_seconds = 0.0
+        self.scores = Scores(self._size)
 
     def add(self, traces: Traces, *, progress: Progress | None = None, saved: ChunkJournal | None = None) -> Chunk:
         """Runs and scores more programs.
@@ -127,32 +173,34 @@ class Evaluator:
             TypeError, ValueError: a wrong argument, or a trace that the context cannot hold.
             OSError: `saved` cannot be written.
         """
+        scores = Scores(self._size)
         true_states = [trace.states for trace in traces]
-        forced = self._teacher_forced(traces, saved)
-        self._forced.add(forced, true_states)
-        predicted = self._free_running(traces, progress, saved)
+        forced, scores.forced_seconds = self._teacher_forced(traces, saved)
+        scores.forced.add(forced, true_states)
+        predicted, scores.seconds = self._free_running(traces, progress, saved)
         tails = [predicted_bytes(one, trace) for one, trace in zip(predicted, traces, strict=True)]
-        self._free.add([np.frombuffer(tail, np.uint8) for tail in tails], true_states)
-        self._states += sum(len(tail) // self._size for tail in tails)
-        return Chunk(traces, forced, predicted)
+        scores.free.add([np.frombuffer(tail, np.uint8) for tail in tails], true_states)
+        scores.states = sum(len(tail) // self._size for tail in tails)
+        self.scores.merge(scores)
+        return Chunk(traces, forced, predicted, scores)
 
-    def _teacher_forced(self, traces: Traces, saved: ChunkJournal | None) -> list[NDArray[np.int16]]:
+    def _teacher_forced(self, traces: Traces, saved: ChunkJournal | None) -> tuple[list[NDArray[np.int16]], float]:
+        """The predictions and the time that they took."""
         if saved is not None and saved.forced is not None:
-            self._forced_seconds += saved.forced_seconds
-            return saved.forced
+            return saved.forced, saved.forced_seconds
         started = time.perf_counter()
         model = self._generator.model
         with scoring_in(self._generator.precision or "float32", device_of(model)):
             forced = teacher_forced(model, traces, batch_size=64)
         seconds = time.perf_counter() - started
-        self._forced_seconds += seconds
         if saved is not None:
             saved.add_forced(forced, seconds)
-        return forced
+        return forced, seconds
 
     def _free_running(
         self, traces: Traces, progress: Progress | None, saved: ChunkJournal | None
-    ) -> list[PredictedTrace]:
+    ) -> tuple[list[PredictedTrace], float]:
+        """The predictions and the time that they took, in earlier runs too."""
         predicted = {} if saved is None else dict(saved.predicted)
         before = 0.0 if saved is None else saved.seconds
         missing = [index for index in range(len(traces)) if index not in predicted]
@@ -170,19 +218,12 @@ class Evaluator:
                 saved.add(missing[index], one, before + time.perf_counter() - started)
         if saved is not None and missing:
             saved.sync()
-        self._seconds += before + (time.perf_counter() - started if missing else 0.0)
-        return [predicted[index] for index in range(len(traces))]
+        seconds = before + (time.perf_counter() - started if missing else 0.0)
+        return [predicted[index] for index in range(len(traces))], seconds
 
     def assessment(self, predicted: list[PredictedTrace] | None = None) -> Assessment:
         """The scores of all programs so far; raises ValueError if there are none."""
-        return Assessment(
-            self._forced.report(),
-            self._free.report(),
-            [] if predicted is None else predicted,
-            self._seconds,
-            self._states,
-            self._forced_seconds,
-        )
+        return self.scores.assessment(predicted)
 
 
 def assess(

@@ -254,11 +254,36 @@ class StateCounts:
         # The first state has no instruction before it.
         has_run = steps > 0
         self._add_instructions(before[has_run], right[has_run], changed[has_run])
-        longest = max(len(self._states), int(lengths.max()))
-        self._wrong = np.concatenate([self._wrong, np.zeros((longest - len(self._wrong), C), np.int64)])
-        self._states = np.concatenate([self._states, np.zeros(longest - len(self._states), np.int64)])
+        self._extend(int(lengths.max()))
         np.add.at(self._wrong, steps, ~right)
-        self._states += np.bincount(steps, minlength=longest)
+        self._states += np.bincount(steps, minlength=len(self._states))
+
+    def merge(self, other: StateCounts) -> None:
+        """Adds the counts of other programs; the report is then exactly that of all programs together.
+
+        Raises:
+            ValueError: the states are of another size.
+        """
+        if other._C != self._C:
+            raise ValueError(f"StateCounts.merge: other: expected states of {self._C} bytes, got {other._C}")
+        self._programs += other._programs
+        self._missing += other._missing
+        self._surplus += other._surplus
+        self._divergence.update(other._divergence)
+        self._by_opcode += other._by_opcode
+        self._by_mode += other._by_mode
+        self._by_size += other._by_size
+        self._columns += other._columns
+        longest = len(other._states)
+        self._extend(longest)
+        self._wrong[:longest] += other._wrong
+        self._states[:longest] += other._states
+
+    def _extend(self, steps: int) -> None:
+        """Makes the counts by step at least `steps` long."""
+        missing = max(0, steps - len(self._states))
+        self._wrong = np.pad(self._wrong, ((0, missing), (0, 0)))
+        self._states = np.pad(self._states, (0, missing))
 
     def _add_instructions(
         self, before: NDArray[np.uint8], right: NDArray[np.bool_], changed: NDArray[np.bool_]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -233,6 +234,15 @@ def test_counts_in_chunks_equal_those_of_all_programs() -> None:
         counts.add(predicted[start:stop], states[start:stop])
     whole = cpu.evaluate_bytes(predicted, states).to_dict()
     assert counts.report().to_dict() == whole
+    merged = cpu.StateCounts(9)
+    for start, stop in ((30, 50), (0, 1), (1, 30)):
+        part = cpu.StateCounts(9)
+        part.add(predicted[start:stop], states[start:stop])
+        merged.merge(pickle.loads(pickle.dumps(part)))
+        merged.merge(cpu.StateCounts(9))
+    assert merged.report().to_dict() == whole
+    with pytest.raises(ValueError, match="expected states of 9 bytes, got 8"):
+        merged.merge(cpu.StateCounts(8))
     counts.add(predicted[:1], states[:1])
     assert counts.report().to_dict() != whole
     with pytest.raises(ValueError, match="of one machine"):
