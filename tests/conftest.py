@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import random
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pytest
 import torch
 from support.cli import CommandLine
-from torch import Tensor, nn
+from torch import nn
 
 if not torch.cuda.is_available():
     # Triton reads it when it is first imported, by whichever test module is collected first.
@@ -52,22 +52,6 @@ def randomised(model: AnyModule, seed: int = 0) -> AnyModule:
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
     return model.eval()
-
-
-def released_weights(weights: dict[str, Tensor], style: str, **others: Any) -> dict[str, Any]:
-    """The content of a released checkpoint: the weights of an old transformers, with its masks.
-
-    Args:
-        weights: of two patch layers.
-        style: "bare", "model" (below that key, beside `others`) or "module" (so, and names begin with it).
-    """
-    weights = {name: tensor.contiguous() for name, tensor in weights.items()}
-    for layer in range(2):
-        weights[f"patch_level_decoder.base.h.{layer}.attn.bias"] = torch.ones(1, 1, 8, 8, dtype=torch.uint8)
-        weights[f"patch_level_decoder.base.h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
-    if style == "module":
-        weights = {f"module.{name}": tensor for name, tensor in weights.items()}
-    return weights if style == "bare" else {"model": weights, **others}
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, random_documents, randomised, released_weights
+from conftest import TINY, random_documents, randomised
+from support.checkpoints import released_weights
 from torch import Tensor
 
 from benchmarks.hugging_face import HuggingFaceBGPT
