@@ -18,6 +18,7 @@ from support.paths import EXAMPLES
 from bgpt_fast import BGPT, BGPTConfig, PackedPatches
 from bgpt_fast.config import EOP
 from bgpt_fast.tasks.cpu_states import generate, split_of
+from bgpt_fast.tasks.cpu_states.machine import OPERATIONS
 
 FOLDER = EXAMPLES / "cpu_states" / "paper_machine"
 TINY = {
@@ -193,3 +194,17 @@ def test_the_snapshot_is_small_and_of_the_recipes_model() -> None:
     assert model.config == BGPTConfig.from_dict(json.loads((FOLDER / "recipe.json").read_text())["model"])
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float16}
     assert (FOLDER / "snapshot" / "model.safetensors").stat().st_size < 30e6
+
+
+def test_operations_that_are_often_wrong_come_most_often(learner: ModuleType) -> None:
+    """Of CLR's 64 categories, most are of no instruction and stay at 1, which once made it come more often than ADD."""
+    one = learner.Learner(tiny_recipe(), learner.new_model(BGPTConfig.from_dict(TINY), 1), torch.device("cpu"))
+    numbers = {operation.name: operation.opcode for operation in OPERATIONS}
+    errors = one.errors.view(len(OPERATIONS), -1)
+    errors[:, 0] = 0.01
+    errors[numbers["ADD"], :48] = 0.3
+    weights = one._operation_weights({})
+    assert weights.argmax() == numbers["ADD"]
+    assert weights[numbers["ADD"]] > 3 * weights[numbers["CLR"]]
+    errors[numbers["MUL"]] = 1.0  # always wrong, or not seen yet
+    assert one._operation_weights({}).argmax() == numbers["MUL"]

@@ -140,7 +140,7 @@ class Learner:
     def _draw(self, stage: dict[str, Any]) -> Documents:
         place = self.place
         stream = Stream(self.model.config, self.recipe["seed"], place.start, place.draws)
-        operations = self._weights(stage).view(len(OPERATIONS), -1).mean(1).double().numpy()
+        operations = self._operation_weights(stage).double().numpy()
         scale = self.recipe["batch_scale"]
         parts = []
         for part in stage["documents"]:
@@ -150,9 +150,23 @@ class Learner:
         return Documents.concatenate(parts)
 
     def _weights(self, stage: dict[str, Any]) -> Tensor:
-        """How much each category counts in the choice of programs and targets, float [CATEGORIES]."""
-        errors = self.errors + self.recipe["evenness"] * self.errors.mean()
+        """How much each category counts in the choice of targets, float [CATEGORIES]."""
+        errors = self.errors + self.recipe["evenness"] * self.errors[self._has_come].mean()
         return errors * operation_weights(stage.get("operation_weights", {}))
+
+    def _operation_weights(self, stage: dict[str, Any]) -> Tensor:
+        """How much each operation counts in drawn programs: the mean of its categories that have come, float [21]."""
+        weights, has_come = (value.view(len(OPERATIONS), -1) for value in (self._weights(stage), self._has_come))
+        return torch.where(has_come.any(1), (weights * has_come).sum(1) / has_come.sum(1).clamp(min=1), weights.mean(1))
+
+    @property
+    def _has_come(self) -> Tensor:
+        """Which categories have been targets, bool [CATEGORIES]: most of an operation's can be those of no instruction.
+
+        A category whose targets were all wrong so far counts as one that has not; before the first step, all have.
+        """
+        has_come = self.errors < 1
+        return has_come if bool(has_come.any()) else torch.ones_like(has_come)
 
     def _choose(self, documents: Documents, most: int) -> Tensor:
         """Which patches to predict, rising: those whose category is often wrong come more often."""
