@@ -104,7 +104,9 @@ def _classifier(options: Train) -> tuple[BGPTForClassification, TrainData]:
 
 
 def _report(options: Train, result: TrainResult) -> None:
-    speed = f" ({result.patches_per_second:,.0f} patches/s)" if result.patches_per_second else ""
+    speed = ""
+    if result.patches_per_second:
+        speed = f" ({result.patches_per_second:,.0f} patches/s, {100 * result.data_wait_share:.1f} % waiting for data)"
     print_text(
         f"complete: {result.steps:,} steps in {result.seconds:.0f} s{speed}: {ENDED[result.stopped_by]}; "
         f"last loss {result.loss:.4f} nats"

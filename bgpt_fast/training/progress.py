@@ -93,6 +93,7 @@ class StepFigures:
         patches, documents: numbers in the step's batches.
         fill: patches as a share of the batches' capacity; None if the source does not state its capacity.
         patches_per_second: training throughput.
+        data_wait_share: share of the step that rank 0 spent waiting for its batches, from 0 to 1.
         tflops: 10¹² operations per second, counted by `bgpt_fast.flops`.
         mfu: `tflops` as a share of the datasheet peak of all devices; None if that is unknown.
         seconds: training time so far.
@@ -108,6 +109,7 @@ class StepFigures:
     documents: int
     fill: float | None
     patches_per_second: float
+    data_wait_share: float
     tflops: float
     mfu: float | None
     seconds: float
@@ -189,6 +191,7 @@ class ProgressBar:
             parts.append(f"{100 * self._smooth('accuracy', figures.accuracy):.1f}% right")
         parts.append(f"{clock_text(seconds_left)} left")
         parts.append(f"{self._smooth('rate', figures.patches_per_second):,.0f} patches/s")
+        parts.append(f"data {100 * self._smooth('data', figures.data_wait_share):.1f}%")
         if figures.mfu is not None:
             parts.append(f"MFU {100 * self._smooth('mfu', figures.mfu):.1f}%")
         if figures.fill is not None:

@@ -53,6 +53,7 @@ class TrainResult:
         seconds: training time, earlier sessions included.
         loss: the last step's loss in nats per position.
         patches_per_second: throughput of this session, excluding evaluations and checkpoints.
+        data_wait_share: share of this session's steps that was spent waiting for batches, from 0 to 1.
         stopped_by: "steps", "time", or "target".
         evaluation: the last evaluation's figures.
         log_path: the run's log.jsonl.
@@ -63,6 +64,7 @@ class TrainResult:
     seconds: float
     loss: float
     patches_per_second: float
+    data_wait_share: float
     stopped_by: str
     evaluation: dict[str, float]
     log_path: Path
@@ -228,7 +230,7 @@ class Trainer:
         self._describe()
         self._log.open_at(self.step, self._progress.evaluated_step)
         patches = 0
-        training_seconds = 0.0
+        training_seconds = wait_seconds = 0.0
         with contextlib.ExitStack() as stack:
             stack.callback(self._close)
             if self.config.prefetch:
@@ -243,6 +245,7 @@ class Trainer:
                 figures = self._step_or_save()
                 patches += figures.patches
                 training_seconds += self._progress.last_step_seconds
+                wait_seconds += figures.data_wait_share * self._progress.last_step_seconds
                 bar.update(figures, self._progress.share_done(self.config))
                 if self._sample is not None and self.config.sample_every and not self.step % self.config.sample_every:
                     self._show_sample(self._sample, bar)
@@ -259,6 +262,7 @@ class Trainer:
             seconds=self.seconds,
             loss=self._progress.loss,
             patches_per_second=patches / training_seconds if training_seconds else 0.0,
+            data_wait_share=wait_seconds / training_seconds if training_seconds else 0.0,
             stopped_by=self.stopped_by,
             evaluation=dict(self._progress.evaluation),
             log_path=self._log.path,
@@ -317,6 +321,7 @@ class Trainer:
         start = time.monotonic()
         with phase("data"), named_out_of_memory(lambda: "the next batches", "prefetch", advice="make them smaller"):
             batches = [self._feed.next_batch() for _ in range(self.config.accumulation)]
+        wait_seconds = time.monotonic() - start
         if self.config.schedule_by == "time":
             done = time_progress(self.config, self.step, self.seconds, self._progress.last_step_seconds)
         else:
@@ -342,6 +347,7 @@ class Trainer:
             documents=stats.documents,
             fill=stats.patches / (self._max_patches * batches_a_step) if self._max_patches else None,
             patches_per_second=stats.patches / progress.last_step_seconds,
+            data_wait_share=wait_seconds / progress.last_step_seconds,
             tflops=stats.flops / progress.last_step_seconds / 1e12,
             mfu=stats.flops / progress.last_step_seconds / self._peak if self._peak else None,
             seconds=self.seconds,

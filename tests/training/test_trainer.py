@@ -8,6 +8,7 @@ import json
 import math
 import operator
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -252,15 +253,32 @@ def test_log_every_keeps_the_last_step(tmp_path: Path) -> None:
     assert [line["step"] for line in log_lines(tmp_path)] == [3, 6, 8]
     assert log_lines(tmp_path)[0].keys() == {
         "kind", "step", "loss", "bits_per_byte", "learning_rate", "grad_norm", "patches", "documents",
-        "patches_per_second", "tflops", "seconds",
+        "patches_per_second", "data_wait_share", "tflops", "seconds",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_waiting_for_data_is_measured(tmp_path: Path, prefetch: int) -> None:
+    """Batches that take 0.05 s each are waited for, but not if they are read ahead during steps of 0.2 s."""
+    trainer = make_trainer(tmp_path, RandomSource(before=lambda _: time.sleep(0.05)), steps=7, prefetch=prefetch)
+    trainer.model.register_forward_pre_hook(lambda *_: time.sleep(0.2))
+    result = trainer.train()
+    lines = log_lines(tmp_path)
+    waits = [line["data_wait_share"] * line["patches"] / line["patches_per_second"] for line in lines]
+    if prefetch:
+        assert waits[0] > 0.04, "nothing is read ahead of the first step"
+        assert min(waits[1:]) < 0.02
+    else:
+        assert min(waits) > 0.04
+    seconds = sum(line["patches"] / line["patches_per_second"] for line in lines)
+    assert result.data_wait_share == pytest.approx(sum(waits) / seconds)
 
 
 def test_the_bar_fits_80_columns() -> None:
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, width=80, color_system=None)
     with ProgressBar(100_000, console=console) as progress:
-        figures = StepFigures(99_999, 1.25, 1.8, 0.75, 1e-3, 0.5, 90, 9, 0.98, 5000.0, 0.1, 0.4, 300.0)
+        figures = StepFigures(99_999, 1.25, 1.8, 0.75, 1e-3, 0.5, 90, 9, 0.98, 5000.0, 0.003, 0.1, 0.4, 300.0)
         progress.update(figures, 0.8)
     lines = re.sub(r"\x1b\[[^A-Za-z]*[A-Za-z]", "", stream.getvalue()).replace("\r", "\n").splitlines()
     assert max(map(len, lines)) <= 80
@@ -274,7 +292,7 @@ def test_the_loss_shown_is_a_mean_of_the_losses() -> None:
     losses = [8.0, 4.0, 2.0]
     with ProgressBar(20, console=Console(file=stream, width=160), clock=lambda: float(next(ticks))) as progress:
         for step, loss in enumerate(losses, 1):
-            progress.update(StepFigures(step, loss, None, None, 1e-3, 0.5, 90, 9, None, 5000.0, 0.1, None, 300.0), 0.5)
+            progress.update(StepFigures(step, loss, None, None, 1e-3, 0.5, 90, 9, None, 5000.0, 0.0, 0.1, None, 300.0), 0.5)
     texts = re.findall(r"loss ([\d.]+)", stream.getvalue())
     weights = [0.81, 0.9, 1.0]
     expected = sum(map(operator.mul, weights, losses)) / sum(weights)
@@ -290,11 +308,11 @@ def test_progress_shows_every_figure(terminal: bool) -> None:
     ticks = iter(range(1000))
     with ProgressBar(20, console=console, line_seconds=10, clock=lambda: float(next(ticks))) as progress:
         for step in range(1, 21):
-            figures = StepFigures(step, 1.25, 1.8, 0.75, 1e-3, 0.5, 90, 9, 0.98, 5000.0, 0.1, 0.4, 300.0)
+            figures = StepFigures(step, 1.25, 1.8, 0.75, 1e-3, 0.5, 90, 9, 0.98, 5000.0, 0.003, 0.1, 0.4, 300.0)
             progress.update(figures, 0.8 if terminal or step < 20 else 1.0)
         progress.message("[note]")
     text = stream.getvalue()
-    parts = ["loss 1.2500", "1.8000 bits/byte", "75.0% right", "5,000 patches/s", "MFU 40.0%", "98.0% full"]
+    parts = ["loss 1.2500", "1.8000 bits/byte", "75.0% right", "5,000 patches/s", "data 0.3%", "MFU 40.0%", "98.0% full"]
     for part in (*parts, "lr 1.00e-03", "1:15 left", "20/20", "[note]"):
         assert part in text
     if not terminal:
