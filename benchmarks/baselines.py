@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.names import BASELINES, CACHED, COMPILED, FLASH, FLEX, LIGER, MEGABYTE, RELEASED
+from benchmarks.names import BASELINES, CACHED, COMPILED, FLASH, FLEX, LIGER, MEGABYTE, PLAIN_COMPILED, RELEASED
 from benchmarks.op_cases import Function
 from bgpt_fast import BGPTConfig
 from bgpt_fast.config import VOCAB_SIZE
@@ -30,7 +30,8 @@ _GPU_ONLY = (FLEX, FLASH, LIGER)
 
 def missing(baseline: str, device: torch.device) -> str | None:
     """Why a baseline cannot run here; None where it can."""
-    if baseline == COMPILED and device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
+    is_compiled = baseline in (COMPILED, PLAIN_COMPILED)
+    if is_compiled and device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
         return "torch.compile needs a C++ compiler for the CPU"
     if baseline in _GPU_ONLY and device.type != "cuda":
         return "needs a GPU"

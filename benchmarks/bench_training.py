@@ -2,10 +2,11 @@
 
     pytest benchmarks/bench_training.py --size full --dtype float32,bfloat16
 
-All but MEGABYTE start from the same random weights, and the float32 losses of ours and the released method are compared
-before anything is timed. The released method pads documents to the longest, multiplies by one-hot matrices and runs 17
-positions for 16 bytes; on a GPU it has its own float16 autocast. The reference supports only documents of equal length.
-Peak memory covers a step's gradients and activations.
+All but MEGABYTE start from the same random weights, and the float32 losses of ours, the released method and plain torch
+are compared before anything is timed. The released method pads documents to the longest, multiplies by one-hot matrices
+and runs 17 positions for 16 bytes; on a GPU it has its own float16 autocast. Plain torch (`plain_torch.py`), eager and
+compiled, supports only documents of equal length, and is measured in turn with ours. Peak memory covers a step's
+gradients and activations.
 """
 
 from __future__ import annotations
@@ -21,17 +22,16 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.model_work import training_work
-from benchmarks.names import COMPILED, MEGABYTE, OURS, REFERENCE, RELEASED
+from benchmarks.names import MEGABYTE, OURS, PLAIN, PLAIN_COMPILED, RELEASED
+from benchmarks.scales import Scale
 from benchmarks.suite import Bench
 from benchmarks.training import batch_of, check_losses, model_and_loss, training_step
 from bgpt_fast import BGPTConfig, PackedPatches
 from bgpt_fast.flops import forward_flops
 
-
-@functools.cache
-def _checked(config: BGPTConfig, kind: str, patches: int, device: torch.device) -> None:
-    """Raises if the implementations do not compute the same loss, so that they are not timed."""
-    check_losses((OURS, RELEASED), batch_of(kind, patches, config, device), config, 1e-5)
+_IN_TURN = (OURS, PLAIN, PLAIN_COMPILED)
+_EQUAL_LENGTHS_ONLY = (PLAIN, PLAIN_COMPILED)
+_MEASURED = pytest.StashKey[dict[tuple[str, torch.dtype], dict[str, tuple[list[float], int]]]]()
 
 
 def padding(batch: PackedPatches) -> float:
@@ -40,29 +40,71 @@ def padding(batch: PackedPatches) -> float:
     return 1 - int(lengths.sum()) / (len(lengths) * int(lengths.max()))
 
 
-@pytest.mark.parametrize("kind", ["equal", "mixed"])
-@pytest.mark.baselines(OURS, RELEASED, REFERENCE, COMPILED, MEGABYTE)
-@pytest.mark.slow_baselines(COMPILED)
-def test_training_step(bench: Bench, kind: str, implementation: str, dtype: torch.dtype) -> None:
-    if kind == "mixed" and implementation in (REFERENCE, COMPILED):
+@functools.cache
+def _check(kind: str, patches: int, config: BGPTConfig, device: torch.device) -> None:
+    """Raises if the implementations do not compute the same loss, so that they are not timed."""
+    names = (OURS, RELEASED) if kind == "mixed" else (OURS, RELEASED, PLAIN)
+    check_losses(names, batch_of(kind, patches, config, device), config, 1e-5)
+
+
+def _batch(scale: Scale, kind: str, device: torch.device) -> tuple[PackedPatches, BGPTConfig]:
+    """The batch of a kind of step, and the model's sizes."""
+    is_small = kind == "small"
+    config, patches = (scale.small_model, scale.small_patches) if is_small else (scale.model, scale.patches)
+    lengths = "equal" if is_small else kind
+    _check(lengths, patches, config, device)
+    return batch_of(lengths, patches, config, device), config
+
+
+def _measured(bench: Bench, request: pytest.FixtureRequest) -> dict[str, tuple[list[float], int]]:
+    """Times and peak memory of those among `_IN_TURN` that are selected for this item's batch and dtype."""
+    cases = request.config.stash.setdefault(_MEASURED, {})
+    own = {name: value for name, value in request.node.callspec.params.items() if name != "implementation"}
+    key = (own["kind"], own["dtype"])
+    if key not in cases:
+        items = [item for item in request.session.items if getattr(item, "originalname", "") == "test_training_step"]
+        params = [item.callspec.params for item in items if not item.get_closest_marker("skip")]
+        names = [each["implementation"] for each in params if own.items() <= each.items()]
+        names = [name for name in names if own["kind"] != "mixed" or name not in _EQUAL_LENGTHS_ONLY]
+        batch, config = _batch(bench.scale, own["kind"], bench.device)
+        steps = {name: training_step(name, batch, config, own["dtype"])[1] for name in names if name in _IN_TURN}
+        cases[key] = bench.in_turn(steps)
+    return cases[key]
+
+
+_KINDS = {
+    "equal": "training step, documents of equal length",
+    "mixed": "training step, documents of mixed length",
+    "small": "training step, CPU-state preset",
+}
+
+
+@pytest.mark.parametrize("kind", list(_KINDS))
+@pytest.mark.baselines(OURS, RELEASED, PLAIN, PLAIN_COMPILED, MEGABYTE)
+@pytest.mark.slow_baselines(PLAIN_COMPILED)
+def test_training_step(
+    bench: Bench, kind: str, implementation: str, dtype: torch.dtype, request: pytest.FixtureRequest
+) -> None:
+    if kind == "mixed" and implementation in _EQUAL_LENGTHS_ONLY:
         pytest.skip(f"{implementation}: takes documents of equal length only")
-    config, device, patches = bench.scale.model, bench.device, bench.scale.patches
-    if implementation == RELEASED:
-        _checked(config, kind, patches, device)
-    batch = batch_of(kind, patches, config, device)
-    model, step = training_step(implementation, batch, config, dtype)
+    batch, config = _batch(bench.scale, kind, bench.device)
+    if implementation in _IN_TURN:
+        times, peak_bytes = _measured(bench, request)[implementation]
+    else:
+        step = training_step(implementation, batch, config, dtype)[1]
+        times, peak_bytes = bench.in_turn({implementation: step})[implementation]
     lengths = batch.cu_seqlens.diff().tolist()
-    bench(
-        step,
-        f"training step, documents of {kind} length",
+    bench.record(
+        times,
+        _KINDS[kind],
         implementation=implementation,
         dtype=dtype,
         work=training_work(config, lengths, dtype.itemsize),
         units=batch.num_patches,
         unit="patches",
+        peak_bytes=peak_bytes,
         padded=0.0 if implementation == OURS else padding(batch),
         kind="training",
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
     )
 
 
@@ -71,7 +113,7 @@ def test_phases_of_a_step(bench: Bench, dtype: torch.dtype) -> None:
     config, device = bench.scale.model, bench.device
     batch = batch_of("equal", bench.scale.patches, config, device)
     model, loss_of = model_and_loss(OURS, config, device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=device.type == "cuda")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     rows = [
         _phases(model, lambda: loss_of(batch), optimizer, device, dtype)
         for _ in range(2 if bench.scale.seconds == 0 else 6)

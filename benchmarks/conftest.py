@@ -14,6 +14,7 @@ from benchmarks.environment import ROOT, commit, machine
 from benchmarks.peak import measured_peak
 from benchmarks.scales import Scale, scale_of
 from benchmarks.suite import Bench
+from benchmarks.timing import CLOCKS, Clock
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _PEAK = pytest.StashKey[dict[str, dict[str, float]]]()
@@ -31,6 +32,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--device", choices=("auto", "cpu", "cuda"), default="auto")
     group.addoption("--dtype", help="of ops and training, joined by commas; default: bfloat16 on a GPU, else float32")
     group.addoption("--threads", type=int, help="torch's threads on the CPU")
+    group.addoption(
+        "--clock",
+        choices=tuple(CLOCKS),
+        default="wall",
+        help="on a CPU: elapsed time, or the CPU time of the calling thread, for a machine that others use too",
+    )
 
 
 def device_of(config: pytest.Config) -> torch.device:
@@ -54,12 +61,16 @@ def scale(config: pytest.Config) -> Scale:
     return scale_of(config.getoption("--size"), device_of(config).type)
 
 
+def clock_of(config: pytest.Config) -> Clock:
+    return CLOCKS[config.getoption("--clock")]
+
+
 def peak_of(config: pytest.Config) -> dict[str, dict[str, float]]:
     """The peak rates, measured once before the first item."""
     if _PEAK not in config.stash:
         dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, **dtypes_of(config)}
         size, seconds = scale(config).peak, 3 * scale(config).seconds
-        config.stash[_PEAK] = measured_peak(device_of(config), tuple(dtypes.values()), size, seconds)
+        config.stash[_PEAK] = measured_peak(device_of(config), tuple(dtypes.values()), size, seconds, clock_of(config))
     return config.stash[_PEAK]
 
 
@@ -109,7 +120,7 @@ def _row(baseline: str, config: pytest.Config, is_slow: bool) -> Any:
 def bench(benchmark: Any, request: pytest.FixtureRequest) -> Bench:
     """Measures this item."""
     config = request.config
-    return Bench(benchmark, device_of(config), scale(config), peak_of(config))
+    return Bench(benchmark, device_of(config), scale(config), peak_of(config), clock_of(config))
 
 
 @pytest.fixture(autouse=True)
@@ -132,6 +143,7 @@ def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], o
         "size": config.getoption("--size"),
         "device": device_of(config).type,
         "threads": torch.get_num_threads(),
+        "clock": config.getoption("--clock"),
         "openmp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
         "peak": peak_of(config),
         "baselines": status(device_of(config)),

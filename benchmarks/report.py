@@ -95,7 +95,12 @@ def warnings(results: Results) -> list[str]:
     lines = []
     if results.head["size"] == "tiny":
         lines.append("Tiny sizes: this run tried the suite itself, and its figures mean nothing.")
-    if results.head["load_at_start"] > 0.5:
+    if results.head.get("clock") == "thread":
+        lines.append(
+            "The machine was shared: times are CPU time of the calling thread, which is the elapsed time of a machine "
+            "that does nothing else if the work is shared evenly among the threads."
+        )
+    elif results.head["load_at_start"] > 0.5:
         lines.append("The machine was busy when the run began: compare figures within this run only.")
     if results.head["device"] == "cpu":
         lines.append("On a CPU, quote ratios, not times.")

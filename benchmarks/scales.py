@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from benchmarks.op_cases import PAPER, SMALL, Sizes
 from bgpt_fast import BGPTConfig
+from bgpt_fast.training.presets import PRESETS
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,8 @@ class Scale:
         ops: the shape letters of the ops.
         model: the model for training, scoring and generation.
         patches: patches per batch in training and scoring.
+        small_model: the model for training small ones.
+        small_patches: patches per batch in its training.
         context: patches per prompt in generation.
         rounds: patches generated in each file after the first.
         batches: batch sizes of generation, in files.
@@ -31,6 +34,8 @@ class Scale:
     ops: Sizes
     model: BGPTConfig
     patches: int
+    small_model: BGPTConfig
+    small_patches: int
     context: int
     rounds: int
     batches: tuple[int, ...]
@@ -50,6 +55,8 @@ TINY = Scale(
     ops=SMALL,
     model=_TINY_MODEL,
     patches=24,
+    small_model=_TINY_MODEL,
+    small_patches=24,
     context=3,
     rounds=1,
     batches=(1, 2),
@@ -64,6 +71,8 @@ QUICK = Scale(
     ops=Sizes(T=64, P=128, L=64, S=16, D=768, H=12),
     model=BGPTConfig(patch_length=512, hidden_size=256, patch_num_layers=6, byte_num_layers=3, num_heads=4),
     patches=128,
+    small_model=PRESETS["cpu-states"].model,
+    small_patches=1344,
     context=64,
     rounds=4,
     batches=(1, 16),
@@ -94,6 +103,8 @@ FULL_ON_GPU = Scale(
     ops=PAPER,
     model=BGPTConfig(),
     patches=32 * 512,
+    small_model=PRESETS["cpu-states"].model,
+    small_patches=1344,
     context=256,
     rounds=8,
     batches=(1, 64, 2048),

@@ -8,7 +8,7 @@ above that before the call; and further details of the item.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from benchmarks.names import OURS
 from benchmarks.op_cases import Work
 from benchmarks.op_measure import figures
 from benchmarks.scales import Scale
-from benchmarks.timing import sample, summarise
+from benchmarks.timing import Clock, sample, sample_in_turn, summarise
 from bgpt_fast.flops import peak_flops
 
 _NO_WORK = Work(0)
@@ -59,17 +59,24 @@ class Bench:
         device: where to compute.
         scale: the sizes.
         peak: the machine's measured peak rates, by dtype.
+        clock: the clock on a CPU.
     """
 
     benchmark: Any
     device: torch.device
     scale: Scale
     peak: dict[str, dict[str, float]]
+    clock: Clock
 
     def __call__(self, call: Callable[[], object], what: str, *, memory: bool = True, **details: Any) -> None:
         """Times a call, and with `memory` measures the peak of one more; the other arguments are those of `record`."""
-        times = sample(call, self.device, seconds=self.scale.seconds)
+        times = sample(call, self.device, seconds=self.scale.seconds, clock=self.clock)
         self.record(times, what, peak_bytes=tensor_peak(call, self.device) if memory else None, **details)
+
+    def in_turn(self, calls: Mapping[str, Callable[[], object]]) -> dict[str, tuple[list[float], int]]:
+        """Measures calls by turns: the times in seconds and the peak memory in bytes of each, by name."""
+        times = sample_in_turn(calls, self.device, seconds=self.scale.seconds, clock=self.clock)
+        return {name: (times[name], tensor_peak(call, self.device)) for name, call in calls.items()}
 
     def record(
         self,

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.baselines import megabyte
-from benchmarks.names import COMPILED, MEGABYTE, OURS, REFERENCE, RELEASED
+from benchmarks.names import COMPILED, MEGABYTE, OURS, PLAIN, PLAIN_COMPILED, REFERENCE, RELEASED
+from benchmarks.plain_torch import PlainBGPT
 from bgpt_fast import BGPT, BGPTConfig, PackedPatches, ReferenceBGPT
 
 Loss = Callable[[PackedPatches], Tensor]
@@ -34,7 +35,7 @@ def batch_of(kind: str, patches: int, config: BGPTConfig, device: torch.device) 
 def model_and_loss(name: str, config: BGPTConfig, device: torch.device) -> tuple[nn.Module, Loss]:
     """An implementation with the weights of seed 0 (MEGABYTE has its own weights), and its loss.
 
-    The reference supports only documents of equal length.
+    The reference and plain torch support only documents of equal length.
     """
     torch.manual_seed(0)
     if name == MEGABYTE:
@@ -48,6 +49,9 @@ def model_and_loss(name: str, config: BGPTConfig, device: torch.device) -> tuple
     ours = BGPT(config).to(device)
     if name == OURS:
         return ours, lambda batch: ours(batch).loss
+    if name in (PLAIN, PLAIN_COMPILED):
+        plain = PlainBGPT(config, ours.state_dict()).to(device)
+        return plain, torch.compile(plain, dynamic=False) if name == PLAIN_COMPILED else plain
     # Takes seconds to import.
     from benchmarks.hugging_face import HuggingFaceBGPT, batched_reference
 
@@ -71,7 +75,7 @@ def check_losses(names: Sequence[str], batch: PackedPatches, config: BGPTConfig,
     losses = {}
     with torch.no_grad():
         for name in names:
-            uncompiled = REFERENCE if name == COMPILED else name
+            uncompiled = {COMPILED: REFERENCE, PLAIN_COMPILED: PLAIN}.get(name, name)
             losses[name] = float(model_and_loss(uncompiled, config, device)[1](batch))
     spread = max(losses.values()) / min(losses.values()) - 1
     assert spread <= tolerance, f"expected equal losses of all implementations, got {losses}"
@@ -83,14 +87,14 @@ def training_step(
 ) -> tuple[nn.Module, Callable[[], Tensor]]:
     """An implementation, and a function that updates it by AdamW and returns the loss.
 
-    Reduced precision uses autocast. On a GPU the released method has its own float16 autocast with loss scaling and
-    plain AdamW; the others use fused AdamW.
+    Reduced precision uses autocast. The released method has its own AdamW, and on a GPU float16 autocast with loss
+    scaling; the others use fused AdamW.
     """
     device = batch.patches.device
     model, loss_of = model_and_loss(name, config, device)
     is_released_on_gpu = device.type == "cuda" and name == RELEASED
     autocast = torch.float16 if is_released_on_gpu else dtype
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=device.type == "cuda" and name != RELEASED)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=name != RELEASED)
     scaler = torch.amp.GradScaler(device.type, enabled=autocast == torch.float16)
 
     def step() -> Tensor:

@@ -39,6 +39,8 @@ class Bench:
         device: "auto" uses the GPU if there is one.
         dtype: dtypes of ops and training, separated by commas; None means bfloat16 on a GPU and float32 on a CPU.
         threads: torch's CPU threads; None means torch's default.
+        clock: on a CPU, "wall" is the elapsed time; "thread" is the CPU time of the calling thread, for a machine that
+            others use too.
         select: run only matching items, with the syntax of pytest's -k: "training", "patch_embed and forward".
         runs: number of runs of the suite, each in a new process; `compare` estimates the noise from two or more.
         profile: record a Perfetto trace of training or generation instead; prints the top kernels and the idle share.
@@ -50,6 +52,7 @@ class Bench:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: str | None = None
     threads: int | None = None
+    clock: Literal["wall", "thread"] = "wall"
     select: str | None = None
     runs: int = 1
     profile: Literal["train", "generate"] | None = None
@@ -91,6 +94,7 @@ def run(words: Sequence[str]) -> int:
     if options.profile is not None:
         trace = options.trace or Path(f"bench_{options.profile}.json.gz")
         return _run_module(root, "benchmarks.profiling", options.profile, "--output", str(trace), *shared)
+    shared += ["--clock", options.clock]
     if options.dtype is not None:
         shared += ["--dtype", options.dtype]
     if options.select is not None:

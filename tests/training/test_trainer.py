@@ -292,7 +292,9 @@ def test_the_loss_shown_is_a_mean_of_the_losses() -> None:
     losses = [8.0, 4.0, 2.0]
     with ProgressBar(20, console=Console(file=stream, width=160), clock=lambda: float(next(ticks))) as progress:
         for step, loss in enumerate(losses, 1):
-            progress.update(StepFigures(step, loss, None, None, 1e-3, 0.5, 90, 9, None, 5000.0, 0.0, 0.1, None, 300.0), 0.5)
+            progress.update(
+                StepFigures(step, loss, None, None, 1e-3, 0.5, 90, 9, None, 5000.0, 0.0, 0.1, None, 300.0), 0.5
+            )
     texts = re.findall(r"loss ([\d.]+)", stream.getvalue())
     weights = [0.81, 0.9, 1.0]
     expected = sum(map(operator.mul, weights, losses)) / sum(weights)
@@ -312,7 +314,15 @@ def test_progress_shows_every_figure(terminal: bool) -> None:
             progress.update(figures, 0.8 if terminal or step < 20 else 1.0)
         progress.message("[note]")
     text = stream.getvalue()
-    parts = ["loss 1.2500", "1.8000 bits/byte", "75.0% right", "5,000 patches/s", "data 0.3%", "MFU 40.0%", "98.0% full"]
+    parts = [
+        "loss 1.2500",
+        "1.8000 bits/byte",
+        "75.0% right",
+        "5,000 patches/s",
+        "data 0.3%",
+        "MFU 40.0%",
+        "98.0% full",
+    ]
     for part in (*parts, "lr 1.00e-03", "1:15 left", "20/20", "[note]"):
         assert part in text
     if not terminal:
