@@ -15,7 +15,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,159 +23,26 @@ import torch
 sys.path += [str(Path(__file__).resolve().parents[1] / name) for name in ("", "synthetic")]
 import training_runs as runs
 from flat_baseline import (
-    FlatConfig,
     FlatModel,
     evaluate_flat,
     flat_documents,
     flat_flops,
-    flat_of_equal_compute,
     generate_flat,
     train_flat,
 )
 from mixed_documents import Documents, mixed_documents
 from synthetic_documents import Rule, SyntheticDocuments
+from trade_off_models import FLAT, FULL, SMALL, Settings, Variant, variants
+from trade_off_report import claims, draw, table
 
-from bgpt_fast import BGPT, BGPTConfig, PackedPatches
+from bgpt_fast import BGPT, PackedPatches
 from bgpt_fast.files import write_json
 from bgpt_fast.flops import forward_flops
 from bgpt_fast.generation import Generator, Prompt
-from bgpt_fast.report.plots import COLORS, new_figure, save_figure
 from bgpt_fast.tasks.baselines import compression_scores, entropy_of_bytes
 from bgpt_fast.tasks.evaluation import evaluate_files
-from bgpt_fast.training import TrainConfig, Trainer
+from bgpt_fast.training import Trainer
 from bgpt_fast.training.optimizer import Optimizers
-
-PATCH_SIZES = (4, 8, 16, 32)
-REFERENCE = "S16 4+1"
-FLAT, FLAT_BYTES = "flat", "flat, as many bytes"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Settings of all models.
-
-    Args:
-        hidden_size, num_heads, byte_num_heads, position_init_std: of each bGPT.
-        splits: numbers of layers of the patch decoder and of the byte decoder. The first pair is tried with all patch
-            sizes, the others with the patch size `split_size`.
-        flat_layers, flat_heads: of the flat model; its width is derived from the operations.
-        most: number of training documents of each kind.
-        scored: number of held-out documents of each kind.
-        text_bytes: length of a piece of text, the longest document.
-        documents: documents in a batch.
-        minutes: training time of each model on one core or GPU.
-        training: see `TrainConfig`; the number of steps follows from the measured time of a step.
-        patch_sizes: patch sizes to try.
-        new_bytes: length of each of 16 continuations, for the speed of generation.
-    """
-
-    hidden_size: int
-    num_heads: int
-    byte_num_heads: int
-    position_init_std: float
-    splits: tuple[tuple[int, int], ...]
-    flat_layers: int
-    flat_heads: int
-    most: int
-    scored: int
-    text_bytes: int
-    documents: int
-    minutes: float
-    training: TrainConfig
-    patch_sizes: tuple[int, ...] = PATCH_SIZES
-    split_size: int = 16
-    new_bytes: int = 128
-
-
-SMALL = Settings(
-    hidden_size=64,
-    num_heads=2,
-    byte_num_heads=4,
-    position_init_std=0.1,
-    splits=((4, 1), (3, 2), (2, 3)),
-    flat_layers=2,
-    flat_heads=2,
-    most=4000,
-    scored=120,
-    text_bytes=480,
-    documents=16,
-    minutes=1.0,
-    training=runs.cpu_training(learning_rate=3e-3, muon_learning_rate=0.02, warmup_share=0.03, decay_share=0.5),
-)
-"""Settings that train on a CPU: 0.3 to 0.8 M parameters."""
-FULL = Settings(
-    hidden_size=768,
-    num_heads=12,
-    byte_num_heads=12,
-    position_init_std=0.02,
-    splits=((12, 3), (8, 7), (4, 11)),
-    flat_layers=12,
-    flat_heads=8,
-    most=1_000_000,
-    scored=300,
-    text_bytes=8000,
-    documents=32,
-    minutes=120.0,
-    training=runs.gpu_training(),
-)
-"""The paper's width, depth and context, for a GPU."""
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A model of the comparison: a bGPT, or with `flat` a flat model on the batches of `config`.
-
-    Args:
-        name: in the results.
-        config: the bGPT, or the one whose batches the flat model gets.
-        flat: the flat model's sizes.
-        steps_of: the variant whose number of steps it uses; "" means as many as fit the training time.
-    """
-
-    name: str
-    config: BGPTConfig
-    flat: FlatConfig | None = None
-    steps_of: str = ""
-
-    def make(self, seed: int) -> BGPT | FlatModel:
-        """Returns the model with its initial weights."""
-        torch.manual_seed(seed)
-        return BGPT(self.config) if self.flat is None else FlatModel(self.flat)
-
-
-def variants(settings: Settings, sample: Sequence[tuple[str, bytes]]) -> list[Variant]:
-    """Returns all models; every bGPT's context holds the longest document.
-
-    Args:
-        settings: settings of all models.
-        sample: documents whose lengths decide the flat model's width.
-    """
-    patched = []
-    for S in settings.patch_sizes:
-        for patch_layers, byte_layers in settings.splits if settings.split_size == S else settings.splits[:1]:
-            config = BGPTConfig(
-                patch_size=S,
-                patch_length=2 + -(-settings.text_bytes // S),
-                hidden_size=settings.hidden_size,
-                patch_num_layers=patch_layers,
-                byte_num_layers=byte_layers,
-                num_heads=settings.num_heads,
-                byte_num_heads=settings.byte_num_heads,
-                position_init_std=settings.position_init_std,
-            )
-            patched.append(Variant(f"S{S} {patch_layers}+{byte_layers}", config))
-    reference = next((variant for variant in patched if variant.config.patch_size == settings.split_size), patched[0])
-    flat = flat_of_equal_compute(
-        reference.config,
-        PackedPatches.from_bytes(sample, reference.config),
-        num_layers=settings.flat_layers,
-        num_heads=settings.flat_heads,
-    )
-    return [
-        *patched,
-        Variant(FLAT, reference.config, flat),
-        Variant(FLAT_BYTES, reference.config, flat, steps_of=reference.name),
-    ]
 
 
 def source_of(variant: Variant, documents: Documents, settings: Settings) -> SyntheticDocuments:
@@ -347,79 +213,6 @@ def run(settings: Settings, documents: Documents, folder: Path) -> dict[str, Any
     for figures, speed in zip(results.values(), generation_speed(trained, documents, settings), strict=True):
         figures["generated_bytes_a_second"] = speed
     return results
-
-
-def claims(results: dict[str, Any], entropy: float) -> dict[str, bool]:
-    """Returns the claims of this comparison, for any sizes, and whether each holds."""
-    bgpt = {name: figures for name, figures in results.items() if figures["patch_size"] > 1}
-    sizes = sorted({figures["patch_size"] for figures in bgpt.values()})
-    by_size = {
-        S: max((figures for figures in bgpt.values() if figures["patch_size"] == S), key=lambda f: f["layers"])
-        for S in (sizes[0], sizes[-1])
-    }
-    reference = results.get(REFERENCE, next(iter(bgpt.values())))
-    flat = results[FLAT]
-    return {
-        "every model learned more than how frequent bytes are": all(
-            figures["bits_per_byte"] < entropy for figures in results.values()
-        ),
-        "with the most patch layers, the largest patches are trained and generated faster than the smallest": all(
-            by_size[sizes[-1]][speed] > by_size[sizes[0]][speed]
-            for speed in ("training_bytes_a_second", "generated_bytes_a_second")
-        ),
-        "the flat model's operations a byte are within 10 % of the reference's": abs(
-            flat["forward_flops_a_byte"] / reference["forward_flops_a_byte"] - 1
-        )
-        < 0.1,
-    }
-
-
-def draw(results: dict[str, Any], path: Path) -> None:
-    """Plots held-out bits per byte over the training speed as a PNG; models of equal layers are connected."""
-    figure, axes = new_figure(7.5, 4.5)
-    splits: dict[str, list[tuple[str, dict[str, Any]]]] = {}
-    for name, figures in results.items():
-        splits.setdefault("flat" if figures["patch_size"] == 1 else name.split()[1], []).append((name, figures))
-    for color, (split, models) in zip(COLORS, splits.items(), strict=False):
-        x = [figures["training_bytes_a_second"] for _, figures in models]
-        y = [figures["bits_per_byte"] for _, figures in models]
-        flat = split == "flat"
-        axes.plot(x, y, "s" if flat else "o-", color=color, label="flat" if flat else f"{split} layers, patch + byte")
-        for (name, figures), *place in zip(models, x, y, strict=True):
-            label = ("as many bytes" if name == FLAT_BYTES else "as long") if flat else f"S = {figures['patch_size']}"
-            below = figures["patch_size"] == max(PATCH_SIZES)
-            axes.annotate(label, tuple(place), textcoords="offset points", xytext=(5, -12 if below else 5), fontsize=8)
-    axes.set_xscale("log")
-    axes.set_xlabel("bytes a second in training, one core" if not torch.cuda.is_available() else "bytes a second")
-    axes.set_ylabel("bits per byte, held out")
-    axes.set_title("Equal training time")
-    figure.legend(frameon=False, loc="outside lower center", ncols=2)
-    save_figure(figure, path)
-
-
-def table(results: dict[str, Any]) -> str:
-    """Returns the results as a Markdown table, with speeds as multiples of the reference's."""
-    reference = results.get(REFERENCE, next(iter(results.values())))
-    extensions = list(reference["by_extension"])
-    lines = [
-        "| model | parameters | FLOPs a byte | training bytes/s | generated bytes/s | bytes seen | bits per byte | "
-        + " | ".join(extensions)
-        + " |",
-        "| --- " * (7 + len(extensions)) + "|",
-    ]
-    for name, figures in results.items():
-        ratios = [
-            f"{figures[speed] / reference[speed]:.2f}"
-            for speed in ("training_bytes_a_second", "generated_bytes_a_second")
-        ]
-        lines.append(
-            f"| {name} | {figures['parameters'] / 1e6:.2f} M | {figures['forward_flops_a_byte'] / 1e6:.2f} M | "
-            + " | ".join(ratios)
-            + f" | {figures['training_bytes'] / 1e6:.1f} MB | {figures['bits_per_byte']:.3f} | "
-            + " | ".join(f"{figures['by_extension'][extension]:.3f}" for extension in extensions)
-            + " |"
-        )
-    return "\n".join(lines)
 
 
 def main() -> int:
