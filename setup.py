@@ -13,7 +13,10 @@ ROOT = Path(__file__).resolve().parent
 
 
 class CMakeBuild(build_ext):
-    """Hands the one extension to CMake. `BGPT_FAST_CUDA=OFF` builds without CUDA even where nvcc is found."""
+    """Hands the one extension to CMake. `BGPT_FAST_CUDA=OFF` builds without CUDA even where nvcc is found.
+
+    `BGPT_FAST_CUDA_ARCHITECTURES` compiles for some GPU generations alone, in CMake's notation, such as 90a-real.
+    """
 
     def build_extension(self, ext: Extension) -> None:
         import pybind11
@@ -32,6 +35,8 @@ class CMakeBuild(build_ext):
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DBGPT_FAST_CUDA={os.environ.get('BGPT_FAST_CUDA', 'AUTO')}",
         ]  # fmt: skip
+        if architectures := os.environ.get("BGPT_FAST_CUDA_ARCHITECTURES"):
+            configure.append(f"-DBGPT_FAST_CUDA_ARCHITECTURES={architectures}")
         ninja = shutil.which("ninja")
         if ninja is None:
             raise RuntimeError("ninja was not found; `pip install ninja` or your system's package provides it")

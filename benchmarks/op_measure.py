@@ -16,7 +16,16 @@ from benchmarks.timing import Timing
 
 
 class WrongResultError(AssertionError):
-    """An op's result differs from its reference's; the op is not timed."""
+    """An op's result differs from its reference's; the op is not timed.
+
+    Args:
+        message: names the op and its first wrong result.
+        mismatches: a description of each wrong result, JSON-ready: see `mismatch`.
+    """
+
+    def __init__(self, message: str, mismatches: Sequence[dict[str, Any]] = ()) -> None:
+        super().__init__(message)
+        self.mismatches = list(mismatches)
 
 
 def leaves_of(arguments: Sequence[object]) -> list[Tensor]:
@@ -66,20 +75,66 @@ def _poison(tensors: Sequence[Tensor]) -> None:
     del poisoned
 
 
-def check(case: OpCase, sizes: Sizes, dtype: torch.dtype, device: torch.device) -> dict[str, float]:
+def mismatch(name: str, actual: Tensor, expected: Tensor, allowed: float) -> dict[str, Any] | None:
+    """What is needed to find the cause of wrong values without the device; None if no error is above `allowed`.
+
+    Returns:
+        `result`: `name`; `shape`; `allowed`; `error`: the largest; `count` of wrong values; `first`: of the first ten,
+        index, expected and actual value, and row and column modulo the usual sizes of a tile (a row is all dimensions
+        but the last).
+    """
+    errors = (actual.double() - expected.double()).abs()
+    wrong = ~(errors <= allowed)  # NaN is not less than anything
+    count = int(wrong.sum())
+    if not count:
+        return None
+    columns = expected.shape[-1] if expected.dim() else 1
+    first = []
+    for flat in wrong.flatten().nonzero()[:10, 0].tolist():
+        row, column = divmod(flat, columns)
+        values = {"expected": repr(float(expected.flatten()[flat])), "actual": repr(float(actual.flatten()[flat]))}
+        tiles = {str(size): [row % size, column % size] for size in (16, 64, 128)}
+        first.append({"row": row, "column": column, **values, "row_and_column_modulo": tiles})
+    shape, largest = list(expected.shape), repr(float(errors.max()))
+    return {"result": name, "shape": shape, "allowed": allowed, "error": largest, "count": count, "first": first}
+
+
+def wrong_result(what: str, wrong: Sequence[dict[str, Any]], arguments: Sequence[object] = ()) -> WrongResultError:
+    """The error for wrong results, of which there is at least one."""
+    names = ", ".join(str(item["result"]) for item in wrong)
+    first = wrong[0]["first"][0]
+    text = f"{what}: wrong: {names}; first: expected {first['expected']}, got {first['actual']}"
+    text += f" at row {first['row']}, column {first['column']}, allowed {wrong[0]['allowed']:.3e}"
+    described = {"arguments": [described_argument(argument) for argument in arguments]} if arguments else {}
+    return WrongResultError(text, [{**item, **described} for item in wrong])
+
+
+def described_argument(value: object) -> str:
+    """A short text for an argument: a tensor's dtype, shape and strides, or the value."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype)[6:]}{list(value.shape)} strides {list(value.stride())} {value.device.type}"
+    return repr(value)[:80]
+
+
+def check(
+    case: OpCase, sizes: Sizes, dtype: torch.dtype, device: torch.device, *, gradients: bool = True
+) -> dict[str, float]:
     """Compares outputs and gradients with the reference in float64, and the bits of a second call with the first's.
 
     Each error may be twice that of the reference in the op's own precision plus two units in the last place of the
     largest value; a gradient that is summed over N rows may have √N float32 units more, since rounding errors grow
-    with N in any order of summation. Memory is poisoned with NaN before the second call.
+    with N in any order of summation. Memory is poisoned with NaN before the second call. Without `gradients`, only the
+    forward pass runs.
 
     Returns:
         The largest error of the op and of the reference in this dtype, relative to the largest value, over all results.
 
     Raises:
-        WrongResultError: names the wrong result and its error.
+        WrongResultError: names the wrong results.
     """
     arguments = case.inputs(Maker(sizes, dtype, device, seed=7))
+    if not gradients:
+        arguments = tuple(a.detach() if isinstance(a, Tensor) else a for a in arguments)
     doubles = [
         a.detach().double().requires_grad_(a.requires_grad) if isinstance(a, Tensor) and a.is_floating_point() else a
         for a in arguments
@@ -87,10 +142,13 @@ def check(case: OpCase, sizes: Sizes, dtype: torch.dtype, device: torch.device) 
     exact, plain, first = run(case.reference, doubles), run(case.reference, arguments), run(case.op, arguments)
     _poison(first)
     second = run(case.op, arguments)
-    worst = {"error": 0.0, "plain_error": 0.0}
+    outputs = len(exact) - len(leaves_of(arguments))
+    worst, wrong = {"error": 0.0, "plain_error": 0.0}, []
     for index, (expected, same_precision, *ours) in enumerate(zip(exact, plain, first, second, strict=True)):
+        name = f"output {index}" if index < outputs else f"gradient {index - outputs}"
         if index < num_repeatable(case, arguments, first) and not torch.equal(*ours):
-            raise WrongResultError(f"{case.name}: result {index}: two calls differ, or an element was not written")
+            text = f"{name}: two calls differ, or an element was not written"
+            wrong.append(mismatch(text, ours[1], ours[0], 0.0))
         largest = float(expected.abs().max())
         errors = [float((result.double() - expected).abs().max()) for result in ours]
         plain_error = float((same_precision.double() - expected).abs().max())
@@ -98,13 +156,12 @@ def check(case: OpCase, sizes: Sizes, dtype: torch.dtype, device: torch.device) 
         if len(expected) != len(exact[0]):
             units += torch.finfo(torch.float32).eps * len(exact[0]) ** 0.5
         allowed = 2 * plain_error + units * largest
-        if not all(error <= allowed for error in errors):  # NaN is not less than anything
-            raise WrongResultError(
-                f"{case.name}: result {index} {list(expected.shape)}: errors {errors}, allowed {allowed:.3e}"
-            )
+        wrong.append(mismatch(name, ours[0], expected, allowed) or mismatch(name, ours[1], expected, allowed))
         scale = largest or 1.0
         worst["error"] = max(worst["error"], *(error / scale for error in errors))
         worst["plain_error"] = max(worst["plain_error"], plain_error / scale)
+    if bad := [item for item in wrong if item is not None]:
+        raise wrong_result(case.name, bad, arguments)
     return worst
 
 

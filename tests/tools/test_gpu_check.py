@@ -1,4 +1,4 @@
-"""`make gpu-check` without a GPU: its pieces at tiny sizes, its result file, and that failures do not spread."""
+"""`make gpu-contact` and `make gpu-check` without a GPU: pieces at tiny sizes, results, and that failures do not spread."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ from support.paths import ROOT
 
 from benchmarks.names import COMPILED, OURS, RELEASED
 from benchmarks.op_cases import CASES
-from tools.gpu_check import byte_decode, items, pieces, plan, report
+from benchmarks.op_measure import WrongResultError
+from tools.gpu_check import byte_decode, items, pieces, plan, programs, report
 from tools.gpu_check.jobs import Exit, Job, Limit, Report, Results, Stage, execute, run_command, run_items
 from tools.gpu_check.ops import speed_ups
 
@@ -65,20 +68,31 @@ def test_every_op_has_a_case_and_is_checked_on_a_gpu() -> None:
     assert tuple(case.name for case in CASES if case.on_gpu) == items.OPS
     assert {case.name: case.folder for case in CASES if case.name != case.folder} == items.FOLDERS
     assert set(pieces.PIECES) == set(items.ITEMS)
-    assert set(plan.PIECES) - set(items.ITEMS) == {"build", "tests", "sanitizer"}
+    started = {piece for names in plan.COMMANDS.values() for piece in names}
+    assert started - set(items.ITEMS) == {"build", "tests", "sanitizer"}
+    assert set(items.ITEMS) - started == {"extension", "exercise"}  # the build and the sanitizer run these
+    for case in CASES:
+        if case.on_gpu:
+            assert {str(dtype)[6:] for dtype in case.dtypes} == set(items.DTYPES)
+            assert case.differentiable == (case.name not in items.FORWARD_ONLY)
     folders = {path.parent.name for path in (ROOT / "kernels").glob("*/op.py")}
     # bench_ops.py has a benchmark of its own for the one; the benchmarks of generation measure the other.
     in_suite = {case.folder for case in CASES} | {"invariant_linear", "byte_decode"}
     assert folders == in_suite
 
 
-def test_every_piece_gives_a_result_for_every_item() -> None:
-    setting = pieces.Setting(CPU, True, {"matmul_flops": 1e12, "copy_bytes_per_s": 1e10})
+def test_every_piece_gives_a_result_for_every_item(tmp_path: Path) -> None:
+    setting = pieces.Setting(CPU, True, {"matmul_flops": 1e12, "copy_bytes_per_s": 1e10}, tmp_path)
     for piece, names in items.ITEMS.items():
         for item in names:
             result, goes_on = pieces.run_item(pieces.PIECES[piece], item, setting)
             assert goes_on
-            expected = "not run" if piece in ("graphs", "cpu_states") else "ok"
+            needs_gpu = piece in ("graphs", "cpu_states", "extension") or item in (
+                "graph",
+                "CPU states",
+                items.BYTES[2],
+            )
+            expected = "not run" if needs_gpu else "ok"
             assert result["status"] == expected, (piece, item, result)
             json.dumps(result, allow_nan=False)
 
@@ -90,7 +104,9 @@ def test_a_failing_item_is_reported_and_a_broken_gpu_ends_the_process() -> None:
 
         return pieces.run_item(run, "x", pieces.Setting(CPU, True, {}))
 
-    assert fail(ValueError("no")) == ({"status": "failed", "reason": "ValueError: no"}, True)
+    result, goes_on = fail(ValueError("no"))
+    assert (result["status"], result["reason"], goes_on) == ("failed", "ValueError: no", True)
+    assert "in run\n    raise error" in result["traceback"]
     assert fail(RuntimeError("CUDA error: an illegal memory access was encountered"))[1] is False
     result, _ = pieces.run_item(lambda *_: {"a": {"b": float("nan")}}, "x", pieces.Setting(CPU, True, {}))
     assert result["status"] == "failed"
@@ -116,6 +132,18 @@ def test_the_limit_of_a_piece_names_what_did_not_run(tmp_path: Path) -> None:
     assert results["b"]["reason"] == "out of time"
 
 
+def test_a_failed_item_has_its_log_and_a_hanging_one_says_where(tmp_path: Path) -> None:
+    code = "print('launch some_kernel, grid (7,)', flush=True)\n" + WORKER
+    python = [sys.executable, "-X", "faulthandler", "-c", code]
+    results: dict[str, Any] = {}
+    options = {"item_seconds": 2, "cwd": tmp_path, "env": dict(os.environ), "folder": tmp_path}
+    run_items(python, ["sticky", "crash", "hang"], limit_of(), results.update, **options)
+    assert all("some_kernel" in result["log"] for result in results.values())
+    assert "Segmentation fault" in results["crash"]["log"]
+    assert 'File "<string>", line 14 in <module>' in results["hang"]["log"]
+    assert len(list(tmp_path.glob("*.log"))) == 3
+
+
 def test_a_worker_that_cannot_start_fails_all_items_once(tmp_path: Path) -> None:
     results = run_worker(tmp_path, ["a", "b"], limit_of(), code="import nothing_of_that_name")
     assert {item["status"] for item in results.values()} == {"failed"}
@@ -137,16 +165,16 @@ def test_processes_that_a_killed_process_started_end_with_it(tmp_path: Path) -> 
     raise AssertionError("the child still runs")
 
 
-def succeed(limit: Limit, report: Report) -> None:
+def succeed(names: Sequence[str], limit: Limit, report: Report) -> None:
     report({"x": {"status": "ok"}})
 
 
-def fail_second(limit: Limit, report: Report) -> None:
+def fail_second(names: Sequence[str], limit: Limit, report: Report) -> None:
     report({"first": {"status": "ok"}})
     raise OSError("no such thing")
 
 
-def take_all_time(limit: Limit, report: Report) -> None:
+def take_all_time(names: Sequence[str], limit: Limit, report: Report) -> None:
     while not limit.is_over:
         time.sleep(0.01)
     report({"x": {"status": "timed out", "reason": f"{limit.seconds:.1f}"}})
@@ -209,7 +237,7 @@ def test_results_of_test_files(tmp_path: Path) -> None:
     command += ["--results", str(events), "test_x.py"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     ended = run_command(command, lambda: limit, cwd=tmp_path, env=env, log=tmp_path / "log")
-    result = plan.test_result(ended, limit, events)
+    result = programs.test_result(ended, limit, events)
     assert result["status"] == "timed out"
     assert (result["passed"], result["failed"], result["skipped"]) == (1, 1, 1)
     assert "AssertionError: seen" in result["failures"]["test_x.py::test_bad"]
@@ -219,14 +247,14 @@ def test_results_of_test_files(tmp_path: Path) -> None:
 def test_results_of_the_sanitizer(tmp_path: Path) -> None:
     part = tmp_path / "part.json"
     log = "========= Invalid __global__ write of size 4 bytes\n========= ERROR SUMMARY: 3 errors\n"
-    failed = plan.sanitizer_result(Exit(86, 1.0, log), limit_of(), part)
+    failed = programs.sanitizer_result(Exit(86, 1.0, log), limit_of(), part)
     assert failed["status"] == "failed"
     assert "3 errors" in failed["reason"]
     assert "Invalid __global__ write" in failed["reason"]
     clean = Exit(0, 1.0, "========= ERROR SUMMARY: 0 errors\n")
-    assert plan.sanitizer_result(clean, limit_of(), part)["status"] == "ok"
+    assert programs.sanitizer_result(clean, limit_of(), part)["status"] == "ok"
     part.write_text('{"layer_norm": {"status": "failed", "reason": "bad"}}')
-    wrong = plan.sanitizer_result(clean, limit_of(), part)
+    wrong = programs.sanitizer_result(clean, limit_of(), part)
     assert (wrong["status"], wrong["reason"]) == ("failed", "layer_norm: bad")
 
 
@@ -242,7 +270,7 @@ def gpu_result() -> dict[str, Any]:
     }
     large = {"persistent_rows": 24, "graphed": {"bytes_per_s": 2e6}, "batch_invariant_cost": 2.5}
     results = {
-        "tests": {"tests/kernels/test_layer_norm_triton.py": {"passed": 5}},
+        "tests": {"tests/kernels/test_layer_norm.py": {"passed": 5}},
         "peak": {name: {"rate": 4e12, "dtype": "bfloat16"} for name in ("matmul", "copy")},
         "ops": dict.fromkeys(items.OPS, op),
         "training": {"losses": {}, OURS: ours, COMPILED: slower, RELEASED: slower},
@@ -259,7 +287,7 @@ def gpu_result() -> dict[str, Any]:
 
 def test_bits_of_patches_alone() -> None:
     assert byte_decode.check_bits(CPU, lambda step: step) == {"float32": 3 * (1 + 2 + 3 + 7) + 128}
-    with pytest.raises(byte_decode.OtherBytesError, match="in a batch of 1 than of 128"):
+    with pytest.raises(WrongResultError, match="in a batch of 1 than of 128"):
         byte_decode.check_alone(CPU, "float32", lambda step: step, batch_invariant=False)
 
 
@@ -279,7 +307,7 @@ def test_the_table_and_the_targets() -> None:
 
 def test_no_speed_up_is_reported_for_failed_ops() -> None:
     result = gpu_result()
-    result["pieces"]["tests"]["items"]["tests/kernels/test_layer_norm_triton.py"]["status"] = "failed"
+    result["pieces"]["tests"]["items"]["tests/kernels/test_layer_norm.py"]["status"] = "failed"
     result["summary"] = short = report.summary(result)
     assert short["speed_up_withheld"] == ["add_layer_norm", "layer_norm"]
     assert not short["targets"]
@@ -296,12 +324,14 @@ def test_speed_ups_are_of_both_directions_together() -> None:
 
 def run_program(tmp_path: Path, *words: str) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
     """Runs the command at tiny sizes, without its build: other tests use the extension at this moment."""
-    output = tmp_path / "result.json"
-    command = [sys.executable, "-m", "tools.gpu_check", "--device", "cpu", "--quick", *words, "--output", str(output)]
+    output = tmp_path / "results"
+    command = [sys.executable, "-m", "tools.gpu_check", *words, "--device", "cpu", "--quick", "--output", str(output)]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env, timeout=280)
-    result = json.loads(output.read_text())
-    assert result["schema"] == 2
+    result = json.loads((output / f"gpu_{words[0]}.json").read_text())
+    assert result["schema"] == 3
+    with tarfile.open(output / f"gpu_{words[0]}_logs.tar.gz") as archive:
+        assert result["pieces"].keys() <= {"sanitizer", "tests"} or archive.getnames()
     assert result["complete"] is True
     assert set(result) >= {"command", "started", "seconds", "commit", "machine", "device", "quick", "summary"}
     assert len(result["commit"]["sources_sha256"]) == 64
@@ -314,14 +344,14 @@ def run_program(tmp_path: Path, *words: str) -> tuple[subprocess.CompletedProces
 
 
 def test_the_command_writes_a_result(tmp_path: Path) -> None:
-    ended, result = run_program(tmp_path, "--pieces", "peak", "sanitizer")
+    ended, result = run_program(tmp_path, "check", "--pieces", "peak", "sanitizer")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert {name: piece["status"] for name, piece in result["pieces"].items()} == {"peak": "ok", "sanitizer": "not run"}
-    assert ended.stdout.splitlines()[-1] == f"result: {tmp_path / 'result.json'}"
+    assert ended.stdout.splitlines()[-1] == f"result: {tmp_path / 'results/gpu_check.json'}"
 
 
 def test_the_command_out_of_time(tmp_path: Path) -> None:
-    ended, result = run_program(tmp_path, "--pieces", "peak", "ops", "--time-limit", "0")
+    ended, result = run_program(tmp_path, "check", "--pieces", "peak", "ops", "--time-limit", "0")
     assert ended.returncode == 1
     entries = [item for piece in result["pieces"].values() for item in piece["items"].values()]
     assert len(entries) == 2 + len(items.OPS)
@@ -329,10 +359,11 @@ def test_the_command_out_of_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_whole_command_but_the_build(tmp_path: Path) -> None:
-    names = [piece for piece in plan.PIECES if piece != "build"]
-    ended, result = run_program(tmp_path, "--pieces", *names)
+@pytest.mark.parametrize("command", plan.COMMANDS)
+def test_a_whole_command_but_the_build(tmp_path: Path, command: str) -> None:
+    names = [piece for piece in plan.COMMANDS[command] if piece != "build"]
+    ended, result = run_program(tmp_path, command, "--pieces", *names)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert set(result["pieces"]) == set(names)
     skipped = {name for name, piece in result["pieces"].items() if piece["status"] == "not run"}
-    assert skipped == {"graphs", "sanitizer", "cpu_states"}
+    assert skipped == ({"graphs", "sanitizer", "cpu_states"} if command == "check" else {"first"})

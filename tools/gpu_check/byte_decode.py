@@ -7,11 +7,12 @@ On a CPU the graphs' functions run one by one, and the persistent kernel, which 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 
+from benchmarks.op_measure import WrongResultError, mismatch, wrong_result
 from benchmarks.timing import measure
 from bgpt_fast import BGPT, BGPTConfig
 from bgpt_fast.generation.decoders.cpu import CpuDecoder, CpuWeights
@@ -24,10 +25,6 @@ Write = Callable[[DecodeRequest], DecodeResult]
 
 SAMPLINGS = {"greedy": Sampling(), "sampled": Sampling(temperature=0.9, top_k=40, top_p=0.95, seed=7)}
 SMALL = BGPTConfig(patch_length=8, hidden_size=64, patch_num_layers=1, byte_num_layers=2, num_heads=1, byte_num_heads=4)
-
-
-class OtherBytesError(RuntimeError):
-    """An engine's bytes differ from the CPU's, or from its own in another batch."""
 
 
 def engines_of(weights: CudaWeights, count: int) -> dict[str, Write]:
@@ -59,12 +56,20 @@ def random_request(
     )
 
 
-def check_bytes(device: torch.device, record: Any = None) -> dict[str, Any]:
+def wrong_bytes(what: str, result: DecodeResult, expected: DecodeResult) -> WrongResultError | None:
+    """The error for other tokens than expected, with the first of them; None if they are equal."""
+    pairs = ("tokens", result.tokens, expected.tokens), ("counts", result.counts, expected.counts)
+    wrong = [item for name, ours, theirs in pairs if (item := mismatch(name, ours, theirs, 0.0)) is not None]
+    return wrong_result(what, wrong) if wrong else None
+
+
+def check_bytes(device: torch.device, record: Any = None, engines: Collection[str] | None = None) -> dict[str, Any]:
     """Compares greedy and sampled bytes of the engines, in float32 on a small model, with the CPU's, in batches of
-    several sizes.
+    several sizes; `engines` None means all that this device has.
 
     Raises:
-        OtherBytesError: they differ. Other seeds may give near ties that rounding decides; these seeds give none.
+        RuntimeError: the device does not have one of `engines`.
+        WrongResultError: they differ. Other seeds may give near ties that rounding decides; these seeds give none.
     """
     model = small_model()
     cpu = CpuDecoder(CpuWeights(model, "float32"), 1, 8)
@@ -77,9 +82,14 @@ def check_bytes(device: torch.device, record: Any = None) -> dict[str, Any]:
                 expected = cpu.write(request)
                 request = request._replace(features=request.features.to(device))
                 for name, write in engines_of(weights, count).items():
-                    if write(request) != expected:
-                        raise OtherBytesError(f"{name}, {how}, {count} patches: other bytes than the CPU's")
+                    if engines is not None and name not in engines:
+                        continue
+                    what = f"{name}, {how}, {count} patches: other bytes than the CPU's"
+                    if error := wrong_bytes(what, write(request), expected):
+                        raise error
                     checked[name] = checked.get(name, 0) + count
+    if missing := set(engines or ()) - checked.keys():
+        raise RuntimeError(f"this device or build has no engine {', '.join(sorted(missing))}")
     return {"engines": sorted(checked), "patches": sum(checked.values())}
 
 
@@ -107,7 +117,7 @@ def check_alone(device: torch.device, precision: str, record: Any = None, *, bat
         How many patches were compared.
 
     Raises:
-        OtherBytesError: the bits or bytes of a patch differ.
+        WrongResultError: the bits or bytes of a patch differ.
     """
     weights = CudaWeights(small_model().to(device), precision, record).byte
     engine = GraphedByteDecoder(weights, record, batch_invariant=batch_invariant)
@@ -120,12 +130,16 @@ def check_alone(device: torch.device, precision: str, record: Any = None, *, bat
         for first in range(0, min(3 * size, 128), size):
             part = slice(first, first + size)
             compared += size
-            result = engine.write(part_of(request, part))
-            if result != DecodeResult(together[0].tokens[part], together[0].counts[part]):
-                raise OtherBytesError(f"{precision}, patches {first}…: other bytes in a batch of {size} than of 128")
+            where = f"in a batch of {size} than of 128"
+            expected = DecodeResult(together[0].tokens[part], together[0].counts[part])
+            error = wrong_bytes(
+                f"{precision}, patches {first}…: other bytes {where}", engine.write(part_of(request, part)), expected
+            )
+            if error is not None:
+                raise error
             logits = engine.logits(request.features[part], tokens[part], SMALL.patch_size)
-            if not torch.equal(logits, together[1][part]):
-                raise OtherBytesError(f"{precision}, patches {first}…: other bits in a batch of {size} than of 128")
+            if wrong := mismatch("logits", logits, together[1][part], 0.0):
+                raise wrong_result(f"{precision}, patches {first}…: other bits {where}", [wrong])
     return compared
 
 

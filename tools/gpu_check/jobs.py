@@ -1,6 +1,7 @@
 """Runs the pieces of gpu_check, each in its own process with a time limit. Standard library only.
 
-A result is a dict with a "status": "ok", "failed", "timed out" or "not run", and, unless it is ok, a "reason".
+A result is a dict with a "status": "ok", "failed", "timed out" or "not run", and, unless it is ok, a "reason". A failed
+item also has the end of the log of its process.
 """
 
 from __future__ import annotations
@@ -21,7 +22,12 @@ from typing import Any
 Result = dict[str, Any]
 Report = Callable[[Mapping[str, Result]], None]
 """Called with the results of items as they become available."""
+Run = Callable[[Sequence[str], "Limit", Report], None]
+"""Runs items within a limit and reports each."""
+LOG_CHARACTERS = 16384
+"""Of the end of a log in a result."""
 _POLL_S = 0.05
+_TRACEBACK_S = 2.0
 
 
 class Limit:
@@ -47,14 +53,16 @@ class Job:
     Args:
         piece: name of the piece.
         items: names of the items.
-        run: runs all items within a limit and reports each.
+        run: runs some of the items.
         seconds: time limit of the job.
+        obstacle: why an item cannot run, known once the jobs before have ended; None if it can.
     """
 
     piece: str
     items: tuple[str, ...]
-    run: Callable[[Limit, Report], None]
+    run: Run
     seconds: float
+    obstacle: Callable[[str], str | None] = lambda item: None
 
 
 @dataclass(frozen=True)
@@ -79,15 +87,19 @@ class Exit:
         lines = [line for line in self.log.splitlines() if line.strip()]
         return lines[-1].strip()[:300] if lines else "no output"
 
+    @property
+    def how(self) -> str:
+        return f"ended by signal {-self.code}" if self.code is not None and self.code < 0 else f"exit code {self.code}"
+
     def result(self, limit: Limit) -> Result:
         """Converts the exit to a result: exit code 0 is "ok"."""
         if self.code == 0:
             return {"status": "ok", "seconds": self.seconds}
+        log = self.log[-LOG_CHARACTERS:]
         if self.code is None:
             reason = f"over its limit of {limit.seconds:.0f} s"
-            return {"status": "timed out", "seconds": self.seconds, "reason": reason}
-        how = f"ended by signal {-self.code}" if self.code < 0 else f"exit code {self.code}"
-        return {"status": "failed", "seconds": self.seconds, "reason": f"{how}: {self.last_line}"}
+            return {"status": "timed out", "seconds": self.seconds, "reason": reason, "log": log}
+        return {"status": "failed", "seconds": self.seconds, "reason": f"{self.how}: {self.last_line}", "log": log}
 
 
 def run_command(
@@ -95,7 +107,8 @@ def run_command(
 ) -> Exit:
     """Runs a command until it ends or `limit()`, which is polled, has passed.
 
-    Its output goes to the file `log`; all processes that it started are killed when it ends.
+    Its output goes to the file `log`; all processes that it started are killed when it ends. At its limit it first gets
+    SIGABRT, at which a Python process with faulthandler prints where it hangs.
     """
     began = time.monotonic()
     with log.open("wb") as file:
@@ -103,6 +116,9 @@ def run_command(
         process = subprocess.Popen(command, cwd=cwd, env=dict(env), start_new_session=True, **streams)
     while is_running := process.poll() is None:
         if limit().is_over:
+            process.send_signal(signal.SIGABRT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_TRACEBACK_S)
             break
         time.sleep(_POLL_S)
     with contextlib.suppress(ProcessLookupError):  # no process of the session is left
@@ -131,14 +147,20 @@ def run_items(
         report: called with the results as they become available.
         item_seconds: time limit for one item.
         cwd, env: working directory and environment of the worker.
-        folder: folder for the part file and the log.
+        folder: folder for the part file and a log for each worker.
     """
     part, pending = folder / "part.json", list(items)
+    logs: dict[str, str] = {}
 
     def read() -> dict[str, Result]:
-        return json.loads(part.read_text()) if part.exists() else {}
+        results: dict[str, Result] = json.loads(part.read_text()) if part.exists() else {}
+        for item, result in results.items():
+            if result["status"] == "failed":
+                result["log"] = logs.setdefault(item, log.read_text(errors="replace")[-LOG_CHARACTERS:])
+        return results
 
     while pending and not limit.is_over:
+        log = folder / f"{len(items) - len(pending)}.log"
         part.unlink(missing_ok=True)
         done: dict[str, Result] = {}
         item_limit = limit.within(item_seconds)
@@ -151,7 +173,7 @@ def run_items(
             return item_limit
 
         words = [*command, "--items", *pending, "--part", str(part)]
-        ended = run_command(words, current_limit, cwd=cwd, env=env, log=folder / "log.txt")
+        ended = run_command(words, current_limit, cwd=cwd, env=env, log=log)
         done = read()
         pending = [item for item in pending if item not in done]
         if pending and (ended.code is None or ended.code < 0):
@@ -160,9 +182,14 @@ def run_items(
             # The worker skipped items or never reached the first one: a new worker would end in the same way.
             reason = f"the worker ended with exit code {ended.code}: {ended.last_line}"
             done |= _alike(pending, "failed", reason)
+            done[pending[0]]["log"] = ended.log[-LOG_CHARACTERS:]
             pending = []
         report(done)
-    report(_alike(pending, "not run", "out of time"))
+    report(dict.fromkeys(pending, _not_run("out of time")))
+
+
+def _not_run(reason: str) -> Result:
+    return {"status": "not run", "reason": reason}
 
 
 def _alike(items: Iterable[str], status: str, reason: str) -> dict[str, Result]:
@@ -180,11 +207,17 @@ class Results:
 
     def update(self, piece: str, results: Mapping[str, Result]) -> None:
         """Adds the results of some of a piece's items."""
+        if not results:
+            return
         with self._lock:
             entry = self.pieces.setdefault(piece, {"status": "", "items": {}})
             entry["items"] |= results
             entry["status"] = worst([item["status"] for item in entry["items"].values()])
             self.write(self.content())
+
+    def status(self, piece: str, item: str) -> str:
+        """An item's status; "not run" if it has no result."""
+        return self.pieces.get(piece, {}).get("items", {}).get(item, {}).get("status", "not run")
 
     def content(self) -> dict[str, Any]:
         return {**self.head, "pieces": self.pieces}
@@ -213,14 +246,19 @@ def execute(stages: Sequence[Stage], results: Results, stop: threading.Event) ->
             reported.update(items)
             results.update(job.piece, items)
 
+        obstacles = {item: job.obstacle(item) for item in job.items}
+        report({item: _not_run(reason) for item, reason in obstacles.items() if reason is not None})
+        items = [item for item, reason in obstacles.items() if reason is None]
+        if not items:
+            return
         if limit.is_over:
-            report(_alike(job.items, "not run", "out of time"))
+            report(dict.fromkeys(items, _not_run("out of time")))
             return
         try:
-            job.run(limit, report)
+            job.run(items, limit, report)
         except Exception as error:
             reason = f"gpu_check: {type(error).__name__}: {error}"
-            report(_alike([item for item in job.items if item not in reported], "failed", reason))
+            report(_alike([item for item in items if item not in reported], "failed", reason))
 
     for stage in stages:
         with ThreadPoolExecutor(stage.parallel) as pool:

@@ -8,12 +8,15 @@ After each item the part file is rewritten with all results so far, so that a cr
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import sys
+import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -24,37 +27,21 @@ from benchmarks.op_measure import check
 from benchmarks.peak import copy, matrix_product
 from benchmarks.timing import measure, summarise
 from bgpt_fast import BGPTConfig
-from bgpt_fast.device import Replay
 from bgpt_fast.files import write_json
+from tools.gpu_check import contact
 from tools.gpu_check.byte_decode import check_bits, check_bytes, measure_engines
 from tools.gpu_check.items import ITEMS
+from tools.gpu_check.launches import printed_launches
 from tools.gpu_check.ops import check_graph, check_side_stream, measure_case, small_runs
-from tools.gpu_check.plan import ON_CPU
+from tools.gpu_check.setting import TINY, NoGPUError, Setting, unrecorded
+from tools.gpu_check.states import check_states
 from tools.gpu_check.training import losses_agree, measure_step
 
 NO_GPU = "no GPU"
-TINY = BGPTConfig(patch_size=4, patch_length=8, hidden_size=32, patch_num_layers=1, byte_num_layers=1, num_heads=4)
 STICKY = ("CUDA error", "illegal memory access", "device-side assert", "unspecified launch failure")
-
-
-class NoGPUError(RuntimeError):
-    """The item needs a GPU."""
-
-
-class Setting(NamedTuple):
-    """The device and sizes: `quick` means tiny sizes; `peak` has the measured peak rates and may be empty."""
-
-    device: torch.device
-    quick: bool
-    peak: dict[str, float]
-
-    @property
-    def on_gpu(self) -> bool:
-        return self.device.type == "cuda"
-
-    def require_gpu(self) -> None:
-        if not self.on_gpu:
-            raise NoGPUError(ON_CPU)
+TRACEBACK_CHARACTERS = 8192
+NOT_TIMED = ("extension", "values", "first", "correctness")
+"""Pieces whose launches are printed with their arguments."""
 
 
 def peak(item: str, setting: Setting) -> dict[str, Any]:
@@ -88,7 +75,7 @@ def exercise(item: str, setting: Setting) -> dict[str, Any]:
     """Runs one op at a small size in all dtypes, or the byte decoder's engines, under a sanitizer."""
     if item == "byte_decode":
         # Not as a graph: the sanitizer runs without the allocator that recording needs.
-        return check_bytes(setting.device, _unrecorded)
+        return check_bytes(setting.device, unrecorded)
     runs = small_runs(case_of(item), SMALL, setting.device)
     if setting.on_gpu:
         torch.cuda.synchronize()
@@ -131,7 +118,7 @@ def generation(item: str, setting: Setting) -> dict[str, Any]:
 def byte_decode(item: str, setting: Setting) -> dict[str, Any]:
     """The byte decoder's engines: compares their bytes with the CPU's and, if batch-invariant, their bits with those in
     other batches; or measures their speed at one batch size."""
-    record = None if setting.on_gpu else _unrecorded
+    record = None if setting.on_gpu else unrecorded
     if item == "bytes":
         return {**check_bytes(setting.device, record), "patches_alone": check_bits(setting.device, record)}
     config, count = (TINY, min(int(item), 9)) if setting.quick else (BGPTConfig(), int(item))
@@ -139,20 +126,13 @@ def byte_decode(item: str, setting: Setting) -> dict[str, Any]:
     return measure_engines(config, count, setting.device, precision, 0.01 if setting.quick else 0.5, record)
 
 
-def _unrecorded(step: Replay) -> Replay:
-    return step
-
-
 def cpu_states(item: str, setting: Setting) -> dict[str, Any]:
     """CPU-state instances per second, made on the GPU, after a comparison with the CPU's."""
     setting.require_gpu()
-    from bgpt_fast.tasks.cpu_states import StreamOptions, generate, generate_on_gpu
+    from bgpt_fast.tasks.cpu_states import StreamOptions, generate_on_gpu
 
-    options = StreamOptions()
-    data, _, _ = generate_on_gpu(1000, options=options, seed=1, device=setting.device)
-    expected = b"".join(trace.to_bytes() for trace in generate(1000, seed=1, stream="philox"))
-    assert bytes(data.cpu().numpy()) == expected, "the GPU's instances are not the CPU's"
-    count = 10_000 if setting.quick else 2_000_000
+    check_states(1000, setting.device)
+    options, count = StreamOptions(), 10_000 if setting.quick else 2_000_000
     timing = measure(
         lambda: generate_on_gpu(count, options=options, seed=1, device=setting.device), setting.device, seconds=0.5
     )
@@ -160,6 +140,11 @@ def cpu_states(item: str, setting: Setting) -> dict[str, Any]:
 
 
 PIECES: dict[str, Callable[[str, Setting], dict[str, Any]]] = {
+    "extension": contact.extension,
+    "values": contact.values,
+    "first": contact.first,
+    "products": contact.products,
+    "steps": contact.steps,
     "peak": peak,
     "ops": op,
     "correctness": correctness,
@@ -181,6 +166,13 @@ def non_finite(value: Any) -> bool:
 
 def run_item(run: Callable[[str, Setting], dict[str, Any]], item: str, setting: Setting) -> tuple[dict[str, Any], bool]:
     """An item's result, and whether the process can continue after it."""
+    began, cpu_began = time.perf_counter(), time.process_time()
+    result, goes_on = _outcome(run, item, setting)
+    times = {"item_seconds": time.perf_counter() - began, "item_cpu_seconds": time.process_time() - cpu_began}
+    return {**result, **times}, goes_on
+
+
+def _outcome(run: Callable[[str, Setting], dict[str, Any]], item: str, setting: Setting) -> tuple[dict[str, Any], bool]:
     try:
         result = run(item, setting)
         if non_finite(result):
@@ -189,27 +181,36 @@ def run_item(run: Callable[[str, Setting], dict[str, Any]], item: str, setting: 
     except NoGPUError as error:
         return {"status": "not run", "reason": str(error)}, True
     except Exception as error:
-        reason = f"{type(error).__name__}: {str(error).strip()[:500] or '(no message)'}"
-        return {"status": "failed", "reason": reason}, not any(mark in str(error) for mark in STICKY)
+        text = f"{type(error).__name__}: {str(error).strip() or '(no message)'}"
+        result = {"status": "failed", "reason": text[:500]}
+        result["traceback"] = "".join(traceback.format_exception(error))[-TRACEBACK_CHARACTERS:]
+        if mismatches := getattr(error, "mismatches", None):
+            result["mismatches"] = mismatches
+        return result, not any(mark in text for mark in STICKY)
 
 
-def main() -> int:
+def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("piece", choices=sorted(PIECES))
     parser.add_argument("--items", nargs="+", help="some of the piece's items; all unless given")
     parser.add_argument("--part", type=Path, required=True, help="JSON file that takes the results, item by item")
+    parser.add_argument("--output", type=Path, help="folder for a trace (default: that of the part file)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--quick", action="store_true", help="tiny sizes")
     parser.add_argument("--peak", type=json.loads, default={}, help="JSON of the measured peak rates")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     results: dict[str, Any] = {}
     missing = arguments.device == "cuda" and not torch.cuda.is_available()
     for item in arguments.items or ITEMS[arguments.piece]:
         if missing:
             results[item], goes_on = {"status": "not run", "reason": NO_GPU}, True
         else:
-            setting = Setting(torch.device(arguments.device), arguments.quick, arguments.peak)
-            results[item], goes_on = run_item(PIECES[arguments.piece], item, setting)
+            device, output = torch.device(arguments.device), arguments.output or arguments.part.parent
+            setting = Setting(device, arguments.quick, arguments.peak, output)
+            with contextlib.ExitStack() as stack:
+                kernels = stack.enter_context(printed_launches()) if arguments.piece in NOT_TIMED else {}
+                results[item], goes_on = run_item(PIECES[arguments.piece], item, setting)
+            results[item] |= {"kernels": kernels} if kernels else {}
         write_json(arguments.part, results)
         if not goes_on:
             return 1  # the error would fail every later item; the caller starts a new process for the rest

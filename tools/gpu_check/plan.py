@@ -1,4 +1,7 @@
-"""The pieces of gpu_check in order, with their time limits and how each is started. Standard library only."""
+"""The pieces of the contact and of the check in order, with their time limits and how each is started.
+
+Standard library only.
+"""
 
 from __future__ import annotations
 
@@ -6,176 +9,220 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from benchmarks.environment import ROOT
-from tools.gpu_check.items import ITEMS
-from tools.gpu_check.jobs import Exit, Job, Limit, Report, Result, Results, Stage, run_command, run_items, worst
+from tools.gpu_check import items
+from tools.gpu_check.items import ITEMS, OPS
+from tools.gpu_check.jobs import LOG_CHARACTERS, Exit, Job, Limit, Report, Results, Run, Stage, run_command, run_items
+from tools.gpu_check.programs import SANITIZER_ERROR, sanitizer_result, test_files, test_result
 
-CHECKS = {"correctness": (120, 60), "graphs": (120, 60)}
 TIMINGS = {
     "peak": (40, 30),
-    "training": (220, 150),
+    "training": (160, 90),
     "ops": (150, 60),
     "byte_decode": (90, 60),
     "generation": (70, 40),
     "cpu_states": (30, 30),
 }
-"""Pieces in `pieces.py`, with their time limits in seconds: for all items, and for one."""
-PIECES = ("build", "tests", *CHECKS, "sanitizer", *TIMINGS)
+CHECKS = {"correctness": (100, 60), "graphs": (100, 60)}
+"""Pieces of the check, with their time limits in seconds: for all items, and for one."""
+COMMANDS = {
+    "contact": ("build", "values", "first", "peak", "products", "steps"),
+    "check": ("build", *TIMINGS, "tests", *CHECKS, "sanitizer"),
+}
+"""Pieces of the commands, in order."""
+SECONDS = {"contact": 190.0, "check": 490.0}
+"""Time limits of the commands; what starts and ends them takes a few seconds more."""
 SANITIZER_TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
-SANITIZER_ERROR = 86  # the exit code of a tool that reports an error
-ON_CPU, NO_SANITIZER = ACCEPTED_REASONS = ("the CPU was asked for", "compute-sanitizer was not found")
-"""Reasons for "not run" that do not make the check fail."""
-QUICK_TESTS = ("tests/kernels/test_interpreter.py", "tests/kernels/test_patch_embed.py")
+ON_CPU = "the CPU was asked for"
+"""The one reason for "not run" that does not make a command fail."""
 
 
+@dataclass(frozen=True)
 class Plan:
     """Starts the pieces.
 
     Args:
+        command: "contact" or "check".
         device: "cuda" or "cpu".
         quick: use tiny sizes and few tests.
-        pieces: the pieces to run, from PIECES.
+        pieces: the pieces to run, some of `COMMANDS[command]`.
         seconds: time limit for everything.
+        output: folder for traces.
         folder: folder for logs and part files.
-        results: the results so far; later pieces use their measured peak rates.
+        results: the results so far; later pieces depend on them.
+        contact: the results of the contact, by piece; the check runs only what is ok there.
+        capability: of the GPU, such as "9.0"; None builds for all GPUs.
+        parallel: number of jobs at a time where their times do not matter.
+        item_seconds: time limit of an item of the contact.
+        worker: the command that runs pieces.
+        build: the command that builds the extension.
     """
 
-    def __init__(
-        self, device: str, quick: bool, pieces: Sequence[str], seconds: float, folder: Path, results: Results
-    ) -> None:
-        self.device, self.quick, self.pieces, self.seconds = device, quick, pieces, seconds
-        self.folder, self.results = folder, results
-        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        self.env = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    command: str
+    device: str
+    quick: bool
+    pieces: Sequence[str]
+    seconds: float
+    output: Path
+    folder: Path
+    results: Results
+    contact: Mapping[str, Any] = field(default_factory=dict)
+    capability: str | None = None
+    parallel: int = max(1, min(8, (os.cpu_count() or 1) // 2))
+    item_seconds: float = 40.0
+    worker: Sequence[str] = (sys.executable, "-X", "faulthandler", "-m", "tools.gpu_check.pieces")
+    build: Sequence[str] = (sys.executable, "setup.py", "build_ext", "--inplace")
 
     def stages(self) -> list[Stage]:
-        """The build, then checks in parallel, then timings, one at a time. Each stage has a share of the total time and
-        runs its most important jobs first."""
-        build = [Job("build", ("extension",), self._run_build, 150)]
-        checks = [self._worker(piece, *seconds) for piece, seconds in CHECKS.items()]
-        checks += [self._test(name, marks) for name, marks in self._test_files()]
-        checks += [self._sanitizer(tool) for tool in SANITIZER_TOOLS]
-        timings = [self._worker(piece, *seconds) for piece, seconds in TIMINGS.items()]
-        parallel = max(1, min(8, (os.cpu_count() or 1) // 2))
+        """The build, then what the command is for. Each stage has a share of the total time and runs its most important
+        jobs first."""
+        stages = [(self._build_jobs(), 1, 0.5)]
+        if self.command == "contact":
+            stages += [(self._first_jobs(), self.parallel, 0.75), (self._speed_jobs(), 1, 1.0)]
+        else:
+            timings = [self._worker(piece, ITEMS[piece], *seconds) for piece, seconds in TIMINGS.items()]
+            stages += [(timings, 1, 0.72), (self._check_jobs(), self.parallel, 1.0)]
         return [
             Stage(tuple(job for job in jobs if job.piece in self.pieces), width, share * self.seconds)
-            for jobs, width, share in ((build, 1, 0.3), (checks, parallel, 0.5), (timings, 1, 1.0))
+            for jobs, width, share in stages
         ]
 
-    def _run(self, name: str, command: Sequence[str], limit: Limit, **env: str) -> Exit:
+    def _build_jobs(self) -> list[Job]:
+        return [Job("build", ("extension",), self._run_build, 0.5 * self.seconds)]
+
+    def _first_jobs(self) -> list[Job]:
+        """Each op in a process of its own, in which every launch ends before the next call."""
+        blocking = {"CUDA_LAUNCH_BLOCKING": "1"}
+        jobs = [self._worker("values", items.value_items(op), 90, self.item_seconds, **blocking) for op in OPS]
+        jobs += [self._worker("first", items.STEPS, 90, self.item_seconds, **blocking)]
+        groups = ("graph",), items.BYTES, ("CPU states",)
+        return jobs + [self._worker("first", group, 90, self.item_seconds) for group in groups]
+
+    def _speed_jobs(self) -> list[Job]:
+        limits = {"peak": (30, 20), "products": (30, 15), "steps": (60, 40)}
+        return [self._worker(piece, ITEMS[piece], *seconds) for piece, seconds in limits.items()]
+
+    def _check_jobs(self) -> list[Job]:
+        jobs = [self._test(name, selection) for name, selection in test_files(self.quick)]
+        jobs += [self._worker(piece, ITEMS[piece], *seconds) for piece, seconds in CHECKS.items()]
+        return jobs + [self._sanitizer(tool) for tool in SANITIZER_TOOLS]
+
+    def _obstacle(self, piece: str, item: str) -> str | None:
+        """What is not ok and has to be, before an item can run."""
+        build = self.results.pieces.get("build", {}).get("items", {}).get("extension", {"status": "ok"})
+        if build["status"] != "ok" and build["reason"] != ON_CPU:
+            return f"the extension: {build['status']}"
+        needed, names = items.needs(piece, item)
+        if self.device == "cpu" or (self.command == "contact" and needed not in self.pieces):
+            return None
+        earlier = self.contact if self.command == "check" else self.results.pieces
+        statuses = earlier.get(needed, {}).get("items", {})
+        for name in names:
+            status = statuses.get(name, {}).get("status", "not run")
+            if status != "ok":
+                return f"the contact's {name}: {status}"
+        return None
+
+    def _environment(self, **variables: str) -> dict[str, str]:
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **variables}
+
+    def _job(self, piece: str, names: Sequence[str], run: Run, seconds: float) -> Job:
+        return Job(piece, tuple(names), run, seconds, lambda item: self._obstacle(piece, item))
+
+    def _run(self, name: str, command: Sequence[str], limit: Limit, **variables: str) -> Exit:
         log = self.folder / f"{name.replace('/', '-')}.log"
-        return run_command(command, lambda: limit, cwd=ROOT, env=self.env | env, log=log)
+        return run_command(command, lambda: limit, cwd=ROOT, env=self._environment(**variables), log=log)
 
-    def _run_build(self, limit: Limit, report: Report) -> None:
-        """Builds the extension in place."""
-        ended = self._run("build", [sys.executable, "setup.py", "-q", "build_ext", "--inplace"], limit)
-        report({"extension": ended.result(limit)})
+    def _run_build(self, names: Sequence[str], limit: Limit, report: Report) -> None:
+        """Takes the extension that is there if it has CUDA and runs; otherwise builds it in place."""
+        tried = self._try_extension("before", limit)
+        if tried["status"] != "failed":
+            report({"extension": {**tried, "built": False}})
+            return
+        variables = {"BGPT_FAST_CUDA": "ON"}
+        if self.capability is not None:
+            number = self.capability.replace(".", "")
+            variables["BGPT_FAST_CUDA_ARCHITECTURES"] = "90a-real" if number == "90" else f"{number}-real"
+        ended = self._run("build", self.build, limit, **variables)
+        result = ended.result(limit)
+        if result["status"] == "ok":
+            result = self._try_extension("after", limit) | {"log": ended.log[-LOG_CHARACTERS:]}
+        report({"extension": {**result, "built": True, "before": tried}})
 
-    def _worker(self, piece: str, seconds: float, item_seconds: float) -> Job:
-        """The job for a piece in pieces.py."""
+    def _try_extension(self, name: str, limit: Limit) -> dict[str, Any]:
+        folder = self.folder / f"extension-{name}"
+        folder.mkdir()
+        results: dict[str, Any] = {}
+        self._run_items("extension", ("cuda",), limit, results.update, 60, folder)
+        return results["cuda"]
 
-        def run(limit: Limit, report: Report) -> None:
-            folder = self.folder / piece
+    def _worker(self, piece: str, names: Sequence[str], seconds: float, item_seconds: float, **variables: str) -> Job:
+        """The job for items of a piece in pieces.py."""
+
+        def run(names: Sequence[str], limit: Limit, report: Report) -> None:
+            folder = self.folder / f"{piece} {names[0]}".replace(" ", "-")
             folder.mkdir()
-            command = [*self._pieces_command(piece), "--peak", json.dumps(self._peak())]
-            options = {"item_seconds": item_seconds, "cwd": ROOT, "env": self.env, "folder": folder}
-            run_items(command, ITEMS[piece], limit, report, **options)
+            self._run_items(piece, names, limit, report, item_seconds, folder, **variables)
 
-        return Job(piece, ITEMS[piece], run, seconds)
+        return self._job(piece, names, run, seconds)
+
+    def _run_items(
+        self,
+        piece: str,
+        names: Sequence[str],
+        limit: Limit,
+        report: Report,
+        item_seconds: float,
+        folder: Path,
+        **variables: str,
+    ) -> None:
+        command = [*self._pieces_command(piece), "--peak", json.dumps(self._peak())]
+        env = self._environment(**variables)
+        run_items(command, names, limit, report, item_seconds=item_seconds, cwd=ROOT, env=env, folder=folder)
 
     def _pieces_command(self, piece: str) -> list[str]:
-        command = [sys.executable, "-m", "tools.gpu_check.pieces", piece, "--device", self.device]
+        command = [*self.worker, piece, "--device", self.device, "--output", str(self.output)]
         return [*command, "--quick"] if self.quick else command
 
     def _peak(self) -> dict[str, float]:
         """The rates that the piece "peak" measured, if both items are ok; empty for tiny sizes."""
-        items = self.results.pieces.get("peak", {}).get("items", {})
-        if self.quick or any(items.get(name, {}).get("status") != "ok" for name in ITEMS["peak"]):
+        measured = self.results.pieces.get("peak", {}).get("items", {})
+        if self.quick or any(measured.get(name, {}).get("status") != "ok" for name in ITEMS["peak"]):
             return {}
-        return {"matmul_flops": items["matmul"]["rate"], "copy_bytes_per_s": items["copy"]["rate"]}
+        return {"matmul_flops": measured["matmul"]["rate"], "copy_bytes_per_s": measured["copy"]["rate"]}
 
-    def _test_files(self) -> list[tuple[str, str | None]]:
-        """Test files with their marks, the Triton kernels' first."""
-        files: list[tuple[str, str | None]] = []
-        for path in sorted((ROOT / "tests").rglob("test_*.py")):
-            name = str(path.relative_to(ROOT))
-            if self.quick and name not in QUICK_TESTS:
-                continue
-            if path.stem.endswith(("_triton", "_interpreter")):
-                files.append((name, None))  # these run on the GPU if there is one
-            elif "mark.gpu" in path.read_text():
-                # Tests of ops with random shapes are marked slow, and run on the best device.
-                files.append((name, "gpu or slow" if path.parent.name == "kernels" and not self.quick else "gpu"))
-        return sorted(files, key=lambda file: "_triton" not in file[0])
-
-    def _test(self, name: str, marks: str | None) -> Job:
+    def _test(self, name: str, selection: Sequence[str]) -> Job:
         """Each test file runs in its own process, so that one that breaks the CUDA context does not fail the others."""
 
-        def run(limit: Limit, report: Report) -> None:
+        def run(names: Sequence[str], limit: Limit, report: Report) -> None:
             events = self.folder / f"{name.replace('/', '-')}.jsonl"
             command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-            command += ["-p", "tools.gpu_check.pytest_results", "--results", str(events), name]
-            command += ["-m", marks] if marks else []
+            command += ["-p", "tools.gpu_check.pytest_results", "--results", str(events), name, *selection]
             report({name: test_result(self._run(name, command, limit), limit, events)})
 
-        return Job("tests", (name,), run, 150)
+        return self._job("tests", (name,), run, 150)
 
     def _sanitizer(self, tool: str) -> Job:
-        """One tool of compute-sanitizer over small runs of all ops."""
+        """One tool of compute-sanitizer over small runs of the ops that are ok in the contact."""
 
-        def run(limit: Limit, report: Report) -> None:
+        def run(names: Sequence[str], limit: Limit, report: Report) -> None:
             program = shutil.which("compute-sanitizer")
-            if self.device != "cuda" or program is None:
-                reason = ON_CPU if self.device != "cuda" else NO_SANITIZER
-                report({tool: {"status": "not run", "reason": reason}})
+            able = [op for op in ITEMS["exercise"] if self._obstacle("exercise", op) is None]
+            if self.device != "cuda" or program is None or not able:
+                reason = "compute-sanitizer was not found" if able else "no op is ok in the contact"
+                report({tool: {"status": "not run", "reason": ON_CPU if self.device != "cuda" else reason}})
                 return
             part = self.folder / f"{tool}.json"
             command = [program, "--tool", tool, "--error-exitcode", str(SANITIZER_ERROR)]
-            command += [*self._pieces_command("exercise"), "--part", str(part)]
+            command += [*self._pieces_command("exercise"), "--part", str(part), "--items", *able]
             # The caching allocator's large blocks would hide accesses past a tensor's end.
             ended = self._run(tool, command, limit, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
-            report({tool: sanitizer_result(ended, limit, part)})
+            report({tool: {**sanitizer_result(ended, limit, part), "checked": able}})
 
-        return Job("sanitizer", (tool,), run, 120)
-
-
-def test_result(ended: Exit, limit: Limit, events: Path) -> Result:
-    """A test file's result, from the output of pytest_results.py: counts, first lines of failures, where it hung."""
-    counts = {"passed": 0, "failed": 0, "skipped": 0}
-    failures, running = {}, None
-    for line in events.read_text().splitlines() if events.exists() else ():
-        event = json.loads(line)
-        running = event.get("started")
-        if running is None:
-            counts[event["outcome"]] += 1
-            if event["outcome"] == "failed":
-                failures[event["test"]] = event["line"]
-    result = ended.result(limit) | counts
-    if ended.code == 5:  # no test was selected
-        result = {"status": "ok", "seconds": ended.seconds, **counts}
-    if failures:
-        result |= {"failures": failures, "reason": f"{len(failures)} failed, such as {next(iter(failures.items()))}"}
-    if running is not None:
-        result |= {"reason": f"{result.get('reason', '')} in {running}"}
-    return result
-
-
-def sanitizer_result(ended: Exit, limit: Limit, part: Path) -> Result:
-    """A tool's result: the errors it reports, or the op that failed under it."""
-    result = ended.result(limit)
-    lines = [line.strip("= ") for line in ended.log.splitlines() if line.startswith("=========")]
-    result["summary"] = next((line for line in reversed(lines) if "SUMMARY" in line), None)
-    if ended.code == SANITIZER_ERROR:
-        kinds = ("Invalid", "Error", "Uninitialized", "Barrier", "Warning")
-        errors = [line for line in lines if line.startswith(kinds)]
-        result["reason"] = f"{result['summary']}; first: {errors[0] if errors else ended.last_line}"
-        result["errors"] = errors[:20]
-    if ended.code == 0 and part.exists():
-        bad = {op: item for op, item in json.loads(part.read_text()).items() if item["status"] != "ok"}
-        if bad:
-            result["status"] = worst([item["status"] for item in bad.values()])
-            result["reason"] = "{}: {}".format(*next((op, item["reason"]) for op, item in bad.items()))
-    return result
+        return self._job("sanitizer", (tool,), run, 120)

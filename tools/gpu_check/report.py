@@ -26,7 +26,7 @@ def failed_ops(result: Mapping[str, Any]) -> set[str]:
         return [name for name, item in items.items() if item["status"] in ("failed", "timed out")]
 
     names = {name.rsplit("/", 1)[-1].removesuffix(".py").removeprefix("test_") for name in failed("tests")}
-    names = {name.removesuffix("_triton") for name in names} | {*failed("correctness"), *failed("graphs")}
+    names |= {*failed("correctness"), *failed("graphs"), *(name.split()[0] for name in failed("values"))}
     return names | {op for op, folder in FOLDERS.items() if folder in names}
 
 
@@ -69,7 +69,7 @@ def table(result: Mapping[str, Any]) -> str:
     gpu = result["machine"].get("gpu")
     commit = result["commit"]["id"] or f"sources {result['commit']['sources_sha256']}"
     lines = [f"bgpt_fast {commit[:12]} on {gpu['name'] if gpu else 'no GPU'}, {result.get('seconds', 0):.0f} s"]
-    for part in (_pieces, _peak, _ops, _training, _byte_decode, _generation):
+    for part in (_pieces, _peak, _contact, _ops, _training, _byte_decode, _generation):
         rows = part(result)
         lines += ["", *rows] if rows else []
     return "\n".join(lines)
@@ -100,6 +100,15 @@ def _peak(result: Mapping[str, Any]) -> list[str]:
         return []
     product, copy = items["matmul"]["rate"] / 1e12, items["copy"]["rate"] / 1e9
     return [f"peak rates: {product:.1f} TFLOP/s in {items['matmul']['dtype']} products, {copy:.0f} GB/s in copies"]
+
+
+def _contact(result: Mapping[str, Any]) -> list[str]:
+    lines = [f"{name}: {item['rate'] / 1e12:.1f} TFLOP/s" for name, item in items_of(result, "products").items()]
+    if timed := items_of(result, "steps").get("timed"):
+        steps, host = ([f"{1e3 * value:.1f}" for value in timed[key]] for key in ("step_s", "host_cpu_s"))
+        mfu = f", MFU {100 * timed['mfu']:.1f} %" if "mfu" in timed else ""
+        lines.append(f"steps of {timed['patches']} patches: {', '.join(steps)} ms{mfu}; host {', '.join(host)} ms")
+    return lines
 
 
 def _ops(result: Mapping[str, Any]) -> list[str]:
