@@ -2,14 +2,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-RESULT ?= gpu_check.json
+RESULTS ?= gpu_results
 # OpenMP threads that spin while others want the core turn microseconds into milliseconds.
 export OMP_WAIT_POLICY := passive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 CSRC := $(shell find csrc tools -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 
-.PHONY: help demo test test-all test-cuda-host lint format build stubs checkpoint paper-machine static mutants gpu-check clean
+.PHONY: help demo test test-all test-cuda-host lint format build stubs checkpoint paper-machine static mutants gpu-extension gpu-contact gpu-check clean
 help:
 	@echo 'make demo        simulate a CPU with the shipped model, then train one from scratch; results in demo/'
 	@echo 'make test        the tests (under 15 minutes on two cores)'
@@ -22,7 +22,9 @@ help:
 	@echo 'make paper-machine  train a small model on the paper'\''s own machine (hours; stop it at any moment, run it again to go on)'
 	@echo 'make static      compile every GPU kernel without a GPU (20 minutes); refreshes docs/kernels.md'
 	@echo 'make mutants     plant bugs in a copy of the source, each of which a test must notice; the result is mutants.json'
-	@echo 'make gpu-check   everything that only a GPU can prove, in 9 minutes; the result is $(RESULT)'
+	@echo 'make gpu-contact on a GPU, in 200 seconds: every kernel at a small size, a few timings; the results go to $(RESULTS)/'
+	@echo 'make gpu-check   then, in 500 seconds: timings, tests and sanitizers of what is right in the contact'
+	@echo 'make gpu-extension  the extension for another machine with a GPU, to be copied there with the checkout'
 
 demo: $(VENV)/.built
 	$(BIN)/python examples/cpu_states/demo.py
@@ -69,8 +71,16 @@ mutants: $(VENV)/.tools $(VENV)/.built
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tools.mutants --json mutants.json $(ARGS)
 
 # Without a virtual environment and without network: PYTHON is one that has torch, triton, pytest and transformers.
+gpu-contact:
+	$(PYTHON) -m tools.gpu_check contact --output $(RESULTS)
+
 gpu-check:
-	$(PYTHON) -m tools.gpu_check --output $(RESULT)
+	$(PYTHON) -m tools.gpu_check check --output $(RESULTS)
+
+# For the Python version of the machine with the GPU: make gpu-extension GPU_PYTHON=python3.12.
+GPU_PYTHON ?= $(PYTHON)
+gpu-extension:
+	$(PYTHON) -m tools.null_gpu --no-gpu python -m tools.gpu_check.extension --python $(GPU_PYTHON)
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
