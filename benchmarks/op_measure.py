@@ -78,6 +78,8 @@ def _poison(tensors: Sequence[Tensor]) -> None:
 def mismatch(name: str, actual: Tensor, expected: Tensor, allowed: float) -> dict[str, Any] | None:
     """What is needed to find the cause of wrong values without the device; None if no error is above `allowed`.
 
+    JSON has no NaN, so values are texts.
+
     Returns:
         `result`: `name`; `shape`; `allowed`; `error`: the largest; `count` of wrong values; `first`: of the first ten,
         index, expected and actual value, and row and column modulo the usual sizes of a tile (a row is all dimensions
@@ -95,8 +97,8 @@ def mismatch(name: str, actual: Tensor, expected: Tensor, allowed: float) -> dic
         values = {"expected": repr(float(expected.flatten()[flat])), "actual": repr(float(actual.flatten()[flat]))}
         tiles = {str(size): [row % size, column % size] for size in (16, 64, 128)}
         first.append({"row": row, "column": column, **values, "row_and_column_modulo": tiles})
-    shape, largest = list(expected.shape), repr(float(errors.max()))
-    return {"result": name, "shape": shape, "allowed": allowed, "error": largest, "count": count, "first": first}
+    figures = {"allowed": f"{allowed:.3e}", "error": f"{float(errors.max()):.3e}", "count": count}
+    return {"result": name, "shape": list(expected.shape), **figures, "first": first}
 
 
 def wrong_result(what: str, wrong: Sequence[dict[str, Any]], arguments: Sequence[object] = ()) -> WrongResultError:
@@ -104,7 +106,7 @@ def wrong_result(what: str, wrong: Sequence[dict[str, Any]], arguments: Sequence
     names = ", ".join(str(item["result"]) for item in wrong)
     first = wrong[0]["first"][0]
     text = f"{what}: wrong: {names}; first: expected {first['expected']}, got {first['actual']}"
-    text += f" at row {first['row']}, column {first['column']}, allowed {wrong[0]['allowed']:.3e}"
+    text += f" at row {first['row']}, column {first['column']}, allowed {wrong[0]['allowed']}"
     described = {"arguments": [described_argument(argument) for argument in arguments]} if arguments else {}
     return WrongResultError(text, [{**item, **described} for item in wrong])
 

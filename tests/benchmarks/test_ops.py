@@ -54,6 +54,42 @@ def test_a_wrong_op_is_not_timed(spoil: Any) -> None:
         check(bad, SMALL, torch.float32, CPU)
 
 
+def test_wrong_values_are_described() -> None:
+    good = case_of("bias_gelu")
+
+    def wrong(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        y = good.op(x, bias)
+        return y + torch.zeros_like(y).index_put_((torch.tensor([20, 20]), torch.tensor([70, 3])), torch.tensor(2.0))
+
+    bad = type("Bad", (type(good),), {"op": staticmethod(wrong)})()
+    with pytest.raises(WrongResultError, match=r"output 0; first: expected .* at row 20, column 3") as caught:
+        check(bad, SMALL, torch.float32, CPU)
+    (output,) = caught.value.mismatches  # no gradient is wrong
+    assert (output["result"], output["shape"], output["count"]) == ("output 0", [112, 256], 2)
+    assert output["arguments"] == ["float32[112, 256] strides [256, 1] cpu", "float32[256] strides [1] cpu"]
+    second = output["first"][1]
+    assert second["row_and_column_modulo"] == {"16": [4, 6], "64": [20, 6], "128": [20, 70]}
+    assert float(second["actual"]) == pytest.approx(float(second["expected"]) + 2)
+
+
+def test_the_forward_pass_is_checked_alone() -> None:
+    good = case_of("bias_gelu")
+
+    class NoGradient(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+            return good.op(x, bias)
+
+        @staticmethod
+        def backward(ctx: Any, dy: torch.Tensor) -> Any:
+            raise NotImplementedError
+
+    bad = type("Bad", (type(good),), {"op": staticmethod(NoGradient.apply)})()
+    assert check(bad, SMALL, torch.float32, CPU, gradients=False)["error"] < 1e-6
+    with pytest.raises(NotImplementedError):
+        check(bad, SMALL, torch.float32, CPU)
+
+
 def test_timing() -> None:
     assert summarise([3.0, 1.0, 2.0, 5.0, 4.0]) == Timing(2.0, 3.0, 5.0, 5)
     calls: list[int] = []

@@ -137,7 +137,7 @@ def test_a_failed_item_has_its_log_and_a_hanging_one_says_where(tmp_path: Path) 
     run_items(python, ["sticky", "crash", "hang"], limit_of(), results.update, **options)
     assert all("some_kernel" in result["log"] for result in results.values())
     assert "Segmentation fault" in results["crash"]["log"]
-    assert 'File "<string>", line 14 in <module>' in results["hang"]["log"]
+    assert 'File "<string>", line 13 in <module>' in results["hang"]["log"]
     assert len(list(tmp_path.glob("*.log"))) == 3
 
 

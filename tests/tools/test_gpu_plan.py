@@ -143,6 +143,7 @@ def report_ok(names: Any, limit: Any, report: Any) -> None:
     [
         ("tests/kernels/test_layer_norm.py", items.value_items("layer_norm") + items.value_items("add_layer_norm")),
         ("tests/kernels/test_interpreter.py", ()),
+        ("tests/kernels/test_byte_decode.py", items.BYTES),
         ("tests/generation/test_cuda_decoder.py", items.BYTES),
         ("tests/training/test_resume.py", items.STEPS),
         ("tests/tasks/cpu_states/test_gpu_source.py", ("CPU states",)),

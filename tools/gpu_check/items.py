@@ -81,5 +81,6 @@ def needs(piece: str, item: str) -> tuple[str, tuple[str, ...]]:
         folder = Path(item).parent.name
         stem = Path(item).stem.removeprefix("test_")
         ops = [op for op in OPS if folder == "kernels" and FOLDERS.get(op, op) == stem]
-        return _TESTS.get(folder, ("values", tuple(name for op in ops for name in value_items(op))))
+        subject = "generation" if stem == "byte_decode" else folder
+        return _TESTS.get(subject, ("values", tuple(name for op in ops for name in value_items(op))))
     return _PIECES.get(piece, ("values", ()))
