@@ -25,7 +25,7 @@ def contact(folder: Path, *faults: str, pieces: tuple[str, ...]) -> dict[str, An
     """The items' results by piece."""
     words = [word for fault in faults for word in ("--fault", fault)]
     results = Results({}, lambda content: None)
-    made = plan.Plan(
+    checks = plan.Plan(
         command="contact",
         device="cuda",
         quick=True,
@@ -39,7 +39,7 @@ def contact(folder: Path, *faults: str, pieces: tuple[str, ...]) -> dict[str, An
         worker=(sys.executable, "-X", "faulthandler", str(TESTS / "support/faulty_pieces.py"), *words, "--"),
         build=(sys.executable, "-c", "print('nvcc fatal   : no such architecture'); raise SystemExit(2)"),
     )
-    execute(made.stages(), results, threading.Event())
+    execute(checks.stages(), results, threading.Event())
     return {piece: entry["items"] for piece, entry in results.pieces.items()}
 
 

@@ -133,7 +133,7 @@ def test_a_failed_item_has_its_log_and_a_hanging_one_says_where(tmp_path: Path) 
     code = "print('launch some_kernel, grid (7,)', flush=True)\n" + WORKER
     python = [sys.executable, "-X", "faulthandler", "-c", code]
     results: dict[str, Any] = {}
-    options = {"item_seconds": 2, "cwd": tmp_path, "env": dict(os.environ), "folder": tmp_path}
+    options = {"item_seconds": 8, "cwd": tmp_path, "env": dict(os.environ), "folder": tmp_path}
     run_items(python, ["sticky", "crash", "hang"], limit_of(), results.update, **options)
     assert all("some_kernel" in result["log"] for result in results.values())
     assert "Segmentation fault" in results["crash"]["log"]

@@ -56,8 +56,8 @@ def rehearse(
         "build": (sys.executable, "-c", build),
         **fields,
     }
-    made = Plan(command=command, output=folder, folder=folder, results=results, **settings)
-    execute(made.stages(), results, threading.Event())
+    checks = Plan(command=command, output=folder, folder=folder, results=results, **settings)
+    execute(checks.stages(), results, threading.Event())
     return {piece: entry["items"] for piece, entry in results.pieces.items()}
 
 
