@@ -6,9 +6,9 @@ import ctypes
 import sys
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-_KEPT = 2**31 - 1
-_MAPPED = 2**30
-_OLD_LIMIT = 2**25
+_NEVER = 2**31 - 1
+_LARGEST = 2**30
+_LARGEST_OF_OLD_VERSIONS = 2**25
 
 
 def keep_freed_memory() -> bool:
@@ -24,5 +24,5 @@ def keep_freed_memory() -> bool:
     if mallopt is None:
         return False
     # Older versions refuse thresholds above 32 MiB.
-    is_set = mallopt(_M_MMAP_THRESHOLD, _MAPPED) or mallopt(_M_MMAP_THRESHOLD, _OLD_LIMIT)
-    return bool(is_set and mallopt(_M_TRIM_THRESHOLD, _KEPT))
+    is_set = mallopt(_M_MMAP_THRESHOLD, _LARGEST) or mallopt(_M_MMAP_THRESHOLD, _LARGEST_OF_OLD_VERSIONS)
+    return bool(is_set and mallopt(_M_TRIM_THRESHOLD, _NEVER))
