@@ -174,8 +174,9 @@ class _MLP(torch.autograd.Function):
         if dy is None:
             return None, None, None, None, None
         x, weight, bias, out_weight, hidden = ctx.saved_tensors
-        dout_weight = bias_gelu(hidden, bias).t() @ dy
-        dhidden, dbias = bias_gelu_backward(dy @ out_weight.t(), hidden, bias)
+        dhidden, dbias, activated = bias_gelu_backward(dy @ out_weight.t(), hidden, bias)
+        dout_weight = activated.t() @ dy
+        del activated  # as large as all other gradients of the layer
         return dhidden @ weight.t(), x.t() @ dhidden, dbias, dout_weight, dy.sum(0)
 
 

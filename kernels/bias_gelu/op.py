@@ -38,16 +38,18 @@ def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
     return torch.ops.bgpt_fast.bias_gelu(x, bias)
 
 
-def bias_gelu_backward(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient of `bias_gelu`, for callers that write their own backward.
+def bias_gelu_backward(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradient of `bias_gelu` and its result again, for callers that write their own backward.
+
+    A linear layer that follows needs the result for its weight's gradient: on a GPU it comes with the same pass.
 
     Args:
         dy: [N, F] in x's dtype, any strides: the gradient of the result.
         x, bias: the arguments of `bias_gelu`.
 
     Returns:
-        dx [N, F] in x's dtype, contiguous, and dbias [F] in bias's dtype, summed in float32 in an order that depends
-        only on the shape.
+        dx [N, F] in x's dtype, contiguous; dbias [F] in bias's dtype, summed in float32 in an order that depends only
+        on the shape; and bias_gelu(x, bias), bit-equal on a CPU.
 
     Raises:
         TypeError, ValueError: a wrong dtype, shape or device.
@@ -76,19 +78,20 @@ def _forward_cpu(x: Tensor, bias: Tensor) -> Tensor:
     return y
 
 
-def _backward_cpu(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+def _backward_cpu(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    y = _forward_cpu(x, bias)
     if x.dtype == torch.float64:
         dx = torch.ops.aten.gelu_backward(dy, x + bias, approximate="tanh").contiguous()
-        return dx, dx.sum(0)
+        return dx, dx.sum(0), y
     if x.dtype == torch.float16:
-        dx, dbias = _backward_cpu(dy.float(), x.float(), bias.float())
-        return dx.to(x.dtype), dbias.to(bias.dtype)
+        dx, dbias, _ = _backward_cpu(dy.float(), x.float(), bias.float())
+        return dx.to(x.dtype), dbias.to(bias.dtype), y
     dy, x, wide_bias = dy.contiguous(), x.contiguous(), bias.float().contiguous()
     dx, dbias = x.new_empty(x.shape), wide_bias.new_empty(bias.shape)
     inputs, outputs = (dy.data_ptr(), x.data_ptr(), wide_bias.data_ptr()), (dx.data_ptr(), dbias.data_ptr())
     (N, F), is_bf16, threads = x.shape, x.dtype == torch.bfloat16, torch.get_num_threads()
     _C.bias_gelu_backward(*inputs, *outputs, N, F, is_bf16, threads, _BEST_ISA)
-    return dx, dbias.to(bias.dtype)
+    return dx, dbias.to(bias.dtype), y
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
@@ -96,7 +99,7 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 
 def _backward(ctx, dy: Tensor):  # type: ignore[no-untyped-def]
-    return torch.ops.bgpt_fast.bias_gelu_backward(dy, *ctx.saved_tensors)
+    return torch.ops.bgpt_fast.bias_gelu_backward(dy, *ctx.saved_tensors)[:2]
 
 
 OPS = (
@@ -110,11 +113,11 @@ OPS = (
         backward=_backward,
     ),
     Op(
-        "bias_gelu_backward(Tensor dy, Tensor x, Tensor bias) -> (Tensor, Tensor)",
+        "bias_gelu_backward(Tensor dy, Tensor x, Tensor bias) -> (Tensor, Tensor, Tensor)",
         reference=bias_gelu_backward_reference,
         cpu=_backward_cpu,
         cuda=Triton("bias_gelu", "bias_gelu_backward", bias_gelu_backward_reference),
-        fake=lambda dy, x, bias: (x.new_empty(x.shape), bias.new_empty(bias.shape)),
+        fake=lambda dy, x, bias: (x.new_empty(x.shape), bias.new_empty(bias.shape), x.new_empty(x.shape)),
     ),
 )
 _library = register(*OPS)

@@ -4,11 +4,12 @@ The tanh GELU is z · σ(2u), u = √(2/π) (z + 0.044715 z³): one exp2 and one
 accuracy where 1 + tanh u would cancel. A program has BLOCK_F columns, a power of two that divides F where possible
 (1,024 of 3,072), so no lane idles; one warp for each 256 columns, 16 elements a thread in 16-byte loads. All rows of a
 thread have the same columns, so the bias is loaded once and sums over rows need no exchange between threads. Backward:
-a program loops over a range of rows with its partial dbias in registers and writes it once, [ranges, F] in float32; a
-second kernel adds the partial sums in a fixed order. The number of ranges depends on the shape alone.
+y is computed again and written beside dx, for the weight's gradient of the product that follows. A program loops over a
+range of rows with its partial dbias in registers and writes it once, [ranges, F] in float32; a second kernel adds the
+partial sums in a fixed order. The number of ranges depends on the shape alone.
 
-Predicted on an H200 (4.3 TB/s) at F = 3072 in bf16: forward 4 F bytes a row = 12.3 KB, 2.9 ns; backward 6 F = 18.4 KB,
-4.3 ns. The arithmetic, some 20 F FLOPs forward and 30 F backward and 2 F special functions (1.7 ns), takes less.
+Predicted on an H200 (4.3 TB/s) at F = 3072 in bf16: forward 4 F bytes a row = 12.3 KB, 2.9 ns; backward 8 F = 24.6 KB,
+5.7 ns. The arithmetic, some 20 F FLOPs forward and 32 F backward and 2 F special functions (1.7 ns), takes less.
 
 Shape letters: N rows, F features.
 """
@@ -60,6 +61,7 @@ def _bias_gelu_bwd_kernel(
     x_stride,
     bias,
     dx,
+    y,
     dbias_parts,
     rows,
     rows_a_program,
@@ -83,6 +85,7 @@ def _bias_gelu_bwd_kernel(
         s = _sigmoid_2u(z)
         dz = grad * (s + z * s * (1.0 - s) * (1.5957691216057308 + 0.21406444881780076 * z * z))
         tl.store(dx + row[:, None] * F + f[None, :], dz.to(dx.dtype.element_ty), mask=inside)
+        tl.store(y + row[:, None] * F + f[None, :], (z * s).to(y.dtype.element_ty), mask=inside)
         # A masked row's gradient is zero, but its z may be infinite where bias is.
         dbias += tl.sum(tl.where(inside, dz, 0.0), 0)
     tl.store(dbias_parts + run * F + f, dbias, mask=f < F)
@@ -147,12 +150,12 @@ def bias_gelu_forward(x: Tensor, bias: Tensor) -> Tensor:
     return y
 
 
-def bias_gelu_backward(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """dx [N, F] in x's dtype, dbias [F] in bias's."""
+def bias_gelu_backward(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """dx [N, F] in x's dtype, dbias [F] in bias's, y [N, F] in x's."""
     N, F = x.shape
-    dx = torch.empty(N, F, dtype=x.dtype, device=x.device)
+    dx, y = (torch.empty(N, F, dtype=x.dtype, device=x.device) for _ in range(2))
     if dx.numel() == 0:
-        return dx, torch.zeros(F, dtype=bias.dtype, device=x.device)
+        return dx, torch.zeros(F, dtype=bias.dtype, device=x.device), y
     dbias = torch.empty(F, dtype=bias.dtype, device=x.device)
     tile = _tile(F)
     share = _rows_a_program(N, F, tile)
@@ -168,6 +171,7 @@ def bias_gelu_backward(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Ten
             x_stride,
             bias.contiguous(),
             dx,
+            y,
             parts,
             N,
             share,
@@ -179,7 +183,7 @@ def bias_gelu_backward(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Ten
         _bias_gelu_bwd_sum_kernel[(triton.cdiv(F, _SUM_BLOCK["BLOCK_F"]),)](
             parts, dbias, runs, F=F, **_SUM_BLOCK, num_warps=_SUM_WARPS
         )
-    return dx, dbias
+    return dx, dbias, y
 
 
 def compile_cases() -> list[CompileCase]:
@@ -191,7 +195,8 @@ def compile_cases() -> list[CompileCase]:
                 tile = _tile(F)
                 forward = {"x": f"*{x}", "x_stride": "i32", "bias": f"*{bias}", "y": f"*{x}", "rows": "i32"}
                 backward = {"dy": f"*{x}", "dy_stride": "i32", "x": f"*{x}", "x_stride": "i32", "bias": f"*{bias}"}
-                backward |= {"dx": f"*{x}", "dbias_parts": "*fp32", "rows": "i32", "rows_a_program": "i32"}
+                backward |= {"dx": f"*{x}", "y": f"*{x}", "dbias_parts": "*fp32"}
+                backward |= {"rows": "i32", "rows_a_program": "i32"}
                 for name, kernel, types in (
                     ("fwd", _bias_gelu_fwd_kernel, forward),
                     ("bwd", _bias_gelu_bwd_kernel, backward),
