@@ -74,6 +74,29 @@ def to_device(value: Copied, source: torch.device, device: torch.device) -> Copi
     return value.to(device, non_blocking=True)
 
 
+class HostCopy:
+    """A tensor's values on their way to the host.
+
+    From a GPU they are copied into page-locked memory behind the work that computes them; `tolist` waits for this copy,
+    but not for what was launched after it.
+    """
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self._values = values
+        self._end: torch.cuda.Event | None = None
+        if values.is_cuda:
+            self._values = torch.empty(values.shape, dtype=values.dtype, device="cpu", pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._end = torch.cuda.Event()
+            self._end.record(torch.cuda.current_stream(values.device))
+
+    def tolist(self) -> list[float]:
+        """The values of a tensor with one dimension."""
+        if self._end is not None:
+            self._end.synchronize()
+        return self._values.tolist()
+
+
 @contextlib.contextmanager
 def default_cpu() -> Iterator[None]:
     """Within the block, what names no device is made on the CPU, also if the caller has set another default device.

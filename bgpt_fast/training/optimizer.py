@@ -75,8 +75,19 @@ class Optimizers:
                 group["lr"] = (self._config.muon_learning_rate or self._config.learning_rate) * factor
         return rate
 
-    def step(self) -> None:
-        """Updates every parameter that has a gradient."""
+    @property
+    def can_skip(self) -> bool:
+        """Whether `step` takes `skip`."""
+        return self._muon is None
+
+    def step(self, skip: Tensor | None = None) -> None:
+        """Updates every parameter that has a gradient.
+
+        Args:
+            skip: float32 scalar on the device; if it is 1, neither weights nor state change. The host does not wait for
+                it. Only if `can_skip`.
+        """
+        self._adamw.found_inf = skip  # type: ignore[attr-defined]  # as torch.amp.GradScaler does
         for optimizer in self._all():
             optimizer.step()
 

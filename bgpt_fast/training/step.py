@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bgpt_fast.data.source import DataError
+from bgpt_fast.device import HostCopy
 from bgpt_fast.memory import OutOfMemoryError, named_out_of_memory
 from bgpt_fast.metrics import BitsPerByte
 from bgpt_fast.model import BGPT
@@ -26,6 +27,8 @@ from bgpt_fast.training.parallel.ddp import DataParallel
 from bgpt_fast.training.profiling import phase
 
 CAN_GRAPH = ("cuda",)
+CAN_READ_LATE = ("cuda",)
+"""Kinds of devices on which a step's figures are read after the next step was launched."""
 
 
 class StepResult(NamedTuple):
@@ -39,8 +42,20 @@ class StepResult(NamedTuple):
     stats: BatchStats
 
 
+class LaunchedStep(NamedTuple):
+    """A step that the device may not have finished: its counts, and a function that waits for its figures and raises
+    NonFiniteLossError if they are not finite."""
+
+    stats: BatchStats
+    result: Callable[[], StepResult]
+
+
 class TrainStep:
     """Updates a model on its ranks, one call per step.
+
+    On one GPU with AdamW the host does not wait for a step's figures: the device itself skips the update of a step
+    whose loss or gradient is not finite, and all updates after it, until the host has read the figures and raises. With
+    several ranks, with Muon and on a CPU the figures are read before the update.
 
     Args:
         parallel: the model on its ranks.
@@ -51,6 +66,7 @@ class TrainStep:
 
     Attributes:
         updating: whether the last call failed while it changed the weights, which are then unusable.
+        is_late: whether the figures need not be read before the next call.
 
     Raises:
         ValueError: `config.cuda_graph` is set but a graph is impossible; says why.
@@ -78,8 +94,11 @@ class TrainStep:
         if labels_of(self._model) is None:
             self._batch_settings += ("targets_per_step",)
         self.updating = False
+        device = self._ranks.device
+        self.is_late = device.type in CAN_READ_LATE and self._ranks.world_size == 1 and optimizers.can_skip
+        self._skip, self._one = torch.zeros((), device=device), torch.ones((), device=device)
 
-    def __call__(self, batches: Sequence[Any], step: int) -> StepResult:
+    def __call__(self, batches: Sequence[Any], step: int) -> LaunchedStep:
         """Updates the model.
 
         Args:
@@ -88,7 +107,7 @@ class TrainStep:
 
         Raises:
             DataError: the batches of all ranks contain nothing to predict.
-            NonFiniteLossError: a loss or gradient is not finite; no update was made.
+            NonFiniteLossError: a loss or gradient is not finite; no update was made. If `is_late`, `result` raises it.
             OutOfMemoryError: the step needs more memory than there is; no update was made, unless `updating`.
         """
         first = self._ranks.rank * self._config.accumulation
@@ -108,18 +127,33 @@ class TrainStep:
             self._optimizers.zero_grad(keep=self._graphed is not None)
             raise
         with phase("clip"):
-            # The only device synchronisation in a step.
-            table = self._ranks.all_gather_floats(torch.cat([sums, norm.double().reshape(1)]).tolist())
+            figures = torch.cat([sums, norm.double().reshape(1)])
+            result = functools.partial(self._result, HostCopy(figures), stats, batches, targets, step)
+        if self.is_late:
+            # Sets `skip` to 1 if a figure is not finite, and never back to 0.
+            torch._amp_foreach_non_finite_check_and_unscale_([figures], self._skip, self._one)
+        else:
+            result = functools.partial(_same, result())
+        self.updating = True
+        with phase("optimizer"), named_out_of_memory(self._optimizer_text, advice="train a smaller model"):
+            self._optimizers.step(self._skip if self.is_late else None)
+        self.updating = False
+        return LaunchedStep(stats, result)
+
+    def _result(
+        self, figures: HostCopy, stats: BatchStats, batches: Sequence[Any], targets: Sequence[Tensor], step: int
+    ) -> StepResult:
+        """Waits for a step's figures: this rank's sums of nats and of correct units, and its gradient norm."""
+        with phase("clip"):
+            # The only wait for the device in a step.
+            table = self._ranks.all_gather_floats(figures.tolist())
         bits = BitsPerByte()
         bits.add(sum(nats for nats, _, _ in table), stats.positions, stats.num_bytes)
         loss = bits.nats / bits.positions
         grad_norm = max((row[2] for row in table), key=lambda norm: (not math.isfinite(norm), norm))
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            self._skip.zero_()
             self._raise_non_finite(loss, grad_norm, batches, targets, step)
-        self.updating = True
-        with phase("optimizer"), named_out_of_memory(self._optimizer_text, advice="train a smaller model"):
-            self._optimizers.step()
-        self.updating = False
         right = sum(right for _, right, _ in table)
         return StepResult(
             loss=loss,
@@ -211,6 +245,10 @@ class TrainStep:
         return GraphedGradients(
             self._model, max_patches, self._config.targets_per_step, autocast=self._config.precision == "bf16"
         )
+
+
+def _same(result: StepResult) -> StepResult:
+    return result
 
 
 def accumulate_gradients(

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -36,10 +36,11 @@ from bgpt_fast.training.optimizer import Optimizers
 from bgpt_fast.training.parallel.parallelize import parallelize
 from bgpt_fast.training.precision import resolve_precision
 from bgpt_fast.training.profiling import StepProfiler, phase, profiled_run
-from bgpt_fast.training.progress import ProgressBar, StepFigures, figures_text
+from bgpt_fast.training.progress import ProgressBar, figures_text
 from bgpt_fast.training.random_state import random_state, restore_random_state
+from bgpt_fast.training.reports import StepReports
 from bgpt_fast.training.schedule import schedule_factor, step_progress, time_progress
-from bgpt_fast.training.step import TrainStep
+from bgpt_fast.training.step import LaunchedStep, TrainStep
 
 Evaluate = Callable[[Any], dict[str, float]]
 Sample = Callable[[Any, int], str]
@@ -70,6 +71,17 @@ class TrainResult:
     evaluation: dict[str, float]
     log_path: Path
     checkpoint_path: Path
+
+
+class _UnreadStep(NamedTuple):
+    """A step whose figures have not been read: its number from 1, when it began, how long it waited for its batches, its
+    learning rate, and its work."""
+
+    step: int
+    start: float
+    wait_seconds: float
+    rate: float
+    launched: LaunchedStep
 
 
 class Trainer:
@@ -151,6 +163,8 @@ class Trainer:
         self._max_patches: int | None = getattr(source, "patches_per_batch", None)
         self._train_step = TrainStep(self._parallel, self._optimizers, config, self.run_dir, self._max_patches)
         self._checkpointer = Checkpointer(self.store, self._parallel, self._optimizers, config)
+        self._unread: list[_UnreadStep] = []
+        self._last_read = 0.0
         self._lock: FolderLock | None = None
         self._lock_folder()
         try:
@@ -194,7 +208,7 @@ class Trainer:
         Raises:
             TrainingInterrupted: SIGTERM or SIGINT arrived on any rank; the step was finished and saved. A second
                 signal ends the process at once.
-            NonFiniteLossError: a loss or gradient was not finite; raised before the update.
+            NonFiniteLossError: a loss or gradient was not finite; neither that step nor a later one changed weights.
             CheckpointWriteError: a checkpoint could not be written; the earlier ones are intact.
             RankFailedError: another rank failed, was killed or does not respond.
             DataError, WorkerError: the source failed; a run with a single process was saved in its state after the
@@ -232,8 +246,6 @@ class Trainer:
         self._checkpointer.restore_random_state(self.step)
         self._describe()
         self._log.open_at(self.step, self._progress.evaluated_step)
-        patches = 0
-        training_seconds = wait_seconds = 0.0
         with contextlib.ExitStack() as stack:
             stack.callback(self._close)
             if self.config.prefetch:
@@ -243,19 +255,14 @@ class Trainer:
             profiler = self._open_profiler(stack)
             interrupts = stack.enter_context(Interrupts())
             bar = stack.enter_context(ProgressBar(self.config.steps, enabled=self._show_progress))
+            capacity = (self._max_patches or 0) * self.config.accumulation * self.ranks.world_size
+            self._reports = StepReports(self.config, bar, self._log, boards, capacity, self._peak)
             self._at_boundary(interrupts, bar, boards)
             while not self.stopped_by:
-                figures = self._step_or_save()
-                patches += figures.patches
-                training_seconds += self._progress.last_step_seconds
-                wait_seconds += figures.data_wait_share * self._progress.last_step_seconds
-                bar.update(figures, self._progress.share_done(self.config))
+                self._step_or_save()
                 if self._sample is not None and self.config.sample_every and not self.step % self.config.sample_every:
+                    self._read()
                     self._show_sample(self._sample, bar)
-                if self.step % self.config.log_every == 0 or self.stopped_by:
-                    known = {k: v for k, v in dataclasses.asdict(figures).items() if v is not None}
-                    self._log.write({"kind": "train", **known})
-                    boards.write(self.step, {k: v for k, v in known.items() if k != "step"}, "train")
                 self._at_boundary(interrupts, bar, boards)
                 if profiler is not None:
                     profiler.step()
@@ -264,8 +271,8 @@ class Trainer:
             steps=self.step,
             seconds=self.seconds,
             loss=self._progress.loss,
-            patches_per_second=patches / training_seconds if training_seconds else 0.0,
-            data_wait_share=wait_seconds / training_seconds if training_seconds else 0.0,
+            patches_per_second=self._reports.patches / self._reports.seconds if self._reports.seconds else 0.0,
+            data_wait_share=self._reports.wait_seconds / self._reports.seconds if self._reports.seconds else 0.0,
             stopped_by=self.stopped_by,
             evaluation=dict(self._progress.evaluation),
             log_path=self._log.path,
@@ -319,8 +326,9 @@ class Trainer:
         if self.ranks.is_main:
             write_json(self.run_dir / "run.json", {**self._settings(), "source": self._feed.describe()})
 
-    def _step(self) -> StepFigures:
-        """Runs one step; returns its figures."""
+    def _step(self) -> None:
+        """Runs a step and reports its figures, or on a GPU those of the step before: so the host never waits for the
+        step that it has just launched."""
         start = time.monotonic()
         with phase("data"), named_out_of_memory(lambda: "the next batches", "prefetch", advice="make them smaller"):
             batches = [self._feed.next_batch() for _ in range(self.config.accumulation)]
@@ -330,31 +338,35 @@ class Trainer:
         else:
             done = step_progress(self.config, self.step)
         rate = self._optimizers.set_factor(schedule_factor(self.config, done))
-        result = self._train_step(batches, self.step)
-        stats = result.stats
-        now = time.monotonic()
+        launched = self._train_step(batches, self.step)
+        self._progress.step += 1
+        self._progress.seconds = time.monotonic() - self._started
+        self._unread.append(_UnreadStep(self.step, start, wait_seconds, rate, launched))
+        self._read(keep=1 if self._train_step.is_late else 0)
+
+    def _read(self, keep: int = 0) -> None:
+        """Waits for the figures of all steps but the last `keep`, and reports them.
+
+        Raises:
+            NonFiniteLossError: a step's are not finite; neither it nor a later step has changed the weights.
+        """
         progress = self._progress
-        progress.step += 1
-        progress.loss = result.loss
-        progress.seconds = now - self._started
-        progress.last_step_seconds = now - start
-        batches_a_step = self.config.accumulation * self.ranks.world_size
-        return StepFigures(
-            step=self.step,
-            loss=result.loss,
-            bits_per_byte=result.bits_per_byte,
-            accuracy=result.accuracy,
-            learning_rate=rate,
-            grad_norm=result.grad_norm,
-            patches=stats.patches,
-            documents=stats.documents,
-            fill=stats.patches / (self._max_patches * batches_a_step) if self._max_patches else None,
-            patches_per_second=stats.patches / progress.last_step_seconds,
-            data_wait_share=wait_seconds / progress.last_step_seconds,
-            tflops=stats.flops / progress.last_step_seconds / 1e12,
-            mfu=stats.flops / progress.last_step_seconds / self._peak if self._peak else None,
-            seconds=self.seconds,
-        )
+        while len(self._unread) > keep:
+            step, start, wait_seconds, rate, launched = self._unread[0]
+            try:
+                result = launched.result()
+            except NonFiniteLossError:
+                progress.step = step - 1
+                self._unread.clear()
+                raise
+            del self._unread[0]
+            now = time.monotonic()
+            progress.loss = result.loss
+            progress.seconds = now - self._started
+            progress.last_step_seconds = now - max(start, self._last_read)
+            self._last_read = now
+            is_last = bool(self.stopped_by) and step == self.step
+            self._reports.add(step, rate, result, progress, wait_seconds, is_last=is_last)
 
     def _agree(self, interrupts: Interrupts) -> int:
         """The signal received by any rank, or 0; sets the elapsed time to rank 0's, so that all ranks end together.
@@ -371,22 +383,28 @@ class Trainer:
             self._checkpointer.finish()
         return int(max(row[2] for row in table))
 
-    def _step_or_save(self) -> StepFigures:
+    def _step_or_save(self) -> None:
         """Runs a step; if the source fails or memory runs out, first saves the run in its state before the step."""
         position, rng = self._feed.state_dict(), random_state(self.device)
         try:
-            return self._step()
+            self._step()
+        except NonFiniteLossError:
+            if self._train_step.is_late:  # this step has followed the one that failed
+                restore_random_state(rng, self.device)
+                self._set_back(position)
+            raise
         except (DataError, WorkerError, OutOfMemoryError) as error:
             restore_random_state(rng, self.device)
+            # So that a new call of `train` repeats the step with all its batches.
+            problem = self._set_back(position)
             if self._train_step.updating:
                 error.add_note(
                     "the update was not complete: make a new Trainer, which goes on from the last checkpoint"
                 )
             # With several ranks, the others are already in the step, and a checkpoint needs all of them.
             elif self.ranks.world_size == 1 and self.step:
+                self._read()
                 error.add_note(self._saved_at(position))
-            # So that a new call of `train` repeats the step with all its batches.
-            problem = self._set_back(position)
             if problem:
                 error.add_note(problem)
             raise
@@ -408,20 +426,24 @@ class Trainer:
         """Between steps: evaluates and saves when due, and raises if a signal has arrived."""
         received = self._agree(interrupts)
         is_best = False
-        every = self.config.eval_every
-        due = self.stopped_by or (every and self.step and self.step % every == 0)
+        if self.stopped_by or received or self._is_due(self.config.eval_every) or self._is_due(self.config.save_every):
+            self._read()
+        due = self.stopped_by or self._is_due(self.config.eval_every)
         if self._evaluate is not None and due and self._progress.evaluated_step != self.step and not received:
             is_best = self._run_evaluation(interrupts, bar)
             if self._progress.evaluated_step == self.step:
                 boards.write(self.step, self._progress.evaluation, "eval")
             received = self._agree(interrupts)
-        every = self.config.save_every
         ends = bool(self.stopped_by or received)
-        if ends or is_best or (every and self.step and self.step % every == 0):
+        if ends or is_best or self._is_due(self.config.save_every):
             boards.flush()
             self._save(is_best, wait=ends)
         if received:
             raise TrainingInterrupted(received, self.step, self.store.path(self.step))
+
+    def _is_due(self, every: int) -> bool:
+        """Whether what happens every so many steps, 0 for never, happens after this one."""
+        return bool(every and self.step and self.step % every == 0)
 
     def _show_sample(self, sample: Sample, bar: ProgressBar) -> None:
         """Shows what the model generates; the random states are unchanged, as by an evaluation."""

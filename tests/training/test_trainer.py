@@ -21,7 +21,7 @@ from support.training import CONFIG, RandomSource, log_lines, losses, make_model
 from bgpt_fast.data import DataError
 from bgpt_fast.model import BGPT
 from bgpt_fast.patches import PackedPatches
-from bgpt_fast.training import NonFiniteLossError, TrainConfig, likelihood_evaluation
+from bgpt_fast.training import NonFiniteLossError, TrainConfig, likelihood_evaluation, step
 from bgpt_fast.training.objectives import NextBytes
 from bgpt_fast.training.progress import ProgressBar, StepFigures, clock_text
 
@@ -122,7 +122,11 @@ def test_it_learns(tmp_path: Path, precision: str, optimizer: str) -> None:
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_non_finite_stops_before_the_update(tmp_path: Path, where: str, value: float) -> None:
+@pytest.mark.parametrize("late", [False, True], ids=["at once", "late"])
+def test_non_finite_stops_before_the_update(
+    tmp_path: Path, where: str, value: float, late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step, "CAN_READ_LATE", ("cpu",) if late else ())
     source = RandomSource()
     trainer = make_trainer(tmp_path, source, steps=10, save_every=2, accumulation=2)
 
@@ -138,6 +142,7 @@ def test_non_finite_stops_before_the_update(tmp_path: Path, where: str, value: f
         trainer.train()
     assert caught.value.step == 5
     assert trainer.step == 4
+    assert source.position == 10
     # The weights in memory are those of step 4, and so is the last checkpoint.
     latest = trainer.store.load_latest()
     assert latest is not None
