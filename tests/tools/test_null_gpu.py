@@ -67,6 +67,15 @@ def test_a_wait_makes_the_host_as_slow_as_the_gpu() -> None:
     assert step.total.host_waits == pytest.approx(0.01 + LATENCY - 1e-3)
 
 
+def test_a_wait_for_earlier_work_lets_the_host_run_ahead() -> None:
+    wait = Event(Kind.WAIT, "cudaEventSynchronize", later=1, cpu_seconds=3e-3)
+    step = simulate([*launches_at(1e-3, 2e-3), wait], [0.01, 0.01, 0.0], ["a", "a", "a"], length=3e-3)
+    # While the host waits for the first kernel, the second one is there already.
+    assert step.seconds == pytest.approx(0.02)
+    assert step.total.gpu_waits == 0.0
+    assert step.total.host_waits > 0.0
+
+
 def test_the_work_of_an_op_is_divided_and_inner_kernels_come_first() -> None:
     recording = Recording(spans=[(10, 12, Work("two kernels", 8.0)), (12, 13, Work("inner", 3.0))])
     recording.spans.append((12, 14, Work("outer", 100.0)))

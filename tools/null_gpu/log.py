@@ -50,6 +50,7 @@ class Event:
         threads: of a block.
         shared: dynamic shared memory of a block in bytes.
         graph: a CUDA graph's number, for `Log.graph`.
+        later: of a wait, the number of entries before it whose work is not waited for.
         product: m, n, k and number of a matrix product.
         item_size: bytes of an element of the product's first operand.
         bytes: copied, filled or allocated.
@@ -63,6 +64,7 @@ class Event:
     threads: int = 0
     shared: int = 0
     graph: int = 0
+    later: int = 0
     product: tuple[int, int, int, int] = (0, 0, 0, 0)
     item_size: int = 0
     bytes: int = 0
@@ -118,7 +120,8 @@ class Log:
                 tuple(map(int, row["grid"])),
                 int(row["threads"]),
                 int(row["shared"]),
-                int(row["id"]),
+                int(row["id"]) if row["kind"] == Kind.GRAPH else 0,
+                int(row["id"]) if row["kind"] == Kind.WAIT else 0,
                 (int(row["m"]), int(row["n"]), int(row["k"]), int(row["batch"])),
                 int(row["item_size"]),
                 int(row["bytes"]),
@@ -140,8 +143,10 @@ def counts(events: Iterable[Event]) -> Counter[str]:
 
 
 def waits(events: Iterable[Event]) -> Counter[str]:
-    """The calls in which the host waits for the GPU, by name."""
-    return Counter(event.name for event in events if event.kind is Kind.WAIT)
+    """The calls in which the host waits for the GPU, by name; apart are those that wait only for earlier work."""
+    return Counter(
+        f"{event.name} of earlier work" if event.later else event.name for event in events if event.kind is Kind.WAIT
+    )
 
 
 def refusals(events: Iterable[Event]) -> Counter[str]:

@@ -131,6 +131,7 @@ def simulate(
     """
     host = free = 0.0
     began = host
+    ends: list[float] = []  # of all work so far, after each event
     result: dict[str, Phase] = {}
     for _ in range(repeats):
         began, result, clock = host, {name: Phase() for name in dict.fromkeys(phases)}, 0.0
@@ -142,14 +143,16 @@ def simulate(
             phase.host += spent
             if event.kind is Kind.WAIT:
                 phase.waits += 1
-                phase.host_waits += max(free - host, 0.0)
-                host = max(host, free)
+                end = ends[-1 - event.later] if event.later < len(ends) else 0.0
+                phase.host_waits += max(end - host, 0.0)
+                host = max(host, end)
             elif event.kind in LAUNCHES:
                 start = max(free, host + LATENCY)
                 phase.gpu_waits += start - free
                 phase.gpu += duration
                 phase.launches += 1
                 free = start + duration
+            ends.append(free)
         host += length - clock
     # A host that never waits runs ahead; what repeats is then the GPU's time.
     gpu = sum(phase.gpu + phase.gpu_waits for phase in result.values())

@@ -51,9 +51,9 @@ void record(Event event, cudaStream_t stream) {
     s.events.push_back(event);
 }
 
-cudaError_t record_wait(const char* name, bool forbidden) {
+cudaError_t record_wait(const char* name, bool forbidden, int32_t later) {
     if (forbidden) return refuse(name, cudaErrorStreamCaptureUnsupported);
-    record({.kind = Kind::wait, .name = name_id(name)});
+    record({.kind = Kind::wait, .name = name_id(name), .id = later});
     return cudaSuccess;
 }
 

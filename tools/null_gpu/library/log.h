@@ -14,7 +14,7 @@ enum class Kind : int32_t {
     copy_on_device = 4,
     fill = 5,
     graph = 6,          // a launch of a CUDA graph; `id` is the graph's
-    wait = 7,           // a call in which the host waits for the GPU
+    wait = 7,           // a call in which the host waits for the GPU, but for the last `id` entries
     wait_on_gpu = 8,    // a stream waits for an event of another stream
     allocate = 9,       // of device or page-locked memory, beyond torch's cache
     refused = 10,       // a call that CUDA would refuse, such as one forbidden while a graph is captured
@@ -28,7 +28,7 @@ struct Event {
     uint32_t grid[3] = {};                   // blocks
     uint32_t threads = 0;                    // of a block
     uint32_t shared = 0;                     // dynamic shared memory of a block, bytes
-    int32_t id = 0;                          // of a graph
+    int32_t id = 0;                          // of a graph; of a wait, see there
     int32_t m = 0, n = 0, k = 0, batch = 0;  // a product's sizes
     int32_t item_size = 0;                   // bytes of an element of a product's first operand
     int32_t padding = 0;
@@ -43,8 +43,9 @@ int32_t name_id(const char* name);
 // Appends an event, to the graph being captured if its stream is part of a capture.
 void record(Event event, cudaStream_t stream = nullptr);
 
-// Appends a wait of the host. While a stream of any capture is meant, nothing is appended but a refusal.
-cudaError_t record_wait(const char* name, bool forbidden);
+// Appends a wait of the host for all work but that of the last `later` entries. While a stream of any capture is meant,
+// nothing is appended but a refusal.
+cudaError_t record_wait(const char* name, bool forbidden, int32_t later = 0);
 
 // Appends a refusal with its reason; returns `error`, which cudaGetLastError then returns too.
 cudaError_t refuse(const char* reason, cudaError_t error);

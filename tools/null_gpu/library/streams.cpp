@@ -17,6 +17,7 @@ struct CUstream_st {
 struct CUevent_st {
     int32_t capture = 0;  // in which it was last recorded; 0 for none
     double milliseconds = 0;
+    int64_t place = 0;  // entries of the log when it was last recorded
 };
 
 struct CUgraph_st {
@@ -183,6 +184,7 @@ cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t stream, uns
     const std::lock_guard lock(s.mutex);
     event->capture = null_gpu::capture_of(s, stream);
     event->milliseconds = null_gpu::milliseconds();
+    event->place = null_gpu_count();
     return cudaSuccess;
 }
 
@@ -204,7 +206,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
         if (s.captures.contains(event->capture))
             return refuse("cudaEventSynchronize during capture", cudaErrorCapturedEvent);
     }
-    return record_wait("cudaEventSynchronize", false);
+    return record_wait("cudaEventSynchronize", false, static_cast<int32_t>(null_gpu_count() - event->place));
 }
 
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
