@@ -1,14 +1,55 @@
-"""A step's forward and backward pass as a CUDA graph: captured once, then replayed with a single launch."""
+"""A step's forward and backward pass as a CUDA graph, or all of it with the update: recorded once, then replayed with a
+single launch."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from bgpt_fast.config import EOP
-from bgpt_fast.device import Record, Replay, cuda_graph, to_device
+from bgpt_fast.device import Record, Replay, cuda_graph
 from bgpt_fast.model import BGPT
 from bgpt_fast.patches import PackedPatches
+
+
+class GraphedUpdate(NamedTuple):
+    """What follows the gradients in a step.
+
+    Args:
+        update: called with float64 [2], the sum of nats and 0; returns the step's figures, a tensor. It must not wait.
+        skip: float32 scalar on the device; while it is 1, `update` changes neither weights nor the optimiser's state.
+    """
+
+    update: Callable[[Tensor], Tensor]
+    skip: Tensor
+
+
+class _Inputs(NamedTuple):
+    """Views of one buffer of bytes, so that a single copy brings all to the device."""
+
+    buffer: Tensor
+    targets: Tensor
+    weight: Tensor
+    offsets: Tensor
+    patches: Tensor
+
+    @classmethod
+    def empty(cls, patches: int, patch_size: int, documents: int, targets: int, device: torch.device) -> _Inputs:
+        """On the CPU in page-locked memory if there is a GPU that can read it."""
+        types = (torch.int64, torch.float32, torch.int32, torch.int16)
+        counts = (targets, 1, documents + 1, patches * patch_size)
+        # As far apart as torch allocates, for kernels that load 16 bytes at a time.
+        sizes = [-(-count * dtype.itemsize // 512) * 512 for count, dtype in zip(counts, types, strict=True)]
+        pinned = device.type == "cpu" and torch.cuda.is_available()
+        buffer = torch.empty(sum(sizes), dtype=torch.uint8, device=device, pin_memory=pinned)
+        parts = [
+            part[: count * dtype.itemsize].view(dtype)
+            for part, count, dtype in zip(buffer.split(sizes), counts, types, strict=True)
+        ]
+        return cls(buffer, parts[0], parts[1][0], parts[2], parts[3].view(patches, patch_size))
 
 
 class GraphedGradients:
@@ -22,26 +63,34 @@ class GraphedGradients:
         patches: number of patches in every batch, with padding.
         targets: number of target patches in every batch.
         autocast: whether to compute in bfloat16 under autocast.
+        update: the rest of a step, for `step`; None if that is not called.
         record: turns a function into one that replays its work: a CUDA graph, or in tests the function itself.
     """
 
     def __init__(
-        self, model: BGPT, patches: int, targets: int, *, autocast: bool, record: Record | None = None
+        self,
+        model: BGPT,
+        patches: int,
+        targets: int,
+        *,
+        autocast: bool,
+        update: GraphedUpdate | None = None,
+        record: Record | None = None,
     ) -> None:
-        device, config = next(model.parameters()).device, model.config
+        device = next(model.parameters()).device
         self._model = model
+        self._patches, self._targets = patches, targets
         self._autocast = autocast
+        self._update = update
         self._record = record or cuda_graph
-        self._replay: Replay | None = None
-        self._patches = torch.full((patches, config.patch_size), EOP, dtype=torch.int16, device=device)
-        self._offsets = torch.zeros(1, dtype=torch.int32, device=device)
-        self._targets = torch.zeros(targets, dtype=torch.int64, device=device)
-        self._weight = torch.zeros((), device=device)
-        self._nats = torch.zeros((), dtype=torch.float64, device=device)
+        self._replays: dict[Replay, Replay] = {}
+        self._inputs = self._new_inputs(0, device)
+        self._sums = torch.zeros(2, dtype=torch.float64, device=device)
+        self._figures = self._sums
 
     def fits(self, batch: PackedPatches, targets: Tensor) -> bool:
         """Whether a batch fits this shape."""
-        return len(targets) == len(self._targets) and batch.num_patches <= len(self._patches)
+        return len(targets) == self._targets and batch.num_patches <= self._patches
 
     def add(self, batch: PackedPatches, targets: Tensor, weight: float) -> Tensor:
         """Adds a batch's gradients times `weight`; the arguments are on the CPU and satisfy `fits`.
@@ -49,49 +98,83 @@ class GraphedGradients:
         Returns:
             The sum of nats, a float64 scalar on the device.
         """
+        self._fill(batch, targets, weight)
+        self._replay(self._add)
+        return self._sums[0].clone()
+
+    def step(self, batch: PackedPatches, targets: Tensor) -> Tensor:
+        """Zeroes the gradients, computes the batch's, and updates; the arguments are those of `add`.
+
+        Returns:
+            The figures, on the device; the next call overwrites them.
+        """
+        self._fill(batch, targets, 1.0)
+        self._replay(self._whole)
+        return self._figures
+
+    def _new_inputs(self, documents: int, device: torch.device) -> _Inputs:
+        return _Inputs.empty(self._patches, self._model.config.patch_size, documents, self._targets, device)
+
+    def _fill(self, batch: PackedPatches, targets: Tensor, weight: float) -> None:
+        """Copies a batch to the graph's inputs, without a wait."""
         offsets = self._padded_offsets(batch)
-        if len(offsets) > len(self._offsets):
+        if len(offsets) > len(self._inputs.offsets):
             # Attention's grids have a block for each document, so a graph has at most twice as many as needed. A batch
             # with more is recorded anew, which happens as often as the largest number doubles.
             documents = 1 << (len(offsets) - 2).bit_length()
-            self._offsets = torch.zeros(documents + 1, dtype=torch.int32, device=self._offsets.device)
-            self._replay = None
-        self._fill(batch, offsets, targets, weight)
-        if self._replay is None:
-            self._replay = self._recorded()
-        self._replay()
-        return self._nats.clone()
+            self._inputs = self._new_inputs(documents, self._inputs.buffer.device)
+            self._replays.clear()
+        count = batch.num_patches
+        host = self._new_inputs(len(self._inputs.offsets) - 1, torch.device("cpu"))
+        host.targets.copy_(targets)
+        host.weight.fill_(weight)
+        host.offsets[: len(offsets)] = offsets
+        host.offsets[len(offsets) :] = self._patches  # empty documents
+        host.patches[:count] = batch.patches
+        host.patches[count:] = EOP
+        self._inputs.buffer.copy_(host.buffer, non_blocking=True)
 
     def _padded_offsets(self, batch: PackedPatches) -> Tensor:
         """The batch's offsets and those of the documents that fill the shape, each within the context."""
-        count, capacity, context = batch.num_patches, len(self._patches), self._model.config.patch_length
+        count, capacity, context = batch.num_patches, self._patches, self._model.config.patch_length
         ends = torch.arange(count + context, capacity + context, context, dtype=torch.int32, device="cpu")
         return torch.cat([batch.cu_seqlens, ends.clamp(max=capacity)])
 
-    def _fill(self, batch: PackedPatches, offsets: Tensor, targets: Tensor, weight: float) -> None:
-        count, capacity = batch.num_patches, len(self._patches)
-        # The offsets that are left are those of empty documents.
-        empty = torch.full((len(self._offsets) - len(offsets),), capacity, dtype=torch.int32, device="cpu")
-        device = self._patches.device
-        self._patches[:count] = to_device(batch.patches, batch.patches.device, device)
-        self._patches[count:].fill_(EOP)
-        self._offsets.copy_(to_device(torch.cat([offsets, empty]), offsets.device, device))
-        self._targets.copy_(to_device(targets, targets.device, device))
-        self._weight.fill_(weight)
+    def _replay(self, work: Replay) -> None:
+        if work not in self._replays:
+            self._replays[work] = self._recorded_update() if work == self._whole else self._recorded_gradients()
+        self._replays[work]()
 
-    def _recorded(self) -> Replay:
+    def _recorded_gradients(self) -> Replay:
         parameters = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
         previous = [None if parameter.grad is None else parameter.grad.clone() for parameter in parameters]
-        replay = self._record(self._step)
+        replay = self._record(self._add)
         # Warm-up and capture have run the step a few times; discard the gradients.
         for parameter, gradient in zip(parameters, previous, strict=True):
             if parameter.grad is not None:
                 parameter.grad.zero_() if gradient is None else parameter.grad.copy_(gradient)
         return replay
 
-    def _step(self) -> None:
-        batch = PackedPatches.unchecked(self._patches, self._offsets, self._model.config.patch_length)
-        with torch.autocast(self._patches.device.type, dtype=torch.bfloat16, enabled=self._autocast):
-            output = self._model(batch, self._targets)
-        self._nats.copy_(output.nats.sum(dtype=torch.float64))
-        (output.loss * self._weight).backward()
+    def _recorded_update(self) -> Replay:
+        assert self._update is not None
+        before = self._update.skip.clone()
+        self._update.skip.fill_(1.0)  # warm-up and capture must not change the weights
+        replay = self._record(self._whole)
+        self._update.skip.copy_(before)
+        return replay
+
+    def _add(self) -> None:
+        inputs = self._inputs
+        batch = PackedPatches.unchecked(inputs.patches, inputs.offsets, self._model.config.patch_length)
+        with torch.autocast(inputs.buffer.device.type, dtype=torch.bfloat16, enabled=self._autocast):
+            output = self._model(batch, inputs.targets)
+        self._sums[0].copy_(output.nats.sum(dtype=torch.float64))
+        (output.loss * inputs.weight).backward()
+
+    def _whole(self) -> None:
+        assert self._update is not None
+        gradients = [parameter.grad for parameter in self._model.parameters() if parameter.grad is not None]
+        if gradients:
+            torch._foreach_zero_(gradients)
+        self._add()
+        self._figures = self._update.update(self._sums)

@@ -40,12 +40,16 @@ class Optimizers:
         decayed = [(name, parameter) for name, parameter in rest if is_decayed(name, parameter)]
         plain = [(name, parameter) for name, parameter in rest if not is_decayed(name, parameter)]
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        device = next((parameter.device for _, parameter in named), torch.device("cpu"))
+        self._in_graph = config.cuda_graph and not matrices
         self._adamw = torch.optim.AdamW(
             [group for group in groups if group["params"]],
-            lr=config.learning_rate,
+            # A graph reads the learning rate from the device.
+            lr=torch.tensor(config.learning_rate, device=device) if self._in_graph else config.learning_rate,
             betas=config.betas,
             eps=config.eps,
             fused=True,
+            capturable=self._in_graph and device.type == "cuda",
         )
         self._muon: torch.optim.Optimizer | None = None
         if matrices:
@@ -69,7 +73,10 @@ class Optimizers:
         """Sets every learning rate to `factor` times its peak; returns AdamW's."""
         rate = self._config.learning_rate * factor
         for group in self._adamw.param_groups:
-            group["lr"] = rate
+            if self._in_graph:
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
         if self._muon is not None:
             for group in self._muon.param_groups:
                 group["lr"] = (self._config.muon_learning_rate or self._config.learning_rate) * factor

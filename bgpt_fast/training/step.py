@@ -19,7 +19,7 @@ from bgpt_fast.metrics import BitsPerByte
 from bgpt_fast.model import BGPT
 from bgpt_fast.training.config import TrainConfig
 from bgpt_fast.training.errors import NonFiniteLossError
-from bgpt_fast.training.graphed import GraphedGradients
+from bgpt_fast.training.graphed import GraphedGradients, GraphedUpdate
 from bgpt_fast.training.logs import write_batches
 from bgpt_fast.training.objectives import BatchStats, Objective, labels_of, objective_of
 from bgpt_fast.training.optimizer import Optimizers
@@ -88,7 +88,6 @@ class TrainStep:
         self._config = config
         self._run_dir = run_dir
         self._objective = objective_of(self._model)
-        self._graphed = self._graphed_gradients(max_patches) if config.cuda_graph else None
         # A source without a maximum number of patches has a number of documents.
         self._batch_settings: tuple[str, ...] = ("documents_per_batch" if max_patches is None else "patches_per_batch",)
         if labels_of(self._model) is None:
@@ -97,6 +96,7 @@ class TrainStep:
         device = self._ranks.device
         self.is_late = device.type in CAN_READ_LATE and self._ranks.world_size == 1 and optimizers.can_skip
         self._skip, self._one = torch.zeros((), device=device), torch.ones((), device=device)
+        self._graphed = self._graphed_gradients(max_patches) if config.cuda_graph else None
 
     def __call__(self, batches: Sequence[Any], step: int) -> LaunchedStep:
         """Updates the model.
@@ -117,28 +117,51 @@ class TrainStep:
         ]
         stats = self._stats(batches, targets, step)
         self._model.train()
-        self._optimizers.zero_grad(keep=self._graphed is not None)
+        figures = self._launched(batches, targets, stats.units)
+        result = functools.partial(self._result, HostCopy(figures), stats, batches, targets, step)
+        if not self.is_late:
+            result = functools.partial(_same, result())
+            self._update_weights()
+        return LaunchedStep(stats, result)
+
+    def _launched(self, batches: Sequence[Any], targets: Sequence[Tensor], total: int) -> Tensor:
+        """Computes and clips the gradients and, if `is_late`, updates the weights, without a wait.
+
+        Returns:
+            This rank's sums of nats and of correct units, and its gradient norm, float64 [3] on the device.
+        """
+        graphed = self._graphed
         try:
             with self._batch_memory(batches, targets):
-                sums = self._gradients(batches, targets, stats.units)
-                with phase("clip"):
-                    norm = self.parallel.clip(self._optimizers.parameters, self._config.grad_clip or math.inf)
+                if graphed is not None and self.is_late and len(batches) == 1 and graphed.fits(batches[0], targets[0]):
+                    self.graphed_batches += 1
+                    with phase("graph"):
+                        return graphed.step(batches[0], targets[0])
+                self._optimizers.zero_grad(keep=graphed is not None)
+                figures = self._clipped(self._gradients(batches, targets, total))
         except OutOfMemoryError:
-            self._optimizers.zero_grad(keep=self._graphed is not None)
+            self._optimizers.zero_grad(keep=graphed is not None)
             raise
+        return self._checked_update(figures) if self.is_late else figures
+
+    def _clipped(self, sums: Tensor) -> Tensor:
+        """Clips the gradients; returns `sums` and their norm, float64 [3]."""
         with phase("clip"):
-            figures = torch.cat([sums, norm.double().reshape(1)])
-            result = functools.partial(self._result, HostCopy(figures), stats, batches, targets, step)
-        if self.is_late:
-            # Sets `skip` to 1 if a figure is not finite, and never back to 0.
-            torch._amp_foreach_non_finite_check_and_unscale_([figures], self._skip, self._one)
-        else:
-            result = functools.partial(_same, result())
+            norm = self.parallel.clip(self._optimizers.parameters, self._config.grad_clip or math.inf)
+            return torch.cat([sums, norm.double().reshape(1)])
+
+    def _checked_update(self, figures: Tensor) -> Tensor:
+        """Updates the weights unless a figure is not finite, of this step or of an earlier one that was not read."""
+        # Sets `skip` to 1 if a figure is not finite, and never back to 0.
+        torch._amp_foreach_non_finite_check_and_unscale_([figures], self._skip, self._one)
+        self._update_weights(self._skip)
+        return figures
+
+    def _update_weights(self, skip: Tensor | None = None) -> None:
         self.updating = True
         with phase("optimizer"), named_out_of_memory(self._optimizer_text, advice="train a smaller model"):
-            self._optimizers.step(self._skip if self.is_late else None)
+            self._optimizers.step(skip)
         self.updating = False
-        return LaunchedStep(stats, result)
 
     def _result(
         self, figures: HostCopy, stats: BatchStats, batches: Sequence[Any], targets: Sequence[Tensor], step: int
@@ -243,7 +266,11 @@ class TrainStep:
         assert isinstance(self._model, BGPT)
         assert max_patches is not None
         return GraphedGradients(
-            self._model, max_patches, self._config.targets_per_step, autocast=self._config.precision == "bf16"
+            self._model,
+            max_patches,
+            self._config.targets_per_step,
+            autocast=self._config.precision == "bf16",
+            update=GraphedUpdate(lambda sums: self._checked_update(self._clipped(sums)), self._skip),
         )
 
 

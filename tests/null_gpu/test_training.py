@@ -127,6 +127,14 @@ def test_the_graphed_step_is_one_launch(tmp_path: Path, log: Log) -> None:
     assert not waits(inside)
 
 
+def test_a_graphed_step_is_a_copy_a_graph_and_a_copy() -> None:
+    report = measure(CONFIG, 512, precision="bf16", cuda_graph=True, targets_per_step=480)
+    # Inputs, two learning rates, the graph, figures.
+    assert report.launches <= 5
+    assert report.waits == {"cudaEventSynchronize of earlier work": 1}
+    assert not report.refused
+
+
 def test_a_graph_in_float32_is_refused_by_name(tmp_path: Path) -> None:
     fields = CUDA | {"precision": "fp32", "cuda_graph": True, "targets_per_step": 4}
     with pytest.raises(ValueError, match="cuda_graph: expected precision='bf16' on a GPU, got 'fp32'"):

@@ -15,7 +15,7 @@ from torch import Tensor
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.model import BGPT
 from bgpt_fast.patches import PackedPatches
-from bgpt_fast.training import TrainConfig, Trainer
+from bgpt_fast.training import NonFiniteLossError, TrainConfig, Trainer
 from bgpt_fast.training.graphed import GraphedGradients, Replay
 
 CONFIG = dataclasses.replace(DROPPING, dropout=0.0)
@@ -75,7 +75,7 @@ def test_a_batch_with_many_more_documents_is_recorded_anew() -> None:
     times: list[int] = []
 
     def record(step: Replay) -> Replay:
-        times.append(len(graphed._offsets) - 1)
+        times.append(len(graphed._inputs.offsets) - 1)
         return recorded(step)
 
     graphed = GraphedGradients(model, 40, 2, autocast=False, record=record)
@@ -135,6 +135,44 @@ def test_a_run_is_the_same_with_and_without(tmp_path: Path, monkeypatch: pytest.
     assert graphed._train_step.graphed_batches > 6
     for got, expected in zip(losses(tmp_path / "graphed"), losses(tmp_path / "plain"), strict=True):
         assert got == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.fixture
+def graphs_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    if DEVICE == "cpu":
+        monkeypatch.setattr("bgpt_fast.training.graphed.cuda_graph", recorded)
+        monkeypatch.setattr("bgpt_fast.training.step.CAN_GRAPH", ("cpu", "cuda"))
+        monkeypatch.setattr("bgpt_fast.training.step.CAN_READ_LATE", ("cpu", "cuda"))
+
+
+@pytest.mark.usefixtures("graphs_on_cpu")
+def test_a_whole_step_in_the_graph_is_the_same_step(tmp_path: Path) -> None:
+    """Recording runs the step once more, which must change nothing."""
+    settings = {"accumulation": 1, "grad_clip": 0.1, "warmup_steps": 3}
+    plain = trainer_of(tmp_path / "plain", **settings)
+    plain.train()
+    graphed = trainer_of(tmp_path / "graphed", cuda_graph=True, **settings)
+    graphed.train()
+    assert graphed._train_step.graphed_batches == 6
+    for got, expected in zip(losses(tmp_path / "graphed"), losses(tmp_path / "plain"), strict=True):
+        assert got == pytest.approx(expected, rel=1e-5)
+    for name, weight in plain.model.state_dict().items():
+        torch.testing.assert_close(graphed.model.state_dict()[name], weight, msg=name)
+
+
+@pytest.mark.usefixtures("graphs_on_cpu")
+def test_a_graph_updates_nothing_after_a_step_that_is_not_finite(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, accumulation=1, cuda_graph=True, save_every=2)
+    weight = trainer.model.patch_level_decoder.base.ln_f.weight
+    weight.register_hook(lambda gradient: gradient * torch.nan if trainer.step == 2 else gradient)
+    with pytest.raises(NonFiniteLossError) as caught:
+        trainer.train()
+    assert caught.value.step == 3
+    assert trainer.step == 2
+    latest = trainer.store.load_latest()
+    assert latest is not None
+    for name, tensor in trainer.model.state_dict().items():
+        assert torch.equal(tensor, latest[1].weights[name])
 
 
 def test_what_cannot_be_recorded_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
