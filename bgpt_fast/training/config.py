@@ -49,8 +49,9 @@ class TrainConfig:
         parallel: with several ranks (`torchrun`): "ddp" replicates the model on each rank, "fsdp" shards it.
         timeout_seconds: how long a rank waits for another before it fails with `RankFailedError`.
         activation_checkpointing: store only the inputs of the patch decoder's layers; recompute the rest in backward.
-        cuda_graph: capture the forward and backward pass of full batches with `targets_per_step` targets once, and
-            replay it; other batches run without it. For one GPU, with precision "bf16" and without dropout.
+        cuda_graph: capture the step of full batches with `targets_per_step` targets once, and replay it (with
+            accumulation or Muon, its forward and backward pass); other batches run without it. For one GPU, with
+            precision "bf16" and without dropout.
         prefetch: number of batches prepared ahead while the model trains; 0: none.
         prefetch_process: prepare batches in another process instead of a thread.
         async_saves: write checkpoints in the background, from copies on the CPU; False: wait for each.
