@@ -74,8 +74,8 @@ class TrainResult:
 
 
 class _UnreadStep(NamedTuple):
-    """A step whose figures have not been read: its number from 1, when it began, how long it waited for its batches, its
-    learning rate, and its work."""
+    """A step whose figures have not been read: its number from 1, when it began, how long it waited for its batches,
+    its learning rate, and its work."""
 
     step: int
     start: float
