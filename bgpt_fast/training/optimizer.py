@@ -44,13 +44,16 @@ class Optimizers:
         self._in_graph = config.cuda_graph and not matrices
         self._adamw = torch.optim.AdamW(
             [group for group in groups if group["params"]],
-            # A graph reads the learning rate from the device.
-            lr=torch.tensor(config.learning_rate, device=device) if self._in_graph else config.learning_rate,
+            lr=config.learning_rate,
             betas=config.betas,
             eps=config.eps,
             fused=True,
             capturable=self._in_graph and device.type == "cuda",
         )
+        if self._in_graph:
+            # A graph reads the learning rate from the device. Not in the call above, which would wait for its value.
+            for group in self._adamw.param_groups:
+                group["lr"] = torch.tensor(config.learning_rate, device=device)
         self._muon: torch.optim.Optimizer | None = None
         if matrices:
             is_float32 = config.precision == "fp32" and matrices[0][1].device.type == "cpu"
