@@ -26,7 +26,7 @@ RENAMED = {
     *("RunSaves", "RunPlace", "BackgroundSaves", "Assessor", "in_parts", "part_like", "checked_rule"),
 }
 """Classes and functions of earlier versions that have a new name."""
-FOREIGN = re.compile(r"\w*NotFoundError")
+FOREIGN = re.compile(r"\w*NotFoundError|found_inf")
 """Names of Python and of other libraries that would be refused."""
 HYPOTHESIS = ("from hypothesis import", "@given(")
 """Beginnings of lines that name Hypothesis's `given`."""
