@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,25 @@ def _ratios(results: Results) -> list[str]:
         if (times := comparison.times_faster(item)) and not item.implementation.startswith("bgpt_fast")
     ]
     return table_lines(("what", "dtype", "beside", "ours is"), rows)
+
+
+def _side_by_side(folders: Sequence[Path]) -> list[str]:
+    """Our training steps relative to each baseline on every processor; empty for fewer than two processors."""
+    cells: dict[tuple[str, ...], dict[str, str]] = {}
+    for folder in folders:
+        for results in suite_results(folder).values():
+            threads = str(results.head["threads"])
+            for comparison in results.comparisons("training"):
+                for item in comparison.items:
+                    if times := comparison.times_faster(item):
+                        row = (comparison.what, comparison.dtype, threads, item.implementation)
+                        cells.setdefault(row, {})[folder.name] = f"{times:.2f} ×"
+    names = [folder.name for folder in folders if any(folder.name in row for row in cells.values())]
+    if len(names) < 2:
+        return []
+    rows = [(*row, *(values.get(name, "") for name in names)) for row, values in sorted(cells.items())]
+    lines = ["", "## Training on every processor", "", "How many times as fast as the baseline ours is.", ""]
+    return lines + table_lines(("what", "dtype", "threads", "beside", *names), rows)
 
 
 def _suite(path: Path, results: Results, folder: str) -> list[str]:
@@ -115,7 +134,9 @@ def page() -> str:
         "(`benchmarks/README.md`).",
     ]
     has_gpu = False
-    for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
+    folders = sorted(path for path in RESULTS.iterdir() if path.is_dir())
+    lines += _side_by_side(folders)
+    for folder in folders:
         lines += ["", f"## {folder.name}"]
         for path, results in suite_results(folder).items():
             has_gpu |= results.head["device"] == "cuda"

@@ -17,6 +17,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("bgpt_fast", "kernels", "csrc")
+INSTRUCTIONS = {"avx2", "avx512f", "avx512_bf16", "amx_bf16"}
+"""Instruction sets that matter here; virtual machines often do not name the processor exactly."""
 PACKAGES = ("torch", "triton", "numpy", "transformers", "pytest", "pytest-benchmark")
 
 
@@ -60,9 +62,12 @@ def machine() -> dict[str, Any]:
 
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
+    core = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     description: dict[str, Any] = {
         "gpu": None,
-        "processor": next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), "unknown"),
+        "processor": core.get("model name", "unknown"),
+        "processor_model": f"family {core.get('cpu family')}, model {core.get('model')}",
+        "instructions": sorted(set(core.get("flags", "").split()) & INSTRUCTIONS),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cores": os.cpu_count(),

@@ -1,6 +1,6 @@
 """The speed figures that a text quotes, and whether result files contain them. Standard library only.
 
-Result files are `benchmarks/results/<device>/`: JSONs of the suite, and other JSONs, which name their ratios "ratio".
+Result files are `benchmarks/results/<processor>/`: JSONs of the suite, and others, which name their ratios "ratio".
 """
 
 from __future__ import annotations

@@ -73,8 +73,10 @@ def facts(results: Results) -> list[tuple[str, str]]:
     commit = head["commit"]
     changed = " with changes" if commit.get("changed") else ""
     packages = ", ".join(f"{name} {version}" for name, version in head["machine"]["packages"].items() if version)
+    model = head["machine"].get("processor_model")
     rows = [
         ("device", results.device_name),
+        *([("processor", f"{model}: {', '.join(head['machine']['instructions'])}")] if model else []),
         ("commit", f"{commit['id'] or 'sources ' + commit['sources_sha256']}{changed}"),
         ("command", " ".join(head["command"])),
         ("versions", f"Python {head['python']}, {packages}"),

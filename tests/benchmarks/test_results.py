@@ -16,7 +16,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_readme_quotes_measured_figures() -> None:
-    missing = unsupported(README, RESULTS / "cpu-2core")
+    missing = unsupported(README, RESULTS / "amd-zen4")
     assert not missing, "\n".join(f"no result has {quote.digits!r} of: {quote.line}" for quote in missing)
 
 
@@ -32,7 +32,7 @@ def test_the_readme_quotes_measured_figures() -> None:
 )
 def test_figures_in_a_text_are_recognised_and_these_have_no_result(text: str, kinds: list[str]) -> None:
     assert [quote.kind for quote in quotes(text)] == kinds
-    assert len(unsupported(text, RESULTS / "cpu-2core")) >= min(len(kinds), 1)
+    assert len(unsupported(text, RESULTS / "amd-zen4")) >= min(len(kinds), 1)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_rounding(figure: str, exact: float, is_it: bool) -> None:
 
 
 def test_result_files_have_figures() -> None:
-    figures = measured_figures(RESULTS / "cpu-2core")
+    figures = measured_figures(RESULTS / "amd-zen4")
     assert figures["ratio"]
     assert figures["instances"]
 
@@ -97,3 +97,18 @@ def test_instructions_of_the_hot_paths(tmp_path: Path) -> None:
     assert count_instructions.regressions(before, now) == {}
     path = "patch_embed"
     assert count_instructions.count(tmp_path / "hot_paths", path) == pytest.approx(now["instructions"][path], rel=1e-3)
+
+
+def test_training_is_side_by_side_only_where_there_are_several_processors(tmp_path: Path) -> None:
+    one = RESULTS / "amd-zen4"
+    assert docs._side_by_side([one]) == []
+    other = tmp_path / "other"
+    other.mkdir()
+    content = json.loads((one / "training.json").read_text(encoding="utf-8"))
+    for entry in content["benchmarks"]:
+        if entry["extra_info"]["implementation"] == "bgpt_fast":
+            entry["extra_info"]["units_per_s"] *= 2
+    (other / "training.json").write_text(json.dumps(content), encoding="utf-8")
+    lines = docs._side_by_side([one, other])
+    assert "| what | dtype | threads | beside | amd-zen4 | other |" in lines
+    assert "| training step, documents of mixed length | bfloat16 | 2 | released method | 1.21 × | 2.43 × |" in lines
