@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from bgpt_fast.config import VOCAB_SIZE, BGPTConfig
 from bgpt_fast.kernels.byte_attention.op import byte_attention_projected
 from bgpt_fast.kernels.byte_embed.op import byte_embed
+from bgpt_fast.kernels.common.register import is_transformed
 from bgpt_fast.kernels.linear_cross_entropy.op import linear_cross_entropy
 from bgpt_fast.layers import Linear, Transformer
 
@@ -43,7 +44,7 @@ class ByteLevelDecoder(nn.Module):
         self.base = LMHead(config)
 
     def forward(self, features: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss of each byte of each patch.
+        """The loss of each byte of each patch: in chunks, but in one piece under torch.compile and torch.func.
 
         Args:
             features: float [T, D], for each patch the feature of the patch before it.
@@ -52,6 +53,10 @@ class ByteLevelDecoder(nn.Module):
         Returns:
             The mean loss in nats per position (scalar, differentiable); the loss of each, float32 [T, S], detached.
         """
+        # A number of chunks would be a graph of its own, and torch.func cannot differentiate what `_InChunks` does.
+        if torch.compiler.is_compiling() or is_transformed():
+            nats = self.nats(features, patches)
+            return nats.mean(), nats.detach()
         chunk = chunk_size(features.device)
         if len(patches) > chunk and torch.is_grad_enabled():
             weights = [weight for weight in self.parameters() if weight.requires_grad]

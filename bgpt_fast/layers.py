@@ -104,10 +104,13 @@ class _Cast(torch.autograd.Function):
     """Tensors of one dtype in another."""
 
     @staticmethod
-    def forward(ctx, dtype, *tensors):  # type: ignore[no-untyped-def]
-        ctx.dtype = tensors[0].dtype
-        ctx.set_materialize_grads(False)
+    def forward(dtype, *tensors):  # type: ignore[no-untyped-def]
         return _converted(tensors, dtype)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        ctx.dtype = inputs[1].dtype
+        ctx.set_materialize_grads(False)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -87,7 +87,7 @@ class BGPT(nn.Module):
     def _targets(self, batch: PackedPatches, targets: Tensor | None) -> Tensor:
         check_batch(batch, self.config, self.byte_level_decoder.base.lm_head.weight.device)
         indices = batch.target_indices() if targets is None else _checked_targets(batch, targets)
-        if not len(indices):
+        if not indices.shape[0]:
             raise ValueError("BGPT: targets: expected at least one patch to predict, got none; is the batch empty?")
         return indices
 
@@ -107,17 +107,22 @@ class BGPT(nn.Module):
             OutOfMemoryError: it needs more memory than there is.
         """
         check_batch(batch, self.config, self.byte_level_decoder.base.lm_head.weight.device)
-        lengths = batch.cu_seqlens.diff().long()
-        documents = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
-        is_target = torch.ones(len(documents), dtype=torch.bool, device=lengths.device)
-        is_target[batch.cu_seqlens[:-1].long()] = False
-        indices = is_target.nonzero().flatten()
+        if torch.compiler.is_compiling():  # where neither modes nor errors can be handled
+            if self.training:
+                raise ValueError("log_likelihood: expected a model in evaluation mode to compile; call model.eval()")
+            return self._log_likelihood(batch)
         with evaluation_mode(self), batch_memory("log_likelihood", self, batch):
-            nats = self(batch, indices).nats.double().sum(1)
+            return self._log_likelihood(batch)
+
+    def _log_likelihood(self, batch: PackedPatches) -> LogLikelihood:
+        indices = batch.all_target_indices()
+        nats = self(batch, indices).nats.double().sum(1)
         real = (batch.patches[indices] != EOP).sum(1)
+        documents = torch.arange(batch.num_documents, device=indices.device)
+        document_of = documents.repeat_interleave(batch.cu_seqlens.diff() - 1, output_size=indices.shape[0])
         return LogLikelihood(
-            nats.new_zeros(len(lengths)).index_add_(0, documents[indices], nats),
-            real.new_zeros(len(lengths)).index_add_(0, documents[indices], real),
+            nats.new_zeros(batch.num_documents).index_add_(0, document_of, nats),
+            real.new_zeros(batch.num_documents).index_add_(0, document_of, real),
         )
 
     @classmethod
@@ -228,8 +233,9 @@ def _checked_targets(batch: PackedPatches, targets: object) -> Tensor:
         raise TypeError(f"BGPT: targets: expected an int64 tensor [T] of patch indices, got {got}")
     if targets.device != batch.patches.device:
         raise ValueError(f"BGPT: targets: expected device {batch.patches.device}, the batch's, got {targets.device}")
-    # On a GPU checking values would synchronise at every step; there torch's indexing asserts the range.
-    if len(targets) and not targets.is_cuda:
+    # On a GPU checking values would synchronise at every step, and a compiled graph cannot raise; there torch's
+    # indexing asserts the range.
+    if not torch.compiler.is_compiling() and not targets.is_cuda and len(targets):
         least, most = int(targets.min()), int(targets.max())
         if not 0 <= least <= most < batch.num_patches:
             raise ValueError(f"BGPT: targets: expected indices 0…{batch.num_patches - 1}, got {least}…{most}")

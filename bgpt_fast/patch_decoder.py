@@ -62,13 +62,14 @@ class PatchLevelDecoder(nn.Module):
         Returns:
             float [P, D], in the compute dtype.
         """
-        steps = torch.arange(len(patches), device=patches.device)
+        P = patches.shape[0]  # len() would make it a constant of a graph
+        steps = torch.arange(P, device=patches.device)
         lengths = cu_seqlens.diff()
-        positions = steps - cu_seqlens[:-1].repeat_interleave(lengths, output_size=len(patches))
+        positions = steps - cu_seqlens[:-1].repeat_interleave(lengths, output_size=P)
         embeddings = self.patch_embedding(patches, self.base.wpe.weight, positions)
 
         def attend(x: Tensor, projection: Linear, dropout: float) -> Tensor:
-            q, k, v = projection(x).view(len(x), 3, self.heads, -1).unbind(1)
+            q, k, v = projection(x).view(P, 3, self.heads, -1).unbind(1)
             return patch_attention(q, k, v, cu_seqlens, max_seqlen, dropout=dropout).reshape(x.shape)
 
         return self.base(embeddings, attend)

@@ -267,12 +267,12 @@ class PackedPatches:
     @property
     def num_documents(self) -> int:
         """B."""
-        return len(self.cu_seqlens) - 1
+        return self.cu_seqlens.shape[0] - 1
 
     @property
     def num_patches(self) -> int:
         """P."""
-        return len(self.patches)
+        return self.patches.shape[0]
 
     @property
     def padding_share(self) -> float:
@@ -287,6 +287,10 @@ class PackedPatches:
         """Indices into `patches` of the patches that count in the loss: int64 [T], ascending, on the same device."""
         if self.targets is not None:
             return self.targets.nonzero().flatten()
+        return self.all_target_indices()
+
+    def all_target_indices(self) -> Tensor:
+        """As `target_indices`, of all patches but each document's first, whatever `targets` is."""
         # Target t of the batch, in document b, has index t + b + 1. Nothing here synchronises with a GPU.
         T = self.num_patches - self.num_documents
         documents = torch.arange(self.num_documents, device=self.patches.device)

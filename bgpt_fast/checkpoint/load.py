@@ -74,7 +74,7 @@ def load_weights(source: str | os.PathLike[str], *, labels: Mapping[str, int] | 
         source: a folder written by `save_weights`; a training run's folder (its latest checkpoint is loaded), or its
             `checkpoints/latest` or `checkpoints/best`; a `.safetensors` file; a released-style `.pth` file
             ({'model': weights, …} or the weights alone); or, if no such path exists, a Hugging Face hub id
-            "owner/name" or "owner/name/file.pth".
+            "owner/name" or "owner/name/file.pth", which without network is read from the hub's cache.
         labels: the label map for a classifier whose file has none, such as the released `.pth` files; if the file has
             one, the two must be equal.
 
@@ -268,16 +268,17 @@ def _load_hub(source: str, labels: Mapping[str, int] | None) -> Checkpoint:
         try:
             hf_hub_download(repository, CONFIG_FILE)
             return load_weights(Path(hf_hub_download(repository, WEIGHTS_FILE)).parent, labels=labels)
-        except LocalEntryNotFoundError:
-            raise
+        except LocalEntryNotFoundError as error:
+            names = _cached_names(repository, error)
         except EntryNotFoundError:
-            files = [file for file in list_repo_files(repository) if file.endswith((".pth", ".safetensors"))]
-            if len(files) != 1:
-                raise CheckpointError(
-                    f"{source}: expected {CONFIG_FILE} and {WEIGHTS_FILE} or one file of weights, got {some(files)}; "
-                    f"name one, as {source}/FILE"
-                ) from None
-            return load_weights(Path(hf_hub_download(repository, files[0])), labels=labels)
+            names = list_repo_files(repository)
+        files = [file for file in names if file.endswith((".pth", ".safetensors"))]
+        if len(files) != 1:
+            raise CheckpointError(
+                f"{source}: expected {CONFIG_FILE} and {WEIGHTS_FILE} or one file of weights, got {some(files)}; "
+                f"name one, as {source}/FILE"
+            )
+        return load_weights(Path(hf_hub_download(repository, files[0])), labels=labels)
     except CheckpointError:
         raise
     except (OSError, ValueError, EntryNotFoundError) as error:
@@ -285,3 +286,15 @@ def _load_hub(source: str, labels: Mapping[str, int] | None) -> Checkpoint:
             f"{source}: expected a path that exists or a hub id, got neither: there is no such path, and the hub says: "
             f"{error}"
         ) from error
+
+
+def _cached_names(repository: str, unreachable: OSError) -> list[str]:
+    """The files of a repository in the local cache; raises `unreachable` if there are none."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(repository, local_files_only=True))
+    except LocalEntryNotFoundError:
+        raise unreachable from None
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch._functorch.utils import enable_single_level_autograd_function
 
 
 def has_no_float64(*arguments: Any) -> bool:
@@ -82,10 +83,56 @@ def register(*ops: Op) -> torch.library.Library:
         if backward is None and op.name.endswith("_backward"):
             backward = _refusal(op.name)
         if backward is not None:
-            torch.library.register_autograd(
-                f"bgpt_fast::{op.name}", backward, setup_context=op.setup_context, lib=library
-            )
+            overload = getattr(torch.ops.bgpt_fast, op.name).default
+            library.impl(op.name, _differentiable(overload, op.setup_context, backward), "Autograd", with_keyset=True)
     return library
+
+
+def _differentiable(
+    op: torch._ops.OpOverload, setup_context: Callable[..., None] | None, backward: Callable[..., Any]
+) -> Callable[..., Any]:
+    """The implementation of an op that records its gradient.
+
+    It is `torch.library.register_autograd` with two differences: torch.func's transforms accept it, and a call without
+    gradient costs less. The op's schema has no default values and no keyword-only arguments.
+    """
+    after_autograd = torch._C._after_autograd_keyset
+
+    def call(keyset: Any, *arguments: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return op.redispatch(keyset & after_autograd, *arguments)
+
+    class Gradient(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            *arguments, keyset = inputs
+            output = call(keyset, *arguments)
+            if setup_context is not None:
+                setup_context(ctx, arguments, output)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Any) -> Any:
+            result = backward(ctx, *gradients)
+            return (*result, None) if isinstance(result, tuple) else (result, None)
+
+    # Below the dispatcher's front a transform has done its part; `Function.apply` would refuse a transform here.
+    apply = super(torch.autograd.Function, Gradient).apply
+
+    def implementation(keyset: Any, *arguments: Any) -> Any:
+        if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)):
+            return call(keyset, *arguments)
+        if not is_transformed():
+            return apply(*arguments, keyset)
+        with enable_single_level_autograd_function():
+            return apply(*arguments, keyset)
+
+    return implementation
+
+
+def is_transformed() -> bool:
+    """Whether a transform of torch.func is active."""
+    return torch._C._are_functorch_transforms_active()
 
 
 def _refusal(name: str) -> Callable[..., None]:

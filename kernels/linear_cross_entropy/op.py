@@ -91,7 +91,7 @@ def _backward_cpu(dnats: Tensor, x: Tensor, weight: Tensor, targets: Tensor, lse
 
 
 def _forward_fake(x: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    return x.new_empty(len(x), dtype=_sums_dtype(x)), x.new_empty(len(x), dtype=_sums_dtype(x))
+    return x.new_empty(x.shape[0], dtype=_sums_dtype(x)), x.new_empty(x.shape[0], dtype=_sums_dtype(x))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:

@@ -14,7 +14,8 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,6 +65,8 @@ def patch_attention(
     is_short = 0 < max_seqlen <= _C.short_attention_max_length and dropout == 0.0
     if is_short and not q.is_cuda and q.dtype in (torch.float32, torch.bfloat16):
         return torch.ops.bgpt_fast.short_documents_attention(q, k, v, cu_seqlens, max_seqlen)
+    if q.device.type == "cpu" and dropout == 0.0:
+        return torch.ops.bgpt_fast.documents_attention(q, k, v, cu_seqlens, max_seqlen)[0]
     _check_lengths(cu_seqlens, max_seqlen, len(q))
     return _grouped_sdpa(q, k, v, cu_seqlens, dropout)
 
@@ -121,36 +124,62 @@ def _varlen_takes_window() -> bool:
     return "window_size" in inspect.signature(varlen_attn).parameters
 
 
-def _grouped_sdpa(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, dropout: float) -> Tensor:
-    P, H, d = q.shape
-    starts = cu_seqlens[:-1].long()
-    lengths = cu_seqlens.diff().long()
+class _Group(NamedTuple):
+    """Documents of similar length, padded to equal length; padding repeats a document's last patch.
+
+    Attention is causal, so no patch of a document sees its padding.
+    """
+
+    rows: Tensor
+    """int64 [documents, length]: the index of each patch."""
+    is_padding: Tensor | None
+    """bool [documents, length]; None where the documents are all of the batch, in order and of equal length."""
+
+    def padded(self, x: Tensor) -> Tensor:
+        """[P, …] → [documents, length, …]."""
+        return x.reshape(*self.rows.shape, *x.shape[1:]) if self.is_padding is None else x[self.rows]
+
+    def unpadded(self, x: Tensor) -> Tensor:
+        """[documents, length, …] → the real patches of the group [patches, …]."""
+        return x.flatten(0, 1) if self.is_padding is None else x[~self.is_padding]
+
+
+def _groups(cu_seqlens: Tensor) -> list[_Group]:
+    """The documents that have patches, by similar length."""
+    starts, lengths = cu_seqlens[:-1].long(), cu_seqlens.diff().long()
     lengths, starts = lengths[lengths > 0], starts[lengths > 0]
-    if len(lengths) == 0:
-        return torch.empty_like(q)
     by_length, order = lengths.sort()
-    if int(by_length[0]) == int(by_length[-1]):
-        shape = (len(lengths), int(by_length[0]), H, d)
-        y = _causal(q.reshape(shape), k.reshape(shape), v.reshape(shape), dropout)
-        return y.reshape(P, H, d)
-    outputs, indices = [], []
     sizes = by_length.tolist()
+    if sizes and sizes[0] == sizes[-1]:
+        rows = torch.arange(len(sizes) * sizes[0], device=starts.device)
+        return [_Group(rows.view(len(sizes), sizes[0]), None)]
+    groups = []
     first = 0
     while first < len(sizes):
         last = first
         while last < len(sizes) and sizes[last] <= _PADDING * sizes[first]:
             last += 1
-        longest = sizes[last - 1]
-        steps = torch.arange(longest, device=q.device)
-        group, group_lengths = order[first:last], by_length[first:last]
-        # Padding repeats a document's last patch; attention is causal, so no real query sees it.
-        rows = starts[group, None] + torch.minimum(steps[None], group_lengths[:, None] - 1)
-        y = _causal(q[rows], k[rows], v[rows], dropout)
-        real = steps[None] < group_lengths[:, None]
-        outputs.append(y[real])
-        indices.append(rows[real])
+        steps = torch.arange(sizes[last - 1], device=starts.device)
+        ends = by_length[first:last, None] - 1
+        groups.append(_Group(starts[order[first:last], None] + torch.minimum(steps, ends), steps > ends))
         first = last
-    return torch.empty_like(q).index_copy(0, torch.cat(indices), torch.cat(outputs))
+    return groups
+
+
+def _in_order(groups: Sequence[_Group], parts: Sequence[Tensor], like: Tensor) -> Tensor:
+    """The groups' patches at their places in the batch: a tensor of the shape and dtype of `like`."""
+    if len(groups) == 1 and groups[0].is_padding is None:
+        return parts[0].reshape(like.shape).to(like.dtype)
+    rows = torch.cat([group.unpadded(group.rows) for group in groups])
+    return torch.empty_like(like).index_copy(0, rows, torch.cat(list(parts)).to(like.dtype))
+
+
+def _grouped_sdpa(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, dropout: float) -> Tensor:
+    groups = _groups(cu_seqlens)
+    if not groups:
+        return torch.empty_like(q)
+    parts = [group.unpadded(_causal(*(group.padded(x) for x in (q, k, v)), dropout)) for group in groups]
+    return _in_order(groups, parts, q)
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
@@ -164,6 +193,45 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
             q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True, dropout_p=dropout
         )
     return y.transpose(1, 2).to(dtype)
+
+
+def _documents(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> tuple[Tensor, Tensor]:
+    """torch's FlashAttention for the CPU by groups of documents: y, and lse [P, H] for the backward pass."""
+    _check_lengths(cu_seqlens, max_seqlen, len(q))
+    groups, wide = _groups(cu_seqlens), _wide(q)
+    lse = q.new_empty(q.shape[:2], dtype=wide)
+    if not groups:
+        return torch.empty(q.shape, dtype=q.dtype, device=q.device), lse
+    ys, lses = [], []
+    for group in groups:
+        y, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            *(group.padded(x).to(wide).transpose(1, 2) for x in (q, k, v)), 0.0, True
+        )
+        ys.append(group.unpadded(y.transpose(1, 2)))
+        lses.append(group.unpadded(sums.transpose(1, 2)))
+    return _in_order(groups, ys, q.contiguous()), _in_order(groups, lses, lse)
+
+
+def _documents_backward(
+    dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, lse: Tensor, cu_seqlens: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    groups, wide, like = _groups(cu_seqlens), _wide(q), q.contiguous()
+    parts = []
+    for group in groups:
+        dys, *others, lses = (group.padded(x).to(wide).transpose(1, 2) for x in (dy, q, k, v, y, lse))
+        if group.is_padding is not None:
+            dys = dys.masked_fill(group.is_padding[:, None, :, None], 0)
+        gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(dys, *others, lses, 0.0, True)
+        parts.append([group.unpadded(gradient.transpose(1, 2)) for gradient in gradients])
+    if not groups:
+        return torch.empty_like(like), torch.empty_like(like), torch.empty_like(like)
+    dq, dk, dv = (_in_order(groups, part, like) for part in zip(*parts, strict=True))
+    return dq, dk, dv
+
+
+def _wide(q: Tensor) -> torch.dtype:
+    """The dtype of the CPU's sums: float32 is both faster there than half precision and more exact."""
+    return torch.promote_types(q.dtype, torch.float32)
 
 
 def _rows(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -224,6 +292,23 @@ def _backward(ctx, dy: Tensor):  # type: ignore[no-untyped-def]
     return *backward(dy, *ctx.saved_tensors, ctx.max_seqlen), None, None
 
 
+def _documents_setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    q, k, v, cu_seqlens, _ = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # no tensor of zeros for lse
+    ctx.save_for_backward(q, k, v, *output, cu_seqlens)
+
+
+def _documents_gradient(ctx, dy: Tensor | None, _: None):  # type: ignore[no-untyped-def]
+    if dy is None:
+        return None, None, None, None, None
+    return *torch.ops.bgpt_fast.documents_attention_backward(dy, *ctx.saved_tensors), None, None
+
+
+def _documents_fake(q, k, v, cu_seqlens, max_seqlen):  # type: ignore[no-untyped-def]
+    return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=_wide(q))
+
+
 OPS = (
     Op(
         "short_documents_attention(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, int max_seqlen) -> Tensor",
@@ -237,6 +322,20 @@ OPS = (
         " -> (Tensor, Tensor, Tensor)",
         cpu=_short_documents_backward,
         fake=lambda dy, q, k, v, cu_seqlens, max_seqlen: tuple(q.new_empty(q.shape) for _ in range(3)),
+    ),
+    Op(
+        "documents_attention(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, int max_seqlen)"
+        " -> (Tensor y, Tensor lse)",
+        cpu=_documents,
+        fake=_documents_fake,
+        setup_context=_documents_setup_context,
+        backward=_documents_gradient,
+    ),
+    Op(
+        "documents_attention_backward(Tensor dy, Tensor q, Tensor k, Tensor v, Tensor y, Tensor lse, Tensor cu_seqlens)"
+        " -> (Tensor, Tensor, Tensor)",
+        cpu=_documents_backward,
+        fake=lambda dy, q, *_: tuple(q.new_empty(q.shape) for _ in range(3)),
     ),
 )
 _library = register(*OPS)

@@ -67,7 +67,9 @@ def patch_embed(
         raise ValueError(f"patch_embed: {missing}: expected a tensor because {present} is one, got None")
     if position_weight is not None:
         check_tensor("patch_embed", "position_weight", position_weight, dtypes=dtypes, shape=("L", D), device=device)
-        check_tensor("patch_embed", "positions", positions, dtypes=(torch.int64,), shape=(len(patches),), device=device)
+        check_tensor(
+            "patch_embed", "positions", positions, dtypes=(torch.int64,), shape=(patches.shape[0],), device=device
+        )
     return torch.ops.bgpt_fast.patch_embed(patches, weight, bias, position_weight, positions)
 
 
@@ -149,12 +151,11 @@ def _backward(ctx, dy: Tensor):  # type: ignore[no-untyped-def]
 
 OPS = (
     Op(
-        "patch_embed(Tensor patches, Tensor weight, Tensor bias, Tensor? position_weight=None, Tensor? positions=None)"
-        " -> Tensor",
+        "patch_embed(Tensor patches, Tensor weight, Tensor bias, Tensor? position_weight, Tensor? positions) -> Tensor",
         reference=patch_embed_reference,
         cpu=_forward_cpu,
         cuda=_forward_cuda if _C.with_cuda else None,
-        fake=lambda patches, weight, *_: weight.new_empty(len(patches), weight.shape[1]),
+        fake=lambda patches, weight, *_: weight.new_empty(patches.shape[0], weight.shape[1]),
         setup_context=_setup_context,
         backward=_backward,
     ),

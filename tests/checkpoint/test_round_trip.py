@@ -197,6 +197,22 @@ def test_hub_ids(hub: Path, weights: Weights) -> None:
     assert_refused("owner/folder", "expected the fields")
 
 
+def test_a_lone_file_of_a_hub_id_loads_from_the_cache_without_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: Weights
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    assert_refused("owner/bgpt", r"no such path, and the hub says")
+    repository = tmp_path / "cache" / "models--owner--bgpt"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    save_released(repository / "snapshots" / ("0" * 40) / "weights.pth", SMALL, weights)
+    assert same(load_weights("owner/bgpt").state_dict, weights)
+    save_released(repository / "snapshots" / ("0" * 40) / "other.pth", SMALL, weights)
+    assert_refused("owner/bgpt", r"got 2 \(other.pth, weights.pth\); name one")
+
+
 def test_classifiers_round_trip_with_their_labels(tmp_path: Path, classifier: Path) -> None:
     lone = tmp_path / "lone.safetensors"
     lone.write_bytes((classifier / "model.safetensors").read_bytes())

@@ -13,10 +13,12 @@ from support.ops import DrawnTests, OpTests
 from support.paths import ROOT
 
 FOLDERS = sorted({path.parent.name for path in ROOT.glob("kernels/*/*.py")} - {"common"})
-_SHORT = "patch_attention's path for short documents on the CPU; on a GPU FlashAttention or SDPA take its place"
+_OF_CPU = "patch_attention's paths on the CPU; on a GPU FlashAttention or SDPA take their place"
 CPU_ONLY = {
-    "short_documents_attention": _SHORT,
-    "short_documents_attention_backward": _SHORT,
+    "short_documents_attention": _OF_CPU,
+    "short_documents_attention_backward": _OF_CPU,
+    "documents_attention": _OF_CPU,
+    "documents_attention_backward": _OF_CPU,
 }
 """Ops that have no CUDA implementation, and why."""
 
@@ -67,7 +69,7 @@ def test_a_folder_is_complete_and_its_op_has_its_name(folder: str) -> None:
     ops = schemas(folder)
     assert ops
     if folder == "patch_attention":  # which chooses among other libraries' ops
-        assert all(CPU_ONLY[op] == _SHORT for op in ops)
+        assert all(CPU_ONLY[op] == _OF_CPU for op in ops)
         return
     assert folder in ops
     for op in ops:

@@ -91,11 +91,21 @@ class TestShortDocumentsAttention(DrawnTests):
         return results(function, arguments).all
 
 
-def test_registration() -> None:
-    op = torch.ops.bgpt_fast.short_documents_attention.default
+class TestDocumentsAttention(TestShortDocumentsAttention):
+    NAME = "documents_attention"
+
+    def draw(self, stream: random.Random) -> list[Any]:
+        lengths = [65, *(stream.choice([1, 2, 16, 65, 70, 130]) for _ in range(stream.randint(0, 5)))]
+        *qkv, cu_seqlens, longest = sample(lengths, stream.randint(1, 3), stream.choice([1, 8, 17, 64]))
+        dtype = stream.choice([torch.float32, torch.bfloat16])
+        return [*(tensor.detach().to(dtype) for tensor in qkv), cu_seqlens, longest]
+
+
+@pytest.mark.parametrize("name", ["short_documents_attention", "documents_attention"])
+def test_registration(name: str) -> None:
     for lengths in ([1], [7, 7], [2, 31, 3, 64]):
         q, k, v, cu_seqlens, longest = sample(lengths)
-        torch.library.opcheck(op, (q, k, v, cu_seqlens, longest))
+        torch.library.opcheck(getattr(torch.ops.bgpt_fast, name).default, (q, k, v, cu_seqlens, longest))
 
 
 def test_gradcheck_of_short_documents_in_float64_goes_through_sdpa() -> None:
