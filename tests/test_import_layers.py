@@ -20,7 +20,7 @@ LAYERS = [
     {"layers"},
     {"patch_decoder", "byte_decoder"},
     {"model"},
-    {"classifier"},
+    {"classifier", "export_program"},
     {"data"},
     {"generation", "training", "report"},
     {"tasks"},
