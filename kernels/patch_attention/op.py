@@ -178,7 +178,10 @@ def _grouped_sdpa(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, dropout: 
     groups = _groups(cu_seqlens)
     if not groups:
         return torch.empty_like(q)
-    parts = [group.unpadded(_causal(*(group.padded(x) for x in (q, k, v)), dropout)) for group in groups]
+    parts = []
+    for group in groups:
+        y = _causal(group.padded(q), group.padded(k), group.padded(v), dropout)
+        parts.append(group.unpadded(y))
     return _in_order(groups, parts, q)
 
 
