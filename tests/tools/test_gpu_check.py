@@ -35,6 +35,13 @@ parser.add_argument("--items", nargs="+")
 parser.add_argument("--part")
 arguments = parser.parse_args()
 results = {}
+
+def write():
+    with open(arguments.part + "~", "w") as file:
+        json.dump(results, file)
+    os.replace(arguments.part + "~", arguments.part)
+
+write()
 for item in arguments.items:
     if "crash" in item:
         os.kill(os.getpid(), signal.SIGSEGV)
@@ -43,9 +50,7 @@ for item in arguments.items:
     results[item] = {"status": "ok", "by": os.getpid()}
     if "sticky" in item:
         results[item] = {"status": "failed", "reason": "CUDA error"}
-    with open(arguments.part + "~", "w") as file:
-        json.dump(results, file)
-    os.replace(arguments.part + "~", arguments.part)
+    write()
     if "sticky" in item:
         sys.exit(1)
 """
@@ -137,7 +142,7 @@ def test_a_failed_item_has_its_log_and_a_hanging_one_says_where(tmp_path: Path) 
     run_items(python, ["sticky", "crash", "hang"], limit_of(), results.update, **options)
     assert all("some_kernel" in result["log"] for result in results.values())
     assert "Segmentation fault" in results["crash"]["log"]
-    assert 'File "<string>", line 13 in <module>' in results["hang"]["log"]
+    assert 'File "<string>", line 20 in <module>' in results["hang"]["log"]
     assert len(list(tmp_path.glob("*.log"))) == 3
 
 
@@ -239,6 +244,16 @@ def test_results_of_test_files(tmp_path: Path) -> None:
     assert (result["passed"], result["failed"], result["skipped"]) == (1, 1, 1)
     assert "AssertionError: seen" in result["failures"]["test_x.py::test_bad"]
     assert result["reason"].endswith("in test_x.py::test_hangs")
+
+
+def test_the_tests_for_a_gpu_need_no_packages_of_other_tests(tmp_path: Path) -> None:
+    absent = ("tyro", "py65", "mido", "music21", "MEGABYTE_pytorch")  # on the GPU machine of reference
+    names = [str(ROOT / name) for name, _ in programs.test_files(quick=False)]
+    words = ["--collect-only", "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT), *names]
+    code = f"import sys; sys.modules |= dict.fromkeys({absent}); import pytest; sys.exit(pytest.main({words}))"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=250)
+    assert ended.returncode == 0, ended.stdout[-3000:]
+    assert "test_layer_norm.py::" in ended.stdout
 
 
 def test_results_of_the_sanitizer(tmp_path: Path) -> None:

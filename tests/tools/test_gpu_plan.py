@@ -23,15 +23,20 @@ faults, piece = json.loads(sys.argv[1]), sys.argv[2]
 names = sys.argv[sys.argv.index("--items") + 1 : sys.argv.index("--part")]
 part = sys.argv[-1]
 results = {}
+
+def write():
+    with open(part + "~", "w") as file:
+        json.dump(results, file)
+    os.replace(part + "~", part)
+
+write()
 for name in names:
     fault = next((fault for mark, fault in faults.items() if mark in piece + " " + name), None)
     if fault == "hang":
         print("launch _hanging_kernel, grid (7,)", flush=True)
         time.sleep(300)
     results[name] = {"status": "ok", "rate": 1.0} if fault is None else {"status": "failed", "reason": fault}
-    with open(part + "~", "w") as file:
-        json.dump(results, file)
-    os.replace(part + "~", part)
+    write()
 """
 
 
@@ -51,7 +56,7 @@ def rehearse(
         "pieces": COMMANDS[command],
         "seconds": 200.0,
         "parallel": 4,
-        "item_seconds": 15.0,
+        "item_seconds": 10.0,
         "worker": (sys.executable, "-X", "faulthandler", "-c", WORKER, json.dumps(faults)),
         "build": (sys.executable, "-c", build),
         **fields,
@@ -76,7 +81,7 @@ def test_the_contact_runs_everything_past_a_kernel_that_raises_and_one_that_hang
     hanging = bad["bias_gelu bfloat16 forward"]
     assert hanging["status"] == "timed out"
     assert "_hanging_kernel" in hanging["log"]
-    assert 'File "<string>", line 11' in hanging["log"]  # by faulthandler
+    assert 'File "<string>", line' in hanging["log"]  # by faulthandler
 
 
 def test_steps_are_not_timed_if_the_first_one_is_wrong(tmp_path: Path) -> None:

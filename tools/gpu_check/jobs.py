@@ -27,6 +27,7 @@ Run = Callable[[Sequence[str], "Limit", Report], None]
 LOG_CHARACTERS = 16384
 """Of the end of a log in a result."""
 _POLL_S = 0.05
+_START_S = 60.0
 _TRACEBACK_S = 2.0
 
 
@@ -141,7 +142,8 @@ def run_items(
     """Runs a worker that takes `--items` and `--part`; if an item makes it crash or hang, a new one runs the rest.
 
     Args:
-        command: the worker; after each item it rewrites the part file, a JSON object with all its results so far.
+        command: the worker; it writes the part file, a JSON object with all its results so far, once it is ready to run
+            items, and after each item. It has a minute to become ready: the first import of torch is slow.
         items: names of the items to run.
         limit: time limit for all items.
         report: called with the results as they become available.
@@ -163,12 +165,13 @@ def run_items(
         log = folder / f"{len(items) - len(pending)}.log"
         part.unlink(missing_ok=True)
         done: dict[str, Result] = {}
-        item_limit = limit.within(item_seconds)
+        item_limit, is_ready = limit.within(_START_S), False
 
         def current_limit() -> Limit:
-            nonlocal done, item_limit
-            if len(results := read()) > len(done):
-                done, item_limit = results, limit.within(item_seconds)
+            nonlocal done, item_limit, is_ready
+            results = read()
+            if len(results) > len(done) or (not is_ready and part.exists()):
+                done, item_limit, is_ready = results, limit.within(item_seconds), True
                 report(done)
             return item_limit
 

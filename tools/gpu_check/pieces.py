@@ -200,6 +200,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--peak", type=json.loads, default={}, help="JSON of the measured peak rates")
     arguments = parser.parse_args(words)
     results: dict[str, Any] = {}
+    write_json(arguments.part, results)
     missing = arguments.device == "cuda" and not torch.cuda.is_available()
     for item in arguments.items or ITEMS[arguments.piece]:
         if missing:
