@@ -69,7 +69,7 @@ def test_the_whole_suite_at_tiny_sizes(tmp_path: Path) -> None:
     }
     assert {case.name for case in CASES} <= {item["what"].rsplit(" ", 1)[0] for item in items}
     implementations = {item["implementation"] for item in items if item["kind"] in ("training", "generation")}
-    assert {"bgpt_fast", "released method", "KV-cached torch", "reference"} <= implementations
+    assert {"bgpt_fast", "released method", "KV-cached torch", "plain torch"} <= implementations
     assert all(item["median"] > 0 for item in items)
     assert all(item["of_peak"] > 0 for item in items if item["bytes"])
 
