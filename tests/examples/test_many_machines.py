@@ -1,4 +1,4 @@
-"""examples/many_machines: any number of processes makes the files that one makes; a failed one leaves no report."""
+"""examples/many_machines: any number of processes makes what one makes; a failed one leaves no report."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ import torch
 from support.paths import ROOT
 
 from bgpt_fast import BGPT, BGPTConfig, Generator, Prompt
+from bgpt_fast.tasks import cpu_states as cpu
+from bgpt_fast.tasks.cpu_states.assessment import assess
 
 EXAMPLE = ROOT / "examples" / "many_machines"
 CONFIG = BGPTConfig(patch_size=4, patch_length=10, hidden_size=16, patch_num_layers=1, byte_num_layers=1, num_heads=2)
@@ -111,3 +114,98 @@ def test_ray(tmp_path: Path, checkpoint: Path, prompts: list[Path]) -> None:
     alone = [Prompt(path.suffix[1:], path.read_bytes(), index) for index, path in enumerate(prompts)]
     expected = [file.data for file in Generator(model).generate(alone)]
     assert dict(zip(result["index"], result["data"], strict=True)) == dict(enumerate(expected))
+
+
+SIMULATOR = BGPTConfig(
+    patch_size=8, patch_length=16, hidden_size=16, patch_num_layers=1, byte_num_layers=1, num_heads=2
+)
+SIMULATION = ["--random", "23", "--seed", "3", "--piece-size", "5", "--registers", "2", "--memory", "16"]
+SIMULATION += ["--max-program", "4", "--write", "parquet"]
+DYING = """
+import os, signal, sys
+from pathlib import Path
+import simulate_with_ray
+from bgpt_fast.tasks.cpu_states.chunk_journal import ChunkJournal
+
+class Dying(simulate_with_ray.SimulatePieces):
+    def __init__(self, options, machine):
+        super().__init__(options, machine)
+        marker, real, left = Path(options.output) / "../killed", ChunkJournal.add, [7]
+
+        def add(journal, *arguments):
+            left[0] -= 1
+            if left[0] == 0 and not marker.exists():
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            real(journal, *arguments)
+
+        ChunkJournal.add = add
+
+simulate_with_ray.SimulatePieces = Dying
+sys.exit(simulate_with_ray.main())
+"""
+
+
+@pytest.fixture
+def simulator(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    BGPT(SIMULATOR).save_pretrained(tmp_path / "simulator")
+    return tmp_path / "simulator"
+
+
+def one_process(simulator: Path) -> dict[str, Any]:
+    """Figures of one process, and the predicted files."""
+    traces = cpu.generate(
+        23, seed=3, stream="philox", split="eval", num_registers=2, memory_size=16, min_program=1, max_program=4
+    )
+    assessment = assess(BGPT.from_pretrained(simulator, dtype=torch.float32), traces)
+    return {**figures(json.loads(json.dumps(assessment.to_dict()))), "data": [one.data for one in assessment.predicted]}
+
+
+def figures(report: dict[str, Any]) -> dict[str, Any]:
+    return {name: report[name] for name in ("teacher_forced", "free_running", "states")}
+
+
+def predictions(output: Path) -> list[bytes]:
+    from pyarrow import parquet
+
+    tables = [parquet.read_table(path).to_pydict() for path in sorted((output / "predicted").iterdir())]
+    assert [name[:6] for table in tables for name in table["name"]] == [f"{number:06d}" for number in range(23)]
+    return [data for table in tables for data in table["data"]]
+
+
+def test_simulated_pieces_add_up_without_ray(tmp_path: Path, simulator: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(EXAMPLE)
+    tool = importlib.import_module("simulate_with_ray")
+    options = tool.parse(["--checkpoint", str(simulator), "--output", str(tmp_path / "out"), *SIMULATION])
+    (tmp_path / "out/unfinished").mkdir(parents=True)
+    machine = tool.machine_of(options)
+    rows = []
+    for piece in tool.pieces(options, machine):
+        actor = tool.SimulatePieces(options, machine)
+        columns = actor({name: np.array([value]) for name, value in piece.items()})
+        rows.append({name: column[0] for name, column in columns.items()})
+    assert len(rows) == 5
+    random.Random(0).shuffle(rows)
+    scores, digests = tool.merged(rows, 2)
+    assert sorted(digests) == list(range(5))
+    expected = one_process(simulator)
+    assert figures(json.loads(json.dumps(scores.assessment().to_dict()))) == figures(expected)
+    assert predictions(tmp_path / "out") == expected["data"]
+
+
+@pytest.mark.slow
+def test_ray_simulates_what_one_process_does_though_an_actor_dies(tmp_path: Path, simulator: Path) -> None:
+    pytest.importorskip("ray", reason="needs Ray")
+    script = tmp_path / "dying.py"
+    script.write_text(DYING)
+    words = [sys.executable, str(script), "--checkpoint", str(simulator), "--output", str(tmp_path / "out")]
+    words += [*SIMULATION, "--actors", "2"]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{EXAMPLE}", "RAY_USAGE_STATS_ENABLED": "0"}
+    subprocess.run(words, env=environment, check=True, timeout=280)
+    assert (tmp_path / "killed").exists()
+    expected = one_process(simulator)
+    assert figures(json.loads((tmp_path / "out/report.json").read_text())) == figures(expected)
+    assert predictions(tmp_path / "out") == expected["data"]
+    again = subprocess.run(words, env=environment, check=True, timeout=280, capture_output=True, text=True)
+    assert "nothing to do" in again.stderr

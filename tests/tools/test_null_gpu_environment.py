@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -77,3 +78,19 @@ def test_a_build_that_fails_is_not_called_unavailable(cache: Path, monkeypatch: 
         environment.prepare(lambda text: None)
     assert not isinstance(error.value, EnvironmentUnavailable)
     assert [name.partition("-")[0] for name in folders(cache)] == ["cuda"], "the packages stay"
+
+
+def test_what_is_complete_waits_for_no_other_process(cache: Path) -> None:
+    """Another checkout may build its extension for minutes."""
+    calls: list[str] = []
+    folder = cache / "folder"
+    folder.mkdir(parents=True)
+    (folder / ".complete").touch()
+    with (cache / "folder.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        environment._make(folder, calls.append, "it", lambda: calls.append("made"))
+    assert calls == []
+    (folder / ".complete").unlink()
+    environment._make(folder, calls.append, "it", folder.mkdir)
+    assert calls == [f"{folder}: making it"]
+    assert (folder / ".complete").exists()

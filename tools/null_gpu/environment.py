@@ -6,7 +6,6 @@ finds it, and other checkouts share it. Needs only the standard library.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import hashlib
 import os
@@ -14,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,24 +88,14 @@ def prepare(report: Callable[[str], None] = print, *, install_seconds: float | N
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise EnvironmentUnavailable(f"the cache folder cannot be made: {error}") from error
-    with (cache / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        venv = cache / f"cuda-host-{pins}"
-        with _making(venv, report, "CUDA packages, some 5 GB") as missing:
-            if missing:
-                _install(venv, install_seconds)
-        library = cache / f"null-gpu-{_hash(_LIBRARY.iterdir(), pins)}"
-        with _making(library, report, "the null GPU's library") as missing:
-            if missing:
-                _check_space(cache, _BUILD_BYTES)
-                include = f"-DCUDA_INCLUDE={_cuda(venv) / 'include'}"
-                _build(venv, _LIBRARY, library, [include], "libcuda.so.1", library / "build")
-        sources = [path for path in (ROOT / "csrc").rglob("*") if path.is_file()]
-        extension = cache / f"extension-{_hash([*sources, ROOT / 'CMakeLists.txt'], pins)}"
-        with _making(extension, report, "bgpt_fast._C with CUDA") as missing:
-            if missing:
-                _check_space(ROOT, _BUILD_BYTES)
-                _build(venv, ROOT, extension, _extension_options(venv), "_C*.so", ROOT / "build" / f"cuda-host-{pins}")
+    venv = cache / f"cuda-host-{pins}"
+    _make(venv, report, "CUDA packages, some 5 GB", lambda: _install(venv, install_seconds))
+    library = cache / f"null-gpu-{_hash(_LIBRARY.iterdir(), pins)}"
+    _make(library, report, "the null GPU's library", lambda: _build_library(venv, library))
+    sources = [path for path in (ROOT / "csrc").rglob("*") if path.is_file()]
+    extension = cache / f"extension-{_hash([*sources, ROOT / 'CMakeLists.txt'], pins)}"
+    tree = ROOT / "build" / f"cuda-host-{pins}"
+    _make(extension, report, "bgpt_fast._C with CUDA", lambda: _build_extension(venv, extension, tree))
     _link(ROOT / ".venv-cuda", venv)
     return NullGPU(venv, library / "libcuda.so.1", next(extension.glob("_C*.so")), cache)
 
@@ -124,20 +113,23 @@ def _hash(paths: Iterable[Path], *words: str) -> str:
     return digest.hexdigest()[:16]
 
 
-@contextlib.contextmanager
-def _making(folder: Path, report: Callable[[str], None], what: str) -> Iterator[bool]:
-    """Whether the folder has to be made; it is complete once the block has ended, and removed after an error."""
-    if (folder / _MARKER).exists():
-        yield False
+def _make(folder: Path, report: Callable[[str], None], what: str, make: Callable[[], None]) -> None:
+    """Calls `make` if the folder is not complete, in one process at a time; after an error, removes the folder."""
+    marker = folder / _MARKER
+    if marker.exists():
         return
-    report(f"{folder}: making {what}")
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        yield True
-        (folder / _MARKER).touch()
-    except BaseException:
+    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if marker.exists():
+            return
+        report(f"{folder}: making {what}")
         shutil.rmtree(folder, ignore_errors=True)
-        raise
+        try:
+            make()
+            marker.touch()
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
 
 def _check_space(folder: Path, size: int) -> None:
@@ -162,10 +154,15 @@ def _install(venv: Path, seconds: float | None) -> None:
     _link(_cuda(venv) / "lib64", Path("lib"))
 
 
-def _extension_options(venv: Path) -> list[str]:
+def _build_library(venv: Path, target: Path) -> None:
+    options = [f"-DCUDA_INCLUDE={_cuda(venv) / 'include'}"]
+    _build(venv, _LIBRARY, target, options, "libcuda.so.1", target / "build")
+
+
+def _build_extension(venv: Path, target: Path, tree: Path) -> None:
     python = venv / "bin" / "python"
     pybind11 = _run([str(python), "-m", "pybind11", "--cmakedir"]).strip()
-    return [
+    options = [
         f"-DPython_EXECUTABLE={python}",
         f"-Dpybind11_DIR={pybind11}",
         f"-DCMAKE_CUDA_COMPILER={_cuda(venv) / 'bin' / 'nvcc'}",
@@ -174,10 +171,14 @@ def _extension_options(venv: Path) -> list[str]:
         # The null GPU's library has the runtime; a static one would ask the driver for what the null GPU has not.
         "-DBGPT_FAST_CUDA_RUNTIME=None",
     ]
+    _build(venv, ROOT, target, options, "_C*.so", tree)
 
 
 def _build(venv: Path, source: Path, target: Path, options: list[str], pattern: str, build: Path) -> None:
     """Builds with CMake in `build` and copies the file that matches `pattern` to `target`."""
+    for folder in (target.parent, build.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+        _check_space(folder, _BUILD_BYTES)
     variables = {**os.environ, "PATH": f"{venv / 'bin'}{os.pathsep}{os.environ['PATH']}"}
     output = build / "output"
     configure = ["cmake", "-S", str(source), "-B", str(build), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"]
