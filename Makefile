@@ -9,12 +9,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 CSRC := $(shell find csrc tools -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 
-.PHONY: help demo test test-all test-cuda-host lint format build stubs checkpoint paper-machine static mutants gpu-extension gpu-contact gpu-check clean
+.PHONY: help demo test test-all test-cuda-host test-null-gpu lint format build stubs checkpoint paper-machine static mutants gpu-extension gpu-contact gpu-check clean
 help:
 	@echo 'make demo        simulate a CPU with the shipped model, then train one from scratch; results in demo/'
 	@echo 'make test        the tests (under 15 minutes on two cores)'
 	@echo 'make test-all    the slow ones as well'
 	@echo 'make test-cuda-host  the code for GPUs on the host, with the GPU machine'\''s versions (5 GB, once); docs/profiling.md'
+	@echo 'make test-null-gpu  the part of it that needs no kernel'\''s values (under 2 minutes once the packages are there)'
 	@echo 'make lint        ruff, mypy and clang-format as checks; make format applies them'
 	@echo 'make build       the virtual environment and the extension; then $(BIN)/bgpt-fast --help'
 	@echo 'make stubs       the types of the extension, bgpt_fast/_C.pyi, from the built extension'
@@ -36,9 +37,11 @@ test-all: $(VENV)/.tools $(VENV)/.built
 	$(BIN)/python -m pytest -n 2
 
 # The environment is made in the user's cache folder at the first run, and linked as .venv-cuda.
-test-cuda-host:
-	$(PYTHON) -m tools.null_gpu python -m pytest tests/null_gpu
+test-cuda-host: test-null-gpu
 	$(PYTHON) -m tools.null_gpu --no-gpu python -m pytest -n 2 -m "not slow" tests/kernels
+
+test-null-gpu:
+	$(PYTHON) -m tools.null_gpu python -m pytest tests/null_gpu
 
 lint: $(VENV)/.tools $(VENV)/.built
 	$(BIN)/ruff check .
