@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -17,6 +19,6 @@ FAULTS += ("TypeError", "AttributeError", "NameError", "KeyError", "ImportError"
 
 
 @pytest.mark.parametrize(("piece", "item"), [(piece, item) for piece in sorted(PIECES) for item in ITEMS[piece]])
-def test_a_piece_runs(piece: str, item: str, log: Log) -> None:
-    result, _ = run_item(PIECES[piece], item, SETTING)
+def test_a_piece_runs(piece: str, item: str, log: Log, tmp_path: Path) -> None:
+    result, _ = run_item(PIECES[piece], item, SETTING._replace(output=tmp_path))
     assert not any(fault in result.get("reason", "") for fault in FAULTS), result
