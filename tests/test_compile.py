@@ -53,11 +53,13 @@ def check_compiled(backend: str) -> None:
 
 
 @pytest.mark.slow  # half a minute: every op is traced
+@pytest.mark.timeout(900)
 def test_a_compiled_model_is_one_graph_for_all_batches() -> None:
     check_compiled("aot_eager")
 
 
 @pytest.mark.slow  # a minute: Inductor compiles C++
+@pytest.mark.timeout(1800)
 def test_inductors_code_is_equal_for_all_batches() -> None:
     check_compiled("inductor")
 
