@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -17,8 +18,12 @@ LONG = dataclasses.replace(TINY, patch_length=100)
 """Its longer documents are not those of the op for short ones."""
 
 
-def batches() -> list[PackedPatches]:
-    sizes = ([9, 0, 33, 1, 16, 300], [3, 5], [40] * 9, [0, 0, 70])
+SIZES = ([9, 0, 33, 1, 16, 300], [3, 5], [40] * 9, [0, 0, 70])
+LONG_SIZES = ([9, 0, 33, 1, 16, 300], [3, 280], [40] * 9 + [330], [0, 0, 390])
+"""The longest document has more than 64 patches: it and the op for short documents are two graphs."""
+
+
+def batches(sizes: Sequence[list[int]] = SIZES) -> list[PackedPatches]:
     return [PackedPatches.from_bytes(random_documents(i, batch), LONG) for i, batch in enumerate(sizes)]
 
 
@@ -40,7 +45,7 @@ def check_compiled(backend: str) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(model, backend=backend, fullgraph=True, dynamic=True)
     score = torch.compile(model.log_likelihood, backend=backend, fullgraph=True, dynamic=True)
-    for stance, batch in zip(["default", *["fail_on_recompile"] * 3], batches(), strict=True):
+    for stance, batch in zip(["default", *["fail_on_recompile"] * 3], batches(LONG_SIZES), strict=True):
         with torch.compiler.set_stance(stance):
             out, scores = compiled(batch), score(batch)
         expected = model(batch)

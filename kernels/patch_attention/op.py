@@ -314,20 +314,20 @@ def _documents_fake(q, k, v, cu_seqlens, max_seqlen):  # type: ignore[no-untyped
 
 OPS = (
     Op(
-        "short_documents_attention(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, int max_seqlen) -> Tensor",
+        "short_documents_attention(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, SymInt max_seqlen) -> Tensor",
         cpu=_short_documents,
         fake=lambda q, k, v, cu_seqlens, max_seqlen: q.new_empty(q.shape),
         setup_context=_setup_context,
         backward=_backward,
     ),
     Op(
-        "short_documents_attention_backward(Tensor dy, Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, int max_seqlen)"
-        " -> (Tensor, Tensor, Tensor)",
+        "short_documents_attention_backward(Tensor dy, Tensor q, Tensor k, Tensor v, Tensor cu_seqlens,"
+        " SymInt max_seqlen) -> (Tensor, Tensor, Tensor)",
         cpu=_short_documents_backward,
         fake=lambda dy, q, k, v, cu_seqlens, max_seqlen: tuple(q.new_empty(q.shape) for _ in range(3)),
     ),
     Op(
-        "documents_attention(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, int max_seqlen)"
+        "documents_attention(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, SymInt max_seqlen)"
         " -> (Tensor y, Tensor lse)",
         cpu=_documents,
         fake=_documents_fake,
