@@ -176,6 +176,8 @@ def test_the_scripts_train_export_go_on_and_score(tmp_path: Path) -> None:
     weights = BGPT.from_pretrained(snapshot)
     assert weights.config == BGPTConfig.from_dict(TINY)
     script(["train.py", "--recipe", recipe, "--run", tmp_path / "other", "--snapshot", snapshot])
+    curves = [(folder / "curve.jsonl").read_text() for folder in (run, tmp_path / "other")]
+    assert curves[1].startswith(curves[0])
     place = torch.load(tmp_path / "other" / "state.pt", weights_only=True)["place"]
     assert place["step"] == json.loads((snapshot / "place.json").read_text())["step"]
     script(["evaluate.py", "--model", snapshot, "--programs", "2", "--free-running", "1"])

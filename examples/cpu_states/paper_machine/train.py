@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import signal
 import sys
 import time
@@ -66,6 +67,10 @@ def start(recipe: dict[str, Any], options: argparse.Namespace, device: torch.dev
         print(f"goes on from step {learner.place.step}", flush=True)
     elif options.snapshot:
         learner.load_snapshot(options.snapshot)
+        earlier, curve = options.snapshot / "curve.jsonl", options.run / "curve.jsonl"
+        if earlier.exists() and not curve.exists():
+            curve.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(earlier, curve)
     if options.stage is not None:
         learner.go_to(options.stage)
     return learner
