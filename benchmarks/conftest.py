@@ -15,7 +15,6 @@ from benchmarks.peak import measured_peak
 from benchmarks.scales import Scale, scale_of
 from benchmarks.suite import Bench
 from benchmarks.timing import CLOCKS, Clock
-from bgpt_fast.training.allocator import keep_freed_memory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _PEAK = pytest.StashKey[dict[str, dict[str, float]]]()
@@ -80,8 +79,6 @@ def pytest_configure(config: pytest.Config) -> None:
     threads = config.getoption("--threads")
     if threads is not None:
         torch.set_num_threads(threads)
-    # As training does, but for the baselines too: no implementation is faster here because of its pages.
-    keep_freed_memory()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

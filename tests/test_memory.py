@@ -198,11 +198,11 @@ def test_an_update_that_fails_halfway_is_not_saved(tmp_path: Path, monkeypatch: 
     )
     step, calls = run._optimizers.step, [0]
 
-    def fails() -> None:
+    def fails(*arguments: Any) -> None:
         calls[0] += 1
         if calls[0] == 3:
             torch.empty(10**15)
-        step()
+        step(*arguments)
 
     monkeypatch.setattr(run._optimizers, "step", fails)
     with pytest.raises(OutOfMemoryError, match=r"the optimizer's update of [\d,]+ parameters: 4000000000000000 b") as e:

@@ -22,7 +22,6 @@ from bgpt_fast.files import write_json
 from bgpt_fast.flops import peak_flops
 from bgpt_fast.folder_lock import FolderInUseError, FolderLock
 from bgpt_fast.memory import OutOfMemoryError, named_out_of_memory
-from bgpt_fast.training.allocator import keep_freed_memory
 from bgpt_fast.training.checkpoint_store import CheckpointStore, CheckpointWriteError
 from bgpt_fast.training.checkpointer import Checkpointer
 from bgpt_fast.training.config import Precision, TrainConfig
@@ -142,8 +141,6 @@ class Trainer:
             torch.set_num_threads(config.threads)
         self.ranks = Ranks(config.device, config.timeout_seconds, Path(run_dir))
         self.device = self.ranks.device
-        if self.device.type == "cpu":
-            keep_freed_memory()
         self.model = model.to(self.device)
         self.model.patch_level_decoder.base.activation_checkpointing = config.activation_checkpointing
         self._parallel = parallelize(self.model, self.ranks, config.parallel)

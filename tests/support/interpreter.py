@@ -15,6 +15,9 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"  # read by triton when it is imported
 
+ROWS_ARE_INDEPENDENT = DEVICE == "cuda" or torch.backends.cpu.get_cpu_capability() == "AVX512"
+"""Whether a row of a product has the same bits at any place: without AVX-512, numpy's, the interpreter's, have not."""
+
 import triton.language as tl  # noqa: E402
 import triton.runtime.interpreter as interpreter  # noqa: E402
 

@@ -125,7 +125,7 @@ def arm(trainer: Trainer, event: tuple[str, int, int], die: Callable[[], None]) 
 
         at_call(trainer.source, "_after", last_batch)
     elif kind == "update":
-        at_call(trainer._optimizers, "step", lambda real: die())
+        at_call(trainer._optimizers, "step", lambda real, *_: die())
     elif kind == "log":
 
         def half(real: Any, log: RunLog, figures: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ import torch
 from support.training import log_lines, make_trainer
 
 from bgpt_fast.training import TrainConfig
+from bgpt_fast.training.muon import Muon
 from bgpt_fast.training.schedule import schedule_factor, step_progress, time_progress
 
 
@@ -89,14 +90,14 @@ def test_rates_are_those_that_the_optimizers_step_with(
     def record(kind: type[torch.optim.Optimizer]) -> None:
         original = kind.step
 
-        def step(self: torch.optim.Optimizer) -> Any:
+        def step(self: torch.optim.Optimizer, *arguments: Any) -> Any:
             rates[kind.__name__].append({group["lr"] for group in self.param_groups})
-            return original(self)
+            return original(self, *arguments)
 
         monkeypatch.setattr(kind, "step", step)
 
     record(torch.optim.AdamW)
-    record(torch.optim.Muon)
+    record(Muon)
     trainer = make_trainer(
         tmp_path, steps=10, optimizer=optimizer, warmup_share=0.3, learning_rate=0.01, muon_learning_rate=0.02
     )

@@ -224,8 +224,8 @@ MUTANTS = (
     Mutant(
         "model",
         "bgpt_fast/model.py",
-        "is_target[batch.cu_seqlens[:-1].long()] = False",
-        "is_target[0] = False",
+        "batch.cu_seqlens.diff() - 1, output_size",
+        "batch.cu_seqlens.diff().flip(0) - 1, output_size",
         "tests/test_model.py::test_log_likelihood_sums_each_document",
     ),
     Mutant(
@@ -371,8 +371,8 @@ MUTANTS = (
     Mutant(
         "training",
         "bgpt_fast/training/trainer.py",
-        "            restore_random_state(rng, self.device)\n",
-        "",
+        "            restore_random_state(rng, self.device)\n            # So",
+        "            # So",
         "tests/test_memory.py::test_the_steps_before_are_saved_and_the_run_goes_on_as_if_nothing_had_been[2]",
     ),
     Mutant(

@@ -22,7 +22,6 @@ from bgpt_fast.files import atomic_write
 from bgpt_fast.kernels.patch_attention.op import patch_attention
 from bgpt_fast.layers import Conv1D
 from bgpt_fast.tasks.cpu_states.machine import OPERATIONS
-from bgpt_fast.training.allocator import keep_freed_memory
 from bgpt_fast.training.config import Precision, TrainConfig
 from bgpt_fast.training.optimizer import Optimizers
 from bgpt_fast.training.precision import resolve_precision
@@ -65,8 +64,6 @@ class Learner:
     """
 
     def __init__(self, recipe: dict[str, Any], model: BGPT, device: torch.device) -> None:
-        if device.type == "cpu":
-            keep_freed_memory()
         self.recipe = recipe
         self.model = model.to(device).train()
         self.device = device
