@@ -267,7 +267,7 @@ def test_patches_are_independent(backend: Backend) -> None:
             return [*both, byte_attention_projected(x[patches], weight, bias, H)]
 
         together, alone = run(slice(None)), run(slice(3, 5))
-        # On the CPU the projection is the library's product; so are the interpreter's, by places of rows without AVX-512.
+        # On the CPU the projection is the library's product; the interpreter's are numpy's.
         count = 2 if backend.name == "cpu" or (backend.is_interpreter and not ROWS_ARE_INDEPENDENT) else 3
         assert equal([a[3:5] for a in together[:count]], alone[:count])
         if backend.name == "cpu":
