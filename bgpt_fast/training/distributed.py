@@ -62,7 +62,11 @@ class Ranks:
             timeout = timedelta(seconds=timeout_seconds)
             atexit.register(self._shut_down, not dist.is_initialized())
             if not dist.is_initialized():
-                dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=timeout)
+                store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+                # torchrun starts ranks again on the same store, which still has the addresses of those that died.
+                store = dist.PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+                backend = "nccl" if self.device.type == "cuda" else "gloo"
+                dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
             self._control = dist.new_group(backend="gloo", timeout=timeout)
             self._saving = dist.new_group(backend="gloo", timeout=timeout)
             self._reports = folder / f".ranks-{self.broadcast(secrets.token_hex(8))}"

@@ -160,7 +160,6 @@ def test_torchrun_survives_a_killed_rank(tmp_path: Path, checkpoint: Path, cli: 
     ended = subprocess.run(command, env=child_environment(), capture_output=True, text=True, timeout=280)
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "killed").exists()
-    assert "Signal 9" in ended.stderr
     assert "resumes where it was stopped" in ended.stdout
     cli.run(*words(checkpoint, tmp_path / "one"))
     assert results(tmp_path / "ranks") == results(tmp_path / "one")
