@@ -36,7 +36,7 @@ MUTANTS = (
         "bgpt_fast/documents.py",
         "os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC",
         "os.O_RDONLY | os.O_CLOEXEC",
-        "tests/test_patches.py::test_a_file_swapped_for_a_fifo_after_the_check_is_refused",
+        "tests/test_patch_files.py::test_a_file_swapped_for_a_fifo_after_the_check_is_refused",
     ),
     Mutant(
         "patches",
