@@ -11,6 +11,7 @@ import torch
 from bgpt_fast.generation.decoders.cuda import CudaDecoder
 from bgpt_fast.generation.decoders.request import DecodeRequest, DecodeResult
 from tools.null_gpu.log import Log, refusals
+from tools.null_gpu.step import finite_figures
 
 ON_NULL_GPU = hasattr(ctypes.CDLL(None), "null_gpu_count")
 
@@ -29,6 +30,12 @@ def no_cudnn() -> Iterator[None]:
     torch.backends.cuda.enable_cudnn_sdp(False)
     yield
     torch.backends.cuda.enable_cudnn_sdp(was)
+
+
+@pytest.fixture(autouse=True)
+def figures_are_finite() -> Iterator[None]:
+    with finite_figures():
+        yield
 
 
 @pytest.fixture

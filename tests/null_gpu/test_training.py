@@ -13,6 +13,7 @@ from support.training import RandomSource, log_lines, make_trainer
 
 from bgpt_fast import BGPT, BGPTForClassification, PackedPatches
 from bgpt_fast.data.labelled import LabelledBatch
+from bgpt_fast.device import HostCopy
 from tools.null_gpu.log import Kind, Log, counts, launches, waits
 from tools.null_gpu.step import measure
 
@@ -47,6 +48,11 @@ def test_a_step_in_bfloat16_does_not_wait(log: Log) -> None:
     assert {"_layer_norm_bwd_kernel", "_byte_attention_bwd_kernel", "_one_hot_sums_kernel"} <= names
     assert any("flash_bwd" in name for name in names)
     assert any("patch_embed" in name for name in names)  # this project's own CUDA
+
+
+def test_figures_that_no_kernel_computed_are_read_as_finite() -> None:
+    values = torch.tensor([float("nan"), -float("inf"), 2.0]).cuda()
+    assert HostCopy(values).tolist() == [0.0, 0.0, 2.0]
 
 
 def test_every_step_of_a_shape_launches_the_same(log: Log) -> None:

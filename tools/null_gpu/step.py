@@ -15,19 +15,22 @@ import dataclasses
 import difflib
 import itertools
 import json
+import math
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
 from benchmarks.training import random_documents
 from bgpt_fast import BGPT, BGPTConfig, PackedPatches
+from bgpt_fast.device import HostCopy
 from bgpt_fast.flops import peak_flops, training_flops
 from bgpt_fast.training import TrainConfig, Trainer
 from tools.null_gpu.log import Event, Kind, Log, launches, refusals, waits
@@ -139,7 +142,7 @@ def _run(
     recorder: Callable[[], AbstractContextManager[Recording]],
 ) -> tuple[Recording, int]:
     """Trains `_STEPS` steps; returns what was recorded and the number of the first entry of the log."""
-    with tempfile.TemporaryDirectory(prefix="null_gpu") as folder, contextlib.ExitStack() as stack:
+    with tempfile.TemporaryDirectory(prefix="null_gpu") as folder, finite_figures(), contextlib.ExitStack() as stack:
         torch.manual_seed(0)
         torch.cuda.reset_peak_memory_stats()
         settings = {"steps": _STEPS, "save_every": 0, "tensorboard": False, "device": "cuda", **fields}
@@ -148,6 +151,21 @@ def _run(
         recording_ = stack.enter_context(recorder())
         trainer.train()
         return recording_, first
+
+
+@contextlib.contextmanager
+def finite_figures() -> Iterator[None]:
+    """Within the block, losses and gradient norms that are not finite are read as 0, so that training goes on.
+
+    No kernel computes them on the null GPU: what is read is whatever the host wrote there for an earlier tensor.
+    """
+    read = HostCopy.tolist
+
+    def finite(self: HostCopy) -> list[float]:
+        return [value if math.isfinite(value) else 0.0 for value in read(self)]
+
+    with mock.patch.object(HostCopy, "tolist", finite):
+        yield
 
 
 def _windows(recording_: Recording, first: int, end: int) -> list[tuple[int, int]]:
