@@ -36,7 +36,8 @@ def forward_flops(
     """FLOPs of one forward pass; a multiply-add counts as two.
 
     The patch embedding counts as 0, as it is a sum of S rows per patch. Vector operations (norms, GELU, softmax) are
-    not counted either.
+    not counted either. All patches count in all layers, as in the reference; `BGPT` leaves out those of the last patch
+    layer's products whose features no target needs.
 
     Args:
         config: the model.

@@ -139,8 +139,12 @@ class Attention(nn.Module):
         self.c_attn = Conv1D(config.hidden_size, 3 * config.hidden_size)
         self.c_proj = Conv1D(config.hidden_size, config.hidden_size, INIT_STD / math.sqrt(2 * num_layers))
 
-    def forward(self, x: Tensor, attend: Attend, c_attn: Linear, c_proj: Linear) -> Tensor:
-        return c_proj(attend(x, c_attn, self.dropout if self.training else 0.0))
+    def forward(
+        self, x: Tensor, attend: Attend, c_attn: Linear, c_proj: Linear, rows: Tensor | None = None
+    ) -> Tensor:
+        """The output of all rows, or of `rows` (int64) alone, which attend to all."""
+        y = attend(x, c_attn, self.dropout if self.training else 0.0)
+        return c_proj(y if rows is None else y[rows])
 
 
 class MLP(nn.Module):
@@ -197,16 +201,19 @@ class Block(nn.Module):
         self.ln_2 = LayerNorm(config.hidden_size)
         self.mlp = MLP(config, num_layers)
 
-    def forward(self, hidden: Tensor, residual: Tensor | None, attend: Attend) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, hidden: Tensor, residual: Tensor | None, attend: Attend, rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """One layer.
 
         Args:
             hidden: [N, D], the previous layer's output, not yet added to the residual; the embeddings in the first.
             residual: [N, D]; None for the first layer.
             attend: see `Attend`.
+            rows: int64 [R], the rows whose output is needed; None means all.
 
         Returns:
-            The MLP's output, and the residual that it has to be added to, both [N, D].
+            The MLP's output, and the residual that it has to be added to, both [N, D] or [R, D].
         """
         dropout = self.dropout if self.training else 0.0
         layers = self.attn.c_attn, self.attn.c_proj, self.mlp.c_fc, self.mlp.c_proj
@@ -215,7 +222,8 @@ class Block(nn.Module):
             hidden, residual = self.ln_1(hidden), hidden
         else:
             hidden, residual = self.ln_1.add(hidden, residual, dropout)
-        hidden, residual = self.ln_2.add(self.attn(hidden, attend, c_attn, attn_proj), residual, dropout)
+        hidden = self.attn(hidden, attend, c_attn, attn_proj, rows)
+        hidden, residual = self.ln_2.add(hidden, residual if rows is None else residual[rows], dropout)
         return self.mlp(hidden, c_fc, mlp_proj), residual
 
 
@@ -245,14 +253,18 @@ class Transformer(nn.Module):
         self.h = nn.ModuleList(Block(config, num_layers, heads) for _ in range(num_layers))
         self.ln_f = LayerNorm(config.hidden_size)
 
-    def forward(self, embeddings: Tensor, attend: Attend) -> Tensor:
-        """Embeddings [N, D], positions already added → features [N, D], both in the compute dtype."""
+    def forward(self, embeddings: Tensor, attend: Attend, rows: Tensor | None = None) -> Tensor:
+        """Embeddings [N, D], positions already added → features [N, D], both in the compute dtype.
+
+        With `rows`, int64 [R], only their features, [R, D]; the last layer then computes no others after its attention.
+        """
         hidden, residual = F.dropout(embeddings, self.dropout, self.training), None
         for block in self.h:
+            needed = rows if block is self.h[-1] else None
             if self.activation_checkpointing and torch.is_grad_enabled():
-                hidden, residual = checkpoint(block, hidden, residual, attend, use_reentrant=False)
+                hidden, residual = checkpoint(block, hidden, residual, attend, needed, use_reentrant=False)
             else:
-                hidden, residual = block(hidden, residual, attend)
+                hidden, residual = block(hidden, residual, attend, needed)
         assert residual is not None, "a decoder has at least one layer"
         return self.ln_f.add(hidden, residual, self.dropout if self.training else 0.0)[0]
 

@@ -93,8 +93,8 @@ class BGPT(nn.Module):
 
     def _inputs(self, batch: PackedPatches, indices: Tensor) -> tuple[Tensor, Tensor]:
         """The byte decoder's inputs: the feature of the patch before each target patch, and the target's bytes."""
-        features = self.patch_level_decoder(batch.patches, batch.cu_seqlens, batch.max_seqlen)
-        return features[indices - 1], batch.patches[indices]
+        features = self.patch_level_decoder(batch.patches, batch.cu_seqlens, batch.max_seqlen, rows=indices - 1)
+        return features, batch.patches[indices]
 
     @torch.no_grad()
     def log_likelihood(self, batch: PackedPatches) -> LogLikelihood:

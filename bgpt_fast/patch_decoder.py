@@ -51,16 +51,17 @@ class PatchLevelDecoder(nn.Module):
         self.patch_embedding = PatchEmbedding(config)
         self.base = Transformer(config, 1, config.patch_length, config.patch_num_layers, config.patch_heads)
 
-    def forward(self, patches: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+    def forward(self, patches: Tensor, cu_seqlens: Tensor, max_seqlen: int, rows: Tensor | None = None) -> Tensor:
         """Features of packed patches.
 
         Args:
             patches: int16 [P, S].
             cu_seqlens: int32 [B+1].
             max_seqlen: number of patches of the longest document.
+            rows: int64 [R], the patches whose features are needed; None means all.
 
         Returns:
-            float [P, D], in the compute dtype.
+            float [P, D] or [R, D], in the compute dtype.
         """
         P = patches.shape[0]  # len() would make it a constant of a graph
         steps = torch.arange(P, device=patches.device)
@@ -72,4 +73,4 @@ class PatchLevelDecoder(nn.Module):
             q, k, v = projection(x).view(P, 3, self.heads, -1).unbind(1)
             return patch_attention(q, k, v, cu_seqlens, max_seqlen, dropout=dropout).reshape(x.shape)
 
-        return self.base(embeddings, attend)
+        return self.base(embeddings, attend, rows)

@@ -17,10 +17,14 @@ from paper_documents import CATEGORIES, Documents, S, Stream, categories, operat
 from torch import Tensor
 
 from bgpt_fast import BGPT, BGPTConfig
+from bgpt_fast.byte_decoder import ByteLevelDecoder
 from bgpt_fast.config import EOP
 from bgpt_fast.files import atomic_write
+from bgpt_fast.kernels.byte_attention.op import byte_attention_projected
+from bgpt_fast.kernels.byte_embed.op import byte_embed
+from bgpt_fast.kernels.linear_cross_entropy.op import linear_cross_entropy
 from bgpt_fast.kernels.patch_attention.op import patch_attention
-from bgpt_fast.layers import Conv1D
+from bgpt_fast.layers import Linear
 from bgpt_fast.tasks.cpu_states.machine import OPERATIONS
 from bgpt_fast.training.config import Precision, TrainConfig
 from bgpt_fast.training.optimizer import Optimizers
@@ -28,6 +32,8 @@ from bgpt_fast.training.precision import resolve_precision
 
 _FOLLOW_EVERY = 8
 """Steps from one update of the averaged weights to the next."""
+_INSTRUCTION = range(2, 6)
+"""Columns of the instruction."""
 _RIGHT = math.log(2)
 """A byte of less than so many nats has more than half of the probability, and is therefore the model's choice."""
 
@@ -101,10 +107,10 @@ class Learner:
         began, core = time.perf_counter(), time.process_time()
         documents = self._draw(stage)
         indices = self._choose(documents, stage["targets"] * self.recipe["batch_scale"])
-        weights = torch.tensor(stage["column_weights"], dtype=torch.float32, device=self.device)
-        weights = weights[: int(weights.nonzero().max()) + 1]
-        nats = self._nats(documents, indices, len(weights))
-        loss = (nats * weights).sum() / (weights.sum() * len(nats))
+        counted = self._counted(documents, indices, stage)
+        nats = self._nats(documents, indices, counted)
+        weights = _column_weights(stage).expand_as(counted)[counted].to(self.device)
+        loss = (nats * weights).sum() / weights.sum()
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         loss.backward()
@@ -115,27 +121,29 @@ class Learner:
             if math.isfinite(float(norm)):
                 optimizer.step()
         self._follow()
-        right = (nats.detach() < _RIGHT).float().cpu()
-        counted = right[:, weights.cpu() > 0]
-        self._remember(documents, indices, counted.amin(1))
-        figures = {"loss": float(loss.detach()), "right": float(counted.mean()), "rate": rate}
-        figures |= self._by_columns(documents, indices, right)
+        wrong = torch.zeros(counted.shape, dtype=torch.bool)
+        wrong[counted] = (nats.detach() >= _RIGHT).cpu()
+        self._remember(documents, indices, wrong.any(1).float())
+        figures = {"loss": float(loss.detach()), "right": 1 - float(wrong.sum() / counted.sum()), "rate": rate}
+        figures |= self._by_columns(documents, indices, counted, ~wrong)
         self._move_on(stage, figures)
         place.targets += len(indices)
         place.seconds += time.perf_counter() - began
         place.core_seconds += time.process_time() - core
         return figures
 
-    def _by_columns(self, documents: Documents, indices: Tensor, right: Tensor) -> dict[str, float]:
+    def _by_columns(
+        self, documents: Documents, indices: Tensor, counted: Tensor, right: Tensor
+    ) -> dict[str, float]:
         """Shares of right bytes: of the instruction, and of ACC and registers that change and that do not."""
-        figures = {"instruction": float(right[:, 2:6].mean())}
-        if right.shape[1] == S:
-            values = [1, *range(6, S)]
-            changed = (documents.patches[indices] != documents.patches[indices - 1])[:, values]
-            is_state = (documents.patches[indices, :1] < EOP).expand_as(changed)
-            figures["changed"] = float(right[:, values][changed & is_state].mean())
-            figures["copied"] = float(right[:, values][~changed & is_state].mean())
-        return figures
+        kinds = {"instruction": counted.clone()}
+        kinds["instruction"][:, [c for c in range(S) if c not in _INSTRUCTION]] = False
+        if bool(counted[:, S - 1].any()):
+            changed = _changed(documents, indices)
+            values = counted & (documents.patches[indices, :1] < EOP)
+            values[:, [0, *_INSTRUCTION]] = False
+            kinds |= {"changed": values & changed, "copied": values & ~changed}
+        return {kind: float(right[which].float().mean()) for kind, which in kinds.items() if bool(which.any())}
 
     def _draw(self, stage: dict[str, Any]) -> Documents:
         place = self.place
@@ -177,19 +185,33 @@ class Learner:
         generator = torch.Generator().manual_seed(self.place.draws)
         return indices[torch.multinomial(weights, most, generator=generator)].sort().values
 
-    def _nats(self, documents: Documents, indices: Tensor, columns: int) -> Tensor:
-        """−log p of the first `columns` bytes of the target patches, float32 [T, columns]."""
+    def _counted(self, documents: Documents, indices: Tensor, stage: dict[str, Any]) -> Tensor:
+        """Which bytes of the targets count in the loss, bool [T, S].
+
+        Those of columns with a weight; of bytes other than ACC and registers that change, the stage's share, drawn.
+        """
+        counted = (_column_weights(stage) > 0).repeat(len(indices), 1)
+        if (share := stage.get("repeated_share", 1.0)) < 1:
+            always = _changed(documents, indices)
+            always[:, [0, *_INSTRUCTION]] = False
+            generator = torch.Generator().manual_seed(self.place.draws)
+            counted &= always | (torch.rand(always.shape, generator=generator) < share)
+        return counted
+
+    def _nats(self, documents: Documents, indices: Tensor, counted: Tensor) -> Tensor:
+        """−log p of the `counted` bytes of the target patches, float32 [counted.sum()]."""
+        columns = int(counted.any(0).nonzero().max()) + 1
         at = indices.to(self.device)
         with self.autocast():
-            hidden = features(self.model, documents, self.device)[at - 1]
-            bytes_ = documents.patches[indices, :columns].contiguous().to(self.device)
-            return self.model.byte_level_decoder.nats(hidden, bytes_)
+            hidden = features(self.model, documents, self.device, rows=at - 1)
+            patches = documents.patches[indices, :columns].contiguous().to(self.device)
+            return byte_nats(self.model.byte_level_decoder, hidden, patches, counted[:, :columns].to(self.device))
 
-    def _remember(self, documents: Documents, indices: Tensor, right: Tensor) -> None:
+    def _remember(self, documents: Documents, indices: Tensor, is_wrong: Tensor) -> None:
         """The share of wrong targets of each category, averaged over its last few hundred."""
         which = categories(documents.patches)[indices - 1]
         count = torch.zeros(CATEGORIES).index_add_(0, which, torch.ones(len(which)))
-        wrong = torch.zeros(CATEGORIES).index_add_(0, which, 1 - right)
+        wrong = torch.zeros(CATEGORIES).index_add_(0, which, is_wrong)
         keep = 0.99**count
         self.errors = torch.where(count > 0, keep * self.errors + (1 - keep) * wrong / count.clamp(min=1), self.errors)
 
@@ -272,19 +294,50 @@ class Learner:
         self.place = Place(**state["place"])
 
 
-def features(model: BGPT, documents: Documents, device: torch.device) -> Tensor:
-    """The patch-level decoder's features [P, D] of documents whose positions have gaps."""
+def features(model: BGPT, documents: Documents, device: torch.device, rows: Tensor | None = None) -> Tensor:
+    """The patch-level decoder's features [P, D], or those of `rows`, of documents whose positions have gaps."""
     decoder = model.patch_level_decoder
     cu_seqlens, longest = documents.cu_seqlens.to(device), documents.max_seqlen
     patches, positions = documents.patches.to(device), documents.positions.to(device)
     embeddings = decoder.patch_embedding(patches, decoder.base.wpe.weight, positions)
 
-    def attend(x: Tensor, projection: Conv1D, dropout: float) -> Tensor:
+    def attend(x: Tensor, projection: Linear, dropout: float) -> Tensor:
         q, k, v = projection(x).view(len(x), 3, decoder.heads, -1).unbind(1)
         return patch_attention(q, k, v, cu_seqlens, longest, dropout=dropout).reshape(x.shape)
 
-    features_: Tensor = decoder.base(embeddings, attend)
+    features_: Tensor = decoder.base(embeddings, attend, rows)
     return features_
+
+
+def byte_nats(decoder: ByteLevelDecoder, hidden: Tensor, patches: Tensor, counted: Tensor) -> Tensor:
+    """−log p of some bytes of the target patches, float32 [N]; the last layer computes no others after its attention.
+
+    Args:
+        decoder: the byte-level decoder.
+        hidden: float [T, D], the feature of the patch before each target.
+        patches: int16 [T, C], the targets' first C bytes.
+        counted: bool [T, C], N of them, which bytes.
+    """
+    transformer = decoder.base.transformer
+
+    def attend(x: Tensor, projection: Linear, dropout: float) -> Tensor:
+        return byte_attention_projected(x.view(*patches.shape, -1), *projection, decoder.heads).view(x.shape)
+
+    embeddings = byte_embed(hidden, patches, transformer.wte.weight, transformer.wpe.weight)
+    rows = counted.flatten().nonzero().flatten()
+    x = transformer(embeddings.flatten(0, 1), attend, rows)
+    return linear_cross_entropy(x, decoder.base.lm_head.weight.to(x.dtype), patches.flatten()[rows])
+
+
+def _column_weights(stage: dict[str, Any]) -> Tensor:
+    """How much each byte of a patch counts, float32 [S]; those that the stage leaves out do not."""
+    weights = stage["column_weights"]
+    return torch.tensor([*weights, *[0] * (S - len(weights))], dtype=torch.float32)
+
+
+def _changed(documents: Documents, indices: Tensor) -> Tensor:
+    """Which bytes of the target patches differ from those of the patch before, bool [T, S]."""
+    return documents.patches[indices] != documents.patches[indices - 1]
 
 
 def new_model(config: BGPTConfig, seed: int) -> BGPT:
