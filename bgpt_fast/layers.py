@@ -139,9 +139,7 @@ class Attention(nn.Module):
         self.c_attn = Conv1D(config.hidden_size, 3 * config.hidden_size)
         self.c_proj = Conv1D(config.hidden_size, config.hidden_size, INIT_STD / math.sqrt(2 * num_layers))
 
-    def forward(
-        self, x: Tensor, attend: Attend, c_attn: Linear, c_proj: Linear, rows: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, attend: Attend, c_attn: Linear, c_proj: Linear, rows: Tensor | None = None) -> Tensor:
         """The output of all rows, or of `rows` (int64) alone, which attend to all."""
         y = attend(x, c_attn, self.dropout if self.training else 0.0)
         return c_proj(y if rows is None else y[rows])

@@ -126,6 +126,28 @@ def test_targets_select_patches(tiny_model: BGPT, tiny_batch: PackedPatches) -> 
     assert torch.equal(chosen.indices, some)
 
 
+def test_the_last_patch_layer_computes_what_targets_need(tiny_model: BGPT, tiny_batch: PackedPatches) -> None:
+    targets = tiny_batch.target_indices()[[1, 4, 5]]
+    decoder, rows = tiny_model.patch_level_decoder, []
+    for block in decoder.base.h:
+        block.mlp.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+    arguments = tiny_batch.patches, tiny_batch.cu_seqlens, tiny_batch.max_seqlen
+
+    def gradients(features: torch.Tensor) -> list[torch.Tensor]:
+        weights = [weight for name, weight in decoder.named_parameters() if name != "base.wte.weight"]
+        return list(torch.autograd.grad(features.square().sum(), weights))
+
+    few, all_ = decoder(*arguments, rows=targets - 1), decoder(*arguments)[targets - 1]
+    torch.testing.assert_close(few, all_)
+    torch.testing.assert_close(gradients(few), gradients(all_))
+    before = len(decoder.base.h) - 1
+    patches = len(tiny_batch.patches)
+    assert rows == [*[patches] * before, 3, *[patches] * (before + 1)]
+    rows.clear()
+    tiny_model(tiny_batch, targets)
+    assert rows == [*[patches] * before, 3]
+
+
 def test_targets_that_nothing_predicts_are_named(tiny_model: BGPT, tiny_batch: PackedPatches) -> None:
     second = int(tiny_batch.cu_seqlens[1])
     for places in ([0], [3, second]):

@@ -116,6 +116,26 @@ def test_features_of_a_whole_document_are_the_models(documents: ModuleType, lear
     torch.testing.assert_close(ours, theirs)
 
 
+def test_bytes_left_out_of_the_loss_change_no_other(documents: ModuleType, learner: ModuleType) -> None:
+    one = learner.Learner(tiny_recipe(), learner.new_model(BGPTConfig.from_dict(TINY), 1), torch.device("cpu"))
+    sample = documents.Stream(one.model.config, 5).take("placed", 80, 9)
+    indices = sample.targets.nonzero().flatten()
+    patches = sample.patches[indices]
+    stage = {"column_weights": [0, *[1] * 15], "repeated_share": 0.3}
+    counted = one._counted(sample, indices, stage)
+    changed = patches != sample.patches[indices - 1]
+    assert not counted[:, 0].any()
+    assert counted[:, 6:][changed[:, 6:]].all()
+    assert 0.2 < counted[:, 2:][~changed[:, 2:]].float().mean() < 0.4
+    with torch.no_grad():
+        hidden = learner.features(one.model, sample, torch.device("cpu"), rows=indices - 1)
+        every = one.model.byte_level_decoder.nats(hidden, patches)
+        few = learner.byte_nats(one.model.byte_level_decoder, hidden, patches, counted)
+    torch.testing.assert_close(few, every[counted])
+    torch.testing.assert_close(one._nats(sample, indices, counted).detach(), few)
+    assert one._counted(sample, indices, stage | {"repeated_share": 1.0})[:, 1:].all()
+
+
 def test_initial_weights_copy_and_fetch_and_are_a_bgpt(documents: ModuleType, learner: ModuleType) -> None:
     weights = importlib.import_module("initial_weights")
     config = BGPTConfig.from_dict(json.loads((FOLDER / "recipe.json").read_text())["model"])

@@ -132,9 +132,7 @@ class Learner:
         place.core_seconds += time.process_time() - core
         return figures
 
-    def _by_columns(
-        self, documents: Documents, indices: Tensor, counted: Tensor, right: Tensor
-    ) -> dict[str, float]:
+    def _by_columns(self, documents: Documents, indices: Tensor, counted: Tensor, right: Tensor) -> dict[str, float]:
         """Shares of right bytes: of the instruction, and of ACC and registers that change and that do not."""
         kinds = {"instruction": counted.clone()}
         kinds["instruction"][:, [c for c in range(S) if c not in _INSTRUCTION]] = False
