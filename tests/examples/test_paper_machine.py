@@ -84,8 +84,8 @@ def test_small_initial_values_are_common(documents: ModuleType) -> None:
 
 
 def test_drawn_programs_hold_the_chosen_operations_and_registers(documents: ModuleType) -> None:
-    shares = np.zeros(21)
-    shares[[9, 20]] = 0.75, 0.25  # PUSH and MOV
+    shares = np.zeros((21, 4))
+    shares[9, 1], shares[20, 2] = 0.75, 0.25  # PUSH of a register, MOV with two
     rng = np.random.default_rng(3)
     programs = [documents.draw_program(9, shares, 2, rng) for _ in range(50)]
     assert {split_of(program) for program in programs} == {"train"}
@@ -93,11 +93,12 @@ def test_drawn_programs_hold_the_chosen_operations_and_registers(documents: Modu
     assert (rows[:, -1] == 0).all()
     assert set(rows[:, :-1, 1].flatten()) == {1, 2}
     assert 0.65 < (rows[:, :-1, 0] == 9).mean() < 0.85
+    assert ((rows[:, :-1, 2] > 0) == (rows[:, :-1, 0] == 20)).all()
 
 
-def test_even_shares_draw_as_the_released_generator_does(documents: ModuleType) -> None:
+def test_released_shares_draw_as_the_released_generator_does(documents: ModuleType) -> None:
     rng = np.random.default_rng(4)
-    shares = np.array([0.0] + [0.05] * 20)
+    shares = documents.RELEASED_SHARES
     ours = np.frombuffer(b"".join(documents.draw_program(15, shares, 10, rng) for _ in range(400)), np.uint8)
     theirs = generate(400, min_program=16, max_program=16, seed=4)  # HLT counts
     released = np.concatenate([np.frombuffer(trace.program_bytes, np.uint8) for trace in theirs])
@@ -222,11 +223,13 @@ def test_operations_that_are_often_wrong_come_most_often(learner: ModuleType) ->
     """Of CLR's 64 categories, most are of no instruction and stay at 1, which once made it come more often than ADD."""
     one = learner.Learner(tiny_recipe(), learner.new_model(BGPTConfig.from_dict(TINY), 1), torch.device("cpu"))
     numbers = {operation.name: operation.opcode for operation in OPERATIONS}
-    errors = one.errors.view(len(OPERATIONS), -1)
-    errors[:, 0] = 0.01
-    errors[numbers["ADD"], :48] = 0.3
+    errors = one.errors.view(len(OPERATIONS), 4, -1)
+    errors[:, :, 0] = 0.01
+    errors[numbers["ADD"], 2, :12] = 0.1
+    errors[numbers["ADD"], 3, :12] = 0.3
     weights = one._operation_weights({})
-    assert weights.argmax() == numbers["ADD"]
-    assert weights[numbers["ADD"]] > 3 * weights[numbers["CLR"]]
+    add, clear = weights[numbers["ADD"]], weights[numbers["CLR"]]
+    assert weights.argmax() == 4 * numbers["ADD"] + 3
+    assert add[3] > 2 * add[2] > 4 * clear[0]
     errors[numbers["MUL"]] = 1.0  # always wrong, or not seen yet
-    assert one._operation_weights({}).argmax() == numbers["MUL"]
+    assert one._operation_weights({}).argmax() // 4 == numbers["MUL"]

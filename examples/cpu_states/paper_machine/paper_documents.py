@@ -95,7 +95,8 @@ class Stream:
             kind: "whole", "window" or "placed".
             patches: about how many, in all.
             width: states of a window, or instructions of a placed program.
-            operations: float [21], how often each operation stands in placed programs; None: evenly, as released.
+            operations: float [21, 4], how often each operation with each number of operands stands in placed programs;
+                None: as released.
             registers: how many of them, from A on, placed programs name.
             small: as `placed`.
         """
@@ -107,7 +108,7 @@ class Stream:
         if kind == "window":
             return window(self._programs(max(1, patches // size), LONGEST, LONGEST), self.config, width, rng)
         if kind == "placed":
-            shares = np.ones(len(OPERATIONS)) if operations is None else operations.copy()
+            shares = RELEASED_SHARES * (1.0 if operations is None else operations)
             shares[0] = 0.0
             shares /= shares.sum()
             count = max(1, patches // (size + 1))
@@ -181,15 +182,16 @@ def draw_program(length: int, operations: NDArray[np.float64], registers: int, r
 
     Args:
         length: instructions before HLT.
-        operations: the probability of each operation, [21]; even ones are the released generator's.
+        operations: float [21, 4], the probability of each operation with 0 to 3 operands; `RELEASED_SHARES` are the
+            released generator's.
         registers: how many of them, from A on, are named; 10 is the released generator's.
         rng: draws.
     """
     while True:
         code = bytearray()
-        for opcode in rng.choice(len(operations), length, p=operations).tolist():
-            least, most = OPERATIONS[opcode].min_operands, OPERATIONS[opcode].max_operands
-            names = rng.integers(1, registers + 1, rng.integers(least, most + 1)).tolist()
+        for pair in rng.choice(operations.size, length, p=operations.ravel()).tolist():
+            opcode, count = divmod(pair, _COUNTS)
+            names = rng.integers(1, registers + 1, count).tolist()
             operands_ = [int(rng.integers(0, 256))] if opcode == _LOADI else names
             code += bytes([opcode, *operands_, *[0] * (3 - len(operands_))])
         program = bytes(code) + bytes(4)
@@ -251,7 +253,7 @@ def categories(patches: Tensor) -> Tensor:
     x, y = operand_values(rows)
     count = (rows[:, 3:6] > 0).sum(1)
     sizes = np.searchsorted(_SIZES, x, side="right") * 4 + np.searchsorted(_SIZES, y, side="right")
-    return torch.from_numpy((operation * 4 + count) * 16 + sizes)
+    return torch.from_numpy((operation * _COUNTS + count) * 16 + sizes)
 
 
 def operation_weights(weights: dict[str, float]) -> Tensor:
@@ -260,6 +262,17 @@ def operation_weights(weights: dict[str, float]) -> Tensor:
     return by_operation.repeat_interleave(CATEGORIES // len(OPERATIONS))
 
 
+def _released_shares() -> NDArray[np.float64]:
+    shares = np.zeros((len(OPERATIONS), _COUNTS))
+    for operation in OPERATIONS[1:]:
+        counts = slice(operation.min_operands, operation.max_operands + 1)
+        shares[operation.opcode, counts] = 1 / (counts.stop - counts.start)
+    return shares / shares.sum()
+
+
 _LOADI = 11
 _SIZES = (1, 16, 128)
-CATEGORIES = 21 * 4 * 4 * 4
+_COUNTS = 4
+CATEGORIES = 21 * _COUNTS * 4 * 4
+RELEASED_SHARES = _released_shares()
+"""How often the released generator draws each operation with 0 to 3 operands, float [21, 4]; HLT only ends a program."""

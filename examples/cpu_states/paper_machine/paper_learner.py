@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from paper_documents import CATEGORIES, Documents, S, Stream, categories, operation_weights
+from paper_documents import CATEGORIES, RELEASED_SHARES, Documents, S, Stream, categories, operation_weights
 from torch import Tensor
 
 from bgpt_fast import BGPT, BGPTConfig
@@ -25,7 +25,6 @@ from bgpt_fast.kernels.byte_embed.op import byte_embed
 from bgpt_fast.kernels.linear_cross_entropy.op import linear_cross_entropy
 from bgpt_fast.kernels.patch_attention.op import patch_attention
 from bgpt_fast.layers import Linear
-from bgpt_fast.tasks.cpu_states.machine import OPERATIONS
 from bgpt_fast.training.config import Precision, TrainConfig
 from bgpt_fast.training.optimizer import Optimizers
 from bgpt_fast.training.precision import resolve_precision
@@ -161,9 +160,13 @@ class Learner:
         return errors * operation_weights(stage.get("operation_weights", {}))
 
     def _operation_weights(self, stage: dict[str, Any]) -> Tensor:
-        """How much each operation counts in drawn programs: the mean of its categories that have come, float [21]."""
-        weights, has_come = (value.view(len(OPERATIONS), -1) for value in (self._weights(stage), self._has_come))
-        return torch.where(has_come.any(1), (weights * has_come).sum(1) / has_come.sum(1).clamp(min=1), weights.mean(1))
+        """How much each operation with each number of operands counts in drawn programs, float [21, 4].
+
+        The mean of its categories that have come.
+        """
+        shape = (*RELEASED_SHARES.shape, -1)
+        weights, has_come = (value.view(shape) for value in (self._weights(stage), self._has_come))
+        return torch.where(has_come.any(2), (weights * has_come).sum(2) / has_come.sum(2).clamp(min=1), weights.mean(2))
 
     @property
     def _has_come(self) -> Tensor:
