@@ -275,4 +275,4 @@ _SIZES = (1, 16, 128)
 _COUNTS = 4
 CATEGORIES = 21 * _COUNTS * 4 * 4
 RELEASED_SHARES = _released_shares()
-"""How often the released generator draws each operation with 0 to 3 operands, float [21, 4]; HLT only ends a program."""
+"""How often the released generator draws each operation with 0 to 3 operands, float [21, 4]; never HLT."""
