@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from bgpt_fast.checkpoint.hub import push_model
 from bgpt_fast.checkpoint.load import load_weights
+from bgpt_fast.checkpoint.model_card import ModelCard
 from bgpt_fast.checkpoint.save import save_weights
 from bgpt_fast.checkpoint.schema import CLASSIFIER, CheckpointError, checked_labels
 from bgpt_fast.checkpoint.task import ModelTask
@@ -76,6 +78,7 @@ class BGPTForClassification(nn.Module):
         labels: Mapping[str, int] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        revision: str | None = None,
     ) -> Self:
         """Loads a classifier, in evaluation mode.
 
@@ -84,12 +87,13 @@ class BGPTForClassification(nn.Module):
             labels: the label map for weights stored without one, such as the released `.pth` files; otherwise None.
             device: the model's device; None means the CPU.
             dtype: None means the stored dtype; if there are several, the one they promote to.
+            revision: of a hub id: a branch, tag or commit; None means the main branch.
 
         Raises:
             CheckpointError: missing, damaged or of the wrong shape; the label map is missing or differs from the
                 stored one; or the model is a generative one.
         """
-        checkpoint = load_weights(source, labels=labels)
+        checkpoint = load_weights(source, labels=labels, revision=revision)
         if checkpoint.labels is None:
             raise CheckpointError(
                 f"{os.fspath(source)}: expected a classifier, got a generative model; train a classifier that begins "
@@ -139,18 +143,33 @@ class BGPTForClassification(nn.Module):
         )
         return model.train()
 
-    def save_pretrained(self, directory: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> None:
-        """Writes `config.json` and `model.safetensors` atomically, both with the label map.
+    def save_pretrained(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        dtype: torch.dtype | None = None,
+        hf: bool = False,
+        extension: str | None = None,
+        card: ModelCard | None = None,
+    ) -> None:
+        """As `BGPT.save_pretrained`; both files have the label map."""
+        save_weights(
+            directory,
+            self.config,
+            self.state_dict(),
+            dtype=dtype,
+            labels=self.labels,
+            task=self.task,
+            hf=hf,
+            extension=extension,
+            card=card,
+        )
 
-        Args:
-            directory: created if missing; a checkpoint in it is replaced.
-            dtype: storage dtype: float32, bfloat16, float16 or float64; None keeps that of the weights.
-
-        Raises:
-            CheckpointError: values overflow in `dtype`; nothing is written.
-            OSError: the disk is full or fails; an earlier checkpoint there still loads.
-        """
-        save_weights(directory, self.config, self.state_dict(), dtype=dtype, labels=self.labels, task=self.task)
+    def push_to_hub(
+        self, repo_id: str, *, extension: str | None = None, card: ModelCard | None = None, **options: Any
+    ) -> str:
+        """As `BGPT.push_to_hub`."""
+        return push_model(self.save_pretrained, repo_id, extension=extension, card=card, **options)
 
     def num_parameters(self) -> int:
         """The number of parameters."""

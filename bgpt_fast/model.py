@@ -9,13 +9,15 @@ import contextlib
 import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from bgpt_fast.byte_decoder import ByteLevelDecoder
+from bgpt_fast.checkpoint.hub import push_model
 from bgpt_fast.checkpoint.load import Checkpoint, load_weights
+from bgpt_fast.checkpoint.model_card import ModelCard
 from bgpt_fast.checkpoint.save import save_weights
 from bgpt_fast.checkpoint.schema import CheckpointError
 from bgpt_fast.checkpoint.task import ModelTask
@@ -132,6 +134,7 @@ class BGPT(nn.Module):
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        revision: str | None = None,
     ) -> Self:
         """Loads a model, in evaluation mode.
 
@@ -139,28 +142,83 @@ class BGPT(nn.Module):
             source: a folder of `save_pretrained`, a `.safetensors` file, a released-style `.pth` file, or a hub id.
             device: the model's device; None means the CPU.
             dtype: None means the stored dtype; if there are several, the one they promote to.
+            revision: of a hub id: a branch, tag or commit; None means the main branch.
 
         Raises:
             CheckpointError: missing, damaged, of the wrong shape, or a classifier; names the tensor, the expected and
                 the actual value.
         """
-        checkpoint = load_generative(source)
+        checkpoint = load_generative(source, revision=revision)
         model = restored(lambda: cls(checkpoint.config), checkpoint.state_dict, device=device, dtype=dtype)
         model.task = checkpoint.task
         return model
 
-    def save_pretrained(self, directory: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> None:
-        """Writes `config.json` and `model.safetensors` atomically; `dtype` None keeps that of the weights."""
-        save_weights(directory, self.config, self.state_dict(), dtype=dtype, task=self.task)
+    def save_pretrained(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        dtype: torch.dtype | None = None,
+        hf: bool = False,
+        extension: str | None = None,
+        card: ModelCard | None = None,
+    ) -> None:
+        """Writes `config.json` and `model.safetensors` atomically.
+
+        Args:
+            directory: created if missing; a checkpoint in it is replaced.
+            dtype: storage dtype: float32, bfloat16, float16 or float64; None keeps that of the weights.
+            hf: True also writes what transformers needs to load the folder with `trust_remote_code=True`, and a model
+                card (README.md), unless there is one.
+            extension: with `hf`, that of the documents that transformers' rows of tokens are; None means the one that
+                the task knows, or "txt".
+            card: with `hf`, what the model card says that the weights do not.
+
+        Raises:
+            CheckpointError: values overflow in `dtype`, NaN or infinity; nothing is written.
+            OSError: the disk is full or fails; an earlier checkpoint there still loads.
+        """
+        save_weights(
+            directory,
+            self.config,
+            self.state_dict(),
+            dtype=dtype,
+            task=self.task,
+            hf=hf,
+            extension=extension,
+            card=card,
+        )
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        extension: str | None = None,
+        card: ModelCard | None = None,
+        **options: Any,
+    ) -> str:
+        """Uploads what `save_pretrained(…, hf=True)` writes to a model repository of Hugging Face's hub.
+
+        Args:
+            repo_id: "owner/name"; created if there is none.
+            extension, card: as in `save_pretrained`; without a card, one that the repository has stays.
+            options: private, token, revision, commit_message and create_pr of `checkpoint.hub.push_folder`.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            CheckpointError: the hub cannot be reached or refuses.
+        """
+        return push_model(self.save_pretrained, repo_id, extension=extension, card=card, **options)
 
     def num_parameters(self) -> int:
         """The number of parameters; tied ones count once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
 
-def load_generative(source: str | os.PathLike[str]) -> Checkpoint:
+def load_generative(source: str | os.PathLike[str], *, revision: str | None = None) -> Checkpoint:
     """`load_weights` for a generative model; raises CheckpointError for a classifier."""
-    checkpoint = load_weights(source)
+    checkpoint = load_weights(source, revision=revision)
     if checkpoint.labels is not None:
         raise CheckpointError(
             f"{os.fspath(source)}: expected a generative model, got a classifier of {len(checkpoint.labels)} classes; "

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TypeVar
 
+import huggingface_hub
 import pytest
 import torch
 from support.cli import CommandLine
+from support.hub import TOKEN, LocalHub
 from torch import nn
 
 if not torch.cuda.is_available():
@@ -30,6 +34,22 @@ def tiny_config() -> BGPTConfig:
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str]) -> CommandLine:
     return CommandLine(capsys)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
+    """A hub of Hugging Face on this machine, an empty cache, the right to write to it; the current folder is empty."""
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with LocalHub(tmp_path / "hub").serving() as local_hub:
+        constants = huggingface_hub.constants
+        monkeypatch.setattr(constants, "ENDPOINT", local_hub.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{local_hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield local_hub
 
 
 @pytest.fixture

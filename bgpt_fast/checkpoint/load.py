@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from bgpt_fast.checkpoint.hub import hub_path, is_hub_id
 from bgpt_fast.checkpoint.names import released_names
 from bgpt_fast.checkpoint.pth import read_pth
 from bgpt_fast.checkpoint.schema import (
@@ -32,7 +32,6 @@ from bgpt_fast.checkpoint.schema import (
     parse_config,
     parse_labels,
     read_entries,
-    some,
     validate_state_dict,
 )
 from bgpt_fast.checkpoint.task import ModelTask, parse_task
@@ -45,7 +44,6 @@ from bgpt_fast.parsing import parse_json
 _MAX_HEADER_BYTES = 10**8
 """As safetensors itself limits it."""
 _MAX_POINTER_BYTES = 4096
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(?<!\.pth)(?<!\.safetensors)(/[^/].*\.(pth|safetensors))?")
 
 
 class _Content(NamedTuple):
@@ -64,7 +62,9 @@ class Checkpoint(_Content):
     task: ModelTask | None = None
 
 
-def load_weights(source: str | os.PathLike[str], *, labels: Mapping[str, int] | None = None) -> Checkpoint:
+def load_weights(
+    source: str | os.PathLike[str], *, labels: Mapping[str, int] | None = None, revision: str | None = None
+) -> Checkpoint:
     """Reads a checkpoint onto the CPU in its stored dtype; never executes anything in it.
 
     Sizes that a file does not state are inferred from its tensors, assuming one attention head per 64 channels. A
@@ -88,19 +88,31 @@ def load_weights(source: str | os.PathLike[str], *, labels: Mapping[str, int] | 
         OutOfMemoryError: the weights do not fit memory.
         OSError: a file cannot be read.
     """
-    path = _followed(Path(source))
+    path = followed(Path(source))
     with (
         default_cpu(),
         named_out_of_memory(lambda: f"the weights in {path}, {_size(path):,} bytes", advice="load a smaller model"),
     ):
-        return _load(path, source, labels)
+        return _load(path, source, labels, revision)
 
 
 def _size(path: Path) -> int:
     return sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else [path]))
 
 
-def _load(path: Path, source: str | os.PathLike[str], labels: Mapping[str, int] | None) -> Checkpoint:
+def _load(
+    path: Path, source: str | os.PathLike[str], labels: Mapping[str, int] | None, revision: str | None
+) -> Checkpoint:
+    if not path.exists() and isinstance(source, str) and is_hub_id(source):
+        local = hub_path(source, revision=revision)
+        try:
+            return load_weights(local, labels=labels)
+        except CheckpointError as error:
+            raise CheckpointError(f"{source}, in the cache: {error}") from error
+    if revision is not None:
+        raise CheckpointError(
+            f"{path}: revision: expected None for what is no hub id, got {revision!r}; name the hub's repository"
+        )
     if path.is_dir():
         return _load_folder(path, labels)
     if path.is_file() and path.suffix == ".safetensors":
@@ -111,15 +123,13 @@ def _load(path: Path, source: str | os.PathLike[str], labels: Mapping[str, int] 
     if path.is_file() and path.suffix == ".pth":
         state_dict, fields = read_pth(path)
         return _complete(state_dict, fields, None, labels, str(path))
-    if not path.exists() and isinstance(source, str) and _HUB_ID.fullmatch(source):
-        return _load_hub(source, labels)
     actual = "a file of another kind" if path.exists() else "nothing there"
     raise CheckpointError(
         f"{path}: expected a checkpoint folder, a .safetensors or .pth file, or a hub id 'owner/name', got {actual}"
     )
 
 
-def _followed(path: Path) -> Path:
+def followed(path: Path) -> Path:
     """Resolves a training run's folder, or its `latest` or `best`, to a checkpoint folder; returns others unchanged."""
     if not (path / CONFIG_FILE).exists() and (path / "checkpoints" / "latest").is_file():
         path = path / "checkpoints" / "latest"
@@ -254,47 +264,3 @@ def _load_safetensors(path: Path, content: bytes, labels: Mapping[str, int] | No
     checkpoint = _complete(state_dict, fields, stored, labels, str(path))
     checkpoint.task = parse_task(task, str(path))
     return checkpoint
-
-
-def _load_hub(source: str, labels: Mapping[str, int] | None) -> Checkpoint:
-    from huggingface_hub import hf_hub_download, list_repo_files
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    owner, name, *rest = source.split("/", 2)
-    repository = f"{owner}/{name}"
-    try:
-        if rest:
-            return load_weights(Path(hf_hub_download(repository, rest[0])), labels=labels)
-        try:
-            hf_hub_download(repository, CONFIG_FILE)
-            return load_weights(Path(hf_hub_download(repository, WEIGHTS_FILE)).parent, labels=labels)
-        except LocalEntryNotFoundError as error:
-            names = _cached_names(repository, error)
-        except EntryNotFoundError:
-            names = list_repo_files(repository)
-        files = [file for file in names if file.endswith((".pth", ".safetensors"))]
-        if len(files) != 1:
-            raise CheckpointError(
-                f"{source}: expected {CONFIG_FILE} and {WEIGHTS_FILE} or one file of weights, got {some(files)}; "
-                f"name one, as {source}/FILE"
-            )
-        return load_weights(Path(hf_hub_download(repository, files[0])), labels=labels)
-    except CheckpointError:
-        raise
-    except (OSError, ValueError, EntryNotFoundError) as error:
-        raise CheckpointError(
-            f"{source}: expected a path that exists or a hub id, got neither: there is no such path, and the hub says: "
-            f"{error}"
-        ) from error
-
-
-def _cached_names(repository: str, unreachable: OSError) -> list[str]:
-    """The files of a repository in the local cache; raises `unreachable` if there are none."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(repository, local_files_only=True))
-    except LocalEntryNotFoundError:
-        raise unreachable from None
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())

@@ -16,6 +16,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from bgpt_fast.checkpoint.hugging_face import config_fields, default_extension, write_hub_files
+from bgpt_fast.checkpoint.model_card import ModelCard
 from bgpt_fast.checkpoint.names import released_names
 from bgpt_fast.checkpoint.schema import (
     CONFIG_FILE,
@@ -42,6 +44,9 @@ def save_weights(
     dtype: torch.dtype | None = None,
     labels: Mapping[str, int] | None = None,
     task: ModelTask | None = None,
+    hf: bool = False,
+    extension: str | None = None,
+    card: ModelCard | None = None,
 ) -> None:
     """Writes `model.safetensors` and `config.json`; after a crash the folder loads as either the old or the new model.
 
@@ -52,6 +57,10 @@ def save_weights(
         dtype: storage dtype: float32, bfloat16, float16 or float64; None keeps each tensor's own.
         labels: a classifier's class name → index 0…n − 1; None for a generative model.
         task: what the model was trained for; None if that is not known.
+        hf: also writes what transformers needs to load the folder with `trust_remote_code=True`, and a model card.
+        extension: with `hf`, that of the documents that transformers' rows of tokens are; None means the one that the
+            task knows, or "txt".
+        card: with `hf`, what the model card says that the weights do not.
 
     Raises:
         CheckpointError: the weights do not fit the config and labels, are NaN or infinite, or overflow in `dtype`;
@@ -71,6 +80,11 @@ def save_weights(
     entry["sha256"] = hashlib.sha256(content).hexdigest()
     manifest = {"format": "bgpt_fast", "version": 1, **entry, "previous": None}
     try:
+        if hf:
+            manifest |= config_fields(labels is not None, default_extension(task) if extension is None else extension)
+            card = card or ModelCard(folder.resolve().name)
+            card_text = card.text(config, task, entry.get("labels"), sum(tensor.numel() for tensor in tensors.values()))
+            write_hub_files(folder, config, is_classifier=labels is not None, card=card_text)
         previous = _intact_entry(folder)
         with atomic_write(folder / WEIGHTS_FILE) as file:
             file.write(content)

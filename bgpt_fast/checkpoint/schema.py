@@ -26,6 +26,8 @@ PATCH_EMBEDDING = "patch_level_decoder.patch_embedding.weight"
 _PATCH_BASE = "patch_level_decoder.base."
 _BYTE_BASE = "byte_level_decoder.base.transformer."
 _OPTIONAL = {"labels", "task"}
+HUGGING_FACE_FIELDS = {"model_type", "architectures", "auto_map", "extension"}
+"""Fields of config.json that only transformers reads."""
 
 
 class CheckpointError(ValueError):
@@ -172,7 +174,11 @@ def read_entries(folder: Path) -> list[dict[str, Any]]:
     except FileContentError as error:
         raise CheckpointError(f"{error}; restore the file") from error
     keys = {"format", "version", "config", "sha256", "previous"}
-    if not isinstance(manifest, dict) or set(manifest) - _OPTIONAL != keys or manifest["format"] != "bgpt_fast":
+    if (
+        not isinstance(manifest, dict)
+        or set(manifest) - _OPTIONAL - HUGGING_FACE_FIELDS != keys
+        or manifest["format"] != "bgpt_fast"
+    ):
         raise CheckpointError(
             f"{path}: expected the fields {sorted(keys)} of a bgpt_fast checkpoint, got something else; to load "
             "weights without their config.json, move the .safetensors file elsewhere"

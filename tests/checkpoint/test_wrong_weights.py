@@ -23,6 +23,7 @@ from support.checkpoints import (
     make_weights,
     same,
 )
+from support.hub import LocalHub
 
 from bgpt_fast.checkpoint.load import load_weights
 from bgpt_fast.checkpoint.save import save_released, save_weights
@@ -240,11 +241,11 @@ def test_wrong_classifiers_are_named_and_never_saved(
     assert not (tmp_path / "model").exists()
 
 
-def test_bare_classifier_files_want_their_labels(tmp_path: Path, hub: Path) -> None:
+def test_bare_classifier_files_want_their_labels(tmp_path: Path, hub: LocalHub) -> None:
     weights = make_classifier_weights()
     safetensors.torch.save_file(weights, tmp_path / "bare.safetensors")
-    (hub / "owner" / "single").mkdir(parents=True)
-    torch.save({"model": weights}, hub / "owner" / "single" / "weights.pth")
+    (hub.root / "owner" / "single").mkdir(parents=True)
+    torch.save({"model": weights}, hub.root / "owner" / "single" / "weights.pth")
     for source in (tmp_path / "bare.safetensors", "owner/single", "owner/single/weights.pth"):
         assert_refused(source, "expected a label map beside the weights of a classifier")
         loaded = load_weights(source, labels=LABELS)
