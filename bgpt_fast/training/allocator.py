@@ -17,14 +17,14 @@ _VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_M
 
 
 @contextlib.contextmanager
-def kept_memory() -> Iterator[bool]:
+def reused_memory() -> Iterator[bool]:
     """Within the block, the C library keeps freed memory; after it, freed memory goes back to the system.
 
     By default glibc maps each large tensor anew, and the system fills it with zeros page by page: a tenth of a training
     step on a CPU. Does nothing with another C library, or where the environment sets glibc's thresholds.
 
     Yields:
-        Whether memory is kept.
+        Whether the setting applies.
     """
     is_set = any(name in os.environ for name in _VARIABLES) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
     library = ctypes.CDLL(None) if sys.platform == "linux" and not is_set else None

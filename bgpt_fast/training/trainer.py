@@ -22,7 +22,7 @@ from bgpt_fast.files import write_json
 from bgpt_fast.flops import peak_flops
 from bgpt_fast.folder_lock import FolderInUseError, FolderLock
 from bgpt_fast.memory import OutOfMemoryError, named_out_of_memory
-from bgpt_fast.training.allocator import kept_memory
+from bgpt_fast.training.allocator import reused_memory
 from bgpt_fast.training.checkpoint_store import CheckpointStore, CheckpointWriteError
 from bgpt_fast.training.checkpointer import Checkpointer
 from bgpt_fast.training.config import Precision, TrainConfig
@@ -215,7 +215,7 @@ class Trainer:
             FolderInUseError: another process is training in `run_dir`.
         """
         raised_by_all = (TrainingInterrupted, NonFiniteLossError, CheckpointWriteError, FolderInUseError)
-        memory = kept_memory() if self.device.type == "cpu" else contextlib.nullcontext()
+        memory = reused_memory() if self.device.type == "cpu" else contextlib.nullcontext()
         with self.ranks.watched(raised_by_all), memory:
             self._lock_folder()
             try:

@@ -1,9 +1,9 @@
-// One sequence and head at a time, in float buffers that fit the first-level cache. Every inner loop runs over keys or
-// over channels without a sum across lanes, so that each result has one order of addition. For the usual sizes the sums
-// are explicit vectors in registers: the compiler would unroll a loop of 16 floats to scalars before it vectorises.
+// One sequence and head at a time, in float buffers that fit the first-level cache. Scores lie transposed, a row a key
+// and a lane a query, so that the softmax of eight queries is computed at once. No sum runs across lanes: each result
+// has one order of addition, whatever the vectors' width. The vectors are explicit, and the ends of rows and columns
+// are padded to them; what is computed in the padding is never read.
 #include "patch_attention/short_attention.h"
 
-#include <bit>
 #include <cmath>
 #include <cstring>
 #include <vector>
@@ -14,194 +14,256 @@
 
 #define BGPT_INLINE inline __attribute__((always_inline))
 
+// Vectors are passed between functions that are always inlined alone, so no calling convention is concerned.
+#pragma GCC diagnostic ignored "-Wpsabi"
+
 namespace bgpt {
 namespace {
 
-// e^x for x <= 0 within 2 ulp, 0 below -87; branch-free, so that a loop of it vectorises. (Cephes' polynomial.)
-BGPT_INLINE float exp_nonpositive(float x) {
-    const float clamped = x < -87.0f ? -87.0f : x;
-    const float shifted = clamped * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the sum rounds to an integer
-    const float n = shifted - 12582912.0f;
-    const float r = clamped - n * 0.693359375f + n * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
+constexpr int64_t kLanes = 8;
+typedef float Floats __attribute__((vector_size(kLanes * sizeof(float))));
+typedef int32_t Ints __attribute__((vector_size(kLanes * sizeof(int32_t))));
+typedef uint32_t Words __attribute__((vector_size(kLanes * sizeof(uint32_t))));
+
+BGPT_INLINE int64_t padded(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
+
+BGPT_INLINE Floats load_lanes(const float* from) {
+    Floats x;
+    std::memcpy(&x, from, sizeof x);
+    return x;
+}
+BGPT_INLINE void store_lanes(const Floats& x, float* to) { std::memcpy(to, &x, sizeof x); }
+
+// e^x for x <= 0 within 2 ulp, 0 below -87. (Cephes' polynomial.)
+BGPT_INLINE Floats exp_nonpositive(const Floats& x) {
+    const Floats zero = {};
+    const Floats clamped = x < -87.0f ? zero - 87.0f : x;
+    const Floats shifted = clamped * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the sum rounds to an integer
+    const Floats n = shifted - 12582912.0f;
+    const Floats r = clamped - n * 0.693359375f + n * 2.12194440e-4f;
+    Floats p = zero + 1.9875691500e-4f;
+    for (const float coefficient :
+         {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f}) {
+        p = p * r + coefficient;
+    }
     p = p * r * r + r + 1.0f;
-    // The integer is in the low bits of the sum, NaN or not: a conversion of a NaN would be undefined.
-    const int32_t exponent = std::bit_cast<int32_t>(shifted) - std::bit_cast<int32_t>(12582912.0f);
-    const float scale = std::bit_cast<float>(static_cast<uint32_t>(exponent + 127) << 23);
-    return x < -87.0f ? 0.0f : p * scale;
+    // The integer is in the low bits of the sum, NaN or not; 0x4b400000 are the bits of 1.5 * 2^23.
+    const Words power = (reinterpret_cast<Words>(shifted) - 0x4b400000u + 127u) << 23;
+    return x < -87.0f ? zero : p * reinterpret_cast<Floats>(power);
 }
 
+// Rows [S, d] have `width` floats each, square buffers `length` floats a row: both multiples of the lanes.
 struct Buffers {
-    std::vector<float> q, k, v, kt, vt, y, dy, dq, dk, dv, weights, dscores;
-    Buffers(int64_t S, int64_t d) : weights(S * S), dscores(S * S) {
-        for (std::vector<float>* rows : {&q, &k, &v, &kt, &vt, &y, &dy, &dq, &dk, &dv}) rows->resize(S * d);
+    int64_t width, length;
+    std::vector<float> q, k, v, qt, dyt, y, dy, dq, dk, dv, weights, dscores;
+    Buffers(int64_t S, int64_t d) : width(padded(d)), length(padded(S)) {
+        for (std::vector<float>* rows : {&q, &k, &v, &qt, &dyt, &y, &dy, &dq, &dk, &dv}) rows->resize(length * width);
+        for (std::vector<float>* square : {&weights, &dscores}) square->resize(length * length);
     }
 };
 
 template <class X>
-BGPT_INLINE void load(const X* __restrict from, int64_t stride, int64_t S, int64_t d, float* __restrict to,
-                      float scale) {
+BGPT_INLINE void load_rows(const X* __restrict from, int64_t stride, int64_t S, int64_t d, int64_t width,
+                           float* __restrict to, float scale) {
     for (int64_t i = 0; i < S; ++i) {
-        for (int64_t c = 0; c < d; ++c) to[i * d + c] = to_float(from[i * stride + c]) * scale;
+        int64_t c = 0;
+        for (; c + kLanes <= d; c += kLanes) {
+            for (int64_t lane = 0; lane < kLanes; ++lane) {
+                to[i * width + c + lane] = to_float(from[i * stride + c + lane]) * scale;
+            }
+        }
+        for (; c < d; ++c) to[i * width + c] = to_float(from[i * stride + c]) * scale;
     }
 }
 
 template <class X>
-BGPT_INLINE void unload(const float* __restrict from, int64_t stride, int64_t S, int64_t d, X* __restrict to,
-                        float scale) {
+BGPT_INLINE void store_rows(const float* __restrict from, int64_t width, int64_t stride, int64_t S, int64_t d,
+                            X* __restrict to, float scale) {
     for (int64_t i = 0; i < S; ++i) {
-        for (int64_t c = 0; c < d; ++c) store(from[i * d + c] * scale, to + i * stride + c);
-    }
-}
-
-BGPT_INLINE void transpose(const float* __restrict from, int64_t S, int64_t d, float* __restrict to) {
-    for (int64_t i = 0; i < S; ++i) {
-        for (int64_t c = 0; c < d; ++c) to[c * S + i] = from[i * d + c];
-    }
-}
-
-template <int64_t kLanes>
-struct Lanes {
-    typedef float type __attribute__((vector_size(kLanes * sizeof(float))));
-};
-
-// out[i, j] = sum over c of x[i, c] xt[c, j].
-template <int64_t kS>
-BGPT_INLINE void times_transposed(const float* __restrict x, const float* __restrict xt, int64_t S, int64_t d,
-                                  float* __restrict out) {
-    if constexpr (kS == 0) {
-        for (int64_t i = 0; i < S; ++i) {
-            float sum[kMaxShortSequence] = {};
-            for (int64_t c = 0; c < d; ++c) {
-                for (int64_t j = 0; j < S; ++j) sum[j] += x[i * d + c] * xt[c * S + j];
+        int64_t c = 0;
+        for (; c + kLanes <= d; c += kLanes) {
+            for (int64_t lane = 0; lane < kLanes; ++lane) {
+                store(from[i * width + c + lane] * scale, to + i * stride + c + lane);
             }
-            for (int64_t j = 0; j < S; ++j) out[i * S + j] = sum[j];
         }
-    } else {
-        using Row = typename Lanes<kS>::type;
-        constexpr int64_t rows = 4;  // independent sums, to hide the latency of an addition
-        for (int64_t i = 0; i < kS; i += rows) {
-            Row sum[rows] = {};
-            for (int64_t c = 0; c < d; ++c) {
-                Row column;
-                std::memcpy(&column, xt + c * kS, sizeof(Row));
-                for (int64_t r = 0; r < rows; ++r) sum[r] += x[(i + r) * d + c] * column;
-            }
-            std::memcpy(out + i * kS, sum, sizeof(sum));
+        for (; c < d; ++c) store(from[i * width + c] * scale, to + i * stride + c);
+    }
+}
+
+// Exchanges what is beside the diagonal of each 2 x 2 square of kStep x kStep lanes in eight rows.
+template <int64_t kStep>
+BGPT_INLINE void exchange(Floats (&rows)[kLanes]) {
+    for (int64_t i = 0; i < kLanes; ++i) {
+        if (i & kStep) continue;
+        const Floats a = rows[i], b = rows[i + kStep];
+        if constexpr (kStep == 1) {
+            rows[i] = __builtin_shufflevector(a, b, 0, 8, 2, 10, 4, 12, 6, 14);
+            rows[i + kStep] = __builtin_shufflevector(a, b, 1, 9, 3, 11, 5, 13, 7, 15);
+        } else if constexpr (kStep == 2) {
+            rows[i] = __builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13);
+            rows[i + kStep] = __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
+        } else {
+            static_assert(kStep == 4);
+            rows[i] = __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11);
+            rows[i + kStep] = __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
         }
     }
 }
 
-// out[c] = sum over j in [begin, end) of w[j * stride] x[j, c].
-template <int64_t kD>
+// to [width, length] = from [length, width] transposed.
+BGPT_INLINE void transpose(const float* __restrict from, int64_t length, int64_t width, float* __restrict to) {
+    for (int64_t i = 0; i < length; i += kLanes) {
+        for (int64_t c = 0; c < width; c += kLanes) {
+            Floats rows[kLanes];
+            for (int64_t r = 0; r < kLanes; ++r) rows[r] = load_lanes(from + (i + r) * width + c);
+            exchange<1>(rows);
+            exchange<2>(rows);
+            exchange<4>(rows);
+            for (int64_t r = 0; r < kLanes; ++r) store_lanes(rows[r], to + (c + r) * length + i);
+        }
+    }
+}
+
+// out[j, i] = sum over c of x[j, c] xt[c, i], in the squares of eight that have an i >= j.
+BGPT_INLINE void times_transposed(const float* __restrict x, const float* __restrict xt, int64_t length, int64_t width,
+                                  int64_t d, float* __restrict out) {
+    for (int64_t j = 0; j < length; j += kLanes) {
+        for (int64_t i = j; i < length; i += kLanes) {
+            Floats sums[kLanes] = {};
+            for (int64_t c = 0; c < d; ++c) {
+                const Floats column = load_lanes(xt + c * length + i);
+                for (int64_t r = 0; r < kLanes; ++r) sums[r] += x[(j + r) * width + c] * column;
+            }
+            for (int64_t r = 0; r < kLanes; ++r) store_lanes(sums[r], out + (j + r) * length + i);
+        }
+    }
+}
+
+// out = the sum over n in [begin, end) of w[n * stride] times row n of x, kParts vectors of it.
+template <int64_t kParts>
+BGPT_INLINE void weighted_parts(const float* __restrict w, int64_t stride, const float* __restrict x, int64_t begin,
+                                int64_t end, int64_t width, float* __restrict out) {
+    Floats sums[kParts] = {};
+    for (int64_t n = begin; n < end; ++n) {
+        for (int64_t part = 0; part < kParts; ++part) {
+            sums[part] += w[n * stride] * load_lanes(x + n * width + part * kLanes);
+        }
+    }
+    for (int64_t part = 0; part < kParts; ++part) store_lanes(sums[part], out + part * kLanes);
+}
+
 BGPT_INLINE void weighted_sum(const float* __restrict w, int64_t stride, const float* __restrict x, int64_t begin,
-                              int64_t end, int64_t d, float* __restrict out) {
-    if constexpr (kD == 0) {
-        for (int64_t c = 0; c < d; ++c) out[c] = 0.0f;
-        for (int64_t j = begin; j < end; ++j) {
-            for (int64_t c = 0; c < d; ++c) out[c] += w[j * stride] * x[j * d + c];
+                              int64_t end, int64_t width, float* __restrict out) {
+    int64_t c = 0;
+    for (; c + 4 * kLanes <= width; c += 4 * kLanes) {
+        weighted_parts<4>(w, stride, x + c, begin, end, width, out + c);
+    }
+    for (; c + 2 * kLanes <= width; c += 2 * kLanes) {
+        weighted_parts<2>(w, stride, x + c, begin, end, width, out + c);
+    }
+    if (c < width) weighted_parts<1>(w, stride, x + c, begin, end, width, out + c);
+}
+
+// -1 in the lanes of queries i, i + 1, ... that may see key j.
+BGPT_INLINE Ints sees(int64_t i, int64_t j) {
+    const Ints lane = {0, 1, 2, 3, 4, 5, 6, 7};
+    return lane >= static_cast<int32_t>(j - i);
+}
+
+// Turns the scores [keys, queries] of S keys into weights, 0 for keys after the query in its square of eight.
+BGPT_INLINE void softmax_columns(float* __restrict weights, int64_t S, int64_t length) {
+    const Floats zero = {};
+    for (int64_t i = 0; i < length; i += kLanes) {
+        const int64_t keys = S < i + kLanes ? S : i + kLanes;
+        Floats top = load_lanes(weights + i);
+        for (int64_t j = 1; j < keys; ++j) {
+            const Floats score = load_lanes(weights + j * length + i);
+            top = (sees(i, j) & (top < score)) ? score : top;
         }
-    } else {
-        constexpr int64_t lanes = kD < 16 ? kD : 16, parts = kD / lanes;
-        using Part = typename Lanes<lanes>::type;
-        Part sum[parts] = {};
-        for (int64_t j = begin; j < end; ++j) {
-            Part row[parts];
-            std::memcpy(row, x + j * kD, sizeof(row));
-            for (int64_t part = 0; part < parts; ++part) sum[part] += w[j * stride] * row[part];
+        Floats sum = zero;
+        for (int64_t j = 0; j < keys; ++j) {
+            const Floats score = load_lanes(weights + j * length + i);
+            const Floats weight = exp_nonpositive(sees(i, j) ? score - top : zero - 100.0f);
+            store_lanes(weight, weights + j * length + i);
+            sum += weight;
         }
-        std::memcpy(out, sum, sizeof(sum));
+        const Floats inverse = 1.0f / sum;
+        for (int64_t j = 0; j < keys; ++j) {
+            store_lanes(load_lanes(weights + j * length + i) * inverse, weights + j * length + i);
+        }
     }
 }
 
-// weights[i, j] for all j (0 after i), from scaled q [S, d] and kt [d, S].
-template <int64_t kS>
-BGPT_INLINE void softmax_weights(const float* __restrict q, const float* __restrict kt, int64_t S_, int64_t d,
-                                 float* __restrict weights) {
-    const int64_t S = kS ? kS : S_;
-    times_transposed<kS>(q, kt, S, d, weights);
-    for (int64_t i = 0; i < S; ++i) {
-        float* __restrict w = weights + i * S;
-        float top = w[0];
-        for (int64_t j = 1; j <= i; ++j) top = top < w[j] ? w[j] : top;
-        for (int64_t j = 0; j < S; ++j) w[j] = exp_nonpositive(j <= i ? w[j] - top : -100.0f);
-        float sum = 0.0f;
-        for (int64_t j = 0; j <= i; ++j) sum += w[j];
-        const float inverse = 1.0f / sum;
-        for (int64_t j = 0; j < S; ++j) w[j] *= inverse;
+// The gradient of the scores, in dscores, from the gradient of the weights there.
+BGPT_INLINE void softmax_columns_backward(const float* __restrict weights, float* __restrict dscores, int64_t S,
+                                          int64_t length) {
+    const Floats zero = {};
+    for (int64_t i = 0; i < length; i += kLanes) {
+        const int64_t keys = S < i + kLanes ? S : i + kLanes;
+        Floats mean = zero;
+        for (int64_t j = 0; j < keys; ++j) {
+            const Floats product = load_lanes(weights + j * length + i) * load_lanes(dscores + j * length + i);
+            mean += sees(i, j) ? product : zero;
+        }
+        for (int64_t j = 0; j < keys; ++j) {
+            const Floats slope = load_lanes(dscores + j * length + i) - mean;
+            store_lanes(load_lanes(weights + j * length + i) * slope, dscores + j * length + i);
+        }
     }
 }
 
-template <int64_t kS, int64_t kD>
-BGPT_INLINE void forward(Buffers& b, int64_t S_, int64_t d_) {
-    const int64_t S = kS ? kS : S_, d = kD ? kD : d_;
-    transpose(b.k.data(), S, d, b.kt.data());
-    softmax_weights<kS>(b.q.data(), b.kt.data(), S, d, b.weights.data());
+// weights [keys, queries] from the scaled q and k.
+BGPT_INLINE void attention_weights(Buffers& b, int64_t S, int64_t length, int64_t d) {
+    transpose(b.q.data(), length, b.width, b.qt.data());
+    times_transposed(b.k.data(), b.qt.data(), length, b.width, d, b.weights.data());
+    softmax_columns(b.weights.data(), S, length);
+}
+
+BGPT_INLINE void forward(Buffers& b, int64_t S, int64_t d) {
+    const int64_t length = padded(S), width = b.width;
+    attention_weights(b, S, length, d);
     for (int64_t i = 0; i < S; ++i) {
-        weighted_sum<kD>(b.weights.data() + i * S, 1, b.v.data(), 0, i + 1, d, b.y.data() + i * d);
+        weighted_sum(b.weights.data() + i, length, b.v.data(), 0, i + 1, width, b.y.data() + i * width);
     }
 }
 
-template <int64_t kS, int64_t kD>
-BGPT_INLINE void backward(Buffers& b, int64_t S_, int64_t d_) {
-    const int64_t S = kS ? kS : S_, d = kD ? kD : d_;
-    transpose(b.k.data(), S, d, b.kt.data());
-    transpose(b.v.data(), S, d, b.vt.data());
-    softmax_weights<kS>(b.q.data(), b.kt.data(), S, d, b.weights.data());
-    float* __restrict weights = b.weights.data(), * __restrict dscores = b.dscores.data();
-    times_transposed<kS>(b.dy.data(), b.vt.data(), S, d, dscores);
+BGPT_INLINE void backward(Buffers& b, int64_t S, int64_t d) {
+    const int64_t length = padded(S), width = b.width;
+    attention_weights(b, S, length, d);
+    transpose(b.dy.data(), length, width, b.dyt.data());
+    times_transposed(b.v.data(), b.dyt.data(), length, width, d, b.dscores.data());
+    softmax_columns_backward(b.weights.data(), b.dscores.data(), S, length);
     for (int64_t i = 0; i < S; ++i) {
-        const float* __restrict w = weights + i * S;
-        float* __restrict ds = dscores + i * S;
-        float mean = 0.0f;
-        for (int64_t j = 0; j <= i; ++j) mean += w[j] * ds[j];
-        for (int64_t j = 0; j <= i; ++j) ds[j] = w[j] * (ds[j] - mean);
-        weighted_sum<kD>(ds, 1, b.k.data(), 0, i + 1, d, b.dq.data() + i * d);
+        weighted_sum(b.dscores.data() + i, length, b.k.data(), 0, i + 1, width, b.dq.data() + i * width);
     }
     for (int64_t j = 0; j < S; ++j) {
-        weighted_sum<kD>(dscores + j, S, b.q.data(), j, S, d, b.dk.data() + j * d);
-        weighted_sum<kD>(weights + j, S, b.dy.data(), j, S, d, b.dv.data() + j * d);
+        weighted_sum(b.dscores.data() + j * length, 1, b.q.data(), j, S, width, b.dk.data() + j * width);
+        weighted_sum(b.weights.data() + j * length, 1, b.dy.data(), j, S, width, b.dv.data() + j * width);
     }
 }
-
-// The paper's patch of 16 bytes and the small models' 8, at their usual head widths, have loops of constant length.
-#define BGPT_FOR_SIZES(step)                              \
-    if (S == 16 && d == 64) return step<16, 64>(b, S, d); \
-    if (S == 16 && d == 16) return step<16, 16>(b, S, d); \
-    if (S == 8 && d == 16) return step<8, 16>(b, S, d);   \
-    if (S == 8 && d == 8) return step<8, 8>(b, S, d);     \
-    return step<0, 0>(b, S, d)
-
-BGPT_INLINE void forward_sizes(Buffers& b, int64_t S, int64_t d) { BGPT_FOR_SIZES(forward); }
-BGPT_INLINE void backward_sizes(Buffers& b, int64_t S, int64_t d) { BGPT_FOR_SIZES(backward); }
 
 // One sequence of S rows and one head.
 template <class X>
 BGPT_INLINE void forward_item(Buffers& b, const QKV<const X>& qkv, X* y, int64_t S, int64_t H, int64_t d) {
-    load(qkv.q, qkv.stride, S, d, b.q.data(), 1.0f / std::sqrt(static_cast<float>(d)));
-    load(qkv.k, qkv.stride, S, d, b.k.data(), 1.0f);
-    load(qkv.v, qkv.stride, S, d, b.v.data(), 1.0f);
-    forward_sizes(b, S, d);
-    unload(b.y.data(), H * d, S, d, y, 1.0f);
+    load_rows(qkv.q, qkv.stride, S, d, b.width, b.q.data(), 1.0f / std::sqrt(static_cast<float>(d)));
+    load_rows(qkv.k, qkv.stride, S, d, b.width, b.k.data(), 1.0f);
+    load_rows(qkv.v, qkv.stride, S, d, b.width, b.v.data(), 1.0f);
+    forward(b, S, d);
+    store_rows(b.y.data(), b.width, H * d, S, d, y, 1.0f);
 }
 
 template <class X>
 BGPT_INLINE void backward_item(Buffers& b, const X* dy, const QKV<const X>& qkv, const QKV<X>& dqkv, int64_t S,
                                int64_t H, int64_t d) {
     const float scale = 1.0f / std::sqrt(static_cast<float>(d));
-    load(qkv.q, qkv.stride, S, d, b.q.data(), scale);
-    load(qkv.k, qkv.stride, S, d, b.k.data(), 1.0f);
-    load(qkv.v, qkv.stride, S, d, b.v.data(), 1.0f);
-    load(dy, H * d, S, d, b.dy.data(), 1.0f);
-    backward_sizes(b, S, d);
-    unload(b.dq.data(), dqkv.stride, S, d, dqkv.q, scale);
-    unload(b.dk.data(), dqkv.stride, S, d, dqkv.k, 1.0f);
-    unload(b.dv.data(), dqkv.stride, S, d, dqkv.v, 1.0f);
+    load_rows(qkv.q, qkv.stride, S, d, b.width, b.q.data(), scale);
+    load_rows(qkv.k, qkv.stride, S, d, b.width, b.k.data(), 1.0f);
+    load_rows(qkv.v, qkv.stride, S, d, b.width, b.v.data(), 1.0f);
+    load_rows(dy, H * d, S, d, b.width, b.dy.data(), 1.0f);
+    backward(b, S, d);
+    store_rows(b.dq.data(), b.width, dqkv.stride, S, d, dqkv.q, scale);
+    store_rows(b.dk.data(), b.width, dqkv.stride, S, d, dqkv.k, 1.0f);
+    store_rows(b.dv.data(), b.width, dqkv.stride, S, d, dqkv.v, 1.0f);
 }
 
 // Clones cannot be templates.

@@ -11,7 +11,7 @@ import pytest
 import torch
 from support.training import RandomSource, make_trainer
 
-from bgpt_fast.training.allocator import kept_memory
+from bgpt_fast.training.allocator import reused_memory
 
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 pytestmark = [
@@ -47,8 +47,8 @@ def _resident_pages() -> int:
 def test_the_memory_of_a_freed_tensor_is_used_again() -> None:
     before = _resident_pages()
     assert _faults() > _PAGES / 2
-    with kept_memory() as is_kept:
-        assert is_kept
+    with reused_memory() as is_reused:
+        assert is_reused
         assert _faults() < _PAGES / 10
     assert _resident_pages() < before + _PAGES / 2
     assert _faults() > _PAGES / 2
@@ -57,8 +57,8 @@ def test_the_memory_of_a_freed_tensor_is_used_again() -> None:
 def test_settings_of_the_environment_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"MALLOC_TRIM_THRESHOLD_": "131072", "GLIBC_TUNABLES": "glibc.malloc.mmap_max=1"}.items():
         monkeypatch.setenv(name, value)
-        with kept_memory() as is_kept:
-            assert not is_kept
+        with reused_memory() as is_reused:
+            assert not is_reused
         monkeypatch.delenv(name)
 
 

@@ -23,7 +23,7 @@ from paper_learner import Learner, new_model
 from bgpt_fast import BGPTConfig
 from bgpt_fast.tasks.cpu_states import Traces, generate
 from bgpt_fast.tasks.cpu_states.training import teacher_forced_evaluation
-from bgpt_fast.training.allocator import kept_memory
+from bgpt_fast.training.allocator import reused_memory
 
 HERE = Path(__file__).resolve().parent
 WATCHED_SEED = 20250101
@@ -86,7 +86,7 @@ def run(learner: Learner, recipe: dict[str, Any], folder: Path, minutes: float) 
     held_out = generate(recipe["watched_programs"], seed=WATCHED_SEED, stream="philox", split="eval", threads=1)
     began = saved = watched = time.monotonic()
     smooth: dict[str, float] = {}
-    with open(folder / "curve.jsonl", "a") as curve, kept_memory():
+    with open(folder / "curve.jsonl", "a") as curve, reused_memory():
         while learner.stage is not None and not stopped and time.monotonic() - began < 60 * minutes:
             name = learner.stage["name"]
             width = learner.place.width
