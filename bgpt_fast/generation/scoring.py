@@ -1,9 +1,12 @@
 """The likelihood of documents under a model, bit-identical to what generation computes.
 
 All logits come from the decoders of `Generator`: a byte's logits depend only on the bytes before it, not on the rest of
-the batch, nor on whether the document is scored at once (`score`) or byte by byte (`ByteStreams`). An arithmetic coder
-needs that: see examples/compression. This holds on the CPU, and on an NVIDIA GPU, where the bits
-are those of a `Generator` with `batch_invariant=True`. On other devices the rounding of matrix products may vary.
+the batch, nor on whether the document is scored at once (`score`) or byte by byte (`ByteStreams`). This holds on the
+CPU, and on an NVIDIA GPU, where the bits are those of a `Generator` with `batch_invariant=True`. On other devices the
+rounding of matrix products may vary.
+
+On the CPU with precision="float32" the bits are also the same on every processor, with any number of threads, unless
+the process flushes subnormal numbers to zero. An arithmetic coder needs both: see examples/compression.
 
 Shape letters: N bytes of a document, P patches, S bytes a patch, D width, V = 257 tokens, of which 256 is `<eop>`,
 which ends a file.

@@ -1,77 +1,34 @@
-"""Compresses a file with a byte model and an arithmetic coder, and restores it losslessly.
+"""Compresses a file with a byte model and an arithmetic coder, and restores it losslessly, on any processor.
 
     python examples/compression/compress.py compress trace.bin trace.bgpt --checkpoint examples/cpu_states/checkpoint
     python examples/compression/compress.py restore trace.bgpt again.bin --checkpoint examples/cpu_states/checkpoint
 
 The file is split into blocks that fit the model's context, each coded independently. Compressing scores all bytes of a
-block at once (`score`); restoring decodes byte by byte, for all blocks in parallel (`ByteStreams`). Their
-logits are bit-identical, so both derive the same integer frequencies, if the kind of machine and the build of torch are
-the same. A checksum of the restored bytes turns any mismatch into an error instead of wrong bytes.
+block at once (`score`); restoring decodes byte by byte, for all blocks in parallel (`ByteStreams`). Both have the same
+logits, bit for bit and on every processor, from the CPU engine in float32; fixed_point.py makes the same integers of
+them. A CRC of each restored block turns damage into an error instead of wrong bytes.
 """
 
 from __future__ import annotations
 
 import argparse
 import gzip
-import hashlib
 import lzma
-import struct
 import sys
-import zlib
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from arithmetic_coder import Decoder, Encoder
-from numpy.typing import NDArray
+from container import Chunk, CompressedError, Header, model_digest, pack, unpack
+from fixed_point import TOTAL, cumulative_frequencies
 
 from bgpt_fast import BGPT
 from bgpt_fast.documents import extension_of
 from bgpt_fast.files import atomic_write
 from bgpt_fast.generation.scoring import ByteStreams, context_bytes, score
 
-MAGIC = b"bGPT-ac1"
-TOTAL = 1 << 24
-FLOOR = 1 / 64
-"""Probability mass spread evenly over all bytes, so that no byte takes more than 14 bits."""
-_HEADER = struct.Struct("<8s8sQIIB")
-
-
-class CompressedError(ValueError):
-    """Data that cannot be restored: damaged, in another format, or from another model or machine."""
-
-
-class Header(NamedTuple):
-    """The header of a compressed file: model, sizes, checksum and extension."""
-
-    fingerprint: bytes
-    size: int
-    checksum: int
-    block_bytes: int
-    extension: str
-
-
-def fingerprint(model: BGPT) -> bytes:
-    """Returns eight bytes that identify a model's weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode() + tensor.float().cpu().numpy().tobytes())
-    return digest.digest()[:8]
-
-
-def cumulative_frequencies(logits: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Returns int64 [257]: byte b has the interval [c[b], c[b + 1]) of TOTAL. Depends on this row only, bit for bit.
-
-    Args:
-        logits: float32 [257]; the end-of-file logit is ignored, since the size is known.
-    """
-    scores = logits[:256].astype(np.float64)
-    weights = np.exp(scores - scores.max())
-    shares = (1 - FLOOR) * weights / weights.sum() + FLOOR / 256
-    frequencies = np.maximum(1, np.floor(shares * (TOTAL - 256)).astype(np.int64))
-    frequencies[frequencies.argmax()] += TOTAL - frequencies.sum()
-    return np.concatenate([np.zeros(1, np.int64), frequencies.cumsum()])
+_PRECISION = "float32"  # the CPU engine's other precisions flush small numbers to zero on some processors
 
 
 def compress(
@@ -80,94 +37,90 @@ def compress(
     """Compresses a file.
 
     Args:
-        model: gives the probabilities of the code.
+        model: gives the probabilities of the code; on the CPU.
         extension: extension of the file.
         content: any bytes.
         block_bytes: bytes per block, at most as many as fit the context (None).
         max_batch: blocks scored in parallel; does not change the result.
 
     Raises:
-        ValueError: block_bytes does not fit the context.
+        ValueError: block_bytes does not fit the context, or the model is on another device.
+        FloatingPointError: the process flushes subnormal numbers to zero, or the logits are NaN or infinite.
     """
+    _check_arithmetic(model)
     capacity = context_bytes(model.config)
     size = capacity if block_bytes is None else block_bytes
     if not 1 <= size <= capacity:
         raise ValueError(f"block_bytes: expected 1…{capacity}, the bytes of the model's context, got {block_bytes}")
     blocks = [content[start : start + size] for start in range(0, len(content), size)]
-    name = extension.encode("utf-8", "surrogateescape")[:255]
-    parts = [_HEADER.pack(MAGIC, fingerprint(model), len(content), zlib.crc32(content), size, len(name)), name]
-    rows_of_blocks = score(model, [(extension, block) for block in blocks], max_batch=max_batch)
-    for block, rows in zip(blocks, rows_of_blocks, strict=True):
+    name = extension.encode("utf-8", "surrogateescape")[:255].decode("utf-8", "surrogateescape")
+    codes = []
+    documents = [(name, block) for block in blocks]
+    for block, rows in zip(blocks, score(model, documents, max_batch=max_batch, precision=_PRECISION), strict=True):
         encoder = Encoder()
-        for byte, row in zip(block, rows.cpu().numpy(), strict=False):
-            shares = cumulative_frequencies(row)
-            encoder.encode(int(shares[byte]), int(shares[byte + 1]), TOTAL)
-        coded = encoder.finish()
-        parts.append(struct.pack("<I", len(coded)) + coded)
-    return b"".join(parts)
-
-
-def read_header(data: bytes) -> tuple[Header, list[bytes]]:
-    """Returns the header and the coded blocks; raises CompressedError if they are incomplete."""
-    try:
-        magic, model, size, checksum, block_bytes, length = _HEADER.unpack_from(data)
-        if magic != MAGIC or block_bytes < 1:
-            raise CompressedError(f"expected a file of compress.py, got one that begins with {data[:8]!r}")
-        at = _HEADER.size + length
-        extension = data[_HEADER.size : at].decode("utf-8", "surrogateescape")
-        blocks = []
-        for _ in range(-(-size // block_bytes)):
-            (length,) = struct.unpack_from("<I", data, at)
-            blocks.append(data[at + 4 : at + 4 + length])
-            at += 4 + length
-    except struct.error:
-        raise CompressedError(f"expected a whole file of compress.py, got {len(data)} bytes") from None
-    if at != len(data):
-        raise CompressedError(f"expected {at} bytes, got {len(data)}; the file is damaged")
-    return Header(model, size, checksum, block_bytes, extension), blocks
+        bounds = cumulative_frequencies(rows[: len(block)].numpy())
+        for byte, row in zip(block, bounds, strict=True):
+            encoder.encode(int(row[byte]), int(row[byte + 1]), TOTAL)
+        codes.append(encoder.finish())
+    return pack(Header(model_digest(model), len(content), size, name), blocks, codes)
 
 
 def restore(model: BGPT, data: bytes, *, max_batch: int = 64) -> bytes:
     """Restores the content of a compressed file.
 
     Args:
-        model: the model that compressed it.
+        model: the model that compressed it, on the CPU.
         data: a result of `compress`.
         max_batch: blocks restored in parallel; does not change the result.
 
     Raises:
-        CompressedError: the data is damaged, or another model, machine or build wrote it.
+        CompressedError: the data is damaged, of another version, or another model's.
+        ValueError, FloatingPointError: as for `compress`.
     """
-    header, blocks = read_header(data)
-    if header.fingerprint != fingerprint(model):
-        raise CompressedError("expected the model that compressed the file, got another one; give its checkpoint")
+    _check_arithmetic(model)
+    header, chunks = unpack(data)
+    digest = model_digest(model)
+    if header.digest != digest:
+        raise CompressedError(
+            f"expected the model with digest {header.digest.hex()}, which compressed the file, got one with "
+            f"{digest.hex()}; use the same checkpoint"
+        )
     if header.block_bytes > context_bytes(model.config):
         raise CompressedError(f"expected blocks that fit the model's context, got {header.block_bytes} bytes")
-    sizes = [min(header.block_bytes, header.size - start) for start in range(0, header.size, header.block_bytes)]
-    content = b""
-    for start in range(0, len(blocks), max_batch):
-        group = slice(start, start + max_batch)
-        content += _restore_blocks(model, header.extension, blocks[group], sizes[group])
-    if zlib.crc32(content) != header.checksum:
-        raise CompressedError(
-            "the restored bytes have another checksum: the file is damaged, or was written on another kind of machine"
-        )
-    return content
+    blocks = []
+    for start in range(0, len(chunks), max_batch):
+        blocks += _restore_blocks(model, header.extension, chunks[start : start + max_batch])
+    return b"".join(blocks)
 
 
-def _restore_blocks(model: BGPT, extension: str, blocks: list[bytes], sizes: list[int]) -> bytes:
-    decoders = [Decoder(block) for block in blocks]
-    streams = ByteStreams(model, [extension] * len(blocks), length=max(sizes))
-    for place in range(max(sizes)):
-        rows = [row for row, size in enumerate(sizes) if place < size]
+def _restore_blocks(model: BGPT, extension: str, chunks: list[Chunk]) -> list[bytes]:
+    decoders = [Decoder(chunk.code) for chunk in chunks]
+    length = max(chunk.size for chunk in chunks)
+    streams = ByteStreams(model, [extension] * len(chunks), length=length, precision=_PRECISION)
+    for place in range(length):
+        rows = [row for row, chunk in enumerate(chunks) if place < chunk.size]
         values = []
-        for row, logits in zip(rows, streams.logits(rows).cpu().numpy(), strict=True):
-            shares = cumulative_frequencies(logits)
-            byte = int(np.searchsorted(shares, decoders[row].target(TOTAL), "right")) - 1
-            decoders[row].decode(int(shares[byte]), int(shares[byte + 1]), TOTAL)
+        for row, bounds in zip(rows, cumulative_frequencies(streams.logits(rows).numpy()), strict=True):
+            byte = int(np.searchsorted(bounds, decoders[row].target(TOTAL), "right")) - 1
+            decoders[row].decode(int(bounds[byte]), int(bounds[byte + 1]), TOTAL)
             values.append(byte)
         streams.append(rows, values)
-    return b"".join(streams.content(row) for row in range(len(blocks)))
+    blocks = [streams.content(row) for row in range(len(chunks))]
+    for chunk, block in zip(chunks, blocks, strict=True):
+        chunk.check(block)
+    return blocks
+
+
+def _check_arithmetic(model: BGPT) -> None:
+    """Raises an error where the logits' bits could be others than on another machine."""
+    device = next(model.parameters()).device
+    if device.type != "cpu":
+        raise ValueError(f"model: expected one on the CPU, whose logits are the same everywhere, got one on {device}")
+    if np.float32(2**-126) * np.float32(0.5) == 0:
+        raise FloatingPointError(
+            "expected IEEE 754 arithmetic, got subnormal numbers flushed to zero; call torch.set_flush_denormal(False) "
+            "or do not load the library that set it"
+        )
 
 
 def main() -> int:
@@ -185,7 +138,7 @@ def main() -> int:
             result = restore(model, source)
         else:
             result = compress(model, extension_of(options.source), source, block_bytes=options.block_bytes)
-    except ValueError as error:
+    except (ValueError, FloatingPointError) as error:
         print(f"{options.source}: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
     with atomic_write(options.target) as file:

@@ -16,11 +16,12 @@ def op_sources(*folders: str, root: Path = ROOT / "csrc") -> list[Path]:
     return [path for folder in folders for path in sorted((root / folder).glob("*.cpp")) if path.stem != "bind"]
 
 
-def compile_driver(output: Path, driver: str, sources: list[Path], *flags: str, sanitizers: str = "") -> Path:
-    """Compiles tests/csrc/<driver>.cpp with `sources` into the folder `output`; skips the test where g++ is missing."""
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("needs g++")
+def compile_driver(
+    output: Path, driver: str, sources: list[Path], *flags: str, sanitizers: str = "", compiler: str = "g++"
+) -> Path:
+    """Compiles tests/csrc/<driver>.cpp with `sources` into the folder `output`; skips the test without the compiler."""
+    if shutil.which(compiler) is None:
+        pytest.skip(f"needs {compiler}")
     program = output / "driver"
     options = ["-std=c++20", "-O1", "-pthread", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror"]
     # GCC's own AVX-512 intrinsics are reported by it at -O1: https://gcc.gnu.org/bugzilla/show_bug.cgi?id=105593
@@ -35,5 +36,5 @@ def compile_driver(output: Path, driver: str, sources: list[Path], *flags: str, 
     return program
 
 
-def run_driver(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=280)
+def run_driver(program: Path, *arguments: str, emulator: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*emulator, program, *arguments], capture_output=True, text=True, timeout=280)
