@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 CSRC := $(shell find csrc tools -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 
-.PHONY: help demo test test-all test-cuda-host test-null-gpu lint format build stubs checkpoint paper-machine static mutants gpu-extension gpu-contact gpu-check clean
+.PHONY: help kernels-hub demo test test-all test-cuda-host test-null-gpu lint format build stubs checkpoint paper-machine static mutants gpu-extension gpu-contact gpu-check clean
 help:
 	@echo 'make demo        simulate a CPU with the shipped model, then train one from scratch; results in demo/'
 	@echo 'make test        the tests (under 15 minutes on two cores)'
@@ -22,6 +22,7 @@ help:
 	@echo 'make checkpoint  train the shipped model again (an hour); see examples/cpu_states/README.md'
 	@echo 'make paper-machine  train a small model on the paper'\''s own machine (hours; stop it at any moment, run it again to go on)'
 	@echo 'make static      compile every GPU kernel without a GPU (20 minutes); refreshes docs/kernels.md'
+	@echo 'make kernels-hub the Triton ops as a package for Hugging Face'\''s kernels library, in build/kernels-hub; docs/hugging-face.md'
 	@echo 'make mutants     plant bugs in a copy of the source, each of which a test must notice; the result is mutants.json'
 	@echo 'make gpu-contact on a GPU, in 200 seconds: every kernel at a small size, a few timings; the results go to $(RESULTS)/'
 	@echo 'make gpu-check   then, in 500 seconds: timings, tests and sanitizers of what is right in the contact'
@@ -68,6 +69,10 @@ paper-machine: $(VENV)/.built
 
 static: $(VENV)/.tools $(VENV)/.built
 	$(BIN)/python -m tools.static_check
+
+kernels-hub:
+	rm -rf build/kernels-hub
+	$(PYTHON) -m tools.kernels_hub build/kernels-hub
 
 # Words go through ARGS, as in: make mutants ARGS="training kernels/layer_norm".
 mutants: $(VENV)/.tools $(VENV)/.built

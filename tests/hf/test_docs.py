@@ -13,13 +13,17 @@ import pytest
 from support.hub import LocalHub
 from support.paths import ROOT
 
+from tools.kernels_hub import build
+
 pytest.importorskip("transformers")
+pytest.importorskip("kernels")
 
 
 def test_the_programs_run(hub: LocalHub, tmp_path: Path) -> None:
     text = (ROOT / "docs/hugging-face.md").read_text()
     blocks = re.findall(r"^( *)```python\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
+    build(tmp_path / "empty/build/kernels-hub")
     program = "\n".join(textwrap.dedent(block) for _, block in blocks)
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
