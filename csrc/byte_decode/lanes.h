@@ -56,6 +56,10 @@ __device__ __forceinline__ float load_fresh(const float* at) { return __ldcg(at)
 __device__ __forceinline__ float4 load_four_fresh(const float* at) {
     return __ldcg(reinterpret_cast<const float4*>(at));
 }
+__device__ __forceinline__ float2 load_two_fresh(const float* at) {
+    return __ldcg(reinterpret_cast<const float2*>(at));
+}
+using Two = float2;
 using Four = float4;
 
 __device__ __forceinline__ float float_from_bits(uint32_t bits) { return __uint_as_float(bits); }
@@ -98,10 +102,14 @@ Lanes<T> shuffle_xor(const Lanes<T>& value, int distance) {
 
 inline void sync_lanes() {}
 
+struct alignas(8) Two {
+    float x, y;
+};
 struct alignas(16) Four {
     float x, y, z, w;
 };
 inline float load_fresh(const float* at) { return *at; }
+inline Two load_two_fresh(const float* at) { return *reinterpret_cast<const Two*>(at); }
 inline Four load_four_fresh(const float* at) { return *reinterpret_cast<const Four*>(at); }
 
 inline float float_from_bits(uint32_t bits) {

@@ -49,8 +49,9 @@ BGPT_DEVICE void token_ranks(const Lanes<float> (&logit)[kTokensPerLane], Lanes<
             for (int i = 0; i < kTokensPerLane; ++i) {
                 for_each_lane([&](int lane) {
                     const float own = logit[i][lane];
-                    rank[i][lane] += other_logit > own ||
-                                     (other_logit == own && other * kTokensPerLane + j < lane * kTokensPerLane + i);
+                    const bool is_before = other * kTokensPerLane + j < lane * kTokensPerLane + i;
+                    // One comparison each way and no short circuit, which would be a branch a pair.
+                    rank[i][lane] += is_before ? other_logit >= own : other_logit > own;
                 });
             }
         }
@@ -94,10 +95,28 @@ BGPT_DEVICE int top_p_count(const Lanes<float> (&logit)[kTokensPerLane], const L
     return lane_min(first);
 }
 
+// Each lane's logits, -infinity where it has no token. The last lane with tokens loads as many as the others, some of
+// them its predecessor's, so that no load depends on a branch: each would be waited for before the next is begun.
+BGPT_DEVICE void load_logits(const float* logits, Lanes<float> (&logit)[kTokensPerLane]) {
+    constexpr int kFullLanes = kVocabSize / kTokensPerLane, kRest = kVocabSize % kTokensPerLane;
+    for_each_lane([&](int lane) {
+        const float* const from = logits + (lane < kFullLanes ? lane * kTokensPerLane : kVocabSize - kTokensPerLane);
+        float loaded[kTokensPerLane];
+        BGPT_UNROLL
+        for (int i = 0; i < kTokensPerLane; ++i) loaded[i] = load_fresh(from + i);
+        BGPT_UNROLL
+        for (int i = 0; i < kTokensPerLane; ++i) {
+            const float last = i < kRest ? loaded[(i + kTokensPerLane - kRest) % kTokensPerLane] : -INFINITY;
+            logit[i][lane] = lane < kFullLanes ? loaded[i] : lane == kFullLanes ? last : -INFINITY;
+        }
+    });
+}
+
 // The token that choose() of sampling.h returns; -1 where a logit is NaN or infinite. `ranked` as above.
 BGPT_DEVICE int choose_by_warp(const float* logits, const Sampling& sampling, uint64_t rng_stream, uint64_t byte_offset,
                                double* ranked) {
     Lanes<float> logit[kTokensPerLane], best;
+    load_logits(logits, logit);
     Lanes<int> is_bad, token;
     for_each_lane([&](int lane) {
         is_bad[lane] = 0;
@@ -107,7 +126,6 @@ BGPT_DEVICE int choose_by_warp(const float* logits, const Sampling& sampling, ui
     for (int i = 0; i < kTokensPerLane; ++i) {
         for_each_lane([&](int lane) {
             const bool is_token = lane * kTokensPerLane + i < kVocabSize;
-            logit[i][lane] = is_token ? load_fresh(logits + lane * kTokensPerLane + i) : -INFINITY;
             is_bad[lane] |= is_token && !(fabsf(logit[i][lane]) < INFINITY);
             best[lane] = best[lane] < logit[i][lane] ? logit[i][lane] : best[lane];
         });

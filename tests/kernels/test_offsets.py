@@ -22,8 +22,10 @@ TRITON = sorted(path for path in ROOT.glob("kernels/*/*.py") if jit_functions(pa
 CUDA = sorted([*ROOT.glob("csrc/**/*.cu"), *ROOT.glob("csrc/**/*.cuh")])
 CPP = sorted(ROOT.glob("csrc/*/*.cpp"))
 SMALL_PRODUCTS = {
-    "csrc/byte_decode/persistent_body.h": "below 2²⁶, as its head says",
-    "csrc/byte_decode/warp_choose.h": "9 · a lane's number",
+    "csrc/byte_decode/persistent_attention.h": "below 2²⁶, as persistent_body.h says at its head",
+    "csrc/byte_decode/persistent_block.h": "likewise",
+    "csrc/byte_decode/persistent_residual.h": "likewise",
+    "csrc/byte_decode/weight_fragment.h": "likewise",
     "csrc/cpu_states/philox_stream.h": "4 · an instruction's number, of at most 2³¹/4 that options allow",
     "csrc/cpu_states/python_stream.cpp": "4 · a program's length, likewise",
 }

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import ROOT
+from tools.static_check import round_trips
 
 SHARED_LIMITS = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 """Maximum bytes of shared memory per block, by compute capability."""
@@ -136,6 +137,11 @@ def limits(kernel: str, figures: dict[str, Any], capability: int) -> list[str]:
         )
     if figures["shared"] > SHARED_LIMITS[capability]:
         errors.append(f"expected at most {SHARED_LIMITS[capability]} bytes of shared memory, got {figures['shared']}")
+    if (trips := figures.get("round_trips", 0)) > round_trips.MAX_ROUND_TRIPS:
+        errors.append(
+            f"expected a byte to wait for memory at most {round_trips.MAX_ROUND_TRIPS} times, got {trips}: begin more "
+            "loads before the first of them is used, and no load inside a branch"
+        )
     return errors
 
 
@@ -153,16 +159,21 @@ def _compile_cuda(task: Task) -> Outcome:
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         command = ["nvcc", "-cubin", f"-arch=sm_{architectures[task.capability]}", "-std=c++20", "-O3", "-DNDEBUG"]
-        command += ["-DBGPT_FAST_WITH_CUDA", f"-I{ROOT / 'csrc'}", *flags, "-o", str(cubin), str(ROOT / task.source)]
+        # With lines, which change no instruction, for round_trips.
+        command += ["-DBGPT_FAST_WITH_CUDA", f"-I{ROOT / 'csrc'}", *flags, "-lineinfo", "-o", str(cubin)]
+        command.append(str(ROOT / task.source))
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0:
             return [], [f"nvcc: {done.stderr.strip()}"]
         usages = _resources(cubin.read_bytes())
+        listings = _listings(cubin) if any(round_trips.KERNEL in usage["function"] for usage in usages) else {}
     rows, errors = [], []
     for usage in usages:
         name, dtype = _kernel_and_dtype(usage["function"])
         case = f"{name.removeprefix('_').removesuffix('_kernel')} {dtype}".rstrip()
         figures = {key: usage[key] for key in ("registers", "stack", "shared")} | usage["instructions"]
+        if name == round_trips.KERNEL:
+            figures["round_trips"] = round_trips.round_trips(listings[usage["function"]], ROOT, dtype)
         errors += [f"{case}: {error}" for error in limits(name, figures, task.capability)]
         identity = {"op": Path(task.source).parent.name, "source": task.source, "kernel": name, "case": case}
         rows.append({**identity, "dtype": dtype or "int", "targets": {f"sm_{task.capability}": figures}})
@@ -218,6 +229,13 @@ def _resources(cubin: bytes) -> list[dict[str, Any]]:
         }
         for function, registers, stack, shared, local in functions
     ]
+
+
+def _listings(cubin: Path) -> dict[str, str]:
+    """Each function's machine code with the lines of its source."""
+    command = [tool("nvdisasm"), "-gi", "-c", str(cubin)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return dict(re.findall(r"^\.text\.(\S+):\n(.*?)(?=^\.text\.|\Z)", text, re.DOTALL | re.MULTILINE))
 
 
 def _instructions(sass: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from benchmarks.environment import ROOT
 from bgpt_fast.files import atomic_write
 from tools.gpu_check.items import OPS
 from tools.gpu_check.report import failed_ops, items_of
+from tools.static_check.round_trips import KERNEL
 
 RESULT = ROOT / "benchmarks/results/static.json"
 DOCS = ROOT / "docs/kernels.md"
@@ -125,7 +126,15 @@ def table(result: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     cases = sum(len(row["targets"]) for row in result["kernels"])
     lines = [f"| {' | '.join(map(str, cells))} |" for cells in (_HEAD, ["---"] * len(_HEAD), *rows)]
-    return "\n".join([*lines, "", f"{cases} compilations, none with stack or spills. {versions}."])
+    trips = [
+        f"{row['targets'][SHOWN]['round_trips']} round trips in {row['dtype']}"
+        for row in result["kernels"]
+        if "round_trips" in row["targets"].get(SHOWN, {})
+    ]
+    summary = f"{cases} compilations, none with stack or spills. {versions}."
+    if trips:
+        summary += f" Longest chain of loads of a byte in `{KERNEL}`, by its machine code: {', '.join(trips)}."
+    return "\n".join([*lines, "", summary])
 
 
 def write_result(result: dict[str, Any]) -> None:
