@@ -50,6 +50,7 @@ __all__: list[str] = [
     "short_attention",
     "short_attention_backward",
     "short_attention_max_length",
+    "symmetric_product",
     "with_cuda",
 ]
 
@@ -336,6 +337,22 @@ def short_attention_backward(
     d: int,
     bf16: bool,
     threads: int,
+) -> None: ...
+def symmetric_product(
+    a: int,
+    b: int,
+    c: int,
+    out: int,
+    M: int,
+    n: int,
+    K: int,
+    row_stride: int,
+    column_stride: int,
+    alpha: typing.SupportsFloat | typing.SupportsIndex,
+    beta: typing.SupportsFloat | typing.SupportsIndex,
+    diagonal: typing.SupportsFloat | typing.SupportsIndex,
+    threads: int,
+    isa: int,
 ) -> None: ...
 
 byte_decode_rows: int = 128

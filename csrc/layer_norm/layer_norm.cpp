@@ -11,7 +11,7 @@
 namespace bgpt {
 namespace {
 
-constexpr int64_t kGrain = int64_t{1} << 17;  // elements that are worth a thread: some 50 us of work
+constexpr int64_t kGrain = int64_t{1} << 16;  // elements that are worth a thread: some 50 us of work
 
 }  // namespace
 

@@ -76,6 +76,7 @@ THREADED = {
     "layer_norm": "layer_norm/layer_norm.cpp",
     "patch_attention": "patch_attention/short_attention.cpp",
     "patch_embed": "patch_embed/patch_embed.cpp",
+    "symmetric_product": "symmetric_product/symmetric_product.cpp",
     "cached_attention": "cached_attention/cached_attention.cpp",
     "patches": "patches/patches.cpp",
     "cpu_states": "cpu_states/philox_stream.cpp",

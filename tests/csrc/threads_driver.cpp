@@ -19,6 +19,8 @@
 #include "patch_attention/short_attention.h"
 #elif defined(BGPT_TEST_patch_embed)
 #include "patch_embed/patch_embed.h"
+#elif defined(BGPT_TEST_symmetric_product)
+#include "symmetric_product/symmetric_product.h"
 #elif defined(BGPT_TEST_cached_attention)
 #include "cached_attention/cached_attention.h"
 #elif defined(BGPT_TEST_patches)
@@ -111,6 +113,14 @@ void check() {
         bgpt::patch_embed(patches.data(), table.data(), bias.data(), none, nullptr, y.data(), P, S, D, threads);
         bgpt::patch_embed_backward(dy.data(), patches.data(), gradient.data(), P, S, D, threads);
         y.insert(y.end(), gradient.begin(), gradient.end());
+        return y;
+    });
+#elif defined(BGPT_TEST_symmetric_product)
+    const int64_t M = 3, n = 50, K = 300;
+    const Floats x = floats(M * n * K);
+    compare([&](int64_t threads) {
+        Floats y(M * n * n);
+        bgpt::symmetric_product({x.data(), x.data(), nullptr, y.data(), M, n, K, n, 1, 1.0f, 0.0f, 0.0f}, threads, isa);
         return y;
     });
 #elif defined(BGPT_TEST_cached_attention)
