@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
-import huggingface_hub
 import pytest
 import torch
+from huggingface_hub import constants
 from support.cli import CommandLine
 from support.hub import TOKEN, LocalHub
 from torch import nn
@@ -42,7 +42,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
     with LocalHub(tmp_path / "hub").serving() as local_hub:
-        constants = huggingface_hub.constants
         monkeypatch.setattr(constants, "ENDPOINT", local_hub.url)
         monkeypatch.setattr(
             constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{local_hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"

@@ -80,4 +80,4 @@ def write_hub_files(folder: Path, config: BGPTConfig, *, is_classifier: bool, ca
         write_json(folder / "generation_config.json", generation_settings(config))
     if not (folder / "README.md").exists():
         with atomic_write(folder / "README.md") as file:
-            file.write(card.encode())
+            file.write(card.encode(errors="replace"))  # names that are not UTF-8

@@ -23,6 +23,7 @@ COMMANDS = {
     "simulate": "simulate programs of the toy CPU with a model, and score it against the true traces",
     "evaluate": "bits per byte on files, or accuracy on CPU states",
     "classify": "predict the class of each file with a trained classifier",
+    "export": "write a model as a folder of its own, also for transformers, and upload it to a hub",
     "data": "make data sets of media, music and CPU states; check generated files; baselines",
     "migrate-config": "turn the released code's config.py into options of train",
     "bench": "measure every op and the engine against baselines and the machine's peak",

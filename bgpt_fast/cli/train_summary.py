@@ -14,7 +14,6 @@ from bgpt_fast.classifier import BGPTForClassification
 from bgpt_fast.cli.common import print_skipped
 from bgpt_fast.cli.train_data import TrainData
 from bgpt_fast.cli.train_options import Train
-from bgpt_fast.config import BGPTConfig
 from bgpt_fast.tasks.cpu_states import StreamOptions
 from bgpt_fast.terminal import print_text
 from bgpt_fast.training import TrainConfig, Trainer
@@ -35,7 +34,7 @@ def print_start(options: Train, data: TrainData, trainer: Trainer) -> Counter[st
     for name, text in (
         ("model", _model_text(options, trainer)),
         ("task", str(trainer.model.task or "not known")),
-        ("data", _data_text(sources, trainer.model.config)),
+        ("data", data_text(sources)),
         ("held out", data.evaluation_text or "nothing, so nothing is evaluated"),
         ("training", _training_text(trainer)),
         ("folder", _folder_text(options, trainer)),
@@ -101,7 +100,8 @@ def _model_text(options: Train, trainer: Trainer) -> str:
     )
 
 
-def _data_text(sources: Sequence[Mapping[str, Any]], config: BGPTConfig) -> str:
+def data_text(sources: Sequence[Mapping[str, Any]]) -> str:
+    """The number and size of the files of each source, of `source_descriptions`."""
     texts = []
     for source in sources:
         if "files" not in source:

@@ -131,7 +131,7 @@ class BGPTFastForCausalLM(BGPTFastPreTrainedModel, GenerationMixin):
                 "temperature": float(settings.temperature),
                 "top_k": top_k,
                 "top_p": float(settings.top_p),
-                "seed": int(torch.randint(2**63 - 1, ())),
+                "seed": int(torch.randint(2**63 - 1, (), device="cpu")),
             }
         if self._generator is None:
             self._generator = Generator(self.model)

@@ -60,6 +60,7 @@ def command_lines(folder: Path, output: Path) -> dict[str, list[str]]:
         "evaluate-generated": ["evaluate", "--generated", files, *json],
         "evaluate-programs": ["evaluate", *model, "--programs", "3", *MACHINE, *json],
         "classify": ["classify", str(folder / "classifier"), labelled, *plots, *json],
+        "export": ["export", str(folder / "classifier"), "--hf", *out],
         "data media": ["data", "media", files, *out, "--workers", "1"],
         "data music": ["data", "music", str(folder / "x]tunes"), *out, "--workers", "1"],
         "data cpu-states": ["data", "cpu-states", "--train", "5", "--test", "3", *out, *MACHINE],
