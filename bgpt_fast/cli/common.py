@@ -98,6 +98,16 @@ def read_options(
     return tyro.cli(kind, prog=prog, args=args, default=default)
 
 
+def value_of(words: Sequence[str], option: str) -> str | None:
+    """Returns the first value of an option on a command line that is not parsed yet; None if the option is absent."""
+    for index, word in enumerate(words):
+        if word.startswith(f"{option}="):
+            return word.removeprefix(f"{option}=")
+        if word == option and index + 1 < len(words):
+            return words[index + 1]
+    return None
+
+
 def _help_schema(
     kind: type, default: Any, names: Sequence[str], groups: Mapping[str, tuple[str, tuple[str, ...]]]
 ) -> type:

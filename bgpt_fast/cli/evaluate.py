@@ -27,8 +27,9 @@ from bgpt_fast.cli.common import (
     read_options,
     share,
     table,
+    value_of,
 )
-from bgpt_fast.cli.model_task import check_directions, check_files, check_simulation
+from bgpt_fast.cli.model_task import check_directions, check_files, check_simulation, machine_of
 from bgpt_fast.data import DataError
 from bgpt_fast.data.file_index import FileEntry, SkipReport, find_files, read_content
 from bgpt_fast.documents import extension_of
@@ -98,7 +99,7 @@ class Evaluate:
         plots: a new or empty folder for plots; None means no plots.
         programs: number of held-out programs.
         seed: seed of the bootstrap and of the programs.
-        machine: the machine that the model was trained on.
+        machine: the machine that the model was trained on; the default is the one that the checkpoint names.
         any_model: use the model even if it was trained for something else.
         output: a JSON file for the figures, with a row for each file; None writes no file.
         json: print JSON instead of tables.
@@ -131,7 +132,7 @@ OPTIONS = Evaluate
 
 
 def run(words: Sequence[str]) -> int:
-    options = read_options(Evaluate, "evaluate", words, layout=LAYOUT)
+    options = read_options(Evaluate, "evaluate", words, _defaults(words), LAYOUT)
     figures: dict[str, Any] = {}
     precision: PrecisionChoice | None = None
     tables: list[Table] = []
@@ -169,6 +170,12 @@ def run(words: Sequence[str]) -> int:
         if precision is not None:
             print_text(precision.text)
     return 0
+
+
+def _defaults(words: Sequence[str]) -> Evaluate | None:
+    """The defaults for a checkpoint: its own machine."""
+    checkpoint = value_of(words, "--checkpoint")
+    return None if checkpoint is None else Evaluate(checkpoint=Path(checkpoint), machine=machine_of(Path(checkpoint)))
 
 
 def _assessment(options: Evaluate) -> tuple[Assessment, PrecisionChoice]:

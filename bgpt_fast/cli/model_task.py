@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
 
-from bgpt_fast.checkpoint.task import Machine, ModelTask
+from bgpt_fast.checkpoint.load import followed
+from bgpt_fast.checkpoint.schema import CONFIG_FILE, CheckpointError
+from bgpt_fast.checkpoint.task import Machine, ModelTask, parse_task
 from bgpt_fast.data.pairs import parse_conversion
-from bgpt_fast.tasks.cpu_states import StreamOptions
+from bgpt_fast.files import FileContentError
+from bgpt_fast.parsing import read_json
+from bgpt_fast.tasks.cpu_states import SMALL_MACHINE, StreamOptions
+from bgpt_fast.tasks.cpu_states.machine import INSTRUCTION_SIZE, MAX_PC
 from bgpt_fast.terminal import print_error
 
 ANY_MODEL = "--any-model uses it all the same"
@@ -75,6 +82,23 @@ def check_simulation(task: ModelTask | None, checkpoint: object, machine: Stream
             f"{' and '.join(map(_text, task.machines))}; give --machine.num-registers {known.num_registers} "
             f"--machine.memory-size {known.memory_size}, or another --checkpoint"
         )
+
+
+def machine_of(checkpoint: Path) -> StreamOptions:
+    """The machine that a local checkpoint was trained for, with the longest programs that its memory and PC hold.
+
+    The small machine if the checkpoint has no config.json that names one: what is wrong with it, loading says.
+    """
+    machine = None
+    with contextlib.suppress(CheckpointError, FileContentError, OSError):
+        path = followed(checkpoint) / CONFIG_FILE
+        fields = read_json(path)
+        task = parse_task(fields.get("task"), str(path)) if isinstance(fields, dict) else None
+        machine = task.machines[0] if task is not None and len(task.machines) == 1 else None
+    if machine is None:
+        return SMALL_MACHINE
+    longest = min(MAX_PC, machine.memory_size // INSTRUCTION_SIZE - 1)
+    return StreamOptions(machine.num_registers, machine.memory_size, 1, max(1, longest))
 
 
 def check_files(task: ModelTask | None, checkpoint: object, extensions: Iterable[str]) -> None:

@@ -23,8 +23,9 @@ from bgpt_fast.cli.common import (
     generation_progress,
     load_model,
     read_options,
+    value_of,
 )
-from bgpt_fast.cli.model_task import check_simulation
+from bgpt_fast.cli.model_task import check_simulation, machine_of
 from bgpt_fast.cli.outputs import fingerprint
 from bgpt_fast.cli.precision import choose_precision, in_plan
 from bgpt_fast.cli.simulate_folder import REPORT, UNFINISHED, SimulationFolder, check_same_plan, chunk_path
@@ -67,7 +68,7 @@ class Simulate:
         checkpoint: a training run's folder, a folder of weights, a .safetensors or .pth file, or a hub id.
         random: number of random held-out programs if there are no PROGRAMS.
         seed: seed of the random programs.
-        machine: the machine that the model was trained on.
+        machine: the machine that the model was trained on; the default is the one that the checkpoint names.
         acc: ACC at the start of an assembly program.
         registers: the registers at the start of an assembly program; empty means zeros.
         draft: speculative decoding with the true machine as the draft model (on the CPU): the same bytes, two to three
@@ -108,13 +109,19 @@ OPTIONS = Simulate
 
 
 def run(words: Sequence[str]) -> int:
-    options = read_options(Simulate, "simulate", _registers_last(words), layout=LAYOUT)
+    options = read_options(Simulate, "simulate", _registers_last(words), _defaults(words), LAYOUT)
     for name, least in (("random", 1), ("show", 0), ("page", 0)):
         if getattr(options, name) < least:
             raise ValueError(f"--{name}: expected at least {least}, got {getattr(options, name)}")
     ranks = Ranks(options.device, _TIMEOUT_SECONDS, options.output / UNFINISHED)
     with ranks.watched(()):
         return _run(options, ranks)
+
+
+def _defaults(words: Sequence[str]) -> Simulate | None:
+    """The defaults for a checkpoint: its own machine."""
+    checkpoint = value_of(words, "--checkpoint")
+    return None if checkpoint is None else Simulate(checkpoint=Path(checkpoint), machine=machine_of(Path(checkpoint)))
 
 
 def _run(options: Simulate, ranks: Ranks) -> int:

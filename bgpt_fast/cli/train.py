@@ -11,10 +11,10 @@ import torch
 
 from bgpt_fast.checkpoint.load import load_weights
 from bgpt_fast.classifier import BGPTForClassification
-from bgpt_fast.cli.common import as_json, drawing, read_options
+from bgpt_fast.cli.common import as_json, drawing, read_options, value_of
 from bgpt_fast.cli.errors import FAILURE, report_error
 from bgpt_fast.cli.train_data import TrainData, task_of
-from bgpt_fast.cli.train_options import LAYOUT, SHORT, Train, options_from_file, preset_options, value_of
+from bgpt_fast.cli.train_options import LAYOUT, SHORT, Train, options_from_file, preset_options
 from bgpt_fast.cli.train_samples import sampler
 from bgpt_fast.cli.train_summary import ENDED, print_end, print_start
 from bgpt_fast.data import DataError

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
@@ -220,13 +219,3 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     if not isinstance(value, expected) or (isinstance(value, bool) and hint is not bool):
         raise ValueError(f"{where}: expected {'a path' if hint is Path else hint.__name__}, got {value!r:.80}{advice}")
     return hint(value)
-
-
-def value_of(words: Sequence[str], option: str) -> str | None:
-    """Returns the first value of an option on a command line that is not parsed yet; None if the option is absent."""
-    for index, word in enumerate(words):
-        if word.startswith(f"{option}="):
-            return word.removeprefix(f"{option}=")
-        if word == option and index + 1 < len(words):
-            return words[index + 1]
-    return None

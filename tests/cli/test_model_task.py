@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from support.cli import CONFIG, MACHINE, CommandLine
+from support.paths import EXAMPLES
 
 from bgpt_fast import BGPT, BGPTForClassification
 from bgpt_fast.checkpoint import ModelTask
+from bgpt_fast.cli.model_task import machine_of
+from bgpt_fast.tasks.cpu_states import SMALL_MACHINE, StreamOptions
 
 MODELS = {
     "text": ModelTask.of("generation", extensions=["txt"]),
@@ -82,6 +86,19 @@ def test_errors_name_the_command_and_the_options(models: Path, cli: CommandLine)
     ):
         cli.fails(expected, *words)
     cli.run("classify", "b.wav", "--checkpoint", "classifier", "--any-model")
+
+
+def test_the_models_machine_is_the_default(models: Path, cli: CommandLine) -> None:
+    assert machine_of(models / "other-machine") == StreamOptions(3, 16, 1, 3)
+    assert machine_of(EXAMPLES / "cpu_states/checkpoint") == SMALL_MACHINE
+    for name in ("text", "unknown", "not there"):
+        assert machine_of(models / name) == SMALL_MACHINE
+    cli.run("simulate", "--random", "2", "--checkpoint", "other-machine", "--output", "out")
+    report = json.loads((models / "out/report.json").read_text())
+    assert (report["options"]["machine"]["num_registers"], report["options"]["machine"]["max_program"]) == (3, 3)
+    evaluated = cli.run("evaluate", "--programs", "2", "--json", "--checkpoint=other-machine").out
+    assert json.loads(evaluated)["options"]["machine"]["num_registers"] == 3
+    cli.fails("with 2 registers", "simulate", "--checkpoint", "other-machine", "--machine.num-registers", "2")
 
 
 def test_weights_that_do_not_say_their_task_are_named(models: Path, cli: CommandLine) -> None:
