@@ -12,7 +12,6 @@ import json
 import shutil
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from bgpt_fast import BGPT
 from bgpt_fast.cli.assessment_tables import print_assessment
 from bgpt_fast.cli.common import generation_progress
 from bgpt_fast.cli.main import main as bgpt_fast
-from bgpt_fast.cli.train_options import options_from_file
+from bgpt_fast.cli.model_task import machine_of
 from bgpt_fast.files import atomic_write, write_json
 from bgpt_fast.report.plots import accuracy_bars, difference_map, training_curve
 from bgpt_fast.tasks.cpu_states import Traces, column_names, format_difference, generate
@@ -31,6 +30,7 @@ from bgpt_fast.terminal import accept_all_text, new_console, print_text
 
 HERE = Path(__file__).resolve().parent
 CHECKPOINT = HERE / "checkpoint"
+PAPER_MACHINE = HERE / "paper_machine" / "snapshot"
 RECIPE = HERE / "demo.json"
 HELD_OUT_SEED = 20240229  # seed of programs that were used neither for training nor for the choice of a recipe
 
@@ -38,13 +38,19 @@ HELD_OUT_SEED = 20240229  # seed of programs that were used neither for training
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("demo"), help="where everything goes")
-    parser.add_argument("--programs", type=int, default=500, help="held-out programs to simulate")
+    parser.add_argument("--programs", type=int, help="held-out programs to simulate; default: 500, or 20")
+    parser.add_argument(
+        "--paper-machine",
+        action="store_true",
+        help="simulate the paper's own machine in the first part: 10 registers, 1,024 bytes of memory, 20 programs",
+    )
     options = parser.parse_args()
     accept_all_text()
     started = time.perf_counter()
 
     new_console().rule("1. Simulate with the shipped model")
-    shipped = simulate("shipped", CHECKPOINT, CHECKPOINT / "options.json", options.output, options.programs)
+    checkpoint, count = (PAPER_MACHINE, 20) if options.paper_machine else (CHECKPOINT, 500)
+    shipped = simulate("shipped", checkpoint, options.output, options.programs or count)
 
     new_console().rule("2. Train one from scratch, and simulate with it")
     run = options.output / "training"
@@ -52,7 +58,7 @@ def main() -> int:
     if code:
         return code
     latest = run / "checkpoints" / json.loads((run / "trained.json").read_text())["checkpoint"]
-    trained = simulate("trained", latest, RECIPE, options.output, options.programs)
+    trained = simulate("trained", latest, options.output, options.programs or 500)
     training_curve(run / "log.jsonl", options.output / "training_curve.png", "Training from scratch")
 
     new_console().rule("3. Side by side")
@@ -61,10 +67,10 @@ def main() -> int:
     return 0
 
 
-def simulate(name: str, checkpoint: Path, recipe: Path, output: Path, programs: int) -> dict[str, Any]:
+def simulate(name: str, checkpoint: Path, output: Path, programs: int) -> dict[str, Any]:
     """Scores a checkpoint on held-out programs of its machine, unless its report exists; returns its figures."""
     folder = output / name
-    machine = asdict(options_from_file(recipe).machine)
+    machine = machine_of(checkpoint).to_dict()
     weights = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
     question = {"weights": weights, "machine": machine, "programs": programs, "seed": HELD_OUT_SEED}
     report = folder / "report.json"
