@@ -1,6 +1,6 @@
 """bgpt_fast's models as classes of transformers; importing this registers them with its Auto classes.
 
-Needs transformers 5 (`pip install ".[hf]"`).
+Needs transformers 5.23 or newer (`pip install ".[hf]"`).
 """
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
