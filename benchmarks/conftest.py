@@ -75,6 +75,8 @@ def peak_of(config: pytest.Config) -> dict[str, dict[str, float]]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if getattr(config.option, "numprocesses", None):
+        raise pytest.UsageError("benchmarks: expected no -n: beside pytest-xdist, pytest-benchmark measures nothing")
     config.addinivalue_line("python_files", "bench_*.py")
     threads = config.getoption("--threads")
     if threads is not None:

@@ -42,6 +42,16 @@ def command(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_workers_of_xdist_are_refused() -> None:
+    """They would run every benchmark and measure none (ionelmc/pytest-benchmark#293)."""
+    pytest.importorskip("xdist")
+    words = [sys.executable, "-m", "pytest", "-n", "1", "-p", "no:cacheprovider", "benchmarks", "--collect-only"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "expected no -n" in done.stderr
+
+
 def test_the_whole_suite_at_tiny_sizes(tmp_path: Path) -> None:
     done = command("--size", "tiny", "--device", "cpu", "--threads", "1", "--json", "out/a.json", cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]

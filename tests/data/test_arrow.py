@@ -357,6 +357,34 @@ def test_memory_is_bounded_by_the_buffer(tmp_path: Path) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
 
 
+def test_files_are_closed_behind_the_position(tmp_path: Path) -> None:
+    """Neither open files nor mappings grow with the number of files read (facebookresearch/blt#77)."""
+    for index in range(60):
+        pq.write_table(pa.table({"content": [b"x" * 40, b"y" * 40]}), tmp_path / f"{index:02}.parquet")
+        _write_ipc(tmp_path / f"{index:02}.arrow", pa.table({"content": [b"z" * 40]}), stream=False, rows=1)
+    source = _source(tmp_path, buffer_rows=4)
+
+    def open_files() -> int:
+        mappings = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").count(str(tmp_path))
+        return len(list(Path("/proc/self/fd").iterdir())) + mappings
+
+    source.next_batch()
+    before = open_files()
+    while source.state_dict()["epoch"] < 2:
+        source.next_batch()
+        assert open_files() <= before + 4
+
+
+def test_other_columns_may_be_of_any_type(tmp_path: Path) -> None:
+    """Such as integer ids (facebookresearch/blt#96)."""
+    ids = pa.array([1, 2, 3], pa.int64())
+    table = pa.table({"sample_id": ids, "content": ["a", "b", "c"], "more": [[1], [2, 3], None]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    _write_ipc(tmp_path / "b.arrow", table, stream=True, rows=2)
+    contents = {content for _, content in _documents(list(_source(tmp_path).one_pass()))}
+    assert contents == {b"a", b"b", b"c"}
+
+
 def test_unusable_data_is_an_error_before_the_first_step(folder: Path, tmp_path: Path) -> None:
     for fields, message in (
         ({"column": "contents"}, r"expected a column 'contents', got \['content', 'ext'\]"),

@@ -61,6 +61,8 @@ def test_the_source_reads_the_windows(tmp_path: Path) -> None:
     batches = list(source.evaluation_batches(100_000))
     assert max(batch.num_patches for batch in batches) <= 32
     assert source.state_dict() == position
+    again = list(source.evaluation_batches(100_000))  # a second evaluation begins anew (facebookresearch/blt#74)
+    assert [batch.to_bytes() for batch in again] == [batch.to_bytes() for batch in batches]
     text = b"".join(content for batch in batches for _, content in batch.to_bytes())
     assert text == b"".join(contents), "each byte once"
     ends = sum(int((batch.patches == 256).all(1).sum()) for batch in batches)

@@ -183,6 +183,18 @@ def test_large_logits(backend: Backend) -> None:
         TestLinearCrossEntropy().check(backend, [x * 70, weight * 70, targets])  # logits of about 1e4
 
 
+def test_a_large_offset_that_all_logits_share(backend: Backend) -> None:
+    """Its exponentials overflow unless the maximum is subtracted first, and it has no part in the gradients of x
+    (pytorch/pytorch#195829)."""
+    x, weight, targets = inputs(backend, (16, 8, 33 if backend.is_interpreter else 257))
+    x[:, 0], weight[:, 0] = 100, 100
+    TestLinearCrossEntropy().check(backend, [x, weight, targets])
+    nats = linear_cross_entropy(x, weight, targets)
+    without = linear_cross_entropy(x[:, 1:].contiguous(), weight[:, 1:].contiguous(), targets)
+    # Logits of 1e4 have steps of 1e-3.
+    torch.testing.assert_close(nats, without, rtol=0, atol=5e-3)
+
+
 def test_rows_are_independent(backend: Backend) -> None:
     x, weight, targets = inputs(backend, (20, 8, 257))
     before = results(linear_cross_entropy, [x, weight, targets])
