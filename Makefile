@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 CSRC := $(shell find csrc tools -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 
-.PHONY: help kernels-hub demo test test-all test-cuda-host test-null-gpu lint format build stubs checkpoint paper-machine static mutants gpu-extension gpu-contact gpu-check clean
+.PHONY: help kernels-hub demo test test-all test-cuda-host test-null-gpu lint format build stubs checkpoint paper-machine static mutants gpu-extension gpu-contact gpu-check wheel docs clean
 help:
 	@echo 'make demo        simulate a CPU with the shipped model, then train one from scratch; results in demo/'
 	@echo 'make test        the tests (under 15 minutes on two cores)'
@@ -18,6 +18,8 @@ help:
 	@echo 'make test-null-gpu  the part of it that needs no kernel'\''s values (under 2 minutes once the packages are there)'
 	@echo 'make lint        ruff, mypy and clang-format as checks; make format applies them'
 	@echo 'make build       the virtual environment and the extension; then $(BIN)/bgpt-fast --help'
+	@echo 'make wheel       a manylinux wheel for each Python on PATH, in dist/; the same bytes each time'
+	@echo 'make docs        the documentation site, build/docs/index.html; a broken link fails'
 	@echo 'make stubs       the types of the extension, bgpt_fast/_C.pyi, from the built extension'
 	@echo 'make checkpoint  train the shipped model again (an hour); see examples/cpu_states/README.md'
 	@echo 'make paper-machine  train a small model on the paper'\''s own machine (hours; stop it at any moment, run it again to go on)'
@@ -56,6 +58,13 @@ format: $(VENV)/.tools
 	$(BIN)/clang-format -i $(CSRC)
 
 build: $(VENV)/.built
+
+# With CUDA wherever nvcc is found; BGPT_FAST_CUDA=OFF make wheel builds for the CPU alone.
+wheel:
+	$(PYTHON) -m tools.wheels $(ARGS)
+
+docs: $(VENV)/.docs $(VENV)/.built
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c docs . build/docs
 
 stubs: $(VENV)/.tools $(VENV)/.built
 	PYTHONPATH=. $(BIN)/python tools/stubs.py
@@ -103,6 +112,11 @@ $(VENV)/.packages: requirements/demo.txt | $(VENV)/bin/python
 
 $(VENV)/.tools: requirements/test.txt $(VENV)/.packages
 	$(BIN)/python -m pip install --quiet -r requirements/test.txt
+	@touch $@
+
+# What the documentation site needs; .ci/run makes it alone first.
+$(VENV)/.docs: requirements/docs.txt $(VENV)/.packages
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements/docs.txt
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.packages setup.py CMakeLists.txt pyproject.toml $(CSRC)

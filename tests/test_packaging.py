@@ -1,26 +1,23 @@
-"""A wheel holds the package, the kernels and the extension, and works where nothing else of the project is."""
+"""A wheel holds the package, the kernels and the extension, is built again alike, and works where nothing else is."""
 
 from __future__ import annotations
 
+import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 from support.paths import ROOT
+from support.readme import readme_program
 
-PROGRAM = """
-import torch
-from bgpt_fast import BGPT, BGPTConfig, PackedPatches
-from bgpt_fast.kernels.patch_embed import op
-import bgpt_fast
-config = BGPTConfig(patch_size=4, patch_length=9, hidden_size=8, patch_num_layers=1, byte_num_layers=1, num_heads=1)
-print(bgpt_fast.__file__, float(BGPT(config)(PackedPatches.from_bytes([("txt", b"hello")], config)).loss))
-"""
+from bgpt_fast.version import __version__
 
 
 def test_extras_that_texts_name_exist() -> None:
@@ -43,26 +40,98 @@ def test_extras_that_texts_name_exist() -> None:
     assert known - set(re.findall(r"`([\w-]+)`", guide)) == {"peers", "dev", "bench-baselines"}
 
 
+def test_every_import_is_a_declared_dependency() -> None:
+    """Else it fails on a machine that has no more than the requirements (lucidrains/MEGABYTE-pytorch#21)."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    names = {"pyyaml": "yaml", "scikit-learn": "sklearn", "pillow": "PIL", "huggingface-hub": "huggingface_hub"}
+
+    def modules(requirements: list[str]) -> set[str]:
+        distributions = {re.split(r"[^\w.-]", requirement)[0] for requirement in requirements}
+        return {names.get(name, name.replace("-", "_")) for name in distributions}
+
+    always = modules(project["dependencies"]) | {*sys.stdlib_module_names, "bgpt_fast"}
+    optional = modules([requirement for extra in extras.values() for requirement in extra])
+    optional |= {"triton", "flash_attn", "flash_attn_interface"}  # of torch's CUDA build; flash-attn 2 and 3
+    optional |= {"benchmarks"}  # of the checkout
+    for path in [*(ROOT / "bgpt_fast").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")]:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                imported = {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported = {(node.module or "").split(".")[0]}
+            else:
+                continue
+            on_demand = path.name in ("triton_kernels.py", "one_hot.py") or path.parent.name == "hf"
+            at_import = node in tree.body and not on_demand
+            assert imported <= (always if at_import else always | optional), f"{path}:{node.lineno}: {imported}"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel for this Python, by `make wheel`'s program."""
+    return build(tmp_path_factory.mktemp("wheel"))
+
+
+def build(output: Path) -> Path:
+    environment = {**os.environ, "BGPT_FAST_CUDA": "OFF", "SOURCE_DATE_EPOCH": "1700000000"}
+    words = [sys.executable, "-m", "tools.wheels", "--output", str(output), sys.executable]
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if "No matching distribution" in done.stderr or "Connection" in done.stderr:
+        pytest.skip("the packages of requirements/wheel.txt cannot be had here")
+    assert done.returncode == 0, done.stderr
+    [path] = output.glob("*.whl")
+    return path
+
+
 @pytest.mark.slow
-def test_wheel(tmp_path: Path) -> None:
-    environment = {**os.environ, "BGPT_FAST_CUDA": "OFF"}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", str(ROOT)]
-    subprocess.run([*wheel, "--wheel-dir", str(tmp_path)], check=True, env=environment)
-    [path] = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(path).namelist()
+@pytest.mark.timeout(1200)
+def test_wheel(wheel: Path) -> None:
+    version = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    assert re.fullmatch(rf"bgpt_fast-[\d.]+-{version}-{version}-manylinux_\d+_\d+_\w+\.whl", wheel.name), wheel.name
+    names = zipfile.ZipFile(wheel).namelist()
     kernels = [str(file.relative_to(ROOT)) for file in ROOT.glob("kernels/*/*.py")]
     assert len(kernels) > 10
     assert {f"bgpt_fast/{file}" for file in kernels} <= set(names)
     assert "bgpt_fast/py.typed" in names
-    assert [name for name in names if name.startswith("bgpt_fast/_C.") and name.endswith(".so")]
-    assert not [name for name in names if name.split("/")[0] in ("tests", "benchmarks", "tools", "kernels", "examples")]
+    libraries = [name for name in names if ".so" in name]
+    assert [name.split(".")[0] for name in libraries] == ["bgpt_fast/_C"], "no other library is in it"
+    assert {name.split("/")[0] for name in names} == {"bgpt_fast", f"bgpt_fast-{__version__}.dist-info"}
 
-    target = tmp_path / "installed"
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(path)]
-    subprocess.run(install, check=True)
-    alone = {**os.environ, "PYTHONPATH": str(target)}
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=alone, cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    assert str(target) in done.stdout
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_second_build_has_the_same_bytes(wheel: Path, tmp_path: Path) -> None:
+    again = build(tmp_path)
+    assert again.name == wheel.name
+    assert again.read_bytes() == wheel.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_wheel_runs_the_readme_in_a_bare_environment(wheel: Path, tmp_path: Path) -> None:
+    """Its environment has the dependencies' packages, but no checkout, and PATH has no compiler."""
+    venv = tmp_path / "venv"
+    # Without pip, and so without the old setuptools that comes with it.
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
+    [site] = venv.glob("lib/python3.*/site-packages")
+    dependencies = tmp_path / "dependencies"
+    dependencies.mkdir()
+    for folder in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
+        for path in Path(folder).iterdir():
+            if "bgpt_fast" not in path.name:
+                (dependencies / path.name).symlink_to(path)
+    (site / "dependencies.pth").write_text(f"{dependencies}\n")
+    alone = {"PATH": str(venv / "bin"), "HOME": str(tmp_path)}
+    for compiler in ("c++", "g++", "gcc", "cc", "clang", "nvcc", "cmake", "ninja"):
+        assert shutil.which(compiler, path=alone["PATH"]) is None
+    python = str(venv / "bin" / "python")
+    # Not --no-deps: pip refuses a wheel whose requirements the environment has not.
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-index"]
+    subprocess.run([*pip, str(wheel)], check=True, env=alone)
+    program = readme_program() + "\nimport bgpt_fast\nprint(bgpt_fast.__file__)\n"
+    done = subprocess.run([python, "-c", program], env=alone, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert "state bytes right" in done.stdout
+    assert str(site) in done.stdout

@@ -9,18 +9,14 @@ import sys
 from pathlib import Path
 
 from support.paths import ROOT
+from support.readme import TEXT, readme_program
 
 from bgpt_fast.cli.main import COMMANDS
 
-TEXT = (ROOT / "README.md").read_text()
-
 
 def test_the_python_runs(tmp_path: Path) -> None:
-    [program] = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-    # Its one relative path is the repository's; what it writes belongs elsewhere.
-    program = program.replace('"examples/', f'"{ROOT}/examples/')
     done = subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, "-c", readme_program()],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,

@@ -119,14 +119,15 @@ class FileReport:
 class EvaluationOptions(TypedDict, total=False):
     """Keyword arguments of `evaluate_files` and `evaluate_pairs`.
 
-    patches_per_batch: maximum number of patches in a batch, 8,192 by default; at least the context.
-    baselines: also compress the scored files (`bgpt_fast.tasks.baselines.Compressors`); the default.
-    stride: 0 truncates a file longer than the context to its head. Otherwise (`evaluate_files` alone) such a file is
-        scored whole, in windows of the context's length that start this many patches after one another; each window
-        scores the patches that no earlier one did, so that all but the first have at least context − 1 − stride patches
-        before them. At most the context − 1.
-    resamples, confidence, seed: of the bootstrap over files (`bootstrap_interval`); by default 1,000, 0.95 and 0.
-    progress: called with (files done, all files, bytes scored so far).
+    Args:
+        patches_per_batch: maximum number of patches in a batch, 8,192 by default; at least the context.
+        baselines: also compress the scored files (`bgpt_fast.tasks.baselines.Compressors`); the default.
+        stride: 0 truncates a file longer than the context to its head. Otherwise (`evaluate_files` alone) such a file
+            is scored whole, in windows of the context's length that start this many patches after one another; each
+            window scores the patches that no earlier one did, so that all but the first have at least
+            context − 1 − stride patches before them. At most the context − 1.
+        resamples, confidence, seed: of the bootstrap over files (`bootstrap_interval`); by default 1,000, 0.95 and 0.
+        progress: called with (files done, all files, bytes scored so far).
     """
 
     patches_per_batch: int

@@ -36,18 +36,27 @@ def ci_run(folder: Path, environment_code: int, failing: str = "none") -> tuple[
 
 
 def test_the_code_for_gpus_runs_before_the_tests(tmp_path: Path) -> None:
-    assert ci_run(tmp_path, 0) == (0, ["make lint", "make test-null-gpu", "make test"])
+    assert ci_run(tmp_path, 0) == (0, ["make lint", "make .venv/.docs", "make docs", "make test-null-gpu", "make test"])
 
 
 def test_where_packages_cannot_be_had_the_step_is_named_and_the_tests_come_last(tmp_path: Path) -> None:
     code, lines = ci_run(tmp_path, 3)
     assert code == 0
-    assert lines[0] == "make lint"
-    assert "make test-null-gpu was not run" in lines[1]
-    assert lines[2:] == ["make test"]
+    assert lines[:3] == ["make lint", "make .venv/.docs", "make docs"]
+    assert "make test-null-gpu was not run" in lines[3]
+    assert lines[4:] == ["make test"]
 
 
-@pytest.mark.parametrize(("environment_code", "failing"), [(4, "none"), (0, "test-null-gpu"), (0, "test"), (0, "lint")])
+def test_where_the_packages_of_the_site_cannot_be_had_the_step_is_named(tmp_path: Path) -> None:
+    code, lines = ci_run(tmp_path, 0, failing=".venv/.docs")
+    assert code == 0
+    assert "make docs was not run" in lines[2]
+    assert lines[3:] == ["make test-null-gpu", "make test"]
+
+
+@pytest.mark.parametrize(
+    ("environment_code", "failing"), [(4, "none"), (0, "test-null-gpu"), (0, "test"), (0, "lint"), (0, "docs")]
+)
 def test_a_failure_fails(tmp_path: Path, environment_code: int, failing: str) -> None:
     code, lines = ci_run(tmp_path, environment_code, failing)
     assert code != 0
