@@ -63,7 +63,7 @@ class BGPTForClassification(nn.Module):
             TypeError, ValueError: the batch does not fit the model.
         """
         check_batch(batch, self.config, self.classifier.weight.device)
-        features = self.patch_level_decoder(batch.patches, batch.cu_seqlens, batch.max_seqlen)
+        features = self.patch_level_decoder(batch.patches, batch.cu_seqlens, batch.max_seqlen, batch.host_offsets)
         features = features.to(torch.promote_types(features.dtype, torch.float32))
         # Deterministic: on a GPU one program sums each document in a fixed order, unlike index_add. The batch has been
         # checked; a check of the lengths (not `unsafe`) would wait for the GPU.

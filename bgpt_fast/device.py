@@ -57,21 +57,31 @@ class _Copied(Protocol):
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> Self: ...
 
+    def record_stream(self, stream: torch.cuda.Stream) -> None: ...
+
 
 Copied = TypeVar("Copied", bound=_Copied)
 
 
 def to_device(value: Copied, source: torch.device, device: torch.device) -> Copied:
-    """A tensor or batch on `device`; from the CPU to a GPU through page-locked memory, so that the host does not wait.
+    """A tensor or batch on `device`.
+
+    From the CPU to a GPU it goes through page-locked memory on a stream of its own, so that neither does the host wait
+    nor the copy for the GPU's work so far; the current stream waits for the copy.
 
     Args:
-        value: a tensor, or a batch with `pin_memory` and `to`.
+        value: a tensor, or a batch with `pin_memory`, `to` and `record_stream`.
         source: the device of its tensors.
         device: where it is needed.
     """
-    if source.type == "cpu" and device.type == "cuda":
-        value = value.pin_memory()
-    return value.to(device, non_blocking=True)
+    if not (source.type == "cpu" and device.type == "cuda"):
+        return value.to(device, non_blocking=True)
+    copies, current = _copy_stream(device), torch.cuda.current_stream(device)
+    with torch.cuda.stream(copies):
+        there = value.pin_memory().to(device, non_blocking=True)
+    current.wait_stream(copies)
+    there.record_stream(current)
+    return there
 
 
 class HostCopy:
@@ -129,4 +139,9 @@ def cuda_graph(step: Replay) -> Replay:
 def _side_stream(device: int) -> torch.cuda.Stream:
     """One stream per GPU, reused because cuBLAS keeps a workspace for every stream that it has run on; torch's own
     capture stream belongs to the first GPU."""
+    return torch.cuda.Stream(device)
+
+
+@functools.cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)

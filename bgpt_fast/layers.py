@@ -66,11 +66,43 @@ class LayerNorm(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         return layer_norm(x, self.weight, self.bias, eps=self.eps)
 
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns LayerNorm(x) and x, both [N, D]; their gradients are added in LayerNorm's backward pass."""
+        y, residual, _, _ = _NormAndResidual.apply(x, self.weight, self.bias, self.eps)
+        return y, residual
+
     def add(self, branch: Tensor, residual: Tensor, dropout: float) -> tuple[Tensor, Tensor]:
         """Returns LayerNorm(y) and y, both [N, D], with y = residual + dropout(branch)."""
         # The seed of the counter-based random stream comes from the CPU generator to avoid GPU synchronisation.
         seed = int(torch.randint(2**62, (), device="cpu")) if dropout else 0
         return add_layer_norm(branch, residual, self.weight, self.bias, eps=self.eps, dropout=dropout, seed=seed)
+
+
+class _NormAndResidual(torch.autograd.Function):
+    """LayerNorm(x), x, and LayerNorm's mean and rstd."""
+
+    @staticmethod
+    def forward(x, weight, bias, eps):  # type: ignore[no-untyped-def]
+        y, mean, rstd = torch.ops.bgpt_fast.layer_norm(x, weight, bias, eps, x.dtype)
+        return y, x.view_as(x), mean, rstd
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        x, weight, _, _ = inputs
+        _, _, mean, rstd = output
+        ctx.mark_non_differentiable(mean, rstd)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, weight, mean, rstd)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy, dresidual, _dmean, _drstd):  # type: ignore[no-untyped-def]
+        x, weight, mean, rstd = ctx.saved_tensors
+        if dy is None:
+            return dresidual, None, None, None
+        backward = torch.ops.bgpt_fast.add_layer_norm_backward
+        _, dx, dweight, dbias = backward(dy, dresidual, x, weight, mean, rstd, x.dtype, 0.0, 0)
+        return dx, dweight, dbias, None
 
 
 class Linear(NamedTuple):
@@ -142,7 +174,12 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, attend: Attend, c_attn: Linear, c_proj: Linear, rows: Tensor | None = None) -> Tensor:
         """The output of all rows, or of `rows` (int64) alone, which attend to all."""
         y = attend(x, c_attn, self.dropout if self.training else 0.0)
-        return c_proj(y if rows is None else y[rows])
+        return c_proj(_selected(y, rows))
+
+
+def _selected(x: Tensor, rows: Tensor | None) -> Tensor:
+    # Not x[rows], whose gradient a GPU computes by sorting the rows.
+    return x if rows is None else x.index_select(0, rows)
 
 
 class MLP(nn.Module):
@@ -217,11 +254,11 @@ class Block(nn.Module):
         layers = self.attn.c_attn, self.attn.c_proj, self.mlp.c_fc, self.mlp.c_proj
         c_attn, attn_proj, c_fc, mlp_proj = linears(layers, hidden.dtype)
         if residual is None:
-            hidden, residual = self.ln_1(hidden), hidden
+            hidden, residual = self.ln_1.split(hidden)
         else:
             hidden, residual = self.ln_1.add(hidden, residual, dropout)
         hidden = self.attn(hidden, attend, c_attn, attn_proj, rows)
-        hidden, residual = self.ln_2.add(hidden, residual if rows is None else residual[rows], dropout)
+        hidden, residual = self.ln_2.add(hidden, _selected(residual, rows), dropout)
         return self.mlp(hidden, c_fc, mlp_proj), residual
 
 

@@ -95,7 +95,8 @@ class BGPT(nn.Module):
 
     def _inputs(self, batch: PackedPatches, indices: Tensor) -> tuple[Tensor, Tensor]:
         """The byte decoder's inputs: the feature of the patch before each target patch, and the target's bytes."""
-        features = self.patch_level_decoder(batch.patches, batch.cu_seqlens, batch.max_seqlen, rows=indices - 1)
+        offsets = batch.cu_seqlens, batch.max_seqlen, batch.host_offsets
+        features = self.patch_level_decoder(batch.patches, *offsets, rows=indices - 1)
         return features, batch.patches[indices]
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bgpt_fast.config import BGPTConfig
-from bgpt_fast.kernels.patch_attention.op import patch_attention
+from bgpt_fast.kernels.patch_attention.op import DocumentGroups, patch_attention
 from bgpt_fast.kernels.patch_embed.op import patch_embed
 from bgpt_fast.layers import Linear, Transformer, byte_embeddings, compute_dtype
 
@@ -51,13 +51,21 @@ class PatchLevelDecoder(nn.Module):
         self.patch_embedding = PatchEmbedding(config)
         self.base = Transformer(config, 1, config.patch_length, config.patch_num_layers, config.patch_heads)
 
-    def forward(self, patches: Tensor, cu_seqlens: Tensor, max_seqlen: int, rows: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        patches: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        host_offsets: Tensor | None = None,
+        rows: Tensor | None = None,
+    ) -> Tensor:
         """Features of packed patches.
 
         Args:
             patches: int16 [P, S].
             cu_seqlens: int32 [B+1].
             max_seqlen: number of patches of the longest document.
+            host_offsets: `cu_seqlens` on the CPU, if it is there.
             rows: int64 [R], the patches whose features are needed; None means all.
 
         Returns:
@@ -68,9 +76,10 @@ class PatchLevelDecoder(nn.Module):
         lengths = cu_seqlens.diff()
         positions = steps - cu_seqlens[:-1].repeat_interleave(lengths, output_size=P)
         embeddings = self.patch_embedding(patches, self.base.wpe.weight, positions)
+        groups = DocumentGroups(cu_seqlens, max_seqlen, host_offsets)
 
         def attend(x: Tensor, projection: Linear, dropout: float) -> Tensor:
             q, k, v = projection(x).view(P, 3, self.heads, -1).unbind(1)
-            return patch_attention(q, k, v, cu_seqlens, max_seqlen, dropout=dropout).reshape(x.shape)
+            return patch_attention(q, k, v, cu_seqlens, max_seqlen, dropout=dropout, groups=groups).reshape(x.shape)
 
         return self.base(embeddings, attend, rows)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,10 @@ class PackedPatches:
         truncated: number of documents that were cut to fit the context.
         truncated_bytes: number of content bytes that were cut off.
 
+    Attributes:
+        host_offsets: on a batch that was moved from the CPU to a GPU, `cu_seqlens` on the CPU; else None. By it the
+            host knows the documents' lengths without waiting for the GPU.
+
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: wrong rank, size or device, a token outside 0…256, or offsets that do not increase from 0 to P with
@@ -57,6 +61,7 @@ class PackedPatches:
     targets: Tensor | None = None
     truncated: int = 0
     truncated_bytes: int = 0
+    host_offsets: Tensor | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         patches, cu_seqlens, targets = self.patches, self.cu_seqlens, self.targets
@@ -85,7 +90,9 @@ class PackedPatches:
 
     def _with(self, **fields: Any) -> PackedPatches:
         """A copy with some fields replaced, without checks: valid by construction; avoids GPU synchronisation."""
-        return self.unchecked(**{**self.__dict__, **fields})
+        packed = PackedPatches.__new__(PackedPatches)
+        packed.__dict__.update({**self.__dict__, **fields})
+        return packed
 
     @classmethod
     def unchecked(
@@ -106,6 +113,7 @@ class PackedPatches:
             targets=targets,
             truncated=truncated,
             truncated_bytes=truncated_bytes,
+            host_offsets=None,
         )
         return packed
 
@@ -262,6 +270,7 @@ class PackedPatches:
             targets=masks,
             truncated=sum(batch.truncated for batch in batches),
             truncated_bytes=sum(batch.truncated_bytes for batch in batches),
+            host_offsets=None,
         )
 
     @property
@@ -308,16 +317,28 @@ class PackedPatches:
     def to(self, device: torch.device | str | int, *, non_blocking: bool = False) -> PackedPatches:
         """The same batch on `device`; with `non_blocking`, pinned tensors are copied asynchronously."""
         targets = None if self.targets is None else self.targets.to(device, non_blocking=non_blocking)
+        cu_seqlens = self.cu_seqlens.to(device, non_blocking=non_blocking)
+        host_offsets = self.cu_seqlens if self.cu_seqlens.device.type == "cpu" else self.host_offsets
         return self._with(
             patches=self.patches.to(device, non_blocking=non_blocking),
-            cu_seqlens=self.cu_seqlens.to(device, non_blocking=non_blocking),
+            cu_seqlens=cu_seqlens,
             targets=targets,
+            host_offsets=None if cu_seqlens.device.type == "cpu" else host_offsets,
         )
 
     def pin_memory(self) -> PackedPatches:
-        """The same batch in page-locked memory, from which copies to a GPU can be asynchronous (needs CUDA)."""
+        """The same batch in page-locked memory, from which copies to a GPU can be asynchronous (needs CUDA); a batch on
+        a GPU is returned as it is."""
+        if self.patches.device.type != "cpu":
+            return self
         targets = None if self.targets is None else self.targets.pin_memory()
         return self._with(patches=self.patches.pin_memory(), cu_seqlens=self.cu_seqlens.pin_memory(), targets=targets)
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """As `Tensor.record_stream`: keeps a GPU's memory of the batch until that stream's work so far is done."""
+        for tensor in (self.patches, self.cu_seqlens, self.targets):
+            if tensor is not None:
+                tensor.record_stream(stream)
 
     def to_bytes(self) -> list[tuple[str, bytes]]:
         """Pairs (extension, content) of all documents, exactly as packed; for a cut document, the part that was kept.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from bgpt_fast.layers import Conv1D, linears
+from bgpt_fast.layers import Conv1D, LayerNorm, linears
 
 
 def test_parameters_are_converted_together_as_one_by_one() -> None:
@@ -48,3 +49,25 @@ def test_a_frozen_parameter_gets_no_gradient() -> None:
     assert layer.weight.grad is None
     assert layer.bias.grad is not None
     assert layer.bias.grad.tolist() == [2.0] * 4
+
+
+@pytest.mark.parametrize("used", ["norm", "residual", "both"])
+def test_norm_and_residual_have_the_gradients_of_each(used: str) -> None:
+    norm = LayerNorm(12).double()
+    torch.nn.init.normal_(norm.weight)
+    x, dy, dresidual = (torch.randn(7, 12, dtype=torch.float64) for _ in range(3))
+    x.requires_grad_()
+    expected = norm(x), x
+    ours = norm.split(x)
+    assert torch.equal(ours[0], expected[0])
+    assert torch.equal(ours[1], x)
+
+    def gradients(y: torch.Tensor, residual: torch.Tensor) -> list[torch.Tensor | None]:
+        total = ((y * dy).sum() if used != "residual" else 0) + ((residual * dresidual).sum() if used != "norm" else 0)
+        assert isinstance(total, torch.Tensor)
+        return list(torch.autograd.grad(total, [x, norm.weight, norm.bias], allow_unused=True))
+
+    for one, other in zip(gradients(*ours), gradients(*expected), strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other)

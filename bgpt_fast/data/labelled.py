@@ -38,8 +38,14 @@ class LabelledBatch:
         )
 
     def pin_memory(self) -> LabelledBatch:
-        """The same batch in page-locked memory (needs CUDA)."""
-        return LabelledBatch(self.batch.pin_memory(), self.labels.pin_memory())
+        """The same batch in page-locked memory (needs CUDA); a batch on a GPU is returned as it is."""
+        labels = self.labels.pin_memory() if self.labels.device.type == "cpu" else self.labels
+        return LabelledBatch(self.batch.pin_memory(), labels)
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """As `Tensor.record_stream`."""
+        self.batch.record_stream(stream)
+        self.labels.record_stream(stream)
 
 
 def label_of(path: str | bytes | os.PathLike[str]) -> str | None:

@@ -33,13 +33,16 @@ class Response(NamedTuple):
 
 
 class ThreadWorker:
-    """Runs a source in a thread."""
+    """Runs a source in a thread; with `pin_memory`, it calls each batch's method of that name."""
 
-    def __init__(self, source: BatchSource[Any]) -> None:
+    def __init__(self, source: BatchSource[Any], pin_memory: bool = False) -> None:
         self._requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
         self._responses: queue.SimpleQueue[Response] = queue.SimpleQueue()
         self._thread = threading.Thread(
-            target=_serve, args=(source, self._requests.get, self._responses.put), name="bgpt-data", daemon=True
+            target=_serve,
+            args=(source, self._requests.get, self._responses.put, pin_memory),
+            name="bgpt-data",
+            daemon=True,
         )
         self._thread.start()
 
@@ -63,9 +66,10 @@ class ThreadWorker:
 
 
 class ProcessWorker:
-    """Runs a source in a spawned process."""
+    """Runs a source in a spawned process; with `pin_memory`, `response` calls a batch's method of that name."""
 
-    def __init__(self, source: BatchSource[Any]) -> None:
+    def __init__(self, source: BatchSource[Any], pin_memory: bool = False) -> None:
+        self._pin_memory = pin_memory
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(
@@ -86,7 +90,8 @@ class ProcessWorker:
         try:
             # A response that the process sent before it ended can still be read.
             if self._connection.poll():
-                return pickle.loads(self._connection.recv_bytes())
+                response = pickle.loads(self._connection.recv_bytes())
+                return _pinned(response) if self._pin_memory and response.kind == "batch" else response
         except (EOFError, OSError):
             pass  # killed while sending
         self._process.join()
@@ -114,11 +119,21 @@ class ProcessWorker:
         self._process.close()
 
 
-def _serve(source: BatchSource[Any], receive: Callable[[], Request], send: Callable[[Response], None]) -> None:
+def _pinned(response: Response) -> Response:
+    return response._replace(value=response.value.pin_memory())
+
+
+def _serve(
+    source: BatchSource[Any],
+    receive: Callable[[], Request],
+    send: Callable[[Response], None],
+    pin_memory: bool = False,
+) -> None:
     while (request := receive()) != "stop":
         try:
             if request == "next":
                 response = Response("batch", source.next_batch(), source.state_dict())
+                response = _pinned(response) if pin_memory else response
             else:
                 response = Response("description", source.describe())
         except BaseException as error:  # any error must reach the consumer

@@ -105,7 +105,7 @@ def _score_batch(model: BGPT, batch: PackedPatches) -> BatchScores:
     nats: list[Tensor] = []
     tokens: list[Tensor] = []
     with evaluation_mode(model):
-        features = model.patch_level_decoder(batch.patches, batch.cu_seqlens, batch.max_seqlen)
+        features = model.patch_level_decoder(batch.patches, batch.cu_seqlens, batch.max_seqlen, batch.host_offsets)
         for chunk in indices.split(CHUNK):
             truth = batch.patches[chunk]
             logits = model.byte_level_decoder.logits(features[chunk - 1], truth).float()

@@ -248,7 +248,12 @@ class Trainer:
         with contextlib.ExitStack() as stack:
             stack.callback(self._close)
             if self.config.prefetch:
-                self._feed = Prefetcher(self.source, self.config.prefetch, process=self.config.prefetch_process)
+                self._feed = Prefetcher(
+                    self.source,
+                    self.config.prefetch,
+                    process=self.config.prefetch_process,
+                    pin_memory=self.device.type == "cuda",
+                )
             boards = self._open_dashboards()
             stack.callback(boards.close)
             profiler = self._open_profiler(stack)

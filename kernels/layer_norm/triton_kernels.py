@@ -282,9 +282,9 @@ def add_layer_norm_backward(dy, dtotal, total, weight, mean, rstd, dtype, dropou
 def _backward(dy, dtotal, x, weight, mean, rstd, dx, dresidual, dropout, seed):
     """Writes dx and dresidual (where it is a tensor), and returns dweight and dbias."""
     N, D = x.shape
-    dweight, dbias = (torch.zeros(D, dtype=weight.dtype, device=x.device) for _ in range(2))
+    dweight, dbias = (torch.empty(D, dtype=weight.dtype, device=x.device) for _ in range(2))
     if N == 0:
-        return dweight, dbias
+        return dweight.zero_(), dbias.zero_()
     tile = _tile(D, True, dropout)
     share = _rows_a_program(N, tile)
     programs = triton.cdiv(N, share)

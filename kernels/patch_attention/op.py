@@ -1,9 +1,10 @@
 """patch_attention: causal attention within each document of a packed batch.
 
 All attention libraries are called from here. Half-precision tensors on an NVIDIA GPU go to FlashAttention for packed
-sequences: flash-attn 3, 4 or 2 where installed, else torch's own (`varlen_attn`). On the CPU, batches of short
+sequences: flash-attn 3, 4 or 2 where installed, else torch's own. On the CPU, batches of short
 documents go to the C++ kernel of byte_attention. Everything else goes to SDPA, by groups of documents of similar
-length that are padded to equal length; attention is causal, so no patch of a document sees the padding at its end.
+length that are padded to equal length; attention is causal, so no patch of a document sees the padding at its end. The
+groups are planned on the CPU, once a batch where the caller passes `DocumentGroups`.
 Generation, which has a cache of keys and values, uses `cached_attention`.
 
 Shape letters: P patches, H heads, d channels a head, B documents.
@@ -13,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import inspect
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bgpt_fast import _C
+from bgpt_fast.device import to_device
 from bgpt_fast.kernels.common.checks import FLOATS, check_tensor
 from bgpt_fast.kernels.common.register import Op, register
 
@@ -33,8 +34,36 @@ _PACKAGES = (  # flash-attn 3, 4 and 2: module, and the major compute capabiliti
 _PADDING = 1.25  # a group's longest document may be this many times its shortest
 
 
+class DocumentGroups:
+    """A batch's documents by similar length, for all layers; planned on the CPU when a layer first needs them.
+
+    Args:
+        cu_seqlens, max_seqlen: as in `patch_attention`.
+        host_offsets: `cu_seqlens` on the CPU; None reads it, for which the host waits where it is on a GPU.
+    """
+
+    def __init__(self, cu_seqlens: Tensor, max_seqlen: int, host_offsets: Tensor | None = None) -> None:
+        self._cu_seqlens, self._max_seqlen, self._host_offsets = cu_seqlens, max_seqlen, host_offsets
+        self._groups: list[_Group] | None = None
+
+    def of(self, P: int) -> list[_Group]:
+        """The groups, on the device of `cu_seqlens`; raises ValueError if they do not have P patches."""
+        if self._groups is None:
+            offsets = self._cu_seqlens.cpu() if self._host_offsets is None else self._host_offsets
+            _check_lengths(offsets, self._max_seqlen, P)
+            self._groups = [group.to(self._cu_seqlens.device) for group in _groups(offsets)]
+        return self._groups
+
+
 def patch_attention(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, dropout: float = 0.0
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *,
+    dropout: float = 0.0,
+    groups: DocumentGroups | None = None,
 ) -> Tensor:
     """Causal multi-head attention within each document, softmax(q kᵀ / √d) v.
 
@@ -43,6 +72,7 @@ def patch_attention(
         cu_seqlens: int32 [B+1], the index of each document's first patch, then P.
         max_seqlen: number of patches in the longest document.
         dropout: probability with which an attention weight is dropped.
+        groups: of the same batch, so that its layers share them; None plans them in this call, where needed.
 
     The lengths are checked where `cu_seqlens` is read on the host anyway, so not on the FlashAttention path.
 
@@ -67,8 +97,7 @@ def patch_attention(
         return torch.ops.bgpt_fast.short_documents_attention(q, k, v, cu_seqlens, max_seqlen)
     if q.device.type == "cpu" and dropout == 0.0:
         return torch.ops.bgpt_fast.documents_attention(q, k, v, cu_seqlens, max_seqlen)[0]
-    _check_lengths(cu_seqlens, max_seqlen, len(q))
-    return _grouped_sdpa(q, k, v, cu_seqlens, dropout)
+    return _grouped_sdpa(q, k, v, (groups or DocumentGroups(cu_seqlens, max_seqlen)).of(len(q)), dropout)
 
 
 def _flash_takes(q: Tensor) -> bool:
@@ -80,7 +109,8 @@ def _flash_takes(q: Tensor) -> bool:
 def _varlen_flash(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
     package = _flash_package(torch.cuda.get_device_capability(q.device)[0]) if q.shape[2] <= 128 else None
     if package is None:
-        return _torch_flash(q, k, v, cu_seqlens, max_seqlen)
+        y: Tensor = torch.ops.bgpt_fast.flash_documents_attention(q, k, v, cu_seqlens, max_seqlen)[0]
+        return y
     return _package_flash(package, q, k, v, cu_seqlens, max_seqlen)
 
 
@@ -107,21 +137,27 @@ def _package_flash(
     return y
 
 
-def _torch_flash(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
+def _flash(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> tuple[Tensor, Tensor]:
+    """torch's FlashAttention: y [P, H, d] and lse float32 [H, P].
 
-    causal = {"window_size": (-1, 0)} if _varlen_takes_window() else {"is_causal": True}
-    y = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, **causal)
-    assert isinstance(y, Tensor)
-    return y
+    It is what `torch.nn.attention.varlen.varlen_attn` calls, without the three tensors that this fills with zeros in
+    each layer.
+    """
+    offsets, lengths = (cu_seqlens, cu_seqlens), (max_seqlen, max_seqlen)
+    y, lse, *_ = torch.ops.aten._flash_attention_forward(q, k, v, *offsets, *lengths, 0.0, True, False)
+    return y, lse
 
 
-@functools.cache
-def _varlen_takes_window() -> bool:
-    """Whether `varlen_attn` takes a window (here all earlier tokens); torch 2.11's has `is_causal` instead."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    return "window_size" in inspect.signature(varlen_attn).parameters
+def _flash_backward(
+    dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, lse: Tensor, cu_seqlens: Tensor, max_seqlen: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    # The state of the random numbers, which only dropout uses.
+    state, unused = q.new_empty(2, dtype=torch.uint64), q.new_empty(0)
+    offsets, lengths = (cu_seqlens, cu_seqlens), (max_seqlen, max_seqlen)
+    gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten._flash_attention_backward(
+        dy, q, k, v, y, lse, *offsets, *lengths, 0.0, True, state, unused
+    )
+    return gradients
 
 
 class _Group(NamedTuple):
@@ -134,6 +170,8 @@ class _Group(NamedTuple):
     """int64 [documents, length]: the index of each patch."""
     is_padding: Tensor | None
     """bool [documents, length]; None where the documents are all of the batch, in order and of equal length."""
+    real: Tensor | None
+    """int64 [patches]: where `is_padding`, flattened, is False; None where `is_padding` is."""
 
     def padded(self, x: Tensor) -> Tensor:
         """[P, …] → [documents, length, …]."""
@@ -141,27 +179,39 @@ class _Group(NamedTuple):
 
     def unpadded(self, x: Tensor) -> Tensor:
         """[documents, length, …] → the real patches of the group [patches, …]."""
-        return x.flatten(0, 1) if self.is_padding is None else x[~self.is_padding]
+        # Not by the mask: a GPU would have to tell the host how many they are.
+        flat = x.flatten(0, 1)
+        return flat if self.real is None else flat.index_select(0, self.real)
+
+    def to(self, device: torch.device) -> _Group:
+        """The group on `device`; the host does not wait."""
+        cpu = torch.device("cpu")
+        rows = to_device(self.rows, cpu, device)
+        if self.is_padding is None or self.real is None:
+            return _Group(rows, None, None)
+        return _Group(rows, to_device(self.is_padding, cpu, device), to_device(self.real, cpu, device))
 
 
 def _groups(cu_seqlens: Tensor) -> list[_Group]:
-    """The documents that have patches, by similar length."""
+    """The documents that have patches, by similar length; `cu_seqlens` and the result are on the CPU."""
     starts, lengths = cu_seqlens[:-1].long(), cu_seqlens.diff().long()
     lengths, starts = lengths[lengths > 0], starts[lengths > 0]
     by_length, order = lengths.sort()
     sizes = by_length.tolist()
     if sizes and sizes[0] == sizes[-1]:
-        rows = torch.arange(len(sizes) * sizes[0], device=starts.device)
-        return [_Group(rows.view(len(sizes), sizes[0]), None)]
+        rows = torch.arange(len(sizes) * sizes[0], device="cpu")
+        return [_Group(rows.view(len(sizes), sizes[0]), None, None)]
     groups = []
     first = 0
     while first < len(sizes):
         last = first
         while last < len(sizes) and sizes[last] <= _PADDING * sizes[first]:
             last += 1
-        steps = torch.arange(sizes[last - 1], device=starts.device)
+        steps = torch.arange(sizes[last - 1], device="cpu")
         ends = by_length[first:last, None] - 1
-        groups.append(_Group(starts[order[first:last], None] + torch.minimum(steps, ends), steps > ends))
+        is_padding = steps > ends
+        rows = starts[order[first:last], None] + torch.minimum(steps, ends)
+        groups.append(_Group(rows, is_padding, (~is_padding).flatten().nonzero().flatten()))
         first = last
     return groups
 
@@ -174,8 +224,7 @@ def _in_order(groups: Sequence[_Group], parts: Sequence[Tensor], like: Tensor) -
     return torch.empty_like(like).index_copy(0, rows, torch.cat(list(parts)).to(like.dtype))
 
 
-def _grouped_sdpa(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, dropout: float) -> Tensor:
-    groups = _groups(cu_seqlens)
+def _grouped_sdpa(q: Tensor, k: Tensor, v: Tensor, groups: Sequence[_Group], dropout: float) -> Tensor:
     if not groups:
         return torch.empty_like(q)
     parts = []
@@ -312,6 +361,24 @@ def _documents_fake(q, k, v, cu_seqlens, max_seqlen):  # type: ignore[no-untyped
     return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=_wide(q))
 
 
+def _flash_setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    *tensors, cu_seqlens, ctx.max_seqlen = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # no tensor of zeros for lse
+    ctx.save_for_backward(*tensors, *output, cu_seqlens)
+
+
+def _flash_gradient(ctx, dy: Tensor | None, _: None):  # type: ignore[no-untyped-def]
+    if dy is None:
+        return None, None, None, None, None
+    backward = torch.ops.bgpt_fast.flash_documents_attention_backward
+    return *backward(dy, *ctx.saved_tensors, ctx.max_seqlen), None, None
+
+
+def _flash_fake(q, k, v, cu_seqlens, max_seqlen):  # type: ignore[no-untyped-def]
+    return q.new_empty(q.shape), q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
+
+
 OPS = (
     Op(
         "short_documents_attention(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, SymInt max_seqlen) -> Tensor",
@@ -333,6 +400,20 @@ OPS = (
         fake=_documents_fake,
         setup_context=_documents_setup_context,
         backward=_documents_gradient,
+    ),
+    Op(
+        "flash_documents_attention(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, SymInt max_seqlen)"
+        " -> (Tensor y, Tensor lse)",
+        cuda=_flash,
+        fake=_flash_fake,
+        setup_context=_flash_setup_context,
+        backward=_flash_gradient,
+    ),
+    Op(
+        "flash_documents_attention_backward(Tensor dy, Tensor q, Tensor k, Tensor v, Tensor y, Tensor lse,"
+        " Tensor cu_seqlens, SymInt max_seqlen) -> (Tensor, Tensor, Tensor)",
+        cuda=_flash_backward,
+        fake=lambda dy, q, *_: tuple(q.new_empty(q.shape) for _ in range(3)),
     ),
     Op(
         "documents_attention_backward(Tensor dy, Tensor q, Tensor k, Tensor v, Tensor y, Tensor lse, Tensor cu_seqlens)"

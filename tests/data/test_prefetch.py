@@ -95,6 +95,31 @@ def test_batches_are_made_ahead_of_the_position() -> None:
         assert ahead.state_dict() == {"position": 1}
 
 
+class PinnedBatch:
+    """Counts the calls of `pin_memory`, which needs CUDA in a real batch."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self.pinned = number, 0
+
+    def pin_memory(self) -> PinnedBatch:
+        self.pinned += 1
+        return self
+
+
+class PinnedSource(CountingSource):
+    def next_batch(self) -> PinnedBatch:  # type: ignore[override]
+        self.position += 1
+        return PinnedBatch(self.position)
+
+
+@pytest.mark.parametrize("process", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("pin_memory", [False, True])
+def test_batches_are_pinned_once(process: bool, pin_memory: bool) -> None:
+    with Prefetcher(PinnedSource(), process=process, pin_memory=pin_memory) as ahead:  # type: ignore[arg-type]
+        batches = [ahead.next_batch() for _ in range(3)]
+    assert [(batch.number, batch.pinned) for batch in batches] == [(1, pin_memory), (2, pin_memory), (3, pin_memory)]
+
+
 @pytest.mark.parametrize("process", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_errors_are_raised_after_the_batches_before_them(process: bool) -> None:
     expected = WorkerError if process else CountingSource.Failure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import sys
 import types
@@ -131,6 +132,24 @@ def test_the_comparison_sees_one_key_too_many() -> None:
     with pytest.raises(AssertionError):
         torch.testing.assert_close(joined, patch_attention_reference(q, k, v, cu_seqlens), rtol=1e-5, atol=1e-6)
     assert longest == 9
+
+
+def test_groups_are_planned_once_and_shared() -> None:
+    q, k, v, cu_seqlens, longest = sample([2, 31, 3, 17, 16, 257, 1, 20, 5])
+    q, k, v = (tensor.detach().double() for tensor in (q, k, v))
+    groups = op.DocumentGroups(cu_seqlens, longest, host_offsets=cu_seqlens.clone())
+    first = groups.of(len(q))
+    assert groups.of(len(q)) is first
+    attend = functools.partial(patch_attention, q, k, v, cu_seqlens, longest, dropout=0.3, groups=groups)
+    rows = torch.cat([group.unpadded(group.rows) for group in first])
+    assert torch.equal(rows.sort().values, torch.arange(len(q)))
+    torch.manual_seed(0)
+    dropped = attend()
+    torch.manual_seed(0)
+    assert torch.equal(dropped, patch_attention(q, k, v, cu_seqlens, longest, dropout=0.3))
+    assert not torch.equal(dropped, patch_attention_reference(q, k, v, cu_seqlens))
+    with pytest.raises(ValueError, match="cu_seqlens: expected to rise from 0 to 351"):
+        op.DocumentGroups(cu_seqlens, longest).of(len(q) - 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

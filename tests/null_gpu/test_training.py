@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,16 @@ import torch
 from support.training import CONFIG as DROPPING
 from support.training import RandomSource, log_lines, make_trainer
 
-from bgpt_fast import BGPT, BGPTForClassification, PackedPatches
+from bgpt_fast import BGPT, BGPTConfig, BGPTForClassification, PackedPatches
+from bgpt_fast.data import Prefetcher
 from bgpt_fast.data.labelled import LabelledBatch
 from bgpt_fast.device import HostCopy
-from tools.null_gpu.log import Kind, Log, counts, launches, waits
+from bgpt_fast.kernels.patch_attention.op import patch_attention
+from tools.null_gpu.log import Event, Kind, Log, counts, launches, waits
+from tools.null_gpu.recorder import recording
 from tools.null_gpu.step import measure
 
 CONFIG = dataclasses.replace(DROPPING, dropout=0.0)
-"""With dropout, and in float32, attention's groups depend on lengths that no kernel has computed."""
 CUDA: dict[str, Any] = {"device": "cuda", "steps": 4, "precision": "bf16"}
 
 
@@ -26,13 +29,14 @@ def batch_on_gpu() -> PackedPatches:
     return RandomSource(documents=20).next_batch().to("cuda")
 
 
-def test_a_step_in_bfloat16_does_not_wait(log: Log) -> None:
-    model = BGPT(CONFIG).cuda().train()
+def events_of_a_step(log: Log, config: BGPTConfig, precision: str = "bf16") -> list[Event]:
+    """A step after a first one."""
+    model = BGPT(config).cuda().train()
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     batch = batch_on_gpu()
 
     def step() -> None:
-        with torch.autocast("cuda", torch.bfloat16):
+        with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
             loss = model(batch).loss
         optimizer.zero_grad()
         loss.backward()
@@ -41,13 +45,54 @@ def test_a_step_in_bfloat16_does_not_wait(log: Log) -> None:
     step()
     first = len(log)
     step()
-    events = log.events(first)
+    return log.events(first)
+
+
+def test_a_step_in_bfloat16_does_not_wait(log: Log) -> None:
+    events = events_of_a_step(log, CONFIG)
     assert not waits(events)
     assert counts(events)["allocate"] == 0
     names = {event.name for event in events if event.kind is Kind.KERNEL}
     assert {"_layer_norm_bwd_kernel", "_byte_attention_bwd_kernel", "_one_hot_sums_kernel"} <= names
     assert any("flash_bwd" in name for name in names)
     assert any("patch_embed" in name for name in names)  # this project's own CUDA
+
+
+@pytest.mark.parametrize(("config", "precision"), [(CONFIG, "fp32"), (DROPPING, "bf16"), (DROPPING, "fp32")])
+def test_attention_by_groups_does_not_wait(config: BGPTConfig, precision: str, log: Log) -> None:
+    """In float32 and with dropout documents of different lengths are grouped on the CPU."""
+    events = events_of_a_step(log, config, precision)
+    assert not waits(events)
+    copies = counts(events)["copy_to_device"]
+    deeper = dataclasses.replace(config, patch_num_layers=config.patch_num_layers + 2)
+    assert counts(events_of_a_step(log, deeper, precision))["copy_to_device"] == copies > 0  # once, not in each layer
+
+
+def test_attention_is_predicted_by_its_operations(log: Log) -> None:
+    q, k, v = (torch.zeros(256, 2, 64, dtype=torch.bfloat16, device="cuda", requires_grad=True) for _ in range(3))
+    cu_seqlens = torch.arange(0, 257, 64, dtype=torch.int32, device="cuda")
+    first = len(log)
+    with recording(log) as record:
+        patch_attention(q, k, v, cu_seqlens, 64).sum().backward()
+    work = {each.name: each for each in record.work_of(first, len(log) - first) if each is not None}
+    forward = 2 * 256 * 64 * 2 * 64
+    launched = Counter(each.name for each in record.work_of(first, len(log) - first) if each is not None)
+    for name, flops in (("flash_documents_attention", forward), ("flash_documents_attention_backward", 2.5 * forward)):
+        overload = f"bgpt_fast.{name}.default"
+        assert work[overload].flops * launched[overload] == pytest.approx(flops)
+
+
+def test_no_layer_fills_a_tensor_with_zeros(log: Log) -> None:
+    """Neither gradients that are written next, nor those of outputs that have none."""
+    fills, launched = [], []
+    for depth in (1, 3):
+        config = dataclasses.replace(CONFIG, patch_num_layers=depth, byte_num_layers=depth)
+        events = events_of_a_step(log, config)
+        fills.append(sum("FillFunctor" in event.name for event in events))
+        launched.append(launches(events))
+    assert fills[0] == fills[1]
+    # A patch layer and a byte layer have 60 together; they had 71 while they filled 11 tensors.
+    assert launched[1] - launched[0] <= 2 * 60
 
 
 def test_figures_that_no_kernel_computed_are_read_as_finite() -> None:
@@ -85,6 +130,26 @@ def test_the_trainer_runs(fields: dict[str, Any], tmp_path: Path, log: Log) -> N
     trainer.train()
     assert trainer.step == 4
     assert launches(log.events(first)) > 400
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_batches_are_copied_beside_the_step(prefetch: int, tmp_path: Path, log: Log) -> None:
+    """From page-locked memory, on a stream that no kernel runs on; so the copies need not wait for the step before."""
+    first = len(log)
+    make_trainer(tmp_path, model=BGPT(CONFIG), **CUDA | {"steps": 6}, prefetch=prefetch).train()
+    events = log.events(first)
+    copies = [event for event in events if event.kind is Kind.COPY_TO_DEVICE]
+    assert len(copies) >= 3 * 6  # patches, offsets and targets of each batch
+    assert not {event.stream for event in copies} & {event.stream for event in events if event.kind is Kind.KERNEL}
+    assert counts(events)["wait_on_gpu"] >= 6
+
+
+def test_the_prefetcher_pins(log: Log) -> None:
+    with Prefetcher(RandomSource(), pin_memory=True) as ahead:
+        batch = ahead.next_batch()
+    assert batch.patches.is_pinned()
+    assert batch.cu_seqlens.is_pinned()
+    assert batch.to("cuda").pin_memory().patches.is_cuda
 
 
 def test_the_trainer_profiles(tmp_path: Path, log: Log) -> None:

@@ -217,8 +217,8 @@ MUTANTS = (
     Mutant(
         "decoders",
         "bgpt_fast/patch_decoder.py",
-        "return patch_attention(q, k, v, cu_seqlens, max_seqlen, dropout=dropout)",
-        "return patch_attention(q, v, k, cu_seqlens, max_seqlen, dropout=dropout)",
+        "return patch_attention(q, k, v, cu_seqlens, max_seqlen, dropout=dropout, groups=groups)",
+        "return patch_attention(q, v, k, cu_seqlens, max_seqlen, dropout=dropout, groups=groups)",
         "tests/test_model.py::test_bgpt_reference_and_hugging_face_are_equal",
     ),
     Mutant(

@@ -154,7 +154,7 @@ def _op_work(func: Any, args: Any, kwargs: Any, output: Any) -> Work:
     if not outputs:
         bytes_ += _size(_tensors(output))
     flops = 0.0
-    if "varlen_attn" in name or "flash_attention" in name:
+    if "flash_documents_attention" in name:
         flops = _attention_flops(args, "backward" in name)
     return Work(name, bytes_, flops)
 
