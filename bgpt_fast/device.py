@@ -7,9 +7,12 @@ import functools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
 import torch
+
+if TYPE_CHECKING:
+    from torch.cuda import _POOL_HANDLE
 
 Replay = Callable[[], None]
 Record = Callable[[Replay], Replay]
@@ -120,8 +123,25 @@ def default_cpu() -> Iterator[None]:
             yield
 
 
-def cuda_graph(step: Replay) -> Replay:
-    """Warms `step` up three times on a side stream, as graph capture requires, then captures it; returns the replay."""
+def graph_recorder() -> Record:
+    """A `Record` whose CUDA graphs share one memory for what lives within a replay: no two may run at once."""
+    pools: list[_POOL_HANDLE] = []
+
+    def record(step: Replay) -> Replay:
+        if not pools:
+            pools.append(torch.cuda.graph_pool_handle())
+        return cuda_graph(step, pools[0])
+
+    return record
+
+
+def cuda_graph(step: Replay, pool: _POOL_HANDLE | None = None) -> Replay:
+    """Warms `step` up three times on a side stream, as graph capture requires, then captures it; returns the replay.
+
+    Args:
+        step: what is captured.
+        pool: of `torch.cuda.graph_pool_handle`: the memory of the graph's temporary tensors; None means its own.
+    """
     side = _side_stream(torch.cuda.current_device())
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -130,7 +150,7 @@ def cuda_graph(step: Replay) -> Replay:
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     # Other threads, such as those that prepare batches, may allocate during the capture.
-    with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+    with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
         step()
     return graph.replay
 

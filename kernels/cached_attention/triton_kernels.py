@@ -1,9 +1,10 @@
-"""cached_attention on a GPU: one program for each new token and head loops over its slot's positions.
+"""cached_attention on a GPU: one program for each new token and head loops over its slot's earlier positions.
 
 Not yet run on a GPU. Bound by memory: a token at position L reads 8 d L bytes a head in float32, 3.1 MB a layer at
 L = 512 and D = 768, some 0.7 us of an H200's 4.3 TB/s; many tokens of one slot (a prefill) read them from L2. Online
-softmax over blocks of BLOCK positions in ascending order, whatever else is in the call: so a token's bits depend only
-on the positions that it attends to.
+softmax: the token itself first, from its own qkv, then blocks of BLOCK positions in ascending order, whatever else is
+in the call: so a token's bits depend only on the positions that it attends to. Keys and values are written by the same
+program where no slot has two tokens, else by a kernel before.
 
 Shape letters: T new tokens, H heads, d channels a head, L positions a slot, B slots.
 """
@@ -16,6 +17,22 @@ import triton.language as tl
 from torch import Tensor
 
 from bgpt_fast.kernels.common.launch import CompileCase, on_device
+
+
+@triton.jit
+def _cached_attention_write_kernel(
+    qkv, keys, values, slots, positions, L, H: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr
+):
+    t = tl.program_id(0).to(tl.int64)
+    h = tl.program_id(1)
+    position = tl.load(positions + t)
+    head = (tl.load(slots + t).to(tl.int64) * H + h) * D * L
+    channel = tl.arange(0, BLOCK_D)
+    in_head = channel < D
+    k = tl.load(qkv + (t * 3 * H + H + h) * D + channel, mask=in_head)
+    v = tl.load(qkv + (t * 3 * H + 2 * H + h) * D + channel, mask=in_head)
+    tl.store(keys + head + channel.to(tl.int64) * L + position, k.to(keys.dtype.element_ty), mask=in_head)
+    tl.store(values + head + position * D + channel, v.to(values.dtype.element_ty), mask=in_head)
 
 
 @triton.jit
@@ -32,6 +49,7 @@ def _cached_attention_fwd_kernel(
     D: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    WRITE: tl.constexpr,
 ):
     t = tl.program_id(0).to(tl.int64)
     h = tl.program_id(1)
@@ -39,13 +57,19 @@ def _cached_attention_fwd_kernel(
     head = (tl.load(slots + t).to(tl.int64) * H + h) * D * L
     channel = tl.arange(0, BLOCK_D)
     in_head = channel < D
-    q = tl.load(qkv + (t * 3 * H + h) * D + channel, mask=in_head, other=0.0)
-    maximum = tl.full([1], float("-inf"), tl.float32)
-    total = tl.zeros([1], tl.float32)
-    sums = tl.zeros([BLOCK_D], tl.float32)
-    for start in range(0, position + 1, BLOCK):
+    q = tl.load(qkv + (t * 3 * H + h) * D + channel, mask=in_head, other=0.0).to(tl.float32)
+    # The token's own key and value as the cache rounds them.
+    own_k = tl.load(qkv + (t * 3 * H + H + h) * D + channel, mask=in_head, other=0.0).to(keys.dtype.element_ty)
+    own_v = tl.load(qkv + (t * 3 * H + 2 * H + h) * D + channel, mask=in_head, other=0.0).to(values.dtype.element_ty)
+    if WRITE:
+        tl.store(keys + head + channel.to(tl.int64) * L + position, own_k, mask=in_head)
+        tl.store(values + head + position * D + channel, own_v, mask=in_head)
+    maximum = tl.sum(q * own_k.to(tl.float32), 0) * scale
+    total = 1.0
+    sums = own_v.to(tl.float32)
+    for start in range(0, position, BLOCK):
         j = start + tl.arange(0, BLOCK).to(tl.int64)
-        valid = j <= position
+        valid = j < position
         # Keys [d, L], values [L, d]: both are read along their rows.
         k = tl.load(keys + head + channel[:, None] * L + j[None, :], mask=in_head[:, None] & valid[None, :], other=0.0)
         score = tl.where(valid, tl.sum(q[:, None] * k.to(tl.float32), 0) * scale, float("-inf"))
@@ -61,21 +85,30 @@ def _cached_attention_fwd_kernel(
     tl.store(y + (t * H + h) * D + channel, sums / total, mask=in_head)
 
 
-_BLOCK, _WARPS = 32, 4
+_BLOCK = 32
 
 
-def cached_attention_forward(qkv: Tensor, keys: Tensor, values: Tensor, slots: Tensor, positions: Tensor) -> Tensor:
-    """Writes the new tokens to the cache, then attends: y float32 [T, H·d]; arguments as the op's."""
+def _warps(L: int) -> int:
+    """One warp where all positions are one block, as the byte decoder's: then the number of programs is the limit."""
+    return 1 if L <= _BLOCK else 4
+
+
+def cached_attention_forward(
+    qkv: Tensor, keys: Tensor, values: Tensor, slots: Tensor, positions: Tensor, distinct_slots: bool = False
+) -> Tensor:
+    """Writes the new tokens to the cache and attends: y [T, H·d] in qkv's dtype; arguments as the op's."""
     _, H, d, L = keys.shape
     qkv, slots, positions = qkv.contiguous(), slots.contiguous(), positions.contiguous()
     T = len(qkv)
     y = torch.empty(T, H * d, dtype=qkv.dtype, device=qkv.device)
     if T == 0:
         return y
-    _, k, v = qkv.view(T, 3, H, d).unbind(1)
-    keys[slots, :, :, positions] = k.to(keys.dtype)
-    values[slots, :, positions] = v.to(values.dtype)
+    block_d = triton.next_power_of_2(d)
     with on_device(qkv):
+        if not distinct_slots:
+            _cached_attention_write_kernel[(T, H)](
+                qkv, keys, values, slots, positions, L, H=H, D=d, BLOCK_D=block_d, num_warps=1
+            )
         _cached_attention_fwd_kernel[(T, H)](
             qkv,
             keys,
@@ -88,31 +121,38 @@ def cached_attention_forward(qkv: Tensor, keys: Tensor, values: Tensor, slots: T
             H=H,
             D=d,
             BLOCK=_BLOCK,
-            BLOCK_D=triton.next_power_of_2(d),
-            num_warps=_WARPS,
+            BLOCK_D=block_d,
+            WRITE=distinct_slots,
+            num_warps=_warps(L),
         )
     return y
 
 
 def compile_cases() -> list[CompileCase]:
-    """The paper's heads and others."""
-    return [
-        CompileCase(
-            name=f"cached_attention_fwd {dtype} cache h{H} d{d}",
-            kernel=_cached_attention_fwd_kernel,
-            types={
-                "qkv": "*fp32",
-                "keys": f"*{dtype}",
-                "values": f"*{dtype}",
-                "y": "*fp32",
-                "slots": "*i64",
-                "positions": "*i64",
-                "scale": "fp32",
-                "L": "i32",
-            },
-            constexprs={"H": H, "D": d, "BLOCK": _BLOCK, "BLOCK_D": triton.next_power_of_2(d)},
-            options={"num_warps": _WARPS},
-        )
-        for dtype in ("fp32", "bf16")
-        for H, d in ((12, 64), (1, 64), (6, 32), (16, 16), (8, 128))
-    ]
+    """The paper's heads and others, in the patch decoder's cache (two kernels) and the byte decoder's (one)."""
+    cases = []
+    for dtype in ("fp32", "bf16"):
+        tensors = dict.fromkeys(("qkv", "keys", "values"), f"*{dtype}")
+        types = {**tensors, "slots": "*i64", "positions": "*i64", "L": "i32"}
+        for H, d in ((12, 64), (1, 64), (6, 32), (16, 16), (8, 128)):
+            sizes = {"H": H, "D": d, "BLOCK_D": triton.next_power_of_2(d)}
+            cases += [
+                CompileCase(
+                    name=f"cached_attention_fwd {dtype} {length} h{H} d{d}",
+                    kernel=_cached_attention_fwd_kernel,
+                    types={**types, "y": f"*{dtype}", "scale": "fp32"},
+                    constexprs={**sizes, "BLOCK": _BLOCK, "WRITE": write},
+                    options={"num_warps": _warps(L)},
+                )
+                for length, L, write in (("patches", 512, False), ("bytes", 16, True))
+            ]
+            cases.append(
+                CompileCase(
+                    name=f"cached_attention_write {dtype} h{H} d{d}",
+                    kernel=_cached_attention_write_kernel,
+                    types=types,
+                    constexprs=sizes,
+                    options={"num_warps": 1},
+                )
+            )
+    return cases

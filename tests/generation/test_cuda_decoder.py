@@ -86,7 +86,10 @@ def test_bfloat16_errs_no_more_than_the_model_in_it() -> None:
 
 
 def test_rows_of_graphs() -> None:
-    assert [graph_rows(n) for n in (1, 8, 9, 64, 65, 4096, 9000)] == [8, 8, 16, 64, 128, 4096, 4096]
+    assert [graph_rows(n) for n in (1, 8, 9, 64, 65, 4096, 9000)] == [8, 8, 16, 64, 80, 4096, 4096]
+    for n in range(MIN_GRAPH_ROWS, MAX_GRAPH_ROWS + 1):
+        assert n <= graph_rows(n) <= max(n + 7, 1.25 * n)
+    assert len({graph_rows(n) for n in range(1, MAX_GRAPH_ROWS + 1)}) == 32
     assert MIN_GRAPH_ROWS <= PERSISTENT_ROWS <= PERSISTENT_MAX_ROWS < MAX_GRAPH_ROWS
 
 
@@ -96,6 +99,55 @@ def test_more_patches_than_a_graph_has_rows(monkeypatch: pytest.MonkeyPatch) -> 
     with torch.inference_mode():
         engine = GraphedByteDecoder(ByteWeights(model, "float32"), at_once)
         assert engine.write(request) == decode_on_cpu(model, request)
+
+
+def test_more_new_patches_than_a_graph_has_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patches of two sequences, in pieces of 8 rows and at once."""
+    stream = torch.Generator().manual_seed(1)
+    T = 2 * CONFIG.patch_length
+    patches = torch.randint(0, 257, (T, CONFIG.patch_size), generator=stream, dtype=torch.int16)
+    slots, positions = torch.arange(T) % 2, torch.arange(T) // 2
+    replays: list[int] = []
+
+    def counted(step: Replay) -> Replay:
+        def replay() -> None:
+            replays.append(1)
+            step()
+
+        return replay
+
+    def features(rows: int) -> Tensor:
+        monkeypatch.setattr(cuda, "MAX_GRAPH_ROWS", rows)
+        decoder = CudaDecoder(CudaWeights(random_model(CONFIG), "float32", counted), 2, CONFIG.patch_length)
+        with torch.inference_mode():
+            return decoder.prefill(patches, slots, positions)
+
+    torch.testing.assert_close(features(8), features(64), rtol=1e-5, atol=1e-5)
+    assert len(replays) == -(-T // 8) + 1
+
+
+@pytest.mark.parametrize("batch_invariant", [False, True])
+def test_logits_are_not_rounded(batch_invariant: bool) -> None:
+    model, request = random_model(CONFIG), request_of(3, GREEDY)
+    engine = GraphedByteDecoder(ByteWeights(model, "bfloat16"), batch_invariant=batch_invariant)
+    with torch.inference_mode():
+        logits = engine.logits(request.features, request.prefix_tokens.clamp(min=0), CONFIG.patch_size)
+    assert logits.dtype == torch.float32
+    assert (logits != logits.bfloat16().float()).float().mean() > 0.9
+
+
+def test_a_cache_and_its_graphs_outlive_their_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = CudaWeights(random_model(CONFIG), "float32", at_once)
+    first = CudaDecoder(weights, 4, 16)
+    cache, other = first._cache, CudaDecoder(weights, 4, 16)
+    assert other._cache is not cache, "a decoder that still exists has its own"
+    del first, other
+    assert CudaDecoder(weights, 3, 16)._cache is cache
+    assert CudaDecoder(weights, 5, 16)._cache is not cache
+    assert CudaDecoder(weights, 5, 32)._cache.length == 32
+    monkeypatch.setattr(cuda, "KEPT_BYTES", 0)
+    large = CudaDecoder(weights, 6, 32)._cache
+    assert CudaDecoder(weights, 6, 32)._cache is not large
 
 
 def test_graphs_report_bad_logits_of_active_rows() -> None:

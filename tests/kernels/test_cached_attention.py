@@ -208,7 +208,7 @@ def test_no_tokens_and_strided_tokens() -> None:
 def test_opcheck(lengths: list[int]) -> None:
     qkv, slots, positions = sample(2, 4, lengths)
     keys, values = (t.zero_() for t in cache(2, 2, 4, 6))
-    torch.library.opcheck(torch.ops.bgpt_fast.cached_attention, (qkv, keys, values, slots, positions, 2))
+    torch.library.opcheck(torch.ops.bgpt_fast.cached_attention, (qkv, keys, values, slots, positions, 2, False))
 
 
 def test_errors_name_what_is_wrong() -> None:
@@ -277,6 +277,22 @@ def test_the_kernels_tokens_are_independent() -> None:
         for part in (slice(0, 39), slice(39, 40), slice(40, 47))
     ]
     assert torch.equal(torch.cat(parts), together)
+
+
+@pytest.mark.parametrize("cached", [F32, BF16], ids=str)
+def test_one_kernel_for_distinct_slots_has_the_bits_of_two(cached: torch.dtype) -> None:
+    """Also in bfloat16, and in the cache that they write."""
+    H, d, L, count = 2, 12, 9, 3
+    qkv, slots, positions = on_device(*sample(H, d, [L] * count, seed=6))
+    qkv = qkv.to(cached)
+    two, one = (on_device(*(t.to(cached) for t in cache(count, H, d, L))) for _ in range(2))
+    together = cached_attention_forward(qkv, *two, slots, positions)
+    assert together.dtype == cached
+    for i in range(L):
+        y = cached_attention_forward(qkv[i::L], *one, slots[i::L], positions[i::L], distinct_slots=True)
+        assert torch.equal(y, together[i::L])
+    for mine, theirs in zip(one, two, strict=True):
+        assert torch.equal(mine, theirs)
 
 
 def test_no_tokens_are_no_launch() -> None:

@@ -44,6 +44,25 @@ def test_a_larger_batch_replays_graphs(model: BGPT, log: Log) -> None:
     assert sum(event.kind is Kind.GRAPH for event in events) == 2 * PATCHES
 
 
+def test_prompts_that_take_a_slot_replay_graphs(model: BGPT, log: Log) -> None:
+    """Files of several lengths end at several times, so that many patches of new prompts come beside running files.
+
+    In a second run nothing is recorded, and attention is launched by no host."""
+    slots = PERSISTENT_ROWS + 8
+    size = model.config.patch_size
+    prompts = [Prompt("bin", bytes(size * (1 + n % 3) - n % 5)) for n in range(2 * slots)]
+    generator = Generator(model, max_batch=slots, precision="bfloat16")
+    first, rounds = len(log), []
+    for _ in range(2):
+        first = len(log)
+        generator.generate(prompts, max_new_bytes=2 * size)
+        rounds.append(log.events(first))
+    recorded, replayed = rounds
+    assert any("cached_attention" in event.name for event in recorded), "or the test would see nothing"
+    assert not any("cached_attention" in event.name for event in replayed)
+    assert sum(event.kind is Kind.GRAPH for event in replayed) > 4
+
+
 def test_scores_are_launched(model: BGPT, log: Log) -> None:
     first = len(log)
     with contextlib.suppress(FloatingPointError, RuntimeError):  # the logits, and sizes that follow, are no values here

@@ -1,17 +1,18 @@
 """The decoder for NVIDIA GPUs; its functions also run one by one on the CPU, where they are tested.
 
-The patch decoder runs its layers over a key-value cache; a call with no more patches than sequences, such as each step
-of generation, replays a CUDA graph. The byte decoder has two engines:
+The patch decoder runs its layers over a key-value cache, in CUDA graphs, whether the patches are those of a step or of
+new prompts. The byte decoder has two engines:
 
 - for few patches the persistent kernel of the op `byte_decode`, one launch for all bytes;
-- for many patches `GraphedByteDecoder`: all bytes of a patch in one CUDA graph, with library matrix products and
-  attention. Bytes are chosen on the GPU, without synchronising with the host; rows that have ended are still computed.
+- for many patches `GraphedByteDecoder`: all bytes of a patch in one CUDA graph, with library matrix products.
+  Bytes are chosen on the GPU, without synchronising with the host; rows that have ended are still computed.
 
-With `batch_invariant` the graphs serve every number of patches, with products and attention in which a row's bits
+With `batch_invariant` the graphs serve every number of patches, with products in which a row's bits
 depend only on that row.
 
-Graphs are recorded for numbers of rows that are powers of two, and read and write the same memory at each replay
-(GraphBuffers, PatchBuffers). They stay valid from call to call because new weights are copied over the old ones.
+Graphs are recorded for the numbers of rows of `graph_rows`, and read and write the same memory at each replay
+(GraphBuffers, PatchBuffers). They stay valid from call to call because new weights are copied over the old ones, and a
+cache of up to KEPT_BYTES stays with its graphs.
 
 Shape letters: T tokens, N patches, S bytes a patch, D width, H heads, d = D / H, L positions a slot, V = 257.
 """
@@ -28,7 +29,7 @@ from torch.nn import functional as F
 
 from bgpt_fast import _C
 from bgpt_fast.config import EOP, VOCAB_SIZE
-from bgpt_fast.device import Record, Replay, cuda_graph
+from bgpt_fast.device import Record, Replay, graph_recorder
 from bgpt_fast.generation.decoders.cuda_layers import Attend, ByteWeights, CudaLayers, PatchWeights
 from bgpt_fast.generation.decoders.request import DecodeRequest, DecodeResult
 from bgpt_fast.kernels.byte_decode.op import byte_decode, byte_decode_accept, persistent_supports
@@ -42,12 +43,17 @@ PERSISTENT_ROWS = 24
 docs/kernels.md has the estimate, `make gpu-check` measures the crossover."""
 
 MIN_GRAPH_ROWS, MAX_GRAPH_ROWS = 8, 4096
-"""Rows of the smallest and the largest graph; the others are powers of two between them."""
+"""Rows of the smallest and the largest graph."""
+
+KEPT_BYTES = 2 << 30
+"""Bytes of the largest key-value cache of patches that is kept, with its graphs, for the next call."""
 
 
 def graph_rows(count: int) -> int:
-    """Rows of the graph that decodes `count` patches."""
-    return min(MAX_GRAPH_ROWS, max(MIN_GRAPH_ROWS, 1 << (count - 1).bit_length()))
+    """Rows of the graph that decodes `count` patches: multiples of 8 up to 64, then four for each power of two, so that
+    at most a fifth of them is padding."""
+    step = max(MIN_GRAPH_ROWS, (1 << (count - 1).bit_length()) // 8)
+    return min(MAX_GRAPH_ROWS, -(-count // step) * step)
 
 
 def has_cuda_decoder(device: torch.device) -> bool:
@@ -70,32 +76,17 @@ class CudaDecoder:
     """Bytes of the graphs' buffers for each sequence and unit of width; a graph may have twice as many rows."""
 
     def __init__(self, weights: CudaWeights, slots: int, length: int) -> None:
-        self.weights, self.device, self.slots = weights, weights.device, slots
+        self.weights, self.device = weights, weights.device
+        self._cache = weights.patch_cache(slots, length)
         weights.users.add(self)
-        patch = weights.patch
-        layers, heads, channels = len(patch.layers), patch.heads, patch.width // patch.heads
-        shape, dtype = (layers, slots + self.EXTRA_SLOTS, heads), patch.dtype
-        self._keys = torch.empty(*shape, channels, length, dtype=dtype, device=self.device)
-        self._values = torch.empty(*shape, length, channels, dtype=dtype, device=self.device)
-        self._graphs: dict[int, tuple[PatchBuffers, Replay]] = {}
 
     def prefill(self, patches: Tensor, slots: Tensor, positions: Tensor) -> Tensor:
         """As `Decoder.prefill`."""
-        T = len(patches)
-        if min(self.slots, MAX_GRAPH_ROWS) < T:
-            return self._features(patches, slots, positions)
-        rows = graph_rows(T)
-        if rows not in self._graphs:
-            buffers = PatchBuffers(rows, patches.shape[1], self.weights.patch.width, self.device)
-            buffers.slots.fill_(self.slots)
-            with on_device(buffers.features):
-                self._graphs[rows] = buffers, self.weights.record(lambda: self._prefill(buffers))
-        buffers, replay = self._graphs[rows]
-        buffers.patches[:T], buffers.slots[:T], buffers.positions[:T] = patches, slots, positions
-        buffers.slots[T:], buffers.positions[T:] = self.slots, 0
-        with on_device(buffers.features):
-            replay()
-        return buffers.features[:T].clone()
+        features = [
+            self._cache.prefill(*part)
+            for part in zip(*(values.split(MAX_GRAPH_ROWS) for values in (patches, slots, positions)), strict=True)
+        ]
+        return features[0] if len(features) == 1 else torch.cat(features)
 
     def write(self, request: DecodeRequest) -> DecodeResult:
         """As `Decoder.write`, without drafts."""
@@ -112,18 +103,62 @@ class CudaDecoder:
             raise FloatingPointError("NaN or infinite logits; the model's weights are damaged or too large")
         return logits
 
-    def _prefill(self, buffers: PatchBuffers) -> None:
-        buffers.features.copy_(self._features(buffers.patches, buffers.slots, buffers.positions))
 
-    def _features(self, patches: Tensor, slots: Tensor, positions: Tensor) -> Tensor:
-        weights = self.weights.patch
+class PatchCache:
+    """The keys and values of patches, and the graphs of the patch decoder that read and write them.
+
+    Args:
+        weights: the patch decoder's.
+        layers: the same.
+        slots: sequences.
+        length: patches a sequence.
+        record: how a step is recorded.
+    """
+
+    def __init__(self, weights: PatchWeights, layers: CudaLayers, slots: int, length: int, record: Record) -> None:
+        self.slots, self.length = slots, length
+        self._weights, self._layers, self._record = weights, layers, record
+        heads, channels = weights.heads, weights.width // weights.heads
+        shape, dtype, device = (
+            (len(weights.layers), slots + CudaDecoder.EXTRA_SLOTS, heads),
+            weights.dtype,
+            weights.device,
+        )
+        self._keys = torch.empty(*shape, channels, length, dtype=dtype, device=device)
+        self._values = torch.empty(*shape, length, channels, dtype=dtype, device=device)
+        self._graphs: dict[int, tuple[PatchBuffers, Replay]] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the keys and values."""
+        return self._keys.nbytes + self._values.nbytes
+
+    def prefill(self, patches: Tensor, slots: Tensor, positions: Tensor) -> Tensor:
+        """As `Decoder.prefill`, for at most MAX_GRAPH_ROWS patches."""
+        T = len(patches)
+        if T == 0:
+            return torch.empty(0, self._weights.width, device=patches.device)
+        rows = graph_rows(T)
+        if rows not in self._graphs:
+            new = PatchBuffers(rows, patches.shape[1], self._weights.width, self._weights.device)
+            new.slots.fill_(self.slots)
+            with on_device(new.features):
+                self._graphs[rows] = new, self._record(lambda: self._features(new))
+        buffers, replay = self._graphs[rows]
+        buffers.patches[:T], buffers.slots[:T], buffers.positions[:T] = patches, slots, positions
+        buffers.slots[T:], buffers.positions[T:] = self.slots, 0
+        with on_device(buffers.features):
+            replay()
+        return buffers.features[:T].clone()
+
+    def _features(self, buffers: PatchBuffers) -> None:
+        weights, positions = self._weights, buffers.positions
 
         def attend(layer: int, qkv: Tensor) -> Tensor:
-            attended = cached_attention(qkv.float(), self._keys[layer], self._values[layer], slots, positions)
-            return attended.to(weights.dtype)
+            return cached_attention(qkv, self._keys[layer], self._values[layer], buffers.slots, positions)
 
-        embeddings = patch_embed(patches, weights.embedding_rows, weights.embedding_bias)
-        return self.weights.patch_layers(embeddings + weights.wpe[positions], attend).float()
+        embeddings = patch_embed(buffers.patches, weights.embedding_rows, weights.embedding_bias)
+        buffers.features.copy_(self._layers(embeddings + weights.wpe[positions], attend))
 
 
 class CudaWeights:
@@ -147,11 +182,24 @@ class CudaWeights:
         self.patch, self.byte = PatchWeights(model, precision), ByteWeights(model, precision)
         self.device = self.byte.device
         self.patch_layers = CudaLayers(self.patch, batch_invariant)
-        self.record = record or cuda_graph
+        self.record = record or graph_recorder()
+        self._kept: PatchCache | None = None
         self.graphed = GraphedByteDecoder(self.byte, self.record, batch_invariant=batch_invariant)
         self.has_persistent_kernel = (
             has_cuda_decoder(self.device) and not batch_invariant and persistent_supports(self.byte)
         )
+
+    def patch_cache(self, slots: int, length: int) -> PatchCache:
+        """A cache for at least `slots` sequences of `length` patches: the last one, if it is large enough and free."""
+        kept = self._kept
+        if kept is not None and not self.users and kept.slots >= slots and kept.length >= length:
+            return kept
+        if not self.users:
+            self._kept = kept = None  # frees the old cache before the new one is allocated
+        cache = PatchCache(self.patch, self.patch_layers, slots, length, self.record)
+        if not self.users and cache.nbytes <= KEPT_BYTES:
+            self._kept = cache
+        return cache
 
     def reload(self, model: BGPT) -> None:
         """Copies the model's weights over the old ones, so that recorded graphs read the new ones."""
@@ -234,7 +282,7 @@ class GraphedByteDecoder:
 
     def __init__(self, weights: ByteWeights, record: Record | None = None, *, batch_invariant: bool = False) -> None:
         self.weights = weights
-        self._record = record or cuda_graph
+        self._record = record or graph_recorder()
         self.layers = CudaLayers(weights, batch_invariant)
         self._cache = torch.empty(0, dtype=weights.dtype, device=weights.device)
         self._graphs: dict[int, tuple[GraphBuffers, Replay]] = {}
@@ -275,8 +323,7 @@ class GraphedByteDecoder:
             keys, values: [layers, N, H, S, d]; written at s, read at 0 … s.
             s: the position.
         """
-        attention = self._invariant_attention if self.layers.batch_invariant else self._attention
-        return self.layers.linear(self.layers(residual, attention(keys, values, s)), self.weights.head).float()
+        return self.layers.logits(self.layers(residual, self._attention(keys, values, s)), self.weights.head)
 
     def _graph(self, rows: int) -> tuple[GraphBuffers, Replay]:
         if rows not in self._graphs:
@@ -303,15 +350,6 @@ class GraphedByteDecoder:
         byte_decode_accept(logits, *inputs, b.tokens, b.counts, b.next_tokens, b.active, s)
 
     def _attention(self, keys: Tensor, values: Tensor, s: int) -> Attend:
-        def attend(layer: int, qkv: Tensor) -> Tensor:
-            q, k, v = qkv.view(len(qkv), 3, self.weights.heads, -1).unbind(1)
-            keys[layer, :, :, s], values[layer, :, :, s] = k, v
-            cached = keys[layer, :, :, : s + 1], values[layer, :, :, : s + 1]
-            return F.scaled_dot_product_attention(q[:, :, None], *cached).reshape(len(qkv), -1)
-
-        return attend
-
-    def _invariant_attention(self, keys: Tensor, values: Tensor, s: int) -> Attend:
         # Only this function reads the keys, so they can have the layout of cached_attention, [.., d, S].
         layers, N, heads, S, channels = keys.shape
         keys = keys.view(layers, N, heads, channels, S)
@@ -319,6 +357,6 @@ class GraphedByteDecoder:
         positions = torch.full_like(slots, s)
 
         def attend(layer: int, qkv: Tensor) -> Tensor:
-            return cached_attention(qkv.float(), keys[layer], values[layer], slots, positions).to(qkv.dtype)
+            return cached_attention(qkv, keys[layer], values[layer], slots, positions, distinct_slots=True)
 
         return attend

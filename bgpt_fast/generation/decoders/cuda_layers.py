@@ -127,6 +127,14 @@ class CudaLayers:
         """x [T, inputs] times weight [outputs, inputs], plus bias → [T, outputs], all in the layers' dtype."""
         return invariant_linear(x, weight.t(), bias) if self.batch_invariant else F.linear(x, weight, bias)
 
+    def logits(self, x: Tensor, head: Tensor) -> Tensor:
+        """x [T, D] times head [V, D] → float32 [T, V]: in bfloat16 the sums are not rounded."""
+        if self.batch_invariant:
+            return invariant_linear(x.float(), head.float().t())
+        if x.dtype == torch.float32:
+            return F.linear(x, head)
+        return torch.mm(x, head.t(), out_dtype=torch.float32) if x.is_cuda else F.linear(x.float(), head.float())
+
     def _hidden(self, x: Tensor, layer: Layer) -> Tensor:
         if self.batch_invariant:
             return invariant_linear(x, layer.fc_weight.t(), layer.fc_bias, gelu=True)
