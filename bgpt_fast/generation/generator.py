@@ -43,7 +43,7 @@ class Generator:
     threads have no effect. On a GPU it holds to the last bit with `batch_invariant`; without it, up to the rounding of
     library matrix products, which can change the choice between nearly equally likely bytes. A GPU decodes few patches
     by a persistent kernel, many by CUDA graphs, which are recorded the first time that a number of files needs them
-    and read a copy of the weights that each call updates.
+    and read a copy of the weights that each call updates. A cache of up to 2 GiB stays allocated for the next call.
 
     On the CPU the weights are packed at the first call, and again after they have changed; the packed copy takes 4, 2
     or 1 bytes a weight by `precision`: 425, 212 or 106 MB for the 110 M model.

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from support.byte_decode import SHAPES, random_model
 
-from bgpt_fast import BGPT, Generator, Prompt
+from bgpt_fast import _C, BGPT, Generator, Prompt
 from bgpt_fast.generation.decoders.cuda import PERSISTENT_ROWS
 from bgpt_fast.generation.scoring import score
 from tools.null_gpu.log import Event, Kind, Log, launches
@@ -35,6 +38,24 @@ def generated(log: Log, model: BGPT, files: int, precision: str) -> list[Event]:
 def test_the_persistent_kernel_is_one_launch_a_patch(model: BGPT, precision: str, log: Log) -> None:
     names = [event.name for event in generated(log, model, 1, precision)]
     assert sum("byte_decode_kernel" in name for name in names) == PATCHES
+
+
+def test_each_call_counts_the_arrivals_of_its_blocks(model: BGPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads with one Generator launch at once: a counter that they shared would let one grid wait for ever."""
+    launch, both, counters = _C.byte_decode_cuda, threading.Barrier(2), []
+
+    def counted(*arguments: Any) -> None:
+        *_, arrived, _ = arguments
+        counters.append(arrived)
+        both.wait(60)
+        launch(*arguments)
+
+    monkeypatch.setattr(_C, "byte_decode_cuda", counted)
+    generator = Generator(model, max_batch=1)
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(generator.generate, [Prompt("bin", b"")], max_new_bytes=1) for _ in range(2)]:
+            done.result(120)
+    assert len(counters) == len(set(counters)) == 2
 
 
 def test_a_larger_batch_replays_graphs(model: BGPT, log: Log) -> None:
