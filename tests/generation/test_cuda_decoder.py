@@ -145,7 +145,7 @@ def test_a_cache_and_its_graphs_outlive_their_decoder(monkeypatch: pytest.Monkey
     assert CudaDecoder(weights, 3, 16)._cache is cache
     assert CudaDecoder(weights, 5, 16)._cache is not cache
     assert CudaDecoder(weights, 5, 32)._cache.length == 32
-    monkeypatch.setattr(cuda, "KEPT_BYTES", 0)
+    monkeypatch.setattr(cuda, "REUSABLE_CACHE_BYTES", 0)
     large = CudaDecoder(weights, 6, 32)._cache
     assert CudaDecoder(weights, 6, 32)._cache is not large
 

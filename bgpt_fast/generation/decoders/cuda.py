@@ -12,7 +12,7 @@ depend only on that row.
 
 Graphs are recorded for the numbers of rows of `graph_rows`, and read and write the same memory at each replay
 (GraphBuffers, PatchBuffers). They stay valid from call to call because new weights are copied over the old ones, and a
-cache of up to KEPT_BYTES stays with its graphs.
+cache of up to REUSABLE_CACHE_BYTES stays with its graphs.
 
 Shape letters: T tokens, N patches, S bytes a patch, D width, H heads, d = D / H, L positions a slot, V = 257.
 """
@@ -45,7 +45,7 @@ docs/kernels.md has the estimate, `make gpu-check` measures the crossover."""
 MIN_GRAPH_ROWS, MAX_GRAPH_ROWS = 8, 4096
 """Rows of the smallest and the largest graph."""
 
-KEPT_BYTES = 2 << 30
+REUSABLE_CACHE_BYTES = 2 << 30
 """Bytes of the largest key-value cache of patches that is kept, with its graphs, for the next call."""
 
 
@@ -183,7 +183,7 @@ class CudaWeights:
         self.device = self.byte.device
         self.patch_layers = CudaLayers(self.patch, batch_invariant)
         self.record = record or graph_recorder()
-        self._kept: PatchCache | None = None
+        self._reusable: PatchCache | None = None
         self.graphed = GraphedByteDecoder(self.byte, self.record, batch_invariant=batch_invariant)
         self.has_persistent_kernel = (
             has_cuda_decoder(self.device) and not batch_invariant and persistent_supports(self.byte)
@@ -191,14 +191,14 @@ class CudaWeights:
 
     def patch_cache(self, slots: int, length: int) -> PatchCache:
         """A cache for at least `slots` sequences of `length` patches: the last one, if it is large enough and free."""
-        kept = self._kept
-        if kept is not None and not self.users and kept.slots >= slots and kept.length >= length:
-            return kept
+        last = self._reusable
+        if last is not None and not self.users and last.slots >= slots and last.length >= length:
+            return last
         if not self.users:
-            self._kept = kept = None  # frees the old cache before the new one is allocated
+            self._reusable = last = None  # frees the old cache before the new one is allocated
         cache = PatchCache(self.patch, self.patch_layers, slots, length, self.record)
-        if not self.users and cache.nbytes <= KEPT_BYTES:
-            self._kept = cache
+        if not self.users and cache.nbytes <= REUSABLE_CACHE_BYTES:
+            self._reusable = cache
         return cache
 
     def reload(self, model: BGPT) -> None:
