@@ -2,7 +2,8 @@
 // set and on several threads, and compares all bits; run by tests/csrc/test_sanitizers.py under the
 // sanitizers, and by test_instruction_sets.py, which compares the digest of all bits, on standard error, between
 // machines. Arguments: models, seed, and "overrun" to pass features that are one float short or "bits"
-// to leave out what tests the team of threads.
+// to leave out what tests the team of threads, or "blocks" for that and one model more, with sums and attention over
+// several blocks.
 #include <bit>
 #include <cstdio>
 #include <cstdlib>
@@ -62,10 +63,19 @@ struct Digest {
     }
 };
 
-void one_model(Random& random, bool overrun, Digest& digest) {
+struct Sizes {
+    int64_t H, D, F, S, L, N;
+    Precision precision;
+};
+
+Sizes random_sizes(Random& random) {
     const int64_t H = random.below(3) + 1, D = H * (random.below(20) + 1), F = random.below(90) + 1;
     const int64_t S = random.below(6) + 1, L = random.below(20) + 1, N = random.below(12) + 1;
-    const auto precision = static_cast<Precision>(random.below(3));
+    return {H, D, F, S, L, N, static_cast<Precision>(random.below(3))};
+}
+
+void one_model(Random& random, const Sizes& sizes, bool overrun, Digest& digest) {
+    const auto [H, D, F, S, L, N, precision] = sizes;
     const Transformer patch = random_transformer(random, D, H, F, L, precision);
     const Transformer byte = random_transformer(random, D, H, F, S + 1, precision);
     const Floats wte = random.floats(kVocabSize * D, 0.3f);
@@ -170,12 +180,13 @@ int main(int argc, char** argv) {
     const int models = argc > 1 ? std::atoi(argv[1]) : 10;
     Random random{std::mt19937(argc > 2 ? std::atoi(argv[2]) : 0)};
     const std::string_view mode = argc > 3 ? argv[3] : "";
-    if (mode != "bits") {
+    if (mode != "bits" && mode != "blocks") {
         phases(random);
         phases_in_a_row(300000);
     }
     Digest digest;
-    for (int i = 0; i < models; ++i) one_model(random, mode == "overrun", digest);
+    for (int i = 0; i < models; ++i) one_model(random, random_sizes(random), mode == "overrun", digest);
+    if (mode == "blocks") one_model(random, {2, 262, 270, 3, 261, 70, Precision::float32}, false, digest);
     std::fprintf(stderr, "%016llx\n", static_cast<unsigned long long>(digest.value));
     std::printf("%d models\n", models);
 }

@@ -12,8 +12,8 @@ from support.paths import ROOT
 from bgpt_fast import _C
 
 FOLDERS = "byte_decode", "packed_linear", "cached_attention"
-MODELS = ("30", "0", "bits")
-"""Number of random models, seed, mode of the driver."""
+MODELS = "30", "0"
+"""Number of random models, and seed."""
 
 REPLACED = {
     "common/vec.h": {
@@ -46,10 +46,10 @@ def test_avx512(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (sources / name).write_text(text)
     flags = [f"-I{sources}", "-include", str(ROOT / "tests/csrc/avx512_emulated.h"), "-Wno-psabi"]
     program = compile_driver(tmp_path, "byte_decode_driver", op_sources(*FOLDERS, root=sources), *flags)
-    process = run_driver(program, *MODELS)
+    process = run_driver(program, *MODELS, "blocks")
     assert process.returncode == 0, process.stderr
     monkeypatch.setenv("TWO_ROUNDINGS", "1")
-    assert "the bits differ" in run_driver(program, *MODELS).stderr
+    assert "the bits differ" in run_driver(program, *MODELS, "blocks").stderr
 
 
 @pytest.mark.slow
@@ -62,7 +62,7 @@ def test_arm(tmp_path: Path) -> None:
     here.mkdir()
     compiler = "aarch64-linux-gnu-g++"
     program = compile_driver(arm, "byte_decode_driver", op_sources(*FOLDERS), "-static", compiler=compiler)
-    process = run_driver(program, *MODELS, emulator=("qemu-aarch64",))
+    process = run_driver(program, *MODELS, "bits", emulator=("qemu-aarch64",))
     assert process.returncode == 0, process.stderr
     program = compile_driver(here, "byte_decode_driver", op_sources(*FOLDERS))
-    assert process.stderr == run_driver(program, *MODELS).stderr
+    assert process.stderr == run_driver(program, *MODELS, "bits").stderr
