@@ -23,6 +23,12 @@ from bgpt_fast.checkpoint.save import save_released
 from bgpt_fast.hf import BGPTFastForCausalLM
 
 
+@pytest.fixture(autouse=True)
+def new_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers keeps one client, with the address of the hub of the test before."""
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None)
+
+
 def is_same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
     pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
     return all(torch.equal(x, y) for x, y in pairs)
