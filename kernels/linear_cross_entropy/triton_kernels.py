@@ -88,17 +88,29 @@ def _linear_cross_entropy_bwd_kernel(
     rows = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     main, last = _logits_tile(x, weight, rows, N, D, V, BM, MAIN, BD)
     token, d = tl.arange(0, MAIN), tl.arange(0, BD)
-    row_lse = tl.load(lse + rows, mask=rows < N, other=0.0)
-    scale = tl.load(dnats + rows, mask=rows < N, other=0.0)
+    # Not exp(main − lse): where all logits are large, the sum of their exponentials is small beside its rounding.
+    main = tl.where((token < V)[None, :], main, -float("inf"))
+    top = tl.max(main, 1)
+    if V > MAIN:
+        top = tl.maximum(top, last)
+    top = tl.where(tl.abs(top) == float("inf"), 0.0, top)
+    main = tl.exp(main - top[:, None])
+    total = tl.sum(main, 1)
+    if V > MAIN:
+        last = tl.exp(last - top)
+        total += last
     # A target that is no token has left lse = NaN, so nothing is lost in 32 bits.
+    row_lse = tl.load(lse + rows, mask=rows < N, other=0.0)
+    share = 1.0 / tl.where(row_lse == row_lse, total, row_lse)
+    scale = tl.load(dnats + rows, mask=rows < N, other=0.0)
     target = tl.load(targets + rows, mask=rows < N, other=0).to(tl.int32)
-    main = tl.exp(main - row_lse[:, None]) - tl.where(token[None, :] == target[:, None], 1.0, 0.0)
+    main = main * share[:, None] - tl.where(token[None, :] == target[:, None], 1.0, 0.0)
     # Columns that are no tokens are zero, whatever the row.
     main = tl.where((token < V)[None, :], main * scale[:, None], 0.0).to(x.dtype.element_ty)
     at = dlogits + rows * COLUMNS
     tl.store(at[:, None] + token[None, :], main, mask=(rows < N)[:, None])
     if V > MAIN:
-        last = (tl.exp(last - row_lse) - tl.where(target == MAIN, 1.0, 0.0)) * scale
+        last = (last * share - tl.where(target == MAIN, 1.0, 0.0)) * scale
         last = last.to(x.dtype.element_ty)
         tl.store(at + MAIN, last, mask=rows < N)
 
@@ -193,10 +205,10 @@ def _columns(V: int) -> int:
 def _row_tile(V: int, dtype: torch.dtype) -> dict[str, Any]:
     wide = _main(V) > 256
     if dtype == torch.float32:
-        tile = {"BM": 16 if wide else 32, "BD": 16, "num_stages": 2}
+        tile = {"BM": 16 if wide else 32, "BD": 16, "num_stages": 2, "num_warps": 16}
     else:
-        tile = {"BM": 32 if wide else 64, "BD": 32 if wide else 64, "num_stages": 3}
-    return {"V": V, "MAIN": _main(V), "num_warps": 8, **tile}
+        tile = {"BM": 32 if wide else 64, "BD": 32 if wide else 64, "num_stages": 3, "num_warps": 8}
+    return {"V": V, "MAIN": _main(V), **tile}
 
 
 def _dweight_tile(V: int, dtype: torch.dtype) -> dict[str, Any]:
