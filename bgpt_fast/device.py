@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar
@@ -135,23 +136,28 @@ def graph_recorder() -> Record:
     return record
 
 
+_capturing = threading.Lock()
+"""Held from a graph's warm-up to the end of its capture: threads share the side stream and a recorder's pool."""
+
+
 def cuda_graph(step: Replay, pool: _POOL_HANDLE | None = None) -> Replay:
     """Warms `step` up three times on a side stream, as graph capture requires, then captures it; returns the replay.
 
     Args:
-        step: what is captured.
+        step: what is captured; it records no graph itself.
         pool: of `torch.cuda.graph_pool_handle`: the memory of the graph's temporary tensors; None means its own.
     """
-    side = _side_stream(torch.cuda.current_device())
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
+    with _capturing:
+        side = _side_stream(torch.cuda.current_device())
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads, such as those that prepare batches, may allocate during the capture.
+        with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
             step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    # Other threads, such as those that prepare batches, may allocate during the capture.
-    with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
-        step()
     return graph.replay
 
 

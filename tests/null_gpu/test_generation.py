@@ -47,15 +47,31 @@ def test_each_call_counts_the_arrivals_of_its_blocks(model: BGPT, monkeypatch: p
     def counted(*arguments: Any) -> None:
         *_, arrived, _ = arguments
         counters.append(arrived)
-        both.wait(60)
+        both.wait(300)
         launch(*arguments)
 
     monkeypatch.setattr(_C, "byte_decode_cuda", counted)
     generator = Generator(model, max_batch=1)
     with ThreadPoolExecutor(2) as pool:
         for done in [pool.submit(generator.generate, [Prompt("bin", b"")], max_new_bytes=1) for _ in range(2)]:
-            done.result(120)
+            done.result(600)
     assert len(counters) == len(set(counters)) == 2
+
+
+@pytest.mark.parametrize("files", [1, PERSISTENT_ROWS + 8])
+def test_threads_record_graphs_in_turn(files: int, log: Log) -> None:
+    """Two captures at once on one stream, or in one memory pool, are refused."""
+    for _ in range(5):
+        generator = Generator(random_model(SHAPES["plain"]).cuda(), max_batch=files)
+        both = threading.Barrier(2)
+
+        def run(generator: Generator, both: threading.Barrier) -> None:
+            both.wait(300)
+            generator.generate([Prompt("bin", b"")] * files, max_new_bytes=1)
+
+        with ThreadPoolExecutor(2) as pool:
+            for done in [pool.submit(run, generator, both) for _ in range(2)]:
+                done.result(600)
 
 
 def test_a_larger_batch_replays_graphs(model: BGPT, log: Log) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -72,6 +74,16 @@ def test_a_wait_during_capture_fails_as_in_cuda() -> None:
     with pytest.raises(RuntimeError, match="stream is capturing"), torch.cuda.graph(torch.cuda.CUDAGraph()):
         pinned.copy_(x)
     assert refusals(log.events(first)) == {"cudaStreamSynchronize": 1}
+
+
+@pytest.mark.parametrize(("mode", "is_refused"), [("thread_local", False), ("global", True)])
+def test_other_threads_launch_during_a_capture_unless_it_is_global(mode: str, is_refused: bool) -> None:
+    x = torch.ones(4, device="cuda")
+    with ThreadPoolExecutor(1) as pool, torch.cuda.graph(torch.cuda.CUDAGraph(), capture_error_mode=mode):
+        y = x * 2  # or the graph would be empty
+        error = pool.submit(lambda: x + 1).exception()
+    assert isinstance(error, RuntimeError) == is_refused
+    del y
 
 
 def test_too_large_launches_fail() -> None:

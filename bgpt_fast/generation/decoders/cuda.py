@@ -20,6 +20,7 @@ Shape letters: T tokens, N patches, S bytes a patch, D width, H heads, d = D / H
 from __future__ import annotations
 
 import math
+import threading
 import warnings
 import weakref
 
@@ -82,10 +83,9 @@ class CudaDecoder:
 
     def prefill(self, patches: Tensor, slots: Tensor, positions: Tensor) -> Tensor:
         """As `Decoder.prefill`."""
-        features = [
-            self._cache.prefill(*part)
-            for part in zip(*(values.split(MAX_GRAPH_ROWS) for values in (patches, slots, positions)), strict=True)
-        ]
+        parts = zip(*(values.split(MAX_GRAPH_ROWS) for values in (patches, slots, positions)), strict=True)
+        with self.weights.lock:
+            features = [self._cache.prefill(*part) for part in parts]
         return features[0] if len(features) == 1 else torch.cat(features)
 
     def write(self, request: DecodeRequest) -> DecodeResult:
@@ -93,7 +93,8 @@ class CudaDecoder:
         assert request.drafts is None
         N = len(request.features)
         if not self.weights.has_persistent_kernel or N > PERSISTENT_ROWS:
-            return self.weights.graphed.write(request)
+            with self.weights.lock:
+                return self.weights.graphed.write(request)
         return write_persistent(self.weights.byte, request)
 
     def logits(self, features: Tensor, tokens: Tensor, count: int) -> Tensor:
@@ -172,6 +173,7 @@ class CudaWeights:
 
     Attributes:
         users: the decoders that read it and still exist.
+        lock: held while a graph is recorded, and from filling a graph's memory to copying its result.
     """
 
     def __init__(
@@ -179,6 +181,7 @@ class CudaWeights:
     ) -> None:
         self.precision, self.batch_invariant = precision, batch_invariant
         self.users: weakref.WeakSet[CudaDecoder] = weakref.WeakSet()
+        self.lock = threading.Lock()
         self.patch, self.byte = PatchWeights(model, precision), ByteWeights(model, precision)
         self.device = self.byte.device
         self.patch_layers = CudaLayers(self.patch, batch_invariant)

@@ -6,6 +6,7 @@
 #include <memory>
 #include <mutex>
 #include <set>
+#include <thread>
 #include <vector>
 
 #include "log.h"
@@ -34,6 +35,12 @@ namespace {
 struct Capture {
     std::set<cudaStream_t> streams;
     cudaStreamCaptureMode mode;
+    std::thread::id thread;
+
+    // Streams of torch do not wait for the legacy stream, so other threads may go on, but for a capture of mode Global.
+    bool concerns_this_thread() const {
+        return thread == std::this_thread::get_id() || mode == cudaStreamCaptureModeGlobal;
+    }
 };
 
 struct State {
@@ -68,7 +75,9 @@ double milliseconds() {
 bool is_capturing() {
     State& s = state();
     const std::lock_guard lock(s.mutex);
-    return !s.captures.empty();
+    for (const auto& [id, capture] : s.captures)
+        if (capture.concerns_this_thread()) return true;
+    return false;
 }
 
 bool is_capturing(cudaStream_t stream) {
@@ -82,7 +91,7 @@ bool may_allocate() {
     const std::lock_guard lock(s.mutex);
     if (mode_of_thread == cudaStreamCaptureModeRelaxed) return true;
     for (const auto& [id, capture] : s.captures)
-        if (capture.mode != cudaStreamCaptureModeRelaxed) return false;
+        if (capture.mode != cudaStreamCaptureModeRelaxed && capture.concerns_this_thread()) return false;
     return true;
 }
 
@@ -224,7 +233,7 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mo
     auto& s = state();
     const std::lock_guard lock(s.mutex);
     const int32_t id = ++s.last_id;
-    s.captures[id] = {.streams = {stream}, .mode = mode};
+    s.captures[id] = {.streams = {stream}, .mode = mode, .thread = std::this_thread::get_id()};
     s.recorded[id];
     return cudaSuccess;
 }
