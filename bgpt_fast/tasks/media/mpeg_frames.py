@@ -6,6 +6,7 @@ libsndfile stops at the length that its decoder estimates from the first frame, 
 
 from __future__ import annotations
 
+import itertools
 import re
 import struct
 from typing import NamedTuple
@@ -20,6 +21,13 @@ _BITRATES = {  # (MPEG 1, layer) → kbit/s by index
     (False, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
 _MOST_JUNK = 1 << 20
+_MOST_CANDIDATES = 1 << 20
+"""Places in a row that begin like a frame and are none, behind which no frame is expected."""
+_MOST_ZEROS = 1 << 16
+"""Behind the last frame, as padding; more are where a download did not arrive."""
+_FRAMES_OF_ANOTHER_KIND = 8
+"""In a row, by which another file is recognised behind the first one: in other bytes a few can be by chance."""
+_TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICSBEGIN")
 _ALL = 0x7FFFFFFF
 
 
@@ -30,59 +38,103 @@ class _Frame(NamedTuple):
     is_mono: bool
     size: int
 
+    @property
+    def kind(self) -> tuple[bool, int, int, bool]:
+        """What all frames of a file have in common."""
+        return self[:4]
+
 
 class MpegAudio(NamedTuple):
-    """The frames of a file.
+    """Consecutive frames of one file: of one version, layer, rate and number of channels.
 
     Args:
         start: offset of the first frame.
+        content: the frames, without other bytes between them, at which decoders give up.
         frames: number of complete frames, without the one that states the count.
         stated: the count according to that frame; None without one.
         is_cut: whether the last frame is incomplete.
+        is_damaged: whether as many bytes as a frame has are missing or no frame, between two or behind the last.
         frame_samples: number of samples in a frame.
     """
 
     start: int
+    content: bytes
     frames: int
     stated: int | None
     is_cut: bool
+    is_damaged: bool
     frame_samples: int
 
 
-def find_frames(content: bytes, start: int) -> MpegAudio | None:
-    """Counts the frames from the first one at or after `start`; None if there are no two in a row.
+def find_frames(content: bytes, start: int) -> list[MpegAudio]:
+    """Splits MPEG audio, from the first frame at or after `start`, where another file follows.
 
-    Other bytes between frames are skipped, at most 1 MiB of them at a time.
+    Another file begins with a frame that states its count, or with frames of another kind. Tags, and other bytes fewer
+    than a frame, are skipped.
+
+    Returns:
+        The files; none if there are no two frames in a row in the first MiB.
     """
-    place, first = _next_frame(content, start, None)
-    if first is None:
-        return None
-    begin, count = place, 0
+    files = []
+    place, first = _next_frame(content, start, None, start + _MOST_JUNK)
+    while first is not None:
+        audio, place, first = _one_file(content, place, first)
+        files.append(audio)
+    return files
+
+
+def _one_file(content: bytes, begin: int, first: _Frame) -> tuple[MpegAudio, int, _Frame | None]:
+    """Returns a file's frames, and the place and first frame of the next file, None behind the last one."""
+    place, count, size = begin, 0, first.size
+    start, runs = begin, []
+    is_cut = is_damaged = False
+    frame: _Frame | None = first
     while True:
-        frame = _frame_at(content, place, first)
+        if frame is not None and count and _states_count(content, place, frame):
+            break
         if frame is None:
-            place, frame = _next_frame(content, place, first)
-        if frame is None:
-            is_cut = place < len(content) < place + 4 and content[place] == 0xFF
-        else:
-            is_cut = place + frame.size > len(content)
-        if frame is None or is_cut:
-            count, stated = _without_count_frame(content, begin, first, count)
-            return MpegAudio(begin, count, stated, is_cut, _frame_samples(first))
+            behind, frame = _next_frame(content, place, first, len(content))
+            is_cut = frame is None and place < len(content) < place + 4 and content[place] == 0xFF
+            is_file = frame is not None and (frame.kind != first.kind or _states_count(content, behind, frame))
+            is_damaged |= _is_gap(content, place, behind, size, frame is None or is_file)
+            runs.append(content[start:place])
+            start = place = behind
+            if frame is None or is_file:
+                break
+        is_cut = place + frame.size > len(content)
+        if is_cut:
+            frame = None
+            break
         count += 1
         place += frame.size
+        size = frame.size
+        frame = _frame_at(content, place, first)
+    count, stated = _without_count_frame(content, begin, first, count)
+    frames = b"".join([*runs, content[start:place]])
+    return MpegAudio(begin, frames, count, stated, is_cut, is_damaged, _frame_samples(first)), place, frame
 
 
-def with_length(content: bytes, audio: MpegAudio) -> bytes:
+def _is_gap(content: bytes, place: int, behind: int, size: int, is_last: bool) -> bool:
+    """Whether frames of `size` bytes are missing in bytes that are none; behind the last one other bytes may follow."""
+    rest = content[place:behind].lstrip(b"\0")
+    if rest.startswith(_TAGS):
+        return False
+    if is_last:
+        return not rest and behind - place >= _MOST_ZEROS
+    return behind - place >= size
+
+
+def with_length(audio: MpegAudio) -> bytes:
     """Returns the file with a first frame that states a count above the true one, so that all frames are decoded."""
-    first = _frame_at(content, audio.start, None)
+    content = audio.content
+    first = _frame_at(content, 0, None)
     assert first is not None
-    rest = audio.start if audio.stated is None else audio.start + first.size
+    rest = 0 if audio.stated is None else first.size
     if first.layer != 3:
         return content
     # The smallest bit rate at which the frame has room for the count.
     place = _count_place(first)
-    header = bytearray(content[audio.start : audio.start + 4])
+    header = bytearray(content[:4])
     header[1] |= 1  # no checksum
     for index in range(1, 15):
         header[2] = index << 4 | header[2] & 0x0C
@@ -93,19 +145,24 @@ def with_length(content: bytes, audio: MpegAudio) -> bytes:
     body = bytearray(first.size)
     body[:4] = header
     body[place : place + 12] = struct.pack(">4sII", b"Info", 1, min(len(content), _ALL))
-    return content[: audio.start] + bytes(body) + content[rest:]
+    return bytes(body) + content[rest:]
 
 
 def _without_count_frame(content: bytes, begin: int, first: _Frame, count: int) -> tuple[int, int | None]:
-    if first.layer == 3:
-        place = begin + _count_place(first)
-        if content[place : place + 4] in (b"Xing", b"Info"):
-            flags, frames = struct.unpack_from(">II", content.ljust(place + 12, b"\0"), place + 4)
-            return max(count - 1, 0), frames if flags & 1 else None
-        place = begin + 36
-        if content[place : place + 4] == b"VBRI":
-            return max(count - 1, 0), struct.unpack_from(">I", content.ljust(place + 18, b"\0"), place + 14)[0]
-    return count, None
+    if not _states_count(content, begin, first):
+        return count, None
+    place = begin + _count_place(first)
+    if content[place : place + 4] in (b"Xing", b"Info"):
+        flags, frames = struct.unpack_from(">II", content.ljust(place + 12, b"\0"), place + 4)
+        return max(count - 1, 0), frames if flags & 1 else None
+    return max(count - 1, 0), struct.unpack_from(">I", content.ljust(begin + 54, b"\0"), begin + 50)[0]
+
+
+def _states_count(content: bytes, place: int, frame: _Frame) -> bool:
+    """Whether a frame may state the count, and no sound."""
+    behind = place + _count_place(frame)
+    is_xing = content[behind : behind + 4] in (b"Xing", b"Info")
+    return frame.layer == 3 and (is_xing or content[place + 36 : place + 40] == b"VBRI")
 
 
 def _frame_samples(frame: _Frame) -> int:
@@ -131,7 +188,8 @@ def _frame_at(content: bytes, place: int, like: _Frame | None) -> _Frame | None:
         return None
     is_mpeg_1 = version == 3
     hertz = _RATES[rate] // {3: 1, 2: 2, 0: 4}[version]
-    if like is not None and (like.is_mpeg_1, like.layer, like.rate) != (is_mpeg_1, layer, hertz):
+    is_mono = content[place + 3] >> 6 == 3
+    if like is not None and like.kind != (is_mpeg_1, layer, hertz, is_mono):
         return None
     bits = 1000 * _BITRATES[is_mpeg_1, layer][bitrate - 1]
     padding = content[place + 2] >> 1 & 1
@@ -139,15 +197,25 @@ def _frame_at(content: bytes, place: int, like: _Frame | None) -> _Frame | None:
         size = (12 * bits // hertz + padding) * 4
     else:
         size = (72 if layer == 3 and not is_mpeg_1 else 144) * bits // hertz + padding
-    return _Frame(is_mpeg_1, layer, hertz, content[place + 3] >> 6 == 3, size)
+    return _Frame(is_mpeg_1, layer, hertz, is_mono, size)
 
 
-def _next_frame(content: bytes, place: int, like: _Frame | None) -> tuple[int, _Frame | None]:
-    """Finds the next frame that is followed by another one, or by the end of the file."""
-    for match in re.compile(rb"\xff[\xe0-\xff]").finditer(content, place, place + _MOST_JUNK):
-        frame = _frame_at(content, match.start(), like)
-        if frame is not None:
-            behind = match.start() + frame.size
-            if _frame_at(content, behind, frame) is not None or (behind == len(content) and like is not None):
-                return match.start(), frame
-    return place, None
+def _next_frame(content: bytes, place: int, like: _Frame | None, end: int) -> tuple[int, _Frame | None]:
+    """Finds the next frame before `end` that others of its kind follow: one, or more if it is not like `like`.
+
+    Returns:
+        Its place, and the frame; the end of the content, and None, if there is none.
+    """
+    candidates = re.compile(rb"\xff[\xe0-\xff]").finditer(content, place, end)
+    for match in itertools.islice(candidates, _MOST_CANDIDATES):
+        frame = _frame_at(content, match.start(), None)
+        if frame is None:
+            continue
+        is_like = like is not None and frame.kind == like.kind
+        most = 2 if is_like or like is None else _FRAMES_OF_ANOTHER_KIND
+        count, behind = 1, match.start() + frame.size
+        while count < most and (following := _frame_at(content, behind, frame)) is not None:
+            count, behind = count + 1, behind + following.size
+        if count == most or (is_like and behind == len(content)):
+            return match.start(), frame
+    return len(content), None

@@ -82,8 +82,7 @@ def mp3(rate: int, mode: str, length: float = 6.0) -> tuple[bytes, bytes, int]:
     file = io.BytesIO()
     soundfile.write(file, wave, rate, format="MP3", bitrate_mode=mode, compression_level=0.5)
     content = file.getvalue()
-    audio = find_frames(content, 0)
-    assert audio is not None
+    (audio,) = find_frames(content, 0)
     assert audio.stated == audio.frames
     second = next(at for at in range(4, len(content)) if content[at : at + 2] == content[:2])
     return content, content[second:], audio.frame_samples
@@ -101,13 +100,40 @@ def test_mp3_is_read_to_the_end_without_a_stated_length(rate: int, mode: str) ->
     for before, behind in itertools.product((b"", TAG, TAG * 2, TAG + bytes(500)), (b"", LAST_TAG)):
         assert seconds(before + stated + behind) == 6
         assert 6 < seconds(before + unstated + behind) < 6 + padding
-    assert 12 < seconds(stated + stated) < 12 + 2 * padding, "the second file is not lost"
+    assert seconds(stated + stated) == seconds(stated + TAG + stated) == 12, "the second file is not lost"
     assert 12 < seconds(unstated + unstated) < 12 + 2 * padding
     loud = clips(unstated, 8000, 1.0)[-2].astype(float)
     assert loud.std() > 5, "the samples, not silence"
     for content in (stated, unstated):
         assert reason(content[:-1]) == reason(content[:-9]) == "audio cut short"
     assert reason(stated[: len(stated) // 2]) == "audio cut short"
+
+
+def test_mp3_files_of_different_kinds_behind_one_another_are_all_read() -> None:
+    one, other = mp3(44_100, "VARIABLE", 2.0)[0], mp3(16_000, "CONSTANT", 3.0)[0]
+    stereo = io.BytesIO()
+    soundfile.write(stereo, np.random.default_rng(0).normal(0, 0.2, (44_100, 2)), 44_100, format="MP3")
+    assert seconds(one + other) == seconds(other + LAST_TAG + TAG + one) == 5
+    assert seconds(one + stereo.getvalue() + one) == 5
+    assert len(clips(one + other, 8000, 1.0)) == 5
+    frames = [at for at in range(len(one)) if one[at : at + 2] == one[:2]]
+    assert reason(one[: frames[len(frames) // 2]] + one) == "audio cut short", "although there are frames enough"
+
+
+def test_mp3_with_holes_is_damaged() -> None:
+    stated, unstated, _ = mp3(16_000, "CONSTANT", 6.0)
+    for content in (stated, unstated):
+        frames = [at for at in range(len(content)) if content[at : at + 2] == content[:2]]
+        begin, end = (frames[len(frames) * share // 4] for share in (1, 3))
+        for hole in (bytes(end - begin), bytes(1 << 21), b"hole" * 200):
+            assert reason(content[:begin] + hole + content[end:]) == "damaged audio"
+        header = content[: frames[5]] + bytes(4) + content[frames[5] + 4 :]
+        assert reason(header) == "damaged audio", "a frame is lost"
+        assert reason(content[:begin] + bytes(1 << 16)) in ("damaged audio", "audio cut short")
+        padded = content[:begin] + bytes(50) + content[begin:] + bytes(1000)
+        assert seconds(padded) == seconds(content), "nothing is lost"
+    whole = [at for at in range(len(stated)) if stated[at : at + 2] == stated[:2]][9]
+    assert seconds(stated[:whole] + bytes(5000) + stated[whole:]) == 6, "the stated count says that nothing is lost"
 
 
 def test_what_only_begins_like_mp3() -> None:
@@ -130,6 +156,9 @@ def test_mp3_within_wav() -> None:
     assert seconds(wav(stated)) == 3
     assert 3 < seconds(wav(unstated)) < 3.1
     assert reason(wav(unstated)[:-100]) == "audio cut short"
+    frames = [at for at in range(len(unstated)) if unstated[at : at + 2] == unstated[:2]]
+    whole = wav(unstated)
+    assert reason(whole[: len(whole) - len(unstated) + frames[20]]) == "audio cut short", "between two frames"
 
 
 @pytest.mark.parametrize("encoding", ["VORBIS", "OPUS"])
@@ -142,6 +171,21 @@ def test_chained_ogg_is_read_to_the_end(encoding: str) -> None:
     last_page = one.rindex(b"OggS")
     for cut in (one[:last_page], one[:-1], one[: last_page + 20], one + two[: two.rindex(b"OggS")]):
         assert reason(cut) == "audio cut short"
+
+
+@pytest.mark.parametrize("encoding", ["VORBIS", "OPUS"])
+def test_damaged_and_missing_ogg_pages_which_decoders_skip(encoding: str) -> None:
+    file = io.BytesIO()
+    soundfile.write(file, np.random.default_rng(0).normal(0, 0.2, (72_000, 2)), 24_000, format="OGG", subtype=encoding)
+    content = file.getvalue()
+    assert seconds(content) == 3
+    pages = [b"OggS" + page for page in content.split(b"OggS")[1:]]
+    assert len(pages) > 6
+    for number in range(3, len(pages) - 1):
+        damaged = bytearray(b"".join(pages))
+        damaged[sum(map(len, pages[:number])) + 300] ^= 1
+        assert reason(bytes(damaged)) == "damaged audio"
+        assert reason(b"".join(pages[:number] + pages[number + 1 :])) == "damaged audio"
 
 
 @pytest.mark.parametrize("unknown", [0x7F000000, 0x7FFFF000, 0xFFFFFFFF])
