@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model, logging
 
 from bgpt_fast import BGPTConfig, PackedPatches, ReferenceBGPT
-from bgpt_fast.config import EOP, VOCAB_SIZE
+from bgpt_fast.config import EOP
 
 logging.set_verbosity_error()
 
@@ -32,19 +32,20 @@ def _gpt2(config: BGPTConfig, layers: int, heads: int, positions: int, vocab_siz
 class _PatchLevelDecoder(nn.Module):
     def __init__(self, config: BGPTConfig) -> None:
         super().__init__()
-        self.patch_embedding = nn.Linear(config.patch_size * VOCAB_SIZE, config.hidden_size)
+        self.vocab_size = config.vocab_size
+        self.patch_embedding = nn.Linear(config.patch_size * config.vocab_size, config.hidden_size)
         sizes = (config.patch_num_layers, config.patch_heads, config.patch_length, 1)
         self.base = GPT2Model(_gpt2(config, *sizes))
 
     def forward(self, patches: Tensor, mask: Tensor) -> Tensor:
-        one_hot = F.one_hot(patches, VOCAB_SIZE).to(self.patch_embedding.weight.dtype).flatten(2)
+        one_hot = F.one_hot(patches, self.vocab_size).to(self.patch_embedding.weight.dtype).flatten(2)
         return self.base(inputs_embeds=self.patch_embedding(one_hot), attention_mask=mask)["last_hidden_state"]
 
 
 class _ByteLevelDecoder(nn.Module):
     def __init__(self, config: BGPTConfig) -> None:
         super().__init__()
-        sizes = (config.byte_num_layers, config.byte_heads, config.patch_size + 1, VOCAB_SIZE)
+        sizes = (config.byte_num_layers, config.byte_heads, config.patch_size + 1, config.vocab_size)
         self.base = GPT2LMHeadModel(_gpt2(config, *sizes))
 
 
@@ -97,6 +98,51 @@ class HuggingFaceBGPT(nn.Module):
             logits = decoder(inputs_embeds=inputs[None], use_cache=False).logits[0, -1]
             tokens.append(int(logits.argmax()))
         return tokens
+
+
+class HuggingFaceNotaGen(nn.Module):
+    """NotaGen as its authors assembled it: no cache in generation; `state_dict` has the layout of its `.pth` files.
+
+    Args:
+        config: sizes, with NotaGen's alphabet.
+    """
+
+    def __init__(self, config: BGPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_level_decoder = _PatchLevelDecoder(config)
+        self.char_level_decoder = _ByteLevelDecoder(config)
+
+    def forward(self, tunes: Sequence[Tensor]) -> Tensor:
+        """The released loss of tunes int64 [P, S]: the mean over all symbols but `pad` of all patches but the first."""
+        patches = nn.utils.rnn.pad_sequence([*tunes], batch_first=True, padding_value=self.config.pad or 0)
+        mask = nn.utils.rnn.pad_sequence([torch.ones(len(tune), dtype=torch.long) for tune in tunes], batch_first=True)
+        features = self.patch_level_decoder(patches, mask)
+        has_next = mask * (mask.flip(1).cumsum(1).flip(1) > 1)
+        is_target = mask.clone()
+        is_target[:, 0] = 0
+        targets = patches[is_target == 1]
+        tokens = torch.cat([torch.full_like(targets[:, :1], self.config.bos or 0), targets], dim=1)
+        labels = tokens.masked_fill(tokens == self.config.pad, -100)
+        base = self.char_level_decoder.base
+        embeddings = F.embedding(tokens, base.transformer.wte.weight)
+        embeddings = torch.cat([features[has_next == 1][:, None], embeddings[:, 1:]], dim=1)
+        return base(inputs_embeds=embeddings, attention_mask=(labels != -100).long(), labels=labels).loss
+
+    @torch.no_grad()
+    def next_patch(self, patches: Tensor, choose: Callable[[Tensor, int], int], known: Sequence[int] = ()) -> list[int]:
+        """The symbols of the patch after `patches` int64 [P, S] that follow the known ones.
+
+        `choose` takes the probabilities [V] and the position of a symbol. All positions are computed, also after `eos`.
+        """
+        feature = self.patch_level_decoder(patches[None], torch.ones(1, len(patches), dtype=torch.long))[0, -1:]
+        decoder = self.char_level_decoder.base
+        symbols = [*known]
+        while len(symbols) < self.config.patch_size:
+            inputs = torch.cat([feature, decoder.transformer.wte(torch.tensor(symbols, dtype=torch.int64))])
+            logits = decoder(inputs_embeds=inputs[None]).logits[0, -1]
+            symbols.append(choose(logits.softmax(0), len(symbols)))
+        return symbols[len(known) :]
 
 
 def batched_reference(model: ReferenceBGPT) -> Callable[[Tensor], Tensor]:

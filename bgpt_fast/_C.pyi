@@ -75,7 +75,7 @@ class PackedCache:
     def __init__(self, transformer: PackedTransformer, slots: int, length: int) -> None: ...
 
 class PackedByteDecoder:
-    def __init__(self, transformer: PackedTransformer, wte: int, S: int) -> None: ...
+    def __init__(self, transformer: PackedTransformer, wte: int, V: int, S: int) -> None: ...
     def decode(
         self,
         features: int,
@@ -90,6 +90,8 @@ class PackedByteDecoder:
         top_k: int,
         top_p: typing.SupportsFloat | typing.SupportsIndex,
         seed: int,
+        eop: int,
+        fill: int,
         tokens: int,
         counts: int,
         logits: int,
@@ -122,7 +124,9 @@ def bias_gelu_backward(
 def byte_accept(
     N: int,
     S: int,
+    V: int,
     s: int,
+    eop: int,
     logits: int,
     prefix_tokens: int,
     max_tokens: int,
@@ -137,7 +141,9 @@ def byte_accept(
 def byte_accept_cuda(
     N: int,
     S: int,
+    V: int,
     s: int,
+    eop: int,
     logits: int,
     prefix_tokens: int,
     max_tokens: int,
@@ -284,10 +290,11 @@ def patch_embed(
     P: int,
     S: int,
     D: int,
+    V: int,
     bf16: bool,
     threads: int,
 ) -> None: ...
-def patch_embed_backward(dy: int, patches: int, rows: int, P: int, S: int, D: int, threads: int) -> None: ...
+def patch_embed_backward(dy: int, patches: int, rows: int, P: int, S: int, D: int, V: int, threads: int) -> None: ...
 def patch_embed_cuda(
     patches: int,
     rows: int,
@@ -298,11 +305,12 @@ def patch_embed_cuda(
     P: int,
     S: int,
     D: int,
+    V: int,
     L: int,
     dtype: int,
     stream: int,
 ) -> None: ...
-def patches_in_range(patches: int, count: int) -> bool: ...
+def patches_in_range(patches: int, count: int, V: int) -> bool: ...
 def persistent_supports(D: int, H: int, F: int, S: int, layers: int) -> bool: ...
 def persistent_workspace_size(D: int, H: int, F: int, S: int, layers: int, N: int) -> int: ...
 def positions_in_range(positions: int, count: int, L: int) -> bool: ...

@@ -1,6 +1,6 @@
 """The byte-level decoder: predicts each byte of a patch from the previous patch's feature and the bytes before it.
 
-Shape letters: T patches, S bytes per patch, D width, V = 257 tokens.
+Shape letters: T patches, S bytes per patch, D width, V tokens.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bgpt_fast.config import VOCAB_SIZE, BGPTConfig
+from bgpt_fast.config import BGPTConfig
 from bgpt_fast.kernels.byte_attention.op import byte_attention_projected
 from bgpt_fast.kernels.byte_embed.op import byte_embed
 from bgpt_fast.kernels.common.register import is_transformed
@@ -30,8 +30,8 @@ class LMHead(nn.Module):
     def __init__(self, config: BGPTConfig) -> None:
         super().__init__()
         positions = config.patch_size + 1
-        self.transformer = Transformer(config, VOCAB_SIZE, positions, config.byte_num_layers, config.byte_heads)
-        self.lm_head = nn.Linear(config.hidden_size, VOCAB_SIZE, bias=False)
+        self.transformer = Transformer(config, config.vocab_size, positions, config.byte_num_layers, config.byte_heads)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.lm_head.weight = self.transformer.wte.weight
 
 
@@ -40,7 +40,7 @@ class ByteLevelDecoder(nn.Module):
 
     def __init__(self, config: BGPTConfig) -> None:
         super().__init__()
-        self.heads = config.byte_heads
+        self.heads, self.pad = config.byte_heads, config.pad
         self.base = LMHead(config)
 
     def forward(self, features: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,29 +51,39 @@ class ByteLevelDecoder(nn.Module):
             patches: int16 [T, S], the true bytes; byte s is predicted from the bytes before it.
 
         Returns:
-            The mean loss in nats per position (scalar, differentiable); the loss of each, float32 [T, S], detached.
+            The mean loss in nats per position (scalar, differentiable), without those whose symbol is the config's
+            `pad`; the loss of each, float32 [T, S], detached.
         """
         # A number of chunks would be a graph of its own, and torch.func cannot differentiate what `_InChunks` does.
         if torch.compiler.is_compiling() or is_transformed():
             nats = self.nats(features, patches)
-            return nats.mean(), nats.detach()
+            return self._mean(nats, patches), nats.detach()
         chunk = chunk_size(features.device)
         if len(patches) > chunk and torch.is_grad_enabled():
             weights = [weight for weight in self.parameters() if weight.requires_grad]
             loss, nats = _InChunks.apply(features, patches, self, chunk, *weights)
             return loss, nats
         nats = torch.cat([self.nats(*part) for part in zip(features.split(chunk), patches.split(chunk), strict=True)])
-        return nats.mean(), nats.detach()
+        return self._mean(nats, patches), nats.detach()
 
     def nats(self, features: Tensor, patches: Tensor) -> Tensor:
-        """−log p of each byte, float32 [T, S]; arguments as `forward`."""
+        """−log p of each byte, 0 where it is `pad`: float32 [T, S]; arguments as `forward`."""
         rows, weight = self._rows(features, patches), self.base.lm_head.weight
-        return linear_cross_entropy(rows, weight.to(rows.dtype), patches.flatten()).view(patches.shape)
+        nats = linear_cross_entropy(rows, weight.to(rows.dtype), patches.flatten()).view(patches.shape)
+        return nats if self.pad is None else nats.masked_fill(patches == self.pad, 0.0)
+
+    def positions(self, patches: Tensor) -> Tensor | int:
+        """How many positions of these patches are in the loss; at least 1."""
+        return patches.numel() if self.pad is None else (patches != self.pad).sum().clamp(min=1)
+
+    def _mean(self, nats: Tensor, patches: Tensor) -> Tensor:
+        return nats.mean() if self.pad is None else nats.sum() / self.positions(patches)
 
     def logits(self, features: Tensor, patches: Tensor) -> Tensor:
         """Logits [T, S, V] of each byte; arguments as `forward`."""
         rows = self._rows(features, patches)
-        return F.linear(rows, self.base.lm_head.weight.to(rows.dtype)).view(*patches.shape, VOCAB_SIZE)
+        weight = self.base.lm_head.weight.to(rows.dtype)
+        return F.linear(rows, weight).view(*patches.shape, len(weight))
 
     def _rows(self, features: Tensor, patches: Tensor) -> Tensor:
         T, S = patches.shape
@@ -120,10 +130,10 @@ class _InChunks(torch.autograd.Function):
                 total += gradient
             nats.append(chunk_nats.detach())
         ctx.save_for_backward(dfeatures, *(total.to(weight.dtype) for total, weight in zip(sums, weights, strict=True)))
-        ctx.positions = patches.numel()
+        ctx.positions = decoder.positions(patches)
         all_nats = torch.cat(nats)
         ctx.mark_non_differentiable(all_nats)
-        return all_nats.mean(), all_nats
+        return decoder._mean(all_nats, patches), all_nats
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -11,6 +11,10 @@ EOP = 256
 """The end-of-patch token `<eop>`: pads a short patch; a patch consisting only of it marks the end of a file."""
 VOCAB_SIZE = 257
 """Byte values 0…255 and `EOP`."""
+VOCAB_SIZES = (128, VOCAB_SIZE)
+"""Numbers of symbols that kernels are compiled for: NotaGen's (ASCII) and bGPT's."""
+NOTAGEN_ALPHABET: dict[str, Any] = {"vocab_size": 128, "eop": 2, "bos": 1, "eos": 2, "pad": 0}
+"""The fields of `BGPTConfig` that make it a NotaGen (arXiv 2502.18008)."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,12 @@ class BGPTConfig:
             as released. "numeric": mostly a random projection of the byte value's bits, phases and magnitude, so
             that numerically similar bytes start with similar embeddings; learns arithmetic in minutes, not hours.
         byte_init_std: standard deviation of the initial byte embeddings (0.02 as released).
+        vocab_size: V, number of symbols of a patch's positions: 257 (bytes and `<eop>`), or 128 as NotaGen has.
+        eop: the symbol at which the decoding of a patch ends. In bGPT it also fills the rest of the patch and ends the
+            file.
+        bos, eos, pad: None in bGPT; all three, or none. With them a patch that begins with `bos`, `eos` ends the text,
+            a patch that is cut short by `eop` is filled with `pad`, and `pad` is not in the loss (NotaGen, arXiv
+            2502.18008).
 
     Raises:
         TypeError, ValueError: a field has the wrong type or is out of range.
@@ -53,6 +63,11 @@ class BGPTConfig:
     position_init_std: float = 0.02
     byte_init: str = "normal"
     byte_init_std: float = 0.02
+    vocab_size: int = VOCAB_SIZE
+    eop: int = EOP
+    bos: int | None = None
+    eos: int | None = None
+    pad: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("patch_size", "patch_length", "hidden_size", "patch_num_layers", "byte_num_layers"):
@@ -86,12 +101,51 @@ class BGPTConfig:
         for name, choices in (("position_init", ("normal", "sinusoidal")), ("byte_init", ("normal", "numeric"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"BGPTConfig.{name}: expected one of {choices}, got {getattr(self, name)!r}")
+        self._check_alphabet()
+
+    def _check_alphabet(self) -> None:
+        if type(self.vocab_size) is not int or self.vocab_size not in VOCAB_SIZES:
+            raise ValueError(f"BGPTConfig.vocab_size: expected one of {VOCAB_SIZES}, got {self.vocab_size!r}")
+        special = self.bos, self.eos, self.pad
+        if any(symbol is None for symbol in special) and special != (None, None, None):
+            raise ValueError(f"BGPTConfig: bos, eos, pad: expected three symbols, or None for all, got {special}")
+        for name in ("eop", "bos", "eos", "pad"):
+            symbol = getattr(self, name)
+            if name != "eop" and symbol is None:
+                continue
+            if type(symbol) is not int:
+                raise TypeError(f"BGPTConfig.{name}: expected an int, got {type(symbol).__name__} {symbol!r}")
+            if not 0 <= symbol < self.vocab_size:
+                raise ValueError(f"BGPTConfig.{name}: expected a symbol 0…{self.vocab_size - 1}, got {symbol}")
+        if self.vocab_size == VOCAB_SIZE and (self.eop != EOP or self.pad is not None):
+            raise ValueError(
+                f"BGPTConfig: expected eop {EOP} and no bos, eos, pad with {VOCAB_SIZE} symbols, whose others are all "
+                f"bytes, got eop {self.eop}, bos {self.bos}, eos {self.eos}, pad {self.pad}"
+            )
+        if self.byte_init == "numeric" and self.vocab_size != VOCAB_SIZE:
+            raise ValueError(
+                f'BGPTConfig.byte_init: expected "normal" with {self.vocab_size} symbols, got "numeric", whose '
+                f"features are those of {VOCAB_SIZE - 1} byte values"
+            )
 
     @property
     def patch_heads(self) -> int:
         """Heads of the patch-level decoder; never None."""
         assert self.num_heads is not None
         return self.num_heads
+
+    def check_bytes(self, name: str) -> None:
+        """Raises ValueError, which begins with `name`, unless the model is one of files: its symbols are bytes."""
+        if self.vocab_size != VOCAB_SIZE:
+            raise ValueError(
+                f"{name}: expected a model of bytes, with {VOCAB_SIZE} symbols, got one of {self.vocab_size}; "
+                "NotaGen's functions are in bgpt_fast.models.notagen"
+            )
+
+    @property
+    def fill(self) -> int:
+        """The symbol of a patch's positions after its end: `pad` if there is one, otherwise `eop`."""
+        return self.eop if self.pad is None else self.pad
 
     @property
     def byte_heads(self) -> int:
@@ -100,8 +154,13 @@ class BGPTConfig:
         return self.byte_num_heads
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as a JSON-serialisable dict."""
-        return dataclasses.asdict(self)
+        """The fields as a JSON-serialisable dict; without those of the alphabet where it is bGPT's, as earlier versions
+        wrote them."""
+        fields = dataclasses.asdict(self)
+        if self.vocab_size == VOCAB_SIZE:
+            for name in ("vocab_size", "eop", "bos", "eos", "pad"):
+                del fields[name]
+        return fields
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> BGPTConfig:

@@ -285,6 +285,7 @@ def check_truncation(
         raise TypeError(f"{name}: expected a sequence such as a list, got {type(items).__name__}")
     if not isinstance(config, BGPTConfig):
         raise TypeError(f"{function}: config: expected a BGPTConfig, got {type(config).__name__}")
+    config.check_bytes(function)
     if mode not in ("head", "window", "error"):
         raise ValueError(f'{function}: truncation: expected "head", "window" or "error", got {mode!r}')
     if not isinstance(seed, int) or isinstance(seed, bool):

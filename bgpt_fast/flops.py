@@ -1,6 +1,6 @@
 """FLOP counts of bGPT and peak FLOP/s of GPUs: numerator and denominator of MFU (model FLOPs utilisation).
 
-Shape letters: L patches of a document, S bytes per patch, D width, V = 257 tokens.
+Shape letters: L patches of a document, S bytes per patch, D width, V tokens.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bgpt_fast.config import VOCAB_SIZE, BGPTConfig
+from bgpt_fast.config import BGPTConfig
 
 _PEAKS = (
     (r"NVIDIA (H100 80GB HBM3|GH200 480GB|H200)", 989.4e12, 66.9e12),
@@ -63,7 +63,7 @@ def forward_flops(
         "patch attention": 4 * D * patch_scores * config.patch_num_layers,
         "byte linears": targets * S * linears * config.byte_num_layers,
         "byte attention": 4 * D * targets * byte_scores * config.byte_num_layers,
-        "head": 2 * D * VOCAB_SIZE * targets * S,
+        "head": 2 * D * config.vocab_size * targets * S,
     }
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from bgpt_fast.config import VOCAB_SIZE, BGPTConfig
+from bgpt_fast.config import BGPTConfig
 from bgpt_fast.kernels.bias_gelu.op import bias_gelu, bias_gelu_backward
 from bgpt_fast.kernels.layer_norm.op import add_layer_norm, layer_norm
 
@@ -25,8 +25,8 @@ Attend = Callable[[Tensor, "Linear", float], Tensor]
 
 
 def byte_embeddings(config: BGPTConfig) -> Tensor:
-    """Initial embeddings of the 257 tokens, float32 [257, D], according to `config.byte_init`."""
-    table = torch.empty(VOCAB_SIZE, config.hidden_size).normal_(std=config.byte_init_std)
+    """Initial embeddings of the V tokens, float32 [V, D], according to `config.byte_init`."""
+    table = torch.empty(config.vocab_size, config.hidden_size).normal_(std=config.byte_init_std)
     if config.byte_init == "numeric":
         features = _numeric_features()
         projection = torch.empty(features.shape[1], config.hidden_size).normal_(std=config.byte_init_std)
@@ -280,7 +280,7 @@ class Transformer(nn.Module):
         self.activation_checkpointing = False
         self.wte = nn.Embedding(vocab_size, config.hidden_size)
         self.wpe = nn.Embedding(positions, config.hidden_size)
-        if vocab_size == VOCAB_SIZE:
+        if vocab_size == config.vocab_size:
             self.wte.weight = nn.Parameter(byte_embeddings(config))
         else:
             nn.init.normal_(self.wte.weight, std=INIT_STD)

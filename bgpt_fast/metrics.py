@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bgpt_fast.config import EOP
+from bgpt_fast.config import BGPTConfig
 
 
 class BitsPerByte:
@@ -28,12 +28,13 @@ class BitsPerByte:
         self.positions = 0
         self.bytes = 0
 
-    def update(self, nats: Tensor, patches: Tensor) -> None:
+    def update(self, nats: Tensor, patches: Tensor, config: BGPTConfig | None = None) -> None:
         """Adds one batch.
 
         Args:
             nats: float [T, S], negative log-likelihood of each position in nats.
-            patches: int [T, S], the target patches, values 0…256.
+            patches: int [T, S], the target patches.
+            config: of the model, for its alphabet; None means bGPT's. Positions with its `pad` do not count.
 
         Raises:
             ValueError: the shapes differ.
@@ -43,7 +44,10 @@ class BitsPerByte:
                 f"BitsPerByte: expected nats and patches of one shape, got {tuple(nats.shape)} "
                 f"and {tuple(patches.shape)}"
             )
-        self.add(float(nats.detach().sum(dtype=torch.float64)), nats.numel(), int((patches != EOP).sum()))
+        alphabet = config or BGPTConfig()
+        is_real = (patches != alphabet.eop) & (patches != alphabet.fill)
+        positions = nats.numel() if alphabet.pad is None else int((patches != alphabet.pad).sum())
+        self.add(float(nats.detach().sum(dtype=torch.float64)), positions, int(is_real.sum()))
 
     def add(self, nats: float, positions: int, num_bytes: int) -> None:
         """Adds the sums of a batch: nats, number of positions, number of real bytes among them."""

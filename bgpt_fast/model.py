@@ -1,6 +1,6 @@
 """The bGPT model on packed batches: training loss, scoring, saving and loading.
 
-Shape letters: B documents, P packed patches, T target patches, S bytes per patch, D width, V = 257 tokens.
+Shape letters: B documents, P packed patches, T target patches, S bytes per patch, D width, V tokens.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bgpt_fast.checkpoint.model_card import ModelCard
 from bgpt_fast.checkpoint.save import save_weights
 from bgpt_fast.checkpoint.schema import CheckpointError
 from bgpt_fast.checkpoint.task import ModelTask
-from bgpt_fast.config import EOP, BGPTConfig
+from bgpt_fast.config import BGPTConfig
 from bgpt_fast.device import default_cpu
 from bgpt_fast.memory import named_out_of_memory
 from bgpt_fast.patch_decoder import PatchLevelDecoder
@@ -73,7 +73,8 @@ class BGPT(nn.Module):
                 `batch.target_indices()`: all but the extension patches, unless `batch.targets` is set.
 
         Returns:
-            `BGPTOutput`; `loss` is the mean over all S positions of all targets, padding included, as released.
+            `BGPTOutput`; `loss` is the mean over all S positions of all targets, padding included, as released; with
+            `config.pad`, over those that are not `pad`, and `nats` is 0 at the others.
 
         Raises:
             TypeError, ValueError: the batch does not fit the model, or there are no targets.
@@ -120,7 +121,8 @@ class BGPT(nn.Module):
     def _log_likelihood(self, batch: PackedPatches) -> LogLikelihood:
         indices = batch.all_target_indices()
         nats = self(batch, indices).nats.double().sum(1)
-        real = (batch.patches[indices] != EOP).sum(1)
+        symbols = batch.patches[indices]
+        real = ((symbols != self.config.eop) & (symbols != self.config.fill)).sum(1)
         documents = torch.arange(batch.num_documents, device=indices.device)
         document_of = documents.repeat_interleave(batch.cu_seqlens.diff() - 1, output_size=indices.shape[0])
         return LogLikelihood(
@@ -176,8 +178,11 @@ class BGPT(nn.Module):
 
         Raises:
             CheckpointError: values overflow in `dtype`, NaN or infinity; nothing is written.
+            ValueError: `hf` and a model whose symbols are not bytes.
             OSError: the disk is full or fails; an earlier checkpoint there still loads.
         """
+        if hf:
+            self.config.check_bytes("save_pretrained: hf")
         save_weights(
             directory,
             self.config,

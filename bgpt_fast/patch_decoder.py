@@ -1,6 +1,6 @@
 """The patch-level decoder: computes a feature for each patch from this and all previous patches of its document.
 
-Shape letters: P patches, S bytes per patch, D width, B documents, V = 257 tokens.
+Shape letters: P patches, S bytes per patch, D width, B documents, V tokens.
 """
 
 from __future__ import annotations

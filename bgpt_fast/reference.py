@@ -1,7 +1,7 @@
 """bGPT in plain torch: the reference that every fast path is tested against (arXiv 2402.19155, section 3).
 
 One document at a time, one-hot patches, explicit attention masks, no packing, no kernels. Never optimised.
-Shape letters: P patches of a document, S bytes per patch, D width, H heads, V = 257 tokens, L tokens of a sequence.
+Shape letters: P patches of a document, S bytes per patch, D width, H heads, V tokens (257), L tokens of a sequence.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bgpt_fast.config import VOCAB_SIZE, BGPTConfig
+from bgpt_fast.config import BGPTConfig
 
 
 class Documents(Protocol):
@@ -116,13 +116,14 @@ class PatchLevelDecoder(nn.Module):
 
     def __init__(self, config: BGPTConfig) -> None:
         super().__init__()
-        self.patch_embedding = nn.Linear(config.patch_size * VOCAB_SIZE, config.hidden_size)
+        self.vocab_size = config.vocab_size
+        self.patch_embedding = nn.Linear(config.patch_size * config.vocab_size, config.hidden_size)
         nn.init.normal_(self.patch_embedding.weight, std=0.02)
         nn.init.zeros_(self.patch_embedding.bias)
         self.base = Transformer(config, 1, config.patch_length, config.patch_num_layers, config.patch_heads)
 
     def forward(self, patches: Tensor) -> Tensor:
-        one_hot = F.one_hot(patches.long(), VOCAB_SIZE).to(self.patch_embedding.weight.dtype)
+        one_hot = F.one_hot(patches.long(), self.vocab_size).to(self.patch_embedding.weight.dtype)
         return self.base(self.patch_embedding(one_hot.flatten(1)))
 
 
@@ -132,8 +133,8 @@ class LMHead(nn.Module):
     def __init__(self, config: BGPTConfig) -> None:
         super().__init__()
         positions = config.patch_size + 1
-        self.transformer = Transformer(config, VOCAB_SIZE, positions, config.byte_num_layers, config.byte_heads)
-        self.lm_head = nn.Linear(config.hidden_size, VOCAB_SIZE, bias=False)
+        self.transformer = Transformer(config, config.vocab_size, positions, config.byte_num_layers, config.byte_heads)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.lm_head.weight = self.transformer.wte.weight
 
 

@@ -36,6 +36,7 @@ MODEL = "BGPTConfig(patch_size=4, patch_length=24, hidden_size=16, patch_num_lay
 SMALLER: dict[str, list[tuple[str, str]]] = {
     "evaluation.md": [],
     "music.md": [],
+    "notagen.md": [],
     "recipes.md": [],
     "simulation.md": [("10_000", "20")],
     "training.md": [

@@ -23,7 +23,7 @@ LAYERS = [
     {"classifier", "export_program"},
     {"data"},
     {"generation", "training", "report"},
-    {"tasks", "hf"},
+    {"tasks", "hf", "models"},
     {"cli"},
 ]
 """config ← patches ← kernels ← layers ← decoders ← model ← {generation, training} ← tasks ← cli, and helpers beside."""

@@ -54,7 +54,7 @@ void patch_embed() {
     std::vector<float> y(64 * kWidth);
     hot_path([&] {
         bgpt::patch_embed<float>(patches.data(), rows.data(), bias.data(), nullptr, nullptr, y.data(), 64, kBytes,
-                                 kWidth, 1);
+                                 kWidth, bgpt::kVocabSize, 1);
     });
 }
 
@@ -62,7 +62,9 @@ void patch_embed_backward() {
     const auto patches = tokens(64 * kBytes);
     const auto dy = floats(64 * kWidth);
     std::vector<float> rows(kBytes * bgpt::kVocabSize * kWidth);
-    hot_path([&] { bgpt::patch_embed_backward(dy.data(), patches.data(), rows.data(), 64, kBytes, kWidth, 1); });
+    hot_path([&] {
+        bgpt::patch_embed_backward(dy.data(), patches.data(), rows.data(), 64, kBytes, kWidth, bgpt::kVocabSize, 1);
+    });
 }
 
 template <class X>

@@ -35,7 +35,7 @@ from bgpt_fast.checkpoint.schema import (
     validate_state_dict,
 )
 from bgpt_fast.checkpoint.task import ModelTask, parse_task
-from bgpt_fast.config import BGPTConfig
+from bgpt_fast.config import NOTAGEN_ALPHABET, BGPTConfig
 from bgpt_fast.device import default_cpu
 from bgpt_fast.files import FileContentError, open_regular, read_file
 from bgpt_fast.memory import named_out_of_memory
@@ -174,7 +174,10 @@ def _complete(
             "line with --labels"
         )
     sizes = inferred_sizes(state_dict, source, is_classifier=labels is not None)
-    config = parse_config(sizes if fields is None else fields, source)
+    if fields is None:
+        is_notagen = sizes.get("vocab_size") == NOTAGEN_ALPHABET["vocab_size"]
+        fields = {**sizes, **NOTAGEN_ALPHABET} if is_notagen else sizes
+    config = parse_config(fields, source)
     for name, size in sizes.items():
         if getattr(config, name) != size:
             raise CheckpointError(

@@ -13,6 +13,7 @@ from bgpt_fast.checkpoint.schema import CLASSIFIER, LM_HEAD, WTE, CheckpointErro
 
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 """Parts of names that DataParallel, torch.compile, FSDP and activation checkpointing add, anywhere in a name."""
+_NOTAGEN_BYTE_DECODER, _BYTE_DECODER = "char_level_decoder.", "byte_level_decoder."
 _MASK_BUFFER = re.compile(r"\.h\.\d+\.attn\.(bias|masked_bias)$")
 
 
@@ -25,7 +26,7 @@ def released_names(state_dict: Mapping[str, Any], source: str) -> dict[str, Any]
         source: prefix of error messages.
 
     Returns:
-        The weights without wrappers' parts of names and mask buffers; a
+        The weights without wrappers' parts of names and mask buffers, those of NotaGen under bGPT's names; a
         generative model's have `wte` if either of the tied ones is there.
 
     Raises:
@@ -34,6 +35,8 @@ def released_names(state_dict: Mapping[str, Any], source: str) -> dict[str, Any]
     weights: dict[str, Any] = {}
     for name, tensor in state_dict.items():
         plain = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+        if plain.startswith(_NOTAGEN_BYTE_DECODER):
+            plain = _BYTE_DECODER + plain.removeprefix(_NOTAGEN_BYTE_DECODER)
         if _MASK_BUFFER.search(plain):
             continue
         if plain in weights and not _is_same(weights[plain], tensor):
@@ -45,6 +48,11 @@ def released_names(state_dict: Mapping[str, Any], source: str) -> dict[str, Any]
     if LM_HEAD in weights and WTE not in weights and f"{CLASSIFIER}.weight" not in weights:
         weights[WTE] = weights.pop(LM_HEAD)
     return weights
+
+
+def notagen_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights under bGPT's names, under those of NotaGen."""
+    return {name.replace(_BYTE_DECODER, _NOTAGEN_BYTE_DECODER, 1): tensor for name, tensor in state_dict.items()}
 
 
 def _is_same(one: object, other: object) -> bool:

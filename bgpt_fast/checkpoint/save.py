@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bgpt_fast.checkpoint.hugging_face import config_fields, default_extension, write_hub_files
 from bgpt_fast.checkpoint.model_card import ModelCard
-from bgpt_fast.checkpoint.names import released_names
+from bgpt_fast.checkpoint.names import notagen_names, released_names
 from bgpt_fast.checkpoint.schema import (
     CONFIG_FILE,
     DTYPES,
@@ -32,7 +32,7 @@ from bgpt_fast.checkpoint.schema import (
     validate_state_dict,
 )
 from bgpt_fast.checkpoint.task import ModelTask
-from bgpt_fast.config import BGPTConfig
+from bgpt_fast.config import VOCAB_SIZE, BGPTConfig
 from bgpt_fast.files import atomic_write, open_regular, write_json
 
 
@@ -101,7 +101,8 @@ def save_weights(
 
 
 def to_released(config: BGPTConfig, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights for a strict load into the paper's model: every released name, on the CPU, contiguous.
+    """The weights for a strict load into the paper's model, of bGPT or of NotaGen: every released name, on the
+    CPU, contiguous.
 
     The paper's model is the authors' code with current transformers, which has no persistent `attn.bias` buffers.
 
@@ -109,7 +110,8 @@ def to_released(config: BGPTConfig, state_dict: Mapping[str, Tensor]) -> dict[st
         CheckpointError: the weights do not fit the config, or are NaN or infinite.
     """
     tensors = _storable(config, state_dict, None)
-    return {**tensors, LM_HEAD: tensors[WTE]}
+    tensors = {**tensors, LM_HEAD: tensors[WTE]}
+    return tensors if config.vocab_size == VOCAB_SIZE else notagen_names(tensors)
 
 
 def save_released(path: str | os.PathLike[str], config: BGPTConfig, state_dict: Mapping[str, Tensor]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bgpt_fast.config import VOCAB_SIZE, BGPTConfig
+from bgpt_fast.config import NOTAGEN_ALPHABET, VOCAB_SIZE, BGPTConfig
 from bgpt_fast.files import FileContentError
 from bgpt_fast.parsing import read_json
 
@@ -107,15 +107,21 @@ def inferred_sizes(state_dict: Mapping[str, Tensor], source: str, *, is_classifi
             raise CheckpointError(f"{source}: {name}: expected shape [·, ·], got {list(tensor.shape)}")
         shapes[name] = tensor.shape
     width, inputs = shapes[PATCH_EMBEDDING]
-    if inputs % VOCAB_SIZE:
-        raise CheckpointError(f"{source}: {PATCH_EMBEDDING}: expected shape [D, S·{VOCAB_SIZE}], got {[width, inputs]}")
+    table = None if is_classifier else state_dict.get(WTE)
+    tokens: int = NOTAGEN_ALPHABET["vocab_size"]
+    if table is None or table.dim() != 2 or len(table) != tokens:
+        tokens = VOCAB_SIZE
+    if inputs % tokens:
+        raise CheckpointError(f"{source}: {PATCH_EMBEDDING}: expected shape [D, S·{tokens}], got {[width, inputs]}")
     sizes = {
-        "patch_size": inputs // VOCAB_SIZE,
+        "patch_size": inputs // tokens,
         "patch_length": shapes[f"{_PATCH_BASE}wpe.weight"][0],
         "hidden_size": width,
         "patch_num_layers": _count_layers(state_dict, _PATCH_BASE),
     }
-    return sizes if is_classifier else {**sizes, "byte_num_layers": _count_layers(state_dict, _BYTE_BASE)}
+    if is_classifier:
+        return sizes
+    return {**sizes, "byte_num_layers": _count_layers(state_dict, _BYTE_BASE), "vocab_size": tokens}
 
 
 def checked_labels(labels: object, source: str) -> dict[str, int]:
@@ -198,12 +204,12 @@ def _expected_shapes(config: BGPTConfig, num_labels: int | None) -> dict[str, tu
     """The shape of every stored tensor by name: the state dict without the tied `lm_head`."""
     D, S = config.hidden_size, config.patch_size
     shapes: dict[str, tuple[int, ...]] = {
-        PATCH_EMBEDDING: (D, S * VOCAB_SIZE),
+        PATCH_EMBEDDING: (D, S * config.vocab_size),
         "patch_level_decoder.patch_embedding.bias": (D,),
     }
     shapes |= _transformer_shapes(_PATCH_BASE, 1, config.patch_length, config.patch_num_layers, D)
     if num_labels is None:
-        return shapes | _transformer_shapes(_BYTE_BASE, VOCAB_SIZE, S + 1, config.byte_num_layers, D)
+        return shapes | _transformer_shapes(_BYTE_BASE, config.vocab_size, S + 1, config.byte_num_layers, D)
     return shapes | {f"{CLASSIFIER}.weight": (num_labels, D), f"{CLASSIFIER}.bias": (num_labels,)}
 
 

@@ -150,6 +150,7 @@ class PackedSource(ABC, Generic[Item, Batch]):
         name = type(self).__name__
         if not isinstance(config, BGPTConfig):
             raise TypeError(f"{name}: config: expected BGPTConfig, got {type(config).__name__}")
+        config.check_bytes(f"{name}: config")
         check_int(f"{name}: patches_per_batch", patches_per_batch, 1)
         if patches_per_batch < config.patch_length:
             raise ValueError(

@@ -79,6 +79,7 @@ class Generator:
     ) -> None:
         if not isinstance(model, BGPT):
             raise TypeError(f"Generator: model: expected a BGPT, got {type(model).__name__}")
+        model.config.check_bytes("Generator: model")
         _check_count("max_batch", max_batch, 1)
         _check_count("max_memory", max_memory, 1)
         if precision is not None and precision not in PRECISIONS:

@@ -303,6 +303,7 @@ def score_files(
 def _check(model: object, documents: Sequence[tuple[str, bytes]], name: str, max_batch: object = 1) -> None:
     if not isinstance(model, BGPT):
         raise TypeError(f"{name}: model: expected a BGPT, got {type(model).__name__}")
+    model.config.check_bytes(f"{name}: model")
     if isinstance(documents, str | bytes) or not isinstance(documents, Sequence):
         raise TypeError(f"{name}: documents: expected a list of (extension, bytes), got {type(documents).__name__}")
     if not isinstance(max_batch, int) or isinstance(max_batch, bool) or max_batch < 1:

@@ -34,6 +34,7 @@ class BGPTFastConfig(PreTrainedConfig):
 
     Raises:
         CheckpointError: `config`, `labels` or `task` are of another form.
+        ValueError: a config whose symbols are not bytes.
     """
 
     model_type = MODEL_TYPE
@@ -58,6 +59,7 @@ class BGPTFastConfig(PreTrainedConfig):
             kwargs["label2id"] = dict(self.labels)
         self.extension = extension
         sizes = self.sizes
+        sizes.check_bytes("BGPTFastConfig: config")
         derived: dict[str, Any] = {
             "vocab_size": VOCAB_SIZE,
             "hidden_size": sizes.hidden_size,

@@ -33,7 +33,8 @@ def likelihood_evaluation(batches: Sequence[PackedPatches]) -> Callable[[BGPT], 
             for batch in batches:
                 with batch_memory("the evaluation", model, batch, "patches_per_batch"):
                     output = model(batch.to(device))
-                    totals.update(output.nats, batch.patches.to(device)[output.indices])
+                    targets = batch.patches.to(device)[output.indices]
+                    totals.update(output.nats, targets, model.config)
         return {"loss": totals.nats / totals.positions, **totals.to_dict()}
 
     return evaluate

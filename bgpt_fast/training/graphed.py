@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bgpt_fast.config import EOP
 from bgpt_fast.device import Record, Replay, cuda_graph
 from bgpt_fast.model import BGPT
 from bgpt_fast.patches import PackedPatches
@@ -131,7 +130,7 @@ class GraphedGradients:
         host.offsets[: len(offsets)] = offsets
         host.offsets[len(offsets) :] = self._patches  # empty documents
         host.patches[:count] = batch.patches
-        host.patches[count:] = EOP
+        host.patches[count:] = self._model.config.fill
         self._inputs.buffer.copy_(host.buffer, non_blocking=True)
 
     def _padded_offsets(self, batch: PackedPatches) -> Tensor:

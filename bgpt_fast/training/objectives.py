@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from bgpt_fast.checkpoint.task import ModelTask
 from bgpt_fast.classifier import BGPTForClassification
-from bgpt_fast.config import EOP, BGPTConfig
+from bgpt_fast.config import BGPTConfig
 from bgpt_fast.data.labelled import LabelledBatch
 from bgpt_fast.device import to_device
 from bgpt_fast.flops import training_flops
@@ -49,6 +49,10 @@ class Objective(ABC, Generic[Batch]):
             index: the batch's index among the batches of the step on all ranks, from 0.
         """
 
+    def units(self, batch: Batch, targets: Tensor, config: BGPTConfig) -> int:
+        """How many units the mean of `loss` is over."""
+        return len(targets)
+
     @abstractmethod
     def stats(self, batch: Batch, targets: Tensor, config: BGPTConfig) -> BatchStats:
         """Counts of a batch and its targets."""
@@ -67,7 +71,8 @@ class Objective(ABC, Generic[Batch]):
 
 
 class NextBytes(Objective[PackedPatches]):
-    """Predicts the bytes of patches from the patches before them; a unit is a target patch. For `BGPT`."""
+    """Predicts the bytes of patches from the patches before them; for `BGPT`. A unit is a target patch or, in a model
+    with `pad`, a position whose symbol is in the loss."""
 
     def sample_targets(self, batch: PackedPatches, config: TrainConfig, step: int, index: int) -> Tensor:
         indices = batch.target_indices()
@@ -79,12 +84,16 @@ class NextBytes(Objective[PackedPatches]):
         chosen = generator.choice(len(indices), count, replace=False, shuffle=False)
         return indices[torch.from_numpy(np.sort(chosen))]
 
+    def units(self, batch: PackedPatches, targets: Tensor, config: BGPTConfig) -> int:
+        return len(targets) if config.pad is None else int((batch.patches[targets] != config.pad).sum())
+
     def stats(self, batch: PackedPatches, targets: Tensor, config: BGPTConfig) -> BatchStats:
-        lengths = batch.cu_seqlens.diff().cpu()
+        lengths, units = batch.cu_seqlens.diff().cpu(), self.units(batch, targets, config)
+        symbols = batch.patches[targets]
         return BatchStats(
-            units=len(targets),
-            positions=len(targets) * config.patch_size,
-            num_bytes=int((batch.patches[targets] != EOP).sum()),
+            units=units,
+            positions=units * config.patch_size if config.pad is None else units,
+            num_bytes=int(((symbols != config.eop) & (symbols != config.fill)).sum()),
             patches=batch.num_patches,
             documents=len(lengths),
             flops=training_flops(config, lengths, targets=len(targets)),
@@ -99,7 +108,8 @@ class NextBytes(Objective[PackedPatches]):
         return output.loss, torch.stack([nats, torch.zeros_like(nats)])
 
     def dummy_batch(self, config: BGPTConfig) -> PackedPatches:
-        return PackedPatches.from_bytes([("", b"")], config)
+        patches = torch.full((2, config.patch_size), config.fill, dtype=torch.int16, device="cpu")
+        return PackedPatches(patches, torch.tensor([0, 2], dtype=torch.int32, device="cpu"))
 
     def tensors(self, batch: PackedPatches, targets: Tensor) -> dict[str, Tensor]:
         return {"patches": batch.patches, "cu_seqlens": batch.cu_seqlens, "targets": targets}

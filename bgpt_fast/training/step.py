@@ -223,7 +223,9 @@ class TrainStep:
         for batch, units, fit in zip(batches, targets, fits, strict=True):
             if graphed is not None and fit:
                 with phase("graph"):
-                    sums[0] += graphed.add(batch, units, len(units) / total)
+                    sums[0] += graphed.add(
+                        batch, units, self._objective.units(batch, units, self._model.config) / total
+                    )
                 self.graphed_batches += 1
         return sums
 
@@ -299,7 +301,7 @@ def accumulate_gradients(
     Returns:
         This rank's sum of nats and number of correct units, float64 [2] on the device.
     """
-    device = parallel.ranks.device
+    device, config = parallel.ranks.device, parallel.model.config
     sums = [torch.zeros(2, dtype=torch.float64, device=device)]
 
     def loss(model: nn.Module, batch: Any, indices: Tensor, weight: float) -> Tensor:
@@ -310,13 +312,13 @@ def accumulate_gradients(
         return mean * weight
 
     parts = [
-        functools.partial(loss, batch=batch, indices=indices, weight=len(indices) / total)
+        functools.partial(loss, batch=batch, indices=indices, weight=objective.units(batch, indices, config) / total)
         for batch, indices in zip(batches, targets, strict=True)
         if len(indices)
     ]
     if parallel.ranks.world_size > 1 and len(parts) < len(batches):
         # Ranks must call the model the same number of times; an empty document replaces a batch without units.
-        dummy_batch = objective.dummy_batch(parallel.model.config)
+        dummy_batch = objective.dummy_batch(config)
         units = torch.ones(1, dtype=torch.int64, device="cpu")
         replacement = functools.partial(loss, batch=dummy_batch, indices=units, weight=0.0)
         parts += [replacement] * (len(batches) - len(parts))

@@ -1,5 +1,5 @@
 // Samples one byte of many patches from their logits: the step between the layers of one byte and of the next, where
-// torch runs the layers. Letters: N patches, S bytes a patch, V = 257.
+// torch runs the layers. Letters: N patches, S bytes a patch, V tokens.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,8 @@
 namespace bgpt {
 
 struct AcceptCall {
-    int64_t N, S, s;      // s: the position of these logits
+    int64_t N, S, V, s;  // s: the position of these logits; V: one of tokens.h
+    int32_t eop;
     const float* logits;  // [N, V]
     const int16_t* prefix_tokens;
     const int64_t* max_tokens;
@@ -27,7 +28,8 @@ struct AcceptCall {
     // Writes row n, for which `sampled` was sampled.
     BGPT_HOST_DEVICE void accept(int64_t n, int32_t sampled) const {
         const int64_t at = n * S + s;
-        const Acceptance accepted = accept_token(static_cast<int32_t>(s), sampled, prefix_tokens[at], max_tokens[n]);
+        const Acceptance accepted =
+            accept_token(static_cast<int32_t>(s), sampled, prefix_tokens[at], max_tokens[n], eop);
         active[n] = accepted.continues ? 1 : 0;
         counts[n] = accepted.count;
         if (accepted.token < 0) return;

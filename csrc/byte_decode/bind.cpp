@@ -8,20 +8,20 @@ namespace bgpt {
 
 namespace {
 
-#define BGPT_ACCEPT_NAMES                                                                                        \
-    "N", "S", "s", "logits", "prefix_tokens", "max_tokens", "rng_streams", "byte_offsets", "sampling", "tokens", \
-        "counts", "next_tokens", "active"
+#define BGPT_ACCEPT_NAMES                                                                                          \
+    "N", "S", "V", "s", "eop", "logits", "prefix_tokens", "max_tokens", "rng_streams", "byte_offsets", "sampling", \
+        "tokens", "counts", "next_tokens", "active"
 
 template <auto accept, class... Stream, size_t N>
 void def_accept(py::module_& m, const char* name, const char* const (&names)[N]) {
     def(
         m, name, names,
-        +[](int64_t rows, int64_t S, int64_t s, const float* logits, const int16_t* prefix_tokens,
-            const int64_t* max_tokens, const uint64_t* rng_streams, const uint64_t* byte_offsets,
-            const Sampling* sampling, int16_t* tokens, int64_t* counts, int64_t* next_tokens, uint8_t* active,
-            Stream... stream) {
-            accept({rows, S, s, logits, prefix_tokens, max_tokens, rng_streams, byte_offsets, sampling, tokens, counts,
-                    next_tokens, active},
+        +[](int64_t rows, int64_t S, int64_t V, int64_t s, int32_t eop, const float* logits,
+            const int16_t* prefix_tokens, const int64_t* max_tokens, const uint64_t* rng_streams,
+            const uint64_t* byte_offsets, const Sampling* sampling, int16_t* tokens, int64_t* counts,
+            int64_t* next_tokens, uint8_t* active, Stream... stream) {
+            accept({rows, S, V, s, eop, logits, prefix_tokens, max_tokens, rng_streams, byte_offsets, sampling, tokens,
+                    counts, next_tokens, active},
                    stream...);
         });
 }
@@ -61,19 +61,19 @@ void bind_byte_decode(py::module_& m) {
 
     py::class_<ByteDecoder> decoder(m, "PackedByteDecoder");
     def_init(
-        decoder, {"transformer", "wte", "S"},
-        +[](const Transformer& transformer, const float* wte, int64_t S) {
-            return std::make_unique<ByteDecoder>(transformer, wte, S);
+        decoder, {"transformer", "wte", "V", "S"},
+        +[](const Transformer& transformer, const float* wte, int64_t V, int64_t S) {
+            return std::make_unique<ByteDecoder>(transformer, wte, V, S);
         },
         py::keep_alive<1, 2>());
     def(
         decoder, "decode",
         {"features", "N", "prefix_tokens", "drafts", "verify", "max_tokens", "rng_streams", "byte_offsets",
-         "temperature", "top_k", "top_p", "seed", "tokens", "counts", "logits", "threads", "isa"},
+         "temperature", "top_k", "top_p", "seed", "eop", "fill", "tokens", "counts", "logits", "threads", "isa"},
         +[](const ByteDecoder& self, const float* features, int64_t N, const int16_t* prefix_tokens,
             const int16_t* drafts, const bool* verify, const int64_t* max_tokens, const uint64_t* rng_streams,
-            const uint64_t* byte_offsets, double temperature, int64_t top_k, double top_p, uint64_t seed,
-            int16_t* tokens, int64_t* counts, float* logits, int64_t threads, Isa isa) {
+            const uint64_t* byte_offsets, double temperature, int64_t top_k, double top_p, uint64_t seed, int32_t eop,
+            int32_t fill, int16_t* tokens, int64_t* counts, float* logits, int64_t threads, Isa isa) {
             Team team(threads);
             byte_decode(self,
                         {features,
@@ -85,6 +85,8 @@ void bind_byte_decode(py::module_& m) {
                          rng_streams,
                          byte_offsets,
                          {temperature, top_k, top_p, seed},
+                         eop,
+                         fill,
                          tokens,
                          counts,
                          logits},

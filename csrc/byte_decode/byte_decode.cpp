@@ -19,7 +19,7 @@ class Chunk {
           isa(isa),
           cache(a.transformer, rows, a.S),
           workspace(a.transformer, std::min(kTokens, rows * a.S)),
-          logits(aligned<float>(workspace.rows * kVocabSize)) {}
+          logits(aligned<float>(workspace.rows * decoder.V)) {}
 
     void write(int64_t begin, int64_t N) {
         first = begin;
@@ -78,7 +78,7 @@ class Chunk {
     // Fills `sampled` for the tokens at (slots, positions); previous_token(t) is the token one position before t.
     template <class PreviousToken>
     void sample_tokens(const PreviousToken& previous_token) {
-        const int64_t D = a.transformer.D, V = kVocabSize, total = static_cast<int64_t>(slots.size());
+        const int64_t D = a.transformer.D, V = a.V, total = static_cast<int64_t>(slots.size());
         sampled.resize(total);
         for (int64_t at = 0; at < total; at += workspace.rows) {
             const int64_t T = std::min(workspace.rows, total - at);
@@ -107,7 +107,7 @@ class Chunk {
     bool accept(int64_t n, int64_t s, int32_t sampled_token) {
         const int64_t at = n * a.S + s;
         const auto accepted =
-            accept_token(static_cast<int32_t>(s), sampled_token, call.prefix_tokens[at], call.max_tokens[n]);
+            accept_token(static_cast<int32_t>(s), sampled_token, call.prefix_tokens[at], call.max_tokens[n], call.eop);
         if (accepted.token >= 0) call.tokens[at] = static_cast<int16_t>(accepted.token);
         call.counts[n] = accepted.count;
         return accepted.continues;
@@ -116,7 +116,7 @@ class Chunk {
     // The logits after a wrong draft are those of another file.
     void clear_logits(int64_t n, int64_t begin, int64_t end) {
         if (call.logits == nullptr) return;
-        std::fill(call.logits + (n * a.S + begin) * kVocabSize, call.logits + (n * a.S + end) * kVocabSize, NAN);
+        std::fill(call.logits + (n * a.S + begin) * a.V, call.logits + (n * a.S + end) * a.V, NAN);
     }
 
     const ByteDecoder& a;
@@ -134,7 +134,7 @@ class Chunk {
 }  // namespace
 
 void byte_decode(const ByteDecoder& a, const ByteDecodeCall& call, Team& team, Isa isa) {
-    std::fill_n(call.tokens, call.N * a.S, static_cast<int16_t>(kEndOfPatch));
+    std::fill_n(call.tokens, call.N * a.S, static_cast<int16_t>(call.fill));
     const int64_t rows = std::min(call.N, kByteDecodeRows);
     if (rows == 0) return;
     Chunk chunk(a, call, team, isa, rows);

@@ -49,12 +49,13 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 // A warp a row.
+template <int V>
 __global__ void __launch_bounds__(kLanes) _byte_accept_kernel(const AcceptCall call) {
     __shared__ double ranked[kLanes * kTokensPerLane];
     for (int64_t n = blockIdx.x; n < call.N; n += gridDim.x) {
         if (call.active[n] == 0) continue;
-        const int32_t sampled = choose_by_warp(call.logits + n * kVocabSize, call.sampling_of(n), call.rng_streams[n],
-                                               call.byte_offset_of(n), ranked);
+        const int32_t sampled = choose_by_warp<V>(call.logits + n * V, call.sampling_of(n), call.rng_streams[n],
+                                                  call.byte_offset_of(n), ranked);
         sync_lanes();
         if (threadIdx.x == 0) call.accept(n, sampled);
     }
@@ -104,7 +105,9 @@ void byte_decode_cuda(const PersistentShape& shape, int dtype, const uint64_t* a
 void byte_accept_cuda(const AcceptCall& call, void* stream) {
     if (call.N == 0) return;
     const unsigned blocks = static_cast<unsigned>(call.N < (1 << 30) ? call.N : 1 << 30);
-    _byte_accept_kernel<<<blocks, kLanes, 0, static_cast<cudaStream_t>(stream)>>>(call);
+    with_vocab_size(call.V, [&]<int V>() {
+        _byte_accept_kernel<V><<<blocks, kLanes, 0, static_cast<cudaStream_t>(stream)>>>(call);
+    });
     cuda_check(cudaGetLastError(), "byte_accept");
 }
 

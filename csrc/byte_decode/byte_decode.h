@@ -1,6 +1,6 @@
 // The byte decoder of generation on the CPU, fused: for a batch of patches the S sequential bytes, all layers, their
 // keys and values, the head and the sampling of each byte in one call.
-// Letters: N patches, S bytes a patch, D width, V = 257.
+// Letters: N patches, S bytes a patch, D width, V tokens.
 #pragma once
 
 #include <cstdint>
@@ -14,13 +14,14 @@ constexpr int64_t kByteDecodeRows = 128;  // patches whose caches are in memory 
 
 struct ByteDecoder {
     // `wte` [V, D], fp32, is the head too.
-    ByteDecoder(const Transformer& transformer, const float* wte, int64_t S)
+    ByteDecoder(const Transformer& transformer, const float* wte, int64_t V, int64_t S)
         : transformer(transformer),
+          V(V),
           S(S),
-          wte(wte, wte + kVocabSize * transformer.D),
-          head(wte, 1, transformer.D, nullptr, transformer.D, kVocabSize, transformer.precision) {}
+          wte(wte, wte + V * transformer.D),
+          head(wte, 1, transformer.D, nullptr, transformer.D, V, transformer.precision) {}
     const Transformer& transformer;
-    int64_t S;
+    int64_t V, S;
     std::vector<float> wte;
     PackedLinear head;
 };
@@ -35,9 +36,10 @@ struct ByteDecodeCall {
     const uint64_t* rng_streams;   // [N]: each file's random stream
     const uint64_t* byte_offsets;  // [N]: bytes of the file before the patch
     Sampling sampling;
-    int16_t* tokens;  // [N, S]: the patch; 256 where the model ended the file and at all positions after that
-    int64_t* counts;  // [N]: tokens up to the end, that 256 included; -1 where logits are NaN or infinite
-    float* logits;    // [N, S, V], or null: of each position that was computed
+    int32_t eop, fill;  // the token that ends a patch, and the one of the positions after a patch's end
+    int16_t* tokens;    // [N, S]: the patch
+    int64_t* counts;    // [N]: tokens up to the end, `eop` included; -1 where logits are NaN or infinite
+    float* logits;      // [N, S, V], or null: of each position that was computed
 };
 
 // Patches are decoded in chunks that fit the processor's cache; a patch's bits do not depend on its chunk.

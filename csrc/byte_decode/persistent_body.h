@@ -172,9 +172,9 @@ class Persistent {
             const float* const logits = b.workspace.logits + n * kVocabSize;
             const int32_t prefix_token = b.call.prefix_tokens[n * b.plan.S + s];
             const int32_t sampled =
-                choose_by_warp(logits, sampling_for(prefix_token, b.call.sampling), b.call.rng_streams[n],
-                               b.call.byte_offsets[n] + static_cast<uint32_t>(s), b.ranked());
-            const Acceptance accepted = accept_token(s, sampled, prefix_token, b.call.max_tokens[n]);
+                choose_by_warp<kVocabSize>(logits, sampling_for(prefix_token, b.call.sampling), b.call.rng_streams[n],
+                                           b.call.byte_offsets[n] + static_cast<uint32_t>(s), b.ranked());
+            const Acceptance accepted = accept_token(s, sampled, prefix_token, b.call.max_tokens[n], kEndOfPatch);
             if (b.grid.block == 0 && b.call.logits != nullptr) store_logits(n, s, logits);
             sync_lanes();  // all have read whether the row is active
             for_each_lane([&](int lane) {

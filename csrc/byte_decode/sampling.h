@@ -41,12 +41,13 @@ struct Acceptance {
     bool continues;  // whether the patch has another position to fill
 };
 
-// `prefix_token` is the token that the patch must have there, or -1: then it is the sampled one, of which 256 ends the
-// file. `sampled` is -1 where the logits are NaN or infinite, which ends the patch in either case.
-BGPT_HOST_DEVICE inline Acceptance accept_token(int32_t s, int32_t sampled, int32_t prefix_token, int64_t max_tokens) {
+// `prefix_token` is the token that the patch must have there, or -1: then it is the sampled one, of which `eop` ends
+// the patch. `sampled` is -1 where the logits are NaN or infinite, which ends the patch in either case.
+BGPT_HOST_DEVICE inline Acceptance accept_token(int32_t s, int32_t sampled, int32_t prefix_token, int64_t max_tokens,
+                                                int32_t eop) {
     if (sampled < 0) return {-1, -1, false};
     if (prefix_token >= 0) return {prefix_token, s + 1, s + 1 < max_tokens};
-    return {sampled, s + 1, s + 1 < max_tokens && sampled != kEndOfPatch};
+    return {sampled, s + 1, s + 1 < max_tokens && sampled != eop};
 }
 
 // The sampling of a position: one with a prefix token needs no random number, only the check of its logits.

@@ -18,7 +18,7 @@ __device__ inline void store(float x, float* out) { *out = x; }
 __device__ inline void store(float x, __nv_bfloat16* out) { *out = __float2bfloat16(x); }
 __device__ inline void store(float x, __half* out) { *out = __float2half(x); }
 
-template <class T>
+template <class T, int V>
 __global__ void __launch_bounds__(kThreads)
     _patch_embed_fwd_kernel(const int16_t* __restrict__ patches, const T* __restrict__ rows, const T* __restrict__ bias,
                             const T* __restrict__ position_rows, const int64_t* __restrict__ positions,
@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kThreads)
         float sum = to_float(bias[d]);
         for (int64_t s = 0; s < S; ++s) {
             const int64_t token = patches[p * S + s];
-            if (token >= 0 && token < kVocabSize) sum += to_float(rows[(kVocabSize * s + token) * D + d]);
+            if (token >= 0 && token < V) sum += to_float(rows[(V * s + token) * D + d]);
         }
         if (positions != nullptr) {
             const int64_t position = positions[p];
@@ -40,12 +40,12 @@ __global__ void __launch_bounds__(kThreads)
     }
 }
 
-template <class T>
+template <class T, int V>
 void launch(const int16_t* patches, const void* rows, const void* bias, const void* position_rows,
             const int64_t* positions, void* y, int64_t P, int64_t S, int64_t D, int64_t L, cudaStream_t stream) {
     const dim3 grid(static_cast<unsigned>(P < (1 << 30) ? P : (1 << 30)),
                     static_cast<unsigned>((D + kThreads - 1) / kThreads));
-    _patch_embed_fwd_kernel<T><<<grid, kThreads, 0, stream>>>(
+    _patch_embed_fwd_kernel<T, V><<<grid, kThreads, 0, stream>>>(
         patches, static_cast<const T*>(rows), static_cast<const T*>(bias), static_cast<const T*>(position_rows),
         positions, static_cast<T*>(y), P, S, D, L);
     cuda_check(cudaGetLastError(), "patch_embed");
@@ -54,15 +54,17 @@ void launch(const int16_t* patches, const void* rows, const void* bias, const vo
 }  // namespace
 
 void patch_embed_cuda(const int16_t* patches, const void* rows, const void* bias, const void* position_rows,
-                      const int64_t* positions, void* y, int64_t P, int64_t S, int64_t D, int64_t L, int dtype,
-                      void* stream) {
+                      const int64_t* positions, void* y, int64_t P, int64_t S, int64_t D, int64_t V, int64_t L,
+                      int dtype, void* stream) {
     if (P == 0 || D == 0) return;
     const auto run = [=](auto typed_launch) {
         typed_launch(patches, rows, bias, position_rows, positions, y, P, S, D, L, static_cast<cudaStream_t>(stream));
     };
-    if (dtype == 0) run(launch<float>);
-    if (dtype == 1) run(launch<__nv_bfloat16>);
-    if (dtype == 2) run(launch<__half>);
+    with_vocab_size(V, [&]<int kV>() {
+        if (dtype == 0) run(launch<float, kV>);
+        if (dtype == 1) run(launch<__nv_bfloat16, kV>);
+        if (dtype == 2) run(launch<__half, kV>);
+    });
 }
 
 }  // namespace bgpt

@@ -1,6 +1,6 @@
 """byte_decode: decodes the bytes of a batch of patches one by one, each chosen from the byte decoder's logits.
 
-Shape letters: N patches, S bytes a patch, D width, V = 257 tokens, of which 256 ends the file.
+Shape letters: N patches, S bytes a patch, D width, V tokens.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bgpt_fast import _C
-from bgpt_fast.config import EOP, VOCAB_SIZE
+from bgpt_fast.config import EOP, VOCAB_SIZE, VOCAB_SIZES
 from bgpt_fast.kernels.byte_decode.packed import PackedByteDecoder
 from bgpt_fast.kernels.byte_decode.reference import byte_decode_accept_reference, byte_decode_reference
 from bgpt_fast.kernels.byte_decode.sampling import Sampling
@@ -34,6 +34,14 @@ class ByteDecoderWeights(Protocol):
     def patch_size(self) -> int:
         """S."""
 
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+
+    eop: int
+    """The token at which a row ends."""
+    fill: int
+    """The token of the positions after a row's end."""
     heads: int
     eps: float
 
@@ -46,8 +54,8 @@ class ByteDecoderWeights(Protocol):
 class Decoded(NamedTuple):
     """What `byte_decode` returns.
 
-    tokens: int16 [N, S]; 256 where the model ended the file and at every position after the row's end.
-    counts: int64 [N], tokens up to the row's end, including any `<eop>`; -1 where logits were NaN or infinite.
+    tokens: int16 [N, S]; `fill` at every position after the row's end.
+    counts: int64 [N], tokens up to the row's end, including any `eop`; -1 where logits were NaN or infinite.
     logits: float32 [N, S, V], NaN where nothing was computed; None unless they were requested.
     """
 
@@ -69,7 +77,7 @@ def byte_decode(
     *,
     return_logits: bool = False,
 ) -> Decoded:
-    """Decodes one patch a row, until the model ends the file, `max_tokens` is reached or the patch is full.
+    """Decodes one patch a row, until the model chooses `weights.eop`, `max_tokens` is reached or the patch is full.
 
     On the CPU everything runs in one C++ call on packed weights, and a row's bits depend only on that row: not on the
     other rows, the number of threads or the instruction set. On an NVIDIA GPU a persistent kernel decodes up to
@@ -93,7 +101,8 @@ def byte_decode(
         TypeError, ValueError: a wrong dtype, shape, device or value, or an option that the device does not have.
     """
     device, N, S = features.device, len(features), weights.patch_size
-    tokens_limits = -1, EOP
+    V = weights.vocab_size
+    tokens_limits = -1, V - 1
     for name, tensor, dtype, shape, limits in (
         ("features", features, torch.float32, ("N", weights.width), None),
         ("prefix_tokens", prefix_tokens, torch.int16, (N, S), tokens_limits),
@@ -135,15 +144,18 @@ def byte_decode(
         handle,
         weights.heads,
         eps,
+        V,
+        weights.eop,
+        weights.fill,
         return_logits,
     )
     return Decoded(tokens, counts, logits if return_logits else None)
 
 
 def persistent_supports(weights: ByteDecoderWeights) -> bool:
-    """Whether the CUDA kernel supports a model of this shape, such as the paper's: widths are multiples of 8; layers,
-    positions and widths are within the limits of `csrc/byte_decode/persistent.h`."""
-    return _C.persistent_supports(*_shape(weights))
+    """Whether the CUDA kernel supports a model of this shape, such as the paper's: V is 257; widths are multiples of 8;
+    layers, positions and widths are within the limits of `csrc/byte_decode/persistent.h`."""
+    return weights.vocab_size == VOCAB_SIZE and _C.persistent_supports(*_shape(weights))
 
 
 def byte_decode_accept(
@@ -158,13 +170,14 @@ def byte_decode_accept(
     next_tokens: Tensor,
     active: Tensor,
     position: int,
+    eop: int = EOP,
 ) -> None:
     """Chooses the tokens at one position of all active rows from their logits: one step of `byte_decode`.
 
     It never synchronises with the host, so a CUDA graph can capture it.
 
     Args:
-        logits: float32 [N, V], contiguous.
+        logits: float32 [N, V], contiguous, V one of VOCAB_SIZES.
         prefix_tokens: int16 [N, S], as `byte_decode` has it.
         max_tokens: int64 [N].
         rng_streams: int64 [N], the bits of the unsigned numbers that `byte_decode` takes.
@@ -175,13 +188,14 @@ def byte_decode_accept(
         next_tokens: int64 [N]; the token, for the embedding of the next input.
         active: uint8 [N]; set to 0 where a row ends. Rows with 0 are left unchanged.
         position: 0 … S-1.
+        eop: the token that ends a row.
 
     Raises:
         TypeError, ValueError: a wrong dtype, shape or device.
     """
     N, S = prefix_tokens.shape
     arguments = (
-        ("logits", logits, torch.float32, (N, VOCAB_SIZE)),
+        ("logits", logits, torch.float32, (N, "V")),
         ("prefix_tokens", prefix_tokens, torch.int16, (N, S)),
         ("max_tokens", max_tokens, torch.int64, (N,)),
         ("rng_streams", rng_streams, torch.int64, (N,)),
@@ -198,7 +212,9 @@ def byte_decode_accept(
             raise ValueError(f"byte_decode_accept: {name}: expected a contiguous tensor, got {list(tensor.stride())}")
     if not 0 <= position < S:
         raise ValueError(f"byte_decode_accept: position: expected 0 to {S - 1}, got {position}")
-    torch.ops.bgpt_fast.byte_decode_accept(*(tensor for _, tensor, *_ in arguments), position)
+    if logits.shape[1] not in VOCAB_SIZES:
+        raise ValueError(f"byte_decode_accept: logits: expected [N, V] with V of {VOCAB_SIZES}, got {logits.shape[1]}")
+    torch.ops.bgpt_fast.byte_decode_accept(*(tensor for _, tensor, *_ in arguments), position, eop)
 
 
 class _Call(NamedTuple):
@@ -216,13 +232,16 @@ class _Call(NamedTuple):
     packed: int
     heads: int
     eps: float
+    vocab_size: int
+    eop: int
+    fill: int
     return_logits: bool
 
     def new_results(self) -> tuple[Tensor, Tensor, Tensor]:
         N, S = self.prefix_tokens.shape
-        logits_shape = (N if self.return_logits else 0, S, VOCAB_SIZE)
+        logits_shape = (N if self.return_logits else 0, S, self.vocab_size)
         return (
-            self.prefix_tokens.new_full((N, S), EOP),
+            self.prefix_tokens.new_full((N, S), self.fill),
             self.max_tokens.new_empty(N),
             self.features.new_full(logits_shape, torch.nan),
         )
@@ -230,7 +249,7 @@ class _Call(NamedTuple):
 
 def _reference(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     call = _Call(*arguments)
-    tokens, counts, logits = byte_decode_reference(*call[:9], call.heads, call.eps)
+    tokens, counts, logits = byte_decode_reference(*call[:9], call.heads, call.eps, call.eop, call.fill)
     return tokens, counts, logits if call.return_logits else logits[:0].clone()
 
 
@@ -259,6 +278,8 @@ def _cpu(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         sampling.top_k,
         sampling.top_p,
         sampling.seed,
+        call.eop,
+        call.fill,
         tokens.data_ptr(),
         counts.data_ptr(),
         logits.data_ptr() if call.return_logits else 0,
@@ -317,9 +338,9 @@ def _accept_cuda(*arguments: Any) -> None:
 
 
 def _accept_arguments(*arguments: Any) -> list[int]:
-    *tensors, position = arguments
+    *tensors, position, eop = arguments
     N, S = tensors[1].shape
-    return [N, S, position, *(tensor.data_ptr() for tensor in tensors)]
+    return [N, S, tensors[0].shape[1], position, eop, *(tensor.data_ptr() for tensor in tensors)]
 
 
 def _shape(weights: ByteDecoderWeights) -> tuple[int, int, int, int, int]:
@@ -332,7 +353,7 @@ OPS = (
     Op(
         "byte_decode(Tensor features, Tensor prefix_tokens, Tensor max_tokens, Tensor rng_streams, Tensor byte_offsets,"
         " Tensor sampling, Tensor? drafts, Tensor? verify, Tensor[] weights, int packed, int heads, float eps,"
-        " bool return_logits) -> (Tensor, Tensor, Tensor)",
+        " int vocab_size, int eop, int fill, bool return_logits) -> (Tensor, Tensor, Tensor)",
         reference=_reference,
         cpu=_cpu,
         cuda=_cuda,
@@ -341,7 +362,7 @@ OPS = (
     Op(
         "byte_decode_accept(Tensor logits, Tensor prefix_tokens, Tensor max_tokens, Tensor rng_streams,"
         " Tensor byte_offsets, Tensor sampling, Tensor(a!) tokens, Tensor(b!) counts, Tensor(c!) next_tokens,"
-        " Tensor(d!) active, int position) -> ()",
+        " Tensor(d!) active, int position, int eop) -> ()",
         reference=byte_decode_accept_reference,
         cpu=_accept_cpu,
         cuda=_accept_cuda,

@@ -4,7 +4,7 @@ Layers, norms, positions and attention run in C++ from weights that are packed o
 token and on the earlier tokens that it attends to: not on the rest of the batch, its index in it, the number of threads
 or the instruction set.
 
-Shape letters: T tokens, S bytes a patch, D width, F hidden width, V = 257.
+Shape letters: T tokens, S bytes a patch, D width, F hidden width, V tokens.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from bgpt_fast import _C
-from bgpt_fast.config import VOCAB_SIZE
+from bgpt_fast.config import EOP, VOCAB_SIZES
 from bgpt_fast.kernels.common.checks import check_tensor
 
 PRECISIONS = ("float32", "bfloat16", "int8")
@@ -148,15 +148,21 @@ class PackedByteDecoder:
 
     Args:
         transformer: with at least `patch_size` positions.
-        wte: [V, D], copied.
+        wte: [V, D], copied; V is one of VOCAB_SIZES.
         patch_size: S.
+        eop, fill: the token at which a patch ends, and the one of the positions after its end.
     """
 
-    def __init__(self, transformer: PackedTransformer, wte: Tensor, patch_size: int) -> None:
-        wte = _float32("wte", wte, (VOCAB_SIZE, transformer.width))
-        self.transformer, self.patch_size = transformer, patch_size
+    def __init__(
+        self, transformer: PackedTransformer, wte: Tensor, patch_size: int, *, eop: int = EOP, fill: int = EOP
+    ) -> None:
+        wte = _float32("wte", wte, ("V", transformer.width))
+        if len(wte) not in VOCAB_SIZES:
+            raise ValueError(f"byte_decode: wte: expected a row for each of {VOCAB_SIZES} tokens, got {len(wte)}")
+        self.transformer, self.patch_size, self.vocab_size = transformer, patch_size, len(wte)
+        self.eop, self.fill = eop, fill
         self.width, self.heads = transformer.width, transformer.heads
-        self.packed = _C.PackedByteDecoder(transformer.packed, wte.data_ptr(), patch_size)
+        self.packed = _C.PackedByteDecoder(transformer.packed, wte.data_ptr(), len(wte), patch_size)
         self.handle = next(_handles)
         _decoders[self.handle] = self
 

@@ -1,6 +1,6 @@
 """byte_decode in plain torch: the layers of the whole patch are recomputed for each byte.
 
-Shape letters: N patches, S bytes a patch, D width, V = 257.
+Shape letters: N patches, S bytes a patch, D width, V tokens.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bgpt_fast.config import EOP, VOCAB_SIZE
+from bgpt_fast.config import EOP
 from bgpt_fast.kernels.byte_decode.sampling import Sampling, choose
 
 
@@ -25,20 +25,22 @@ def byte_decode_reference(
     weights: list[Tensor],
     heads: int,
     eps: float,
+    eop: int,
+    fill: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Arguments and results are those of the registered op: `sampling` from `Sampling.to_tensor`, streams and offsets
     as int64 with the bits of uint64, weights in the order of `ByteDecoderWeights.tensors`."""
     N, S = prefix_tokens.shape
-    tokens = torch.full_like(prefix_tokens, EOP)
+    tokens = torch.full_like(prefix_tokens, fill)
     counts, next_tokens = torch.zeros_like(max_tokens), torch.zeros_like(max_tokens)
     active = torch.ones_like(max_tokens, dtype=torch.uint8)
-    logits = features.new_full((N, S, VOCAB_SIZE), torch.nan)
+    logits = features.new_full((N, S, len(weights[-2])), torch.nan)
     call = prefix_tokens, max_tokens, rng_streams, byte_offsets, sampling
     for s in range(S):
         rows = active.bool()
         embeddings = torch.cat([features[:, None], F.embedding(tokens[:, :s].long(), weights[-2])], 1)
         logits[rows, s] = _last_logits(embeddings[rows], weights, heads, eps)
-        byte_decode_accept_reference(logits[:, s], *call, tokens, counts, next_tokens, active, s)
+        byte_decode_accept_reference(logits[:, s], *call, tokens, counts, next_tokens, active, s, eop)
     if verify is not None and drafts is not None:
         # A verified row ends after its first wrong draft, or after the token that follows its last draft.
         expected = torch.where(prefix_tokens >= 0, prefix_tokens, drafts)
@@ -59,6 +61,7 @@ def byte_decode_accept_reference(
     next_tokens: Tensor,
     active: Tensor,
     position: int,
+    eop: int = EOP,
 ) -> None:
     """The same arguments as `byte_decode_accept`."""
     is_finite = logits.isfinite().all(1)
@@ -73,7 +76,7 @@ def byte_decode_accept_reference(
     accepted = torch.where(prefix >= 0, prefix, chosen)
     tokens[rows, position], next_tokens[rows], counts[rows] = accepted.to(tokens.dtype), accepted, position + 1
     active.zero_()
-    active[rows] = ((position + 1 < max_tokens[rows]) & ((prefix >= 0) | (accepted != EOP))).to(active.dtype)
+    active[rows] = ((position + 1 < max_tokens[rows]) & ((prefix >= 0) | (accepted != eop))).to(active.dtype)
 
 
 def _last_logits(x: Tensor, weights: list[Tensor], heads: int, eps: float) -> Tensor:

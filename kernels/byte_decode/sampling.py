@@ -1,6 +1,6 @@
 """Choosing a byte from logits; each file has its own random stream.
 
-Shape letters: N rows, V = 257 tokens.
+Shape letters: N rows, V tokens.
 """
 
 from __future__ import annotations

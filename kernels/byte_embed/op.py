@@ -1,6 +1,6 @@
 """byte_embed: the byte decoder's input: a patch's feature, then its bytes' embeddings, plus position embeddings.
 
-Shape letters: T patches, S bytes a patch, D width, V = 257 tokens.
+Shape letters: T patches, S bytes a patch, D width, V tokens.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bgpt_fast import _C
-from bgpt_fast.config import VOCAB_SIZE
+from bgpt_fast.config import VOCAB_SIZES
 from bgpt_fast.kernels.byte_embed.reference import byte_embed_backward_reference, byte_embed_reference
 from bgpt_fast.kernels.common.checks import FLOATS, check_tensor, or_float32
 from bgpt_fast.kernels.common.register import Op, Triton, register
@@ -25,15 +25,15 @@ def byte_embed(features: Tensor, patches: Tensor, wte: Tensor, wpe: Tensor) -> T
 
     Args:
         features: float [T, D], any strides.
-        patches: int16 [T, S] tokens 0…256, S at least 1; the last byte of a patch is not embedded.
-        wte: float [257, D], dtype of `features` or float32.
+        patches: int16 [T, S] tokens 0…V−1, S at least 1; the last byte of a patch is not embedded.
+        wte: float [V, D], V 128 or 257, dtype of `features` or float32.
         wpe: float [≥ S, D], dtype of `wte`.
 
     Returns:
         float [T, S, D], contiguous, dtype and device of `features`.
 
     Raises:
-        TypeError, ValueError: a wrong dtype, shape or device, or a token outside 0…256 (checked on the CPU; the GPU
+        TypeError, ValueError: a wrong dtype, shape or device, or a token outside 0…V−1 (checked on the CPU; the GPU
             kernel adds nothing for such a token).
 
     Source: arXiv 2402.19155, section 3 (the byte-level decoder's input).
@@ -44,7 +44,9 @@ def byte_embed(features: Tensor, patches: Tensor, wte: Tensor, wpe: Tensor) -> T
     S = patches.shape[1]
     if S == 0:
         raise ValueError(f"byte_embed: patches: expected at least 1 byte a patch, got {list(patches.shape)}")
-    check_tensor("byte_embed", "wte", wte, dtypes=or_float32(features.dtype), shape=(VOCAB_SIZE, D), device=device)
+    check_tensor("byte_embed", "wte", wte, dtypes=or_float32(features.dtype), shape=("V", D), device=device)
+    if len(wte) not in VOCAB_SIZES:
+        raise ValueError(f"byte_embed: wte: expected a row for each of {VOCAB_SIZES} tokens, got {len(wte)}")
     check_tensor("byte_embed", "wpe", wpe, dtypes=(wte.dtype,), shape=("L", D), device=device)
     if len(wpe) < S:
         raise ValueError(f"byte_embed: wpe: expected at least {S} rows, one a byte of a patch, got {len(wpe)}")
@@ -54,42 +56,43 @@ def byte_embed(features: Tensor, patches: Tensor, wte: Tensor, wpe: Tensor) -> T
 def _forward_cpu(features: Tensor, patches: Tensor, wte: Tensor, wpe: Tensor) -> Tensor:
     (T, S), D = patches.shape, features.shape[1]
     patches = patches.contiguous()
-    if not _C.patches_in_range(patches.data_ptr(), patches.numel()):
-        raise ValueError(f"byte_embed: patches: expected tokens 0…256, got {int(patches.min())}…{int(patches.max())}")
+    if not _C.patches_in_range(patches.data_ptr(), patches.numel(), len(wte)):
+        limits = f"{int(patches.min())}…{int(patches.max())}"
+        raise ValueError(f"byte_embed: patches: expected tokens 0…{len(wte) - 1}, got {limits}")
     x = features.new_empty(T, S, D)
     torch.add(features, wpe[0], out=x[:, 0])
     torch.add(torch.nn.functional.embedding(patches[:, :-1].int(), wte), wpe[1:S], out=x[:, 1:])
     return x
 
 
-def _backward_cpu(dx: Tensor, patches: Tensor, positions: int) -> tuple[Tensor, Tensor, Tensor]:
+def _backward_cpu(dx: Tensor, patches: Tensor, positions: int, vocab_size: int) -> tuple[Tensor, Tensor, Tensor]:
     T, S, D = dx.shape
     exact = dx.to(torch.promote_types(dx.dtype, torch.float32))
     bytes_, tokens = exact[:, 1:].reshape(T * (S - 1), D), patches[:, :-1].flatten().long()
     # On the CPU index_add adds to a row in the order of t, with any number of threads; it took 0.30 ms,
     # embedding_dense_backward 0.38 ms (T = 192, S = 16, D = 768, one thread; similar on two).
-    dwte = exact.new_zeros(VOCAB_SIZE, D).index_add_(0, tokens, bytes_)
+    dwte = exact.new_zeros(vocab_size, D).index_add_(0, tokens, bytes_)
     dwpe = exact.new_zeros(positions, D)
     dwpe[:S] = exact.sum(0)
     return dx[:, 0].clone(memory_format=torch.contiguous_format), dwte, dwpe
 
 
-def _backward_fake(dx: Tensor, patches: Tensor, positions: int) -> tuple[Tensor, Tensor, Tensor]:
+def _backward_fake(dx: Tensor, patches: Tensor, positions: int, vocab_size: int) -> tuple[Tensor, Tensor, Tensor]:
     tables = torch.promote_types(dx.dtype, torch.float32)
     T, _, D = dx.shape
-    dwte, dwpe = (dx.new_empty(rows, D, dtype=tables) for rows in (VOCAB_SIZE, positions))
+    dwte, dwpe = (dx.new_empty(rows, D, dtype=tables) for rows in (vocab_size, positions))
     return dx.new_empty(T, D), dwte, dwpe
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     _, patches, wte, wpe = inputs
     ctx.save_for_backward(patches)
-    ctx.dtype, ctx.positions = wte.dtype, len(wpe)
+    ctx.dtype, ctx.positions, ctx.vocab_size = wte.dtype, len(wpe), len(wte)
 
 
 def _backward(ctx, dx: Tensor):  # type: ignore[no-untyped-def]
     (patches,) = ctx.saved_tensors
-    dfeatures, dwte, dwpe = torch.ops.bgpt_fast.byte_embed_backward(dx, patches, ctx.positions)
+    dfeatures, dwte, dwpe = torch.ops.bgpt_fast.byte_embed_backward(dx, patches, ctx.positions, ctx.vocab_size)
     return dfeatures, None, dwte.to(ctx.dtype), dwpe.to(ctx.dtype)
 
 
@@ -104,7 +107,7 @@ OPS = (
         backward=_backward,
     ),
     Op(
-        "byte_embed_backward(Tensor dx, Tensor patches, int positions) -> (Tensor, Tensor, Tensor)",
+        "byte_embed_backward(Tensor dx, Tensor patches, int positions, int vocab_size) -> (Tensor, Tensor, Tensor)",
         reference=byte_embed_backward_reference,
         cpu=_backward_cpu,
         cuda=Triton("byte_embed", "byte_embed_backward", byte_embed_backward_reference),

@@ -9,17 +9,19 @@ in bf16 at D = 768, 6.1 ns predicted at 4.3 TB/s (100 µs for 16,384 patches), w
 Backward: dwte and dwpe by one pass of `kernels/common/one_hot.py` over all rows (a position is a second label of its
 row, in the padding of the 257 tokens), dfeatures a strided copy of 1/16 of dx.
 
-Shape letters: T patches, S bytes a patch, D width, V = 257 tokens.
+Shape letters: T patches, S bytes a patch, D width, V tokens.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from bgpt_fast.config import VOCAB_SIZE
+from bgpt_fast.config import VOCAB_SIZE, VOCAB_SIZES
 from bgpt_fast.kernels.common.launch import DTYPE_NAMES, CompileCase, on_device
 from bgpt_fast.kernels.common.one_hot import byte_row_sums, one_hot_compile_cases
 
@@ -57,7 +59,7 @@ def _byte_embed_fwd_kernel(  # type: ignore[no-untyped-def]
 
 
 def byte_embed_forward(features: Tensor, patches: Tensor, wte: Tensor, wpe: Tensor) -> Tensor:
-    """x [T, S, D] of features [T, D], patches int16 [T, S], wte [257, D], wpe [≥ S, D]; a wrong token adds nothing."""
+    """x [T, S, D] of features [T, D], patches int16 [T, S], wte [V, D], wpe [≥ S, D]; a wrong token adds nothing."""
     T, S = patches.shape
     D = features.shape[1]
     x = features.new_empty(T, S, D)
@@ -74,7 +76,7 @@ def byte_embed_forward(features: Tensor, patches: Tensor, wte: Tensor, wpe: Tens
             T * S,
             S=S,
             D=D,
-            V=VOCAB_SIZE,
+            V=len(wte),
             BLOCK_ROWS=_BLOCK_ROWS,
             BLOCK_D=_block_d(D),
             num_warps=_WARPS,
@@ -82,10 +84,10 @@ def byte_embed_forward(features: Tensor, patches: Tensor, wte: Tensor, wpe: Tens
     return x
 
 
-def byte_embed_backward(dx: Tensor, patches: Tensor, positions: int) -> tuple[Tensor, Tensor, Tensor]:
-    """dfeatures [T, D] in dx's dtype, dwte float32 [257, D] and dwpe float32 [positions, D], of dx [T, S, D]."""
+def byte_embed_backward(dx: Tensor, patches: Tensor, positions: int, vocab_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """dfeatures [T, D] in dx's dtype, dwte float32 [V, D] and dwpe float32 [positions, D], of dx [T, S, D]."""
     _, S, D = dx.shape
-    dwte, by_position = byte_row_sums(patches, dx, VOCAB_SIZE)
+    dwte, by_position = byte_row_sums(patches, dx, vocab_size)
     dwpe = by_position.new_zeros(positions, D)
     dwpe[:S] = by_position
     return dx[:, 0].clone(memory_format=torch.contiguous_format), dwte.clone(), dwpe
@@ -99,18 +101,18 @@ def _block_d(D: int) -> int:
 
 def compile_cases() -> list[CompileCase]:
     """Every compilation that the two launchers can choose at realistic sizes."""
-    widths = (128, 192, 768, 1024)
     cases = []
-    for dtype, short in DTYPE_NAMES.items():
+    for V, (dtype, short) in itertools.product(VOCAB_SIZES, DTYPE_NAMES.items()):
+        op, widths = ("", (128, 192, 768, 1024)) if V == VOCAB_SIZE else (f" v{V}", (768, 1280))
         for table in sorted({short, "fp32"}):
             for D in widths:
                 types = {"features": f"*{short}", "patches": "*i16", "wte": f"*{table}", "wpe": f"*{table}"}
                 types |= {"x": f"*{short}", "rows": "i32"}
                 blocks = {"BLOCK_ROWS": _BLOCK_ROWS, "BLOCK_D": _block_d(D)}
-                constants = {"S": 16, "D": D, "V": VOCAB_SIZE, **blocks}
+                constants = {"S": 16, "D": D, "V": V, **blocks}
                 cases.append(
                     CompileCase(
-                        f"byte_embed_fwd {short} tables {table} d{D}",
+                        f"byte_embed_fwd{op} {short} tables {table} d{D}",
                         _byte_embed_fwd_kernel,
                         types,
                         constants,
@@ -119,7 +121,5 @@ def compile_cases() -> list[CompileCase]:
                         ("ld.global.v4|ld.global.v2.b64", "st.global.v4|st.global.v2.b64"),
                     )
                 )
-        cases += one_hot_compile_cases(
-            "byte_embed_bwd", dtype, widths, tokens="*i16", S=16, V=VOCAB_SIZE, is_bytes=True
-        )
+        cases += one_hot_compile_cases(f"byte_embed_bwd{op}", dtype, widths, tokens="*i16", S=16, V=V, is_bytes=True)
     return cases

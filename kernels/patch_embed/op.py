@@ -1,6 +1,6 @@
 """patch_embed: bGPT's one-hot patch projection as a sum of S gathered weight rows per patch, plus a position row.
 
-Shape letters: P patches, S bytes a patch, D width, L positions, V = 257 tokens.
+Shape letters: P patches, S bytes a patch, D width, L positions, V tokens.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bgpt_fast import _C
-from bgpt_fast.config import VOCAB_SIZE
+from bgpt_fast.config import VOCAB_SIZES
 from bgpt_fast.kernels.common.checks import FLOATS, check_tensor
 from bgpt_fast.kernels.common.register import Op, Triton, register
 from bgpt_fast.kernels.patch_embed.reference import (
@@ -30,7 +30,7 @@ def patch_embed(
     position_weight: Tensor | None = None,
     positions: Tensor | None = None,
 ) -> Tensor:
-    """Embeds patches: y[p] = bias + Σ_s weight[257·s + patches[p, s]] + position_weight[positions[p]].
+    """Embeds patches: y[p] = bias + Σ_s weight[V·s + patches[p, s]] + position_weight[positions[p]].
 
     A row of the result depends only on its patch and position. It is summed in fp32 in the order written and rounded
     once; in float32 on the CPU that is bit for bit `patch_embed` without positions, plus the position's row.
@@ -40,8 +40,8 @@ def patch_embed(
     with a one-hot matrix), where the CPU in float32 and bfloat16 keeps it to the rows it belongs to.
 
     Args:
-        patches: int16 [P, S] tokens 0…256.
-        weight: float [S·257, D]: for each of the S bytes of a patch, a row for each token.
+        patches: int16 [P, S] tokens 0…V−1.
+        weight: float [S·V, D], V 128 or 257: for each of the S bytes of a patch, a row for each token.
         bias: float [D], dtype and device of `weight`.
         position_weight: float [L, D], dtype and device of `weight`; None for no positions.
         positions: int64 [P], 0…L−1; required if `position_weight` is given, otherwise None.
@@ -50,14 +50,19 @@ def patch_embed(
         float [P, D], dtype and device of `weight`.
 
     Raises:
-        TypeError, ValueError: a wrong dtype, shape or device, a token outside 0…256 or a position outside 0…L−1 (both
+        TypeError, ValueError: a wrong dtype, shape or device, a token outside 0…V−1 or a position outside 0…L−1 (both
             checked on the CPU; the GPU kernel adds nothing for such a token or position).
 
     Source: arXiv 2402.19155, section 3.1.
     """
     check_tensor("patch_embed", "patches", patches, dtypes=(torch.int16,), shape=("P", "S"))
     check_tensor("patch_embed", "weight", weight, dtypes=FLOATS, device=patches.device)
-    check_tensor("patch_embed", "weight", weight, shape=(patches.shape[1] * VOCAB_SIZE, "D"))
+    check_tensor("patch_embed", "weight", weight, shape=("V", "D"))
+    S = patches.shape[1]
+    if len(weight) not in [S * V for V in VOCAB_SIZES]:
+        raise ValueError(
+            f"patch_embed: weight: expected shape [{S}·V, D] with V of {VOCAB_SIZES}, got {list(weight.shape)}"
+        )
     dtypes, (_, D), device = (weight.dtype,), weight.shape, patches.device
     check_tensor("patch_embed", "bias", bias, dtypes=dtypes, shape=(D,), device=device)
     if (position_weight is None) != (positions is None):
@@ -76,8 +81,10 @@ def patch_embed(
 def _forward_cpu(patches: Tensor, weight: Tensor, bias: Tensor, *position: Tensor | None) -> Tensor:
     position_weight, positions = position or (None, None)
     patches = patches.contiguous()
-    if not _C.patches_in_range(patches.data_ptr(), patches.numel()):
-        raise ValueError(f"patch_embed: patches: expected tokens 0…256, got {int(patches.min())}…{int(patches.max())}")
+    V = _vocab_size(patches, weight)
+    if not _C.patches_in_range(patches.data_ptr(), patches.numel(), V):
+        limits = f"{int(patches.min())}…{int(patches.max())}"
+        raise ValueError(f"patch_embed: patches: expected tokens 0…{V - 1}, got {limits}")
     if position_weight is not None and positions is not None:
         positions, L = positions.contiguous(), len(position_weight)
         if not _C.positions_in_range(positions.data_ptr(), positions.numel(), L):
@@ -112,17 +119,22 @@ def _call(kernel: Callable[..., None], tensors: tuple[Tensor | None, ...], *argu
     (P, S), D = patches.shape, weight.shape[1]
     y = weight.new_empty(P, D)
     addresses = [0 if tensor is None else tensor.data_ptr() for tensor in (patches, weight, *rest, y)]
-    kernel(*addresses, P, S, D, *arguments)
+    kernel(*addresses, P, S, D, _vocab_size(patches, weight), *arguments)
     return y
 
 
-def _backward_cpu(dy: Tensor, patches: Tensor) -> Tensor:
+def _vocab_size(patches: Tensor, weight: Tensor) -> int:
+    return len(weight) // max(patches.shape[1], 1)
+
+
+def _backward_cpu(dy: Tensor, patches: Tensor, vocab_size: int) -> Tensor:
     if dy.dtype not in _CPU_KERNELS:
-        return patch_embed_backward_reference(dy, patches)
+        return patch_embed_backward_reference(dy, patches, vocab_size)
     dy32, patches = dy.float().contiguous(), patches.contiguous()
     (P, S), D = patches.shape, dy.shape[1]
-    dweight = dy32.new_zeros(S * VOCAB_SIZE, D)
-    _C.patch_embed_backward(dy32.data_ptr(), patches.data_ptr(), dweight.data_ptr(), P, S, D, torch.get_num_threads())
+    dweight = dy32.new_zeros(S * vocab_size, D)
+    addresses = dy32.data_ptr(), patches.data_ptr(), dweight.data_ptr()
+    _C.patch_embed_backward(*addresses, P, S, D, vocab_size, torch.get_num_threads())
     return dweight.to(dy.dtype)
 
 
@@ -133,15 +145,16 @@ def _position_backward_cpu(dy: Tensor, positions: Tensor, length: int) -> Tensor
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    patches, _, _, position_weight, positions = inputs
+    patches, weight, _, position_weight, positions = inputs
     ctx.save_for_backward(patches, positions)
+    ctx.vocab_size = _vocab_size(patches, weight)
     ctx.length = 0 if position_weight is None else len(position_weight)
 
 
 def _backward(ctx, dy: Tensor):  # type: ignore[no-untyped-def]
     patches, positions = ctx.saved_tensors
     ops, needed = torch.ops.bgpt_fast, ctx.needs_input_grad
-    dweight = ops.patch_embed_backward(dy, patches) if needed[1] else None
+    dweight = ops.patch_embed_backward(dy, patches, ctx.vocab_size) if needed[1] else None
     dbias = dy.sum(0) if needed[2] else None
     if positions is None:
         return None, dweight, dbias, None, None
@@ -160,11 +173,11 @@ OPS = (
         backward=_backward,
     ),
     Op(
-        "patch_embed_backward(Tensor dy, Tensor patches) -> Tensor",
+        "patch_embed_backward(Tensor dy, Tensor patches, int vocab_size) -> Tensor",
         reference=patch_embed_backward_reference,
         cpu=_backward_cpu,
         cuda=Triton("patch_embed", "patch_embed_backward", patch_embed_backward_reference),
-        fake=lambda dy, patches: dy.new_empty(patches.shape[1] * VOCAB_SIZE, dy.shape[1]),
+        fake=lambda dy, patches, vocab_size: dy.new_empty(patches.shape[1] * vocab_size, dy.shape[1]),
     ),
     Op(
         "patch_embed_position_backward(Tensor dy, Tensor positions, int length) -> Tensor",

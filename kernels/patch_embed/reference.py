@@ -6,8 +6,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bgpt_fast.config import VOCAB_SIZE
-
 
 def patch_embed_reference(
     patches: Tensor,
@@ -16,15 +14,15 @@ def patch_embed_reference(
     position_weight: Tensor | None = None,
     positions: Tensor | None = None,
 ) -> Tensor:
-    """One-hot of each byte, concatenated, through a linear layer: [P, S], [S·257, D], [D] → [P, D]; plus positions."""
-    one_hot = F.one_hot(patches.long(), VOCAB_SIZE).to(weight.dtype)
+    """One-hot of each byte, concatenated, through a linear layer: [P, S], [S·V, D], [D] → [P, D]; plus positions."""
+    one_hot = F.one_hot(patches.long(), len(weight) // patches.shape[1]).to(weight.dtype)
     y = F.linear(one_hot.flatten(1), weight.t(), bias)
     return y if position_weight is None else y + position_weight[positions]
 
 
-def patch_embed_backward_reference(dy: Tensor, patches: Tensor) -> Tensor:
-    """Row sums of `dy` by token, one one-hot product per byte position: deterministic, P·257 of memory at a time."""
-    slots = [F.one_hot(slot, VOCAB_SIZE).to(dy.dtype).t() @ dy for slot in patches.long().unbind(1)]
+def patch_embed_backward_reference(dy: Tensor, patches: Tensor, vocab_size: int) -> Tensor:
+    """Row sums of `dy` by token, one one-hot product per byte position: deterministic, P·V of memory at a time."""
+    slots = [F.one_hot(slot, vocab_size).to(dy.dtype).t() @ dy for slot in patches.long().unbind(1)]
     return torch.cat(slots)
 
 

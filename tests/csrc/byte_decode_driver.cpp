@@ -78,8 +78,9 @@ void one_model(Random& random, const Sizes& sizes, bool overrun, Digest& digest)
     const auto [H, D, F, S, L, N, precision] = sizes;
     const Transformer patch = random_transformer(random, D, H, F, L, precision);
     const Transformer byte = random_transformer(random, D, H, F, S + 1, precision);
-    const Floats wte = random.floats(kVocabSize * D, 0.3f);
-    const ByteDecoder decoder(byte, wte.data(), S);
+    const int64_t V = random.below(2) == 0 ? kVocabSize : kNotaGenVocabSize;
+    const Floats wte = random.floats(V * D, 0.3f);
+    const ByteDecoder decoder(byte, wte.data(), V, S);
 
     // All positions of two slots, in one call.
     std::vector<int64_t> slots, positions;
@@ -96,7 +97,7 @@ void one_model(Random& random, const Sizes& sizes, bool overrun, Digest& digest)
     for (int64_t n = 0; n < N; ++n) {
         max_tokens[n] = random.below(S) + 1;
         for (int64_t s = random.below(S); s > 0; --s)
-            prefix_tokens[n * S + s - 1] = static_cast<int16_t>(random.below(257));
+            prefix_tokens[n * S + s - 1] = static_cast<int16_t>(random.below(V));
         for (int64_t s = random.below(S + 1); s > 0; --s) drafts[n * S + s - 1] = static_cast<int16_t>(random.below(4));
         verify[n] = random.below(2) == 1;
         rng_streams[n] = random.engine();
@@ -111,14 +112,13 @@ void one_model(Random& random, const Sizes& sizes, bool overrun, Digest& digest)
         Team team(threads);
         Cache cache(patch, 2, L);
         Workspace workspace(patch, 7);
-        Result result{Floats(2 * L * D), Floats(N * S * kVocabSize, 0.0f), std::vector<int16_t>(N * S),
-                      std::vector<int64_t>(N)};
+        Result result{Floats(2 * L * D), Floats(N * S * V, 0.0f), std::vector<int16_t>(N * S), std::vector<int64_t>(N)};
         features(patch, cache, workspace, x.data(), slots.data(), positions.data(), 2 * L, result.features.data(), team,
                  used);
         byte_decode(decoder,
                     {features_in.data(), N, prefix_tokens.data(), drafts.data(), verify.get(), max_tokens.data(),
-                     rng_streams.data(), byte_offsets.data(), sampling, result.tokens.data(), result.counts.data(),
-                     result.logits.data()},
+                     rng_streams.data(), byte_offsets.data(), sampling, static_cast<int32_t>(V - 1), 0,
+                     result.tokens.data(), result.counts.data(), result.logits.data()},
                     team, used);
         results.push_back(std::move(result));
     }

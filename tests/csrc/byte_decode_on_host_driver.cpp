@@ -169,16 +169,16 @@ void decode(Reader& in, const std::string& fault, std::ofstream& out) {
     write(logits);
 }
 
+template <int V>
 void choose(Reader& in, std::ofstream& out) {
     const int64_t N = in.one<int64_t>();
     const Sampling sampling = in.sampling();
-    const float* logits = in.array<float>(N * kVocabSize);
+    const float* logits = in.array<float>(N * V);
     const uint64_t* indices = in.array<uint64_t>(N);
     const uint64_t* positions = in.array<uint64_t>(N);
     std::vector<double> ranked(kLanes * kTokensPerLane);
     for (int64_t n = 0; n < N; ++n) {
-        const int32_t token =
-            choose_by_warp(logits + n * kVocabSize, sampling, indices[n], positions[n], ranked.data());
+        const int32_t token = choose_by_warp<V>(logits + n * V, sampling, indices[n], positions[n], ranked.data());
         out.write(reinterpret_cast<const char*>(&token), sizeof token);
     }
 }
@@ -194,7 +194,7 @@ int main(int argc, char** argv) {
     Reader in{std::ifstream(argv[2], std::ios::binary)};
     std::ofstream out(argv[3], std::ios::binary);
     if (what == "choose") {
-        choose(in, out);
+        with_vocab_size(in.one<int32_t>(), [&]<int V>() { choose<V>(in, out); });
     } else {
         in.one<int32_t>() == 0 ? decode<float>(in, fault, out) : decode<uint16_t>(in, fault, out);
     }

@@ -43,18 +43,18 @@ bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
 // The op of the CPU; for fp16, which it does not have, the simplest loop.
 template <class T>
 void on_cpu(const int16_t* patches, const T* rows, const T* bias, const T* position_rows, const int64_t* positions,
-            T* y, int64_t P, int64_t S, int64_t D) {
+            T* y, int64_t P, int64_t S, int64_t D, int64_t V) {
     if constexpr (!std::is_same_v<T, __half>) {
         using Bits = std::conditional_t<std::is_same_v<T, float>, float, uint16_t>;
         const auto bits = [](const T* x) { return reinterpret_cast<const Bits*>(x); };
         bgpt::patch_embed(patches, bits(rows), bits(bias), bits(position_rows), positions, reinterpret_cast<Bits*>(y),
-                          P, S, D, 1);
+                          P, S, D, V, 1);
         return;
     }
     for (int64_t p = 0; p < P; ++p) {
         for (int64_t d = 0; d < D; ++d) {
             float sum = static_cast<float>(bias[d]);
-            for (int64_t s = 0; s < S; ++s) sum += static_cast<float>(rows[(257 * s + patches[p * S + s]) * D + d]);
+            for (int64_t s = 0; s < S; ++s) sum += static_cast<float>(rows[(V * s + patches[p * S + s]) * D + d]);
             if (positions != nullptr) sum += static_cast<float>(position_rows[positions[p] * D + d]);
             y[p * D + d] = T(sum);
         }
@@ -64,6 +64,7 @@ void on_cpu(const int16_t* patches, const T* rows, const T* bias, const T* posit
 template <class T>
 void patch_embed_round(Trial& trial, int dtype) {
     const int64_t P = trial.below(9), S = 1 + trial.below(17), L = 1 + trial.below(5);
+    const int64_t V = trial.one_of({128, 257});
     const int64_t D = trial.one_of({1, 7, 127, 128, 129, 200, 257});
     std::normal_distribution<float> normal;
     const auto floats = [&](int64_t count) {
@@ -72,10 +73,10 @@ void patch_embed_round(Trial& trial, int dtype) {
         return values;
     };
     std::vector<int16_t> patches(P * S);
-    for (int16_t& token : patches) token = static_cast<int16_t>(trial.below(257));
+    for (int16_t& token : patches) token = static_cast<int16_t>(trial.below(V));
     std::vector<int64_t> positions(P);
     for (int64_t& position : positions) position = trial.below(L);
-    std::vector<T> rows = floats(S * 257 * D), bias = floats(D);
+    std::vector<T> rows = floats(S * V * D), bias = floats(D);
     const std::vector<T> position_rows = floats(L * D);
     const int64_t* const positions_or_null = trial.below(2) ? positions.data() : nullptr;
 
@@ -83,18 +84,19 @@ void patch_embed_round(Trial& trial, int dtype) {
     std::vector<T> y(P * D - (trial.overrun && P > 0 ? 1 : 0), poison), expected(P * D, poison);
     const auto on_gpu = [&] {
         bgpt::patch_embed_cuda(patches.data(), rows.data(), bias.data(), position_rows.data(), positions_or_null,
-                               y.data(), P, S, D, L, dtype, nullptr);
+                               y.data(), P, S, D, V, L, dtype, nullptr);
     };
     on_gpu();
     if (trial.value) bias[0] = T(100.0f);
-    on_cpu(patches.data(), rows.data(), bias.data(), position_rows.data(), positions_or_null, expected.data(), P, S, D);
+    on_cpu(patches.data(), rows.data(), bias.data(), position_rows.data(), positions_or_null, expected.data(), P, S, D,
+           V);
     expect(same_bits(y, expected), "patch_embed: differs from the op of the CPU");
 
     // A token or position out of range adds nothing, as a row of zeros would, and no row is read for it.
     if (P == 0) return;
     const int64_t wrong = trial.below(P * S);
     const int64_t old_token = patches[wrong];
-    patches[wrong] = static_cast<int16_t>(trial.one_of({-32768, -1, 257, 32767}));
+    patches[wrong] = static_cast<int16_t>(trial.one_of({-32768, -1, V, 32767}));
     const int64_t wrong_position = trial.below(P);
     const int64_t old_position = positions[wrong_position];
     positions[wrong_position] =
@@ -103,10 +105,10 @@ void patch_embed_round(Trial& trial, int dtype) {
     patches[wrong] = static_cast<int16_t>(old_token);
     positions[wrong_position] = old_position;
     std::vector<T> without(expected);
-    std::fill_n(rows.begin() + (257 * (wrong % S) + old_token) * D, D, T(0.0f));
+    std::fill_n(rows.begin() + (V * (wrong % S) + old_token) * D, D, T(0.0f));
     const int64_t p = wrong / S;
     on_cpu(&patches[p * S], rows.data(), bias.data(), position_rows.data(),
-           positions_or_null == nullptr || wrong_position == p ? nullptr : &positions[p], &without[p * D], 1, S, D);
+           positions_or_null == nullptr || wrong_position == p ? nullptr : &positions[p], &without[p * D], 1, S, D, V);
     // Another patch with the same token in the same slot keeps its row, so only patch p is compared.
     expect(std::equal(&y[p * D], &y[p * D] + D, &without[p * D],
                       [](T a, T b) { return std::memcmp(&a, &b, sizeof(T)) == 0; }),

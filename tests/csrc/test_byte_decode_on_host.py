@@ -16,6 +16,7 @@ from support.paths import ROOT
 from torch import Tensor
 
 from bgpt_fast import BGPT, BGPTConfig
+from bgpt_fast.config import VOCAB_SIZES
 from bgpt_fast.generation.decoders.cpu import CpuWeights
 from bgpt_fast.generation.decoders.cuda_layers import ByteWeights
 from bgpt_fast.kernels.byte_decode.op import byte_decode
@@ -229,25 +230,26 @@ def samplings() -> Iterator[Sampling]:
     yield Sampling(temperature=0.7, top_k=30, top_p=0.8, seed=9)
 
 
-def test_a_warp_samples_what_the_cpu_samples(program: Path) -> None:
+@pytest.mark.parametrize("V", VOCAB_SIZES)
+def test_a_warp_samples_what_the_cpu_samples(program: Path, V: int) -> None:
     stream = torch.Generator().manual_seed(0)
-    logits = torch.randn(40, 257, generator=stream) * torch.linspace(0.1, 20, 40)[:, None]
+    logits = torch.randn(40, V, generator=stream) * torch.linspace(0.1, 20, 40)[:, None]
     logits[5] = 0.0
     logits[6, 100:] = -1e30
     logits[7] = logits[7].round()  # many ties
-    logits[8, 256] = logits[8].max()
+    logits[8, V - 1] = logits[8].max()
     indices = torch.randint(0, 2**62, (40,), generator=stream)
     positions = torch.randint(0, 2**40, (40,), generator=stream)
     for sampling in samplings():
-        head = struct.pack("<qdqdQ", 40, sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed)
+        head = struct.pack("<iqdqdQ", V, 40, sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed)
         output, stderr = run(program, "choose", head + raw(logits) + raw(indices) + raw(positions))
         assert not stderr
         expected = choose(logits, sampling, indices.tolist(), positions.tolist())
         assert torch.frombuffer(bytearray(output), dtype=torch.int32).tolist() == expected
     for bad in (torch.nan, torch.inf, -torch.inf):
         damaged = logits[:1].clone()
-        damaged[0, 256] = bad
-        output, _ = run(program, "choose", struct.pack("<qdqdQ", 1, 1.0, 0, 1.0, 0) + raw(damaged) + bytes(16))
+        damaged[0, V - 1] = bad
+        output, _ = run(program, "choose", struct.pack("<iqdqdQ", V, 1, 1.0, 0, 1.0, 0) + raw(damaged) + bytes(16))
         assert output == struct.pack("<i", -1)
 
 

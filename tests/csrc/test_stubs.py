@@ -31,10 +31,10 @@ def test_every_type_is_known() -> None:
 @pytest.mark.parametrize(
     ("call", "error"),
     [
-        ("_C.patches_in_range(0, 3)", None),
-        ("_C.patches_in_range(0.5, 3)", "arg-type"),
+        ("_C.patches_in_range(0, 3, 5)", None),
+        ("_C.patches_in_range(0.5, 3, 5)", "arg-type"),
         ("_C.patches_in_range(0)", "call-arg"),
-        ("_C.patches_in_ranges(0, 3)", "attr-defined"),
+        ("_C.patches_in_ranges(0, 3, 5)", "attr-defined"),
         ("_C.PackedCache(0, 1, 1)", "arg-type"),
         ("_C.cpu_states_run(memory='', values=b'')", "arg-type"),
         ("x: str = _C.best_isa()", "assignment"),

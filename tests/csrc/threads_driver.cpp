@@ -110,8 +110,8 @@ void check() {
     compare([&](int64_t threads) {
         Floats y(P * D), gradient(S * V * D);
         const float* none = nullptr;
-        bgpt::patch_embed(patches.data(), table.data(), bias.data(), none, nullptr, y.data(), P, S, D, threads);
-        bgpt::patch_embed_backward(dy.data(), patches.data(), gradient.data(), P, S, D, threads);
+        bgpt::patch_embed(patches.data(), table.data(), bias.data(), none, nullptr, y.data(), P, S, D, V, threads);
+        bgpt::patch_embed_backward(dy.data(), patches.data(), gradient.data(), P, S, D, V, threads);
         y.insert(y.end(), gradient.begin(), gradient.end());
         return y;
     });

@@ -15,6 +15,7 @@ from support.ops import DrawnTests, equal
 from torch import Tensor
 
 from bgpt_fast import _C, BGPT, BGPTConfig
+from bgpt_fast.config import EOP, VOCAB_SIZE
 from bgpt_fast.generation.decoders.cpu import CpuDecoder, CpuWeights
 from bgpt_fast.generation.decoders.cuda_layers import ByteWeights
 from bgpt_fast.kernels.byte_decode.op import Decoded, byte_decode, byte_decode_accept
@@ -57,7 +58,7 @@ def test_values(name: str, precision: str) -> None:
     """Against the model in float64: fp32 errs no more than twice as much as the model's own fp32, bf16 as its bf16."""
     config = SHAPES[name]
     stream = torch.Generator().manual_seed(1)
-    patches = torch.randint(0, 257, (7, config.patch_size), generator=stream, dtype=torch.int16)
+    patches = torch.randint(0, config.vocab_size, (7, config.patch_size), generator=stream, dtype=torch.int16)
     model = random_model(config)
     features = torch.randn(7, config.hidden_size, generator=stream)
     logits = teacher_forced(CpuWeights(model, precision), features, patches)
@@ -95,7 +96,9 @@ class TestByteDecode(DrawnTests):
         name, seed = stream.choice(list(SHAPES)), stream.randrange(2**30)
         model, generator = random_model(SHAPES[name], seed), torch.Generator().manual_seed(seed)
         N = stream.choice([1, 2, 7, 16, 17, 33])
-        patches = torch.randint(0, 257, (N, model.config.patch_size), generator=generator, dtype=torch.int16)
+        patches = torch.randint(
+            0, model.config.vocab_size, (N, model.config.patch_size), generator=generator, dtype=torch.int16
+        )
         features = torch.randn(N, model.config.hidden_size, generator=generator)
         return [model, stream.choice(["float32", "bfloat16"]), features, patches]
 
@@ -134,7 +137,7 @@ def test_every_instruction_set_and_number_of_threads_gives_the_same_bits(name: s
     config, before = SHAPES[name], torch.get_num_threads()
     call = rows(config, 9)
     patches = torch.randint(
-        0, 257, (19, config.patch_size), dtype=torch.int16, generator=torch.Generator().manual_seed(2)
+        0, config.vocab_size, (19, config.patch_size), dtype=torch.int16, generator=torch.Generator().manual_seed(2)
     )
     results = []
     try:
@@ -423,7 +426,9 @@ def test_packed_weights_give_what_the_reference_gives(name: str) -> None:
     call["features"][5] = torch.nan
     ours, plain = CpuWeights(model, "float32").byte_decoder, ByteWeights(model, "float32")
     stream = torch.Generator().manual_seed(1)
-    drafts = torch.randint(-1, 257, call["prefix_tokens"].shape, dtype=torch.int16, generator=stream)
+    drafts = torch.randint(
+        -1, SHAPES[name].vocab_size, call["prefix_tokens"].shape, dtype=torch.int16, generator=stream
+    )
     for sampling in (Sampling(), Sampling(temperature=0.9, top_k=40, top_p=0.95, seed=2**63 + 7)):
         for options in ({}, {"drafts": drafts, "verify": torch.arange(12) % 2 == 0}):
             arguments = {**call, **options, "sampling": sampling, "return_logits": True}
@@ -446,10 +451,10 @@ def test_strided_arguments() -> None:
     assert_same(*(byte_decode(decoder, **each, return_logits=True) for each in (call, spread)))
 
 
-def accept_arguments(count: int, seed: int = 1) -> list[Tensor]:
+def accept_arguments(count: int, seed: int = 1, V: int = 257) -> list[Tensor]:
     """Arguments of `byte_decode_accept` up to `active`; one row has bad logits, one has ended."""
     call = rows(CONFIG, count)
-    logits = 3 * torch.randn(count, 257, generator=torch.Generator().manual_seed(seed))
+    logits = 3 * torch.randn(count, V, generator=torch.Generator().manual_seed(seed))
     logits[count // 2 :][:1] = torch.inf
     active = torch.ones(count, dtype=torch.uint8)
     active[:1] = 0
@@ -458,6 +463,19 @@ def accept_arguments(count: int, seed: int = 1) -> list[Tensor]:
     sampling = Sampling(temperature=0.8, top_k=50, seed=2**64 - 1).to_tensor()
     results = [torch.full((count, 16), 7, dtype=torch.int16), *(torch.full((count,), 7) for _ in range(2))]
     return [*inputs, sampling, *results, active]
+
+
+def test_accept_ends_a_row_of_128_symbols_at_its_eop() -> None:
+    ours, plain = accept_arguments(9, V=128), accept_arguments(9, V=128)
+    for arguments in (ours, plain):
+        arguments[0][3] = 0.0
+        arguments[0][3, 2], arguments[1][3], arguments[2][3] = 100.0, -1, 16
+    byte_decode_accept(*ours, 1, eop=2)
+    byte_decode_accept_reference(*plain, 1, eop=2)
+    for mine, expected in zip(ours, plain, strict=True):
+        assert torch.equal(mine, expected)
+    assert ours[6][3, 1] == 2
+    assert ours[9][3] == 0
 
 
 @pytest.mark.parametrize("position", [0, 3, 15])
@@ -470,7 +488,7 @@ def test_accept_gives_what_its_reference_gives(position: int) -> None:
     assert ours[7][:2].tolist() == [7, position + 1]
     assert int(ours[7][15]) == -1
     for i, value, error, message in (
-        (0, torch.zeros(30, 256), ValueError, r"logits: expected shape \[30, 257\]"),
+        (0, torch.zeros(30, 256), ValueError, r"logits: expected \[N, V\] with V of .*, got 256"),
         (7, torch.zeros(30), TypeError, "counts: expected dtype int64"),
         (9, torch.zeros(30), TypeError, "active: expected dtype uint8"),
         (0, torch.zeros(257, 30).t(), ValueError, "logits: expected a contiguous tensor"),
@@ -483,7 +501,7 @@ def test_accept_gives_what_its_reference_gives(position: int) -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_opcheck(count: int) -> None:
-    torch.library.opcheck(torch.ops.bgpt_fast.byte_decode_accept, (*accept_arguments(count), 2))
+    torch.library.opcheck(torch.ops.bgpt_fast.byte_decode_accept, (*accept_arguments(count), 2, EOP))
     call, model = rows(CONFIG, count), random_model(CONFIG)
     # Every position is computed: opcheck takes NaN for a difference.
     call["prefix_tokens"].clamp_(min=3)
@@ -493,7 +511,7 @@ def test_opcheck(count: int) -> None:
     weights, plain = CpuWeights(model, "float32"), ByteWeights(model, "float32")
     for weight_arguments in (([], weights.byte_decoder.handle, 4, 0.0), (plain.tensors(), 0, plain.heads, plain.eps)):
         for return_logits in (False, True):
-            arguments = *inputs, None, None, *weight_arguments, return_logits
+            arguments = *inputs, None, None, *weight_arguments, VOCAB_SIZE, EOP, EOP, return_logits
             torch.library.opcheck(torch.ops.bgpt_fast.byte_decode, arguments)
 
 
@@ -503,4 +521,4 @@ def test_the_handle_of_a_deleted_decoder_is_refused() -> None:
     streams, offsets = (call[name].view(torch.int64) for name in ("rng_streams", "byte_offsets"))
     inputs = call["features"], call["prefix_tokens"], call["max_tokens"], streams, offsets, Sampling().to_tensor()
     with pytest.raises(KeyError):
-        torch.ops.bgpt_fast.byte_decode(*inputs, None, None, [], handle, 4, 0.0, False)
+        torch.ops.bgpt_fast.byte_decode(*inputs, None, None, [], handle, 4, 0.0, VOCAB_SIZE, EOP, EOP, False)

@@ -27,13 +27,14 @@ class TestByteEmbed(OpTests):
     GPU_SHAPE = (300, 16, 200)
     KERNELS = ("_byte_embed_fwd_kernel", "_one_hot_sums_kernel")
     LEAST_CASES = 21
+    V = 257
     function = staticmethod(byte_embed)
 
     def sample(self, shape, dtypes=(F32, F32), seed=0):  # type: ignore[no-untyped-def]
         """features, patches, wte, wpe."""
         T, S, D = shape
-        features, wte, wpe = seeded(sum(shape) + seed, (T, D), (257, D), (S + 1, D))
-        patches = torch.randint(0, 257, (T, S), generator=torch.Generator().manual_seed(seed)).short()
+        features, wte, wpe = seeded(sum(shape) + seed, (T, D), (self.V, D), (S + 1, D))
+        patches = torch.randint(0, self.V, (T, S), generator=torch.Generator().manual_seed(seed)).short()
         return [features.to(dtypes[0]), patches, wte.to(dtypes[1]), wpe.to(dtypes[1])]
 
     @staticmethod
@@ -64,7 +65,7 @@ class TestByteEmbed(OpTests):
             "columns": columns,
             "sliced": [sliced[0], padded[:, ::2], *sliced[1:]],
             "stride 0": [t[:1].expand(t.shape) for t in (features, patches, *tables)],
-            "one token": [features, torch.full_like(patches, 256), *tables],
+            "one token": [features, torch.full_like(patches, self.V - 1), *tables],
             "many positions": [features, patches, wte, torch.randn(40, 2, dtype=F64)],
             "exactly S positions": [features, patches, wte, wpe[:3].clone()],
             "seventeen bytes a patch": self.sample((2, 17, 3), (F64, F64)),
@@ -84,7 +85,7 @@ class TestByteEmbed(OpTests):
             "patches: expected device cpu": (features, patches.to("meta"), wte, wpe),
             "wte: expected dtype float32, got bfloat16": (features, patches, wte.bfloat16(), wpe),
             "wte: expected dtype bfloat16 or float32, got float16": (half, patches, wte.half(), wpe),
-            r"wte: expected shape \[257, 8\], got \[256, 8\]": (features, patches, wte[:256], wpe),
+            "wte: expected a row for each of .*, got 256": (features, patches, wte[:256], wpe),
             "wte: expected device cpu": (features, patches, wte.to("meta"), wpe),
             "wpe: expected dtype bfloat16, got float32": (half, patches, wte.bfloat16(), wpe),
             r"wpe: expected shape \[L, 8\], got \[5, 7\]": (features, patches, wte, wpe[:, :7]),
@@ -98,6 +99,17 @@ class TestByteEmbed(OpTests):
         for shape in self.SHAPES:
             inputs = self.inputs(backend, shape, dtypes)
             assert torch.equal(byte_embed(*inputs), self.plain(*inputs))
+
+
+class TestByteEmbedOf128Symbols(TestByteEmbed):
+    test_compile_cases = None  # type: ignore[assignment]
+    SHAPES = ((1, 1, 1), (3, 16, 40))
+    LARGE_SHAPES = ((200, 4, 24), (15, 17, 5))
+    V = 128
+
+    def wrong_arguments(self):  # type: ignore[no-untyped-def]
+        features, patches, wte, wpe = self.sample((3, 4, 8))
+        return {"expected tokens 0…127, got 128…128": (features, torch.full_like(patches, 128), wte, wpe)}
 
 
 inputs = TestByteEmbed().inputs

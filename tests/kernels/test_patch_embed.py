@@ -28,13 +28,14 @@ class TestPatchEmbed(OpTests):
     LEAST_CASES = 21
     TWICE_DIFFERENTIABLE = (2,)  # bias
     LENGTH = 150  # of the position table
+    V = 257
     function = staticmethod(patch_embed)
 
     def sample(self, shape, dtypes=F32, seed=0):  # type: ignore[no-untyped-def]
         """patches, weight, bias."""
         P, S, D = shape
-        patches = torch.randint(0, 257, (P, S), generator=torch.Generator().manual_seed(seed)).short()
-        weight, bias = seeded(sum(shape) + seed, (S * 257, D), (D,))
+        patches = torch.randint(0, self.V, (P, S), generator=torch.Generator().manual_seed(seed)).short()
+        weight, bias = seeded(sum(shape) + seed, (S * self.V, D), (D,))
         return [patches, weight.to(dtypes), bias.to(dtypes)]
 
     def arguments(self, inputs):  # type: ignore[no-untyped-def]
@@ -70,7 +71,7 @@ class TestPatchEmbed(OpTests):
             "columns": [t.transpose(0, -1).contiguous().transpose(0, -1) for t in plain],
             "sliced": [t.repeat_interleave(2, -1)[..., ::2] for t in plain],
             "stride 0": [t[:1].expand(t.shape) for t in plain],
-            "one token, one position": [torch.full_like(plain[0], 256), *plain[1:3], *self.one_position(plain)],
+            "one token, one position": [torch.full_like(plain[0], self.V - 1), *plain[1:3], *self.one_position(plain)],
             **{name: self.sample(shape, F64) for name, shape in shapes.items()},
         }
 
@@ -82,7 +83,7 @@ class TestPatchEmbed(OpTests):
         return {
             "expected dtype int16, got int64": (patches.long(), weight, bias),
             r"expected shape \[P, S\], got \[3\]": (patches[:, 0], weight, bias),
-            r"weight: expected shape \[771, D\]": (patches[:, :3].contiguous(), weight, bias),
+            r"weight: expected shape \[3·V, D\]": (patches[:, :3].contiguous(), weight, bias),
             "bias: expected dtype float32, got float64": (patches, weight, bias.double()),
             r"bias: expected shape \[8\], got \[7\]": (patches, weight, bias[:7]),
             "expected device cpu": (patches, weight.to("meta"), bias),
@@ -90,6 +91,17 @@ class TestPatchEmbed(OpTests):
             "expected tokens 0…256, got -1": (patches.clone().fill_(-1), weight, bias),
             "expected tokens 0…256, got 257…257": (patches.clone().fill_(257), weight, bias),
         }
+
+
+class TestPatchEmbedOf128Symbols(TestPatchEmbed):
+    test_compile_cases = None  # type: ignore[assignment]
+    SHAPES = ((1, 1, 1), (15, 2, 40))
+    LARGE_SHAPES = ((300, 3, 40), (64, 16, 96))
+    V = 128
+
+    def wrong_arguments(self):  # type: ignore[no-untyped-def]
+        patches, weight, bias = self.sample((3, 4, 8))
+        return {"expected tokens 0…127, got 128…128": (patches.clone().fill_(128), weight, bias)}
 
 
 class TestPatchEmbedWithPositions(TestPatchEmbed):
@@ -170,7 +182,7 @@ def test_nan_stays_in_its_rows_on_the_cpu() -> None:
 def test_the_last_token_of_a_slot_and_the_first_of_the_next(backend: Backend) -> None:
     patches = torch.tensor([[256, 0, 256], [0, 256, 0]], dtype=torch.int16, device=backend.device)
     dy = torch.tensor([[1.0], [2.0]], device=backend.device)
-    dweight = torch.ops.bgpt_fast.patch_embed_backward(dy, patches).view(3, 257)
+    dweight = torch.ops.bgpt_fast.patch_embed_backward(dy, patches, 257).view(3, 257)
     assert dweight[:, [0, 256]].tolist() == [[2, 1], [1, 2], [2, 1]]
     assert not dweight[:, 1:256].any()
 

@@ -322,7 +322,7 @@ MUTANTS = (
     Mutant(
         "training",
         "bgpt_fast/training/step.py",
-        "weight=len(indices) / total)",
+        "weight=objective.units(batch, indices, config) / total)",
         "weight=1 / len(batches))",
         "tests/training/test_trainer.py::test_accumulation_equals_the_big_batch",
     ),

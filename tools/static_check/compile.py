@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import ROOT
+from bgpt_fast.config import VOCAB_SIZE
 from tools.static_check import round_trips
 
 SHARED_LIMITS = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
@@ -170,7 +171,7 @@ def _compile_cuda(task: Task) -> Outcome:
     rows, errors = [], []
     for usage in usages:
         name, dtype = _kernel_and_dtype(usage["function"])
-        case = f"{name.removeprefix('_').removesuffix('_kernel')} {dtype}".rstrip()
+        case = f"{name.removeprefix('_').removesuffix('_kernel')} {dtype}".rstrip() + _alphabet(usage["function"])
         figures = {key: usage[key] for key in ("registers", "stack", "shared")} | usage["instructions"]
         if name == round_trips.KERNEL:
             figures["round_trips"] = round_trips.round_trips(listings[usage["function"]], ROOT, dtype)
@@ -191,6 +192,12 @@ def _kernel_and_dtype(mangled: str) -> tuple[str, str]:
                 kinds = {"If": "fp32", "I13__nv_bfloat16": "bf16", "It": "bf16", "I6__half": "fp16"}
                 return name, next((dtype for code, dtype in kinds.items() if rest.startswith(code)), "")
     raise ValueError(f"expected a function named …_kernel, got {mangled}")
+
+
+def _alphabet(mangled: str) -> str:
+    """ " v128" for a kernel with a template argument V of 128, otherwise nothing: that of bGPT's 257 has no mark."""
+    match = re.search(r"_kernelI(?:f|t|13__nv_bfloat16|6__half)?Li(\d+)E", mangled)
+    return "" if match is None or int(match[1]) == VOCAB_SIZE else f" v{match[1]}"
 
 
 @functools.cache

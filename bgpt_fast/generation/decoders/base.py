@@ -1,6 +1,6 @@
 """The interface of all decoders, and the choice of the decoder for a device.
 
-Shape letters: T patches of prefill, N patches to decode, S bytes a patch, D width, V = 257.
+Shape letters: T patches of prefill, N patches to decode, S bytes a patch, D width, V tokens.
 """
 
 from __future__ import annotations

@@ -67,7 +67,9 @@ class CpuWeights:
         byte_transformer = model.byte_level_decoder.base.transformer
         self.patch_decoder = _pack(model.patch_level_decoder.base, config.patch_heads, precision)
         byte_decoder = _pack(byte_transformer, config.byte_heads, precision)
-        self.byte_decoder = PackedByteDecoder(byte_decoder, byte_transformer.wte.weight, config.patch_size)
+        self.byte_decoder = PackedByteDecoder(
+            byte_decoder, byte_transformer.wte.weight, config.patch_size, eop=config.eop, fill=config.fill
+        )
         self.nbytes = self.patch_decoder.nbytes + byte_decoder.nbytes
         embedding = model.patch_level_decoder.patch_embedding
         weight, bias = (parameter.detach().to(torch.float32, copy=True) for parameter in embedding.parameters())

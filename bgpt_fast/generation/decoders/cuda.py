@@ -14,7 +14,7 @@ Graphs are recorded for the numbers of rows of `graph_rows`, and read and write 
 (GraphBuffers, PatchBuffers). They stay valid from call to call because new weights are copied over the old ones, and a
 cache of up to REUSABLE_CACHE_BYTES stays with its graphs.
 
-Shape letters: T tokens, N patches, S bytes a patch, D width, H heads, d = D / H, L positions a slot, V = 257.
+Shape letters: T tokens, N patches, S bytes a patch, D width, H heads, d = D / H, L positions a slot, V tokens.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bgpt_fast import _C
-from bgpt_fast.config import EOP, VOCAB_SIZE
 from bgpt_fast.device import Record, Replay, graph_recorder
 from bgpt_fast.generation.decoders.cuda_layers import Attend, ByteWeights, CudaLayers, PatchWeights
 from bgpt_fast.generation.decoders.request import DecodeRequest, DecodeResult
@@ -244,6 +243,7 @@ class GraphBuffers:
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
 
+        self.fill_token = weights.fill
         self.features = torch.zeros(rows, weights.width, device=device)
         self.prefix_tokens, self.tokens = zeros(rows, S, dtype=torch.int16), zeros(rows, S, dtype=torch.int16)
         # rng_streams and byte_offsets are the bits of unsigned numbers.
@@ -263,7 +263,7 @@ class GraphBuffers:
         ):
             target[: rows.stop - rows.start].copy_(values[rows])
         self.sampling.copy_(request.sampling.to_tensor())
-        self.tokens.fill_(EOP)
+        self.tokens.fill_(self.fill_token)
         self.active.zero_()
         self.active[: rows.stop - rows.start].fill_(1)
 
@@ -308,7 +308,7 @@ class GraphedByteDecoder:
     def logits(self, features: Tensor, tokens: Tensor, count: int) -> Tensor:
         """As `Decoder.logits`, but NaN and infinite logits raise no error."""
         weights, (N, S) = self.weights, tokens.shape
-        logits = features.new_full((N, S, VOCAB_SIZE), torch.nan)
+        logits = features.new_full((N, S, weights.vocab_size), torch.nan)
         # As in the graphs, a multiple of 8 rows aligns each layer to 16 bytes: Triton compiles another kernel for
         # another alignment, whose sums might have another order.
         shape = _cache_shape(weights, -(-N // MIN_GRAPH_ROWS) * MIN_GRAPH_ROWS)
@@ -350,7 +350,7 @@ class GraphedByteDecoder:
         """Chooses the bytes at s."""
         b = buffers
         inputs = b.prefix_tokens, b.max_tokens, b.rng_streams, b.byte_offsets, b.sampling
-        byte_decode_accept(logits, *inputs, b.tokens, b.counts, b.next_tokens, b.active, s)
+        byte_decode_accept(logits, *inputs, b.tokens, b.counts, b.next_tokens, b.active, s, self.weights.eop)
 
     def _attention(self, keys: Tensor, values: Tensor, s: int) -> Attend:
         # Only this function reads the keys, so they can have the layout of cached_attention, [.., d, S].

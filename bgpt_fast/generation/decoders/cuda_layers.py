@@ -1,6 +1,6 @@
 """The weights of the CUDA decoder in its kernels' layout, and a decoder's layers applied to new tokens.
 
-Shape letters: T tokens, D width, F hidden width, S bytes a patch, V = 257.
+Shape letters: T tokens, D width, F hidden width, S bytes a patch, V tokens.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ class ByteWeights(DecoderWeights):
         super().__init__(transformer, model.config.byte_heads, dtype)
         self.wte = _copy(transformer.wte.weight, torch.float32)
         self.head = _copy(transformer.wte.weight, dtype)
-        self.patch_size = model.config.patch_size
+        config = model.config
+        self.patch_size, self.vocab_size = config.patch_size, config.vocab_size
+        self.eop, self.fill = config.eop, config.fill
 
     def tensors(self) -> list[Tensor]:
         return [*super().tensors(), self.wte, self.head]

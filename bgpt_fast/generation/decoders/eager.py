@@ -4,7 +4,7 @@ The CPU and CUDA decoders are tested against it. On the CPU every operation here
 other tokens are in the call: `invariant_linear`, `cached_attention` and `patch_embed` by construction; layer norm,
 additions and look-ups because torch computes them row by row.
 
-Shape letters: T tokens, N patches, D width, H heads, d = D / H, L positions a slot, B slots, S bytes a patch, V = 257.
+Shape letters: T tokens, N patches, D width, H heads, d = D / H, L positions a slot, B slots, S bytes a patch, V tokens.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bgpt_fast.config import EOP, VOCAB_SIZE
 from bgpt_fast.generation.decoders.request import DecodeRequest, DecodeResult
 from bgpt_fast.kernels.byte_decode.reference import byte_decode_accept_reference
 from bgpt_fast.kernels.cached_attention.op import cached_attention
@@ -36,6 +35,7 @@ class EagerDecoder:
 
     def __init__(self, model: BGPT, slots: int, length: int) -> None:
         byte_transformer = model.byte_level_decoder.base.transformer
+        self.eop, self.fill = model.config.eop, model.config.fill
         self.device = byte_transformer.wte.weight.device
         self.patch_decoder = _Transformer(model.patch_level_decoder.base)
         self.byte_decoder = _Transformer(byte_transformer)
@@ -56,13 +56,13 @@ class EagerDecoder:
         streams, offsets = (numbers.view(torch.int64) for numbers in (request.rng_streams, request.byte_offsets))
         inputs = request.prefix_tokens, request.max_tokens, streams, offsets
         prefix, max_tokens, streams, offsets = (values.to(self.device) for values in inputs)
-        tokens, active = torch.full_like(prefix, EOP), torch.ones_like(max_tokens, dtype=torch.uint8)
+        tokens, active = torch.full_like(prefix, self.fill), torch.ones_like(max_tokens, dtype=torch.uint8)
         counts, next_tokens = torch.zeros_like(max_tokens), torch.zeros_like(max_tokens)
         call = prefix, max_tokens, streams, offsets, request.sampling.to_tensor(), tokens, counts, next_tokens, active
         rows, cache = torch.arange(N, device=self.device), self.byte_decoder.new_cache(N, S)
         for s in range(S):
             x = request.features if s == 0 else self.wte[next_tokens]
-            byte_decode_accept_reference(self._step(x, cache, rows, s), *call, s)
+            byte_decode_accept_reference(self._step(x, cache, rows, s), *call, s, self.eop)
             if not bool(active.any()):
                 break
         return DecodeResult(tokens.cpu(), counts.cpu())
@@ -70,7 +70,7 @@ class EagerDecoder:
     def logits(self, features: Tensor, tokens: Tensor, count: int) -> Tensor:
         """As `Decoder.logits`."""
         N, S = tokens.shape
-        logits = features.new_full((N, S, VOCAB_SIZE), torch.nan)
+        logits = features.new_full((N, S, len(self.wte)), torch.nan)
         rows, cache = torch.arange(N, device=self.device), self.byte_decoder.new_cache(N, S)
         for s in range(count):
             inputs = features if s == 0 else self.wte[tokens[:, s - 1].long()]

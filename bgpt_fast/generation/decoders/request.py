@@ -43,8 +43,9 @@ class DecodeResult:
     """The tokens of N patches, on the CPU; results with the same tokens and counts are equal.
 
     Args:
-        tokens: int16 [N, S]; `EOP` where the model ended the file, and at all later positions.
-        counts: int64 [N], tokens up to the end, including that `EOP`; -1 where logits were NaN or infinite.
+        tokens: int16 [N, S]; the config's `fill` at the positions after the end.
+        counts: int64 [N], tokens up to the end, including the `eop` that the model chose; -1 where logits were NaN or
+            infinite.
     """
 
     tokens: Tensor
