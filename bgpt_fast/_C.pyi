@@ -36,8 +36,10 @@ __all__: list[str] = [
     "cpu_states_write_cuda",
     "has_bf16_dot",
     "invariant_linear",
+    "is_intel",
     "layer_norm_backward",
     "layer_norm_forward",
+    "matrix_product",
     "pack_patches",
     "patch_embed",
     "patch_embed_backward",
@@ -235,6 +237,7 @@ def has_bf16_dot() -> bool: ...
 def invariant_linear(
     x: int, weight: int, bias: int, y: int, M: int, K: int, N: int, gelu: bool, threads: int, isa: int
 ) -> None: ...
+def is_intel() -> bool: ...
 def layer_norm_backward(
     dy: int,
     addend: int,
@@ -267,6 +270,21 @@ def layer_norm_forward(
     eps: typing.SupportsFloat | typing.SupportsIndex,
     y_bf16: bool,
     total_bf16: bool,
+    threads: int,
+    isa: int,
+) -> None: ...
+def matrix_product(
+    a: int,
+    a_row: int,
+    a_column: int,
+    b: int,
+    b_row: int,
+    b_column: int,
+    bias: int,
+    y: int,
+    M: int,
+    N: int,
+    K: int,
     threads: int,
     isa: int,
 ) -> None: ...

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bgpt_fast.config import BGPTConfig
-from bgpt_fast.kernels.byte_attention.op import byte_attention_projected
+from bgpt_fast.kernels.byte_attention.op import byte_attention, byte_attention_projected
 from bgpt_fast.kernels.byte_embed.op import byte_embed
 from bgpt_fast.kernels.common.register import is_transformed
 from bgpt_fast.kernels.linear_cross_entropy.op import linear_cross_entropy
@@ -90,8 +90,10 @@ class ByteLevelDecoder(nn.Module):
         transformer = self.base.transformer
 
         def attend(x: Tensor, projection: Linear, dropout: float) -> Tensor:
-            if dropout == 0.0:
+            if dropout == 0.0 and x.is_cuda:
                 return byte_attention_projected(x.view(T, S, -1), *projection, self.heads).view(x.shape)
+            if dropout == 0.0:
+                return byte_attention(projection(x).view(T, S, 3, self.heads, -1)).view(x.shape)
             q, k, v = projection(x).view(T, S, 3, self.heads, -1).transpose(1, 3).unbind(2)
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
             return y.transpose(1, 2).reshape(x.shape)

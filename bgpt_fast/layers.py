@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.kernels.bias_gelu.op import bias_gelu, bias_gelu_backward
 from bgpt_fast.kernels.layer_norm.op import add_layer_norm, layer_norm
+from bgpt_fast.kernels.matrix_product.op import matrix_product
 
 INIT_STD = 0.02
 
@@ -112,7 +113,7 @@ class Linear(NamedTuple):
     bias: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.t(), self.bias)
+        return matrix_product(x, self.weight, self.bias)
 
 
 class Conv1D(nn.Module):
@@ -200,8 +201,8 @@ class _MLP(torch.autograd.Function):
 
     @staticmethod
     def forward(x, weight, bias, out_weight, out_bias):  # type: ignore[no-untyped-def]
-        hidden = x @ weight
-        return torch.addmm(out_bias, bias_gelu(hidden, bias), out_weight), hidden
+        hidden = matrix_product(x, weight)
+        return matrix_product(bias_gelu(hidden, bias), out_weight, out_bias), hidden
 
     @staticmethod
     def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
@@ -216,10 +217,11 @@ class _MLP(torch.autograd.Function):
         if dy is None:
             return None, None, None, None, None
         x, weight, bias, out_weight, hidden = ctx.saved_tensors
-        dhidden, dbias, activated = bias_gelu_backward(dy @ out_weight.t(), hidden, bias)
-        dout_weight = activated.t() @ dy
+        dhidden, dbias, activated = bias_gelu_backward(matrix_product(dy, out_weight.t()), hidden, bias)
+        dout_weight = matrix_product(activated.t(), dy)
         del activated  # as large as all other gradients of the layer
-        return dhidden @ weight.t(), x.t() @ dhidden, dbias, dout_weight, dy.sum(0)
+        dx, dweight = matrix_product(dhidden, weight.t()), matrix_product(x.t(), dhidden)
+        return dx, dweight, dbias, dout_weight, dy.sum(0)
 
 
 class Block(nn.Module):

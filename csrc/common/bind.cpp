@@ -9,6 +9,7 @@ void bind_common(py::module_& m) {
     m.attr("with_cuda") = false;
 #endif
     m.def("best_isa", [] { return static_cast<int>(best_isa()); });
+    m.def("is_intel", &is_intel);
 }
 
 }  // namespace bgpt

@@ -21,4 +21,13 @@ inline Isa best_isa() {
 #endif
 }
 
+// Whether Intel made this processor.
+inline bool is_intel() {
+#if defined(__x86_64__)
+    return __builtin_cpu_is("intel");
+#else
+    return false;
+#endif
+}
+
 }  // namespace bgpt

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from bgpt_fast.kernels.common.checks import FLOATS, check_tensor
+from bgpt_fast.kernels.common.products import cpu_product
 from bgpt_fast.kernels.common.register import Op, Triton, register
 from bgpt_fast.kernels.linear_cross_entropy.reference import (
     linear_cross_entropy_backward_reference,
@@ -64,7 +64,7 @@ def _forward_cpu(x: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Te
     nats, lse = (torch.empty(len(x), dtype=_sums_dtype(x), device=x.device) for _ in range(2))
     for at in range(0, len(x), _CPU_ROWS):
         rows = slice(at, at + _CPU_ROWS)
-        logits = F.linear(x[rows], weight).to(nats.dtype)
+        logits = cpu_product(x[rows], weight.t()).to(nats.dtype)
         top = logits.amax(1, keepdim=True)
         # As in torch.logsumexp, an infinite maximum is not subtracted, so that lse is that infinity and not NaN.
         top.masked_fill_(top.isinf(), 0)
@@ -81,12 +81,12 @@ def _backward_cpu(dnats: Tensor, x: Tensor, weight: Tensor, targets: Tensor, lse
     for at in range(0, len(x), _CPU_ROWS):
         rows = slice(at, at + _CPU_ROWS)
         # Not exp(logits − lse): torch's softmax is one pass, and the rounding of lse does not affect it.
-        dlogits = F.linear(x[rows], weight).to(lse.dtype).softmax(1)
+        dlogits = cpu_product(x[rows], weight.t()).to(lse.dtype).softmax(1)
         minus_one = torch.full((len(dlogits), 1), -1, dtype=lse.dtype, device=lse.device)
         dlogits.scatter_add_(1, targets[rows].long()[:, None], minus_one).mul_(dnats[rows, None])
         dlogits = dlogits.to(x.dtype)
-        torch.mm(dlogits, weight, out=dx[rows])
-        dweight += dlogits.t() @ x[rows]
+        dx[rows] = cpu_product(dlogits, weight)
+        dweight += cpu_product(dlogits.t(), x[rows])
     return dx, dweight.to(weight.dtype)
 
 

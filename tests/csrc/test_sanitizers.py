@@ -74,6 +74,7 @@ THREADED = {
     "bias_gelu": "bias_gelu/bias_gelu.cpp",
     "invariant_linear": "invariant_linear/invariant_linear.cpp",
     "layer_norm": "layer_norm/layer_norm.cpp",
+    "matrix_product": "matrix_product/matrix_product.cpp",
     "patch_attention": "patch_attention/short_attention.cpp",
     "patch_embed": "patch_embed/patch_embed.cpp",
     "symmetric_product": "symmetric_product/symmetric_product.cpp",

@@ -17,6 +17,8 @@
 #include "invariant_linear/invariant_linear.h"
 #elif defined(BGPT_TEST_patch_attention)
 #include "patch_attention/short_attention.h"
+#elif defined(BGPT_TEST_matrix_product)
+#include "matrix_product/matrix_product.h"
 #elif defined(BGPT_TEST_patch_embed)
 #include "patch_embed/patch_embed.h"
 #elif defined(BGPT_TEST_symmetric_product)
@@ -113,6 +115,15 @@ void check() {
         bgpt::patch_embed(patches.data(), table.data(), bias.data(), none, nullptr, y.data(), P, S, D, V, threads);
         bgpt::patch_embed_backward(dy.data(), patches.data(), gradient.data(), P, S, D, V, threads);
         y.insert(y.end(), gradient.begin(), gradient.end());
+        return y;
+    });
+#elif defined(BGPT_TEST_matrix_product)
+    const int64_t M = 200, N = 100, K = 300;
+    const Floats a = floats(M * K), b = floats(K * N);
+    compare([&](int64_t threads) {
+        Floats y(2 * M * N);
+        bgpt::matrix_product({a.data(), K, 1, b.data(), N, 1, nullptr, y.data(), M, N, K}, threads, isa);
+        bgpt::matrix_product({b.data(), 1, N, a.data(), 1, K, nullptr, y.data() + M * N, N, M, K}, threads, isa);
         return y;
     });
 #elif defined(BGPT_TEST_symmetric_product)

@@ -19,6 +19,7 @@ CPU_ONLY = {
     "short_documents_attention_backward": _OF_CPU,
     "documents_attention": _OF_CPU,
     "documents_attention_backward": _OF_CPU,
+    "matrix_product": "for processors on which torch's products are slow; on a GPU they are torch's",
 }
 """Ops that have no CUDA implementation, and why."""
 OF_TORCH = {"flash_documents_attention", "flash_documents_attention_backward"}

@@ -77,7 +77,8 @@ def build(folder: Path, root: Path = ROOT) -> dict[str, str]:
 def _sources(root: Path) -> dict[str, str]:
     """The package's files with relative imports, in which the ops' namespace is still `bgpt_fast`."""
     paths = {f"{op}/{name}": root / "kernels" / op / name for op in OPS for name in _FILES}
-    paths |= {f"common/{path.name}": path for path in sorted((root / "kernels/common").glob("*.py"))}
+    common = sorted(path for path in (root / "kernels/common").glob("*.py") if path.name != "products.py")
+    paths |= {f"common/{path.name}": path for path in common}
     paths["config.py"] = root / "bgpt_fast/config.py"
     return {name: _without_extension(_relative(path.read_text())) for name, path in paths.items()}
 
@@ -101,18 +102,21 @@ def _without_extension(text: str) -> str:
 
 
 def _without_unused(text: str) -> str:
-    """Without the module's private functions and constants that nothing in it refers to."""
+    """Without the module's private functions, constants and imported names that nothing in it refers to."""
     tree = ast.parse(text)
     for node in tree.body:
         if isinstance(node, ast.FunctionDef):
             name = node.name
         elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             name = node.targets[0].id
+        elif isinstance(node, ast.ImportFrom) and node.level and len(node.names) == 1:
+            name = node.names[0].name
         else:
             continue
         others = (other for part in tree.body if part is not node for other in ast.walk(part))
         uses = any(isinstance(other, ast.Name) and other.id == name for other in others)
-        if name.startswith("_") and name != "_library" and not uses:
+        is_private = isinstance(node, ast.ImportFrom) or (name.startswith("_") and name != "_library")
+        if is_private and not uses:
             lines = text.splitlines(keepends=True)
             first = min([node.lineno, *(item.lineno for item in getattr(node, "decorator_list", []))])
             return "".join(lines[: first - 1] + lines[node.end_lineno :])
