@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 CSRC := $(shell find csrc tools -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 
-.PHONY: help kernels-hub demo test test-all test-cuda-host test-null-gpu lint format build stubs checkpoint paper-machine static mutants gpu-extension gpu-contact gpu-check wheel docs clean
+.PHONY: help kernels-hub demo test test-all test-cuda-host test-null-gpu lint format build stubs checkpoint paper-machine whole-tunes static mutants gpu-extension gpu-contact gpu-check wheel docs clean
 help:
 	@echo 'make demo        simulate a CPU with the shipped model, then train one from scratch; results in demo/'
 	@echo 'make test        the tests (under 15 minutes on two cores)'
@@ -23,6 +23,7 @@ help:
 	@echo 'make stubs       the types of the extension, bgpt_fast/_C.pyi, from the built extension'
 	@echo 'make checkpoint  train the shipped model again (an hour); see examples/cpu_states/README.md'
 	@echo 'make paper-machine  train a small model on the paper'\''s own machine (hours; stop it at any moment, run it again to go on)'
+	@echo 'make whole-tunes  train a small model to convert whole Irish tunes, ABC to MIDI and back (likewise)'
 	@echo 'make static      compile every GPU kernel without a GPU (20 minutes); refreshes docs/kernels.md'
 	@echo 'make kernels-hub the Triton ops as a package for Hugging Face'\''s kernels library, in build/kernels-hub; docs/hugging-face.md'
 	@echo 'make mutants     plant bugs in a copy of the source, each of which a test must notice; the result is mutants.json'
@@ -76,6 +77,9 @@ checkpoint: $(VENV)/.built
 # Options go through ARGS, as in: make paper-machine ARGS="--full --run runs/paper-machine-full".
 paper-machine: $(VENV)/.built
 	$(BIN)/python examples/cpu_states/paper_machine/train.py $(ARGS)
+
+whole-tunes: $(VENV)/.built
+	$(BIN)/python examples/music/whole_tunes/train.py $(ARGS)
 
 static: $(VENV)/.tools $(VENV)/.built
 	$(BIN)/python -m tools.static_check
