@@ -48,10 +48,12 @@ def main() -> int:
     options = parser.parse_args()
     paths = sorted((options.run / "real/train").glob("*.abc"))
     real = [path.read_text(encoding="utf-8") for path in paths]
-    made = [tune(0, number) for number in range(len(real))]
+    generated = [tune(0, number) for number in range(len(real))]
     sizes = {
         "real": [(path.stat().st_size, path.with_suffix(".mid").stat().st_size) for path in paths],
-        "generated": [(len(text), len(midi)) for text, midi in zip(made, convert_all(made)[0], strict=True) if midi],
+        "generated": [
+            (len(text), len(midi)) for text, midi in zip(generated, convert_all(generated)[0], strict=True) if midi
+        ],
     }
     for name, pairs in sizes.items():
         abc, midi = np.array(pairs).T
@@ -59,11 +61,12 @@ def main() -> int:
         print(f"{name}: {abc.mean():.0f} + {midi.mean():.0f} bytes; MIDI's 5, 25, 50, 75, 95 %: {quartiles}")
     for name, pattern in FEATURES.items():
         shares = [
-            np.mean([bool(re.search(pattern, _body(text, name), re.M)) for text in texts]) for texts in (real, made)
+            np.mean([bool(re.search(pattern, _body(text, name), re.M)) for text in texts])
+            for texts in (real, generated)
         ]
         print(f"{name}: {shares[0]:.3f} of the real tunes, {shares[1]:.3f} of the generated ones")
     for n in (1, 2, 3):
-        far, near = distance(real, made, n), distance(real[::2], real[1::2], n)
+        far, near = distance(real, generated, n), distance(real[::2], real[1::2], n)
         print(f"{n}-grams: {far:.3f} from the real tunes; two halves of these: {near:.3f}")
     return 0
 
