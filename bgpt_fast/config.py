@@ -17,6 +17,16 @@ NOTAGEN_ALPHABET: dict[str, Any] = {"vocab_size": 128, "eop": 2, "bos": 1, "eos"
 """The fields of `BGPTConfig` that make it a NotaGen (arXiv 2502.18008)."""
 
 
+_MOST = {
+    "patch_size": 1 << 16,
+    "patch_length": (1 << 31) - 1,
+    "hidden_size": 1 << 20,
+    "patch_num_layers": 1 << 12,
+    "byte_num_layers": 1 << 12,
+}
+"""So that a wrong number, of a damaged file too, is named before a model of that size is built."""
+
+
 @dataclass(frozen=True)
 class BGPTConfig:
     """Sizes and initialisation of a bGPT model (arXiv 2402.19155, section 3; defaults are the paper's 110 M model).
@@ -70,13 +80,13 @@ class BGPTConfig:
     pad: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("patch_size", "patch_length", "hidden_size", "patch_num_layers", "byte_num_layers"):
+        for name, most in _MOST.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool):
                 raise TypeError(f"BGPTConfig.{name}: expected an int, got {type(value).__name__} {value!r}")
             least = 2 if name == "patch_length" else 1
-            if value < least:
-                raise ValueError(f"BGPTConfig.{name}: expected at least {least}, got {value}")
+            if not least <= value <= most:
+                raise ValueError(f"BGPTConfig.{name}: expected {least:,}…{most:,}, got {value:,}")
         if self.num_heads is None:
             object.__setattr__(self, "num_heads", max(1, self.hidden_size // 64))
         if self.byte_num_heads is None:

@@ -143,7 +143,10 @@ def read_file(path: PathLike, most: int) -> bytes:
     """
     with naming(path), open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        content = file.read(most + 1) if size <= most else b""
+        # Not most + 1 bytes at once, for which memory is reserved before the file's true size counts.
+        content = file.read(size + 1) if size <= most else b""
+        if len(content) > size:  # it has grown
+            content += file.read(most + 1 - len(content))
     if max(size, len(content)) > most:
         raise FileContentError(f"{os.fspath(path)}: expected at most {most:,} bytes, got {max(size, len(content)):,}")
     return content

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from typing import Any, ClassVar
 
 import yaml
@@ -14,6 +15,7 @@ from bgpt_fast.files import FileContentError, PathLike, decode_text, read_file
 MAX_BYTES = 1 << 20
 _MAX_YAML_BYTES = 1 << 18
 _MAX_DEPTH = 64
+_MAX_DIGITS = 1000
 _JSON_TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}]', re.DOTALL)
 
 
@@ -51,8 +53,22 @@ for _kind in (_Loader, _Dumper):
 
 
 def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
-    text = str(loader.construct_scalar(node))
+    return _whole_number(str(loader.construct_scalar(node)))
+
+
+def _whole_number(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"a number of {len(text):,} digits; expected at most {_MAX_DIGITS:,}")
     return int(text, 0 if text[:2] in ("0o", "0x") else 10)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The dict of an object, whose names must differ: which value of two is meant nobody knows."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"{name!r:.80} twice; expected each name once")
+    return values
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
@@ -89,7 +105,7 @@ def parse_json(content: bytes | str, name: str) -> Any:
         if depth > _MAX_DEPTH:
             raise _too_deep(name)
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_unique, parse_int=_whole_number)
     except ValueError as error:
         raise FileContentError(f"{name}: expected JSON, got {error!s:.200}") from error
 
@@ -108,6 +124,7 @@ def parse_yaml(content: bytes | str, name: str) -> Any:
         if node is None:
             return None
         size, depth = _expanded(node, name, {})
+        _check_unique(node, name)
         if depth > _MAX_DEPTH:
             raise _too_deep(name)
         if size > _MAX_YAML_BYTES:
@@ -144,6 +161,24 @@ def _expanded(node: yaml.Node, name: str, known: dict[int, tuple[int, int] | Non
             size, depth = size + more, max(depth, below)
     known[id(node)] = (size, depth + 1)
     return size, depth + 1
+
+
+def _check_unique(root: yaml.Node, name: str) -> None:
+    """Raises FileContentError if a mapping has a name twice; names beside a merged mapping replace its."""
+    nodes, known = [root], set()
+    while nodes:
+        node = nodes.pop()
+        if id(node) in known or isinstance(node.value, str):
+            continue
+        known.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            names = Counter(
+                key.value for key, _ in node.value if isinstance(key.value, str) and not key.tag.endswith(":merge")
+            )
+            twice = next((key for key, count in names.items() if count > 1), None)
+            if twice is not None:
+                raise FileContentError(f"{name}: expected each name once, got {twice!r:.80} twice")
+        nodes += [one for part in node.value for one in (part if isinstance(part, tuple) else (part,))]
 
 
 def _too_deep(name: str) -> FileContentError:

@@ -317,7 +317,9 @@ def test_a_batch_that_does_not_fit_is_named(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"patch_size": 0}, "patch_size: expected at least 1, got 0"),
+        ({"patch_size": 0}, "patch_size: expected 1…65,536, got 0"),
+        ({"patch_num_layers": 10**9}, "patch_num_layers: expected 1…4,096, got 1,000,000,000"),
+        ({"patch_length": 10**12}, "patch_length: expected 2…2,147,483,647, got 1,000,000,000,000"),
         ({"hidden_size": 30, "num_heads": 4}, "divisor of hidden_size 30, got 4"),
         ({"hidden_size": 32, "byte_num_heads": 5}, "byte_num_heads: expected a divisor of hidden_size 32, got 5"),
         ({"position_init": "rotary"}, "position_init: expected one of"),

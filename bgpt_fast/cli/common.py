@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -94,8 +95,34 @@ def read_options(
         new = renamed_value("option", name, renamed or {}, stacklevel=1)
         args[place] = f"{(short or {}).get(new, new)}{separator}{value}"
     if default is None:
-        return tyro.cli(kind, prog=prog, args=args)
-    return tyro.cli(kind, prog=prog, args=args, default=default)
+        options = tyro.cli(kind, prog=prog, args=args)
+    else:
+        options = tyro.cli(kind, prog=prog, args=args, default=default)
+    _check_numbers(options)
+    return options
+
+
+def check_ranges(options: Any, **ranges: tuple[float, float | None]) -> None:
+    """Raises ValueError unless each option is None or a number in its range, both ends included; None: no upper end."""
+    for name, (least, most) in ranges.items():
+        value = getattr(options, name)
+        if value is not None and not least <= value <= (math.inf if most is None else most):
+            expected = f"at least {least:,}" if most is None else f"{least:,}…{most:,}"
+            raise ValueError(f"--{name.replace('_', '-')}: expected {expected}, got {value:,}")
+
+
+def _check_numbers(options: Any, prefix: str = "--") -> None:
+    """Raises ValueError if an option is NaN, or a whole number that 64 bits do not hold."""
+    for item in dataclasses.fields(options):
+        value, name = getattr(options, item.name), prefix + item.name.replace("_", "-")
+        if dataclasses.is_dataclass(value):
+            _check_numbers(value, f"{name}.")
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and math.isnan(number):
+                raise ValueError(f"{name}: expected a number, got {number}")
+            if isinstance(number, int) and not -(1 << 63) <= number < 1 << 63:
+                digits = len(str(abs(number)))
+                raise ValueError(f"{name}: expected a whole number of 64 bits, got one of {digits} digits")
 
 
 def value_of(words: Sequence[str], option: str) -> str | None:

@@ -11,6 +11,7 @@ import tyro
 
 from bgpt_fast.cli.common import (
     as_json,
+    check_ranges,
     counted,
     counting_progress,
     percent,
@@ -59,6 +60,7 @@ OPTIONS = Check
 
 def run(words: Sequence[str]) -> int:
     options = read_options(Check, "data check", words, renamed={"--shown": "--gallery-files"})
+    check_ranges(options, onset_tolerance=(0, None), gallery_files=(0, None))
     with counting_progress("checking") as progress:
         checked = check_files(options.files, progress)
     report = summarise(checked)

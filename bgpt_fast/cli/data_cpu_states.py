@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from bgpt_fast.cli.common import as_json, counted, new_folder, read_options
+from bgpt_fast.cli.common import as_json, check_ranges, counted, new_folder, read_options
 from bgpt_fast.deprecation import renamed_value
 from bgpt_fast.files import write_json
 from bgpt_fast.tasks.cpu_states import (
@@ -21,6 +21,8 @@ from bgpt_fast.tasks.cpu_states import (
 )
 from bgpt_fast.tasks.cpu_states.streams import OLD_STREAMS
 from bgpt_fast.terminal import print_text
+
+_MOST_PROGRAMS = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ OPTIONS = CPUStates
 
 def run(words: Sequence[str]) -> int:
     options = read_options(CPUStates, "data cpu-states", words)
+    check_ranges(options, train=(0, _MOST_PROGRAMS), test=(0, _MOST_PROGRAMS), seed=(0, None))
     new_folder(options.output, "the data")
     machine = asdict(options.machine)
     stream = renamed_value("--stream", options.stream, OLD_STREAMS)

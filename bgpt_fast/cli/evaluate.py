@@ -17,6 +17,7 @@ from bgpt_fast.cli.common import (
     HelpLayout,
     as_json,
     check_output_file,
+    check_ranges,
     decimal,
     drawing,
     generation_progress,
@@ -53,6 +54,7 @@ from bgpt_fast.tasks.mode_collapse import Diversity, diversity
 from bgpt_fast.terminal import print_text
 
 _MOST_ROWS = 20
+_MOST_RESAMPLES, _MOST_PROGRAMS = 1_000_000, 10_000_000
 _FILES = "on files"
 LAYOUT = HelpLayout(
     basic=(
@@ -133,6 +135,16 @@ OPTIONS = Evaluate
 
 def run(words: Sequence[str]) -> int:
     options = read_options(Evaluate, "evaluate", words, _defaults(words), LAYOUT)
+    check_ranges(
+        options,
+        patches_per_batch=(1, None),
+        stride=(0, None),
+        resamples=(1, _MOST_RESAMPLES),
+        programs=(1, _MOST_PROGRAMS),
+        seed=(0, None),
+    )
+    if not 0 < options.confidence < 1:
+        raise ValueError(f"--confidence: expected a share between 0 and 1, got {options.confidence}")
     figures: dict[str, Any] = {}
     precision: PrecisionChoice | None = None
     tables: list[Table] = []
@@ -179,8 +191,6 @@ def _defaults(words: Sequence[str]) -> Evaluate | None:
 
 
 def _assessment(options: Evaluate) -> tuple[Assessment, PrecisionChoice]:
-    if options.programs < 1:
-        raise ValueError(f"--programs: expected at least 1, got {options.programs}")
     model = _model(options)
     if not options.any_model:
         check_simulation(model.task, options.checkpoint, options.machine)

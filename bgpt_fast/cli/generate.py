@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from bgpt_fast.cli.common import HelpLayout, read_options
+from bgpt_fast.cli.common import HelpLayout, check_ranges, read_options
 from bgpt_fast.cli.generation_options import BASIC_OPTIONS, GenerationOptions, check_extension, generate_folder
 from bgpt_fast.cli.model_task import check_generation
 from bgpt_fast.cli.outputs import FileRequest
@@ -19,6 +19,7 @@ from bgpt_fast.generation import Prompt
 from bgpt_fast.generation.scoring import context_bytes
 from bgpt_fast.model import BGPT
 
+_MOST_FILES = 1_000_000
 LAYOUT = HelpLayout(basic=("prompts", "ext", "count", *BASIC_OPTIONS))
 
 
@@ -48,8 +49,7 @@ OPTIONS = Generate
 
 def run(words: Sequence[str]) -> int:
     options = read_options(Generate, "generate", words, layout=LAYOUT)
-    if options.count < 1:
-        raise ValueError(f"--count: expected at least 1, got {options.count}")
+    check_ranges(options, count=(1, _MOST_FILES))
     check_extension("--ext", options.ext or "")
     generate_folder(options, lambda model: (_requests(options, model), ()), "the generated files", "generating")
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import tyro
 
 from bgpt_fast.cli.common import read_options
 from bgpt_fast.cli.train_options import options_from_values
+from bgpt_fast.data.pairs import parse_conversion
 from bgpt_fast.files import atomic_write, read_file
 from bgpt_fast.parsing import MAX_BYTES, dump_yaml
 from bgpt_fast.terminal import print_text
@@ -70,6 +72,7 @@ _ELSEWHERE = {
     "TOP_P": "bgpt-fast generate --top-p",
     "TEMPERATURE": "bgpt-fast generate --temperature",
 }
+_SETTERS = {"globals", "locals", "vars", "exec", "eval", "setattr"}
 _KNOWN = {*_RELEASED, *_OPTIONAL, *_ELSEWHERE}
 
 
@@ -139,10 +142,10 @@ def read_constants(path: Path) -> dict[str, Any]:
                 value = ast.literal_eval(node.value)  # type: ignore[attr-defined]
             except (ValueError, TypeError, RecursionError, MemoryError):
                 value = None
-                _refuse(path, node, names)
+                _refuse(path, node, [*names, *_names_set(node)])
             constants |= dict.fromkeys(names, value)
-        elif not isinstance(node, ast.AnnAssign):
-            _refuse(path, node, [name.id for name in ast.walk(node) if isinstance(name, ast.Name)])
+        elif not _has_no_effect(node):
+            _refuse(path, node, _names(node))
     if not {"PATCH_SIZE", "PATCH_LENGTH", "HIDDEN_SIZE"} & constants.keys():
         raise ValueError(
             f"{path}: expected the released config.py with PATCH_SIZE and so on, got {sorted(constants)[:10]}"
@@ -150,11 +153,44 @@ def read_constants(path: Path) -> dict[str, Any]:
     return constants
 
 
+def _has_no_effect(node: ast.stmt) -> bool:
+    """Whether a statement is text (a docstring), or declares a name without a value."""
+    is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    return is_text or (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is None)
+
+
+def _names_set(node: ast.AST) -> list[str]:
+    """The names that an expression sets: by :=, or those in its calls of functions that can set any."""
+    names = [part.target.id for part in ast.walk(node) if isinstance(part, ast.NamedExpr)]
+    for call in ast.walk(node):
+        if isinstance(call, ast.Call) and _SETTERS & set(_names(call.func)):
+            names += _names(call)
+    return names
+
+
+def _names(node: ast.AST) -> list[str]:
+    """All names in a piece of code: of variables, arguments, functions, modules, and within texts."""
+    names: list[str] = []
+    for part in ast.walk(node):
+        for _, value in ast.iter_fields(part):
+            names += [
+                name
+                for text in (value if isinstance(value, list) else [value])
+                if isinstance(text, str)
+                for name in re.findall(r"\w+|\*", text)
+            ]
+    return names
+
+
 def _refuse(path: Path, node: ast.stmt, names: Sequence[str]) -> None:
     """Raises ValueError if one of the names that a statement uses is a released one."""
+    code = " ".join(ast.unparse(node).split())
+    if isinstance(node, ast.ImportFrom) and "*" in names:
+        raise ValueError(
+            f"{path}:{node.lineno}: expected constants, got {code!r:.80}, which may set any of them; write their values"
+        )
     name = next((name for name in names if _OLD_NAMES.get(name, name) in _KNOWN), None)
     if name is not None:
-        code = " ".join(ast.unparse(node).split())
         raise ValueError(
             f"{path}:{node.lineno}: {name}: expected to be assigned a constant, got {code!r:.80}; write its value"
         )
@@ -170,12 +206,19 @@ def migrate(constants: dict[str, Any], task: str) -> tuple[dict[str, Any], list[
     Raises:
         ValueError: a constant has an impossible value.
     """
+    for name, new in _OLD_NAMES.items():
+        if name in constants and constants.get(new, constants[name]) != constants[name]:
+            raise ValueError(
+                f"{new}: expected one value, got {constants[new]!r:.80}, and {constants[name]!r:.80} as {name}"
+            )
     constants_by_name = {_OLD_NAMES.get(name, name): value for name, value in constants.items()}
     values = {**_RELEASED, **_OPTIONAL, **constants_by_name}
     folders = {name: values[name] for name in ("TRAIN_FOLDERS", "EVAL_FOLDERS")}
     for name, paths in folders.items():
         if not isinstance(paths, list | tuple) or not all(isinstance(path, str) for path in paths):
             raise ValueError(f"{name}: expected a list of paths, got {paths!r:.80}")
+    if not isinstance(values["EVAL_SPLIT"], int | float) or not 0 <= values["EVAL_SPLIT"] <= 1:
+        raise ValueError(f"EVAL_SPLIT: expected a share from 0 to 1, got {values['EVAL_SPLIT']!r:.80}")
     context, epochs = _positive(values, "PATCH_LENGTH"), _positive(values, "NUM_EPOCHS")
     rows, accumulation, batch_note = _batch(values, task)
     migrated: dict[str, Any] = {
@@ -230,6 +273,10 @@ def migrate(constants: dict[str, Any], task: str) -> tuple[dict[str, Any], list[
         notes.append("init_from: the sizes of those weights replace the model's")
     mode = values["CONVERSION_MODE"]
     if mode is not None and task == "generation":
+        try:
+            parse_conversion(mode)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"CONVERSION_MODE: {error}") from error
         migrated |= {"task": "conversion", "conversion": mode}
         if "&" in str(mode):
             notes.append(f"{mode}: trains both ways; the released code took (a, b) twice and never (b, a)")

@@ -20,6 +20,7 @@ from bgpt_fast.cli.common import (
     GenerationProgress,
     HelpLayout,
     as_json,
+    check_ranges,
     generation_progress,
     load_model,
     read_options,
@@ -110,9 +111,9 @@ OPTIONS = Simulate
 
 def run(words: Sequence[str]) -> int:
     options = read_options(Simulate, "simulate", _registers_last(words), _defaults(words), LAYOUT)
-    for name, least in (("random", 1), ("show", 0), ("page", 0)):
-        if getattr(options, name) < least:
-            raise ValueError(f"--{name}: expected at least {least}, got {getattr(options, name)}")
+    check_ranges(options, random=(1, None), show=(0, None), page=(0, None), acc=(0, 255))
+    if not all(0 <= value <= 255 for value in options.registers):
+        raise ValueError(f"--registers: expected values of 0…255, got {options.registers!s:.80}")
     ranks = Ranks(options.device, _TIMEOUT_SECONDS, options.output / UNFINISHED)
     with ranks.watched(()):
         return _run(options, ranks)

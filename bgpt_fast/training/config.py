@@ -114,7 +114,8 @@ class TrainConfig:
                 self, field.name, _checked_type(field.name, getattr(self, field.name), hints[field.name])
             )
         for names, holds, expected in (
-            ("steps targets_per_step eval_every sample_every save_every seed prefetch", lambda x: x >= 0, "at least 0"),
+            ("steps targets_per_step eval_every sample_every save_every prefetch", lambda x: x >= 0, "at least 0"),
+            ("seed", lambda x: 0 <= x < 1 << 63, "0 to 2⁶³ − 1"),
             ("profile_steps profile_after max_minutes weight_decay grad_clip", lambda x: x >= 0, "at least 0"),
             ("accumulation keep_last log_every", lambda x: x >= 1, "at least 1"),
             ("learning_rate eps timeout_seconds", lambda x: x > 0, "a positive number"),
@@ -124,7 +125,7 @@ class TrainConfig:
             ("muon_momentum", lambda x: 0 <= x < 1, "0 ≤ momentum < 1"),
             ("muon_learning_rate", lambda x: x is None or x > 0, "a positive number or None"),
             ("stop_at", lambda x: x is None or bool(self.best_metric), "None where there is no best_metric"),
-            ("threads", lambda x: x is None or x >= 1, "at least 1, or None"),
+            ("threads", lambda x: x is None or 1 <= x <= 1024, "1 to 1,024, or None"),
         ):
             for name in names.split():
                 value = getattr(self, name)

@@ -157,7 +157,9 @@ def test_conversion(mode: str, both: bool, migrated: Any) -> None:
 def test_other_ways_to_write_constants(migrated: Any) -> None:
     text = LAST.replace("BATCH_SIZE = 8", "BATCH_SIZE: int = 4").replace("TOP_K = 0", "TOP_K = MY_OWN = 7")
     text = text.replace('["irishman/train",]', '("a", "é")').replace("PATCH_SIZE = 16", "\ufeffPATCH_SIZE = 16")
-    options, out = migrated("\ufeffimport os\nHOME = os.getcwd()\nDEBUG: bool\n" + text.replace("\ufeff", ""))
+    options, out = migrated(
+        "\ufeff'''BATCH_SIZE'''\nimport os\nHOME = os.getcwd()\nDEBUG: bool\n" + text.replace("\ufeff", "")
+    )
     assert (options.patches_per_batch, options.data) == (4 * 1024, ("a", "é"))
     assert "HOME: unknown" in out
     assert "MY_OWN: unknown" in out
@@ -182,6 +184,22 @@ def test_what_a_file_lacks_is_said(migrated: Any) -> None:
         ("PATCH_SIZE = 16\nif x:\n    BATCH_SIZE = 2", "config.py:2: BATCH_SIZE: expected to be assigned a constant"),
         ("PATCH_SIZE = 16\nTRAIN_FOLDERS.append('a')", "config.py:2: TRAIN_FOLDERS: expected to be assigned"),
         ("PATCH_SIZE, BATCH_SIZE = 16, 8", "config.py:1: PATCH_SIZE: expected to be assigned a constant"),
+        ("PATCH_SIZE = 16\nfrom other import *", "config.py:2: expected constants, got 'from other import"),
+        ("PATCH_SIZE = 16\nimport os as BATCH_SIZE", "config.py:2: BATCH_SIZE: expected to be assigned"),
+        ("PATCH_SIZE = 16\nfrom other import BATCH_SIZE", "config.py:2: BATCH_SIZE: expected to be assigned"),
+        ("PATCH_SIZE = 16\ndef BATCH_SIZE(): pass", "config.py:2: BATCH_SIZE: expected to be assigned"),
+        ("PATCH_SIZE = 16\nmatch 1:\n case BATCH_SIZE: pass", "config.py:2: BATCH_SIZE: expected to be assigned"),
+        ("PATCH_SIZE = 16\nglobals()['BATCH_SIZE'] = 4", "config.py:2: BATCH_SIZE: expected to be assigned"),
+        ("PATCH_SIZE = 16\nx = globals().update(BATCH_SIZE=4)", "config.py:2: BATCH_SIZE: expected to be assigned"),
+        ("PATCH_SIZE = 16\nglobals()['BATCH_SIZE']: int = 4", "config.py:2: BATCH_SIZE: expected to be assigned"),
+        ("PATCH_SIZE = 16\nexec('BATCH_SIZE = 4')", "config.py:2: BATCH_SIZE: expected to be assigned"),
+        ("PATCH_SIZE = 16\nX = (BATCH_SIZE := 4)", "config.py:2: BATCH_SIZE: expected to be assigned"),
+        (
+            "PATCH_SIZE = 16\nLOAD_FROM_PRE_CHECKPOINT = True\nLOAD_FROM_PRETRAINED = False",
+            "LOAD_FROM_PRETRAINED: expected one value, got False, and True as LOAD_FROM_PRE_CHECKPOINT",
+        ),
+        ("PATCH_SIZE = 16\nEVAL_SPLIT = 2", "EVAL_SPLIT: expected a share from 0 to 1"),
+        ("PATCH_SIZE = 16\nCONVERSION_MODE = 'abc'", "CONVERSION_MODE: conversion: expected two different extensions"),
         ("x = 1", "expected the released config.py"),
         ("PATCH_SIZE = 16\nBATCH_SIZE = 0", "BATCH_SIZE: expected a whole number"),
         (
@@ -191,7 +209,7 @@ def test_what_a_file_lacks_is_said(migrated: Any) -> None:
         ("PATCH_SIZE = 16\nTRAIN_FOLDERS = 'a'", "TRAIN_FOLDERS: expected a list of paths"),
         ("PATCH_SIZE = 16\nLEARNING_RATE = '1e-5'", "learning_rate: expected float, got '1e-5'"),
         ("PATCH_SIZE = 16\nLOAD_FROM_PRETRAINED = True", "PRETRAINED_PATH: expected the path of weights"),
-        ("PATCH_SIZE = 16\nHIDDEN_SIZE = 100\nPATCH_LENGTH = 1", "patch_length: expected at least 2"),
+        ("PATCH_SIZE = 16\nHIDDEN_SIZE = 100\nPATCH_LENGTH = 1", "patch_length: expected 2…2,147,483,647"),
     ],
 )
 def test_what_is_refused_is_named(

@@ -31,6 +31,8 @@ def test_defaults_survive_json() -> None:
         ({"steps": True}, TypeError),
         ({"steps": -1}, ValueError),
         ({"steps": 0}, ValueError),
+        ({"seed": 1 << 63}, ValueError),
+        ({"threads": 70_000}, ValueError),
         ({"steps": 0, "max_minutes": 1.0}, ValueError),
         ({"schedule_by": "time"}, ValueError),
         ({"schedule_by": "epochs"}, ValueError),

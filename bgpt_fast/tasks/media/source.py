@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -60,11 +61,19 @@ class MediaOptions:
             ("sample_rate", 1000 <= self.sample_rate <= 192_000, "1,000 to 192,000"),
             ("clip_seconds", 1 <= self.sample_rate * self.clip_seconds < 1 << 28, "1 to 2²⁸ samples"),
             ("text_bytes", self.text_bytes == 0 or self.text_bytes >= 16, "0, or at least 16"),
-            ("most_bytes", self.most_bytes >= 1, "at least 1"),
+            ("most_bytes", 1 <= self.most_bytes <= 1 << 40, "1 to 2⁴⁰"),
+            ("text_encoding", not self.text_encoding or _is_encoding(self.text_encoding), "an encoding of Python's"),
         ]
         for name, right, words in expected:
             if not right:
-                raise ValueError(f"{name}: expected {words}, got {getattr(self, name)}")
+                raise ValueError(f"{name}: expected {words}, got {getattr(self, name)!s:.80}")
+
+
+def _is_encoding(name: str) -> bool:
+    try:
+        return codecs.lookup(name)._is_text_encoding  # "hex" and "rot13" decode no bytes to text
+    except (LookupError, ValueError):
+        return False
 
 
 class Output(NamedTuple):
