@@ -34,6 +34,8 @@ __all__: list[str] = [
     "cpu_states_sizes_cuda",
     "cpu_states_write",
     "cpu_states_write_cuda",
+    "cross_entropy",
+    "cross_entropy_backward",
     "has_bf16_dot",
     "invariant_linear",
     "is_intel",
@@ -121,7 +123,7 @@ class CpuStatesPythonStream:
 def best_isa() -> int: ...
 def bias_gelu(x: int, bias: int, y: int, N: int, F: int, bf16: bool, threads: int, isa: int) -> None: ...
 def bias_gelu_backward(
-    dy: int, x: int, bias: int, dx: int, dbias: int, N: int, F: int, bf16: bool, threads: int, isa: int
+    dy: int, x: int, bias: int, dx: int, y: int, dbias: int, N: int, F: int, bf16: bool, threads: int, isa: int
 ) -> None: ...
 def byte_accept(
     N: int,
@@ -232,6 +234,12 @@ def cpu_states_write_cuda(
     capacity: int,
     in_eval: int,
     stream: int,
+) -> None: ...
+def cross_entropy(
+    logits: int, targets: int, nats: int, lse: int, N: int, V: int, bf16: bool, threads: int, isa: int
+) -> None: ...
+def cross_entropy_backward(
+    logits: int, targets: int, dnats: int, N: int, V: int, bf16: bool, threads: int, isa: int
 ) -> None: ...
 def has_bf16_dot() -> bool: ...
 def invariant_linear(

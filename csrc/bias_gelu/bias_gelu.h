@@ -14,9 +14,10 @@ constexpr int64_t kBiasGeluRows = 64;  // rows of a partial sum of the bias's gr
 template <class X>
 void bias_gelu(const X* x, const float* bias, X* y, int64_t N, int64_t F, int64_t threads, Isa isa);
 
-// dx = dy GELU'(x + bias) [N, F]; dbias [F], dx summed over the rows in an order that depends on N alone.
+// dx = dy GELU'(x + bias) and y, as bias_gelu's, both [N, F]; dbias [F], dx summed over the rows in an order that
+// depends on N alone.
 template <class X>
-void bias_gelu_backward(const X* dy, const X* x, const float* bias, X* dx, float* dbias, int64_t N, int64_t F,
+void bias_gelu_backward(const X* dy, const X* x, const float* bias, X* dx, X* y, float* dbias, int64_t N, int64_t F,
                         int64_t threads, Isa isa);
 
 }  // namespace bgpt

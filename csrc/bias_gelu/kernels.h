@@ -2,16 +2,20 @@
 namespace bgpt::BGPT_ISA {
 namespace {
 
-// GELU'(z) = s + z s (1 - s) 2u' with s = 1 / (1 + e^(-2u)) and u as in gelu. Beyond +-16 it is 1 or 0, NaN for an
-// infinite z. e^(-2u) is limited to e^80: beyond, s would underflow, and with it 1 - s = e^(-2u) s.
-BGPT_INLINE Vec gelu_slope(Vec z) {
-    const Vec high = broadcast(16.0f), low = broadcast(-16.0f), limit = broadcast(80.0f);
-    const Vec x = where_greater(low, z, low, where_greater(z, high, high, z)), square = x * x;
-    const Vec power = broadcast(-1.5957691216057308f) * fma(broadcast(0.044715f) * square, x, x);
-    const Vec e = vexp(where_greater(power, limit, limit, power));
-    const Vec s = broadcast(1.0f) / (broadcast(1.0f) + e);
-    const Vec inner = broadcast(1.5957691216057308f) * fma(broadcast(0.134145f), square, broadcast(1.0f));
-    return fma(x * inner, e * s * s, s) + (z - z);
+struct Gelu {
+    Vec value, slope;
+};
+
+// gelu(z), with its bits, and GELU'(z) = s + z s (1 - s) 2u' with s = 1 / (1 + e^(-2u)) and u as in gelu. Beyond +-16
+// the slope is 1 or 0, NaN for an infinite z. In it e^(-2u) is at most e^80: beyond, s would underflow, and with it
+// 1 - s = e^(-2u) s.
+BGPT_INLINE Gelu gelu_with_slope(Vec z) {
+    const Vec one = broadcast(1.0f), high = broadcast(16.0f), low = broadcast(-16.0f), limit = broadcast(5.5406224e34f);
+    const Vec e = vexp(broadcast(-1.5957691216057308f) * fma(broadcast(0.044715f) * z * z, z, z));
+    const Vec x = where_greater(low, z, low, where_greater(z, high, high, z));
+    const Vec bounded = where_greater(e, limit, limit, e), s = one / (one + bounded);
+    const Vec inner = broadcast(1.5957691216057308f) * fma(broadcast(0.134145f) * x, x, one);
+    return {z / (one + e), fma(x * inner, bounded * s * s, s) + (z - z)};
 }
 
 template <class X>
@@ -23,18 +27,14 @@ BGPT_TARGET void gelu_row(const X* x, const float* bias, X* y, int64_t F) {
 
 // `sums` [F] gains dx.
 template <class X>
-BGPT_TARGET void gelu_backward_row(const X* dy, const X* x, const float* bias, X* dx, float* sums, int64_t F) {
-    int64_t f = 0;
-    for (; f + Vec::width <= F; f += Vec::width) {
-        const Vec slope = load(dy + f) * gelu_slope(load(x + f) + load(bias + f));
-        store(dx + f, slope);
-        store(sums + f, load(sums + f) + slope);
-    }
-    if (f < F) {
-        const int64_t rest = F - f;
-        const Vec slope = load(dy + f, rest) * gelu_slope(load(x + f, rest) + load(bias + f, rest));
-        store(dx + f, slope, rest);
-        store(sums + f, load(sums + f, rest) + slope, rest);
+BGPT_TARGET void gelu_backward_row(const X* dy, const X* x, const float* bias, X* dx, X* y, float* sums, int64_t F) {
+    for (int64_t f = 0; f < F; f += Vec::width) {
+        const int64_t count = std::min(Vec::width, F - f);
+        const Gelu gelu = gelu_with_slope(load(x + f, count) + load(bias + f, count));
+        const Vec gradient = load(dy + f, count) * gelu.slope;
+        store(y + f, gelu.value, count);
+        store(dx + f, gradient, count);
+        store(sums + f, load(sums + f, count) + gradient, count);
     }
 }
 

@@ -38,7 +38,10 @@ BGPT_INLINE Vec as_floats(Vec::Words bits) { return {reinterpret_cast<Vec::Float
 #if BGPT_VEC == 2
 BGPT_INLINE __mmask16 first_lanes(int64_t count) { return static_cast<__mmask16>((1u << count) - 1u); }
 BGPT_INLINE Vec load(const float* p, int64_t count) { return {_mm512_maskz_loadu_ps(first_lanes(count), p)}; }
-BGPT_INLINE void store(float* p, Vec x, int64_t count) { _mm512_mask_storeu_ps(p, first_lanes(count), x.v); }
+// A load that follows a masked store waits until it is in the cache, so that whole vectors go without.
+BGPT_INLINE void store(float* p, Vec x, int64_t count) {
+    count == Vec::width ? store(p, x) : _mm512_mask_storeu_ps(p, first_lanes(count), x.v);
+}
 BGPT_INLINE Vec broadcast(float x) { return {_mm512_set1_ps(x)}; }
 BGPT_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 #elif BGPT_VEC == 1

@@ -79,16 +79,16 @@ def _forward_cpu(x: Tensor, bias: Tensor) -> Tensor:
 
 
 def _backward_cpu(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    y = _forward_cpu(x, bias)
     if x.dtype == torch.float64:
         dx = torch.ops.aten.gelu_backward(dy, x + bias, approximate="tanh").contiguous()
-        return dx, dx.sum(0), y
+        return dx, dx.sum(0), _forward_cpu(x, bias)
     if x.dtype == torch.float16:
-        dx, dbias, _ = _backward_cpu(dy.float(), x.float(), bias.float())
-        return dx.to(x.dtype), dbias.to(bias.dtype), y
+        dx, dbias, y = _backward_cpu(dy.float(), x.float(), bias.float())
+        return dx.to(x.dtype), dbias.to(bias.dtype), y.to(x.dtype)
     dy, x, wide_bias = dy.contiguous(), x.contiguous(), bias.float().contiguous()
-    dx, dbias = x.new_empty(x.shape), wide_bias.new_empty(bias.shape)
-    inputs, outputs = (dy.data_ptr(), x.data_ptr(), wide_bias.data_ptr()), (dx.data_ptr(), dbias.data_ptr())
+    dx, y, dbias = x.new_empty(x.shape), x.new_empty(x.shape), wide_bias.new_empty(bias.shape)
+    inputs = dy.data_ptr(), x.data_ptr(), wide_bias.data_ptr()
+    outputs = dx.data_ptr(), y.data_ptr(), dbias.data_ptr()
     (N, F), is_bf16, threads = x.shape, x.dtype == torch.bfloat16, torch.get_num_threads()
     _C.bias_gelu_backward(*inputs, *outputs, N, F, is_bf16, threads, _BEST_ISA)
     return dx, dbias.to(bias.dtype), y

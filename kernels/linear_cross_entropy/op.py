@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bgpt_fast import _C
 from bgpt_fast.kernels.common.checks import FLOATS, check_tensor
 from bgpt_fast.kernels.common.products import cpu_product
 from bgpt_fast.kernels.common.register import Op, Triton, register
@@ -19,7 +20,9 @@ from bgpt_fast.kernels.linear_cross_entropy.reference import (
 )
 
 _MAX_TOKENS = 512
-_CPU_ROWS = 8192  # rows computed at a time: 8 MB of logits at V = 257
+_CPU_ROWS = 2048  # rows computed at a time: 1 or 2 MB of logits at V = 257, which stay in a cache
+_NATIVE = (torch.float32, torch.bfloat16)
+_BEST_ISA = 2  # the widest instruction set to use, where the processor has it
 
 
 def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -62,32 +65,45 @@ def _forward_cpu(x: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Te
         tokens = f"{int(targets.min())}…{int(targets.max())}"
         raise ValueError(f"linear_cross_entropy: targets: expected tokens 0…{len(weight) - 1}, got {tokens}")
     nats, lse = (torch.empty(len(x), dtype=_sums_dtype(x), device=x.device) for _ in range(2))
+    targets = targets.long().contiguous()
     for at in range(0, len(x), _CPU_ROWS):
         rows = slice(at, at + _CPU_ROWS)
-        logits = cpu_product(x[rows], weight.t()).to(nats.dtype)
-        top = logits.amax(1, keepdim=True)
-        # As in torch.logsumexp, an infinite maximum is not subtracted, so that lse is that infinity and not NaN.
-        top.masked_fill_(top.isinf(), 0)
-        logits -= top
-        own = logits.gather(1, targets[rows].long()[:, None])
-        total = logits.exp_().sum(1, keepdim=True).log_()
-        nats[rows], lse[rows] = (total - own)[:, 0], (top + total)[:, 0]
+        logits, own = cpu_product(x[rows], weight.t()), targets[rows]
+        if x.dtype not in _NATIVE:
+            wide = logits.to(lse.dtype)
+            lse[rows] = wide.logsumexp(1)
+            nats[rows] = lse[rows] - wide.gather(1, own[:, None])[:, 0]
+            continue
+        results = nats[rows].data_ptr(), lse[rows].data_ptr()
+        (N, V), is_bf16, threads = logits.shape, logits.dtype == torch.bfloat16, torch.get_num_threads()
+        _C.cross_entropy(logits.data_ptr(), own.data_ptr(), *results, N, V, is_bf16, threads, _BEST_ISA)
     return nats, lse
 
 
 def _backward_cpu(dnats: Tensor, x: Tensor, weight: Tensor, targets: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     dweight = torch.zeros(weight.shape, dtype=lse.dtype, device=x.device)
+    targets, dnats = targets.long().contiguous(), dnats.contiguous()
     for at in range(0, len(x), _CPU_ROWS):
         rows = slice(at, at + _CPU_ROWS)
-        # Not exp(logits − lse): torch's softmax is one pass, and the rounding of lse does not affect it.
-        dlogits = cpu_product(x[rows], weight.t()).to(lse.dtype).softmax(1)
-        minus_one = torch.full((len(dlogits), 1), -1, dtype=lse.dtype, device=lse.device)
-        dlogits.scatter_add_(1, targets[rows].long()[:, None], minus_one).mul_(dnats[rows, None])
-        dlogits = dlogits.to(x.dtype)
+        dlogits = cpu_product(x[rows], weight.t())
+        # Not exp(logits − lse): the rounding of lse does not affect a softmax.
+        _logits_to_gradient(dlogits, targets[rows], dnats[rows])
         dx[rows] = cpu_product(dlogits, weight)
         dweight += cpu_product(dlogits.t(), x[rows])
     return dx, dweight.to(weight.dtype)
+
+
+def _logits_to_gradient(logits: Tensor, targets: Tensor, dnats: Tensor) -> None:
+    """Replaces logits by their gradient."""
+    if logits.dtype not in _NATIVE:
+        gradient = logits.to(dnats.dtype).softmax(1)
+        minus_one = torch.full((len(logits), 1), -1, dtype=dnats.dtype, device=dnats.device)
+        logits.copy_(gradient.scatter_add_(1, targets[:, None], minus_one).mul_(dnats[:, None]))
+        return
+    (N, V), is_bf16, threads = logits.shape, logits.dtype == torch.bfloat16, torch.get_num_threads()
+    addresses = logits.data_ptr(), targets.data_ptr(), dnats.data_ptr()
+    _C.cross_entropy_backward(*addresses, N, V, is_bf16, threads, _BEST_ISA)
 
 
 def _forward_fake(x: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -60,9 +60,10 @@ void check() {
     const int64_t N = 2000, F = 300;
     const Floats x = floats(N * F), bias = floats(F);
     compare([&](int64_t threads) {
-        Floats y(N * F), dx(N * F), dbias(F);
+        Floats y(N * F), dx(N * F), again(N * F), dbias(F);
         bgpt::bias_gelu(x.data(), bias.data(), y.data(), N, F, threads, isa);
-        bgpt::bias_gelu_backward(y.data(), x.data(), bias.data(), dx.data(), dbias.data(), N, F, threads, isa);
+        bgpt::bias_gelu_backward(y.data(), x.data(), bias.data(), dx.data(), again.data(), dbias.data(), N, F, threads,
+                                 isa);
         y.insert(y.end(), dx.begin(), dx.end());
         y.insert(y.end(), dbias.begin(), dbias.end());
         return y;

@@ -176,8 +176,10 @@ def test_every_instruction_set_and_number_of_threads_gives_the_same_bits(dtype: 
                 y, dx, dbias = torch.empty_like(x), torch.empty_like(x), torch.empty(width)
                 shape = (N, width, dtype == BF16, threads, isa)
                 _C.bias_gelu(x.data_ptr(), bias.data_ptr(), y.data_ptr(), *shape)
-                pointers = [t.data_ptr() for t in (dy, x, bias, dx, dbias)]
+                again = torch.empty_like(x)
+                pointers = [t.data_ptr() for t in (dy, x, bias, dx, again, dbias)]
                 _C.bias_gelu_backward(*pointers, *shape)
+                assert torch.equal(again, y)
                 outputs.append((y, dx, dbias))
         assert all(equal(one, outputs[0]) for one in outputs[1:])
         alone = bias_gelu(x[N // 2 : N // 2 + 1], bias)

@@ -109,10 +109,10 @@ MUTANTS = (
         "tests/csrc/test_sanitizers.py::test_the_sanitizers_report_nothing[patches-address,undefined-10000-0]",
     ),
     Mutant(
-        "kernels",
-        "kernels/linear_cross_entropy/op.py",
-        "top.masked_fill_(top.isinf(), 0)",
-        "pass",
+        "csrc",
+        "csrc/linear_cross_entropy/kernels.h",
+        "top = std::isinf(most) ? 0.0f : most;",
+        "top = most;",
         "tests/kernels/test_linear_cross_entropy.py::test_infinite_logits_as_logsumexp",
     ),
     Mutant(
