@@ -18,7 +18,7 @@ help:
 	@echo 'make test-null-gpu  the part of it that needs no kernel'\''s values (under 2 minutes once the packages are there)'
 	@echo 'make lint        ruff, mypy and clang-format as checks; make format applies them'
 	@echo 'make build       the virtual environment and the extension; then $(BIN)/bgpt-fast --help'
-	@echo 'make wheel       a manylinux wheel for each Python on PATH, in dist/; the same bytes each time'
+	@echo 'make wheel       a manylinux wheel for each Python at hand, in dist/; the same bytes each time'
 	@echo 'make docs        the documentation site, build/docs/index.html; a broken link fails'
 	@echo 'make stubs       the types of the extension, bgpt_fast/_C.pyi, from the built extension'
 	@echo 'make checkpoint  train the shipped model again (an hour); see examples/cpu_states/README.md'
@@ -61,7 +61,8 @@ format: $(VENV)/.tools
 
 build: $(VENV)/.built
 
-# With CUDA wherever nvcc is found; BGPT_FAST_CUDA=OFF make wheel builds for the CPU alone.
+# With CUDA wherever nvcc is found; BGPT_FAST_CUDA=OFF make wheel builds for the CPU alone. make wheel ARGS=--list shows the
+# Pythons, and why others are skipped; make wheel ARGS=python3.12 is for that one.
 wheel:
 	$(PYTHON) -m tools.wheels $(ARGS)
 

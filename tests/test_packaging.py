@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -14,10 +15,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 from support.paths import ROOT
 from support.readme import readme_program
 
+from bgpt_fast import _C
 from bgpt_fast.version import __version__
+from tools.wheels import Interpreter, candidates, choose
 
 
 def test_extras_that_texts_name_exist() -> None:
@@ -71,12 +75,12 @@ def test_every_import_is_a_declared_dependency() -> None:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel for this Python, by `make wheel`'s program."""
-    return build(tmp_path_factory.mktemp("wheel"))
+    return build(sys.executable, tmp_path_factory.mktemp("wheel"))
 
 
-def build(output: Path) -> Path:
+def build(python: str, output: Path) -> Path:
     environment = {**os.environ, "BGPT_FAST_CUDA": "OFF", "SOURCE_DATE_EPOCH": "1700000000"}
-    words = [sys.executable, "-m", "tools.wheels", "--output", str(output), sys.executable]
+    words = [sys.executable, "-m", "tools.wheels", "--output", str(output), python]
     done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
     if "No matching distribution" in done.stderr or "Connection" in done.stderr:
         pytest.skip("the packages of requirements/wheel.txt cannot be had here")
@@ -103,7 +107,7 @@ def test_wheel(wheel: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_second_build_has_the_same_bytes(wheel: Path, tmp_path: Path) -> None:
-    again = build(tmp_path)
+    again = build(sys.executable, tmp_path)
     assert again.name == wheel.name
     assert again.read_bytes() == wheel.read_bytes()
 
@@ -135,3 +139,49 @@ def test_the_wheel_runs_the_readme_in_a_bare_environment(wheel: Path, tmp_path: 
     assert done.returncode == 0, done.stderr
     assert "state bytes right" in done.stdout
     assert str(site) in done.stdout
+
+
+# Of the extension alone, so that no torch of this Python is needed: LayerNorm of two rows in arrays of ctypes.
+EXTENSION_PROGRAM = """
+import ctypes, importlib.util, json, sys
+spec = importlib.util.spec_from_file_location("bgpt_fast._C", sys.argv[1])
+extension = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(extension)
+x, y = (ctypes.c_float * 32)(*[i * i % 13 for i in range(32)]), (ctypes.c_float * 32)(*[float("nan")] * 32)
+weight, bias = (ctypes.c_float * 16)(*[1.0] * 16), (ctypes.c_float * 16)()
+mean, rstd = (ctypes.c_float * 2)(), (ctypes.c_float * 2)()
+addresses = [ctypes.addressof(array) for array in (x, x, y, weight, bias, mean, rstd)]
+extension.layer_norm_forward(0, *addresses, 2, 16, 1e-5, False, False, 1, extension.best_isa())
+names = sorted(name for name in dir(extension) if not name.startswith("_"))
+print(json.dumps({"version": sys.version_info[:2], "names": names, "torch": "torch" in sys.modules, "y": list(y)}))
+"""
+
+
+def other_pythons() -> list[Interpreter]:
+    return [python for python in choose(candidates(), lambda line: None) if python.version[:2] != sys.version_info[:2]]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_extension_of_every_other_python_works_without_torch(tmp_path: Path) -> None:
+    pythons = other_pythons()
+    if not pythons:
+        pytest.skip("no other Python that a wheel can be built for is here")
+    x = torch.tensor([float(i * i % 13) for i in range(32)]).view(2, 16)
+    expected = torch.nn.functional.layer_norm(x, (16,))
+    own_names = sorted(name for name in dir(_C) if not name.startswith("_"))
+    for python in pythons:
+        version = "".join(map(str, python.version[:2]))
+        folder = tmp_path / version
+        folder.mkdir()
+        path = build(python.path, folder)
+        assert f"-cp{version}-cp{version}-manylinux_" in path.name
+        with zipfile.ZipFile(path) as archive:
+            [library] = [name for name in archive.namelist() if ".so" in name]
+            archive.extract(library, folder)
+        words = [python.path, "-I", "-c", EXTENSION_PROGRAM, str(folder / library)]
+        outcome = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+        assert outcome["version"] == list(python.version[:2])
+        assert outcome["names"] == own_names
+        assert not outcome["torch"]
+        assert torch.allclose(torch.tensor(outcome["y"]).view(2, 16), expected, atol=1e-6)
