@@ -70,6 +70,13 @@ def statuses(results: dict[str, Any], piece: str) -> set[str]:
     return {item["status"] for item in results[piece].values()}
 
 
+def test_on_a_slow_machine_the_limits_of_items_grow_too(tmp_path: Path) -> None:
+    faults = {"layer_norm float16 forward": "hang"}
+    for patience, limit in ((1.0, "1 s"), (3.0, "3 s")):
+        results = rehearse(tmp_path / limit, faults, pieces=("values",), item_seconds=1.0, patience=patience)
+        assert results["values"]["layer_norm float16 forward"]["reason"] == f"over its limit of {limit}"
+
+
 def test_the_contact_runs_everything_past_a_kernel_that_raises_and_one_that_hangs(tmp_path: Path) -> None:
     results = rehearse(tmp_path, {"layer_norm float16 forward": "RuntimeError: wrong", "bias_gelu bfloat16 fo": "hang"})
     assert set(results) == set(COMMANDS["contact"])

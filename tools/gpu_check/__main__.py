@@ -77,7 +77,11 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("--output", type=Path, default=Path("gpu_results"), help="folder (default: %(default)s)")
-    parser.add_argument("--time-limit", type=float, help=f"seconds for everything (default: {SECONDS})")
+    parser.add_argument(
+        "--time-limit",
+        type=float,
+        help=f"seconds for everything (default: {SECONDS}); each item's own limit grows with it",
+    )
     pieces = sorted({piece for names in COMMANDS.values() for piece in names})
     parser.add_argument("--pieces", nargs="+", choices=pieces, help="only some of the command's (default: all)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: try the command without a GPU")
@@ -123,6 +127,7 @@ def main(words: list[str] | None = None) -> int:
             results=results,
             contact=contact,
             capability=(head["machine"].get("gpu") or {}).get("capability"),
+            patience=max(1.0, seconds / SECONDS[arguments.command]),
         )
         execute(plan.stages(), results, stop)
         head |= {"complete": not stop.is_set(), "seconds": time.monotonic() - began}

@@ -2,8 +2,9 @@
 
     make gpu-extension GPU_PYTHON=python3.12
 
-The file lies beside the ordinary extension, whose name has another Python's version. `make gpu-contact` there uses it
-if it can be imported and one of its kernels runs, and otherwise builds it anew.
+The file lies beside the ordinary extension, whose name has another Python's version, and is loaded once by that Python,
+which needs no packages. `make gpu-contact` there uses it if it can be imported and one of its kernels runs, and
+otherwise builds it anew.
 """
 
 from __future__ import annotations
@@ -16,6 +17,20 @@ import pybind11
 
 from benchmarks.environment import ROOT
 
+LOAD = """
+import sys, sysconfig
+from importlib.machinery import ExtensionFileLoader
+from importlib.util import module_from_spec, spec_from_loader
+path = f"{sys.argv[1]}/_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+loader = ExtensionFileLoader("_C", path)
+module = module_from_spec(spec_from_loader("_C", loader))
+loader.exec_module(module)
+if not module.with_cuda:
+    sys.exit(f"{path} was built without CUDA")
+print(path)
+"""
+"""A program that loads the extension without its package, which needs torch, and prints its path."""
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -27,7 +42,8 @@ def main() -> int:
     configure += [f"-DPython_EXECUTABLE={arguments.python}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
     configure += ["-DBGPT_FAST_CUDA=ON", f"-DBGPT_FAST_CUDA_ARCHITECTURES={arguments.architectures}"]
     configure += [f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={ROOT / 'bgpt_fast'}"]
-    for command in (configure, ["cmake", "--build", str(build)]):
+    load = [arguments.python, "-c", LOAD, str(ROOT / "bgpt_fast")]
+    for command in (configure, ["cmake", "--build", str(build)], load):
         ended = subprocess.run(command, check=False)
         if ended.returncode:
             return ended.returncode

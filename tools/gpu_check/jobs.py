@@ -26,8 +26,9 @@ Run = Callable[[Sequence[str], "Limit", Report], None]
 """Runs items within a limit and reports each."""
 LOG_CHARACTERS = 16384
 """Of the end of a log in a result."""
+START_S = 60.0
+"""In which a worker becomes ready: the first import of torch is slow."""
 _POLL_S = 0.05
-_START_S = 60.0
 _TRACEBACK_S = 2.0
 
 
@@ -135,6 +136,7 @@ def run_items(
     report: Report,
     *,
     item_seconds: float,
+    start_seconds: float = START_S,
     cwd: Path,
     env: Mapping[str, str],
     folder: Path,
@@ -143,11 +145,12 @@ def run_items(
 
     Args:
         command: the worker; it writes the part file, a JSON object with all its results so far, once it is ready to run
-            items, and after each item. It has a minute to become ready: the first import of torch is slow.
+            items, and after each item.
         items: names of the items to run.
         limit: time limit for all items.
         report: called with the results as they become available.
         item_seconds: time limit for one item.
+        start_seconds: time in which the worker has to become ready.
         cwd, env: working directory and environment of the worker.
         folder: folder for the part file and a log for each worker.
     """
@@ -165,7 +168,7 @@ def run_items(
         log = folder / f"{len(items) - len(pending)}.log"
         part.unlink(missing_ok=True)
         done: dict[str, Result] = {}
-        item_limit, is_ready = limit.within(_START_S), False
+        item_limit, is_ready = limit.within(start_seconds), False
 
         def current_limit() -> Limit:
             nonlocal done, item_limit, is_ready

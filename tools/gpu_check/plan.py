@@ -17,7 +17,19 @@ from typing import Any
 from benchmarks.environment import ROOT
 from tools.gpu_check import items
 from tools.gpu_check.items import ITEMS, OPS
-from tools.gpu_check.jobs import LOG_CHARACTERS, Exit, Job, Limit, Report, Results, Run, Stage, run_command, run_items
+from tools.gpu_check.jobs import (
+    LOG_CHARACTERS,
+    START_S,
+    Exit,
+    Job,
+    Limit,
+    Report,
+    Results,
+    Run,
+    Stage,
+    run_command,
+    run_items,
+)
 from tools.gpu_check.programs import SANITIZER_ERROR, sanitizer_result, test_files, test_result
 
 TIMINGS = {
@@ -59,6 +71,7 @@ class Plan:
         capability: of the GPU, such as "9.0"; None builds for all GPUs.
         parallel: number of jobs at a time where their times do not matter.
         item_seconds: time limit of an item of the contact.
+        patience: a factor of the jobs' and items' own time limits, for a slow machine.
         worker: the command that runs pieces.
         build: the command that builds the extension.
     """
@@ -75,6 +88,7 @@ class Plan:
     capability: str | None = None
     parallel: int = max(1, min(8, (os.cpu_count() or 1) // 2))
     item_seconds: float = 40.0
+    patience: float = 1.0
     worker: Sequence[str] = (sys.executable, "-X", "faulthandler", "-m", "tools.gpu_check.pieces")
     build: Sequence[str] = (sys.executable, "setup.py", "build_ext", "--inplace")
 
@@ -133,7 +147,7 @@ class Plan:
         return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **variables}
 
     def _job(self, piece: str, names: Sequence[str], run: Run, seconds: float) -> Job:
-        return Job(piece, tuple(names), run, seconds, lambda item: self._obstacle(piece, item))
+        return Job(piece, tuple(names), run, self.patience * seconds, lambda item: self._obstacle(piece, item))
 
     def _run(self, name: str, command: Sequence[str], limit: Limit, **variables: str) -> Exit:
         log = self.folder / f"{name.replace('/', '-')}.log"
@@ -184,7 +198,8 @@ class Plan:
     ) -> None:
         command = [*self._pieces_command(piece), "--peak", json.dumps(self._peak())]
         env = self._environment(**variables)
-        run_items(command, names, limit, report, item_seconds=item_seconds, cwd=ROOT, env=env, folder=folder)
+        seconds = {"start_seconds": self.patience * START_S, "item_seconds": self.patience * item_seconds}
+        run_items(command, names, limit, report, **seconds, cwd=ROOT, env=env, folder=folder)
 
     def _pieces_command(self, piece: str) -> list[str]:
         command = [*self.worker, piece, "--device", self.device, "--output", str(self.output)]
