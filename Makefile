@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 CSRC := $(shell find csrc tools -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 
-.PHONY: help kernels-hub demo test test-all test-cuda-host test-null-gpu lint format build stubs checkpoint paper-machine whole-tunes static mutants gpu-extension gpu-contact gpu-check wheel docs clean
+.PHONY: help kernels-hub demo test test-all test-cuda-host test-null-gpu gpu-rehearsal lint format build stubs checkpoint paper-machine whole-tunes static mutants gpu-extension gpu-contact gpu-check wheel docs clean
 help:
 	@echo 'make demo        simulate a CPU with the shipped model, then train one from scratch; results in demo/'
 	@echo 'make test        the tests (under 15 minutes on two cores)'
@@ -29,6 +29,7 @@ help:
 	@echo 'make mutants     plant bugs in a copy of the source, each of which a test must notice; the result is mutants.json'
 	@echo 'make gpu-contact on a GPU, in 200 seconds: every kernel at a small size, a few timings; the results go to $(RESULTS)/'
 	@echo 'make gpu-check   then, in 500 seconds: timings, tests and sanitizers of what is right in the contact'
+	@echo 'make gpu-rehearsal  the contact, whole, on the null GPU (minutes)'
 	@echo 'make gpu-extension  the extension for another machine with a GPU, to be copied there with the checkout'
 
 demo: $(VENV)/.built
@@ -46,7 +47,7 @@ test-cuda-host: test-null-gpu
 	$(PYTHON) -m tools.null_gpu --no-gpu python -m pytest -n 2 -m "not slow" --ignore tests/kernels/test_offsets.py tests/kernels
 
 test-null-gpu:
-	$(PYTHON) -m tools.null_gpu python -m pytest tests/null_gpu
+	$(PYTHON) -m tools.null_gpu python -m pytest -m "not slow" tests/null_gpu
 
 lint: $(VENV)/.tools $(VENV)/.built
 	$(BIN)/ruff check .
@@ -99,6 +100,10 @@ gpu-contact:
 
 gpu-check:
 	$(PYTHON) -m tools.gpu_check check --output $(RESULTS)
+
+# On the null GPU every item runs, but no values can be right.
+gpu-rehearsal:
+	$(PYTHON) -m tools.null_gpu python -m pytest tests/null_gpu/test_contact.py
 
 # For the Python version of the machine with the GPU: make gpu-extension GPU_PYTHON=python3.12.
 GPU_PYTHON ?= $(PYTHON)
