@@ -181,8 +181,6 @@ class BGPT(nn.Module):
             ValueError: `hf` and a model whose symbols are not bytes.
             OSError: the disk is full or fails; an earlier checkpoint there still loads.
         """
-        if hf:
-            self.config.check_bytes("save_pretrained: hf")
         save_weights(
             directory,
             self.config,

@@ -65,8 +65,11 @@ def save_weights(
     Raises:
         CheckpointError: the weights do not fit the config and labels, are NaN or infinite, or overflow in `dtype`;
             nothing is saved.
+        ValueError: `hf` and a model whose symbols are not bytes.
         OSError: the disk is full or fails; the error names the folder, and an earlier checkpoint there still loads.
     """
+    if hf:
+        config.check_bytes("save_weights: hf")
     folder = Path(directory)
     entry: dict[str, Any] = {"config": config.to_dict()}
     if labels is not None:

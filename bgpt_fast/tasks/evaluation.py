@@ -175,6 +175,7 @@ def check_arguments(function: str, model: object, options: EvaluationOptions) ->
     """Raises TypeError or ValueError for a wrong model or batch size."""
     if not isinstance(model, BGPT):
         raise TypeError(f"{function}: model: expected a BGPT, got {type(model).__name__}")
+    model.config.check_bytes(f"{function}: model")
     check_int(f"{function}: patches_per_batch", options.get("patches_per_batch", 1), 1)
 
 

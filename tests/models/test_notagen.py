@@ -29,6 +29,7 @@ from bgpt_fast.models.notagen import (
     text_of,
     tune_patches,
 )
+from bgpt_fast.tasks.evaluation import evaluate_files
 from bgpt_fast.training import TrainConfig, Trainer
 
 CONFIG = BGPTConfig(16, 24, 128, 2, 2, **NOTAGEN_ALPHABET)
@@ -322,6 +323,8 @@ def test_ranks_share_the_batches_of_one() -> None:
         (lambda: generate(BGPT(CONFIG), "X:1"), TypeError, "prompts: expected a list of str"),
         (lambda: generate(BGPT(CONFIG), ["%" * 999]), ValueError, r"prompts\[0\]: expected fewer patches than"),
         (lambda: Generator(BGPT(CONFIG)), ValueError, "notagen"),
+        (lambda: evaluate_files(BGPT(CONFIG), "."), ValueError, "evaluate_files: model: .*notagen"),
+        (lambda: BGPT(CONFIG).save_pretrained("none", hf=True), ValueError, "hf: .*notagen"),
         (lambda: PackedPatches.from_bytes([("txt", b"a")], CONFIG), ValueError, "notagen"),
         (lambda: TuneSource([], CONFIG, 24), ValueError, "at least one text"),
         (lambda: TuneSource(["[V:1]a|", "b"], CONFIG, 24), TuneError, r"tunes\[1\]"),
