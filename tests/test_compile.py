@@ -57,6 +57,16 @@ def check_compiled(backend: str) -> None:
     torch._dynamo.reset()
 
 
+def test_the_forward_pass_is_traced_with_symbolic_sizes() -> None:
+    """In seconds, where the slow tests below compare gradients and later batches."""
+    torch.manual_seed(0)
+    model, batch = BGPT(LONG).eval(), batches()[0]
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=True, dynamic=True)
+    assert_close(compiled(batch).nats, model(batch).nats, "nats")
+    torch._dynamo.reset()
+
+
 @pytest.mark.slow  # half a minute: every op is traced
 @pytest.mark.timeout(900)
 def test_a_compiled_model_is_one_graph_for_all_batches() -> None:

@@ -59,7 +59,7 @@ def patch_embed(
     check_tensor("patch_embed", "weight", weight, dtypes=FLOATS, device=patches.device)
     check_tensor("patch_embed", "weight", weight, shape=("V", "D"))
     S = patches.shape[1]
-    if len(weight) not in [S * V for V in VOCAB_SIZES]:
+    if all(len(weight) != S * V for V in VOCAB_SIZES):  # not `in`, which is wrong of symbolic sizes in torch.compile
         raise ValueError(
             f"patch_embed: weight: expected shape [{S}·V, D] with V of {VOCAB_SIZES}, got {list(weight.shape)}"
         )
