@@ -24,7 +24,7 @@ TINY = BGPTConfig(
     patch_size=4, patch_length=400, hidden_size=16, patch_num_layers=1, byte_num_layers=1, num_heads=2, byte_num_heads=2
 )
 STAGES = [
-    {"name": "bars", "batches": 2, "patches": 200, "documents": {"1": 1}, "backward": 0.5},
+    {"name": "bars", "batches": 2, "patches": 200, "documents": {"plain 1": 1}, "backward": 0.5},
     {"name": "whole", "batches": 0, "documents": {"2": 1, "real": 1}, "backward": 0.5},
 ]
 USUAL = (
@@ -52,7 +52,7 @@ def pairs(generator: ModuleType) -> ModuleType:
 def source_of(pairs: ModuleType, tmp_path: Path) -> Any:
     real = tmp_path / "real"
     real.mkdir()
-    for number, pair in enumerate(pairs.make_chunk(9, 0, 1)[:5]):
+    for number, pair in enumerate(pairs.make_chunk(9, 0, "1")[:5]):
         (real / f"{number}.abc").write_bytes(pair.abc)
         (real / f"{number}.mid").write_bytes(pair.midi)
     module = importlib.import_module("tune_source")
@@ -65,6 +65,7 @@ def source_of(pairs: ModuleType, tmp_path: Path) -> Any:
 def test_tunes_parse(generator: ModuleType, pairs: ModuleType) -> None:
     tunes = [generator.tune(5, number) for number in range(300)]
     tunes += [generator.tune(5, number, bars) for number in range(40) for bars in (1, 2, 8)]
+    tunes += [generator.tune(5, number, 2, plain=True) for number in range(40)]
     files, printed = pairs.convert_all(tunes)
     assert all(len(read_notes(midi)) >= 1 for midi in files)
     complaints = re.findall(r"^(?:Error|Warning) in line-char \S+ : .*$", printed, re.MULTILINE)
@@ -72,12 +73,12 @@ def test_tunes_parse(generator: ModuleType, pairs: ModuleType) -> None:
 
 
 def test_a_chunk_is_what_single_tunes_are(generator: ModuleType, pairs: ModuleType, tmp_path: Path) -> None:
-    chunk = pairs.cached_chunk(tmp_path, 1, 0, 2)
+    chunk = pairs.cached_chunk(tmp_path, 1, 0, "2")
     assert [pair.abc.decode() for pair in chunk] == [generator.tune(1, number, 2) for number in range(pairs.TUNES)]
     assert all(abc_to_midi(pair.abc).midi == pair.midi for pair in chunk[:8])
-    assert pairs.cached_chunk(tmp_path, 1, 0, 2) == chunk
-    assert pairs.make_chunk(2, 0, 2) != chunk
-    assert not {pair.abc for pair in chunk} & {pair.abc for pair in pairs.make_chunk(1, 1, 2)}
+    assert pairs.cached_chunk(tmp_path, 1, 0, "2") == chunk
+    assert pairs.make_chunk(2, 0, "2") != chunk
+    assert not {pair.abc for pair in chunk} & {pair.abc for pair in pairs.make_chunk(1, 1, "2")}
 
 
 def test_a_whole_tune_is_as_long_as_real_ones(generator: ModuleType, pairs: ModuleType) -> None:
@@ -120,7 +121,7 @@ def test_the_target_alone_is_in_the_loss(source_of: Any) -> None:
 
 def test_track_lengths_are_counted_apart(pairs: ModuleType, tmp_path: Path) -> None:
     scores = importlib.import_module("evaluate")
-    pair = pairs.make_chunk(4, 0, 1)[0]
+    pair = pairs.make_chunk(4, 0, "1")[0]
     assert b"".join(pair.midi[place : place + 1] for place in scores.track_lengths(pair.midi)) == (
         len(pair.midi) - 22
     ).to_bytes(4, "big")

@@ -113,6 +113,20 @@ class Manner:
     aligned: bool
 
 
+PLAIN = Manner(
+    signs={},
+    **dict.fromkeys(("slurs", "graces", "triplets", "accidentals", "chords", "rests"), 0.0),
+    **dict.fromkeys(("texts", "guitar_chords", "ties", "continued"), 0.0),
+    broken=False,
+    half="/",
+    between_beats="",
+    around_bars="",
+    bars_a_line=4,
+    line_begins="",
+    aligned=False,
+)
+
+
 @dataclass
 class Place:
     """Where the melody is: the degree of the last note, 0 for C, 7 for c; and the middle that it tends to."""
@@ -121,13 +135,13 @@ class Place:
     middle: int
 
 
-def tune(seed: int, number: int, bars: int | None = None) -> str:
-    """Returns an ABC tune, with X:1, of `bars` bars of music without repeats, or a whole one."""
-    rng = random.Random(f"{seed} {number} {bars}")
+def tune(seed: int, number: int, bars: int | None = None, *, plain: bool = False) -> str:
+    """Returns an ABC tune, with X:1: `bars` bars without repeats, or a whole one; "plain": of notes alone."""
+    rng = random.Random(f"{seed} {number} {bars} {plain}")
     metre = _choose(rng, METRES)
     unit = _choose(rng, UNITS.get(metre, {"1/8": 97, "1/16": 2, "": 1}))
     header = f"X:1\nM:{metre}\n" + (f"L:{unit}\n" if unit else "") + _tempo(rng, metre) + f"K:{_choose(rng, KEYS)}\n"
-    manner = _manner(rng)
+    manner = PLAIN if plain else _manner(rng)
     beats = _beats(metre, unit)
     writer = _Writer(rng, manner, beats)
     return header + (writer.excerpt(bars) if bars else writer.whole())

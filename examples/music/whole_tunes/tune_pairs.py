@@ -32,6 +32,12 @@ VERSION = 1
 """Part of the name of a chunk's file; to be raised when the generator changes."""
 
 
+def new_tune(seed: int, number: int, kind: str) -> str:
+    """A generated tune of a kind: "whole", a number of bars such as "4", or "plain 4" for bars of notes alone."""
+    bars = kind.removeprefix("plain ")
+    return tune(seed, number, None if bars == "whole" else int(bars), plain=bars != kind)
+
+
 class Pair(NamedTuple):
     """An ABC file and its MIDI file."""
 
@@ -64,22 +70,22 @@ def convert_all(tunes: Sequence[str]) -> tuple[list[bytes], str]:
     return files, done.stdout.decode("utf-8", "replace")
 
 
-def make_chunk(seed: int, index: int, bars: int | None) -> list[Pair]:
+def make_chunk(seed: int, index: int, kind: str) -> list[Pair]:
     """Pairs `index · TUNES` … of the stream of `seed`, without those that abc2midi cannot convert."""
-    tunes = [tune(seed, number, bars) for number in range(index * TUNES, (index + 1) * TUNES)]
+    tunes = [new_tune(seed, number, kind) for number in range(index * TUNES, (index + 1) * TUNES)]
     files, _ = convert_all(tunes)
     return [Pair(text.encode(), midi) for text, midi in zip(tunes, files, strict=True) if midi]
 
 
-def cached_chunk(folder: Path, seed: int, index: int, bars: int | None) -> list[Pair]:
+def cached_chunk(folder: Path, seed: int, index: int, kind: str) -> list[Pair]:
     """As `make_chunk`, from FOLDER if it is there, or else written to it."""
-    path = folder / f"v{VERSION}-seed{seed}-{bars or 'whole'}" / f"{index:06d}.npz"
+    path = folder / f"v{VERSION}-seed{seed}-{kind.replace(' ', '-')}" / f"{index:06d}.npz"
     if path.exists():
         with np.load(path) as arrays:
             data, ends = arrays["data"].tobytes(), arrays["ends"].tolist()
         files = [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
         return [Pair(*pair) for pair in zip(files[::2], files[1::2], strict=True)]
-    pairs = make_chunk(seed, index, bars)
+    pairs = make_chunk(seed, index, kind)
     files = [file for pair in pairs for file in pair]
     buffer = io.BytesIO()
     np.savez_compressed(
@@ -96,19 +102,19 @@ def main() -> int:
     parser.add_argument("--cache", type=Path, default=Path("runs/whole-tunes/cache"), help="the folder of the chunks")
     parser.add_argument("--chunks", type=int, default=100, help=f"chunks of {TUNES} tunes")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--bars", type=int, help="excerpts of so many bars; default: whole tunes")
+    parser.add_argument("--kind", default="whole", help="of tunes: whole, a number of bars such as 4, or plain 4")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()
     start = time.monotonic()
-    make = partial(_count, options.cache, options.seed, options.bars)
+    make = partial(_count, options.cache, options.seed, options.kind)
     with ProcessPoolExecutor(options.workers) as pool:
         pairs = sum(pool.map(make, range(options.chunks)))
     print(f"{pairs:,} pairs, {pairs / (time.monotonic() - start):,.0f} a second")
     return 0
 
 
-def _count(folder: Path, seed: int, bars: int | None, index: int) -> int:
-    return len(cached_chunk(folder, seed, index, bars))
+def _count(folder: Path, seed: int, kind: str, index: int) -> int:
+    return len(cached_chunk(folder, seed, index, kind))
 
 
 if __name__ == "__main__":

@@ -29,8 +29,8 @@ class TuneSource:
     Args:
         config: of the model; pairs over its context are left out.
         patches_per_batch: at most so many patches in a batch; at least the context.
-        stages: each with `batches` (how many; the last one does not end), `documents` (how often each kind comes: a
-            number of bars, "whole", or "real"), `backward` (share of the pairs from MIDI to ABC), and perhaps `patches`
+        stages: each with `batches` (how many; the last one does not end), `documents` (how often each kind comes:
+            "real", or a kind of `new_tune`), `backward` (share of the pairs from MIDI to ABC), and perhaps `patches`
             (of a batch, at most; longer pairs are left out).
         real: folder of real training pairs NAME.abc, NAME.mid.
         cache: folder of the generated chunks.
@@ -118,8 +118,7 @@ class TuneSource:
             return self._chunks[kind][1][place]
         index, place = divmod(number, TUNES)
         if self._chunks.get(kind, (-1,))[0] != index:
-            bars = None if kind == "whole" else int(kind)
-            self._chunks[kind] = index, cached_chunk(self.cache, self.seed, index, bars)
+            self._chunks[kind] = index, cached_chunk(self.cache, self.seed, index, kind)
         pairs = self._chunks[kind][1]
         return pairs[place % len(pairs)]
 
