@@ -37,19 +37,23 @@ def main() -> int:
     parser.add_argument("--model", type=Path, default=HERE / "snapshot", help="a folder of save_pretrained")
     parser.add_argument("--run", type=Path, default=RUN, help="the run's folder, which has the real pairs")
     parser.add_argument("--converted", type=int, default=100, help="held-out tunes that are converted each way")
+    parser.add_argument("--compressors", action="store_true", help="also those after the training pairs: minutes")
     parser.add_argument("--output", type=Path, help="the scores' file; default: scores.json in the model's folder")
     options = parser.parse_args()
     torch.set_num_threads(1)
     model = BGPT.from_pretrained(options.model, dtype=torch.float32)
-    scores = all_scores(model, options.run / "real", options.converted)
+    scores = all_scores(model, options.run / "real", options.converted, with_compressors=options.compressors)
     write_json(options.output or options.model / "scores.json", scores)
     for name, score in scores.items():
         print(name, {field: value for field, value in score.items() if not isinstance(value, dict)})
-        print("  ", {side: _shares(score[side]) for side in ("converted", "training_pair_that_begins_alike")})
+        print(
+            "  ",
+            {side: _shares(score[side]) for side in ("converted", "training_pair_that_begins_alike") if side in score},
+        )
     return 0
 
 
-def all_scores(model: BGPT, real: Path, converted: int) -> dict[str, Any]:
+def all_scores(model: BGPT, real: Path, converted: int, *, with_compressors: bool) -> dict[str, Any]:
     """The figures of both directions on REAL/test."""
     reports = evaluate_pairs(model, real / "test", "abc&mid", baselines=False)
     scores: dict[str, Any] = {}
@@ -67,9 +71,10 @@ def all_scores(model: BGPT, real: Path, converted: int) -> dict[str, Any]:
             "bits_per_byte": total.per_byte,
             "accuracy": total.accuracy,
             "intervals_95": report.to_dict(files=False)["intervals"],
-            "compressors_bits_per_byte": compressors(pairs, training),
             "published_bits_per_byte": PUBLISHED.get(name),
         }
+        if with_compressors:
+            scores[name]["compressors_bits_per_byte"] = compressors(pairs, training)
         if target == "mid":
             bits = sum(track_length_nats(model, pair) for pair in pairs) / math.log(2)
             scores[name]["track_lengths_bits_per_byte"] = bits / total.bytes
