@@ -299,7 +299,7 @@ class _Writer:
             return "z" + self._length(units)
         if rng.random() < manner.chords and degree is None:
             notes = (self.place.degree + step for step in (0, rng.choice((2, 4, 5, 7))))
-            text = "[" + "".join(_letter(one) for one in notes) + "]" + self._length(units)
+            return "[" + "".join(_letter(one) for one in notes) + "]" + self._length(units)
         for sign, share in manner.signs.items():
             if rng.random() < share:
                 return sign + text
