@@ -16,7 +16,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_readme_quotes_measured_figures() -> None:
-    missing = unsupported(README, RESULTS / "amd-zen4")
+    of_zen5 = unsupported(README, RESULTS / "amd-zen5")
+    missing = [quote for quote in unsupported(README, RESULTS / "amd-zen4") if quote in of_zen5]
     assert not missing, "\n".join(f"no result has {quote.digits!r} of: {quote.line}" for quote in missing)
 
 
