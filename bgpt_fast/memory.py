@@ -9,8 +9,13 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-_TEXTS = ("can't allocate memory", "not enough memory", "out of memory", "std::bad_alloc", "unable to allocate")
-"""What torch, the C++ library, CUDA and numpy say, in lower case."""
+_TEXTS = (
+    *("can't allocate memory", "not enough memory", "out of memory", "std::bad_alloc", "unable to allocate"),
+    *("malloc () failed", "allocation error"),
+)
+"""What torch, the C++ library, CUDA, numpy, Pillow, libsndfile and zstd say, in lower case."""
+_LIBRARIES = ("zstandard",)
+"""Those whose errors for it are neither MemoryError nor RuntimeError nor an OSError without a number."""
 _SHORTAGES = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 _REQUEST = re.compile(r"allocate (\d[\d.]* (?:bytes|[KMGT]i?B))")
 
@@ -40,7 +45,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory could not be allocated; torch's on the CPU is a plain RuntimeError."""
     if isinstance(error, MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _TEXTS)
+    is_of_library = (
+        isinstance(error, RuntimeError)
+        or (isinstance(error, OSError) and error.errno is None)
+        or type(error).__module__.partition(".")[0] in _LIBRARIES
+    )
+    return is_of_library and any(text in str(error).lower() for text in _TEXTS)
 
 
 def is_shortage(error: BaseException) -> bool:
@@ -64,7 +74,7 @@ def named_out_of_memory(what: Callable[[], str], *lower: str, advice: str = "") 
         yield
     except OutOfMemoryError:
         raise
-    except (MemoryError, RuntimeError) as error:
+    except Exception as error:
         if not is_out_of_memory(error):
             raise
         # The traceback would keep the local variables of all calls, and with them their tensors.

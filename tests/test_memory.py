@@ -325,3 +325,13 @@ def test_commands_name_their_options(tmp_path: Path, files: Path, cli: CommandLi
 )
 def test_a_shortage_is_no_damage(error: Exception, expected: bool) -> None:
     assert is_shortage(error) is expected
+
+
+def test_what_libraries_say_of_memory_that_runs_out() -> None:
+    zstandard = pytest.importorskip("zstandard")
+    assert is_out_of_memory(zstandard.ZstdError("zstd compress error: Allocation error : not enough memory"))
+    assert is_out_of_memory(OSError("out of memory error when reading image file"))
+    assert not is_out_of_memory(FileNotFoundError(errno.ENOENT, "No such file or directory", "out of memory.txt"))
+    assert not is_out_of_memory(ValueError("out of memory.txt: expected a number"))
+    with pytest.raises(OutOfMemoryError, match="not enough memory for this"), named_out_of_memory(lambda: "this"):
+        raise zstandard.ZstdError("zstd compress error: Allocation error : not enough memory")

@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
     except (ValueError, TypeError, OSError, ImportError, MemoryError, FloatingPointError) as error:
         return report_error(words[0], error, _options(module, words[1:]))
-    except RuntimeError as error:
+    except Exception as error:
         if not is_out_of_memory(error):
             raise
         return report_error(words[0], error)

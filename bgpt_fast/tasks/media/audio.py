@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from bgpt_fast.memory import is_out_of_memory
 from bgpt_fast.tasks.media.audio_length import UNKNOWN_LENGTH
 from bgpt_fast.tasks.media.audio_streams import Stream, streams
-from bgpt_fast.tasks.media.errors import MediaError, optional
+from bgpt_fast.tasks.media.errors import MediaError, optional, raise_damage
 
 _VALUES_A_BLOCK = 1 << 19
 _LEAST_RATE, _MOST_RATE = 1000, 1_000_000
@@ -134,10 +135,12 @@ def _opened(stream: Stream) -> Iterator[_Sound]:
     try:
         file = ForwardFile(_Content(stream.content))
     except soundfile.LibsndfileError as error:
+        if is_out_of_memory(error):
+            raise
         unknown = "Format not recognised" in str(error) or "unknown" in str(error)
         raise MediaError("no audio" if unknown else "damaged audio", error.error_string) from error
     except Exception as error:
-        raise MediaError("damaged audio", str(error)) from error
+        raise_damage("damaged audio", error)
     with file:
         if not _LEAST_RATE <= file.samplerate <= _MOST_RATE:
             raise MediaError("damaged audio", f"{file.samplerate} samples a second")
@@ -160,10 +163,8 @@ def _blocks(sound: _Sound) -> Iterator[NDArray[np.float32]]:
             if read > _MOST_SECONDS * sound.rate:
                 raise MediaError("audio longer than a day")
             yield block
-    except (MediaError, MemoryError):
-        raise
     except Exception as error:
-        raise MediaError("damaged audio", str(error)) from error
+        raise_damage("damaged audio", error)
     if read < sound.frames:
         raise MediaError("audio cut short", f"{read:,} samples of {sound.frames:,}")
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib
 from types import ModuleType
+from typing import NoReturn
+
+from bgpt_fast.memory import is_out_of_memory
 
 
 class MediaError(ValueError):
@@ -21,6 +24,13 @@ class MediaError(ValueError):
 
     def __reduce__(self) -> tuple[type[MediaError], tuple[str, str]]:
         return type(self), (self.reason, self.detail)
+
+
+def raise_damage(reason: str, error: Exception) -> NoReturn:
+    """Raises `MediaError` for a decoder's error; one that is it already, or says that memory ran out, as it is."""
+    if isinstance(error, MediaError) or is_out_of_memory(error):
+        raise error
+    raise MediaError(reason, str(error)) from error
 
 
 def optional(name: str, extra: str, what: str) -> ModuleType:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from bgpt_fast.tasks.media.errors import MediaError, optional
+from bgpt_fast.tasks.media.errors import MediaError, optional, raise_damage
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -56,10 +56,8 @@ def standard_image(content: bytes, size: tuple[int, int] = (32, 32), fit: Fit = 
             image = ImageOps.fit(image, size, box)
         else:
             image = ImageOps.pad(image, size, box, color="white")
-    except (MediaError, MemoryError):
-        raise
     except Exception as error:  # damaged EXIF data, palettes and profiles
-        raise MediaError("damaged image", str(error)) from error
+        raise_damage("damaged image", error)
     return write_bmp(image)
 
 
@@ -107,10 +105,8 @@ def check_image(content: bytes) -> str:
                         "image too large", f"over {_MOST_PIXELS_OF_FRAMES:,} pixels in {frame + 1:,} frames"
                     )
                 image.load()
-    except (MediaError, MemoryError):
-        raise
     except Exception as error:  # decoders of damaged files raise all kinds of errors
-        raise MediaError("damaged image", str(error)) from error
+        raise_damage("damaged image", error)
     return described
 
 
@@ -137,7 +133,7 @@ def _opened(content: bytes) -> Image:
     except Image.DecompressionBombError as error:
         raise MediaError("image too large", str(error)) from error
     except Exception as error:
-        raise MediaError("damaged image", str(error)) from error
+        raise_damage("damaged image", error)
     _check_size(image)
     return image
 
@@ -154,10 +150,8 @@ def _decoded(content: bytes) -> Image:
             warnings.simplefilter("ignore")
             _seek_picture(image)
             image.load()
-    except (MediaError, MemoryError):
-        raise
     except Exception as error:
-        raise MediaError("damaged image", str(error)) from error
+        raise_damage("damaged image", error)
     return image
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import struct
+from unittest import mock
 
 import numpy as np
 import pytest
 from PIL import Image
 from support.media import png, sound
 
+from bgpt_fast.memory import is_out_of_memory
 from bgpt_fast.tasks.media import (
     MediaError,
     MediaOptions,
@@ -360,3 +363,23 @@ def test_every_mode_of_pixels(mode: str) -> None:
     from bgpt_fast.tasks.media.images import _rgb
 
     assert _rgb(Image.new(mode, (3, 3))).mode == "RGB"
+
+
+def test_memory_that_runs_out_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    content, recording = png(0), sound(0, 8000)
+    for where, error in itertools.product(
+        ("PIL.Image.open", "PIL.ImageFile.ImageFile.load", "PIL.Image.Image.resize", "soundfile.SoundFile.__init__"),
+        (MemoryError(), OSError("out of memory error when reading image file"), _no_memory_in_libsndfile()),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(where, mock.Mock(side_effect=error))
+            with pytest.raises(type(error)) as caught:
+                (clips(recording, 8000, 1.0) if "sound" in where else standard_image(content))
+            assert is_out_of_memory(caught.value)
+    assert standard_image(content)
+    assert clips(recording, 8000, 1.0)
+
+
+def _no_memory_in_libsndfile() -> Exception:
+    codes = (soundfile.LibsndfileError(code) for code in range(100))
+    return next(error for error in codes if "malloc" in error.error_string)
