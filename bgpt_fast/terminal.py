@@ -25,9 +25,15 @@ _PLAIN = str.maketrans(
 _ERRORS = "bgpt_fast.plain"
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Raises BrokenPipeError, as `print` does; rich's own ends the process with exit code 1."""
+        raise  # it is handled while this is called
+
+
 def new_console(*, stderr: bool = False) -> Console:
     """Returns a console on standard output, or standard error, that prints text without interpreting it."""
-    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    return _Console(stderr=stderr, markup=False, emoji=False, highlight=False)
 
 
 def text_column(template: str) -> TextColumn:

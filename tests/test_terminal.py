@@ -156,3 +156,13 @@ os.write(os.open("file", os.O_CREAT | os.O_WRONLY), b"content")
         assert done.returncode == 0, streams
         assert (tmp_path / "file").read_bytes() == b"content"
         (tmp_path / "file").unlink()
+
+
+def test_text_and_tables_raise_when_the_reader_has_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for write in (lambda: terminal.print_text("a"), lambda: terminal.print_table(Table("a", "b"))):
+        reader, writer = os.pipe()
+        os.close(reader)
+        with open(writer, "w") as pipe, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", pipe)
+            with pytest.raises(BrokenPipeError):
+                write()
