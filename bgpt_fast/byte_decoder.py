@@ -43,41 +43,54 @@ class ByteLevelDecoder(nn.Module):
         self.heads, self.pad = config.byte_heads, config.pad
         self.base = LMHead(config)
 
-    def forward(self, features: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, patches: Tensor, counted: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The loss of each byte of each patch: in chunks, but in one piece under torch.compile and torch.func.
 
         Args:
             features: float [T, D], for each patch the feature of the patch before it.
             patches: int16 [T, S], the true bytes; byte s is predicted from the bytes before it.
+            counted: bool [T], the patches that are in the loss; None means all.
 
         Returns:
-            The mean loss in nats per position (scalar, differentiable), without those whose symbol is the config's
-            `pad`; the loss of each, float32 [T, S], detached.
+            The mean loss in nats per position (scalar, differentiable), without patches that are not counted and
+            positions whose symbol is the config's `pad`; the loss of each, float32 [T, S], detached.
         """
         # A number of chunks would be a graph of its own, and torch.func cannot differentiate what `_InChunks` does.
         if torch.compiler.is_compiling() or is_transformed():
-            nats = self.nats(features, patches)
-            return self._mean(nats, patches), nats.detach()
+            nats = self.nats(features, patches, counted)
+            return self._mean(nats, patches, counted), nats.detach()
         chunk = chunk_size(features.device)
         if len(patches) > chunk and torch.is_grad_enabled():
             weights = [weight for weight in self.parameters() if weight.requires_grad]
-            loss, nats = _InChunks.apply(features, patches, self, chunk, *weights)
+            loss, nats = _InChunks.apply(features, patches, counted, self, chunk, *weights)
             return loss, nats
-        nats = torch.cat([self.nats(*part) for part in zip(features.split(chunk), patches.split(chunk), strict=True)])
-        return self._mean(nats, patches), nats.detach()
+        parts = [slice(begin, begin + chunk) for begin in range(0, max(1, len(patches)), chunk)]
+        nats = torch.cat([self.nats(features[p], patches[p], None if counted is None else counted[p]) for p in parts])
+        return self._mean(nats, patches, counted), nats.detach()
 
-    def nats(self, features: Tensor, patches: Tensor) -> Tensor:
-        """−log p of each byte, 0 where it is `pad`: float32 [T, S]; arguments as `forward`."""
+    def nats(self, features: Tensor, patches: Tensor, counted: Tensor | None = None) -> Tensor:
+        """−log p of each byte, 0 where it is not in the loss: float32 [T, S]; arguments as `forward`."""
         rows, weight = self._rows(features, patches), self.base.lm_head.weight
         nats = linear_cross_entropy(rows, weight.to(rows.dtype), patches.flatten()).view(patches.shape)
-        return nats if self.pad is None else nats.masked_fill(patches == self.pad, 0.0)
+        in_loss = self._in_loss(patches, counted)
+        return nats if in_loss is None else nats.masked_fill(~in_loss, 0.0)
 
-    def positions(self, patches: Tensor) -> Tensor | int:
+    def positions(self, patches: Tensor, counted: Tensor | None = None) -> Tensor | int:
         """How many positions of these patches are in the loss; at least 1."""
-        return patches.numel() if self.pad is None else (patches != self.pad).sum().clamp(min=1)
+        in_loss = self._in_loss(patches, counted)
+        return patches.numel() if in_loss is None else in_loss.sum().clamp(min=1)
 
-    def _mean(self, nats: Tensor, patches: Tensor) -> Tensor:
-        return nats.mean() if self.pad is None else nats.sum() / self.positions(patches)
+    def _in_loss(self, patches: Tensor, counted: Tensor | None) -> Tensor | None:
+        """Which positions are in the loss, bool [T, S]; None means all."""
+        real = None if self.pad is None else patches != self.pad
+        if counted is None:
+            return real
+        whole = counted[:, None].expand(patches.shape)
+        return whole if real is None else whole & real
+
+    def _mean(self, nats: Tensor, patches: Tensor, counted: Tensor | None) -> Tensor:
+        is_mean = self.pad is None and counted is None
+        return nats.mean() if is_mean else nats.sum() / self.positions(patches, counted)
 
     def logits(self, features: Tensor, patches: Tensor) -> Tensor:
         """Logits [T, S, V] of each byte; arguments as `forward`."""
@@ -116,7 +129,7 @@ class _InChunks(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, features, patches, decoder, size, *weights):  # type: ignore[no-untyped-def]
+    def forward(ctx, features, patches, counted, decoder, size, *weights):  # type: ignore[no-untyped-def]
         decoder = cast(ByteLevelDecoder, decoder)
         dfeatures = torch.empty_like(features)
         sums = [torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32)) for weight in weights]
@@ -125,21 +138,22 @@ class _InChunks(torch.autograd.Function):
             chunk = slice(begin, begin + size)
             with torch.enable_grad():
                 part = features[chunk].detach().requires_grad_()
-                chunk_nats = decoder.nats(part, patches[chunk])
+                chunk_nats = decoder.nats(part, patches[chunk], None if counted is None else counted[chunk])
                 dpart, *gradients = torch.autograd.grad(chunk_nats.sum(), [part, *weights])
             dfeatures[chunk] = dpart
             for total, gradient in zip(sums, gradients, strict=True):
                 total += gradient
             nats.append(chunk_nats.detach())
         ctx.save_for_backward(dfeatures, *(total.to(weight.dtype) for total, weight in zip(sums, weights, strict=True)))
-        ctx.positions = decoder.positions(patches)
+        ctx.positions = decoder.positions(patches, counted)
         all_nats = torch.cat(nats)
         ctx.mark_non_differentiable(all_nats)
-        return decoder._mean(all_nats, patches), all_nats
+        return decoder._mean(all_nats, patches, counted), all_nats
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dloss, _):  # type: ignore[no-untyped-def]
         dfeatures, *gradients = ctx.saved_tensors
         scale = dloss / ctx.positions
-        return dfeatures * scale.to(dfeatures.dtype), None, None, None, *(g * scale.to(g.dtype) for g in gradients)
+        scaled = (gradient * scale.to(gradient.dtype) for gradient in (dfeatures, *gradients))
+        return next(scaled), None, None, None, None, *scaled

@@ -64,23 +64,24 @@ class BGPT(nn.Module):
         self.patch_level_decoder = PatchLevelDecoder(config)
         self.byte_level_decoder = ByteLevelDecoder(config)
 
-    def forward(self, batch: PackedPatches, targets: Tensor | None = None) -> BGPTOutput:
+    def forward(self, batch: PackedPatches, targets: Tensor | None = None, counted: Tensor | None = None) -> BGPTOutput:
         """Negative log-likelihood of the target patches' bytes.
 
         Args:
             batch: documents on the model's device.
             targets: int64 [T], indices of the patches to predict, never a document's first; None means
                 `batch.target_indices()`: all but the extension patches, unless `batch.targets` is set.
+            counted: bool [T], the targets that are in the loss: others only fill a fixed shape; None means all.
 
         Returns:
-            `BGPTOutput`; `loss` is the mean over all S positions of all targets, padding included, as released; with
-            `config.pad`, over those that are not `pad`, and `nats` is 0 at the others.
+            `BGPTOutput`; `loss` is the mean over all S positions of all targets that are counted, padding included, as
+            released; with `config.pad`, over those that are not `pad`. `nats` is 0 at the others.
 
         Raises:
             TypeError, ValueError: the batch does not fit the model, or there are no targets.
         """
         indices = self._targets(batch, targets)
-        loss, nats = self.byte_level_decoder(*self._inputs(batch, indices))
+        loss, nats = self.byte_level_decoder(*self._inputs(batch, indices), counted)
         return BGPTOutput(loss, nats, indices)
 
     def logits(self, batch: PackedPatches, targets: Tensor | None = None) -> Tensor:

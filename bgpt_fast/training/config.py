@@ -49,9 +49,9 @@ class TrainConfig:
         parallel: with several ranks (`torchrun`): "ddp" replicates the model on each rank, "fsdp" shards it.
         timeout_seconds: how long a rank waits for another before it fails with `RankFailedError`.
         activation_checkpointing: store only the inputs of the patch decoder's layers; recompute the rest in backward.
-        cuda_graph: capture the step of full batches with `targets_per_step` targets once, and replay it (with
-            accumulation or Muon, its forward and backward pass); other batches run without it. For one GPU, with
-            precision "bf16" and without dropout.
+        cuda_graph: capture the step (with accumulation or Muon, its forward and backward pass) once for each of a few
+            sizes that batches are filled up to, and replay it. For one GPU, with precision "bf16", without dropout, and
+            a source with `patches_per_batch`.
         prefetch: number of batches prepared ahead while the model trains; 0: none.
         prefetch_process: prepare batches in another process instead of a thread.
         async_saves: write checkpoints in the background, from copies on the CPU; False: wait for each.
@@ -131,10 +131,6 @@ class TrainConfig:
                 value = getattr(self, name)
                 if not holds(value):
                     raise ValueError(f"TrainConfig.{name}: expected {expected}, got {value!r}")
-        if self.cuda_graph and not self.targets_per_step:
-            raise ValueError(
-                "TrainConfig.cuda_graph: expected targets_per_step above 0, so that all batches have as many targets"
-            )
         if self.optimizer == "muon" and self.parallel == "fsdp":
             raise ValueError(
                 'TrainConfig.parallel: "fsdp" splits the matrices that Muon needs whole; use "ddp" or "adamw"'

@@ -270,7 +270,7 @@ class TrainStep:
         return GraphedGradients(
             self._model,
             max_patches,
-            self._config.targets_per_step,
+            self._config.targets_per_step or max_patches,
             autocast=self._config.precision == "bf16",
             update=GraphedUpdate(lambda sums: self._checked_update(self._clipped(sums)), self._skip),
         )

@@ -17,6 +17,7 @@ from bgpt_fast.data import Prefetcher
 from bgpt_fast.data.labelled import LabelledBatch
 from bgpt_fast.device import HostCopy
 from bgpt_fast.kernels.patch_attention.op import patch_attention
+from bgpt_fast.training.graphed import GraphedGradients
 from tools.null_gpu.log import Event, Kind, Log, counts, launches, waits
 from tools.null_gpu.recorder import recording
 from tools.null_gpu.step import measure
@@ -198,8 +199,35 @@ def test_the_graphed_step_is_one_launch(tmp_path: Path, log: Log) -> None:
     assert not waits(inside)
 
 
+class BoundedBatches(RandomSource):
+    """Batches of many sizes, with all their targets."""
+
+    patches_per_batch = 60
+
+
+def test_batches_of_many_sizes_are_steps_of_a_few_graphs(tmp_path: Path, log: Log) -> None:
+    trainer = make_trainer(tmp_path, BoundedBatches(), model=BGPT(CONFIG), **(CUDA | {"steps": 16}), cuda_graph=True)
+    first = len(log)
+    trainer.train()
+    graphs = [event.graph for event in log.events(first) if event.kind is Kind.GRAPH]
+    assert len(graphs) == 16
+    shapes = trainer._train_step._graphed._shapes  # type: ignore[union-attr]
+    assert 2 <= len(shapes) <= len(set(graphs)) < 16
+
+
+def test_graphs_of_several_sizes_share_their_memory(log: Log) -> None:
+    graphed = GraphedGradients(BGPT(CONFIG).cuda().train(), 8192, 8192, autocast=True)
+    reserved = []
+    for documents in (512, 384, 256, 128, 64):
+        batch = PackedPatches.from_bytes([("bin", bytes(14 * 4))] * documents, CONFIG)
+        graphed.add(batch, batch.target_indices(), 1.0)
+        reserved.append(torch.cuda.memory_reserved())
+    assert len(graphed._shapes) == 5
+    assert reserved[-1] <= 1.1 * reserved[0]
+
+
 def test_a_graphed_step_is_a_copy_a_graph_and_a_copy() -> None:
-    report = measure(CONFIG, 512, precision="bf16", cuda_graph=True, targets_per_step=480)
+    report = measure(CONFIG, 512, precision="bf16", cuda_graph=True)
     # Inputs, two learning rates, the graph, figures.
     assert report.launches <= 5
     assert report.waits == {"cudaEventSynchronize of earlier work": 1}

@@ -254,9 +254,6 @@ def main(words: list[str] | None = None) -> int:
     config = BGPTConfig()
     fields: dict[str, Any] = {"precision": arguments.precision, "cuda_graph": arguments.graph}
     fields |= {"accumulation": arguments.accumulation, "optimizer": arguments.optimizer}
-    if arguments.graph:
-        documents = arguments.patches // config.patch_length
-        fields["targets_per_step"] = documents * (config.patch_length - 1)
     report = measure(config, arguments.patches, **fields)
     print("\n".join(table(report)))
     print("\nms of the GPU, predicted, by op and kernel; rates are those of an H200, and no kernel has run:")
