@@ -91,14 +91,15 @@ def to_device(value: Copied, source: torch.device, device: torch.device) -> Copi
 class HostCopy:
     """A tensor's values on their way to the host.
 
-    From a GPU they are copied into page-locked memory behind the work that computes them; `tolist` waits for this copy,
-    but not for what was launched after it.
+    They are those of this moment, whatever is written to the tensor later. From a GPU they are copied into page-locked
+    memory behind the work that computes them; `tolist` waits for this copy, but not for what was launched after it.
     """
 
     def __init__(self, values: torch.Tensor) -> None:
-        self._values = values
         self._end: torch.cuda.Event | None = None
-        if values.is_cuda:
+        if not values.is_cuda:
+            self._values = values.clone()
+        else:
             self._values = torch.empty(values.shape, dtype=values.dtype, device="cpu", pin_memory=True)
             self._values.copy_(values, non_blocking=True)
             self._end = torch.cuda.Event()
