@@ -15,6 +15,8 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Sequence
+from contextlib import closing, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -38,10 +40,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--timeout-minutes", type=float, default=600, help="how long to wait for the slowest process")
     options = parser.parse_args()
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if (options.output / "report.json").exists():
         print(f"{options.output}/report.json exists: nothing to do", file=sys.stderr)
+        if rank == 0:  # of a merge that was killed after it had written the report
+            shutil.rmtree(options.output / "parts", ignore_errors=True)
         return 0
-    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if world_size > 1:
         distributed.init_process_group("gloo", timeout=timedelta(minutes=options.timeout_minutes))
     try:
@@ -74,10 +78,19 @@ def write_part(options: argparse.Namespace, rank: int, world_size: int) -> None:
         prompt = Prompt(extension, path.read_bytes(), index)
         requests.append(FileRequest(f"{index:07d}.{extension}" if extension else f"{index:07d}", prompt, str(path)))
     plan = {name: str(value) for name, value in vars(options).items() if name not in ("output", "timeout_minutes")}
-    folder = OutputFolder(part_folder(options.output, rank, world_size), plan, "a part")
+    part = part_folder(options.output, rank, world_size)
+    take_back(options.output, part, [request.name for request in requests])
     sampling = {"temperature": options.temperature, "seed": options.seed}
-    generate_files(generator, requests, folder, f"process {rank}", sampling, max_new_bytes=options.max_new_bytes)
-    write_json(folder.path / "part.json", [folder.records[request.name] for request in requests])
+    with closing(OutputFolder(part, plan, "a part")) as folder:
+        generate_files(generator, requests, folder, f"process {rank}", sampling, max_new_bytes=options.max_new_bytes)
+        write_json(part / "part.json", [folder.records[request.name] for request in requests])
+
+
+def take_back(output: Path, part: Path, names: Sequence[str]) -> None:
+    """Moves files that a merge, which was killed, has moved out of an existing part back into it."""
+    for name in names if part.exists() else ():
+        with suppress(FileNotFoundError):
+            os.replace(output / name, part / name)
 
 
 def merge(output: Path, world_size: int, expected: int) -> None:
@@ -99,8 +112,7 @@ def merge(output: Path, world_size: int, expected: int) -> None:
     if len(files) != expected:
         raise RuntimeError(f"expected {expected} files from {world_size} processes, got {len(files)}")
     for name, path in files.items():
-        if path.exists():  # otherwise an earlier merge, which was killed, has moved it
-            os.replace(path, output / name)
+        os.replace(path, output / name)
     finished = sum(record["finished"] for record in records)
     report = {"processes": world_size, "finished": finished, "files": sorted(records, key=lambda one: one["path"])}
     write_json(output / "report.json", report)

@@ -73,6 +73,48 @@ def test_two_ranks_generate_the_files_of_one_process(tmp_path: Path, checkpoint:
         assert (output / report["files"][index]["path"]).read_bytes() == file.data
 
 
+def test_a_merge_that_was_killed_costs_no_file(
+    tmp_path: Path, checkpoint: Path, prompts: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rerun takes back what the merge has moved, and generates nothing again."""
+    monkeypatch.syspath_prepend(EXAMPLE)
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    tool, output = importlib.import_module("sharded"), tmp_path / "out"
+    words = ["sharded.py", *map(str, prompts), "--checkpoint", str(checkpoint), "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", words)
+    part = tool.part_folder(output, 0, 1)
+    contents: dict[str, bytes] = {}
+
+    def killed(*_: Any) -> None:
+        contents.update({path.name: path.read_bytes() for path in part.glob("0*")})
+        for name in sorted(contents)[:2]:
+            os.rename(part / name, output / name)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tool, "merge", killed)
+        with pytest.raises(KeyboardInterrupt):
+            tool.main()
+    assert len(contents) == 5
+
+    def not_again(*_: Any, **__: Any) -> None:
+        raise AssertionError("a file was generated again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bgpt_fast.cli.outputs.OutputFolder.add", not_again)
+        assert tool.main() == 0
+    report = json.loads((output / "report.json").read_text())
+    assert sorted(path.name for path in output.iterdir()) == sorted(
+        ["report.json", *(file["path"] for file in report["files"])]
+    )
+    assert {name: (output / name).read_bytes() for name in contents} == contents
+    # One that was killed later still, before it removed the parts.
+    (output / "parts").mkdir()
+    assert tool.main() == 0
+    assert not (output / "parts").exists()
+
+
 def test_a_missing_part_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(EXAMPLE)
     tool = importlib.import_module("sharded")
