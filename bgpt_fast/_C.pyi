@@ -99,9 +99,14 @@ class PackedByteDecoder:
         tokens: int,
         counts: int,
         logits: int,
+        drafter: int,
+        draft_features: int,
+        drafted: int,
         threads: int,
         isa: int,
     ) -> None: ...
+    @property
+    def address(self) -> int: ...
 
 class CpuStatesOptions:
     def __init__(

@@ -28,12 +28,14 @@ class ModelTask:
         extensions: of the training files, without dots, sorted; empty means that they are not known, or more than 256.
         conversions: single directions such as "abc->mid", sorted.
         machines: the CPU-state machines, sorted.
+        drafter_for: digest of the model whose generation this one is to speed up as its drafter; "" means none.
     """
 
     tasks: tuple[str, ...]
     extensions: tuple[str, ...] = ()
     conversions: tuple[str, ...] = ()
     machines: tuple[Machine, ...] = ()
+    drafter_for: str = ""
 
     @classmethod
     def of(
@@ -71,12 +73,13 @@ class ModelTask:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, JSON-ready."""
-        return {
+        fields: dict[str, Any] = {
             "tasks": list(self.tasks),
             "extensions": list(self.extensions),
             "conversions": list(self.conversions),
             "machines": [machine._asdict() for machine in self.machines],
         }
+        return fields | ({"drafter_for": self.drafter_for} if self.drafter_for else {})
 
 
 def parse_task(fields: object, source: str) -> ModelTask | None:
@@ -89,7 +92,7 @@ def parse_task(fields: object, source: str) -> ModelTask | None:
         return None
     names = ("tasks", "extensions", "conversions")
     try:
-        if not isinstance(fields, dict) or set(fields) != {*names, "machines"}:
+        if not isinstance(fields, dict) or {*fields, "drafter_for"} != {*names, "machines", "drafter_for"}:
             raise TypeError("expected tasks, extensions, conversions and machines")
         texts = [tuple(fields[name]) for name in names]
         machines = tuple(Machine(**machine) for machine in fields["machines"])
@@ -97,11 +100,14 @@ def parse_task(fields: object, source: str) -> ModelTask | None:
             raise TypeError("expected lists of texts")
         if not all(type(number) is int for machine in machines for number in machine):
             raise TypeError("expected machines of two whole numbers")
+        drafter_for = fields.get("drafter_for", "")
+        if not isinstance(drafter_for, str):
+            raise TypeError("expected a digest")
         if not texts[0] or not set(texts[0]) <= set(TASKS):
             raise ValueError(f"expected one or more of {list(TASKS)}")
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{source}: task: {error}, got {fields!r:.200}; restore the file") from error
-    return ModelTask(texts[0], texts[1], texts[2], machines)
+    return ModelTask(texts[0], texts[1], texts[2], machines, drafter_for)
 
 
 def _in_brackets(texts: list[str], most: int = 8) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bgpt_fast.cli.common import as_json, load_model
+from bgpt_fast.cli.model_task import check_drafter
 from bgpt_fast.cli.outputs import FileRequest, OutputFolder, fingerprint, finish, generate_files
 from bgpt_fast.cli.precision import choose_precision, in_plan
 from bgpt_fast.generation import Generator
@@ -25,6 +26,7 @@ _NOT_IN_PLAN = (
     "overwrite",
     "any_model",
     "precision",
+    "drafter",
 )
 Skipped = Sequence[dict[str, str]]
 
@@ -47,7 +49,9 @@ class GenerationOptions:
         max_batch: number of files generated at once; None means as many as max_memory_mb allows.
         max_memory_mb: maximum memory for the files generated at once, in MB (10⁶ bytes); None means half of the free
             memory, and at most 4,096 files.
-        any_model: use the model even if it was trained for something else.
+        any_model: use the model, and the drafter, even if it was trained for something else.
+        drafter: a small model of `bgpt-fast train --drafter-for`, whose guesses the model verifies, many in one pass:
+            the same bytes, in less time if few files are generated at once. On the CPU.
         batch_invariant: make each file independent of the rest of the batch on a GPU too; slower. Always so on CPUs.
         device: "auto" uses the GPU if there is one.
     """
@@ -61,6 +65,7 @@ class GenerationOptions:
     seed: int = 0
     overwrite: bool = False
     any_model: bool = False
+    drafter: Path | None = None
     precision: Precision = "auto"
     max_batch: int | None = None
     max_memory_mb: int | None = None
@@ -98,18 +103,29 @@ def generate_folder(
         model, max_batch=options.max_batch, max_memory=max_memory, batch_invariant=options.batch_invariant
     )
     requests, skipped = plan_requests(model)
+    digest = fingerprint(model)
+    drafter = None if options.drafter is None else load_model(options.drafter, options.device)
+    if drafter is not None and not options.any_model:
+        check_drafter(drafter.task, options.drafter, options.checkpoint, digest)
     earlier = None if options.overwrite else OutputFolder.plan_of(options.output)
     choice = choose_precision(options.precision, earlier, model, min(len(requests), generator.max_batch))
     generator.precision = choice.precision
     values = as_json(options)
     plan: dict[str, Any] = {name: value for name, value in values.items() if name not in (*_NOT_IN_PLAN, *not_in_plan)}
-    plan |= {"model": fingerprint(model), **in_plan(choice)}
+    plan |= {"model": digest, **in_plan(choice)}
     sampling = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "seed")}
     # An empty list of prompts only checks the options, before the folder is created.
-    generator.generate([], max_new_bytes=options.max_new_bytes, **sampling)
+    generator.generate([], max_new_bytes=options.max_new_bytes, drafter=drafter, **sampling)
     with closing(OutputFolder(options.output, plan, of, overwrite=options.overwrite)) as folder:
         names, seconds = generate_files(
-            generator, requests, folder, progress, sampling, max_new_bytes=options.max_new_bytes, keep_cut=keep_cut
+            generator,
+            requests,
+            folder,
+            progress,
+            sampling,
+            max_new_bytes=options.max_new_bytes,
+            keep_cut=keep_cut,
+            drafter=drafter,
         )
         finish(folder, requests, names, seconds, {"options": values, "precision": choice.precision}, skipped)
         print_text(choice.text)

@@ -61,6 +61,16 @@ def check_conversion(
     return possible
 
 
+def check_drafter(task: ModelTask | None, drafter: object, checkpoint: object, digest: str) -> None:
+    """Raises WrongModelError unless a drafter was trained for the model with this digest."""
+    if task is None or task.drafter_for != digest:
+        got = "one for another model" if task is not None and task.drafter_for else "a model of its own"
+        raise WrongModelError(
+            f"{drafter}: expected a drafter of {checkpoint}, got {got}; train one by bgpt-fast train --drafter-for, or "
+            f"{ANY_MODEL}"
+        )
+
+
 def check_directions(task: ModelTask | None, checkpoint: object, conversion: str) -> None:
     """Raises WrongModelError unless a model has all directions of a --conversion such as "abc&mid"."""
     for source, target in parse_conversion(conversion):

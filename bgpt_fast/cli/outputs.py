@@ -166,6 +166,7 @@ def generate_files(
     *,
     max_new_bytes: int | None,
     keep_cut: bool = True,
+    drafter: BGPT | None = None,
 ) -> tuple[list[str], float]:
     """Generates the files that the folder does not have yet.
 
@@ -177,6 +178,7 @@ def generate_files(
         sampling: as `Generator.generate` takes it.
         max_new_bytes: maximum number of bytes to add to each prompt.
         keep_cut: also write files that the model did not end.
+        drafter: as `Generator.generate` takes it.
 
     Returns:
         The names of the new files, and the elapsed seconds.
@@ -185,7 +187,8 @@ def generate_files(
     names: list[str] = []
     start = time.perf_counter()
     with generation_progress(progress) as update:
-        for request, generation in _generations(generator, missing, sampling, max_new_bytes, update):
+        arguments = {**sampling, "max_new_bytes": max_new_bytes, "drafter": drafter}
+        for request, generation in _generations(generator, missing, arguments, update):
             record = {
                 "bytes": len(generation.data),
                 "new_bytes": len(generation.new_bytes),
@@ -193,6 +196,8 @@ def generate_files(
                 "ended_by": _ended_by(generation, max_new_bytes),
                 "prompt": digest(request.prompt),
             }
+            if drafter is not None:
+                record |= {"drafted": generation.drafted, "accepted": generation.accepted}
             if request.source is not None:
                 record["source"] = request.source
             folder.add(request.name, generation.data, record, write=keep_cut or generation.finished)
@@ -203,8 +208,7 @@ def generate_files(
 def _generations(
     generator: Generator,
     requests: Sequence[FileRequest],
-    sampling: Mapping[str, Any],
-    max_new_bytes: int | None,
+    arguments: Mapping[str, Any],
     progress: GenerationProgress,
 ) -> Iterator[tuple[FileRequest, Generation]]:
     """Yields files as they end; works in chunks, so that the prompts of 100,000 files are not in memory at once."""
@@ -216,9 +220,7 @@ def _generations(
             progress(done + chunk_done, len(requests), new_bytes + chunk_bytes)
 
         prompts = [request.prompt for request in chunk]
-        for place, generation in generator.generate_iter(
-            prompts, max_new_bytes=max_new_bytes, progress=update, **sampling
-        ):
+        for place, generation in generator.generate_iter(prompts, progress=update, **arguments):
             new_bytes += len(generation.new_bytes)
             yield chunk[place], generation
         done += len(chunk)
@@ -267,10 +269,14 @@ def finish(
     print_table(table(title, ["file", "bytes", "new", "ended by", ""], rows))
     reasons = Counter(item["reason"] for item in skipped)
     print_skipped(reasons, [f"{item['reason']}: {item['source']!r}" for item in skipped], "sources skipped")
+    drafted, accepted = (
+        sum(file.get(name, 0) for file in files if file["made_now"]) for name in ("drafted", "accepted")
+    )
     existing = figures["there_already"]
     notes = f"; {existing} existed already and were not generated again" if existing else ""
     notes += f"; {figures['left_out']} cut ones left out" if figures["left_out"] else ""
     notes += f"; {len(skipped)} sources skipped" if skipped else ""
+    notes += f"; the drafter guessed {drafted:,} bytes, {accepted:,} of them right" if drafted else ""
     state = "" if new else "complete: "
     print_text(
         f"{state}{figures['made_now']} files generated in {folder.path}/; the model ended {ended_by['model']} of "

@@ -13,7 +13,8 @@ from bgpt_fast.checkpoint.load import load_weights
 from bgpt_fast.classifier import BGPTForClassification
 from bgpt_fast.cli.common import as_json, drawing, read_options, value_of
 from bgpt_fast.cli.errors import FAILURE, report_error
-from bgpt_fast.cli.train_data import TrainData, task_of
+from bgpt_fast.cli.outputs import fingerprint
+from bgpt_fast.cli.train_data import Task, TrainData, task_of
 from bgpt_fast.cli.train_options import LAYOUT, SHORT, Train, options_from_file, preset_options
 from bgpt_fast.cli.train_samples import sampler
 from bgpt_fast.cli.train_summary import ENDED, print_end, print_start
@@ -34,6 +35,9 @@ def run(words: Sequence[str]) -> int:
     task = task_of(options)
     model: BGPT | BGPTForClassification
     torch.manual_seed(options.training.seed)
+    drafter_for = ""
+    if options.drafter_for is not None:
+        options, drafter_for = _drafter(options, options.drafter_for, task)
     if task == "classification":
         model, data = _classifier(options)
     else:
@@ -44,6 +48,9 @@ def run(words: Sequence[str]) -> int:
         steps = data.steps(options.epochs, training.accumulation)
         training = dataclasses.replace(training, steps=steps, max_minutes=0.0, schedule_by="steps")
     trainer = Trainer(model, data.source, training, options.output, data.evaluation(), sample=sampler(options, data))
+    if drafter_for:
+        assert trainer.model.task is not None
+        trainer.model.task = dataclasses.replace(trainer.model.task, drafter_for=drafter_for)
     if trainer.ranks.is_main:
         # Only now: if the run cannot be resumed with these options, Trainer raises and the old file remains.
         # The precision is the run's, which "auto" stands for.
@@ -73,6 +80,18 @@ def _defaults(words: Sequence[str]) -> Train:
     if path is not None:
         base = options_from_file(Path(path), base)
     return base if preset is None else preset_options(preset, base)
+
+
+def _drafter(options: Train, target: Path, task: Task) -> tuple[Train, str]:
+    """Returns the options with the patches of the model that is to be drafted for, and its digest."""
+    if task not in ("generation", "conversion"):
+        raise ValueError(f"--drafter-for: expected --data to generate or convert, got --task {task}")
+    model = BGPT.from_pretrained(str(target), dtype=torch.float32)
+    if task not in (model.task.tasks if model.task is not None else (task,)):
+        raise ValueError(f"--drafter-for {target}: expected a model of the task {task}, got one of {model.task}")
+    patch_size, patch_length = model.config.patch_size, model.config.patch_length
+    config = dataclasses.replace(options.model, patch_size=patch_size, patch_length=patch_length)
+    return dataclasses.replace(options, model=config), fingerprint(model)
 
 
 def _generative(options: Train) -> BGPT:

@@ -31,6 +31,8 @@ class Train:
             paper-110m.
         task: "auto" derives it from --data and --conversion; "classification" needs files LABEL_anything.ext.
         init_from: start from this checkpoint's weights and sizes.
+        drafter_for: train a small model that guesses the bytes of this checkpoint's files, for generate and convert
+            --drafter; --data are files as it was trained on, and the patch size and context are its own.
         conversion: "abc->mid", or "abc&mid" for both directions: files of a pair differ only in their extension.
         weights: share of the batches for each path of --data, each then a separate source; the path "cpu-states"
             means the machine.
@@ -65,6 +67,7 @@ class Train:
     preset: Literal["cpu-states", "tiny", "small", "paper-110m"] = "cpu-states"
     task: Literal["auto", "generation", "conversion", "classification", "cpu-states"] = "auto"
     init_from: Path | None = None
+    drafter_for: Path | None = None
     conversion: str = ""
     weights: tuple[float, ...] = ()
     column: str = ""
@@ -103,7 +106,7 @@ _BOOLEANS = {"yes": True, "on": True, "no": False, "off": False}
 """The words that YAML 1.1 reads as truth values, besides true and false."""
 LAYOUT = HelpLayout(
     basic=(
-        *("data", "output", "config", "preset", "task", "init_from", "conversion", "epochs"),
+        *("data", "output", "config", "preset", "task", "init_from", "drafter_for", "conversion", "epochs"),
         *(
             "training.steps",
             "training.max_minutes",

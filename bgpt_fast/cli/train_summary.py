@@ -61,6 +61,8 @@ def source_descriptions(description: Mapping[str, Any]) -> list[Mapping[str, Any
 def next_commands(options: Train, task: ModelTask | None) -> list[str]:
     """Commands that use the trained model."""
     run = shlex.quote(str(options.output))
+    if options.drafter_for is not None:
+        run = f"{shlex.quote(str(options.drafter_for))} --drafter {run}"
     tasks = () if task is None else task.tasks
     commands = []
     if "classification" in tasks:
@@ -76,6 +78,8 @@ def next_commands(options: Train, task: ModelTask | None) -> list[str]:
         extension = task.extensions[0] if task is not None and task.extensions else "txt"
         commands.append(f"bgpt-fast generate --ext {shlex.quote(extension)} --count 3 --checkpoint {run}")
         commands.append(f"bgpt-fast evaluate FILES --checkpoint {run}")
+    if options.drafter_for is not None:
+        return [command for command in commands if command.split()[1] in ("convert", "generate")]
     return commands
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from bgpt_fast.config import BGPTConfig
 from bgpt_fast.device import free_memory
 from bgpt_fast.generation.decoders.base import (
     Decoder,
@@ -16,6 +18,8 @@ from bgpt_fast.generation.decoders.base import (
     make_decoder,
     memory_overhead,
 )
+from bgpt_fast.generation.decoders.cpu import CpuDecoder
+from bgpt_fast.generation.decoders.drafted import DraftedDecoder
 from bgpt_fast.generation.drafted_rows import MAX_DRAFT_BYTES
 from bgpt_fast.generation.drafting import Drafter
 from bgpt_fast.generation.packed_prompts import PackedPrompts
@@ -93,7 +97,7 @@ class Generator:
         self.max_memory = max_memory
         self.precision = precision
         self.batch_invariant = batch_invariant
-        self._weights = WeightCache()
+        self._weights, self._drafter_weights = WeightCache(), WeightCache()
 
     @property
     def max_batch(self) -> int:
@@ -105,10 +109,11 @@ class Generator:
 
         512 patches in the 110 M model take 38 MB with float32 weights, 19 MB with bfloat16 or int8 weights.
         """
-        config = self.model.config
-        entries = config.patch_num_layers * cache_length(patches) + config.byte_num_layers * config.patch_size
-        precision = self.precision or default_precision(self.model)
-        return (8 if precision == "float32" else 4) * config.hidden_size * entries
+        return _sequence_bytes(self.model.config, patches, self._precision)
+
+    @property
+    def _precision(self) -> str:
+        return self.precision or default_precision(self.model)
 
     def generate(
         self,
@@ -119,7 +124,7 @@ class Generator:
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int = 0,
-        drafter: Drafter | None = None,
+        drafter: Drafter | BGPT | None = None,
         progress: Progress | None = None,
     ) -> list[Generation]:
         """Continues each prompt until the model ends the file, the context is full or `max_new_bytes` is reached.
@@ -136,7 +141,8 @@ class Generator:
             top_p: then keeps the fewest most likely tokens whose probabilities sum to more than p; 1 or more means off.
             seed: seeds the random streams. A random number depends on the seed, the prompt's index and the byte's
                 position in the file, so continuing a file from any prefix of itself gives the same file.
-            drafter: proposes the next bytes, on the CPU: see `generation.drafting`. It changes no byte. Many drafted
+            drafter: proposes the next bytes, on the CPU: see `generation.drafting`; or a smaller model with the same
+                patch size and context, which `bgpt-fast train --drafter-for` trains. It changes no byte. Many drafted
                 bytes are verified in one pass, which is faster if few files are generated and drafts are often right;
                 each Generation counts them.
             progress: called with (files finished, all files, new bytes so far) after each patch.
@@ -172,7 +178,7 @@ class Generator:
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int = 0,
-        drafter: Drafter | None = None,
+        drafter: Drafter | BGPT | None = None,
         progress: Progress | None = None,
     ) -> Iterator[tuple[int, Generation]]:
         """As `generate`, but yields (index of the prompt in the list, Generation) as soon as each file ends."""
@@ -184,6 +190,8 @@ class Generator:
         if drafter is not None and device.type != "cpu":
             raise ValueError(f"Generator: drafter: expected None on {device}; drafts are verified on the CPU only")
         config, S = self.model.config, self.model.config.patch_size
+        if isinstance(drafter, BGPT):
+            self._check_drafter(drafter)
         packed = prompts if isinstance(prompts, PackedPrompts) else PackedPrompts.from_prompts(prompts, config)
         if not len(packed):
             return iter(())
@@ -195,8 +203,10 @@ class Generator:
             limits = np.minimum(limits, packed.sizes + packed.max_new_bytes)
         # The last patch is never read, so its position in the cache serves the extension patch.
         length = cache_length(int((packed.source_patches - -limits // S).max()))
-        slots = self._slots(len(packed), length, drafter is not None)
-        scheduler = Scheduler(self._make_decoder, slots, length, packed, limits, sampling, drafter)
+        slots = self._slots(len(packed), length, drafter)
+        model, proposes = (drafter, None) if isinstance(drafter, BGPT) else (None, drafter)
+        make = functools.partial(self._make_decoder, drafter=model)
+        scheduler = Scheduler(make, slots, length, packed, limits, sampling, proposes)
         return self._files(scheduler, slots, length, progress)
 
     def _files(
@@ -208,13 +218,13 @@ class Generator:
         with named_out_of_memory(what, "max_batch", "max_new_bytes", advice="set max_memory"):
             yield from scheduler.files(progress)
 
-    def _slots(self, total: int, length: int, has_drafts: bool) -> int:
+    def _slots(self, total: int, length: int, drafter: Drafter | BGPT | None) -> int:
         """How many sequences of `length` patches to decode at once."""
         if self.max_memory is None:
-            return min(total, self._max_batch or self._fitting_slots(length, has_drafts))
-        slots = self._affordable_slots(self.max_memory, length, has_drafts)
+            return min(total, self._max_batch or self._fitting_slots(length, drafter))
+        slots = self._affordable_slots(self.max_memory, length, drafter)
         if slots < 1:
-            activations, each = self._activation_bytes(has_drafts), self._slot_bytes(length, has_drafts)
+            activations, each = self._activation_bytes(drafter), self._slot_bytes(length, drafter)
             raise ValueError(
                 f"Generator: max_memory: expected at least {activations + each} bytes, {each} for the caches of a "
                 f"sequence of {length} patches and {activations} for activations, got {self.max_memory}; "
@@ -222,38 +232,58 @@ class Generator:
             )
         return min(total, slots, self._max_batch or total)
 
-    def _fitting_slots(self, length: int, has_drafts: bool = False) -> int:
+    def _fitting_slots(self, length: int, drafter: Drafter | BGPT | None = None) -> int:
         """How many sequences of `length` patches fit into `max_memory`, or into a share of the free memory."""
         if self.max_memory is not None:
-            return max(1, self._affordable_slots(self.max_memory, length, has_drafts))
+            return max(1, self._affordable_slots(self.max_memory, length, drafter))
         free = int(_MEMORY_SHARE * free_memory(device_of(self.model)))
-        return max(1, min(MOST_FILES, self._affordable_slots(free, length, has_drafts)))
+        return max(1, min(MOST_FILES, self._affordable_slots(free, length, drafter)))
 
-    def _affordable_slots(self, memory: int, length: int, has_drafts: bool) -> int:
+    def _affordable_slots(self, memory: int, length: int, drafter: Drafter | BGPT | None) -> int:
         extra_slots, _ = memory_overhead(device_of(self.model))
-        return (memory - self._activation_bytes(has_drafts)) // self._slot_bytes(length, has_drafts) - extra_slots
+        return (memory - self._activation_bytes(drafter)) // self._slot_bytes(length, drafter) - extra_slots
 
-    def _slot_bytes(self, length: int, has_drafts: bool) -> int:
+    def _slot_bytes(self, length: int, drafter: Drafter | BGPT | None) -> int:
         """Bytes that a sequence takes: its cache, the decoder's buffers, and with drafts the features of the drafted
-        patches, which are stored twice."""
+        patches, which are stored twice, or the drafter's cache."""
         _, buffers = memory_overhead(device_of(self.model))
-        drafted = min(length, -(-MAX_DRAFT_BYTES // self.model.config.patch_size)) if has_drafts else 0
-        return self.sequence_bytes(length) + self.model.config.hidden_size * (8 * drafted + buffers)
+        own = self.sequence_bytes(length) + self.model.config.hidden_size * buffers
+        if drafter is None:
+            return own
+        if isinstance(drafter, BGPT):
+            return own + _sequence_bytes(drafter.config, length, self._precision)
+        drafted = min(length, -(-MAX_DRAFT_BYTES // self.model.config.patch_size))
+        return own + self.model.config.hidden_size * 8 * drafted
 
-    def _activation_bytes(self, has_drafts: bool) -> int:
+    def _activation_bytes(self, drafter: Drafter | BGPT | None) -> int:
         """Bytes that a call takes in addition to its sequences' caches; drafts enlarge the byte decoder's cache."""
-        config = self.model.config
-        drafted = 8 * config.byte_num_layers * config.patch_size * BYTE_DECODE_ROWS if has_drafts else 0
-        return (_ACTIVATION_BYTES + drafted) * config.hidden_size
+        models = [self.model, drafter] if isinstance(drafter, BGPT) else [self.model]
+        total = 0
+        for config in (model.config for model in models):
+            drafted = 8 * config.byte_num_layers * config.patch_size * BYTE_DECODE_ROWS if drafter is not None else 0
+            total += (_ACTIVATION_BYTES + drafted) * config.hidden_size
+        return total
 
-    def _make_decoder(self, slots: int, length: int) -> Decoder:
+    def _check_drafter(self, drafter: BGPT) -> None:
+        ours, its = self.model.config, drafter.config
+        if device_of(drafter).type != "cpu":
+            raise ValueError(f"Generator: drafter: expected a model on the CPU, got one on {device_of(drafter)}")
+        same = (its.patch_size, its.vocab_size, its.eop) == (ours.patch_size, ours.vocab_size, ours.eop)
+        if not same or its.patch_length < ours.patch_length:
+            raise ValueError(
+                f"Generator: drafter: expected patches of {ours.patch_size} of {ours.vocab_size} symbols and a context "
+                f"of at least {ours.patch_length} of them, as the model's, got {its.patch_size} of "
+                f"{its.vocab_size} and {its.patch_length}"
+            )
+
+    def _make_decoder(self, slots: int, length: int, drafter: BGPT | None = None) -> Decoder:
         def what() -> str:
             size = slots * self.sequence_bytes(length) / 2**30
             return f"the weights and the caches of {slots} sequences of {length} patches, {size:.1f} GiB"
 
         try:
             with named_out_of_memory(what, "max_batch", "max_new_bytes", advice="set max_memory"):
-                return make_decoder(
+                decoder = make_decoder(
                     self.model,
                     slots,
                     length,
@@ -261,8 +291,20 @@ class Generator:
                     batch_invariant=bool(self.batch_invariant),
                     cache=self._weights,
                 )
+                if drafter is None:
+                    return decoder
+                its = make_decoder(drafter, slots, length, precision=self._precision, cache=self._drafter_weights)
+                assert isinstance(decoder, CpuDecoder)
+                assert isinstance(its, CpuDecoder)
+                return DraftedDecoder(decoder, its)
         except ValueError as error:
             raise ValueError(f"Generator: {error}") from error
+
+
+def _sequence_bytes(config: BGPTConfig, patches: int, precision: str) -> int:
+    """Bytes that the keys and values of a sequence of `patches` patches take."""
+    entries = config.patch_num_layers * cache_length(patches) + config.byte_num_layers * config.patch_size
+    return (8 if precision == "float32" else 4) * config.hidden_size * entries
 
 
 def _check_count(name: str, value: object, minimum: int) -> None:

@@ -39,7 +39,7 @@ class Scheduler:
         prompts: the files' prompts; any beyond `slots` wait.
         limits: int64 [n], maximum size of each file in bytes.
         sampling: how bytes are chosen.
-        drafter: proposes the next bytes, or None.
+        drafter: proposes the next bytes, or None; a decoder may have a drafter of its own.
     """
 
     def __init__(
@@ -56,6 +56,8 @@ class Scheduler:
         self.sampling, self.total = sampling, len(prompts)
         self.sequences = Sequences(prompts, limits, slots)
         self.drafts = None if drafter is None else Drafts(drafter, self.sequences)
+        # For each slot the tokens that the decoder's own drafter proposed, and those that were right.
+        self.decoder_drafts = np.zeros((slots, 2), np.int64)
 
     def files(self, progress: Progress | None) -> Iterator[tuple[int, Generation]]:
         """Yields (prompt's index, file) as each file ends; inference mode is off while the caller has control."""
@@ -88,12 +90,13 @@ class Scheduler:
 
     def _start(self, slots: NDArray[np.int64], index: NDArray[np.int64]) -> None:
         self.sequences.add(slots, index)
+        self.decoder_drafts[slots] = 0
         if self.drafts is not None:
             self.drafts.add(slots)
 
     def _result(self, slot: int) -> tuple[int, Generation]:
         if self.drafts is None:
-            return self.sequences.result(slot)
+            return self.sequences.result(slot, *self.decoder_drafts[slot].tolist())
         return self.sequences.result(slot, int(self.drafts.num_drafted[slot]), int(self.drafts.num_accepted[slot]))
 
     @torch.inference_mode()
@@ -132,6 +135,8 @@ class Scheduler:
                 "large"
             )
         new_bytes = sequences.update(rows, tokens, counts, last)
+        if result.drafted is not None:
+            self.decoder_drafts[running] += result.drafted.numpy()
         if self.drafts is not None and drafted is not None:
             self.drafts.count(drafted)
         return new_bytes

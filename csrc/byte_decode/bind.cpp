@@ -66,14 +66,18 @@ void bind_byte_decode(py::module_& m) {
             return std::make_unique<ByteDecoder>(transformer, wte, V, S);
         },
         py::keep_alive<1, 2>());
+    decoder.def_property_readonly("address",
+                                  [](const ByteDecoder& self) { return reinterpret_cast<uintptr_t>(&self); });
     def(
         decoder, "decode",
-        {"features", "N", "prefix_tokens", "drafts", "verify", "max_tokens", "rng_streams", "byte_offsets",
-         "temperature", "top_k", "top_p", "seed", "eop", "fill", "tokens", "counts", "logits", "threads", "isa"},
+        {"features",    "N",       "prefix_tokens",  "drafts",  "verify",  "max_tokens", "rng_streams", "byte_offsets",
+         "temperature", "top_k",   "top_p",          "seed",    "eop",     "fill",       "tokens",      "counts",
+         "logits",      "drafter", "draft_features", "drafted", "threads", "isa"},
         +[](const ByteDecoder& self, const float* features, int64_t N, const int16_t* prefix_tokens,
             const int16_t* drafts, const bool* verify, const int64_t* max_tokens, const uint64_t* rng_streams,
             const uint64_t* byte_offsets, double temperature, int64_t top_k, double top_p, uint64_t seed, int32_t eop,
-            int32_t fill, int16_t* tokens, int64_t* counts, float* logits, int64_t threads, Isa isa) {
+            int32_t fill, int16_t* tokens, int64_t* counts, float* logits, const ByteDecoder* drafter,
+            const float* draft_features, int64_t* drafted, int64_t threads, Isa isa) {
             Team team(threads);
             byte_decode(self,
                         {features,
@@ -89,7 +93,10 @@ void bind_byte_decode(py::module_& m) {
                          fill,
                          tokens,
                          counts,
-                         logits},
+                         logits,
+                         drafter,
+                         draft_features,
+                         drafted},
                         team, isa);
         });
 

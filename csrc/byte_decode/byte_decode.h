@@ -40,6 +40,11 @@ struct ByteDecodeCall {
     int16_t* tokens;    // [N, S]: the patch
     int64_t* counts;    // [N]: tokens up to the end, `eop` included; -1 where logits are NaN or infinite
     float* logits;      // [N, S, V], or null: of each position that was computed
+    // A smaller decoder of the same V and S, or null: it drafts what no other draft is there for. With its features [N,
+    // its D]; `drafted` [N, 2] counts its drafts, and those that were right.
+    const ByteDecoder* drafter;
+    const float* draft_features;
+    int64_t* drafted;
 };
 
 // Patches are decoded in chunks that fit the processor's cache; a patch's bits do not depend on its chunk.

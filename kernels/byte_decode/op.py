@@ -51,17 +51,31 @@ class ByteDecoderWeights(Protocol):
         the others float32; all are contiguous and aligned to 16 bytes."""
 
 
+class ByteDrafter(NamedTuple):
+    """A smaller byte decoder that drafts on the CPU.
+
+    Args:
+        weights: packed, of the same S.
+        features: float32 [N, its D], its patch decoder's feature of the patch before each.
+    """
+
+    weights: PackedByteDecoder
+    features: Tensor
+
+
 class Decoded(NamedTuple):
     """What `byte_decode` returns.
 
     tokens: int16 [N, S]; `fill` at every position after the row's end.
     counts: int64 [N], tokens up to the row's end, including any `eop`; -1 where logits were NaN or infinite.
     logits: float32 [N, S, V], NaN where nothing was computed; None unless they were requested.
+    drafted: int64 [N, 2], number of tokens that `drafter` proposed, and of those that were right; None without it.
     """
 
     tokens: Tensor
     counts: Tensor
     logits: Tensor | None
+    drafted: Tensor | None = None
 
 
 def byte_decode(
@@ -75,6 +89,7 @@ def byte_decode(
     drafts: Tensor | None = None,
     verify: Tensor | None = None,
     *,
+    drafter: ByteDrafter | None = None,
     return_logits: bool = False,
 ) -> Decoded:
     """Decodes one patch a row, until the model chooses `weights.eop`, `max_tokens` is reached or the patch is full.
@@ -95,6 +110,8 @@ def byte_decode(
         drafts: int16 [N, S], guesses at the tokens after the prefix, then -1; with packed weights they are verified in
             one pass. They do not change the tokens.
         verify: bool [N], True: a row ends after its first wrong draft, or after the token that follows the last draft.
+        drafter: with packed weights, drafts the tokens that `drafts` does not, by the row's own random numbers, as long
+            as it is confident; it does not change the tokens.
         return_logits: also return the logits.
 
     Raises:
@@ -103,6 +120,7 @@ def byte_decode(
     device, N, S = features.device, len(features), weights.patch_size
     V = weights.vocab_size
     tokens_limits = -1, V - 1
+    draft_features, draft_width = (None, 0) if drafter is None else (drafter.features, drafter.weights.width)
     for name, tensor, dtype, shape, limits in (
         ("features", features, torch.float32, ("N", weights.width), None),
         ("prefix_tokens", prefix_tokens, torch.int16, (N, S), tokens_limits),
@@ -111,6 +129,7 @@ def byte_decode(
         ("byte_offsets", byte_offsets, torch.uint64, (N,), None),
         ("drafts", drafts, torch.int16, (N, S), tokens_limits),
         ("verify", verify, torch.bool, (N,), None),
+        ("drafter.features", draft_features, torch.float32, (N, draft_width), None),
     ):
         if tensor is None:
             continue
@@ -125,13 +144,20 @@ def byte_decode(
         if device.type != "cpu":
             raise ValueError(f"byte_decode: features: expected the CPU, where the packed weights are, got {device}")
         handle = weights.handle
+        if drafter is not None and (drafter.weights.patch_size, drafter.weights.vocab_size) != (S, V):
+            raise ValueError(
+                f"byte_decode: drafter: expected patches of {S} bytes and {V} tokens, got "
+                f"{drafter.weights.patch_size} and {drafter.weights.vocab_size}"
+            )
     else:
         tensors, eps = weights.tensors(), weights.eps
+        if drafter is not None:
+            raise ValueError("byte_decode: drafter: expected None, or packed weights, which it drafts for")
         if device.type == "cuda" and not (drafts is None and verify is None and not return_logits):
             raise ValueError("byte_decode: drafts, verify, return_logits: expected none of them on a GPU")
         if device.type == "cuda" and not persistent_supports(weights):
             raise ValueError(f"byte_decode: weights: expected a shape that the GPU kernel takes, got {_shape(weights)}")
-    tokens, counts, logits = torch.ops.bgpt_fast.byte_decode(
+    tokens, counts, logits, drafted = torch.ops.bgpt_fast.byte_decode(
         features,
         prefix_tokens,
         max_tokens,
@@ -148,8 +174,10 @@ def byte_decode(
         weights.eop,
         weights.fill,
         return_logits,
+        draft_features,
+        0 if drafter is None else drafter.weights.handle,
     )
-    return Decoded(tokens, counts, logits if return_logits else None)
+    return Decoded(tokens, counts, logits if return_logits else None, None if drafter is None else drafted)
 
 
 def persistent_supports(weights: ByteDecoderWeights) -> bool:
@@ -236,40 +264,44 @@ class _Call(NamedTuple):
     eop: int
     fill: int
     return_logits: bool
+    draft_features: Tensor | None = None
+    drafter: int = 0
 
-    def new_results(self) -> tuple[Tensor, Tensor, Tensor]:
+    def new_results(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         N, S = self.prefix_tokens.shape
         logits_shape = (N if self.return_logits else 0, S, self.vocab_size)
         return (
             self.prefix_tokens.new_full((N, S), self.fill),
             self.max_tokens.new_empty(N),
             self.features.new_full(logits_shape, torch.nan),
+            self.max_tokens.new_zeros((N, 2)),
         )
 
 
-def _reference(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _reference(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     call = _Call(*arguments)
     tokens, counts, logits = byte_decode_reference(*call[:9], call.heads, call.eps, call.eop, call.fill)
-    return tokens, counts, logits if call.return_logits else logits[:0].clone()
+    return tokens, counts, logits if call.return_logits else logits[:0].clone(), counts.new_zeros((len(counts), 2))
 
 
-def _cpu(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _cpu(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     call = _Call(*arguments)
     if not call.packed:
         return _reference(*arguments)
     decoder, sampling = PackedByteDecoder.of(call.packed), Sampling.from_tensor(call.sampling)
-    tokens, counts, logits = call.new_results()
+    drafter = PackedByteDecoder.of(call.drafter) if call.drafter else None
+    tokens, counts, logits, drafted = call.new_results()
     drafts = call.prefix_tokens if call.drafts is None else call.drafts
-    inputs = call.features, call.prefix_tokens, drafts, call.verify, *call[2:5]
+    inputs = call.features, call.prefix_tokens, drafts, call.verify, *call[2:5], call.draft_features
     contiguous = [None if tensor is None else tensor.contiguous() for tensor in inputs]
-    features, prefix_tokens, drafted, verify, max_tokens, rng_streams, byte_offsets = (
+    features, prefix_tokens, draft_tokens, verify, max_tokens, rng_streams, byte_offsets, draft_features = (
         0 if tensor is None else tensor.data_ptr() for tensor in contiguous
     )
     decoder.packed.decode(
         features,
         len(call.features),
         prefix_tokens,
-        drafted,
+        draft_tokens,
         verify,
         max_tokens,
         rng_streams,
@@ -283,16 +315,19 @@ def _cpu(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         tokens.data_ptr(),
         counts.data_ptr(),
         logits.data_ptr() if call.return_logits else 0,
+        0 if drafter is None else drafter.packed.address,
+        draft_features,
+        drafted.data_ptr(),
         torch.get_num_threads(),
         decoder.transformer.isa,
     )
-    return tokens, counts, logits
+    return tokens, counts, logits, drafted
 
 
-def _cuda(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _cuda(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     call = _Call(*arguments)
     weights, sampling = call.weights, Sampling.from_tensor(call.sampling)
-    tokens, counts, logits = call.new_results()
+    tokens, counts, logits, drafted = call.new_results()
     inputs = [tensor.contiguous() for tensor in call[:5]]
     (N, D), S = call.features.shape, call.prefix_tokens.shape[1]
     shape = D, call.heads, weights[9].numel(), S, len(weights) // 12
@@ -323,7 +358,7 @@ def _cuda(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
                 arrived.data_ptr(),
                 torch.cuda.current_stream(call.features.device).cuda_stream,
             )
-    return tokens, counts, logits
+    return tokens, counts, logits, drafted
 
 
 def _accept_cpu(*arguments: Any) -> None:
@@ -353,7 +388,8 @@ OPS = (
     Op(
         "byte_decode(Tensor features, Tensor prefix_tokens, Tensor max_tokens, Tensor rng_streams, Tensor byte_offsets,"
         " Tensor sampling, Tensor? drafts, Tensor? verify, Tensor[] weights, int packed, int heads, float eps,"
-        " int vocab_size, int eop, int fill, bool return_logits) -> (Tensor, Tensor, Tensor)",
+        " int vocab_size, int eop, int fill, bool return_logits, Tensor? draft_features=None, int drafter=0)"
+        " -> (Tensor, Tensor, Tensor, Tensor)",
         reference=_reference,
         cpu=_cpu,
         cuda=_cuda,

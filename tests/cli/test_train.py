@@ -108,6 +108,37 @@ def test_conversion_pairs_both_ways(tmp_path: Path, files: Path, run: Run) -> No
     assert "DataError" in run(tmp_path / "x", "--data", files, "--conversion", "bin->mid", code=2)
 
 
+def test_a_drafter_generates_the_same_files_and_is_refused_by_other_models(
+    tmp_path: Path, files: Path, run: Run, cli: CommandLine
+) -> None:
+    words = ["--data", files]
+    for name, seed in (("model", 0), ("other", 1)):
+        run(tmp_path / name, *words, training={"steps": 20, "seed": seed})
+    model, drafter = tmp_path / "model/run", tmp_path / "drafter/run"
+    # The patches are the model's, whatever the options say.
+    run(tmp_path / "drafter", *words, "--drafter-for", model, training={"steps": 20}, model={"hidden_size": 8})
+    config = BGPT.from_pretrained(drafter).config
+    assert (config.patch_size, config.patch_length, config.hidden_size) == (8, 32, 8)
+    command = ["generate", "--ext", "bin", "--count", 3, "--max-new-bytes", 40, "--temperature", 0.05, "--checkpoint"]
+    plain, drafted = tmp_path / "plain", tmp_path / "drafted"
+    cli.run(*command, model, "--output", plain)
+    text = cli.text(*command, model, "--output", drafted, "--drafter", drafter)
+    assert re.search(r"the drafter guessed [\d,]+ bytes, [\d,]+ of them right", text)
+    reports = [json.loads((folder / "report.json").read_text())["files"] for folder in (plain, drafted)]
+    assert [file["digest"] for file in reports[0]] == [file["digest"] for file in reports[1]]
+    assert sum(file["drafted"] for file in reports[1]) >= sum(file["accepted"] for file in reports[1]) > 0
+    # The drafter changes no byte, so the folder is complete without it, too.
+    assert "complete: 0 files generated" in cli.text(*command, model, "--output", drafted)
+    wrong = ["--output", tmp_path / "x", "--drafter", drafter]
+    cli.fails("expected a drafter of", *command, tmp_path / "other/run", *wrong)
+    cli.fails("got a model of its own", *command, model, "--output", tmp_path / "x", "--drafter", model)
+    cli.run(*command, tmp_path / "other/run", *wrong, "--any-model")
+    classes = ["--task", "classification", "--drafter-for", model]
+    assert "expected --data to generate or convert, got --task class" in run(tmp_path / "c", *words, *classes, code=2)
+    pairs = run(tmp_path / "p", *words, "--conversion", "bin&neg", "--drafter-for", model, code=2)
+    assert "expected a model of the task conversion, got one of generation" in pairs
+
+
 def test_rows_of_parquet(tmp_path: Path, run: Run) -> None:
     pa = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")

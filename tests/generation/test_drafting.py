@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from typing import Any
 
@@ -88,6 +89,42 @@ def test_a_thousand_drafted_files_are_those_without_drafts(model: BGPT, options:
         assert 0 < sum(file.accepted for file in drafted) < sum(file.drafted for file in drafted)
 
 
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_small_model_drafts_and_changes_no_byte(model: BGPT, options: dict[str, float], precision: str) -> None:
+    """Also one with wrong guesses, and with NaN; the model itself as its drafter is always right."""
+    sizes = {"hidden_size": 16, "patch_num_layers": 1, "byte_num_layers": 1, "num_heads": 2}
+    small = decided_model(dataclasses.replace(CONFIG, **sizes), seed=1)
+    damaged = decided_model(dataclasses.replace(CONFIG, **sizes, patch_length=20), seed=2)
+    with torch.no_grad():
+        damaged.patch_level_decoder.patch_embedding.weight[0::257] = torch.nan
+    prompts = prompts_of(14)
+    for batch in (1, 5):
+        engine = Generator(model, max_batch=batch, precision=precision)
+        for max_new_bytes in (None, 7):
+            plain = engine.generate(prompts, max_new_bytes=max_new_bytes, **options)
+            for drafter in (small, damaged, model):
+                drafted = engine.generate(prompts, max_new_bytes=max_new_bytes, drafter=drafter, **options)
+                assert drafted == plain
+                assert sum(file.drafted for file in drafted) > 5
+                if drafter is model:
+                    assert all(file.accepted == file.drafted for file in drafted)
+                else:
+                    assert sum(file.accepted for file in drafted) < sum(file.drafted for file in drafted)
+
+
+def test_drafters_that_do_not_fit_are_named(model: BGPT) -> None:
+    for change in ({"patch_size": 2}, {"patch_length": 11}):
+        other = BGPT(dataclasses.replace(CONFIG, **change))
+        with pytest.raises(ValueError, match="drafter: expected patches of 4 of 257 symbols and a context"):
+            Generator(model).generate([Prompt("bin")], drafter=other)
+
+
+def test_a_drafter_s_cache_counts_as_memory(model: BGPT) -> None:
+    engine = Generator(model, max_memory=10**7)
+    assert engine._slots(10**6, 16, None) > 1.8 * engine._slots(10**6, 16, model)
+
+
 def test_unverified_drafts_are_noticed(model: BGPT, monkeypatch: pytest.MonkeyPatch) -> None:
     """The negative control: a decoder that takes drafts for a prefix."""
     prompts = prompts_of(8)
@@ -142,7 +179,7 @@ def test_drafts_stay_within_the_memory_budget(monkeypatch: pytest.MonkeyPatch) -
     config = BGPTConfig(patch_length=70, hidden_size=16, patch_num_layers=1, byte_num_layers=1, num_heads=1)
     torch.manual_seed(0)
     engine = Generator(BGPT(config))
-    each, activations = engine.sequence_bytes(69), engine._activation_bytes(has_drafts=True)
+    each, activations = engine.sequence_bytes(69), engine._activation_bytes(RepeatDrafter())
     engine.max_memory = activations + 10 * each
     sizes: list[int] = []
     slots: list[int] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import random
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from bgpt_fast import _C, BGPT, BGPTConfig
 from bgpt_fast.config import EOP, VOCAB_SIZE
 from bgpt_fast.generation.decoders.cpu import CpuDecoder, CpuWeights
 from bgpt_fast.generation.decoders.cuda_layers import ByteWeights
-from bgpt_fast.kernels.byte_decode.op import Decoded, byte_decode, byte_decode_accept
+from bgpt_fast.kernels.byte_decode.op import ByteDrafter, Decoded, byte_decode, byte_decode_accept
 from bgpt_fast.kernels.byte_decode.packed import PRECISIONS, PackedCache, PackedTransformer
 from bgpt_fast.kernels.byte_decode.reference import byte_decode_accept_reference
 from bgpt_fast.kernels.byte_decode.sampling import Sampling, choose
@@ -419,6 +420,48 @@ def test_drafts_change_neither_tokens_nor_logits(precision: str, rate: float) ->
         assert torch.equal(verified.tokens[n, : verified.counts[n]], plain.tokens[n, : verified.counts[n]])
 
 
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.2, top_p=0.99, seed=5)])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_drafter_changes_neither_tokens_nor_logits(precision: str, sampling: Sampling) -> None:
+    """More rows than a chunk has, with prefixes of all lengths, beside other drafts, and with a damaged drafter."""
+    call, model = rows(CONFIG, 140, seed=6), packed(CONFIG, precision).byte_decoder
+    decode = functools.partial(byte_decode, model, **call, sampling=sampling, return_logits=True)
+    plain = decode()
+    assert plain.drafted is None
+    stream = torch.Generator().manual_seed(7)
+    drafts = torch.randint(-1, 257, plain.tokens.shape, dtype=torch.int16, generator=stream)
+    small = dataclasses.replace(CONFIG, hidden_size=16, num_heads=2, byte_num_layers=1)
+    damaged = torch.randn(140, 16, generator=stream).masked_fill(torch.rand(140, 1, generator=stream) < 0.5, torch.nan)
+    for drafter in (
+        ByteDrafter(model, call["features"]),
+        ByteDrafter(model, torch.randn(140, CONFIG.hidden_size, generator=stream)),
+        ByteDrafter(packed(small, precision).byte_decoder, damaged),
+    ):
+        decoded = decode(drafter=drafter)
+        assert_same(decoded, plain)
+        assert_same(decode(drafter=drafter, drafts=drafts), plain)
+        assert decoded.drafted is not None
+        proposed, right = decoded.drafted.unbind(1)
+        assert bool(((right >= 0) & (right <= proposed)).all())
+    # What a model drafts for itself is right.
+    itself = decode(drafter=ByteDrafter(model, call["features"])).drafted
+    assert itself is not None
+    assert torch.equal(itself[:, 0], itself[:, 1])
+    assert int(itself[:, 0].sum()) > 20
+
+
+def test_wrong_drafters_are_named() -> None:
+    model, call = packed(CONFIG).byte_decoder, rows(CONFIG, 3)
+    other = packed(dataclasses.replace(CONFIG, patch_size=8)).byte_decoder
+    with pytest.raises(ValueError, match="drafter: expected patches of 16 bytes and 257 tokens, got 8 and 257"):
+        byte_decode(model, **call, drafter=ByteDrafter(other, call["features"]))
+    with pytest.raises(ValueError, match=r"drafter\.features: expected shape"):
+        byte_decode(model, **call, drafter=ByteDrafter(model, call["features"][:2]))
+    plain = ByteWeights(random_model(CONFIG), "float32")
+    with pytest.raises(ValueError, match="drafter: expected None, or packed weights"):
+        byte_decode(plain, **call, drafter=ByteDrafter(model, call["features"]))
+
+
 @pytest.mark.parametrize("name", SHAPES)
 def test_packed_weights_give_what_the_reference_gives(name: str) -> None:
     """Plain weights on the CPU take the reference; no near tie of these seeds falls within rounding."""
@@ -509,7 +552,13 @@ def test_opcheck(count: int) -> None:
     streams, offsets = (call[name].view(torch.int64) for name in ("rng_streams", "byte_offsets"))
     inputs = call["features"], call["prefix_tokens"], call["max_tokens"], streams, offsets, Sampling().to_tensor()
     weights, plain = CpuWeights(model, "float32"), ByteWeights(model, "float32")
-    for weight_arguments in (([], weights.byte_decoder.handle, 4, 0.0), (plain.tensors(), 0, plain.heads, plain.eps)):
+    handle = weights.byte_decoder.handle
+    drafter = call["features"], handle
+    torch.library.opcheck(
+        torch.ops.bgpt_fast.byte_decode,
+        (*inputs, None, None, [], handle, 4, 0.0, VOCAB_SIZE, EOP, EOP, False, *drafter),
+    )
+    for weight_arguments in (([], handle, 4, 0.0), (plain.tensors(), 0, plain.heads, plain.eps)):
         for return_logits in (False, True):
             arguments = *inputs, None, None, *weight_arguments, VOCAB_SIZE, EOP, EOP, return_logits
             torch.library.opcheck(torch.ops.bgpt_fast.byte_decode, arguments)

@@ -39,19 +39,19 @@ class CpuDecoder:
 
     def write(self, request: DecodeRequest) -> DecodeResult:
         """As `Decoder.write`."""
-        tokens, counts, _ = byte_decode(self.weights.byte_decoder, *request)
-        return DecodeResult(tokens, counts)
+        decoded = byte_decode(self.weights.byte_decoder, *request)
+        return DecodeResult(decoded.tokens, decoded.counts)
 
     def logits(self, features: Tensor, tokens: Tensor, count: int) -> Tensor:
         """As `Decoder.logits`."""
         zeros = torch.zeros(len(tokens), dtype=torch.uint64, device=self.device)
         max_tokens = torch.full((len(tokens),), count, dtype=torch.int64, device=self.device)
         decoder = self.weights.byte_decoder
-        _, counts, logits = byte_decode(decoder, features, tokens, max_tokens, zeros, zeros, return_logits=True)
-        if bool((counts < 0).any()):
+        decoded = byte_decode(decoder, features, tokens, max_tokens, zeros, zeros, return_logits=True)
+        if bool((decoded.counts < 0).any()):
             raise FloatingPointError("NaN or infinite logits; the model's weights are damaged or too large")
-        assert logits is not None
-        return logits
+        assert decoded.logits is not None
+        return decoded.logits
 
 
 class CpuWeights:

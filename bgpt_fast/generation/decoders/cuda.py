@@ -221,8 +221,8 @@ def write_persistent(weights: ByteWeights, request: DecodeRequest) -> DecodeResu
         for numbers in (request.rng_streams, request.byte_offsets)
     )
     prefix, max_tokens = request.prefix_tokens.to(device), request.max_tokens.to(device)
-    tokens, counts, _ = byte_decode(weights, request.features, prefix, max_tokens, streams, offsets, request.sampling)
-    return DecodeResult(tokens.cpu(), counts.cpu())
+    decoded = byte_decode(weights, request.features, prefix, max_tokens, streams, offsets, request.sampling)
+    return DecodeResult(decoded.tokens.cpu(), decoded.counts.cpu())
 
 
 class PatchBuffers:

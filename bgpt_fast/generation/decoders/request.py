@@ -46,10 +46,13 @@ class DecodeResult:
         tokens: int16 [N, S]; the config's `fill` at the positions after the end.
         counts: int64 [N], tokens up to the end, including the `eop` that the model chose; -1 where logits were NaN or
             infinite.
+        drafted: int64 [N, 2], number of tokens that the decoder's drafter proposed, and of those that were right; None
+            without a drafter.
     """
 
     tokens: Tensor
     counts: Tensor
+    drafted: Tensor | None = None
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, DecodeResult):
