@@ -15,9 +15,9 @@ constexpr int64_t kTokens = 256;  // tokens whose activations are in memory at o
 constexpr double kDraftConfidence = 0.3;
 
 // A decoder with the keys and values of a chunk's patches.
-class CachedDecoder {
+class DecoderRun {
   public:
-    CachedDecoder(const ByteDecoder& decoder, const float* features, int64_t rows, Team& team, Isa isa)
+    DecoderRun(const ByteDecoder& decoder, const float* features, int64_t rows, Team& team, Isa isa)
         : a(decoder),
           features(features),
           team(team),
@@ -211,8 +211,8 @@ class Chunk {
 
     const int64_t V, S;
     const ByteDecodeCall& call;
-    CachedDecoder model;
-    std::optional<CachedDecoder> drafter;
+    DecoderRun model;
+    std::optional<DecoderRun> drafter;
     int64_t first = 0;
     std::vector<int16_t> expected;  // [rows, S]: tokens that are known or drafted; -1 where there is none
     std::vector<int64_t> next, ends, drafter_next;  // a row's first position that is not known, not expected, not run
