@@ -262,6 +262,7 @@ def layer_norm_backward(
     rstd: int,
     dweight: int,
     dbias: int,
+    dtotal_sum: int,
     N: int,
     D: int,
     y_bf16: bool,

@@ -74,9 +74,20 @@ class LayerNorm(nn.LayerNorm):
 
     def add(self, branch: Tensor, residual: Tensor, dropout: float) -> tuple[Tensor, Tensor]:
         """Returns LayerNorm(y) and y, both [N, D], with y = residual + dropout(branch)."""
-        # The seed of the counter-based random stream comes from the CPU generator to avoid GPU synchronisation.
-        seed = int(torch.randint(2**62, (), device="cpu")) if dropout else 0
-        return add_layer_norm(branch, residual, self.weight, self.bias, eps=self.eps, dropout=dropout, seed=seed)
+        options = {"eps": self.eps, "dropout": dropout, "seed": _dropout_seed(dropout)}
+        return add_layer_norm(branch, residual, self.weight, self.bias, **options)
+
+    def add_projected(self, x: Tensor, layer: Linear, residual: Tensor, dropout: float) -> tuple[Tensor, Tensor]:
+        """The same with branch = layer(x), whose bias has its gradient from LayerNorm's backward pass."""
+        branch = Linear(layer.weight, layer.bias.detach())(x)
+        inputs = (branch, residual, self.weight, self.bias, layer.bias)
+        y, total, _, _ = _AddAndNorm.apply(*inputs, self.eps, dropout, _dropout_seed(dropout))
+        return y, total
+
+
+def _dropout_seed(dropout: float) -> int:
+    """A seed of the counter-based random stream, from the CPU's generator so that no GPU is waited for."""
+    return int(torch.randint(2**62, (), device="cpu")) if dropout else 0
 
 
 class _NormAndResidual(torch.autograd.Function):
@@ -102,8 +113,35 @@ class _NormAndResidual(torch.autograd.Function):
         if dy is None:
             return dresidual, None, None, None
         backward = torch.ops.bgpt_fast.add_layer_norm_backward
-        _, dx, dweight, dbias = backward(dy, dresidual, x, weight, mean, rstd, x.dtype, 0.0, 0)
+        _, dx, dweight, dbias, _ = backward(dy, dresidual, x, weight, mean, rstd, x.dtype, 0.0, 0, False)
         return dx, dweight, dbias, None
+
+
+class _AddAndNorm(torch.autograd.Function):
+    """As `add_layer_norm`, whose backward pass also gives the gradient of a bias that the branch contains."""
+
+    @staticmethod
+    def forward(branch, residual, weight, bias, branch_bias, eps, dropout, seed):  # type: ignore[no-untyped-def]
+        return torch.ops.bgpt_fast.add_layer_norm(branch, residual, weight, bias, eps, dropout, seed)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        branch, _, weight, _, _, _, ctx.dropout, ctx.seed = inputs
+        _, total, mean, rstd = output
+        ctx.dtype = branch.dtype
+        ctx.mark_non_differentiable(mean, rstd)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(total, weight, mean, rstd)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy, dtotal, _dmean, _drstd):  # type: ignore[no-untyped-def]
+        total, weight, mean, rstd = ctx.saved_tensors
+        dy = torch.zeros(total.shape, dtype=ctx.dtype, device=total.device) if dy is None else dy
+        arguments = (dy, dtotal, total, weight, mean, rstd, ctx.dtype, ctx.dropout, ctx.seed, True)
+        dbranch, dresidual, *gradients = torch.ops.bgpt_fast.add_layer_norm_backward(*arguments)
+        same = ctx.dropout == 0.0 and ctx.dtype == total.dtype
+        return dresidual if same else dbranch, dresidual, *gradients, None, None, None
 
 
 class Linear(NamedTuple):
@@ -172,10 +210,9 @@ class Attention(nn.Module):
         self.c_attn = Conv1D(config.hidden_size, 3 * config.hidden_size)
         self.c_proj = Conv1D(config.hidden_size, config.hidden_size, INIT_STD / math.sqrt(2 * num_layers))
 
-    def forward(self, x: Tensor, attend: Attend, c_attn: Linear, c_proj: Linear, rows: Tensor | None = None) -> Tensor:
-        """The output of all rows, or of `rows` (int64) alone, which attend to all."""
-        y = attend(x, c_attn, self.dropout if self.training else 0.0)
-        return c_proj(_selected(y, rows))
+    def forward(self, x: Tensor, attend: Attend, c_attn: Linear) -> Tensor:
+        """The heads' output, [N, D], before the projection `c_proj`."""
+        return attend(x, c_attn, self.dropout if self.training else 0.0)
 
 
 def _selected(x: Tensor, rows: Tensor | None) -> Tensor:
@@ -259,8 +296,8 @@ class Block(nn.Module):
             hidden, residual = self.ln_1.split(hidden)
         else:
             hidden, residual = self.ln_1.add(hidden, residual, dropout)
-        hidden = self.attn(hidden, attend, c_attn, attn_proj, rows)
-        hidden, residual = self.ln_2.add(hidden, _selected(residual, rows), dropout)
+        heads = _selected(self.attn(hidden, attend, c_attn), rows)
+        hidden, residual = self.ln_2.add_projected(heads, attn_proj, _selected(residual, rows), dropout)
         return self.mlp(hidden, c_fc, mlp_proj), residual
 
 

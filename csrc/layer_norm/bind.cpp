@@ -17,14 +17,14 @@ void bind_layer_norm(py::module_& m) {
         });
     def(
         m, "layer_norm_backward",
-        {"dy", "addend", "total", "dtotal", "dx", "weight", "mean", "rstd", "dweight", "dbias", "N", "D", "y_bf16",
-         "total_bf16", "threads", "isa"},
+        {"dy", "addend", "total", "dtotal", "dx", "weight", "mean", "rstd", "dweight", "dbias", "dtotal_sum", "N", "D",
+         "y_bf16", "total_bf16", "threads", "isa"},
         +[](const void* dy, const void* addend, const void* total, void* dtotal, void* dx, const float* weight,
-            const float* mean, const float* rstd, float* dweight, float* dbias, int64_t N, int64_t D, bool y_bf16,
-            bool total_bf16, int64_t threads, Isa isa) {
-            layer_norm_backward(
-                {dy, addend, total, dtotal, dx, weight, mean, rstd, dweight, dbias, N, D, y_bf16, total_bf16}, threads,
-                isa);
+            const float* mean, const float* rstd, float* dweight, float* dbias, float* dtotal_sum, int64_t N, int64_t D,
+            bool y_bf16, bool total_bf16, int64_t threads, Isa isa) {
+            layer_norm_backward({dy, addend, total, dtotal, dx, weight, mean, rstd, dweight, dbias, dtotal_sum, N, D,
+                                 y_bf16, total_bf16},
+                                threads, isa);
         });
 }
 

@@ -58,7 +58,7 @@ BGPT_INLINE Vec first_only(Vec x, int64_t count) {
     return load(lanes);
 }
 
-// `sums` [2, D] gain dy times the normalised row, and dy.
+// `sums` gain dy times the normalised row, dy, and, where it is asked for, the row of dtotal, [D] each.
 template <class Y, class T>
 BGPT_INLINE void backward_row(const LayerNormBackward& a, int64_t n, float* sums) {
     const int64_t D = a.D, at = n * D;
@@ -90,6 +90,7 @@ BGPT_INLINE void backward_row(const LayerNormBackward& a, int64_t n, float* sums
         if (addend) gradient = gradient + load(addend + at + i, count);
         store(static_cast<T*>(a.dtotal) + at + i, gradient, count);
         if (a.dx) store(static_cast<Y*>(a.dx) + at + i, gradient, count);
+        if (a.dtotal_sum) store(sums + 2 * D + i, load(sums + 2 * D + i, count) + gradient, count);
     }
 }
 

@@ -25,7 +25,8 @@ void layer_norm_forward(const LayerNormForward& call, int64_t threads, Isa isa) 
 
 void layer_norm_backward(const LayerNormBackward& call, int64_t threads, Isa isa) {
     const auto rows = BGPT_DISPATCH(isa, backward_rows);
-    const int64_t blocks = (call.N + kLayerNormRows - 1) / kLayerNormRows, width = 2 * call.D;
+    const int64_t blocks = (call.N + kLayerNormRows - 1) / kLayerNormRows;
+    const int64_t width = (call.dtotal_sum ? 3 : 2) * call.D;
     std::vector<float> sums(blocks * width);
     parallel_for(blocks, threads, kGrain / std::max<int64_t>(call.D * kLayerNormRows, 1) + 1,
                  [&](int64_t begin, int64_t end) {
@@ -39,7 +40,8 @@ void layer_norm_backward(const LayerNormBackward& call, int64_t threads, Isa isa
         for (int64_t i = 0; i < width; ++i) total[i] += sums[block * width + i];
     }
     std::copy(total.begin(), total.begin() + call.D, call.dweight);
-    std::copy(total.begin() + call.D, total.end(), call.dbias);
+    std::copy(total.begin() + call.D, total.begin() + 2 * call.D, call.dbias);
+    if (call.dtotal_sum) std::copy(total.begin() + 2 * call.D, total.end(), call.dtotal_sum);
 }
 
 }  // namespace bgpt

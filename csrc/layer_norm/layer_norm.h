@@ -25,13 +25,13 @@ struct LayerNormForward {
 void layer_norm_forward(const LayerNormForward& call, int64_t threads, Isa isa);
 
 // The gradients dtotal of the total, dweight and dbias [D], from dy, of y's dtype; `addend`, of total's dtype, may be
-// null and is added to dtotal. dx is dtotal in y's dtype, where it is not null. dweight and dbias are summed in an
-// order that depends on N alone.
+// null and is added to dtotal. dx is dtotal in y's dtype, and dtotal_sum [D] its sum over rows, where they are not
+// null. dweight, dbias and dtotal_sum are summed in an order that depends on N alone.
 struct LayerNormBackward {
     const void *dy, *addend, *total;  // [N, D]
     void *dtotal, *dx;                // [N, D]
     const float *weight, *mean, *rstd;
-    float *dweight, *dbias;
+    float *dweight, *dbias, *dtotal_sum;
     int64_t N, D;
     bool is_y_bf16, is_total_bf16;
 };

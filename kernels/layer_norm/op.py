@@ -141,17 +141,20 @@ def _norm_of_sum(
 def _backward_cpu(dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if not _are_native(dy.dtype, x.dtype):
         return layer_norm_backward_reference(dy.contiguous(), x.contiguous(), weight, mean, rstd)
-    return _backward_of_sum(dy, None, x, weight, mean, rstd, None)
+    return _backward_of_sum(dy, None, x, weight, mean, rstd, None, None)
 
 
-def _add_backward_cpu(dy, dtotal, total, weight, mean, rstd, dtype, dropout, seed):  # type: ignore[no-untyped-def]
+def _add_backward_cpu(dy, dtotal, total, weight, mean, rstd, dtype, dropout, seed, sums):  # type: ignore[no-untyped-def]
     if dropout > 0.0 or not _are_native(dtype, total.dtype):
         dtotal = None if dtotal is None else dtotal.contiguous()
-        arguments = (dy.contiguous(), dtotal, total, weight, mean, rstd, dtype, dropout, seed)
+        arguments = (dy.contiguous(), dtotal, total, weight, mean, rstd, dtype, dropout, seed, sums)
         return add_layer_norm_backward_reference(*arguments)
     # An op's outputs may not share memory, so equal gradients are returned once.
     dx = total.new_empty(0 if dtype == total.dtype else len(total), total.shape[1], dtype=dtype)
-    return dx, *_backward_of_sum(dy, dtotal, total, weight, mean, rstd, dx if len(dx) else None)
+    column_sum = total.new_empty(total.shape[1] if sums else 0, dtype=torch.float32)
+    copy = dx if len(dx) else None
+    gradients = _backward_of_sum(dy, dtotal, total, weight, mean, rstd, copy, column_sum if sums else None)
+    return dx, *gradients, column_sum.to(dtype)
 
 
 def _backward_of_sum(
@@ -162,14 +165,16 @@ def _backward_of_sum(
     mean: Tensor,
     rstd: Tensor,
     dx: Tensor | None,
+    column_sum: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dtotal, to which `addend` is added, dweight and dbias; writes dtotal in dx's dtype to `dx`."""
+    """dtotal, to which `addend` is added, dweight and dbias; writes dtotal to `dx`, and its sum over rows to
+    `column_sum`, float32 [D]."""
     dy, total, wide_weight = dy.contiguous(), total.contiguous(), weight.float().contiguous()
     addend = None if addend is None else addend.contiguous()
     dtotal = torch.empty_like(total)
     dweight, dbias = (wide_weight.new_empty(weight.shape) for _ in range(2))
-    added, copy = (0 if t is None else t.data_ptr() for t in (addend, dx))
-    vectors = (wide_weight.data_ptr(), mean.data_ptr(), rstd.data_ptr(), dweight.data_ptr(), dbias.data_ptr())
+    added, copy, sums = (0 if t is None else t.data_ptr() for t in (addend, dx, column_sum))
+    vectors = (wide_weight.data_ptr(), mean.data_ptr(), rstd.data_ptr(), dweight.data_ptr(), dbias.data_ptr(), sums)
     (N, D), types, threads = total.shape, (_is_bf16(dy), _is_bf16(total)), torch.get_num_threads()
     _C.layer_norm_backward(
         dy.data_ptr(), added, total.data_ptr(), dtotal.data_ptr(), copy, *vectors, N, D, *types, threads, _BEST_ISA
@@ -221,8 +226,8 @@ def _add_setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-
 def _add_backward(ctx, dy, dtotal, _dmean, _drstd):  # type: ignore[no-untyped-def]
     total, weight, mean, rstd = ctx.saved_tensors
     dy = torch.zeros(total.shape, dtype=ctx.dtype, device=total.device) if dy is None else dy
-    dx, dresidual, dweight, dbias = torch.ops.bgpt_fast.add_layer_norm_backward(
-        dy, dtotal, total, weight, mean, rstd, ctx.dtype, ctx.dropout, ctx.seed
+    dx, dresidual, dweight, dbias, _ = torch.ops.bgpt_fast.add_layer_norm_backward(
+        dy, dtotal, total, weight, mean, rstd, ctx.dtype, ctx.dropout, ctx.seed, False
     )
     same = ctx.dropout == 0.0 and ctx.dtype == total.dtype
     return dresidual if same else dx, dresidual, dweight, dbias, None, None, None
@@ -237,10 +242,11 @@ def _add_fake(x, residual, weight, bias, eps, dropout, seed):  # type: ignore[no
     return y, residual.new_empty(residual.shape), mean, rstd
 
 
-def _add_backward_fake(dy, dtotal, total, weight, mean, rstd, dtype, dropout, seed):  # type: ignore[no-untyped-def]
+def _add_backward_fake(dy, dtotal, total, weight, mean, rstd, dtype, dropout, seed, sums):  # type: ignore[no-untyped-def]
     same = dropout == 0.0 and dtype == total.dtype
     dx = total.new_empty(0 if same else total.shape[0], total.shape[1], dtype=dtype)
-    return dx, total.new_empty(total.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape)
+    column_sum = dx.new_empty(total.shape[1] if sums else 0)
+    return dx, total.new_empty(total.shape), *(weight.new_empty(weight.shape) for _ in range(2)), column_sum
 
 
 def _triton(launcher: str, reference: Callable[..., Any]) -> Triton:
@@ -276,7 +282,7 @@ OPS = (
     ),
     Op(
         "add_layer_norm_backward(Tensor dy, Tensor? dtotal, Tensor total, Tensor weight, Tensor mean, Tensor rstd,"
-        " ScalarType dtype, float dropout, int seed) -> (Tensor, Tensor, Tensor, Tensor)",
+        " ScalarType dtype, float dropout, int seed, bool sums) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
         reference=add_layer_norm_backward_reference,
         cpu=_add_backward_cpu,
         cuda=_triton("add_layer_norm_backward", add_layer_norm_backward_reference),

@@ -47,15 +47,20 @@ def add_layer_norm_backward_reference(
     dtype: torch.dtype,
     dropout: float,
     seed: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dx in `dtype`, dresidual in total's dtype, dweight and dbias [D]; dx is empty, [0, D], if it equals dresidual.
+    sums: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """dx in `dtype`, dresidual in total's dtype, dweight and dbias [D], and dx's sum over rows in `dtype`.
 
-    An op's outputs may not share memory, so equal gradients are returned once.
+    An op's outputs may not share memory, so equal gradients are returned once: dx is empty, [0, D], if it equals
+    dresidual. The sum, the gradient of a bias that x contains, is [D], without `sums` [0].
     """
     dsum, dweight, dbias = _wide_backward(dy, total, weight, mean, rstd)
     dsum = dsum if dtotal is None else dsum + dtotal
-    dx = dsum[:0] if dropout == 0.0 and dtype == total.dtype else drop(dsum, dropout, seed)
-    return dx.to(dtype, copy=True), dsum.to(total.dtype), dweight.to(weight.dtype), dbias.to(weight.dtype)
+    dx = drop(dsum, dropout, seed)
+    column_sum = dx.sum(0) if sums else dx.new_empty(0)
+    dx = dx[:0] if dropout == 0.0 and dtype == total.dtype else dx
+    gradients = dsum.to(total.dtype), dweight.to(weight.dtype), dbias.to(weight.dtype)
+    return dx.to(dtype, copy=True), *gradients, column_sum.to(dtype)
 
 
 def _wide_backward(dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor, Tensor]:

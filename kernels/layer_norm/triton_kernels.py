@@ -105,6 +105,7 @@ def _layer_norm_bwd_kernel(
     dresidual,
     dweight_parts,
     dbias_parts,
+    dx_parts,
     rows,
     rows_a_program,
     seed_low,
@@ -112,6 +113,7 @@ def _layer_norm_bwd_kernel(
     D: tl.constexpr,
     HAS_DTOTAL: tl.constexpr,
     HAS_DRESIDUAL: tl.constexpr,
+    SUMS: tl.constexpr,
     THRESHOLD: tl.constexpr,
     SCALE: tl.constexpr,
     ROWS: tl.constexpr,
@@ -124,6 +126,7 @@ def _layer_norm_bwd_kernel(
     w = tl.load(weight + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
     dweight = tl.zeros([BLOCK_D], tl.float32)
     dbias = tl.zeros([BLOCK_D], tl.float32)
+    dx_sum = tl.zeros([BLOCK_D], tl.float32)
     for start in range(first, last, ROWS):
         row = start + tl.arange(0, ROWS).to(tl.int64)
         inside = (row < last)[:, None] & (d < D)[None, :]
@@ -145,32 +148,44 @@ def _layer_norm_bwd_kernel(
             tl.store(there, out.to(dresidual.dtype.element_ty), mask=inside)
             if THRESHOLD > 0:
                 out *= _dropout_factors(seed_low, seed_high, row, D, BLOCK_D, THRESHOLD, SCALE)
+        if SUMS:
+            dx_sum += tl.sum(tl.where(inside, out, 0.0), 0)
         tl.store(dx + row[:, None] * D + d[None, :], out.to(dx.dtype.element_ty), mask=inside)
     tl.store(dweight_parts + program * D + d, dweight, mask=d < D)
     tl.store(dbias_parts + program * D + d, dbias, mask=d < D)
+    if SUMS:
+        tl.store(dx_parts + program * D + d, dx_sum, mask=d < D)
 
 
 @triton.jit(do_not_specialize=["parts"])
 def _layer_norm_bwd_sum_kernel(
     dweight_parts,
     dbias_parts,
+    dx_parts,
     dweight,
     dbias,
+    dx_sum,
     parts,
     D: tl.constexpr,
+    SUMS: tl.constexpr,
     BLOCK_PARTS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     d = tl.program_id(0).to(tl.int64) * BLOCK_D + tl.arange(0, BLOCK_D)
     weight_sum = tl.zeros([BLOCK_PARTS, BLOCK_D], tl.float32)
     bias_sum = tl.zeros([BLOCK_PARTS, BLOCK_D], tl.float32)
+    column_sum = tl.zeros([BLOCK_PARTS, BLOCK_D], tl.float32)
     for start in range(0, parts, BLOCK_PARTS):
         part = (start + tl.arange(0, BLOCK_PARTS)).to(tl.int64)[:, None]
         inside = (part < parts) & (d < D)[None, :]
         weight_sum += tl.load(dweight_parts + part * D + d[None, :], mask=inside, other=0.0)
         bias_sum += tl.load(dbias_parts + part * D + d[None, :], mask=inside, other=0.0)
+        if SUMS:
+            column_sum += tl.load(dx_parts + part * D + d[None, :], mask=inside, other=0.0)
     tl.store(dweight + d, tl.sum(weight_sum, 0).to(dweight.dtype.element_ty), mask=d < D)
     tl.store(dbias + d, tl.sum(bias_sum, 0).to(dbias.dtype.element_ty), mask=d < D)
+    if SUMS:
+        tl.store(dx_sum + d, tl.sum(column_sum, 0).to(dx_sum.dtype.element_ty), mask=d < D)
 
 
 @dataclass(frozen=True)
@@ -266,29 +281,38 @@ def layer_norm_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dx [N, D] in x's dtype, dweight and dbias [D] in weight's."""
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    return dx, *_backward(dy, None, x, weight, mean, rstd, dx, None, 0.0, 0)
+    return dx, *_backward(dy, None, x, weight, mean, rstd, dx, None, 0.0, 0, None)
 
 
-def add_layer_norm_backward(dy, dtotal, total, weight, mean, rstd, dtype, dropout, seed):
-    """dx [N, D] in `dtype`, dresidual [N, D] in total's, dweight and dbias [D]; dx is [0, D] where it is dresidual."""
+def add_layer_norm_backward(dy, dtotal, total, weight, mean, rstd, dtype, dropout, seed, sums):
+    """dx [N, D] in `dtype`, dresidual [N, D] in total's, dweight and dbias [D], and dx's sum over rows in `dtype`.
+
+    dx is [0, D] where it is dresidual; its sum is [D], without `sums` [0].
+    """
     dresidual = torch.empty(total.shape, dtype=total.dtype, device=total.device)
+    dx_sum = torch.empty(total.shape[1] if sums else 0, dtype=dtype, device=total.device)
+    column_sum = dx_sum if sums else None
     if dropout == 0.0 and dtype == total.dtype:
-        sums = _backward(dy, dtotal, total, weight, mean, rstd, dresidual, None, 0.0, 0)
-        return dresidual.new_empty(0, total.shape[1]), dresidual, *sums
-    dx = torch.empty(total.shape, dtype=dtype, device=total.device)
-    return dx, dresidual, *_backward(dy, dtotal, total, weight, mean, rstd, dx, dresidual, dropout, seed)
+        dx = dresidual.new_empty(0, total.shape[1])
+        gradients = _backward(dy, dtotal, total, weight, mean, rstd, dresidual, None, 0.0, 0, column_sum)
+    else:
+        dx = torch.empty(total.shape, dtype=dtype, device=total.device)
+        gradients = _backward(dy, dtotal, total, weight, mean, rstd, dx, dresidual, dropout, seed, column_sum)
+    return dx, dresidual, *gradients, dx_sum
 
 
-def _backward(dy, dtotal, x, weight, mean, rstd, dx, dresidual, dropout, seed):
-    """Writes dx and dresidual (where it is a tensor), and returns dweight and dbias."""
+def _backward(dy, dtotal, x, weight, mean, rstd, dx, dresidual, dropout, seed, dx_sum):
+    """Writes dx, and dresidual and dx's sum over rows where they are tensors; returns dweight and dbias."""
     N, D = x.shape
     dweight, dbias = (torch.empty(D, dtype=weight.dtype, device=x.device) for _ in range(2))
+    column_sum = dbias if dx_sum is None else dx_sum
     if N == 0:
+        column_sum.zero_()
         return dweight.zero_(), dbias.zero_()
     tile = _tile(D, True, dropout)
     share = _rows_a_program(N, tile)
     programs = triton.cdiv(N, share)
-    parts = [torch.empty(programs, D, dtype=torch.float32, device=x.device) for _ in range(2)]
+    parts = [torch.empty(programs, D, dtype=torch.float32, device=x.device) for _ in range(3)]
     dy, dy_stride = with_row_stride(dy)
     x, x_stride = with_row_stride(x)
     added, added_stride = (dy, dy_stride) if dtotal is None else with_row_stride(dtotal)
@@ -311,11 +335,20 @@ def _backward(dy, dtotal, x, weight, mean, rstd, dx, dresidual, dropout, seed):
             *_halves(seed),
             HAS_DTOTAL=dtotal is not None,
             HAS_DRESIDUAL=dresidual is not None,
+            SUMS=dx_sum is not None,
             **_constants(tile, D, dropout),
             **_options(tile),
         )
         _layer_norm_bwd_sum_kernel[(triton.cdiv(D, _SUM_BLOCK["BLOCK_D"]),)](
-            *parts, dweight, dbias, programs, D=D, **_SUM_BLOCK, num_warps=_SUM_WARPS
+            *parts,
+            dweight,
+            dbias,
+            column_sum,
+            programs,
+            D=D,
+            SUMS=dx_sum is not None,
+            **_SUM_BLOCK,
+            num_warps=_SUM_WARPS,
         )
     return dweight, dbias
 
@@ -328,7 +361,7 @@ def compile_cases() -> list[CompileCase]:
             cases += [_forward_case(D, x, "fp32", x, None, 0.0), _backward_case(D, x, x, "fp32", x, False, None, 0.0)]
             for dropout in (0.0, 0.1):
                 cases.append(_forward_case(D, x, "fp32", x, x, dropout))
-                cases.append(_backward_case(D, x, x, "fp32", x, True, x if dropout else None, dropout))
+                cases += _backward_cases(D, x, x, "fp32", x, True, x if dropout else None, dropout)
         for weight in sorted({x, "fp32"}):
             for other in sorted({x, "fp32"}):
                 cases.append(_forward_case(768, x, weight, other, None, 0.0))
@@ -337,11 +370,14 @@ def compile_cases() -> list[CompileCase]:
                     cases.append(_forward_case(768, x, weight, x, other, dropout))
                     dresidual = other if dropout or other != x else None
                     for has_dtotal in (False, True):
-                        cases.append(_backward_case(768, x, other, weight, x, has_dtotal, dresidual, dropout))
-        types = {"dweight_parts": "*fp32", "dbias_parts": "*fp32", "dweight": f"*{x}", "dbias": f"*{x}", "parts": "i32"}
-        name, constants = f"layer_norm_bwd_sum {x} d768", {"D": 768, **_SUM_BLOCK}
+                        cases += _backward_cases(768, x, other, weight, x, has_dtotal, dresidual, dropout)
+        types = {"dweight_parts": "*fp32", "dbias_parts": "*fp32", "dx_parts": "*fp32", "parts": "i32"}
+        types |= {"dweight": f"*{x}", "dbias": f"*{x}", "dx_sum": f"*{x}"}
         options, unaligned = {"num_warps": _SUM_WARPS}, frozenset({"parts"})
-        cases.append(CompileCase(name, _layer_norm_bwd_sum_kernel, types, constants, options, unaligned, (WIDE_LOADS,)))
+        for sums in (False, True):
+            name = f"layer_norm_bwd_sum {x} d768" + (" sums" if sums else "")
+            constants, checks = {"D": 768, "SUMS": sums, **_SUM_BLOCK}, (WIDE_LOADS,)
+            cases.append(CompileCase(name, _layer_norm_bwd_sum_kernel, types, constants, options, unaligned, checks))
     return list({case.name: case for case in cases}.values())
 
 
@@ -359,17 +395,35 @@ def _forward_case(D: int, x: str, weight: str, y: str, residual: str | None, dro
     return CompileCase(name, _layer_norm_fwd_kernel, types, constants, _options(tile), unaligned, (WIDE_LOADS,))
 
 
-def _backward_case(
+def _backward_cases(
     D: int, dy: str, x: str, weight: str, dx: str, has_dtotal: bool, dresidual: str | None, dropout: float
+) -> list[CompileCase]:
+    """Without dx's sum and, of a norm inside a layer, with it."""
+    arguments = (D, dy, x, weight, dx, has_dtotal, dresidual, dropout)
+    return [_backward_case(*arguments, sums=sums) for sums in (False, True) if has_dtotal or not sums]
+
+
+def _backward_case(
+    D: int,
+    dy: str,
+    x: str,
+    weight: str,
+    dx: str,
+    has_dtotal: bool,
+    dresidual: str | None,
+    dropout: float,
+    sums: bool = False,
 ) -> CompileCase:
     tile = _tile(D, True, dropout)
     types = {"dy": f"*{dy}", "dy_stride": "i32", "dtotal": f"*{x if has_dtotal else dy}", "dtotal_stride": "i32"}
     types |= {"x": f"*{x}", "x_stride": "i32", "weight": f"*{weight}", "mean": "*fp32", "rstd": "*fp32"}
-    types |= {"dx": f"*{dx}", "dresidual": f"*{dresidual or dx}", "dweight_parts": "*fp32", "dbias_parts": "*fp32"}
+    types |= {"dx": f"*{dx}", "dresidual": f"*{dresidual or dx}"}
+    types |= {"dweight_parts": "*fp32", "dbias_parts": "*fp32", "dx_parts": "*fp32"}
     types |= {"rows": "i32", "rows_a_program": "i32", "seed_low": "i32", "seed_high": "i32"}
     constants = _constants(tile, D, dropout)
-    constants |= {"HAS_DTOTAL": has_dtotal, "HAS_DRESIDUAL": dresidual is not None}
+    constants |= {"HAS_DTOTAL": has_dtotal, "HAS_DRESIDUAL": dresidual is not None, "SUMS": sums}
     name = f"layer_norm_bwd dy {dy} x {x} weight {weight} dx {dx}" + (" dtotal" if has_dtotal else "")
-    name += (f" dresidual {dresidual}" if dresidual else "") + (" dropout" if dropout else "") + f" d{D}"
+    name += (f" dresidual {dresidual}" if dresidual else "") + (" dropout" if dropout else "")
+    name += (" sums" if sums else "") + f" d{D}"
     unaligned = frozenset({"rows", "rows_a_program", "seed_low", "seed_high"})
     return CompileCase(name, _layer_norm_bwd_kernel, types, constants, _options(tile), unaligned, (WIDE_LOADS,))

@@ -216,6 +216,28 @@ def test_the_total_is_rounded_as_in_float64(backend: Backend) -> None:
         assert_accurate([y], [norm], [exact_norm], largest=largest_number(backend, total))
 
 
+@pytest.mark.parametrize("shape", [(0, 16), (1, 1), (9, 24), (70, 33), (130, 257)], ids=str)
+@pytest.mark.parametrize("dropout", [0.0, 0.25])
+def test_the_sum_of_the_gradient_over_rows(backend: Backend, dropout: float, shape: tuple[int, int]) -> None:
+    """The gradient of a bias that x contains, in the pass that has the columns."""
+    for dtypes in TestAddLayerNorm.DTYPES:
+        x, residual, weight, bias = inputs(backend, shape, dtypes)
+        _, total, mean, rstd = torch.ops.bgpt_fast.add_layer_norm(x, residual, weight, bias, 1e-5, dropout, SEED)
+        dy, dtotal = (seeded(seed, shape)[0].to(x.device) for seed in (8, 9))
+        for added in (None, dtotal.to(total.dtype)):
+            arguments = (dy.to(x.dtype), added, total, weight, mean, rstd, x.dtype, dropout, SEED)
+            *without, nothing = torch.ops.bgpt_fast.add_layer_norm_backward(*arguments, False)
+            *gradients, column_sum = torch.ops.bgpt_fast.add_layer_norm_backward(*arguments, True)
+            assert equal(gradients, without)
+            assert nothing.shape == (0,)
+            dx = gradients[0] if dropout or x.dtype != total.dtype else gradients[1]
+            assert (column_sum.shape, column_sum.dtype) == (shape[1:], dx.dtype)
+            # Sums of the gradients before they are rounded: each differs from its rounded one by half a unit at most.
+            size = dx.double().abs().sum(0) + torch.finfo(dx.dtype).tiny
+            error = (column_sum.double() - dx.double().sum(0)).abs()
+            assert (error <= 2 * torch.finfo(dx.dtype).eps * size).all()
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(F64, {}), (F32, {"rtol": 1e-5, "atol": 1e-4})], ids=str)
 def test_unused_results_have_no_part_in_the_gradients(
     backend: Backend, dtype: torch.dtype, tolerance: dict[str, float]
