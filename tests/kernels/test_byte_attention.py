@@ -10,7 +10,6 @@ import random
 
 import pytest
 import torch
-from support.interpreter import ROWS_ARE_INDEPENDENT
 from support.ops import (
     BF16,
     F16,
@@ -267,8 +266,7 @@ def test_patches_are_independent(backend: Backend) -> None:
             return [*both, byte_attention_projected(x[patches], weight, bias, H)]
 
         together, alone = run(slice(None)), run(slice(3, 5))
-        # On the CPU the projection is the library's product; the interpreter's are numpy's.
-        count = 2 if backend.name == "cpu" or (backend.is_interpreter and not ROWS_ARE_INDEPENDENT) else 3
+        count = 2 if backend.name == "cpu" else 3  # on the CPU the projection is the library's product
         assert equal([a[3:5] for a in together[:count]], alone[:count])
         if backend.name == "cpu":
             with threads(3):

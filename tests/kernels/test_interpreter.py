@@ -40,6 +40,23 @@ def test_bf16_rounds_to_nearest_even() -> None:
     torch.testing.assert_close(dots, (x.float() @ y.float()).bfloat16(), rtol=2**-8, atol=2**-10)
 
 
+@triton.jit
+def _dot_kernel(x, y, dots, M: tl.constexpr, N: tl.constexpr):
+    row, column = tl.arange(0, M)[:, None], tl.arange(0, N)
+    a = tl.load(x + row * N + column[None, :])
+    tl.store(dots + row * N + column[None, :], tl.dot(a, tl.load(y + column[:, None] * N + column[None, :])))
+
+
+def test_a_row_of_a_product_has_the_same_bits_at_any_place() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(rows, 64, generator=generator).to(DEVICE) for rows in (128, 64))
+    together, parts = torch.empty_like(x), torch.empty_like(x)
+    _dot_kernel[(1,)](x, y, together, M=128, N=64)
+    for rows in range(0, 128, 16):
+        _dot_kernel[(1,)](x[rows:], y, parts[rows:], M=16, N=64)
+    assert torch.equal(together, parts)
+
+
 @pytest.mark.skipif(DEVICE == "cuda", reason="of the interpreter")
 def test_the_interpreter_runs() -> None:
     assert triton.knobs.runtime.interpret

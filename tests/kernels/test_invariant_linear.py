@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from support.interpreter import ROWS_ARE_INDEPENDENT
 from support.ops import BF16, DEVICE, F32, DrawnTests, assert_accurate, check_cases, needs_gpu
 from torch import Tensor
 from torch.nn import functional as F
@@ -294,7 +293,6 @@ def test_the_kernels_strides_and_biases(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.filterwarnings("ignore:overflow encountered in exp")
-@pytest.mark.skipif(not ROWS_ARE_INDEPENDENT, reason="numpy's products depend on a row's place without AVX-512")
 def test_the_kernels_rows_are_independent(dtype: torch.dtype) -> None:
     """In batches of several sizes, at every place, and where a row starts on an odd address."""
     x, weight, bias = on_device(*sample(70, 37, 33, seed=3), dtype=dtype)

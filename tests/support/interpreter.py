@@ -1,7 +1,8 @@
-"""Triton's interpreter with fixes for bfloat16: without a GPU, kernels run in it on CPU tensors.
+"""Triton's interpreter with fixes: without a GPU, kernels run in it on CPU tensors.
 
 In Triton's own version 2.5 + 2.0 is −2.9e-39 in bfloat16, `tl.dot` multiplies the raw bits, and rounding to bfloat16
-truncates. Importing this module fixes that; `test_interpreter.py` checks the fixes.
+truncates. `tl.dot` is numpy's float32 product, in which a row's bits depend on its place on many processors; here it
+is a float64 product, rounded. Importing this module fixes that; `test_interpreter.py` checks the fixes.
 """
 
 from __future__ import annotations
@@ -14,9 +15,6 @@ import torch
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"  # read by triton when it is imported
-
-ROWS_ARE_INDEPENDENT = DEVICE == "cuda" or torch.backends.cpu.get_cpu_capability() == "AVX512"
-"""Whether a row of a product has the same bits at any place: without AVX-512, numpy's, the interpreter's, have not."""
 
 import triton.language as tl  # noqa: E402
 import triton.runtime.interpreter as interpreter  # noqa: E402
@@ -46,8 +44,10 @@ def _down(values):  # type: ignore[no-untyped-def]
 
 
 def _dot(self, a, b, d, *rest):  # type: ignore[no-untyped-def]
-    a, b = (interpreter.TensorHandle(_up(t), tl.float32) if _is_bf16(t) else t for t in (a, b))
-    return _plain_dot(self, a, b, d, *rest)
+    if d.data.dtype != np.float32:
+        return _plain_dot(self, a, b, d, *rest)
+    left, right = ((_up(t) if _is_bf16(t) else t.data).astype(np.float64) for t in (a, b))
+    return interpreter.TensorHandle(np.matmul(left, right).astype(np.float32) + d.data, d.dtype.scalar)
 
 
 def _binary(self, left, right, operation):  # type: ignore[no-untyped-def]
