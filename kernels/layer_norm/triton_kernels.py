@@ -4,7 +4,7 @@ A program normalises complete rows of D columns, padded to BLOCK_D, a power of t
 16-byte loads a thread has the same columns of each of its rows, so sums over columns take few shuffles (and one
 exchange between warps for several rows at once) and sums over rows take none at D ≥ 256. Forward: 32 elements a thread,
 4 rows a program at 1,024 columns. Backward: 16 elements a thread (32 take 182 registers), 8 with dropout (16 take up to
-128). A backward program loops over a range of rows with its partial dweight and dbias in registers and writes them
+128) and with the sum of dx (16 spill). A backward program loops over a range of rows with its partial dweight and dbias in registers and writes them
 once, [programs, D] in float32; a second kernel adds them in a fixed order. The number of programs depends on the shape
 alone.
 
@@ -195,9 +195,9 @@ class _Tile:
     warps: int
 
 
-def _tile(D: int, backward: bool = False, dropout: float = 0.0) -> _Tile:
+def _tile(D: int, backward: bool = False, dropout: float = 0.0, sums: bool = False) -> _Tile:
     """Rows of D columns for a program: a warp for each 256 columns, so many rows that a thread has its elements."""
-    elements_a_thread = 32 if not backward else 16 if dropout == 0.0 else 8
+    elements_a_thread = 32 if not backward else 8 if dropout or sums else 16
     block_d = max(128, triton.next_power_of_2(D))
     warps = min(max(1, block_d // 256), 16)
     return _Tile(max(1, warps * 32 * elements_a_thread // block_d), block_d, warps)
@@ -309,7 +309,7 @@ def _backward(dy, dtotal, x, weight, mean, rstd, dx, dresidual, dropout, seed, d
     if N == 0:
         column_sum.zero_()
         return dweight.zero_(), dbias.zero_()
-    tile = _tile(D, True, dropout)
+    tile = _tile(D, True, dropout, dx_sum is not None)
     share = _rows_a_program(N, tile)
     programs = triton.cdiv(N, share)
     parts = [torch.empty(programs, D, dtype=torch.float32, device=x.device) for _ in range(3)]
@@ -414,7 +414,7 @@ def _backward_case(
     dropout: float,
     sums: bool = False,
 ) -> CompileCase:
-    tile = _tile(D, True, dropout)
+    tile = _tile(D, True, dropout, sums)
     types = {"dy": f"*{dy}", "dy_stride": "i32", "dtotal": f"*{x if has_dtotal else dy}", "dtotal_stride": "i32"}
     types |= {"x": f"*{x}", "x_stride": "i32", "weight": f"*{weight}", "mean": "*fp32", "rstd": "*fp32"}
     types |= {"dx": f"*{dx}", "dresidual": f"*{dresidual or dx}"}

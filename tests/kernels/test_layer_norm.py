@@ -228,7 +228,9 @@ def test_the_sum_of_the_gradient_over_rows(backend: Backend, dropout: float, sha
             arguments = (dy.to(x.dtype), added, total, weight, mean, rstd, x.dtype, dropout, SEED)
             *without, nothing = torch.ops.bgpt_fast.add_layer_norm_backward(*arguments, False)
             *gradients, column_sum = torch.ops.bgpt_fast.add_layer_norm_backward(*arguments, True)
-            assert equal(gradients, without)
+            assert equal(gradients[:2], without[:2])  # those of weight and bias are summed by other tiles on a GPU
+            for with_sum, plain in zip(gradients[2:], without[2:], strict=True):
+                torch.testing.assert_close(with_sum, plain)
             assert nothing.shape == (0,)
             dx = gradients[0] if dropout or x.dtype != total.dtype else gradients[1]
             assert (column_sum.shape, column_sum.dtype) == (shape[1:], dx.dtype)
