@@ -74,8 +74,8 @@ class LayerNorm(nn.LayerNorm):
 
     def add(self, branch: Tensor, residual: Tensor, dropout: float) -> tuple[Tensor, Tensor]:
         """Returns LayerNorm(y) and y, both [N, D], with y = residual + dropout(branch)."""
-        options = {"eps": self.eps, "dropout": dropout, "seed": _dropout_seed(dropout)}
-        return add_layer_norm(branch, residual, self.weight, self.bias, **options)
+        seed = _dropout_seed(dropout)
+        return add_layer_norm(branch, residual, self.weight, self.bias, eps=self.eps, dropout=dropout, seed=seed)
 
     def add_projected(self, x: Tensor, layer: Linear, residual: Tensor, dropout: float) -> tuple[Tensor, Tensor]:
         """The same with branch = layer(x), whose bias has its gradient from LayerNorm's backward pass."""
