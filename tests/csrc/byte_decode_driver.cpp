@@ -186,6 +186,8 @@ int main(int argc, char** argv) {
     }
     Digest digest;
     for (int i = 0; i < models; ++i) one_model(random, random_sizes(random), mode == "overrun", digest);
+    // Wide enough that the threads of a team share its layers.
+    if (mode.empty()) one_model(random, {2, 120, 600, 4, 10, 12, Precision::float32}, false, digest);
     if (mode == "blocks") one_model(random, {2, 262, 270, 3, 261, 70, Precision::float32}, false, digest);
     std::fprintf(stderr, "%016llx\n", static_cast<unsigned long long>(digest.value));
     std::printf("%d models\n", models);
