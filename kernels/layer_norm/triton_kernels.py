@@ -4,9 +4,9 @@ A program normalises complete rows of D columns, padded to BLOCK_D, a power of t
 16-byte loads a thread has the same columns of each of its rows, so sums over columns take few shuffles (and one
 exchange between warps for several rows at once) and sums over rows take none at D ≥ 256. Forward: 32 elements a thread,
 4 rows a program at 1,024 columns. Backward: 16 elements a thread (32 take 182 registers), 8 with dropout (16 take up to
-128) and with the sum of dx (16 spill). A backward program loops over a range of rows with its partial dweight and dbias in registers and writes them
-once, [programs, D] in float32; a second kernel adds them in a fixed order. The number of programs depends on the shape
-alone.
+128) and with the sum of dx (16 spill). A backward program loops over a range of rows with its partial dweight and dbias
+in registers and writes them once, [programs, D] in float32; a second kernel adds them in a fixed order. The number of
+programs depends on the shape alone.
 
 Dropout takes the four 32-bit words of one call of Philox for four neighbouring columns, a quarter of `tl.rand`'s cost
 (some 15 integer instructions an element, predicted to take less time than the memory traffic), and computes them again
