@@ -28,6 +28,8 @@ from bgpt_fast.kernels.layer_norm.op import add_layer_norm, layer_norm
 from bgpt_fast.kernels.layer_norm.reference import add_reference, layer_norm_reference
 from bgpt_fast.kernels.linear_cross_entropy.op import linear_cross_entropy
 from bgpt_fast.kernels.linear_cross_entropy.reference import linear_cross_entropy_reference
+from bgpt_fast.kernels.matrix_product.op import matrix_product
+from bgpt_fast.kernels.matrix_product.reference import matrix_product_reference
 from bgpt_fast.kernels.patch_attention.op import patch_attention
 from bgpt_fast.kernels.patch_attention.reference import patch_attention_reference
 from bgpt_fast.kernels.patch_embed.op import patch_embed
@@ -332,6 +334,23 @@ class _CachedAttention(OpCase):
         return Work(4 * (2 * slots * sizes.L * sizes.D + 4 * slots * sizes.D), 4 * slots * sizes.L * sizes.D), Work(0)
 
 
+class _MatrixProduct(OpCase):
+    op = staticmethod(matrix_product)
+    on_gpu = False
+    dtypes = (torch.float32,)
+    reference = staticmethod(matrix_product_reference)
+    baselines: ClassVar = {"torch.addmm": lambda a, b, bias: torch.addmm(bias, a, b)}
+
+    def inputs(self, make: Maker) -> tuple[Any, ...]:
+        D = make.sizes.D
+        return make.normal(make.sizes.N, D), make.normal(D, 3 * D, std=D**-0.5), make.normal(3 * D)
+
+    def work(self, sizes: Sizes, element: int) -> tuple[Work, Work]:
+        rows, weight = _rows(sizes, element), 3 * sizes.D**2 * element
+        product = 6 * sizes.N * sizes.D**2
+        return Work(4 * rows + weight, product), Work(5 * rows + 2 * weight, 2 * product)
+
+
 CASES: tuple[OpCase, ...] = (
     _LayerNorm(),
     _AddLayerNorm(),
@@ -343,6 +362,7 @@ CASES: tuple[OpCase, ...] = (
     _PatchEmbed(),
     _ByteEmbed(),
     _CachedAttention(),
+    _MatrixProduct(),
 )
 
 

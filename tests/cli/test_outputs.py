@@ -159,7 +159,7 @@ def test_wrong_generate_options_are_named(tmp_path: Path, checkpoint: Path, cli:
     words = ["generate", "--checkpoint", checkpoint, "--output", tmp_path / "out"]
     for more, message in (
         ([tmp_path / "long.txt"], "long.txt: expected a prompt of fewer than 56 bytes"),
-        (["--count", "0"], "--count: expected at least 1"),
+        (["--count", "0"], "--count: expected 1…1,000,000, got 0"),
         (["--max-new-bytes", "-1"], "--max-new-bytes: expected at least 0"),
         (["--top-p", "0"], "--top-p: expected a number over 0"),
         (["--max-memory-mb", "0"], "max_memory: expected at least 1"),

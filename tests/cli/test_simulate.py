@@ -67,7 +67,7 @@ def test_wrong_registers_are_named(tmp_path: Path, checkpoint: Path, programs: P
     words = ["simulate", programs / "add.asm", "--checkpoint", checkpoint, *MACHINE]
     for more, message in (
         (["--registers", "1"], "registers: expected 2 values, one a register, got 1"),
-        (["--registers", "1", "256"], "register B: expected 0…255, got 256"),
+        (["--registers", "1", "256"], "--registers: expected values of 0…255"),
         (["--page", "-1"], "--page: expected at least 0"),
         (["--random", "0"], "--random: expected at least 1"),
     ):

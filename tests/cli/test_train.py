@@ -168,7 +168,7 @@ def test_epochs_are_steps(tmp_path: Path, files: Path, run: Run) -> None:
     assert "--epochs: expected files" in run(tmp_path / "x", "--epochs", 1, code=2)
     for epochs in ("-1", "inf", "nan"):
         error = run(tmp_path / "y", "--data", files, f"--epochs={epochs}", code=2)
-        assert "--epochs: expected a number of passes above 0" in error
+        assert "--epochs: expected a number" in error
 
 
 def test_an_epoch_is_one_pass_with_partly_filled_batches(tmp_path: Path, run: Run) -> None:

@@ -74,6 +74,7 @@ THREADED = {
     "bias_gelu": "bias_gelu/bias_gelu.cpp",
     "invariant_linear": "invariant_linear/invariant_linear.cpp",
     "layer_norm": "layer_norm/layer_norm.cpp",
+    "linear_cross_entropy": "linear_cross_entropy/cross_entropy.cpp",
     "matrix_product": "matrix_product/matrix_product.cpp",
     "patch_attention": "patch_attention/short_attention.cpp",
     "patch_embed": "patch_embed/patch_embed.cpp",

@@ -17,6 +17,8 @@
 #include "invariant_linear/invariant_linear.h"
 #elif defined(BGPT_TEST_patch_attention)
 #include "patch_attention/short_attention.h"
+#elif defined(BGPT_TEST_linear_cross_entropy)
+#include "linear_cross_entropy/cross_entropy.h"
 #elif defined(BGPT_TEST_matrix_product)
 #include "matrix_product/matrix_product.h"
 #elif defined(BGPT_TEST_patch_embed)
@@ -116,6 +118,18 @@ void check() {
         bgpt::patch_embed(patches.data(), table.data(), bias.data(), none, nullptr, y.data(), P, S, D, V, threads);
         bgpt::patch_embed_backward(dy.data(), patches.data(), gradient.data(), P, S, D, V, threads);
         y.insert(y.end(), gradient.begin(), gradient.end());
+        return y;
+    });
+#elif defined(BGPT_TEST_linear_cross_entropy)
+    const int64_t N = 2000, V = 257;
+    const Floats logits = floats(N * V), dnats = floats(N);
+    std::vector<int64_t> targets(N);
+    for (int64_t n = 0; n < N; ++n) targets[n] = n * 7 % V;
+    compare([&](int64_t threads) {
+        Floats y = logits, nats(N), lse(N);
+        bgpt::cross_entropy(y.data(), targets.data(), nats.data(), lse.data(), N, V, threads, isa);
+        bgpt::cross_entropy_backward(y.data(), targets.data(), dnats.data(), N, V, threads, isa);
+        y.insert(y.end(), nats.begin(), nats.end());
         return y;
     });
 #elif defined(BGPT_TEST_matrix_product)
