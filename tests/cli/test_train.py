@@ -166,9 +166,10 @@ def test_epochs_are_steps(tmp_path: Path, files: Path, run: Run) -> None:
     run(tmp_path, "--data", files, "--epochs", 1.5)
     assert lines(tmp_path, "train")[-1]["step"] == pytest.approx(1.5 * patches / 64, abs=1)
     assert "--epochs: expected files" in run(tmp_path / "x", "--epochs", 1, code=2)
-    for epochs in ("-1", "inf", "nan"):
+    passes = "--epochs: expected a number of passes above 0"
+    for epochs, message in (("-1", passes), ("inf", passes), ("nan", "--epochs: expected a number, got nan")):
         error = run(tmp_path / "y", "--data", files, f"--epochs={epochs}", code=2)
-        assert "--epochs: expected a number" in error
+        assert message in error
 
 
 def test_an_epoch_is_one_pass_with_partly_filled_batches(tmp_path: Path, run: Run) -> None:
