@@ -20,6 +20,10 @@ _BITRATES = {  # (MPEG 1, layer) → kbit/s by index
     (False, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
     (False, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
+_MOST_FRAME = 4096
+"""Bytes of a frame of free format: more than at 640 kbit/s and 32 kHz."""
+_MOST_ALIKE = 8
+"""Places within a frame of free format that begin like the next one."""
 _MOST_JUNK = 1 << 20
 _MOST_CANDIDATES = 1 << 20
 """Places in a row that begin like a frame and are none, behind which no frame is expected."""
@@ -32,16 +36,19 @@ _ALL = 0x7FFFFFFF
 
 
 class _Frame(NamedTuple):
+    """A header; `free_size` is that of frames without padding in free format, which state no bit rate, otherwise 0."""
+
     is_mpeg_1: bool
     layer: int
     rate: int
     is_mono: bool
+    free_size: int
     size: int
 
     @property
-    def kind(self) -> tuple[bool, int, int, bool]:
+    def kind(self) -> tuple[bool, int, int, bool, int]:
         """What all frames of a file have in common."""
-        return self[:4]
+        return self[:5]
 
 
 class MpegAudio(NamedTuple):
@@ -132,11 +139,13 @@ def with_length(audio: MpegAudio) -> bytes:
     rest = 0 if audio.stated is None else first.size
     if first.layer != 3:
         return content
-    # The smallest bit rate at which the frame has room for the count.
+    # The smallest bit rate at which the frame has room for the count; free format has one alone.
     place = _count_place(first)
     header = bytearray(content[:4])
     header[1] |= 1  # no checksum
-    for index in range(1, 15):
+    if first.free_size and first.size < place + 12:
+        return content
+    for index in range(0 if first.free_size else 1, 15):
         header[2] = index << 4 | header[2] & 0x0C
         frame = _frame_at(bytes(header), 0, first)
         if frame is not None and frame.size >= place + 12:
@@ -179,25 +188,56 @@ def _count_place(frame: _Frame) -> int:
 
 
 def _frame_at(content: bytes, place: int, like: _Frame | None) -> _Frame | None:
-    """The frame whose header is at `place`; None if there is none, or one of another version, layer or rate."""
+    """The frame whose header is at `place`; None if there is none, or one of another kind than `like`."""
     if place + 4 > len(content) or content[place] != 0xFF or content[place + 1] < 0xE0:
         return None
     version, layer = content[place + 1] >> 3 & 3, 4 - (content[place + 1] >> 1 & 3)
     bitrate, rate = content[place + 2] >> 4, content[place + 2] >> 2 & 3
-    if version == 1 or layer == 4 or bitrate in (0, 15) or rate == 3:
+    if version == 1 or layer == 4 or bitrate == 15 or rate == 3:
         return None
     is_mpeg_1 = version == 3
     hertz = _RATES[rate] // {3: 1, 2: 2, 0: 4}[version]
     is_mono = content[place + 3] >> 6 == 3
-    if like is not None and like.kind != (is_mpeg_1, layer, hertz, is_mono):
+    if like is not None and (like[:4] != (is_mpeg_1, layer, hertz, is_mono) or bool(like.free_size) == bool(bitrate)):
         return None
-    bits = 1000 * _BITRATES[is_mpeg_1, layer][bitrate - 1]
-    padding = content[place + 2] >> 1 & 1
-    if layer == 1:
-        size = (12 * bits // hertz + padding) * 4
+    free_size = 0
+    if bitrate == 0:
+        free_size = _free_size(content, place) if like is None else like.free_size
+        if not free_size:
+            return None
+        size = free_size + _padding(content, place)
+    elif layer == 1:
+        size = 12_000 * _BITRATES[is_mpeg_1, layer][bitrate - 1] // hertz * 4 + _padding(content, place)
     else:
-        size = (72 if layer == 3 and not is_mpeg_1 else 144) * bits // hertz + padding
-    return _Frame(is_mpeg_1, layer, hertz, is_mono, size)
+        bits = 1000 * _BITRATES[is_mpeg_1, layer][bitrate - 1]
+        size = (72 if layer == 3 and not is_mpeg_1 else 144) * bits // hertz + _padding(content, place)
+    return _Frame(is_mpeg_1, layer, hertz, is_mono, free_size, size)
+
+
+def _padding(content: bytes, place: int) -> int:
+    """Bytes by which the frame at `place` is longer than one without padding."""
+    is_layer_1 = content[place + 1] >> 1 & 3 == 3
+    return (content[place + 2] >> 1 & 1) * (4 if is_layer_1 else 1)
+
+
+def _free_size(content: bytes, place: int) -> int:
+    """Bytes of frames of free format without padding, at which two more follow the one at `place`; 0 if none do."""
+
+    def follows(at: int) -> bool:
+        # The same but for padding, a private bit, and what may change from frame to frame.
+        same = content[at : at + 2] == content[place : place + 2] and len(content) >= at + 4
+        return same and content[at + 2] & 0xFC == content[place + 2] & 0xFC and content[at + 3] >> 6 == channels
+
+    channels = content[place + 3] >> 6
+    at = place + 23
+    for _ in range(_MOST_ALIKE):
+        at = content.find(content[place : place + 2], at + 1, place + _MOST_FRAME)
+        if at < 0:
+            break
+        size = at - place - _padding(content, place)
+        if follows(at) and follows(at + size + _padding(content, at)):
+            return size
+    return 0
 
 
 def _next_frame(content: bytes, place: int, like: _Frame | None, end: int) -> tuple[int, _Frame | None]:

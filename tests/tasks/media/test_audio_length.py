@@ -16,7 +16,7 @@ from bgpt_fast.tasks.media import MediaError
 from bgpt_fast.tasks.media.audio import check_audio, clips, is_audio
 from bgpt_fast.tasks.media.audio_length import stated_end
 from bgpt_fast.tasks.media.audio_streams import streams
-from bgpt_fast.tasks.media.mpeg_frames import find_frames
+from bgpt_fast.tasks.media.mpeg_frames import _frame_at, find_frames
 
 soundfile = pytest.importorskip("soundfile")
 
@@ -107,6 +107,31 @@ def test_mp3_is_read_to_the_end_without_a_stated_length(rate: int, mode: str) ->
     for content in (stated, unstated):
         assert reason(content[:-1]) == reason(content[:-9]) == "audio cut short"
     assert reason(stated[: len(stated) // 2]) == "audio cut short"
+
+
+def free_format(content: bytes) -> tuple[bytes, list[int]]:
+    """Frames of one bit rate with headers that do not state it, and where they begin."""
+    free, place, places = bytearray(content), 0, []
+    while (frame := _frame_at(content, place, None)) is not None:
+        free[place + 2] &= 0x0F
+        places.append(place)
+        place += frame.size
+    return bytes(free), places
+
+
+@pytest.mark.parametrize("rate", [48_000, 44_100, 22_050, 8000])
+def test_mp3_of_free_format_is_read_to_its_end_or_is_cut_short(rate: int) -> None:
+    """Frames of 44,100 and 22,050 Hz have padding, so that their sizes differ by one."""
+    unstated = mp3(rate, "CONSTANT", 3.0)[1]
+    content, places = free_format(unstated)
+    assert seconds(content) == seconds(unstated), "an equal recording"
+    assert seconds(TAG + content + LAST_TAG) == seconds(content)
+    for end in (places[len(places) // 2] + 30, places[-1] + 7, len(content) - 1):
+        assert reason(content[:end]) == reason(TAG + content[:end]) == "audio cut short"
+    begin, behind = places[5], places[9]
+    assert reason(content[:begin] + bytes(behind - begin) + content[behind:]) == "damaged audio"
+    other = mp3(16_000, "CONSTANT", 2.0)[0]
+    assert seconds(content + other) == seconds(other + content) == seconds(content) + 2
 
 
 def test_mp3_files_of_different_kinds_behind_one_another_are_all_read() -> None:
