@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bgpt_fast.checkpoint.model_card import ModelCard
-from bgpt_fast.checkpoint.schema import CONFIG_FILE, WEIGHTS_FILE, CheckpointError, some
+from bgpt_fast.checkpoint.schema import CONFIG_FILE, WEIGHTS_FILE, CheckpointError, refuse_shards, some
 
 _CARD = "README.md"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(?<!\.pth)(?<!\.safetensors)(/[^/].*\.(pth|safetensors))?")
@@ -58,6 +58,7 @@ def hub_path(source: str, *, revision: str | None = None, **options: Any) -> Pat
             f"{source}: expected a path that exists or a hub id, got neither: there is no such path, and the hub says: "
             f"{error}"
         ) from error
+    refuse_shards(source, files)
     raise CheckpointError(
         f"{source}: expected {CONFIG_FILE} and {WEIGHTS_FILE} or one file of weights, got {some(files)}; name one, as "
         f"{source}/FILE"

@@ -32,6 +32,7 @@ from bgpt_fast.checkpoint.schema import (
     parse_config,
     parse_labels,
     read_entries,
+    refuse_shards,
     validate_state_dict,
 )
 from bgpt_fast.checkpoint.task import ModelTask, parse_task
@@ -93,7 +94,12 @@ def load_weights(
         default_cpu(),
         named_out_of_memory(lambda: f"the weights in {path}, {_size(path):,} bytes", advice="load a smaller model"),
     ):
-        return _load(path, source, labels, revision)
+        try:
+            return _load(path, source, labels, revision)
+        except CheckpointError as error:
+            is_folder = path.is_dir() and not (path / WEIGHTS_FILE).exists()
+            refuse_shards(str(source), [*os.listdir(path)] if is_folder else [path.name], error)
+            raise
 
 
 def _size(path: Path) -> int:

@@ -5,7 +5,8 @@ Shape letters: S bytes per patch, D width, n classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 PATCH_EMBEDDING = "patch_level_decoder.patch_embedding.weight"
 _PATCH_BASE = "patch_level_decoder.base."
 _BYTE_BASE = "byte_level_decoder.base.transformer."
+_SHARD = re.compile(r"-\d+-of-\d+\.(safetensors|pth|pt|bin)$|\.(safetensors|bin)\.index\.json$")
 _OPTIONAL = {"labels", "task"}
 HUGGING_FACE_FIELDS = {"model_type", "architectures", "auto_map", "extension"}
 """Fields of config.json that only transformers reads."""
@@ -148,6 +150,21 @@ def some(names: list[str]) -> str:
     """Text with the number of names and the first few of them."""
     listed = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
     return f"{len(names)} ({listed})" if names else "none"
+
+
+def refuse_shards(source: str, names: Iterable[str], cause: CheckpointError | None = None) -> None:
+    """Raises if one of these files is a part of weights that are spread over several, as transformers writes them.
+
+    Raises:
+        CheckpointError: names `source` and the file; its cause is `cause`.
+    """
+    part = next((name for name in sorted(names) if _SHARD.search(name)), None)
+    if part is not None:
+        raise CheckpointError(
+            f"{source}: expected the weights in one file, got {part} of several (shards); write them as one, in "
+            'transformers by save_pretrained(…, max_shard_size="100GB"), or by safetensors.torch.save_file of all '
+            "their tensors together"
+        ) from cause
 
 
 def parse_config(fields: object, source: str) -> BGPTConfig:

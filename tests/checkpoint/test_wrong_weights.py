@@ -60,6 +60,23 @@ def test_wrong_weights_are_named_and_never_saved(
     assert not (tmp_path / "model").exists()
 
 
+def test_a_part_of_weights_in_several_files_is_named(tmp_path: Path, weights: Weights, hub: LocalHub) -> None:
+    names = sorted(weights)
+    folder = hub.root / "owner" / "bgpt"
+    folder.mkdir(parents=True)
+    parts = [f"model-0000{part}-of-00002.safetensors" for part in (1, 2)]
+    for part, its in zip(parts, (names[:3], names[3:]), strict=True):
+        safetensors.torch.save_file({name: weights[name] for name in its}, folder / part)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {}}))
+    message = r"expected the weights in one file, got model\S+ of several \(shards\); write them as one"
+    for path in ("owner/bgpt", folder, index, *(folder / part for part in parts)):
+        assert_refused(path, message)
+    whole = tmp_path / "run-1-of-3.safetensors"
+    safetensors.torch.save_file(weights, whole)
+    assert same(load_weights(whole).state_dict, weights), "a name alone is no fault"
+
+
 def test_two_tensors_of_one_name_are_refused_unless_equal(tmp_path: Path, weights: Weights) -> None:
     path = tmp_path / "a.pth"
     twice = {**weights, f"module.{PATCH_WPE}": weights[PATCH_WPE].clone()}
