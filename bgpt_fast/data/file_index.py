@@ -34,7 +34,8 @@ class FileEntry:
         path: its path.
         relative: its path relative to its root; determines split and order.
         size: in bytes.
-        modified: what changes when its content does: the time of the last change in nanoseconds; "" if unknown.
+        modified: what changes when its content does; "" if unknown. Of local files the time of the last change of
+            content or attributes in nanoseconds (ctime), which no program sets back, as some do that of modification.
     """
 
     path: str
@@ -134,7 +135,7 @@ def find_files(roots: Sequence[str], skipped: SkipReport) -> list[FileEntry]:
             elif status.st_size == 0:
                 skipped.add(path, "empty")
             else:
-                entries[key] = FileEntry(path, os.fsencode(relative), status.st_size, str(status.st_mtime_ns))
+                entries[key] = FileEntry(path, os.fsencode(relative), status.st_size, str(status.st_ctime_ns))
     return sorted(entries.values(), key=lambda entry: (entry.relative, entry.path))
 
 

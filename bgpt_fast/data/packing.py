@@ -275,8 +275,9 @@ class PackedSource(ABC, Generic[Item, Batch]):
             return
         if state.get("modified", self._modified) != self._modified:
             warnings.warn(
-                f"files below {self.roots} were written since the position was saved, last {self._newest!r}: going on "
-                "at the same place, but bit for bit only if their contents are the same",
+                f"files below {self.roots} were changed since the position was saved, last {self._newest!r}: going on "
+                "at the same place, but bit for bit only if that was a copy, a new name or a new permission, with the "
+                "same contents",
                 stacklevel=2,
             )
         block = self._open({name: int(state[name]) for name in self._start(0)})

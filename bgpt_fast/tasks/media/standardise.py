@@ -102,7 +102,7 @@ def standardise(
         del described["stratify"]  # folders of earlier versions do not have it
     with OutputFolder(Path(output), "media", described, _FIELDS) as folder:
         done = {(record["path"], *record["stamp"]): digest for digest, record in folder.records.items()}
-        known = [done.get((file.path, *_stamp(file.path))) for file in files]
+        known = [done.get((file.path, *_stamp(file))) for file in files]
         test_counts = None
         if plan.stratify:
             sources, known, test_counts = _stratified(sources, known, plan, folder)
@@ -153,6 +153,9 @@ class _DataSet:
                 f"{file.path!r}: expected a source of {forced or 'the split of its content'}, got one that an "
                 f"earlier run put into {record['forced'] or 'the split of its content'}; choose another output"
             )
+        elif record["path"] == file.path and record["stamp"] != _stamp(file):
+            record = {**record, "stamp": _stamp(file)}
+            self._folder.add(record, [])
         if record["reason"]:
             self._skips.add(_with_detail(file.path, record["detail"]), record["reason"])
         for _ in range(record["equal"]):
@@ -179,7 +182,7 @@ class _DataSet:
         record: Record = {
             "key": result.digest,
             "path": file.path,
-            "stamp": _stamp(file.path),
+            "stamp": _stamp(file),
             "forced": forced or "",
             "label": label,
             "files": names,
@@ -270,13 +273,9 @@ def _is_test(record: Record) -> bool:
     return any(name.startswith("test/") for name in record["files"])
 
 
-def _stamp(path: str) -> tuple[int, int]:
-    """Returns size and modification time; if both equal those of an earlier run, the source is not read again."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return (-1, -1)
-    return (status.st_size, status.st_mtime_ns)
+def _stamp(file: FileEntry) -> list[int | str]:
+    """Size and time of the last change, when the file was listed; a source of equal ones is not read again."""
+    return [file.size, file.modified]
 
 
 def _crashed(path: str) -> Standardised:

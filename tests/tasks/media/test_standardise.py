@@ -25,6 +25,7 @@ from bgpt_fast.tasks.media import MediaOptions, Plan, standardise
 from bgpt_fast.tasks.media.audio import write_wav
 from bgpt_fast.tasks.media.output import JOURNAL, OutputFolder
 from bgpt_fast.tasks.media.pool import ordered_map
+from bgpt_fast.tasks.media.source import Standardised, read_and_standardise
 
 HALF = Plan(labels="folder", test_share=0.5)
 
@@ -179,6 +180,34 @@ def test_a_made_file_that_was_changed_is_named(tmp_path: Path, media: Path) -> N
     changed.unlink()
     standardise(media, tmp_path / "out", plan=HALF, workers=1)
     assert changed.read_bytes()[:-1] == content[:-1]
+
+
+def test_a_source_that_was_changed_is_read_again_and_only_it(
+    tmp_path: Path, media: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(path: str, options: MediaOptions) -> Standardised:
+        paths.append(Path(path).name)
+        return read_and_standardise(path, options)
+
+    paths: list[str] = []
+    monkeypatch.setattr(sys.modules[standardise.__module__], "read_and_standardise", read)
+    (media / "notes.txt").write_bytes(b"the first version of it")
+    whole = standardise(media, tmp_path / "out", plan=HALF, workers=1)
+    assert len(paths) == whole.sources
+    paths.clear()
+    standardise(media, tmp_path / "out", plan=HALF, workers=1)
+    assert not paths
+    status = (media / "notes.txt").stat()
+    (media / "notes.txt").write_bytes(b"another version of that")
+    os.utime(media / "notes.txt", ns=(status.st_atime_ns, status.st_mtime_ns))  # as `touch -r` sets it back
+    os.chmod(media / "cat" / "0.png", 0o600)
+    standardise(media, tmp_path / "out", plan=HALF, workers=1)
+    assert sorted(paths) == ["0.png", "notes.txt"]
+    texts = {path.read_bytes() for path in (tmp_path / "out").glob("*/text/*.txt")}
+    assert b"another version of that" in texts
+    paths.clear()
+    standardise(media, tmp_path / "out", plan=HALF, workers=1)
+    assert not paths, "the new times are recorded"
 
 
 @pytest.mark.parametrize("line", ["7", "[]", "{}", '{"key": "k", "files": 1}', "no JSON", "[" * 10_000])
