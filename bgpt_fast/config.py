@@ -149,7 +149,7 @@ class BGPTConfig:
         if self.vocab_size != VOCAB_SIZE:
             raise ValueError(
                 f"{name}: expected a model of bytes, with {VOCAB_SIZE} symbols, got one of {self.vocab_size}; "
-                "NotaGen's functions are in bgpt_fast.models.notagen"
+                "bgpt-fast generate and bgpt_fast.models.notagen work with NotaGen's"
             )
 
     @property

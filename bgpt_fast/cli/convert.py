@@ -74,6 +74,7 @@ def run(words: Sequence[str]) -> int:
 
 def _requests(options: Convert, model: BGPT) -> tuple[list[FileRequest], list[dict[str, str]]]:
     """Returns the files to generate, and the skipped sources with the reason."""
+    model.config.check_bytes(f"convert: {options.checkpoint}")
     possible: Collection[str] = ()
     if not options.any_model:
         source_extensions = () if options.from_ is None else (options.from_,)

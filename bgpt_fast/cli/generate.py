@@ -18,6 +18,7 @@ from bgpt_fast.files import open_regular
 from bgpt_fast.generation import Prompt
 from bgpt_fast.generation.scoring import context_bytes
 from bgpt_fast.model import BGPT
+from bgpt_fast.models.notagen import is_notagen, prompt_context
 
 _MOST_FILES = 1_000_000
 LAYOUT = HelpLayout(basic=("prompts", "ext", "count", *BASIC_OPTIONS))
@@ -34,7 +35,7 @@ class Generate(GenerationOptions):
         prompts: files to continue; if empty, generates new files.
         prompt: one more file to continue, as an option.
         ext: extension of the new files, without the dot; None means the prompt's extension, or without prompts that of
-            the model's training files if they have only one, else bin.
+            the model's training files if they have only one, abc of a NotaGen, else bin.
         count: how many files to generate from each prompt (or in total, without prompts).
     """
 
@@ -58,7 +59,8 @@ def run(words: Sequence[str]) -> int:
 def _requests(options: Generate, model: BGPT) -> list[FileRequest]:
     capacity = context_bytes(model.config)
     extensions = () if model.task is None else model.task.extensions
-    default = extensions[0] if len(extensions) == 1 else "bin"
+    tunes = is_notagen(model.config)
+    default = extensions[0] if len(extensions) == 1 else "abc" if tunes else "bin"
     paths: list[Path | None] = [*options.prompts, *([options.prompt] if options.prompt else [])]
     requests: list[FileRequest] = []
     for path in paths or [None]:
@@ -75,6 +77,8 @@ def _requests(options: Generate, model: BGPT) -> list[FileRequest]:
                     f"{path}: expected a prompt of fewer than {capacity} bytes, the context of the model, got "
                     f"{path.stat().st_size}; cut the file, or use a model with a longer context"
                 )
+            if tunes:
+                prompt_context(str(path), data.decode("latin-1"), model.config)
         extension = options.ext if options.ext is not None else default if path is None else extension_of(path)
         for _ in range(options.count):
             index = len(requests)

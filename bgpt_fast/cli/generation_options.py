@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import dataclasses
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from bgpt_fast.cli.precision import choose_precision, in_plan
 from bgpt_fast.generation import Generator
 from bgpt_fast.generation.precision import Precision
 from bgpt_fast.model import BGPT
+from bgpt_fast.models.notagen import MOST_BYTES, RELEASED_SAMPLING, TuneGenerator, is_notagen
 from bgpt_fast.terminal import print_text
 
 _NOT_IN_PLAN = (
@@ -28,6 +30,9 @@ _NOT_IN_PLAN = (
     "precision",
     "drafter",
 )
+_OF_BYTES: Mapping[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+_OF_NOTAGEN: Mapping[str, Any] = {**RELEASED_SAMPLING, "max_new_bytes": MOST_BYTES}
+"""What options are that are None."""
 Skipped = Sequence[dict[str, str]]
 
 
@@ -38,10 +43,13 @@ class GenerationOptions:
     Args:
         checkpoint: a training run's folder, a folder of weights, a .safetensors or .pth file, or a hub id.
         output: the folder to write; new, empty, or of an earlier run of the same command.
-        max_new_bytes: maximum number of new bytes of a file; None means until the context is full.
-        temperature: 0 always takes the most likely byte; 1 samples from the model's distribution.
-        top_k: sample among the k most likely bytes; 0 means off.
-        top_p: sample among the most likely bytes with this total probability; 1 means off.
+        max_new_bytes: maximum number of new bytes of a file; None means until the context is full, or of a NotaGen,
+            whose context moves on, 65,536.
+        temperature: 0 always takes the most likely byte; 1 samples from the model's distribution. None means 1, of a
+            NotaGen 1.2.
+        top_k: sample among the k most likely bytes; 0 means off. None means off, of a NotaGen 9.
+        top_p: sample among the most likely bytes with this total probability; 1 means off. None means off, of a
+            NotaGen 0.9.
         seed: seed of the sampling; each file has its own random stream.
         overwrite: generate all files again, and replace existing ones.
         precision: precision of the linear layers. "auto" measures whether bfloat16 is faster than float32 here, and
@@ -59,9 +67,9 @@ class GenerationOptions:
     checkpoint: Path
     output: Path = Path("generated")
     max_new_bytes: int | None = None
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
     seed: int = 0
     overwrite: bool = False
     any_model: bool = False
@@ -99,12 +107,16 @@ def generate_folder(
     """
     max_memory = None if options.max_memory_mb is None else options.max_memory_mb * 10**6
     model = load_model(options.checkpoint, options.device)
-    generator = Generator(
-        model, max_batch=options.max_batch, max_memory=max_memory, batch_invariant=options.batch_invariant
-    )
+    kind, defaults = (TuneGenerator, _OF_NOTAGEN) if is_notagen(model.config) else (Generator, _OF_BYTES)
+    generator = kind(model, max_batch=options.max_batch, max_memory=max_memory, batch_invariant=options.batch_invariant)
+    missing = {name: value for name, value in defaults.items() if getattr(options, name) is None}
+    options = dataclasses.replace(options, **missing)
     requests, skipped = plan_requests(model)
     digest = fingerprint(model)
-    drafter = None if options.drafter is None else load_model(options.drafter, options.device)
+    drafter = None
+    if options.drafter is not None:
+        model.config.check_bytes(f"--drafter: {options.checkpoint}")
+        drafter = load_model(options.drafter, options.device)
     if drafter is not None and not options.any_model:
         check_drafter(drafter.task, options.drafter, options.checkpoint, digest)
     earlier = None if options.overwrite else OutputFolder.plan_of(options.output)

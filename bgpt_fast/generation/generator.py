@@ -83,7 +83,8 @@ class Generator:
     ) -> None:
         if not isinstance(model, BGPT):
             raise TypeError(f"Generator: model: expected a BGPT, got {type(model).__name__}")
-        model.config.check_bytes("Generator: model")
+        self.model = model
+        self._check_model()
         _check_count("max_batch", max_batch, 1)
         _check_count("max_memory", max_memory, 1)
         if precision is not None and precision not in PRECISIONS:
@@ -92,12 +93,14 @@ class Generator:
             raise TypeError(
                 f"Generator: batch_invariant: expected a bool or None, got {type(batch_invariant).__name__}"
             )
-        self.model = model
         self._max_batch = max_batch
         self.max_memory = max_memory
         self.precision = precision
         self.batch_invariant = batch_invariant
         self._weights, self._drafter_weights = WeightCache(), WeightCache()
+
+    def _check_model(self) -> None:
+        self.model.config.check_bytes("Generator: model")
 
     @property
     def max_batch(self) -> int:

@@ -6,7 +6,7 @@ Shape letters: N tunes of a step, T patches of a prefill, S characters a patch, 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,14 +15,31 @@ from torch import Tensor
 from bgpt_fast.checks import check_int
 from bgpt_fast.generation.decoders.base import Decoder, make_decoder
 from bgpt_fast.generation.decoders.request import DecodeRequest
+from bgpt_fast.generation.drafting import Drafter
+from bgpt_fast.generation.generator import Generator
+from bgpt_fast.generation.prompt import Generation, Prompt
+from bgpt_fast.generation.scheduler import Progress
 from bgpt_fast.kernels.byte_decode.sampling import Sampling
 from bgpt_fast.memory import named_out_of_memory
 from bgpt_fast.model import BGPT
-from bgpt_fast.models.notagen.tunes import BOS, EOS, Patch, body_start, check_alphabet, prompt_patches, text_of
+from bgpt_fast.models.notagen.tunes import (
+    BOS,
+    EOS,
+    Patch,
+    body_start,
+    check_alphabet,
+    prompt_context,
+    prompt_patches,
+    text_of,
+)
 
 _FIRST_COUNTER = "[r:0/"
 """How the body of every tune in the stream format begins."""
 _PREFILL_PATCHES = 512
+RELEASED_SAMPLING = {"temperature": 1.2, "top_k": 9, "top_p": 0.9}
+"""The arguments of sampling of the released code."""
+MOST_BYTES = 2**16
+"""New bytes of a tune at most where there is no other limit, since a context that moves on never ends one."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +62,9 @@ def generate(
     prompts: Sequence[str],
     *,
     max_patches: int = 4096,
-    temperature: float = 1.2,
-    top_k: int = 9,
-    top_p: float = 0.9,
+    temperature: float = RELEASED_SAMPLING["temperature"],
+    top_k: int = int(RELEASED_SAMPLING["top_k"]),
+    top_p: float = RELEASED_SAMPLING["top_p"],
     seed: int = 0,
     max_batch: int = 64,
     precision: str | None = None,
@@ -82,10 +99,66 @@ def generate(
     check_int("generate: max_batch", max_batch, 1)
     sampling = Sampling(temperature, top_k, top_p, seed)
     run = Run(model, prompts, max_patches=max_patches, sampling=sampling, max_batch=max_batch)
-    with torch.inference_mode(), named_out_of_memory(run.describe, "max_batch", "max_patches"):
+    with named_out_of_memory(run.describe, "max_batch", "max_patches"):
         run.start(precision)
-        run.finish()
+        for _ in run.complete():
+            pass
     return [tune.result() for tune in run.tunes]
+
+
+class TuneGenerator(Generator):
+    """Continues files of ABC notation with a NotaGen, as a `Generator` does files of any kind with a bGPT.
+
+    Prompts are `Prompt("abc", b"...")`, in ASCII and without a source. A tune's bytes are those of `generate` with the
+    same prompt, index and sampling. There are no drafts.
+
+    Args, errors: as `Generator`.
+    """
+
+    def _check_model(self) -> None:
+        check_alphabet("TuneGenerator: model", self.model.config)
+
+    def generate_iter(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        max_new_bytes: int | None = None,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        drafter: Drafter | BGPT | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[tuple[int, Generation]]:
+        """As `Generator.generate_iter`; without `max_new_bytes` a tune ends after `MOST_BYTES` new bytes."""
+        limit = MOST_BYTES if max_new_bytes is None else max_new_bytes
+        check_int("TuneGenerator: max_new_bytes", limit, 0)
+        if drafter is not None:
+            raise ValueError("TuneGenerator: drafter: expected None, which models of bytes alone have")
+        for index, prompt in enumerate(prompts):
+            if prompt.source is not None:
+                raise ValueError(f"TuneGenerator: prompts[{index}]: expected a tune's beginning, got a source with it")
+        run = Run(
+            self.model,
+            [prompt.data.decode("latin-1") for prompt in prompts],
+            max_patches=max(limit, 1),
+            sampling=Sampling(temperature, top_k, top_p, seed),
+            max_batch=self._slots(len(prompts), self.model.config.patch_length, None) if prompts else 1,
+            max_characters=limit,
+            streams=[index if prompt.index is None else prompt.index for index, prompt in enumerate(prompts)],
+        )
+        return self._tunes(run, limit, progress)
+
+    def _tunes(self, run: Run, limit: int, progress: Progress | None) -> Iterator[tuple[int, Generation]]:
+        if not run.tunes:
+            return
+        with named_out_of_memory(run.describe, "max_batch", "max_new_bytes", advice="set max_memory"):
+            with torch.inference_mode():
+                run.decoder = self._make_decoder(run.slots, run.length)
+            for tune in run.complete(progress):
+                data, size = tune.text.encode("ascii"), len(tune.prompt)
+                finished = tune.finished and tune.characters < limit
+                yield tune.index, Generation(data[: size + limit], finished, size)
 
 
 @dataclass
@@ -94,17 +167,20 @@ class _Writing:
 
     Args:
         prompt: its beginning.
-        index: in the list, and number of its random stream.
+        index: in the list.
+        stream: number of its random stream.
         context: the patches that the next one follows; the last may be incomplete.
         is_in_body: whether the body has begun.
     """
 
     prompt: str
     index: int
+    stream: int
     context: list[Patch]
     is_in_body: bool
     cached: int = 0  # how many of them are in the decoder's cache
     new: list[Patch] = field(default_factory=list)
+    characters: int = 0  # of the text of these
     context_lines: int = 0  # of the body, in a context that is filled again
     finished: bool = False
 
@@ -123,11 +199,21 @@ class _Writing:
 class Run:
     """Writes tunes, a patch of each a step; where one ends, the next gets its slot.
 
-    Args, errors: those of `generate`, for which this does the work.
+    Args, errors: those of `generate`, for which this does the work, and:
+        max_characters: a tune with as many new characters is complete.
+        streams: numbers of the tunes' random streams; None means their indices in the list.
     """
 
     def __init__(
-        self, model: BGPT, prompts: Sequence[str], *, max_patches: int, sampling: Sampling, max_batch: int
+        self,
+        model: BGPT,
+        prompts: Sequence[str],
+        *,
+        max_patches: int,
+        sampling: Sampling,
+        max_batch: int,
+        max_characters: int | None = None,
+        streams: Sequence[int] | None = None,
     ) -> None:
         if not isinstance(model, BGPT):
             raise TypeError(f"generate: model: expected a BGPT, got {type(model).__name__}")
@@ -137,20 +223,15 @@ class Run:
             raise TypeError(f"generate: prompts: expected a list of str, got {prompts!r:.80}")
         check_int("generate: max_patches", max_patches, 1)
         self.model, self.config, self.S = model, config, config.patch_size
-        self.max_patches, self.sampling = max_patches, sampling
-        self.tunes = [
-            _Writing(prompt, index, prompt_patches(prompt, config), body_start(lines) < len(lines))
-            for index, (prompt, lines) in enumerate((prompt, prompt.split("\n")) for prompt in prompts)
-        ]
-        L = config.patch_length
-        for tune in self.tunes:
-            if len(tune.context) >= L:
-                raise ValueError(
-                    f"generate: prompts[{tune.index}]: expected fewer patches than the context's {L}, got "
-                    f"{len(tune.context)}; cut it, or use a model with a longer context"
-                )
+        self.max_patches, self.sampling, self.max_characters = max_patches, sampling, max_characters
+        self.tunes = []
+        for index, prompt in enumerate(prompts):
+            context, lines = prompt_context(f"generate: prompts[{index}]", prompt, config), prompt.split("\n")
+            stream = index if streams is None else streams[index]
+            self.tunes.append(_Writing(prompt, index, stream, context, body_start(lines) < len(lines)))
         self.slots = min(max_batch, len(self.tunes))
-        self.length = min(L, max_patches + max((len(tune.context) for tune in self.tunes), default=0))
+        longest = max((len(tune.context) for tune in self.tunes), default=0)
+        self.length = min(config.patch_length, max_patches + longest)
         self.waiting = deque(self.tunes)
         self.active: dict[int, _Writing] = {slot: self.waiting.popleft() for slot in range(self.slots)}
 
@@ -158,22 +239,39 @@ class Run:
         """What takes memory."""
         return f"generating {self.slots:,} tunes of up to {self.length:,} patches at once"
 
+    @torch.inference_mode()
     def start(self, precision: str | None = None) -> None:
         """Packs the weights and reserves the caches."""
         if self.tunes:
             self.decoder: Decoder = make_decoder(self.model, self.slots, self.length, precision=precision)
 
-    def finish(self) -> None:
-        """Until all are complete."""
+    def complete(self, progress: Progress | None = None) -> Iterator[_Writing]:
+        """Writes all tunes, and yields each as soon as it is complete.
+
+        Args:
+            progress: called with (complete tunes, all tunes, new characters so far) after each patch.
+        """
+        done = 0
         while self.active:
             self.step()
-            for slot, tune in [*self.active.items()]:
-                if not (tune.finished or len(tune.new) >= self.max_patches or self._is_stuck(tune)):
-                    continue
-                del self.active[slot]
+            ended = [slot for slot, tune in self.active.items() if self._is_complete(tune)]
+            done += len(ended)
+            if progress is not None:
+                progress(done, len(self.tunes), sum(tune.characters for tune in self.tunes))
+            for slot in ended:
+                tune = self.active.pop(slot)
                 if self.waiting:
                     self.active[slot] = self.waiting.popleft()
+                yield tune
 
+    def _is_complete(self, tune: _Writing) -> bool:
+        if tune.finished or len(tune.new) >= self.max_patches:
+            return True
+        if self.max_characters is not None and tune.characters >= self.max_characters:
+            return True
+        return self._is_stuck(tune)
+
+    @torch.inference_mode()
     def step(self) -> None:
         """Writes the next patch of each active tune."""
         tunes = [*self.active.values()]
@@ -200,6 +298,7 @@ class Run:
                 tune.context.pop()
             tune.context.append(patch)
             tune.new.append(new)
+            tune.characters += len(text_of([new]))
 
     def _features(self) -> Tensor:
         """Adds the complete patches that are not in the cache to it; the feature of each tune's last: [N, D]."""
@@ -230,7 +329,7 @@ class Run:
             features=features,
             prefix_tokens=torch.tensor(known, dtype=torch.int16, device="cpu"),
             max_tokens=torch.full((N,), S, dtype=torch.int64, device="cpu"),
-            rng_streams=torch.tensor([tune.index for tune in tunes], dtype=torch.uint64, device="cpu"),
+            rng_streams=torch.tensor([tune.stream for tune in tunes], dtype=torch.uint64, device="cpu"),
             byte_offsets=torch.tensor([len(tune.new) * S for tune in tunes], dtype=torch.uint64, device="cpu"),
             sampling=self.sampling,
         )

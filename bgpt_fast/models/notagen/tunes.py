@@ -51,10 +51,15 @@ def notagen_config(size: str = "110M", **fields: Any) -> BGPTConfig:
     return replace(config, num_heads=None, byte_num_heads=None, **fields)
 
 
+def is_notagen(config: BGPTConfig) -> bool:
+    """Whether a config has NotaGen's alphabet."""
+    return {field: getattr(config, field) for field in NOTAGEN_ALPHABET} == NOTAGEN_ALPHABET
+
+
 def check_alphabet(name: str, config: BGPTConfig) -> None:
     """Raises ValueError, which begins with `name`, unless the config has NotaGen's alphabet."""
-    alphabet = {field: getattr(config, field) for field in NOTAGEN_ALPHABET}
-    if alphabet != NOTAGEN_ALPHABET:
+    if not is_notagen(config):
+        alphabet = {field: getattr(config, field) for field in NOTAGEN_ALPHABET}
         raise ValueError(f"{name}: expected NotaGen's alphabet {NOTAGEN_ALPHABET}, got {alphabet}; use notagen_config")
 
 
@@ -141,6 +146,24 @@ def prompt_patches(text: str, config: BGPTConfig) -> list[Patch]:
         return [begin_patch(S), *_filled(lines, S)]
     last = [bars[-1][i : i + S] for i in range(0, len(bars[-1]), S)]
     return [begin_patch(S), *_filled([*lines[:body_at], *bars[:-1]], S), *([ord(c) for c in part] for part in last)]
+
+
+def prompt_context(name: str, text: str, config: BGPTConfig) -> list[Patch]:
+    """As `prompt_patches`, of a tune that a model with this config can continue.
+
+    Raises:
+        ValueError: it fills the context; begins with `name`, as the TuneError does.
+    """
+    try:
+        patches = prompt_patches(text, config)
+    except TuneError as error:
+        raise TuneError(f"{name}: {error}") from error
+    if len(patches) >= config.patch_length:
+        raise ValueError(
+            f"{name}: expected fewer patches than the context's {config.patch_length}, got {len(patches)}; cut it, or "
+            "use a model with a longer context"
+        )
+    return patches
 
 
 def body_start(lines: Sequence[str]) -> int:
