@@ -11,9 +11,11 @@ from pathlib import Path
 
 _TEXTS = (
     *("can't allocate memory", "not enough memory", "out of memory", "std::bad_alloc", "unable to allocate"),
-    *("malloc () failed", "allocation error"),
+    *("malloc () failed", "allocation error", "can't start new thread"),
 )
-"""What torch, the C++ library, CUDA, numpy, Pillow, libsndfile and zstd say, in lower case."""
+"""What torch, the C++ library, CUDA, numpy, Pillow, libsndfile, zstd and Python say, in lower case."""
+_ONE_DNN = re.compile(r"could not (create a (primitive|memory object)|execute a primitive)\s*$")
+"""oneDNN's words; what it does not support is "could not create a primitive descriptor …"."""
 _LIBRARIES = ("zstandard",)
 """Those whose errors for it are neither MemoryError nor RuntimeError nor an OSError without a number."""
 _SHORTAGES = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
@@ -50,12 +52,18 @@ def is_out_of_memory(error: BaseException) -> bool:
         or (isinstance(error, OSError) and error.errno is None)
         or type(error).__module__.partition(".")[0] in _LIBRARIES
     )
-    return is_of_library and any(text in str(error).lower() for text in _TEXTS)
+    text = str(error).lower()
+    return is_of_library and (any(one in text for one in _TEXTS) or _ONE_DNN.search(text) is not None)
 
 
 def is_shortage(error: BaseException) -> bool:
     """Whether an exception says that memory or file descriptors ran out, which is no fault of a file that is read."""
     return is_out_of_memory(error) or (isinstance(error, OSError) and error.errno in _SHORTAGES)
+
+
+def check_memory(*sizes: int) -> None:
+    """Raises MemoryError unless blocks of these bytes can be allocated: for Rust, which otherwise ends or hangs."""
+    _ = [bytes(size) for size in sizes]  # whose pages are not touched
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from support.training import fingerprint, losses
 from torch import Tensor
 
 from bgpt_fast import BGPT, BGPTConfig, BGPTForClassification, Generator, PackedPatches, Prompt
+from bgpt_fast.checkpoint.save import safetensors_bytes
 from bgpt_fast.data import FileSource
 from bgpt_fast.generation.decoders import base
 from bgpt_fast.generation.decoders.base import make_decoder
@@ -272,6 +273,41 @@ def test_the_tensors_of_the_failed_calls_are_freed() -> None:
     assert named.value.text({"a": "--a"}).endswith("; lower --a or b, or do c")
 
 
+def test_weights_that_do_not_fit_are_refused_before_rust_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def save(*_: object) -> bytes:
+        raise AssertionError("safetensors is called")
+
+    tensors = {"a": torch.zeros(48 << 20, dtype=torch.uint8)}  # larger than the blocks that malloc keeps
+    assert len(safetensors_bytes(tensors)) > 48 << 20
+    monkeypatch.setattr("safetensors.torch.save", save)
+    with memory_limit(120), pytest.raises(MemoryError):
+        safetensors_bytes(tensors)
+
+
+@pytest.mark.parametrize(
+    ("place", "error", "message"),
+    [
+        ("threading.Thread.start", RuntimeError("can't start new thread"), "the next batches of at most 3,000 patches"),
+        ("bgpt_fast.cli.train.TrainData", MemoryError(), "a run with batches of 3,000 patches"),
+    ],
+)
+def test_the_size_of_batches_is_named_wherever_training_runs_out(
+    tmp_path: Path,
+    files: Path,
+    cli: CommandLine,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    error: Exception,
+    message: str,
+) -> None:
+    monkeypatch.setattr(place, _raises(error))
+    words = ["--data", files, "--output", tmp_path / "run", "--eval-share", 0, "--patches-per-batch", 3000]
+    text = cli.run("train", *words, "--steps", 1, "--training.device", "cpu", code=1).err
+    assert f"bgpt-fast train: OutOfMemoryError: not enough memory for {message}: " in text
+    assert "lower --patches-per-batch" in text
+    assert "Traceback" not in text
+
+
 def test_an_inner_name_is_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "CpuDecoder", _raises(MemoryError("std::bad_alloc")))
     with pytest.raises(MemoryError, match=r"weights and the caches of 2 sequences of 64 patches, 0\.0 GiB: an allocat"):
@@ -333,5 +369,9 @@ def test_what_libraries_say_of_memory_that_runs_out() -> None:
     assert is_out_of_memory(OSError("out of memory error when reading image file"))
     assert not is_out_of_memory(FileNotFoundError(errno.ENOENT, "No such file or directory", "out of memory.txt"))
     assert not is_out_of_memory(ValueError("out of memory.txt: expected a number"))
+    for text in ("create a primitive", "create a memory object", "execute a primitive"):  # oneDNN's
+        assert is_out_of_memory(RuntimeError(f"could not {text}"))
+    unsupported = "could not create a primitive descriptor for a matmul primitive"
+    assert not is_out_of_memory(RuntimeError(unsupported))
     with pytest.raises(OutOfMemoryError, match="not enough memory for this"), named_out_of_memory(lambda: "this"):
         raise zstandard.ZstdError("zstd compress error: Allocation error : not enough memory")

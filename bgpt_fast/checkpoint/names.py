@@ -13,6 +13,8 @@ from bgpt_fast.checkpoint.schema import CLASSIFIER, LM_HEAD, WTE, CheckpointErro
 
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 """Parts of names that DataParallel, torch.compile, FSDP and activation checkpointing add, anywhere in a name."""
+_PREFIX = re.compile(r"(.+\.)(?:patch_level_decoder|byte_level_decoder|char_level_decoder)\.")
+"""What a model that is a part of another one has before its names, as "model." in Lightning's checkpoints."""
 _NOTAGEN_BYTE_DECODER, _BYTE_DECODER = "char_level_decoder.", "byte_level_decoder."
 _MASK_BUFFER = re.compile(r"\.h\.\d+\.attn\.(bias|masked_bias)$")
 
@@ -21,20 +23,23 @@ def released_names(state_dict: Mapping[str, Any], source: str) -> dict[str, Any]
     """The weights under their released names.
 
     Args:
-        state_dict: the weights of a model, possibly wrapped, with or without the mask buffers that old transformers
-            versions stored, and with either or both names of the tied `wte` and `lm_head`.
+        state_dict: the weights of a model, possibly wrapped or a part of another one, with or without the mask buffers
+            that old transformers versions stored, and with either or both names of the tied `wte` and `lm_head`.
         source: prefix of error messages.
 
     Returns:
-        The weights without wrappers' parts of names and mask buffers, those of NotaGen under bGPT's names; a
-        generative model's have `wte` if either of the tied ones is there.
+        The weights without wrappers' parts of names, what precedes the decoders' names, and mask buffers, those of
+        NotaGen under bGPT's names; a generative model's have `wte` if either of the tied ones is there.
 
     Raises:
         CheckpointError: two weights get the same name and are not equal.
     """
     weights: dict[str, Any] = {}
+    unwrapped = {name: ".".join(part for part in name.split(".") if part not in _WRAPPERS) for name in state_dict}
+    prefixes = {match[1] for plain in unwrapped.values() if (match := _PREFIX.match(plain))}
     for name, tensor in state_dict.items():
-        plain = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+        plain = unwrapped[name]
+        plain = plain.removeprefix(next(filter(plain.startswith, prefixes), ""))
         if plain.startswith(_NOTAGEN_BYTE_DECODER):
             plain = _BYTE_DECODER + plain.removeprefix(_NOTAGEN_BYTE_DECODER)
         if _MASK_BUFFER.search(plain):

@@ -19,6 +19,8 @@ from torch import Tensor
 from bgpt_fast.checkpoint.schema import CheckpointError
 from bgpt_fast.memory import is_shortage
 
+_KEYS = ("model", "state_dict", "model_state_dict")
+"""Under which training programs store the weights, beside other things."""
 _MAX_PICKLE_BYTES = 1 << 24
 _PLAIN_GLOBAL = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch(\.storage)? \w+Storage"
@@ -28,6 +30,8 @@ _PLAIN_GLOBAL = re.compile(
 
 def read_pth(path: Path) -> tuple[dict[str, Tensor], Any]:
     """Reads a released-style `.pth` file, {'model': weights, 'config': …} or just the weights; runs no code from it.
+
+    The weights may also be under "state_dict" or "model_state_dict".
 
     Returns:
         The tensors on the CPU, under the names of the file; and the value of "config", or None.
@@ -46,8 +50,8 @@ def read_pth(path: Path) -> tuple[dict[str, Tensor], Any]:
         raise CheckpointError(
             f"{path}: expected plain tensors, got a file that torch refuses: {reason:.300}"
         ) from error
-    is_wrapped = isinstance(loaded, dict) and isinstance(loaded.get("model"), dict)
-    weights = loaded["model"] if is_wrapped else loaded
+    key = next((key for key in _KEYS if isinstance(loaded, dict) and isinstance(loaded.get(key), dict)), None)
+    weights = loaded if key is None else loaded[key]
     if not isinstance(weights, dict):
         raise CheckpointError(f"{path}: expected a dict of tensors, got {type(weights).__name__}")
     state_dict = {}
@@ -64,7 +68,7 @@ def read_pth(path: Path) -> tuple[dict[str, Tensor], Any]:
                 f"{path}: {name}: expected tensors no larger than the file, got {tensor.nbytes} bytes"
             )
         state_dict[name] = tensor.contiguous()
-    return state_dict, loaded.get("config") if is_wrapped else None
+    return state_dict, None if key is None else loaded.get("config")
 
 
 def _check_archive(path: Path) -> None:

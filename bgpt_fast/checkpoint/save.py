@@ -34,6 +34,10 @@ from bgpt_fast.checkpoint.schema import (
 from bgpt_fast.checkpoint.task import ModelTask
 from bgpt_fast.config import VOCAB_SIZE, BGPTConfig
 from bgpt_fast.files import atomic_write, open_regular, write_json
+from bgpt_fast.memory import check_memory
+
+_HEADER_BYTES = 1 << 16
+"""Bytes of memory for a header, which has some 150 for each tensor."""
 
 
 def save_weights(
@@ -79,7 +83,7 @@ def save_weights(
     tensors = _storable(config, state_dict, dtype, entry.get("labels"))
     # A single metadata entry: safetensors writes several in varying order, and equal weights must give equal files.
     fields = {**entry["config"], **{name: entry[name] for name in ("labels", "task") if name in entry}}
-    content = safetensors.torch.save(tensors, metadata={"bgpt_config": json.dumps(fields)})
+    content = safetensors_bytes(tensors, {"bgpt_config": json.dumps(fields)})
     entry["sha256"] = hashlib.sha256(content).hexdigest()
     manifest = {"format": "bgpt_fast", "version": 1, **entry, "previous": None}
     try:
@@ -101,6 +105,17 @@ def save_weights(
         # The new checkpoint is complete; a leftover entry for the old weights is harmless.
         with contextlib.suppress(OSError):
             write_json(folder / CONFIG_FILE, manifest)
+
+
+def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
+    """The content of a safetensors file with these contiguous tensors on the CPU.
+
+    Raises:
+        MemoryError: it does not fit into memory.
+    """
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    check_memory(size, size, size, _HEADER_BYTES)  # the tensors' bytes, the content, its copy for Python
+    return safetensors.torch.save(dict(tensors), metadata)
 
 
 def to_released(config: BGPTConfig, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -14,13 +14,14 @@ from bgpt_fast.classifier import BGPTForClassification
 from bgpt_fast.cli.common import as_json, drawing, read_options, value_of
 from bgpt_fast.cli.errors import FAILURE, report_error
 from bgpt_fast.cli.outputs import fingerprint
-from bgpt_fast.cli.train_data import Task, TrainData, task_of
+from bgpt_fast.cli.train_data import CPU_STATES, Task, TrainData, task_of
 from bgpt_fast.cli.train_options import LAYOUT, SHORT, Train, options_from_file, preset_options
 from bgpt_fast.cli.train_samples import sampler
 from bgpt_fast.cli.train_summary import ENDED, print_end, print_start
 from bgpt_fast.data import DataError
 from bgpt_fast.device import default_cpu
 from bgpt_fast.files import write_json
+from bgpt_fast.memory import named_out_of_memory
 from bgpt_fast.model import BGPT
 from bgpt_fast.terminal import print_error, print_text
 from bgpt_fast.training import Trainer, TrainingInterrupted, TrainResult
@@ -33,6 +34,14 @@ OPTIONS = Train
 def run(words: Sequence[str]) -> int:
     options = read_options(Train, "train", words, _defaults(words), LAYOUT, short=SHORT)
     task = task_of(options)
+    sizes, setting = f"{options.patches_per_batch:,} patches", "patches_per_batch"
+    if task == CPU_STATES:
+        sizes, setting = f"{options.programs_per_batch:,} programs", "documents_per_batch"
+    with named_out_of_memory(lambda: f"a run with batches of {sizes}", setting, advice="train a smaller model"):
+        return _run(options, task)
+
+
+def _run(options: Train, task: Task) -> int:
     model: BGPT | BGPTForClassification
     torch.manual_seed(options.training.seed)
     drafter_for = ""

@@ -29,7 +29,7 @@ import safetensors.torch
 from torch import Tensor
 
 from bgpt_fast.checkpoint.load import load_weights
-from bgpt_fast.checkpoint.save import save_weights
+from bgpt_fast.checkpoint.save import safetensors_bytes, save_weights
 from bgpt_fast.checkpoint.schema import PATCH_EMBEDDING, CheckpointError
 from bgpt_fast.checkpoint.task import ModelTask
 from bgpt_fast.config import BGPTConfig
@@ -280,9 +280,7 @@ def _write_files(folder: Path, checkpoint: RunState) -> None:
     save_weights(folder, checkpoint.model_config, checkpoint.weights, labels=labels, task=task)
     for name, tensors in (("optimizer", checkpoint.optimizer), ("rng", checkpoint.rng)):
         with atomic_write(folder / f"{name}.safetensors") as file:
-            file.write(
-                safetensors.torch.save({key: value.detach().contiguous().cpu() for key, value in tensors.items()})
-            )
+            file.write(safetensors_bytes({key: value.detach().contiguous().cpu() for key, value in tensors.items()}))
     write_json(folder / "state.json", checkpoint.state)
     shards: list[str] = []
     if checkpoint.write_shards is not None:

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
+from bgpt_fast.checkpoint.save import safetensors_bytes
 from bgpt_fast.files import atomic_write, naming
 
 
@@ -81,4 +81,4 @@ def write_batches(path: Path, batches: Sequence[Mapping[str, Tensor]], metadata:
         for name, tensor in batch.items()
     }
     with atomic_write(path) as file:
-        file.write(safetensors.torch.save(tensors, {name: str(value) for name, value in metadata.items()}))
+        file.write(safetensors_bytes(tensors, {name: str(value) for name, value in metadata.items()}))

@@ -88,6 +88,7 @@ class TrainStep:
         self._config = config
         self._run_dir = run_dir
         self._objective = objective_of(self._model)
+        self._max_patches = max_patches
         # A source without a maximum number of patches has a number of documents.
         self._batch_settings: tuple[str, ...] = ("documents_per_batch" if max_patches is None else "patches_per_batch",)
         if labels_of(self._model) is None:
@@ -200,6 +201,11 @@ class TrainStep:
 
         advice = "" if self._config.activation_checkpointing else "set activation_checkpointing"
         return named_out_of_memory(what, *self._batch_settings, advice=advice)
+
+    def data_memory(self) -> AbstractContextManager[None]:
+        """Names the size of the batches if memory runs out while a source makes them."""
+        most = "" if self._max_patches is None else f" of at most {self._max_patches:,} patches"
+        return named_out_of_memory(lambda: f"the next batches{most}", self._batch_settings[0], "prefetch")
 
     def _optimizer_text(self) -> str:
         return f"the optimizer's update of {self._num_parameters():,} parameters"

@@ -21,7 +21,7 @@ from bgpt_fast.device import default_cpu
 from bgpt_fast.files import write_json
 from bgpt_fast.flops import peak_flops
 from bgpt_fast.folder_lock import FolderInUseError, FolderLock
-from bgpt_fast.memory import OutOfMemoryError, named_out_of_memory
+from bgpt_fast.memory import OutOfMemoryError
 from bgpt_fast.training.allocator import reused_memory
 from bgpt_fast.training.checkpoint_store import CheckpointStore, CheckpointWriteError
 from bgpt_fast.training.checkpointer import Checkpointer
@@ -334,7 +334,7 @@ class Trainer:
         """Runs a step and reports its figures, or on a GPU those of the step before: so the host never waits for the
         step that it has just launched."""
         start = time.monotonic()
-        with phase("data"), named_out_of_memory(lambda: "the next batches", "prefetch", advice="make them smaller"):
+        with phase("data"), self._train_step.data_memory():
             batches = [self._feed.next_batch() for _ in range(self.config.accumulation)]
         wait_seconds = time.monotonic() - start
         if self.config.schedule_by == "time":

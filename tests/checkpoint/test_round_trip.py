@@ -159,6 +159,7 @@ def test_right_weights_are_valid(weights: Weights) -> None:
         lambda name: f"module.{name}",
         lambda name: f"_orig_mod.module.{name}",
         lambda name: f"module._orig_mod.module.{name}",
+        lambda name: f"_orig_mod.trainer.module.model.{name}",
         lambda name: name.replace("base.", "_orig_mod.base.module."),
         lambda name: name.replace(".h.0.", ".h.0._checkpoint_wrapped_module._fsdp_wrapped_module."),
     ],
@@ -180,6 +181,14 @@ def test_names_of_wrapped_models_and_either_tied_name(
     loaded = load_weights(path)
     assert same(loaded.state_dict, weights)
     assert loaded.state_dict.keys() == {*weights, LM_HEAD}
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict"])
+def test_weights_beside_other_things(tmp_path: Path, weights: Weights, key: str) -> None:
+    optimizer = {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
+    stored = {f"model.{name}": value for name, value in weights.items()}
+    torch.save({"epoch": 3, key: stored, "optimizer_state_dict": optimizer}, tmp_path / "a.pth")
+    assert same(load_weights(tmp_path / "a.pth").state_dict, weights)
 
 
 def test_hub_ids(hub: LocalHub, weights: Weights) -> None:

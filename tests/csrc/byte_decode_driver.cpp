@@ -50,7 +50,7 @@ Transformer random_transformer(Random& random, int64_t D, int64_t H, int64_t F, 
 struct Result {
     Floats features, logits;
     std::vector<int16_t> tokens;
-    std::vector<int64_t> counts;
+    std::vector<int64_t> counts, drafted;
 };
 
 bool equal(const Floats& a, const Floats& b) { return std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0; }
@@ -81,6 +81,11 @@ void one_model(Random& random, const Sizes& sizes, bool overrun, Digest& digest)
     const int64_t V = random.below(2) == 0 ? kVocabSize : kNotaGenVocabSize;
     const Floats wte = random.floats(V * D, 0.3f);
     const ByteDecoder decoder(byte, wte.data(), V, S);
+    const int64_t draft_D = H * (random.below(8) + 1);
+    const Transformer draft = random_transformer(random, draft_D, H, F, S + 1, precision);
+    const Floats draft_wte = random.floats(V * draft_D, 0.3f), draft_features = random.floats(N * draft_D, 1.0f);
+    const ByteDecoder drafter(draft, draft_wte.data(), V, S);
+    const bool is_drafted = random.below(2) == 1;
 
     // All positions of two slots, in one call.
     std::vector<int64_t> slots, positions;
@@ -112,20 +117,22 @@ void one_model(Random& random, const Sizes& sizes, bool overrun, Digest& digest)
         Team team(threads);
         Cache cache(patch, 2, L);
         Workspace workspace(patch, 7);
-        Result result{Floats(2 * L * D), Floats(N * S * V, 0.0f), std::vector<int16_t>(N * S), std::vector<int64_t>(N)};
+        Result result{Floats(2 * L * D), Floats(N * S * V, 0.0f), std::vector<int16_t>(N * S), std::vector<int64_t>(N),
+                      std::vector<int64_t>(2 * N)};
         features(patch, cache, workspace, x.data(), slots.data(), positions.data(), 2 * L, result.features.data(), team,
                  used);
         byte_decode(decoder,
                     {features_in.data(), N, prefix_tokens.data(), drafts.data(), verify.get(), max_tokens.data(),
                      rng_streams.data(), byte_offsets.data(), sampling, static_cast<int32_t>(V - 1), 0,
-                     result.tokens.data(), result.counts.data(), result.logits.data()},
+                     result.tokens.data(), result.counts.data(), result.logits.data(), is_drafted ? &drafter : nullptr,
+                     draft_features.data(), result.drafted.data()},
                     team, used);
         results.push_back(std::move(result));
     }
     for (const Result& result : results) {
         const Result& first = results.front();
         if (!equal(result.features, first.features) || !equal(result.logits, first.logits) ||
-            result.tokens != first.tokens || result.counts != first.counts) {
+            result.tokens != first.tokens || result.counts != first.counts || result.drafted != first.drafted) {
             std::fprintf(stderr, "the bits differ: D %ld H %ld F %ld S %ld L %ld N %ld precision %d\n", long(D),
                          long(H), long(F), long(S), long(L), long(N), static_cast<int>(precision));
             std::exit(1);

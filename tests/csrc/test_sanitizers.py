@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from support.cpp import compile_driver, op_sources, run_driver
+from support.cpp import check_driver, compile_driver, op_sources, run_driver
 from support.paths import ROOT
 
 
@@ -89,6 +89,22 @@ THREADED = {
 }
 """The files of csrc/ that share work among threads, by what runs them."""
 SHARED = r"\]\(int64_t begin, int64_t end\) \{"
+
+
+@pytest.mark.parametrize(
+    ("driver", "flag"),
+    [
+        *((f"{name}_driver", "") for name in DRIVERS),
+        *(
+            ("threads_driver", f"-DBGPT_TEST_{name}")
+            for name in dict.fromkeys(name.partition(",")[0] for name in THREADED)
+            if name not in ("byte_decode", "team")
+        ),
+    ],
+)
+def test_each_driver_compiles(driver: str, flag: str) -> None:
+    """What the slow tests run is compiled at every change."""
+    check_driver(driver, *filter(None, [flag]))
 
 
 def plant_race(text: str) -> str:

@@ -74,14 +74,15 @@ void check() {
     const int64_t N = 3000, D = 200;
     const Floats x = floats(N * D), weight = floats(D);
     compare([&](int64_t threads) {
-        Floats y(N * D), total(N * D), mean(N), rstd(N), dtotal(N * D), dweight(D), dbias(D);
+        Floats y(N * D), total(N * D), mean(N), rstd(N), dtotal(N * D), dx(N * D), dweight(D), dbias(D), sum(D);
         bgpt::layer_norm_forward({x.data(), x.data(), total.data(), y.data(), weight.data(), weight.data(), mean.data(),
                                   rstd.data(), N, D, 1e-5f, false, false},
                                  threads, isa);
-        bgpt::layer_norm_backward({y.data(), x.data(), total.data(), dtotal.data(), nullptr, weight.data(), mean.data(),
-                                   rstd.data(), dweight.data(), dbias.data(), N, D, false, false},
-                                  threads, isa);
-        for (const Floats& part : {total, dtotal, dweight, dbias}) y.insert(y.end(), part.begin(), part.end());
+        bgpt::layer_norm_backward(
+            {y.data(), x.data(), total.data(), dtotal.data(), dx.data(), weight.data(), mean.data(), rstd.data(),
+             dweight.data(), dbias.data(), sum.data(), N, D, false, false},
+            threads, isa);
+        for (const Floats& part : {total, dtotal, dx, dweight, dbias, sum}) y.insert(y.end(), part.begin(), part.end());
         return y;
     });
 #elif defined(BGPT_TEST_invariant_linear)
