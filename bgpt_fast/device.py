@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
@@ -92,7 +93,7 @@ class HostCopy:
     """A tensor's values on their way to the host.
 
     They are those of this moment, whatever is written to the tensor later. From a GPU they are copied into page-locked
-    memory behind the work that computes them; `tolist` waits for this copy, but not for what was launched after it.
+    memory behind the work that computes them; `wait` waits for this copy, but not for what was launched after it.
     """
 
     def __init__(self, values: torch.Tensor) -> None:
@@ -105,11 +106,63 @@ class HostCopy:
             self._end = torch.cuda.Event()
             self._end.record(torch.cuda.current_stream(values.device))
 
-    def tolist(self) -> list[float]:
-        """The values of a tensor with one dimension."""
+    def wait(self) -> torch.Tensor:
+        """The values, on the CPU."""
         if self._end is not None:
             self._end.synchronize()
-        return self._values.tolist()
+        return self._values
+
+    def tolist(self) -> list[float]:
+        """The values of a tensor with one dimension."""
+        return self.wait().tolist()
+
+
+class HostCopies:
+    """Several tensors' values on their way to the host, as `HostCopy`: in one buffer, by one copy."""
+
+    def __init__(self, values: Sequence[torch.Tensor]) -> None:
+        self._kinds = [(one.dtype, one.shape) for one in values]
+        self._copy = HostCopy(_together(values, values[0].device))
+
+    def wait(self) -> list[torch.Tensor]:
+        """The tensors, on the CPU."""
+        return _parts(self._copy.wait(), self._kinds)
+
+
+def to_device_together(values: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+    """Copies of tensors on `device`, made by one copy.
+
+    Onto a GPU out of page-locked memory, so that the host does not wait.
+
+    Args:
+        values: on the CPU, of any dtypes and shapes.
+        device: where they are needed.
+    """
+    buffer = _together(values, torch.device("cpu"), pin_memory=device.type == "cuda")
+    return _parts(buffer.to(device, non_blocking=True), [(one.dtype, one.shape) for one in values])
+
+
+_ALIGNMENT = 16
+"""Bytes: each tensor in a common buffer starts at a multiple of it."""
+
+
+def _together(values: Sequence[torch.Tensor], device: torch.device, *, pin_memory: bool = False) -> torch.Tensor:
+    """uint8 [bytes]: tensors that are on `device`, one after the other in a new buffer there."""
+    size = sum(-(-one.nbytes // _ALIGNMENT) * _ALIGNMENT for one in values)
+    buffer = torch.empty(size, dtype=torch.uint8, device=device, pin_memory=pin_memory)
+    for part, one in zip(_parts(buffer, [(one.dtype, one.shape) for one in values]), values, strict=True):
+        part.copy_(one)
+    return buffer
+
+
+def _parts(buffer: torch.Tensor, kinds: Sequence[tuple[torch.dtype, torch.Size]]) -> list[torch.Tensor]:
+    """The tensors of these dtypes and shapes that lie in a buffer one after the other."""
+    parts, start = [], 0
+    for dtype, shape in kinds:
+        size = math.prod(shape) * dtype.itemsize
+        parts.append(buffer[start : start + size].view(dtype).view(shape))
+        start += -(-size // _ALIGNMENT) * _ALIGNMENT
+    return parts
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ Shape letters: n prompts, R running sequences, N rows to decode, T patches, S by
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bgpt_fast.device import to_device_together
 from bgpt_fast.generation.decoders.base import Decoder
 from bgpt_fast.generation.decoders.request import DecodeRequest
 from bgpt_fast.generation.drafted_rows import Drafts
@@ -114,12 +115,12 @@ class Scheduler:
         drafted = None if self.drafts is None else self.drafts.extend(rows)
         if drafted is not None:
             rows = drafted.rows
+        streams, offsets = sequences.rng_streams[rows.slots], rows.byte_offsets.view(np.uint64)
+        arrays = *self._patches(rows, new), rows.prefix_tokens, rows.max_tokens, streams, offsets
+        patches, slots, positions, *inputs = self._on_device(arrays)
         request = DecodeRequest(
-            features=self._prefill(rows, new),
-            prefix_tokens=torch.from_numpy(rows.prefix_tokens),
-            max_tokens=torch.from_numpy(rows.max_tokens),
-            rng_streams=torch.from_numpy(sequences.rng_streams[rows.slots]),
-            byte_offsets=torch.from_numpy(rows.byte_offsets.view(np.uint64)),
+            self._prefill(patches, slots, positions, len(rows.slots)),
+            *inputs,
             sampling=self.sampling,
             drafts=None if drafted is None else torch.from_numpy(drafted.drafts),
             verify=None if drafted is None else torch.from_numpy(drafted.verify),
@@ -141,21 +142,27 @@ class Scheduler:
             self.drafts.count(drafted)
         return new_bytes
 
-    def _prefill(self, rows: Rows, new: NDArray[np.int64]) -> Tensor:
-        """Adds the new files' prompts and the patch before each row to the cache; returns these features: [N, D]."""
-        patches, slots, positions = rows.before, rows.slots, rows.positions
-        if len(new):
-            prompts = self.sequences.prompt_patches(new)
-            patches = np.concatenate([prompts[0], patches])
-            slots = np.concatenate([prompts[1], slots])
-            positions = np.concatenate([prompts[2], positions])
-        features, before = [], len(patches) - len(rows.before)
-        for start in range(0, len(patches), PREFILL_PATCHES):
-            part = slice(start, start + PREFILL_PATCHES)
-            chunk = self.decoder.prefill(*(self._on_device(values[part]) for values in (patches, slots, positions)))
+    def _patches(self, rows: Rows, new: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """The patches that the step adds to the cache, with slots and positions: new prompts', then the one before
+        each row."""
+        before = rows.before, rows.slots, rows.positions
+        if not len(new):
+            return before
+        prompts = self.sequences.prompt_patches(new)
+        patches, slots, positions = (np.concatenate(both) for both in zip(prompts, before, strict=True))
+        return patches, slots, positions
+
+    def _prefill(self, patches: Tensor, slots: Tensor, positions: Tensor, count: int) -> Tensor:
+        """Adds patches to the cache; returns the features of the last `count` ones: float32 [count, D]."""
+        features, before = [], len(patches) - count
+        parts = zip(*(values.split(PREFILL_PATCHES) for values in (patches, slots, positions)), strict=True)
+        for start, part in zip(range(0, len(patches), PREFILL_PATCHES), parts, strict=True):
+            chunk = self.decoder.prefill(*part)
             if start + len(chunk) > before:
                 features.append(chunk[max(before - start, 0) :])
         return features[0] if len(features) == 1 else torch.cat(features)
 
-    def _on_device(self, values: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(values).to(self.decoder.device)
+    def _on_device(self, arrays: Sequence[NDArray[Any]]) -> list[Tensor]:
+        """The arrays as tensors on the decoder's device, copied at once where that is a GPU."""
+        tensors, device = [torch.from_numpy(values) for values in arrays], self.decoder.device
+        return tensors if device.type == "cpu" else to_device_together(tensors, device)

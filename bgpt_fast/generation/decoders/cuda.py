@@ -29,10 +29,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bgpt_fast import _C
-from bgpt_fast.device import Record, Replay, graph_recorder
+from bgpt_fast.device import HostCopies, Record, Replay, graph_recorder
 from bgpt_fast.generation.decoders.cuda_layers import Attend, ByteWeights, CudaLayers, PatchWeights
 from bgpt_fast.generation.decoders.request import DecodeRequest, DecodeResult
 from bgpt_fast.kernels.byte_decode.op import byte_decode, byte_decode_accept, persistent_supports
+from bgpt_fast.kernels.byte_decode.sampling import Sampling
 from bgpt_fast.kernels.cached_attention.op import cached_attention
 from bgpt_fast.kernels.common.launch import on_device
 from bgpt_fast.kernels.patch_embed.op import patch_embed
@@ -214,15 +215,9 @@ class CudaWeights:
 
 def write_persistent(weights: ByteWeights, request: DecodeRequest) -> DecodeResult:
     """As `Decoder.write`, by the persistent kernel; synchronises once, for the result."""
-    device = weights.device
-    # uint64 tensors go to the GPU as int64: torch has few operations for them.
-    streams, offsets = (
-        numbers.view(torch.int64).to(device).view(torch.uint64)
-        for numbers in (request.rng_streams, request.byte_offsets)
-    )
-    prefix, max_tokens = request.prefix_tokens.to(device), request.max_tokens.to(device)
-    decoded = byte_decode(weights, request.features, prefix, max_tokens, streams, offsets, request.sampling)
-    return DecodeResult(decoded.tokens.cpu(), decoded.counts.cpu())
+    features, *inputs = (values.to(weights.device) for values in request[:5])
+    decoded = byte_decode(weights, features, *inputs, request.sampling)
+    return DecodeResult(*HostCopies([decoded.tokens, decoded.counts]).wait())
 
 
 class PatchBuffers:
@@ -251,6 +246,7 @@ class GraphBuffers:
         self.counts, self.next_tokens = zeros(rows), zeros(rows)
         self.active = zeros(rows, dtype=torch.uint8)
         self.keys, self.values = cache.view(_cache_shape(weights, rows)).unbind(0)
+        self._last_sampling: Sampling | None = None
 
     def fill(self, request: DecodeRequest, rows: slice) -> None:
         """Copies some rows of a request in; the graph's other rows are inactive."""
@@ -262,7 +258,9 @@ class GraphBuffers:
             (self.byte_offsets, request.byte_offsets.view(torch.int64)),
         ):
             target[: rows.stop - rows.start].copy_(values[rows])
-        self.sampling.copy_(request.sampling.to_tensor())
+        if request.sampling != self._last_sampling:
+            self.sampling.copy_(request.sampling.to_tensor())
+            self._last_sampling = request.sampling
         self.tokens.fill_(self.fill_token)
         self.active.zero_()
         self.active[: rows.stop - rows.start].fill_(1)
@@ -292,7 +290,7 @@ class GraphedByteDecoder:
 
     def write(self, request: DecodeRequest) -> DecodeResult:
         """As `Decoder.write`, without drafts; synchronises once for each graph's result."""
-        tokens, counts = [], []
+        copies = []
         for first in range(0, len(request.features), MAX_GRAPH_ROWS):
             rows = slice(first, min(first + MAX_GRAPH_ROWS, len(request.features)))
             count = rows.stop - rows.start
@@ -300,9 +298,8 @@ class GraphedByteDecoder:
             buffers.fill(request, rows)
             with on_device(buffers.features):
                 replay()
-            # Copies, because the next graph may write to the same buffers.
-            tokens.append(buffers.tokens[:count].to("cpu", copy=True))
-            counts.append(buffers.counts[:count].to("cpu", copy=True))
+            copies.append(HostCopies([buffers.tokens[:count], buffers.counts[:count]]))
+        tokens, counts = zip(*(copy.wait() for copy in copies), strict=True)
         return DecodeResult(torch.cat(tokens), torch.cat(counts))
 
     def logits(self, features: Tensor, tokens: Tensor, count: int) -> Tensor:

@@ -15,10 +15,10 @@ from bgpt_fast.kernels.byte_decode.sampling import Sampling
 
 
 class DecodeRequest(NamedTuple):
-    """N patches to decode. All tensors but `features` are on the CPU.
+    """N patches to decode. All tensors are on the decoder's device; those but `features` may be on the CPU.
 
     Args:
-        features: float32 [N, D] on the decoder's device: the patch decoder's feature of the patch before each one.
+        features: float32 [N, D]: the patch decoder's feature of the patch before each one.
         prefix_tokens: int16 [N, S], known bytes, then -1 from the first position that the model chooses on.
         max_tokens: int64 [N], 1 … S: the number of tokens at which a patch ends.
         rng_streams: uint64 [N], the number of each file's random stream.
