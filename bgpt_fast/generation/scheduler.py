@@ -117,10 +117,13 @@ class Scheduler:
             rows = drafted.rows
         streams, offsets = sequences.rng_streams[rows.slots], rows.byte_offsets.view(np.uint64)
         arrays = *self._patches(rows, new), rows.prefix_tokens, rows.max_tokens, streams, offsets
-        patches, slots, positions, *inputs = self._on_device(arrays)
+        patches, slots, positions, prefix_tokens, max_tokens, rng_streams, byte_offsets = self._on_device(arrays)
         request = DecodeRequest(
-            self._prefill(patches, slots, positions, len(rows.slots)),
-            *inputs,
+            features=self._prefill(patches, slots, positions, len(rows.slots)),
+            prefix_tokens=prefix_tokens,
+            max_tokens=max_tokens,
+            rng_streams=rng_streams,
+            byte_offsets=byte_offsets,
             sampling=self.sampling,
             drafts=None if drafted is None else torch.from_numpy(drafted.drafts),
             verify=None if drafted is None else torch.from_numpy(drafted.verify),
@@ -145,12 +148,14 @@ class Scheduler:
     def _patches(self, rows: Rows, new: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         """The patches that the step adds to the cache, with slots and positions: new prompts', then the one before
         each row."""
-        before = rows.before, rows.slots, rows.positions
         if not len(new):
-            return before
-        prompts = self.sequences.prompt_patches(new)
-        patches, slots, positions = (np.concatenate(both) for both in zip(prompts, before, strict=True))
-        return patches, slots, positions
+            return rows.before, rows.slots, rows.positions
+        patches, slots, positions = self.sequences.prompt_patches(new)
+        return (
+            np.concatenate([patches, rows.before]),
+            np.concatenate([slots, rows.slots]),
+            np.concatenate([positions, rows.positions]),
+        )
 
     def _prefill(self, patches: Tensor, slots: Tensor, positions: Tensor, count: int) -> Tensor:
         """Adds patches to the cache; returns the features of the last `count` ones: float32 [count, D]."""

@@ -215,8 +215,8 @@ class CudaWeights:
 
 def write_persistent(weights: ByteWeights, request: DecodeRequest) -> DecodeResult:
     """As `Decoder.write`, by the persistent kernel; synchronises once, for the result."""
-    features, *inputs = (values.to(weights.device) for values in request[:5])
-    decoded = byte_decode(weights, features, *inputs, request.sampling)
+    features, prefix, max_tokens, streams, offsets = (values.to(weights.device) for values in request[:5])
+    decoded = byte_decode(weights, features, prefix, max_tokens, streams, offsets, request.sampling)
     return DecodeResult(*HostCopies([decoded.tokens, decoded.counts]).wait())
 
 
