@@ -121,6 +121,28 @@ class ArrowSource(PackedSource[_Row, PackedPatches]):
             "bytes": sum(file.size for file in self._files),
         }
 
+    def evaluation_batches(self, max_patches: int) -> Iterator[PackedPatches]:
+        """As `PackedSource.evaluation_batches`: rows in the shuffled order of an epoch, over-long ones cut to a window.
+
+        So of rows that fit into one buffer a random sample; of more, one of the first buffers.
+        """
+        patches = 0
+        for plan in self._pass_plans(self._first_epoch()):
+            _, documents = self._read_all(plan, "window")
+            packed = PackedPatches.from_parts(documents, self.config.patch_size)
+            yield packed
+            patches += packed.num_patches
+            if patches >= max_patches:
+                return
+
+    def _first_epoch(self) -> Iterator[tuple[_Row, int]]:
+        block = self._block()
+        if block.start != self._start(0):
+            block = self._open(self._start(0))
+        while block.start["epoch"] == 0:
+            yield from zip(block.items, block.lengths, strict=True)
+            block = self._after(block)
+
     def __getstate__(self) -> dict[str, Any]:
         # Open files cannot be pickled; the copy reopens the stream at its position.
         return {**self.__dict__, "_live": None}

@@ -221,20 +221,12 @@ class PackedSource(ABC, Generic[Item, Batch]):
                 if items:
                     yield self._batch(items, PackedPatches.from_parts(documents, self.config.patch_size))
 
+    @abstractmethod
     def evaluation_batches(self, max_patches: int) -> Iterator[Batch]:
         """Batches for evaluations during training, with about `max_patches` patches; does not change the position.
 
-        The same on every rank. Here, the first documents of one pass.
+        The same on every rank.
         """
-        patches = 0
-        for plan in self._pass_plans():
-            items, documents = self._read_all(plan, "head")
-            if items:
-                packed = PackedPatches.from_parts(documents, self.config.patch_size)
-                yield self._batch(items, packed)
-                patches += packed.num_patches
-            if patches >= max_patches:
-                return
 
     def state_dict(self) -> dict[str, Any]:
         """The position: epoch, offset and window in its block, and a digest of the files."""

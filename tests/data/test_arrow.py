@@ -55,6 +55,32 @@ def _documents(batches: list[PackedPatches]) -> list[tuple[str, bytes]]:
     return [document for batch in batches for document in batch.to_bytes()]
 
 
+def test_an_evaluation_scores_a_random_sample_of_the_rows(folder: Path) -> None:
+    source = _source(folder, buffer_rows=8192)
+    source.next_batch()
+    position = source.state_dict()
+    batches = list(source.evaluation_batches(150))
+    assert 100 < sum(batch.num_patches for batch in batches) < 250
+    names = [content[:4] for _, content in _documents(batches)]
+    whole = _source(folder, seed=1, buffer_rows=8192)
+    assert {name[:1] for name in names} == {b"0", b"1", b"2"}, "of every file, not of the first one"
+    assert _documents(batches) == _documents(list(source.evaluation_batches(150)))
+    assert source.state_dict() == position
+    assert names != [content[:4] for _, content in _documents(list(whole.evaluation_batches(150)))]
+    everything = _documents(list(source.evaluation_batches(100_000)))
+    assert sorted(everything) == sorted(_documents(list(source.one_pass()))), "each row once"
+    small = _source(folder)
+    assert sorted(_documents(list(small.evaluation_batches(100_000)))) == sorted(everything), "of several buffers"
+
+
+def test_an_evaluation_scores_a_window_of_a_long_row(tmp_path: Path) -> None:
+    contents = [bytes([number]) * 40 + bytes([100 + number]) * 400 for number in range(20)]
+    pq.write_table(pa.table({"content": contents}), tmp_path / "long.parquet")
+    documents = _documents(list(_source(tmp_path).evaluation_batches(100_000)))
+    assert len(documents) == 20
+    assert any(content[0] >= 100 for _, content in documents), "not the heads alone"
+
+
 def test_an_epoch_is_every_row_once_in_a_new_order(folder: Path) -> None:
     source = _source(folder, extension_column="ext")
     assert isinstance(source, Source)
