@@ -91,9 +91,9 @@ def document_layout(
 
 def patch_positions(cu_seqlens: Tensor, P: int) -> tuple[Tensor, Tensor]:
     """For each patch the index of its document, and its index within it (0: the extension patch); int64 [P] each."""
-    documents = torch.arange(len(cu_seqlens) - 1, device=cu_seqlens.device)
-    document = documents.repeat_interleave(cu_seqlens.diff(), output_size=P)
-    return document, torch.arange(P, device=cu_seqlens.device) - cu_seqlens[document]
+    patches = torch.arange(P, dtype=cu_seqlens.dtype, device=cu_seqlens.device)
+    document = torch.searchsorted(cu_seqlens, patches, right=True) - 1
+    return document, (patches - cu_seqlens[document]).long()
 
 
 def extension_of(path: PathLike) -> str:

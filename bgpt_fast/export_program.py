@@ -35,9 +35,10 @@ class _Packed(nn.Module):
 def export_program(model: BGPT, method: Literal["forward", "log_likelihood"] = "forward") -> ExportedProgram:
     """Exports a method of a model for batches of any number of patches and documents.
 
-    The program's module takes `patches`, int16 [P, S], and `cu_seqlens`, int32 [B + 1], of a `PackedPatches` of two
-    documents or more (torch makes graphs for sizes of at least 2: add an empty document to a single one), each of at
-    most `patch_length` patches, on the model's device. It returns the tensors of the method: (loss, nats [T, S],
+    The program's module takes `patches`, int16 [P, S], and `cu_seqlens`, int32 [B + 1], of a `PackedPatches`, each
+    document of at most `patch_length` patches, on the model's device; "log_likelihood" takes two documents or more
+    (torch makes graphs for sizes of at least 2, and its results are of size B: add an empty document to a single one).
+    It returns the tensors of the method: (loss, nats [T, S],
     indices [T]) or (nats [B], num_bytes [B]). `torch.export.save` and `load` store it; a process that loads it must
     import `bgpt_fast`, which registers the ops.
 

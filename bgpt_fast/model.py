@@ -124,8 +124,8 @@ class BGPT(nn.Module):
         nats = self(batch, indices).nats.double().sum(1)
         symbols = batch.patches[indices]
         real = ((symbols != self.config.eop) & (symbols != self.config.fill)).sum(1)
-        documents = torch.arange(batch.num_documents, device=indices.device)
-        document_of = documents.repeat_interleave(batch.cu_seqlens.diff() - 1, output_size=indices.shape[0])
+        # Before target t of document b are t targets and b + 1 extension patches.
+        document_of = indices - torch.arange(1, indices.shape[0] + 1, device=indices.device)
         return LogLikelihood(
             nats.new_zeros(batch.num_documents).index_add_(0, document_of, nats),
             real.new_zeros(batch.num_documents).index_add_(0, document_of, real),

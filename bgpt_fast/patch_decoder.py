@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bgpt_fast.config import BGPTConfig
+from bgpt_fast.documents import patch_positions
 from bgpt_fast.kernels.patch_attention.op import DocumentGroups, patch_attention
 from bgpt_fast.kernels.patch_embed.op import patch_embed
 from bgpt_fast.layers import Linear, Transformer, byte_embeddings, compute_dtype
@@ -72,9 +73,7 @@ class PatchLevelDecoder(nn.Module):
             float [P, D] or [R, D], in the compute dtype.
         """
         P = patches.shape[0]  # len() would make it a constant of a graph
-        steps = torch.arange(P, device=patches.device)
-        lengths = cu_seqlens.diff()
-        positions = steps - cu_seqlens[:-1].repeat_interleave(lengths, output_size=P)
+        _, positions = patch_positions(cu_seqlens, P)
         embeddings = self.patch_embedding(patches, self.base.wpe.weight, positions)
         groups = DocumentGroups(cu_seqlens, max_seqlen, host_offsets)
 

@@ -300,12 +300,12 @@ class PackedPatches:
 
     def all_target_indices(self) -> Tensor:
         """As `target_indices`, of all patches but each document's first, whatever `targets` is."""
-        # Target t of the batch, in document b, has index t + b + 1. Nothing here synchronises with a GPU.
-        T = self.num_patches - self.num_documents
-        documents = torch.arange(self.num_documents, device=self.patches.device)
-        lengths = self.cu_seqlens.diff() - 1
-        document_of = documents.repeat_interleave(lengths, output_size=T)
-        return torch.arange(1, T + 1, device=self.patches.device) + document_of
+        # Target t of the batch, in document b, has index t + b + 1. Nothing here synchronises with a GPU, and no size
+        # is B, which torch.compile would make another graph for where it is 1.
+        offsets, T = self.cu_seqlens, self.num_patches - self.num_documents
+        targets_before = offsets - torch.arange(offsets.shape[0], dtype=offsets.dtype, device=offsets.device)
+        targets = torch.arange(T, dtype=offsets.dtype, device=offsets.device)
+        return targets + torch.searchsorted(targets_before, targets, right=True)
 
     def _target_mask(self) -> Tensor:
         if self.targets is not None:
