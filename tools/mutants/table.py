@@ -48,8 +48,8 @@ MUTANTS = (
     Mutant(
         "patches",
         "bgpt_fast/patches.py",
-        "return torch.arange(1, T + 1, device=self.patches.device) + document_of",
-        "return torch.arange(T, device=self.patches.device) + document_of",
+        "torch.searchsorted(targets_before, targets, right=True)",
+        "torch.searchsorted(targets_before, targets)",
         "tests/test_patches.py::test_target_indices_equal_the_mask",
     ),
     Mutant(
@@ -224,8 +224,8 @@ MUTANTS = (
     Mutant(
         "model",
         "bgpt_fast/model.py",
-        "batch.cu_seqlens.diff() - 1, output_size",
-        "batch.cu_seqlens.diff().flip(0) - 1, output_size",
+        "indices - torch.arange(1, indices.shape[0] + 1, device=indices.device)",
+        "(indices - torch.arange(1, indices.shape[0] + 1, device=indices.device)).flip(0)",
         "tests/test_model.py::test_log_likelihood_sums_each_document",
     ),
     Mutant(
