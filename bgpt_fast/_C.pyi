@@ -20,6 +20,8 @@ __all__: list[str] = [
     "byte_accept_cuda",
     "byte_decode_cuda",
     "byte_decode_rows",
+    "byte_embed",
+    "byte_embed_backward",
     "cached_attention",
     "cpu_states_check_program",
     "cpu_states_disassemble",
@@ -190,6 +192,33 @@ def byte_decode_cuda(
     arrived: int,
     stream: int,
 ) -> None: ...
+def byte_embed(
+    features: int,
+    patches: int,
+    wte: int,
+    wpe: int,
+    x: int,
+    T: int,
+    S: int,
+    D: int,
+    bf16: bool,
+    tables_bf16: bool,
+    threads: int,
+    isa: int,
+) -> None: ...
+def byte_embed_backward(
+    dx: int,
+    patches: int,
+    dfeatures: int,
+    dwte: int,
+    dwpe: int,
+    T: int,
+    S: int,
+    D: int,
+    bf16: bool,
+    threads: int,
+    isa: int,
+) -> None: ...
 def cached_attention(
     qkv: int,
     keys: int,
@@ -244,7 +273,7 @@ def cross_entropy(
     logits: int, targets: int, nats: int, lse: int, N: int, V: int, bf16: bool, threads: int, isa: int
 ) -> None: ...
 def cross_entropy_backward(
-    logits: int, targets: int, dnats: int, N: int, V: int, bf16: bool, threads: int, isa: int
+    logits: int, targets: int, dnats: int, dlogits: int, N: int, V: int, bf16: bool, threads: int, isa: int
 ) -> None: ...
 def has_bf16_dot() -> bool: ...
 def invariant_linear(
@@ -325,8 +354,11 @@ def patch_embed(
     V: int,
     bf16: bool,
     threads: int,
+    isa: int,
 ) -> None: ...
-def patch_embed_backward(dy: int, patches: int, rows: int, P: int, S: int, D: int, V: int, threads: int) -> None: ...
+def patch_embed_backward(
+    dy: int, patches: int, rows: int, P: int, S: int, D: int, V: int, bf16: bool, threads: int, isa: int
+) -> None: ...
 def patch_embed_cuda(
     patches: int,
     rows: int,

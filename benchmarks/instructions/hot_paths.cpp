@@ -54,7 +54,7 @@ void patch_embed() {
     std::vector<float> y(64 * kWidth);
     hot_path([&] {
         bgpt::patch_embed<float>(patches.data(), rows.data(), bias.data(), nullptr, nullptr, y.data(), 64, kBytes,
-                                 kWidth, bgpt::kVocabSize, 1);
+                                 kWidth, bgpt::kVocabSize, 1, bgpt::Isa::avx2);
     });
 }
 
@@ -63,7 +63,8 @@ void patch_embed_backward() {
     const auto dy = floats(64 * kWidth);
     std::vector<float> rows(kBytes * bgpt::kVocabSize * kWidth);
     hot_path([&] {
-        bgpt::patch_embed_backward(dy.data(), patches.data(), rows.data(), 64, kBytes, kWidth, bgpt::kVocabSize, 1);
+        bgpt::patch_embed_backward(dy.data(), patches.data(), rows.data(), 64, kBytes, kWidth, bgpt::kVocabSize, 1,
+                                   bgpt::Isa::avx2);
     });
 }
 

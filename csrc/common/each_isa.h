@@ -47,7 +47,8 @@
 #endif
 #undef BGPT_VEC
 
-#define BGPT_DISPATCH(isa, f) ((isa) == Isa::avx512 ? avx512::f : (isa) == Isa::avx2 ? avx2::f : portable::f)
+#define BGPT_DISPATCH(isa, ...) \
+    ((isa) == Isa::avx512 ? avx512::__VA_ARGS__ : (isa) == Isa::avx2 ? avx2::__VA_ARGS__ : portable::__VA_ARGS__)
 #else
-#define BGPT_DISPATCH(isa, f) (static_cast<void>(isa), portable::f)
+#define BGPT_DISPATCH(isa, ...) (static_cast<void>(isa), portable::__VA_ARGS__)
 #endif

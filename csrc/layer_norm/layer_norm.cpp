@@ -1,6 +1,7 @@
 #include "layer_norm/layer_norm.h"
 
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
 #include "common/threads.h"
@@ -17,10 +18,8 @@ constexpr int64_t kGrain = int64_t{1} << 16;  // elements that are worth a threa
 
 void layer_norm_forward(const LayerNormForward& call, int64_t threads, Isa isa) {
     const auto rows = BGPT_DISPATCH(isa, forward_rows);
-    parallel_for(call.N, threads, kGrain / std::max<int64_t>(call.D, 1) + 1, [&](int64_t begin, int64_t end) {
-        std::vector<float> row(call.D);
-        rows(call, begin, end, row.data());
-    });
+    parallel_for(call.N, threads, kGrain / std::max<int64_t>(call.D, 1) + 1,
+                 [&](int64_t begin, int64_t end) { rows(call, begin, end); });
 }
 
 void layer_norm_backward(const LayerNormBackward& call, int64_t threads, Isa isa) {

@@ -49,15 +49,17 @@ void cross_entropy(const X* logits, const int64_t* targets, float* nats, float* 
 }
 
 template <class X>
-void cross_entropy_backward(X* logits, const int64_t* targets, const float* dnats, int64_t N, int64_t V,
-                            int64_t threads, Isa isa) {
+void cross_entropy_backward(const X* logits, const int64_t* targets, const float* dnats, X* dlogits, int64_t N,
+                            int64_t V, int64_t threads, Isa isa) {
     const auto row_gradient = BGPT_DISPATCH(isa, row_gradient<X>);
-    for_rows(N, V, threads, [&](int64_t n, float* row) { row_gradient(logits + n * V, V, targets[n], dnats[n], row); });
+    for_rows(N, V, threads, [&](int64_t n, float* row) {
+        row_gradient(logits + n * V, V, targets[n], dnats[n], row, dlogits + n * V);
+    });
 }
 
 #define BGPT_INSTANTIATE(X)                                                                                \
     template void cross_entropy(const X*, const int64_t*, float*, float*, int64_t, int64_t, int64_t, Isa); \
-    template void cross_entropy_backward(X*, const int64_t*, const float*, int64_t, int64_t, int64_t, Isa);
+    template void cross_entropy_backward(const X*, const int64_t*, const float*, X*, int64_t, int64_t, int64_t, Isa);
 BGPT_INSTANTIATE(float)
 BGPT_INSTANTIATE(uint16_t)
 

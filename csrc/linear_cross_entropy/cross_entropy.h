@@ -14,9 +14,9 @@ template <class X>
 void cross_entropy(const X* logits, const int64_t* targets, float* nats, float* lse, int64_t N, int64_t V,
                    int64_t threads, Isa isa);
 
-// Replaces logits by their gradient (softmax - onehot) dnats.
+// dlogits = (softmax - onehot) dnats, [N, V].
 template <class X>
-void cross_entropy_backward(X* logits, const int64_t* targets, const float* dnats, int64_t N, int64_t V,
-                            int64_t threads, Isa isa);
+void cross_entropy_backward(const X* logits, const int64_t* targets, const float* dnats, X* dlogits, int64_t N,
+                            int64_t V, int64_t threads, Isa isa);
 
 }  // namespace bgpt

@@ -41,13 +41,13 @@ BGPT_TARGET PowersOfRow powers(const X* logits, int64_t V, float* row) {
 }
 
 template <class X>
-BGPT_TARGET void row_gradient(X* logits, int64_t V, int64_t target, float dnats, float* row) {
+BGPT_TARGET void row_gradient(const X* logits, int64_t V, int64_t target, float dnats, float* row, X* gradient) {
     const float total = powers(logits, V, row).total;
     row[target] -= total;
     const Vec share = broadcast(1.0f / total), scale = broadcast(dnats);
     for (int64_t v = 0; v < V; v += Vec::width) {
         const int64_t count = std::min(Vec::width, V - v);
-        store(logits + v, load(row + v, count) * share * scale, count);
+        store(gradient + v, load(row + v, count) * share * scale, count);
     }
 }
 

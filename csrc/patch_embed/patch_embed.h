@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "common/cpu.h"
 #include "common/tokens.h"
 
 namespace bgpt {
@@ -19,11 +20,13 @@ bool positions_in_range(const int64_t* positions, int64_t count, int64_t L);
 // positions (null) the last term is left out. T is float, or uint16_t holding bf16 (summed in float, rounded once).
 template <class T>
 void patch_embed(const int16_t* patches, const T* rows, const T* bias, const T* position_rows, const int64_t* positions,
-                 T* y, int64_t P, int64_t S, int64_t D, int64_t V, int64_t threads);
+                 T* y, int64_t P, int64_t S, int64_t D, int64_t V, int64_t threads, Isa isa);
 
-// rows[V s + patches[p, s]] += dy[p], in the order of p for each row: the result does not depend on `threads`.
-void patch_embed_backward(const float* dy, const int16_t* patches, float* rows, int64_t P, int64_t S, int64_t D,
-                          int64_t V, int64_t threads);
+// rows[V s + v] = the sum of dy[p] over the p whose patches[p, s] is v, added in float in the order of p and rounded
+// once: the result does not depend on `threads`. rows are zeros before; where there is no such p they stay.
+template <class T>
+void patch_embed_backward(const T* dy, const int16_t* patches, T* rows, int64_t P, int64_t S, int64_t D, int64_t V,
+                          int64_t threads, Isa isa);
 
 // The same on a GPU; dtype 0 float, 1 bf16, 2 fp16. V is one of tokens.h. A token outside 0..V-1 or a
 // position outside 0..L-1 adds nothing.

@@ -20,21 +20,24 @@ def takes_cpp(a: Tensor) -> bool:
     return _IS_CPP and a.dtype == torch.float32 and a.device.type == "cpu"
 
 
-def cpu_product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """a b + bias for the ops' implementations on the CPU, without a gradient: [M, K], [K, N] and [N] → [M, N]."""
+def cpu_product(a: Tensor, b: Tensor, bias: Tensor | None = None, *, out: Tensor | None = None) -> Tensor:
+    """a b + bias for the ops' implementations on the CPU, without a gradient: [M, K], [K, N] and [N] → [M, N].
+
+    The result is `out`, which is contiguous, or a new tensor.
+    """
     if takes_cpp(a):
-        return cpp_product(a, b, bias, _BEST_ISA)
-    return a @ b if bias is None else torch.addmm(bias, a, b)
+        return cpp_product(a, b, bias, _BEST_ISA, out=out)
+    return torch.mm(a, b, out=out) if bias is None else torch.addmm(bias, a, b, out=out)
 
 
-def cpp_product(a: Tensor, b: Tensor, bias: Tensor | None, isa: int) -> Tensor:
+def cpp_product(a: Tensor, b: Tensor, bias: Tensor | None, isa: int, *, out: Tensor | None = None) -> Tensor:
     """The same in C++ with an instruction set (0 portable, 1 AVX2, 2 AVX-512), float32 on a CPU, any strides.
 
     The order in which a sum is added depends on K alone: not on M, N, strides or the number of threads.
     """
     a, b = _with_unit_stride(a), _with_unit_stride(b)
     bias = None if bias is None else bias.contiguous()
-    y = a.new_empty(a.shape[0], b.shape[1])
+    y = a.new_empty(a.shape[0], b.shape[1]) if out is None else out
     left, right = (a.data_ptr(), a.stride(0), a.stride(1)), (b.data_ptr(), b.stride(0), b.stride(1))
     addresses = 0 if bias is None else bias.data_ptr(), y.data_ptr()
     (M, N), K = y.shape, a.shape[1]

@@ -156,8 +156,13 @@ def _linear_cross_entropy_bwd_dweight_kernel(
         tl.store(partials + MAIN * D + d, last, mask=inside)
 
 
-def linear_cross_entropy_forward(x: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """nats and lse, both float32 [N], of x [N, D], weight [V, D] of its dtype and targets [N]."""
+def linear_cross_entropy_forward(
+    x: Tensor, weight: Tensor, targets: Tensor, save: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """nats and lse, both float32 [N], of x [N, D], weight [V, D] of its dtype and targets [N].
+
+    The third result, the logits that a CPU saves, has no values: the backward kernels compute them again.
+    """
     x, weight, targets = x.contiguous(), weight.contiguous(), targets.contiguous()
     (N, D), V = x.shape, len(weight)
     nats, lse = (torch.empty(N, dtype=torch.float32, device=x.device) for _ in range(2))
@@ -165,11 +170,11 @@ def linear_cross_entropy_forward(x: Tensor, weight: Tensor, targets: Tensor) -> 
     if N:
         with on_device(x):
             _linear_cross_entropy_fwd_kernel[(triton.cdiv(N, tile["BM"]),)](x, weight, targets, nats, lse, N, D, **tile)
-    return nats, lse
+    return nats, lse, x.new_empty(N if save else 0, V)
 
 
 def linear_cross_entropy_backward(
-    dnats: Tensor, x: Tensor, weight: Tensor, targets: Tensor, lse: Tensor
+    dnats: Tensor, x: Tensor, weight: Tensor, targets: Tensor, lse: Tensor, _logits: Tensor
 ) -> tuple[Tensor, Tensor]:
     """dx [N, D] and dweight [V, D] in the dtype of x and weight, of dnats and lse float32 [N]."""
     dnats, x, weight, targets, lse = (t.contiguous() for t in (dnats, x, weight, targets, lse))

@@ -21,6 +21,7 @@ from bgpt_fast.kernels.patch_embed.reference import (
 )
 
 _CPU_KERNELS = (torch.float32, torch.bfloat16)
+_BEST_ISA = 2  # the widest instruction set to use, where the processor has it
 
 
 def patch_embed(
@@ -93,7 +94,7 @@ def _forward_cpu(patches: Tensor, weight: Tensor, bias: Tensor, *position: Tenso
     tensors = patches, weight, bias, position_weight, positions
     if weight.dtype not in _CPU_KERNELS:
         return patch_embed_reference(*tensors)
-    return _call(_C.patch_embed, tensors, weight.dtype == torch.bfloat16, torch.get_num_threads())
+    return _call(_C.patch_embed, tensors, weight.dtype == torch.bfloat16, torch.get_num_threads(), _BEST_ISA)
 
 
 def _forward_cuda(patches: Tensor, weight: Tensor, bias: Tensor, *position: Tensor | None) -> Tensor:
@@ -130,12 +131,13 @@ def _vocab_size(patches: Tensor, weight: Tensor) -> int:
 def _backward_cpu(dy: Tensor, patches: Tensor, vocab_size: int) -> Tensor:
     if dy.dtype not in _CPU_KERNELS:
         return patch_embed_backward_reference(dy, patches, vocab_size)
-    dy32, patches = dy.float().contiguous(), patches.contiguous()
+    dy, patches = dy.contiguous(), patches.contiguous()
     (P, S), D = patches.shape, dy.shape[1]
-    dweight = dy32.new_zeros(S * vocab_size, D)
-    addresses = dy32.data_ptr(), patches.data_ptr(), dweight.data_ptr()
-    _C.patch_embed_backward(*addresses, P, S, D, vocab_size, torch.get_num_threads())
-    return dweight.to(dy.dtype)
+    dweight = dy.new_zeros(S * vocab_size, D)
+    addresses = dy.data_ptr(), patches.data_ptr(), dweight.data_ptr()
+    is_bf16, threads = dy.dtype == torch.bfloat16, torch.get_num_threads()
+    _C.patch_embed_backward(*addresses, P, S, D, vocab_size, is_bf16, threads, _BEST_ISA)
+    return dweight
 
 
 def _position_backward_cpu(dy: Tensor, positions: Tensor, length: int) -> Tensor:

@@ -72,6 +72,7 @@ def test_the_sanitizers_report_nothing(tmp_path: Path, name: str, sanitizers: st
 
 THREADED = {
     "bias_gelu": "bias_gelu/bias_gelu.cpp",
+    "byte_embed": "byte_embed/byte_embed.cpp",
     "invariant_linear": "invariant_linear/invariant_linear.cpp",
     "layer_norm": "layer_norm/layer_norm.cpp",
     "linear_cross_entropy": "linear_cross_entropy/cross_entropy.cpp",

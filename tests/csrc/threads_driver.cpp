@@ -11,6 +11,8 @@
 
 #if defined(BGPT_TEST_bias_gelu)
 #include "bias_gelu/bias_gelu.h"
+#elif defined(BGPT_TEST_byte_embed)
+#include "byte_embed/byte_embed.h"
 #elif defined(BGPT_TEST_layer_norm)
 #include "layer_norm/layer_norm.h"
 #elif defined(BGPT_TEST_invariant_linear)
@@ -108,6 +110,19 @@ void check() {
         y.insert(y.end(), dqkv.begin(), dqkv.end());
         return y;
     });
+#elif defined(BGPT_TEST_byte_embed)
+    const int64_t T = 300, S = 16, D = 96, V = 257;
+    const Floats features = floats(T * D), wte = floats(V * D), wpe = floats(S * D), dx = floats(T * S * D);
+    std::vector<int16_t> patches(T * S);
+    for (int64_t i = 0; i < T * S; ++i) patches[i] = static_cast<int16_t>(i * 7 % V);
+    compare([&](int64_t threads) {
+        Floats x(T * S * D), dfeatures(T * D), dwte(V * D), dwpe(S * D);
+        bgpt::byte_embed(features.data(), patches.data(), wte.data(), wpe.data(), x.data(), T, S, D, threads, isa);
+        bgpt::byte_embed_backward(dx.data(), patches.data(), dfeatures.data(), dwte.data(), dwpe.data(), T, S, D,
+                                  threads, isa);
+        for (const Floats& gradient : {dfeatures, dwte, dwpe}) x.insert(x.end(), gradient.begin(), gradient.end());
+        return x;
+    });
 #elif defined(BGPT_TEST_patch_embed)
     const int64_t P = 1000, S = 16, D = 96, V = 257;
     const Floats table = floats(S * V * D), bias = floats(D), dy = floats(P * D);
@@ -116,8 +131,8 @@ void check() {
     compare([&](int64_t threads) {
         Floats y(P * D), gradient(S * V * D);
         const float* none = nullptr;
-        bgpt::patch_embed(patches.data(), table.data(), bias.data(), none, nullptr, y.data(), P, S, D, V, threads);
-        bgpt::patch_embed_backward(dy.data(), patches.data(), gradient.data(), P, S, D, V, threads);
+        bgpt::patch_embed(patches.data(), table.data(), bias.data(), none, nullptr, y.data(), P, S, D, V, threads, isa);
+        bgpt::patch_embed_backward(dy.data(), patches.data(), gradient.data(), P, S, D, V, threads, isa);
         y.insert(y.end(), gradient.begin(), gradient.end());
         return y;
     });
@@ -127,9 +142,9 @@ void check() {
     std::vector<int64_t> targets(N);
     for (int64_t n = 0; n < N; ++n) targets[n] = n * 7 % V;
     compare([&](int64_t threads) {
-        Floats y = logits, nats(N), lse(N);
-        bgpt::cross_entropy(y.data(), targets.data(), nats.data(), lse.data(), N, V, threads, isa);
-        bgpt::cross_entropy_backward(y.data(), targets.data(), dnats.data(), N, V, threads, isa);
+        Floats y(N * V), nats(N), lse(N);
+        bgpt::cross_entropy(logits.data(), targets.data(), nats.data(), lse.data(), N, V, threads, isa);
+        bgpt::cross_entropy_backward(logits.data(), targets.data(), dnats.data(), y.data(), N, V, threads, isa);
         y.insert(y.end(), nats.begin(), nats.end());
         return y;
     });

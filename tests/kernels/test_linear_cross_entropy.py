@@ -51,6 +51,9 @@ class TestLinearCrossEntropy(OpTests):
     function = staticmethod(linear_cross_entropy)
     test_threads_change_nothing = None  # type: ignore[assignment]  # the CPU's products are the library's
 
+    def arguments(self, inputs):  # type: ignore[no-untyped-def]
+        return *inputs, True
+
     def sample(self, shape, dtypes=F32, seed=0):  # type: ignore[no-untyped-def]
         """x, weight, targets; the logits have a standard deviation of 2."""
         N, D, V = shape
@@ -230,7 +233,7 @@ def test_infinite_logits_as_logsumexp(backend: Backend, V: int) -> None:
     assert nats[0] == torch.inf
     torch.testing.assert_close(nats[1:], torch.full((2,), float(V - 1), device=backend.device).log())
     weight[V - 1] = torch.inf
-    nats, lse = torch.ops.bgpt_fast.linear_cross_entropy(x, weight, targets)
+    nats, lse, _ = torch.ops.bgpt_fast.linear_cross_entropy(x, weight, targets, False)
     assert (lse == torch.inf).all()
     assert (nats[:2] == torch.inf).all()
     assert nats[2].isnan()
@@ -254,9 +257,18 @@ def test_targets_that_are_no_tokens(backend: Backend, token: int) -> None:
 
 def test_only_nats_have_a_gradient() -> None:
     x, weight, targets = TestLinearCrossEntropy().sample((5, 3, 4))
-    nats, lse = torch.ops.bgpt_fast.linear_cross_entropy(x.requires_grad_(), weight, targets)
+    nats, *others = torch.ops.bgpt_fast.linear_cross_entropy(x.requires_grad_(), weight, targets, True)
     assert nats.requires_grad
-    assert not lse.requires_grad
+    assert not any(tensor.requires_grad for tensor in others)
+
+
+def test_the_cpu_keeps_logits_for_a_gradient_alone() -> None:
+    x, weight, targets = TestLinearCrossEntropy().sample((5, 3, 4))
+    op = torch.ops.bgpt_fast.linear_cross_entropy
+    torch.testing.assert_close(op(x, weight, targets, True)[2], x @ weight.t())
+    assert op(x, weight, targets, False)[2].shape == (0, 4)
+    with torch.no_grad():
+        assert linear_cross_entropy(x.requires_grad_(), weight, targets).grad_fn is None
 
 
 def test_a_kernel_for_too_few_tokens_is_noticed(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
