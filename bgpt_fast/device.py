@@ -118,11 +118,16 @@ class HostCopy:
 
 
 class HostCopies:
-    """Several tensors' values on their way to the host, as `HostCopy`: in one buffer, by one copy."""
+    """Several tensors' values on their way to the host, as `HostCopy`: in one buffer, by one copy.
+
+    Attributes:
+        there: copies of the tensors on their device.
+    """
 
     def __init__(self, values: Sequence[torch.Tensor]) -> None:
         self._kinds = [(one.dtype, one.shape) for one in values]
-        self._copy = HostCopy(_together(values, values[0].device))
+        buffer = _together(values, values[0].device)
+        self.there, self._copy = _parts(buffer, self._kinds), HostCopy(buffer)
 
     def wait(self) -> list[torch.Tensor]:
         """The tensors, on the CPU."""

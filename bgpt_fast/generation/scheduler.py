@@ -5,8 +5,9 @@ Shape letters: n prompts, R running sequences, N rows to decode, T patches, S by
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bgpt_fast.device import to_device_together
-from bgpt_fast.generation.decoders.base import Decoder
-from bgpt_fast.generation.decoders.request import DecodeRequest
-from bgpt_fast.generation.drafted_rows import Drafts
+from bgpt_fast.generation.decoders.base import AsynchronousDecoder, Decoder
+from bgpt_fast.generation.decoders.request import DecodeRequest, DecodeResult
+from bgpt_fast.generation.drafted_rows import DraftedRows, Drafts
 from bgpt_fast.generation.drafting import Drafter
 from bgpt_fast.generation.packed_prompts import PackedPrompts
 from bgpt_fast.generation.prompt import Generation
@@ -28,6 +29,22 @@ PREFILL_PATCHES = 512
 
 Progress = Callable[[int, int, int], None]
 """Called after each step with (files finished, all files, new bytes so far)."""
+
+
+class _Round(NamedTuple):
+    """Patches that are being decoded.
+
+    Args:
+        rows: which.
+        drafted: the same with their drafts; None without.
+        wait: waits for the result.
+        tokens: int16 [N, S], the result on the device; None if there is nothing to wait for.
+    """
+
+    rows: Rows
+    drafted: DraftedRows | None
+    wait: Callable[[], DecodeResult]
+    tokens: Tensor | None
 
 
 class Scheduler:
@@ -64,8 +81,14 @@ class Scheduler:
         """Yields (prompt's index, file) as each file ends; inference mode is off while the caller has control."""
         with torch.inference_mode():
             self.decoder = self.make_decoder(self.slots, self.length)
+        device = self.decoder.device
+        # One for all rounds, whatever the caller's is when it asks for the next file.
+        self._stream = (
+            torch.cuda.stream(torch.cuda.current_stream(device)) if device.type == "cuda" else contextlib.nullcontext()
+        )
         sequences, num_started, num_finished, new_bytes = self.sequences, 0, 0, 0
         active, free = np.empty(0, np.int64), np.arange(self.slots)
+        following: _Round | None = None
         while num_started < self.total or len(active):
             running, new = active, free[: self.total - num_started]
             if len(new):
@@ -77,7 +100,11 @@ class Scheduler:
                 new = new[~sequences.is_done[new]]
                 running = np.concatenate([running, new])
             if len(running):
-                new_bytes += self._step(running, new)
+                with torch.inference_mode(), self._stream:
+                    current = following or self._begin(running, new)
+                    # No file waits for a slot: the next round begins before this one's bytes are known here.
+                    following = self._begin_following(current) if num_started == self.total else None
+                    new_bytes += self._end(current)
             is_done = sequences.is_done[active]
             num_ended = int(np.count_nonzero(is_done))
             num_finished += num_ended
@@ -100,24 +127,48 @@ class Scheduler:
             return self.sequences.result(slot, *self.decoder_drafts[slot].tolist())
         return self.sequences.result(slot, int(self.drafts.num_drafted[slot]), int(self.drafts.num_accepted[slot]))
 
-    @torch.inference_mode()
-    def _step(self, running: NDArray[np.int64], new: NDArray[np.int64]) -> int:
-        """Decodes the next patch of each sequence; with drafts, also the drafted patches that follow it.
+    def _begin(self, running: NDArray[np.int64], new: NDArray[np.int64]) -> _Round:
+        """Begins to decode the next patch of each sequence; with drafts, also the drafted patches that follow it.
 
         Args:
             running: int64 [R], the slots of all sequences to decode.
             new: those among them whose prompts are not in the cache yet.
-
-        Returns:
-            The number of new bytes.
         """
-        sequences, rows = self.sequences, self.sequences.rows(running)
+        rows = self.sequences.rows(running)
         drafted = None if self.drafts is None else self.drafts.extend(rows)
         if drafted is not None:
             rows = drafted.rows
-        streams, offsets = sequences.rng_streams[rows.slots], rows.byte_offsets.view(np.uint64)
-        arrays = *self._patches(rows, new), rows.prefix_tokens, rows.max_tokens, streams, offsets
-        patches, slots, positions, prefix_tokens, max_tokens, rng_streams, byte_offsets = self._on_device(arrays)
+        patches, *inputs = self._on_device([*self._patches(rows, new), *self._inputs(rows)])
+        return self._write(rows, drafted, patches, *inputs)
+
+    def _begin_following(self, current: _Round) -> _Round | None:
+        """Begins the round after one that the device still decodes, from its tokens there."""
+        if current.tokens is None:
+            return None
+        index, rows = self.sequences.following(current.rows)
+        if not len(index):
+            return None
+        places, *inputs = self._on_device([index, rows.slots, rows.positions, *self._inputs(rows)])
+        return self._write(rows, None, current.tokens.index_select(0, places), *inputs)
+
+    def _inputs(self, rows: Rows) -> tuple[NDArray[Any], ...]:
+        """Known tokens, limits, random streams and byte offsets."""
+        streams, offsets = self.sequences.rng_streams[rows.slots], rows.byte_offsets.view(np.uint64)
+        return rows.prefix_tokens, rows.max_tokens, streams, offsets
+
+    def _write(
+        self,
+        rows: Rows,
+        drafted: DraftedRows | None,
+        patches: Tensor,
+        slots: Tensor,
+        positions: Tensor,
+        prefix_tokens: Tensor,
+        max_tokens: Tensor,
+        rng_streams: Tensor,
+        byte_offsets: Tensor,
+    ) -> _Round:
+        """Adds `patches` to the cache, and decodes those that follow the last ones of them."""
         request = DecodeRequest(
             features=self._prefill(patches, slots, positions, len(rows.slots)),
             prefix_tokens=prefix_tokens,
@@ -128,10 +179,22 @@ class Scheduler:
             drafts=None if drafted is None else torch.from_numpy(drafted.drafts),
             verify=None if drafted is None else torch.from_numpy(drafted.verify),
         )
+        if drafted is None and isinstance(self.decoder, AsynchronousDecoder):
+            tokens, wait = self.decoder.begin(request)
+            return _Round(rows, drafted, wait, tokens)
         result = self.decoder.write(request)
+        return _Round(rows, drafted, lambda: result, None)
+
+    def _end(self, current: _Round) -> int:
+        """Waits for a round, and appends its patches to their files; the number of new bytes."""
+        sequences, (rows, drafted, wait, _) = self.sequences, current
+        result = wait()
         tokens, counts = result.tokens.numpy(), result.counts.numpy()
+        goes_on = np.flatnonzero(~sequences.is_done[rows.slots])
+        if len(goes_on) < len(counts):  # some had ended in the round before, which was not known then
+            rows, tokens, counts = rows.take(goes_on), tokens[goes_on], counts[goes_on]
         last = None if drafted is None else drafted.last(tokens)
-        last_counts = counts if last is None else counts[last]
+        running, last_counts = (rows.slots, counts) if last is None else (rows.slots[last], counts[last])
         if last_counts.min() < 0:
             damaged = sequences.index[running[last_counts < 0]].tolist()
             raise FloatingPointError(

@@ -107,6 +107,22 @@ class Sequences:
         last, positions, prefix_tokens = self._last_patches[slots], self._positions[slots], self._prefix_tokens[slots]
         return Rows(slots, last, positions, prefix_tokens, max_tokens, byte_offsets)
 
+    def following(self, rows: Rows) -> tuple[NDArray[np.int64], Rows]:
+        """The patches after those of `rows` while these are being decoded; their `before` has no meaning.
+
+        Files that ended earlier, or that these rows bring to their limit, have none; one that these rows end otherwise
+        has one that is to be discarded.
+
+        Returns:
+            The places of those rows that another follows, int64 [M], and these M others.
+        """
+        byte_offsets = rows.byte_offsets + self._S
+        index = np.flatnonzero(~self.is_done[rows.slots] & (byte_offsets < self.limits[rows.slots]))
+        slots, before, positions, prefix_tokens, _, _ = rows.take(index)
+        byte_offsets, unknown = byte_offsets[index], np.full_like(prefix_tokens, -1)
+        max_tokens = self.max_tokens(slots, byte_offsets)
+        return index, Rows(slots, before, positions + 1, unknown, max_tokens, byte_offsets)
+
     def max_tokens(self, slots: NDArray[np.int64], byte_offsets: NDArray[np.int64]) -> NDArray[np.int64]:
         """int64 [N]: how many tokens of a patch at this offset of the file in this slot are within its limit."""
         return np.minimum(self.limits[slots] - byte_offsets, self._S)

@@ -23,8 +23,8 @@ from bgpt_fast.generation.decoders.cuda import (
     CudaWeights,
     GraphBuffers,
     GraphedByteDecoder,
+    begin_persistent,
     graph_rows,
-    write_persistent,
 )
 from bgpt_fast.generation.decoders.cuda_layers import ByteWeights
 from bgpt_fast.generation.decoders.eager import EagerDecoder
@@ -350,7 +350,7 @@ def test_both_engines_on_a_gpu(sampling: Sampling) -> None:
         expected = decode_on_cpu(model, request)
         request = request._replace(features=request.features.cuda())
         with torch.inference_mode():
-            assert write_persistent(weights.byte, request) == expected
+            assert begin_persistent(weights.byte, request).wait() == expected
             assert weights.graphed.write(request) == expected
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from oracles.generation import DamagedError, generate_file
-from support.hash_decoder import HashDecoder, HashModel
+from support.hash_decoder import HashDecoder, HashModel, LateHashDecoder
 
 from bgpt_fast import BGPT, BGPTConfig, Generation, Generator, Prompt
 from bgpt_fast.generation import generator
@@ -79,20 +79,24 @@ class SameOffsetDrafter:
         return self.files[place][len(data) :]
 
 
+@pytest.mark.parametrize("make", [HashDecoder, LateHashDecoder])
 @pytest.mark.parametrize(("slots", "count"), [(1, 150), (2, 300), (7, 1000), (64, 1000), (1000, 1000), (4096, 1000)])
 def test_a_thousand_files_are_those_of_a_plain_loop(
-    monkeypatch: pytest.MonkeyPatch, thousand: tuple[list[Prompt], list[Generation]], slots: int, count: int
+    monkeypatch: pytest.MonkeyPatch, thousand: tuple[list[Prompt], list[Generation]], slots: int, count: int, make: Make
 ) -> None:
     prompts, expected = thousand
-    files = make_generator(monkeypatch, HashModel(), max_batch=slots).generate(prompts[:count], seed=SEED)
+    files = make_generator(monkeypatch, HashModel(), make, max_batch=slots).generate(prompts[:count], seed=SEED)
     assert files == expected[:count]
     assert {file.finished for file in files} == {True, False}
 
 
+@pytest.mark.parametrize(("make", "slots"), [(HashDecoder, 32), (LateHashDecoder, 32), (LateHashDecoder, 300)])
 @pytest.mark.parametrize("max_new_bytes", [0, 1, 3, 4, 9])
-def test_limits_within_and_at_patches(monkeypatch: pytest.MonkeyPatch, max_new_bytes: int) -> None:
+def test_limits_within_and_at_patches(
+    monkeypatch: pytest.MonkeyPatch, max_new_bytes: int, make: Make, slots: int
+) -> None:
     model, prompts = HashModel(), random_prompts(300, seed=1)
-    files = make_generator(monkeypatch, model, max_batch=32).generate(prompts, max_new_bytes=max_new_bytes)
+    files = make_generator(monkeypatch, model, make, max_batch=slots).generate(prompts, max_new_bytes=max_new_bytes)
     assert files == expected_files(model, prompts, max_new_bytes=max_new_bytes)
 
 
@@ -139,9 +143,10 @@ def test_a_thousand_drafted_files_are_those_of_a_plain_loop(
         assert all(0 <= file.accepted <= file.drafted for file in drafted)
 
 
-@pytest.mark.parametrize("drafted", [False, True])
-def test_nan_rows_are_named_if_a_file_has_them(monkeypatch: pytest.MonkeyPatch, drafted: bool) -> None:
-    """NaN after a wrong draft belongs to no file; NaN in a file stops it, and names the prompts."""
+@pytest.mark.parametrize(("drafted", "make"), [(False, HashDecoder), (False, LateHashDecoder), (True, HashDecoder)])
+def test_nan_rows_are_named_if_a_file_has_them(monkeypatch: pytest.MonkeyPatch, drafted: bool, make: Make) -> None:
+    """NaN after a wrong draft, or after a file's end, belongs to no file; NaN in a file stops it, and names the
+    prompts."""
     model, prompts = HashModel(damaged=1000), random_prompts(400, seed=4)
     files, damaged = [], []
     for i, prompt in enumerate(prompts):
@@ -154,17 +159,48 @@ def test_nan_rows_are_named_if_a_file_has_them(monkeypatch: pytest.MonkeyPatch, 
     good = [Prompt(p.extension, p.data, i if p.index is None else p.index, p.source) for i, p in enumerate(prompts)]
     finite = [i for i in range(len(prompts)) if i not in damaged]
     drafter = SameOffsetDrafter(spoiled([files[i] for i in finite], 0.2, 1)) if drafted else None
-    engine = make_generator(monkeypatch, model, max_batch=50)
+    engine = make_generator(monkeypatch, model, make, max_batch=400 if make is LateHashDecoder else 50)
     assert engine.generate([good[i] for i in finite], drafter=drafter) == [files[i] for i in finite]
     for i in damaged[:20]:
         with pytest.raises(FloatingPointError, match=r"NaN or infinite logits for prompts \[1\]; the model's weights"):
             engine.generate([good[finite[0]], good[i]], drafter=None if drafter is None else RepeatDrafter(4))
 
 
-def test_progress_and_order_of_the_files(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_round_begins_before_the_one_before_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But not while a file waits for a slot, and not after all files are at their limits."""
+    decoders: list[LateHashDecoder] = []
+
+    def make(*arguments: Any) -> LateHashDecoder:
+        decoders.append(LateHashDecoder(*arguments))
+        return decoders[-1]
+
+    engine = make_generator(monkeypatch, HashModel(end=0), make, max_batch=2)
+    files = engine.generate([Prompt("bin", b"")] * 3, max_new_bytes=12)
+    assert [len(file.data) for file in files] == [12, 12, 12]
+    assert decoders[0].log == ["begin", "wait"] * 3 + ["begin", "begin", "wait", "begin", "wait", "wait"]
+
+
+def test_a_file_that_ends_early_costs_one_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoders: list[LateHashDecoder] = []
+
+    def make(*arguments: Any) -> LateHashDecoder:
+        decoders.append(LateHashDecoder(*arguments))
+        return decoders[-1]
+
+    model, prompt = HashModel(end=100), Prompt("bin", b"")
+    (file,) = make_generator(monkeypatch, model, make, max_batch=1).generate([prompt])
+    assert file == generate_file(model, CONFIG, prompt, 0)
+    assert file.finished
+    rounds = len(file.data) // CONFIG.patch_size + 1
+    assert decoders[0].log.count("wait") == rounds
+    assert decoders[0].log.count("begin") == rounds + 1
+
+
+@pytest.mark.parametrize("make", [HashDecoder, LateHashDecoder])
+def test_progress_and_order_of_the_files(monkeypatch: pytest.MonkeyPatch, make: Make) -> None:
     """As before the bookkeeping was in arrays: the same calls, the same order, the same drafts; by their hashes."""
     model, prompts = HashModel(end=6), random_prompts(300, seed=5)
-    engine = make_generator(monkeypatch, model, max_batch=40)
+    engine = make_generator(monkeypatch, model, make, max_batch=40)
     files = expected_files(model, prompts)
     for drafter, expected in ((None, GOLDEN), (SameOffsetDrafter(spoiled(files, 0.1, 0)), GOLDEN_DRAFTED)):
         log: list[object] = []

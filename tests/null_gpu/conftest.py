@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bgpt_fast.generation.decoders.cuda import CudaDecoder
-from bgpt_fast.generation.decoders.request import DecodeRequest, DecodeResult
+from bgpt_fast.generation.decoders.request import DecodeRequest, DecodeResult, Writing
 from tools.null_gpu.log import Log, refusals
 from tools.null_gpu.step import finite_figures
 
@@ -41,14 +41,19 @@ def figures_are_finite() -> Iterator[None]:
 @pytest.fixture
 def whole_patches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every patch is decoded as a whole, with bytes 0: how many bytes a kernel has chosen is not known here."""
-    write = CudaDecoder.write
+    begin = CudaDecoder.begin
 
-    def write_whole(self: CudaDecoder, request: DecodeRequest) -> DecodeResult:
-        rows = len(write(self, request).counts)
-        size = request.prefix_tokens.shape[1]
-        return DecodeResult(torch.zeros(rows, size, dtype=torch.int16), torch.full((rows,), size))
+    def begin_whole(self: CudaDecoder, request: DecodeRequest) -> Writing:
+        tokens, wait = begin(self, request)
+        rows, size = tokens.shape
 
-    monkeypatch.setattr(CudaDecoder, "write", write_whole)
+        def wait_whole() -> DecodeResult:
+            wait()
+            return DecodeResult(torch.zeros(rows, size, dtype=torch.int16), torch.full((rows,), size))
+
+        return Writing(tokens, wait_whole)
+
+    monkeypatch.setattr(CudaDecoder, "begin", begin_whole)
 
 
 @pytest.fixture

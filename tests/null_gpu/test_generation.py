@@ -43,18 +43,23 @@ def test_the_persistent_kernel_is_one_launch_a_patch(model: BGPT, precision: str
 
 @pytest.mark.parametrize("files", [1, PERSISTENT_ROWS + 8], ids=["persistent", "graphs"])
 def test_a_round_is_one_copy_each_way_and_one_wait(model: BGPT, files: int, log: Log) -> None:
+    """The wait is for the round before, so that the host's work hides behind the GPU's."""
     generator, size, rounds = Generator(model, max_batch=files), model.config.patch_size, []
     for patches in (2, 2, 5):
         first = len(log)
         generator.generate([Prompt("bin", b"")] * files, max_new_bytes=patches * size)
         rounds.append([event for event in log.events(first) if event.kind in BETWEEN_HOST_AND_GPU])
     _, two, five = rounds
-    copies = [Kind.COPY_TO_DEVICE, Kind.COPY_TO_HOST, Kind.WAIT]
-    assert [event.kind for event in five[len(two) :]] == 3 * copies, [event.name for event in five]
-    # In: the tokens before and those known, and slot, position, limit, stream and offset; out: tokens and a count.
+    one = [Kind.COPY_TO_DEVICE, Kind.COPY_TO_HOST, Kind.WAIT]
+    assert len(five) == len(two) + 3 * len(one), [event.name for event in five]
+    assert [event.kind for event in five[-10:]] == [*one, *one, *one, Kind.WAIT]
+    *early, last = (event for event in five[-10:] if event.kind is Kind.WAIT)
+    assert min(event.later for event in early) > 10, "the whole round after has begun"
+    assert last.later == 1, "nothing but the wait before"
+    # In: the tokens that are known, and place, slot, position, limit, stream and offset; out: tokens and a count.
     # Each array starts at a multiple of 16 bytes.
     tokens, numbers = 2 * size * files, -(-8 * files // 16) * 16
-    assert [event.bytes for event in five[-3:-1]] == [2 * tokens + 5 * numbers, tokens + numbers]
+    assert [event.bytes for event in five[-4:-2]] == [tokens + 6 * numbers, tokens + numbers]
 
 
 def test_each_call_counts_the_arrivals_of_its_blocks(model: BGPT, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bgpt_fast.config import EOP
-from bgpt_fast.generation.decoders.request import DecodeRequest, DecodeResult
+from bgpt_fast.generation.decoders.request import DecodeRequest, DecodeResult, Writing
 
 _U64 = np.uint64
 _START = 0x9E3779B97F4A7C15
@@ -128,6 +128,24 @@ class HashDecoder:
 
     def logits(self, features: Tensor, tokens: Tensor, count: int) -> Tensor:
         raise NotImplementedError
+
+
+class LateHashDecoder(HashDecoder):
+    """Implements `AsynchronousDecoder`: `log` has the order in which rounds begin and are waited for."""
+
+    def __init__(self, model: HashModel, slots: int, length: int) -> None:
+        super().__init__(model, slots, length)
+        self.log: list[str] = []
+
+    def begin(self, request: DecodeRequest) -> Writing:
+        result = self.write(request)
+        self.log.append("begin")
+
+        def wait() -> DecodeResult:
+            self.log.append("wait")
+            return result
+
+        return Writing(result.tokens.clone(), wait)
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -16,7 +16,7 @@ from benchmarks.op_measure import WrongResultError, mismatch, wrong_result
 from benchmarks.timing import measure
 from bgpt_fast import BGPT, BGPTConfig
 from bgpt_fast.generation.decoders.cpu import CpuDecoder, CpuWeights
-from bgpt_fast.generation.decoders.cuda import PERSISTENT_ROWS, CudaWeights, GraphedByteDecoder, write_persistent
+from bgpt_fast.generation.decoders.cuda import PERSISTENT_ROWS, CudaWeights, GraphedByteDecoder, begin_persistent
 from bgpt_fast.generation.decoders.request import DecodeRequest, DecodeResult
 from bgpt_fast.kernels.byte_decode.op import PERSISTENT_MAX_ROWS
 from bgpt_fast.kernels.byte_decode.sampling import Sampling
@@ -32,7 +32,7 @@ def engines_of(weights: CudaWeights, count: int) -> dict[str, Write]:
     invariant = GraphedByteDecoder(weights.byte, weights.record, batch_invariant=True)
     engines: dict[str, Write] = {"graphed": weights.graphed.write, "invariant": invariant.write}
     if weights.has_persistent_kernel and count <= PERSISTENT_MAX_ROWS:
-        engines["persistent"] = functools.partial(write_persistent, weights.byte)
+        engines["persistent"] = lambda request: begin_persistent(weights.byte, request).wait()
     return engines
 
 

@@ -6,7 +6,7 @@ Shape letters: T patches of prefill, N patches to decode, S bytes a patch, D wid
 from __future__ import annotations
 
 import threading
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from bgpt_fast.generation.decoders.cpu import CpuDecoder, CpuWeights, fingerprin
 from bgpt_fast.generation.decoders.cuda import CudaDecoder, CudaWeights, has_cuda_decoder
 from bgpt_fast.generation.decoders.cuda_layers import CUDA_PRECISIONS
 from bgpt_fast.generation.decoders.eager import EagerDecoder
-from bgpt_fast.generation.decoders.request import DecodeRequest, DecodeResult
+from bgpt_fast.generation.decoders.request import DecodeRequest, DecodeResult, Writing
 from bgpt_fast.kernels.byte_decode.packed import PRECISIONS
 from bgpt_fast.model import BGPT
 
@@ -56,6 +56,14 @@ class Decoder(Protocol):
         Raises:
             FloatingPointError: NaN or infinite logits (CPU and CUDA decoders only).
         """
+
+
+@runtime_checkable
+class AsynchronousDecoder(Decoder, Protocol):
+    """A decoder whose device computes while the host goes on, in the order in which work was given to it."""
+
+    def begin(self, request: DecodeRequest) -> Writing:
+        """As `write`, without waiting for the result."""
 
 
 class WeightCache:

@@ -23,6 +23,7 @@ import math
 import threading
 import warnings
 import weakref
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ from torch.nn import functional as F
 from bgpt_fast import _C
 from bgpt_fast.device import HostCopies, Record, Replay, graph_recorder
 from bgpt_fast.generation.decoders.cuda_layers import Attend, ByteWeights, CudaLayers, PatchWeights
-from bgpt_fast.generation.decoders.request import DecodeRequest, DecodeResult
+from bgpt_fast.generation.decoders.request import DecodeRequest, DecodeResult, Writing
 from bgpt_fast.kernels.byte_decode.op import byte_decode, byte_decode_accept, persistent_supports
 from bgpt_fast.kernels.byte_decode.sampling import Sampling
 from bgpt_fast.kernels.cached_attention.op import cached_attention
@@ -68,7 +69,7 @@ def has_cuda_decoder(device: torch.device) -> bool:
 class CudaDecoder:
     """A model on a GPU with a cache for `slots` sequences of up to `length` patches, in the layers' dtype.
 
-    Implements `Decoder`.
+    Implements `AsynchronousDecoder`.
     """
 
     EXTRA_SLOTS = 1
@@ -90,12 +91,16 @@ class CudaDecoder:
 
     def write(self, request: DecodeRequest) -> DecodeResult:
         """As `Decoder.write`, without drafts."""
+        return self.begin(request).wait()
+
+    def begin(self, request: DecodeRequest) -> Writing:
+        """As `AsynchronousDecoder.begin`, without drafts."""
         assert request.drafts is None
         N = len(request.features)
         if not self.weights.has_persistent_kernel or N > PERSISTENT_ROWS:
             with self.weights.lock:
-                return self.weights.graphed.write(request)
-        return write_persistent(self.weights.byte, request)
+                return self.weights.graphed.begin(request)
+        return begin_persistent(self.weights.byte, request)
 
     def logits(self, features: Tensor, tokens: Tensor, count: int) -> Tensor:
         """As `Decoder.logits`."""
@@ -213,11 +218,22 @@ class CudaWeights:
         self.graphed.layers.reload()
 
 
-def write_persistent(weights: ByteWeights, request: DecodeRequest) -> DecodeResult:
-    """As `Decoder.write`, by the persistent kernel; synchronises once, for the result."""
+def begin_persistent(weights: ByteWeights, request: DecodeRequest) -> Writing:
+    """As `AsynchronousDecoder.begin`, by the persistent kernel."""
     features, prefix, max_tokens, streams, offsets = (values.to(weights.device) for values in request[:5])
     decoded = byte_decode(weights, features, prefix, max_tokens, streams, offsets, request.sampling)
-    return DecodeResult(*HostCopies([decoded.tokens, decoded.counts]).wait())
+    return _writing([HostCopies([decoded.tokens, decoded.counts])])
+
+
+def _writing(copies: Sequence[HostCopies]) -> Writing:
+    """Of the tokens and counts of the parts of a request."""
+
+    def wait() -> DecodeResult:
+        tokens, counts = zip(*(copy.wait() for copy in copies), strict=True)
+        return DecodeResult(torch.cat(tokens), torch.cat(counts))
+
+    tokens = [copy.there[0] for copy in copies]
+    return Writing(tokens[0] if len(tokens) == 1 else torch.cat(tokens), wait)
 
 
 class PatchBuffers:
@@ -289,7 +305,11 @@ class GraphedByteDecoder:
         self._graphs: dict[int, tuple[GraphBuffers, Replay]] = {}
 
     def write(self, request: DecodeRequest) -> DecodeResult:
-        """As `Decoder.write`, without drafts; synchronises once for each graph's result."""
+        """As `Decoder.write`, without drafts."""
+        return self.begin(request).wait()
+
+    def begin(self, request: DecodeRequest) -> Writing:
+        """As `AsynchronousDecoder.begin`, without drafts."""
         copies = []
         for first in range(0, len(request.features), MAX_GRAPH_ROWS):
             rows = slice(first, min(first + MAX_GRAPH_ROWS, len(request.features)))
@@ -299,8 +319,7 @@ class GraphedByteDecoder:
             with on_device(buffers.features):
                 replay()
             copies.append(HostCopies([buffers.tokens[:count], buffers.counts[:count]]))
-        tokens, counts = zip(*(copy.wait() for copy in copies), strict=True)
-        return DecodeResult(torch.cat(tokens), torch.cat(counts))
+        return _writing(copies)
 
     def logits(self, features: Tensor, tokens: Tensor, count: int) -> Tensor:
         """As `Decoder.logits`, but NaN and infinite logits raise no error."""

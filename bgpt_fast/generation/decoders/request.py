@@ -5,6 +5,7 @@ Shape letters: N patches, S bytes a patch, D width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -60,3 +61,15 @@ class DecodeResult:
         return torch.equal(self.tokens, other.tokens) and torch.equal(self.counts, other.counts)
 
     __hash__ = None  # type: ignore[assignment]
+
+
+class Writing(NamedTuple):
+    """N patches that are being decoded.
+
+    Args:
+        tokens: int16 [N, S] on the decoder's device, as DecodeResult's; to be read there by what is launched after.
+        wait: waits for the result.
+    """
+
+    tokens: Tensor
+    wait: Callable[[], DecodeResult]
