@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bgpt_fast.generation.decoders.cuda import CudaDecoder
-from bgpt_fast.generation.decoders.request import DecodeRequest, DecodeResult, Writing
+from bgpt_fast.generation.decoders.request import DecodeRequest, DecodeResult, PendingResult
 from tools.null_gpu.log import Log, refusals
 from tools.null_gpu.step import finite_figures
 
@@ -43,7 +43,7 @@ def whole_patches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every patch is decoded as a whole, with bytes 0: how many bytes a kernel has chosen is not known here."""
     begin = CudaDecoder.begin
 
-    def begin_whole(self: CudaDecoder, request: DecodeRequest) -> Writing:
+    def begin_whole(self: CudaDecoder, request: DecodeRequest) -> PendingResult:
         tokens, wait = begin(self, request)
         rows, size = tokens.shape
 
@@ -51,7 +51,7 @@ def whole_patches(monkeypatch: pytest.MonkeyPatch) -> None:
             wait()
             return DecodeResult(torch.zeros(rows, size, dtype=torch.int16), torch.full((rows,), size))
 
-        return Writing(tokens, wait_whole)
+        return PendingResult(tokens, wait_whole)
 
     monkeypatch.setattr(CudaDecoder, "begin", begin_whole)
 

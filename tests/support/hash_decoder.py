@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bgpt_fast.config import EOP
-from bgpt_fast.generation.decoders.request import DecodeRequest, DecodeResult, Writing
+from bgpt_fast.generation.decoders.request import DecodeRequest, DecodeResult, PendingResult
 
 _U64 = np.uint64
 _START = 0x9E3779B97F4A7C15
@@ -137,7 +137,7 @@ class LateHashDecoder(HashDecoder):
         super().__init__(model, slots, length)
         self.log: list[str] = []
 
-    def begin(self, request: DecodeRequest) -> Writing:
+    def begin(self, request: DecodeRequest) -> PendingResult:
         result = self.write(request)
         self.log.append("begin")
 
@@ -145,7 +145,7 @@ class LateHashDecoder(HashDecoder):
             self.log.append("wait")
             return result
 
-        return Writing(result.tokens.clone(), wait)
+        return PendingResult(result.tokens.clone(), wait)
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -16,7 +16,7 @@ from bgpt_fast.generation.decoders.cpu import CpuDecoder, CpuWeights, fingerprin
 from bgpt_fast.generation.decoders.cuda import CudaDecoder, CudaWeights, has_cuda_decoder
 from bgpt_fast.generation.decoders.cuda_layers import CUDA_PRECISIONS
 from bgpt_fast.generation.decoders.eager import EagerDecoder
-from bgpt_fast.generation.decoders.request import DecodeRequest, DecodeResult, Writing
+from bgpt_fast.generation.decoders.request import DecodeRequest, DecodeResult, PendingResult
 from bgpt_fast.kernels.byte_decode.packed import PRECISIONS
 from bgpt_fast.model import BGPT
 
@@ -62,7 +62,7 @@ class Decoder(Protocol):
 class AsynchronousDecoder(Decoder, Protocol):
     """A decoder whose device computes while the host goes on, in the order in which work was given to it."""
 
-    def begin(self, request: DecodeRequest) -> Writing:
+    def begin(self, request: DecodeRequest) -> PendingResult:
         """As `write`, without waiting for the result."""
 
 

@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from bgpt_fast import _C
 from bgpt_fast.device import HostCopies, Record, Replay, graph_recorder
 from bgpt_fast.generation.decoders.cuda_layers import Attend, ByteWeights, CudaLayers, PatchWeights
-from bgpt_fast.generation.decoders.request import DecodeRequest, DecodeResult, Writing
+from bgpt_fast.generation.decoders.request import DecodeRequest, DecodeResult, PendingResult
 from bgpt_fast.kernels.byte_decode.op import byte_decode, byte_decode_accept, persistent_supports
 from bgpt_fast.kernels.byte_decode.sampling import Sampling
 from bgpt_fast.kernels.cached_attention.op import cached_attention
@@ -93,7 +93,7 @@ class CudaDecoder:
         """As `Decoder.write`, without drafts."""
         return self.begin(request).wait()
 
-    def begin(self, request: DecodeRequest) -> Writing:
+    def begin(self, request: DecodeRequest) -> PendingResult:
         """As `AsynchronousDecoder.begin`, without drafts."""
         assert request.drafts is None
         N = len(request.features)
@@ -218,14 +218,14 @@ class CudaWeights:
         self.graphed.layers.reload()
 
 
-def begin_persistent(weights: ByteWeights, request: DecodeRequest) -> Writing:
+def begin_persistent(weights: ByteWeights, request: DecodeRequest) -> PendingResult:
     """As `AsynchronousDecoder.begin`, by the persistent kernel."""
     features, prefix, max_tokens, streams, offsets = (values.to(weights.device) for values in request[:5])
     decoded = byte_decode(weights, features, prefix, max_tokens, streams, offsets, request.sampling)
-    return _writing([HostCopies([decoded.tokens, decoded.counts])])
+    return _pending([HostCopies([decoded.tokens, decoded.counts])])
 
 
-def _writing(copies: Sequence[HostCopies]) -> Writing:
+def _pending(copies: Sequence[HostCopies]) -> PendingResult:
     """Of the tokens and counts of the parts of a request."""
 
     def wait() -> DecodeResult:
@@ -233,7 +233,7 @@ def _writing(copies: Sequence[HostCopies]) -> Writing:
         return DecodeResult(torch.cat(tokens), torch.cat(counts))
 
     tokens = [copy.there[0] for copy in copies]
-    return Writing(tokens[0] if len(tokens) == 1 else torch.cat(tokens), wait)
+    return PendingResult(tokens[0] if len(tokens) == 1 else torch.cat(tokens), wait)
 
 
 class PatchBuffers:
@@ -308,7 +308,7 @@ class GraphedByteDecoder:
         """As `Decoder.write`, without drafts."""
         return self.begin(request).wait()
 
-    def begin(self, request: DecodeRequest) -> Writing:
+    def begin(self, request: DecodeRequest) -> PendingResult:
         """As `AsynchronousDecoder.begin`, without drafts."""
         copies = []
         for first in range(0, len(request.features), MAX_GRAPH_ROWS):
@@ -319,7 +319,7 @@ class GraphedByteDecoder:
             with on_device(buffers.features):
                 replay()
             copies.append(HostCopies([buffers.tokens[:count], buffers.counts[:count]]))
-        return _writing(copies)
+        return _pending(copies)
 
     def logits(self, features: Tensor, tokens: Tensor, count: int) -> Tensor:
         """As `Decoder.logits`, but NaN and infinite logits raise no error."""

@@ -63,7 +63,7 @@ class DecodeResult:
     __hash__ = None  # type: ignore[assignment]
 
 
-class Writing(NamedTuple):
+class PendingResult(NamedTuple):
     """N patches that are being decoded.
 
     Args:
