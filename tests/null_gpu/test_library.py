@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -100,6 +101,24 @@ def test_too_large_launches_fail() -> None:
     with pytest.raises(RuntimeError, match="invalid configuration"):
         nothing[(1, 70000)](x, BLOCK=64)
     assert refusals(log.events(first)) == {"a grid that is empty or too large": 1}
+
+
+@pytest.mark.parametrize("static", [True, False], ids=["torch", "triton"])
+def test_what_torch_compiles_is_launched(
+    static: bool, log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By torch's launcher, which loads a kernel from its file, and by Triton's, which loads it from memory."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    x = torch.zeros(1000, 100, device="cuda")
+    torch._dynamo.reset()
+    options = {"use_static_cuda_launcher": static, "strict_static_cuda_launcher": static, "compile_threads": 1}
+    with torch._inductor.config.patch(options):
+        function = torch.compile(lambda x: (x.sin() + 1).sum(1))
+        function(x)
+        first = len(log)
+        function(x)
+    (event,) = (event for event in log.events(first) if event.kind is Kind.KERNEL)
+    assert event.name.startswith("triton_")
 
 
 def test_memory_runs_out() -> None:

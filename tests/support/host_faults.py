@@ -2,7 +2,11 @@
 
 HOST_FAULTS = (
     "CUDA error",
+    "CUDA driver error",
     "Triton Error",
+    "InductorError",
+    "BackendCompilerFailed",
+    "TorchRuntimeError",
     "CompilationError",
     "CUBLAS",
     "cuDNN",
@@ -13,6 +17,7 @@ HOST_FAULTS = (
     "NameError",
     "KeyError",
     "ImportError",
+    "undefined symbol",
     "ModuleNotFoundError",
 )
 """Parts of a failed item's reason. It may fail by values, of which sizes are some: no kernel has run."""

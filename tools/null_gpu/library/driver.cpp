@@ -85,6 +85,13 @@ CUresult cuModuleLoadData(CUmodule* module, const void*) {
     return CUDA_SUCCESS;
 }
 
+// torch.compile loads kernels from files.
+CUresult cuModuleLoad(CUmodule* module, const char*) { return cuModuleLoadData(module, nullptr); }
+
+CUresult cuModuleLoadDataEx(CUmodule* module, const void* image, unsigned int, CUjit_option*, void**) {
+    return cuModuleLoadData(module, image);
+}
+
 CUresult cuModuleUnload(CUmodule module) {
     delete module;
     return CUDA_SUCCESS;
@@ -123,9 +130,21 @@ CUresult cuLaunchKernel(CUfunction function, unsigned int grid_x, unsigned int g
     return result_of(null_gpu::launch(function, grid, block, shared, stream, false));
 }
 
+CUresult cuLaunchCooperativeKernel(CUfunction function, unsigned int grid_x, unsigned int grid_y, unsigned int grid_z,
+                                   unsigned int block_x, unsigned int block_y, unsigned int block_z,
+                                   unsigned int shared, CUstream stream, void**) {
+    const dim3 grid(grid_x, grid_y, grid_z), block(block_x, block_y, block_z);
+    return result_of(null_gpu::launch(function, grid, block, shared, stream, true));
+}
+
 CUresult cuPointerGetAttribute(void* value, CUpointer_attribute attribute, CUdeviceptr pointer) {
     if (!null_gpu::is_on_device(reinterpret_cast<const void*>(pointer))) return CUDA_ERROR_INVALID_VALUE;
     if (attribute == CU_POINTER_ATTRIBUTE_DEVICE_POINTER) *static_cast<CUdeviceptr*>(value) = pointer;
+    return CUDA_SUCCESS;
+}
+
+CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, CUfunction, int threads, size_t shared) {
+    *blocks = null_gpu::blocks_per_multiprocessor(threads, shared);
     return CUDA_SUCCESS;
 }
 
