@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bgpt_fast.config import BGPTConfig
 from bgpt_fast.kernels.bias_gelu.op import bias_gelu, bias_gelu_backward
+from bgpt_fast.kernels.common.register import is_transformed
 from bgpt_fast.kernels.layer_norm.op import add_layer_norm, layer_norm
 from bgpt_fast.kernels.matrix_product.op import matrix_product
 
@@ -90,7 +91,18 @@ def _dropout_seed(dropout: float) -> int:
     return int(torch.randint(2**62, (), device="cpu")) if dropout else 0
 
 
-class _NormAndResidual(torch.autograd.Function):
+class _Function(torch.autograd.Function):
+    """A function whose `apply` does not look up the signature of `forward` in each call, which takes as long as several
+    launches."""
+
+    @classmethod
+    def apply(cls, *arguments: Any) -> Any:
+        if is_transformed():
+            return super().apply(*arguments)
+        return super(torch.autograd.Function, cls).apply(*arguments)
+
+
+class _NormAndResidual(_Function):
     """LayerNorm(x), x, and LayerNorm's mean and rstd."""
 
     @staticmethod
@@ -117,7 +129,7 @@ class _NormAndResidual(torch.autograd.Function):
         return dx, dweight, dbias, None
 
 
-class _AddAndNorm(torch.autograd.Function):
+class _AddAndNorm(_Function):
     """As `add_layer_norm`, whose backward pass also gives the gradient of a bias that the branch contains."""
 
     @staticmethod
@@ -171,7 +183,7 @@ def linears(layers: Sequence[Conv1D], dtype: torch.dtype) -> list[Linear]:
     return [Linear(*pair) for pair in zip(parameters[::2], parameters[1::2], strict=True)]
 
 
-class _Cast(torch.autograd.Function):
+class _Cast(_Function):
     """Tensors of one dtype in another."""
 
     @staticmethod
@@ -233,7 +245,7 @@ class MLP(nn.Module):
         return y
 
 
-class _MLP(torch.autograd.Function):
+class _MLP(_Function):
     """gelu(x W + b) V + c; saves x and x W and recomputes the GELU in backward, which is cheaper than storing it."""
 
     @staticmethod

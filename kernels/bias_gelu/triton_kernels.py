@@ -16,6 +16,7 @@ Shape letters: N rows, F features.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bgpt_fast.kernels.common.launch import WIDE_LOADS, CompileCase, on_device, with_row_stride
+from bgpt_fast.kernels.common.launch import WIDE_LOADS, CompileCase, cdiv, next_power_of_2, on_device, with_row_stride
 
 
 @triton.jit
@@ -116,10 +117,11 @@ class _Tile:
     warps: int
 
 
+@functools.cache
 def _tile(F: int) -> _Tile:
     """The widest power of two up to 1,024 columns that divides F; where that is narrow, a masked end."""
     even = min(1024, F & -F)
-    block_f = even if even >= 128 else min(1024, max(128, triton.next_power_of_2(F)))
+    block_f = even if even >= 128 else min(1024, max(128, next_power_of_2(F)))
     warps = max(1, block_f // 256)
     return _Tile(warps * 32 * _ELEMENTS // block_f, block_f, warps)
 
@@ -131,8 +133,8 @@ _SUM_WARPS = 4
 
 def _rows_a_program(N: int, F: int, tile: _Tile) -> int:
     """Rows of a backward program: some 24 warps for each of an H100's 132 multiprocessors, whatever the device is."""
-    runs = max(1, 132 * 24 // (tile.warps * triton.cdiv(F, tile.block_f)))
-    return triton.cdiv(triton.cdiv(N, tile.rows), runs) * tile.rows
+    runs = max(1, 132 * 24 // (tile.warps * cdiv(F, tile.block_f)))
+    return cdiv(cdiv(N, tile.rows), runs) * tile.rows
 
 
 def bias_gelu_forward(x: Tensor, bias: Tensor) -> Tensor:
@@ -144,7 +146,7 @@ def bias_gelu_forward(x: Tensor, bias: Tensor) -> Tensor:
     tile = _tile(F)
     x, x_stride = with_row_stride(x)
     with on_device(x):
-        _bias_gelu_fwd_kernel[(triton.cdiv(N, tile.rows) * triton.cdiv(F, tile.block_f),)](
+        _bias_gelu_fwd_kernel[(cdiv(N, tile.rows) * cdiv(F, tile.block_f),)](
             x, x_stride, bias.contiguous(), y, N, F=F, ROWS=tile.rows, BLOCK_F=tile.block_f, num_warps=tile.warps
         )
     return y
@@ -159,12 +161,12 @@ def bias_gelu_backward(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Ten
     dbias = torch.empty(F, dtype=bias.dtype, device=x.device)
     tile = _tile(F)
     share = _rows_a_program(N, F, tile)
-    runs = triton.cdiv(N, share)
+    runs = cdiv(N, share)
     parts = torch.empty(runs, F, dtype=torch.float32, device=x.device)
     dy, dy_stride = with_row_stride(dy)
     x, x_stride = with_row_stride(x)
     with on_device(x):
-        _bias_gelu_bwd_kernel[(runs * triton.cdiv(F, tile.block_f),)](
+        _bias_gelu_bwd_kernel[(runs * cdiv(F, tile.block_f),)](
             dy,
             dy_stride,
             x,
@@ -180,7 +182,7 @@ def bias_gelu_backward(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Ten
             BLOCK_F=tile.block_f,
             num_warps=tile.warps,
         )
-        _bias_gelu_bwd_sum_kernel[(triton.cdiv(F, _SUM_BLOCK["BLOCK_F"]),)](
+        _bias_gelu_bwd_sum_kernel[(cdiv(F, _SUM_BLOCK["BLOCK_F"]),)](
             parts, dbias, runs, F=F, **_SUM_BLOCK, num_warps=_SUM_WARPS
         )
     return dx, dbias, y

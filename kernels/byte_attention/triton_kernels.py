@@ -28,6 +28,7 @@ Shape letters: T patches, S bytes a patch, H heads, d channels a head, D = H · 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +37,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bgpt_fast.kernels.common.launch import DTYPE_NAMES, TENSOR_CORES, CompileCase, on_device
+from bgpt_fast.kernels.common.launch import DTYPE_NAMES, TENSOR_CORES, CompileCase, cdiv, next_power_of_2, on_device
 
 
 @triton.jit
@@ -243,13 +244,14 @@ class _Tile:
         return {"PATCHES": self.patches, "HEADS": self.heads, "S_PAD": self.s_pad, "D_PAD": self.d_pad}
 
     def programs(self, T: int, H: int) -> int:
-        return triton.cdiv(T, self.patches) * triton.cdiv(H, self.heads)
+        return cdiv(T, self.patches) * cdiv(H, self.heads)
 
 
 def _padded(size: int) -> int:
-    return max(16, triton.next_power_of_2(size))
+    return max(16, next_power_of_2(size))
 
 
+@functools.cache
 def _tile(S: int, H: int, d: int, dtype: torch.dtype) -> _Tile:
     """An item or two a warp in half precision, half an item in float32, whose products run on the plain cores."""
     s_pad, d_pad = _padded(S), _padded(d)
@@ -262,15 +264,16 @@ def _tile(S: int, H: int, d: int, dtype: torch.dtype) -> _Tile:
         items, warps = 2, 2
     else:
         items, warps = 1, 4 if s_pad == 32 else 8
-    heads = max(1, min(64 // d_pad, items, triton.next_power_of_2(H)))
+    heads = max(1, min(64 // d_pad, items, next_power_of_2(H)))
     return _Tile(items // heads, heads, s_pad, d_pad, warps)
 
 
+@functools.cache
 def _projected_tile(S: int, H: int, d: int, dtype: torch.dtype) -> _Tile:
     """128 rows × 64 channels; in float32, whose products run on the plain cores, 64 × 64."""
     s_pad, d_pad = _padded(S), _padded(d)
     rows = 64 if dtype == torch.float32 else 128
-    heads = min(64 // d_pad, triton.next_power_of_2(H))
+    heads = min(64 // d_pad, next_power_of_2(H))
     return _Tile(rows // s_pad, heads, s_pad, d_pad, 8)
 
 

@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from bgpt_fast.config import VOCAB_SIZE, VOCAB_SIZES
-from bgpt_fast.kernels.common.launch import DTYPE_NAMES, CompileCase, on_device
+from bgpt_fast.kernels.common.launch import DTYPE_NAMES, CompileCase, cdiv, next_power_of_2, on_device
 from bgpt_fast.kernels.common.one_hot import byte_row_sums, one_hot_compile_cases
 
 _BLOCK_ROWS = 16
@@ -67,7 +67,7 @@ def byte_embed_forward(features: Tensor, patches: Tensor, wte: Tensor, wpe: Tens
         return x
     features, patches, wte, wpe = features.contiguous(), patches.contiguous(), wte.contiguous(), wpe.contiguous()
     with on_device(x):
-        _byte_embed_fwd_kernel[(triton.cdiv(T * S, _BLOCK_ROWS),)](
+        _byte_embed_fwd_kernel[(cdiv(T * S, _BLOCK_ROWS),)](
             features,
             patches,
             wte,
@@ -96,7 +96,7 @@ def byte_embed_backward(dx: Tensor, patches: Tensor, positions: int, vocab_size:
 def _block_d(D: int) -> int:
     """The widest piece of at most 256 columns that divides D; where that is narrow, pieces with a masked end."""
     even = min(256, D & -D)
-    return even if even >= 64 else min(256, triton.next_power_of_2(D))
+    return even if even >= 64 else min(256, next_power_of_2(D))
 
 
 def compile_cases() -> list[CompileCase]:

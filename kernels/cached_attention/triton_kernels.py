@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bgpt_fast.kernels.common.launch import CompileCase, on_device
+from bgpt_fast.kernels.common.launch import CompileCase, next_power_of_2, on_device
 
 
 @triton.jit
@@ -103,7 +103,7 @@ def cached_attention_forward(
     y = torch.empty(T, H * d, dtype=qkv.dtype, device=qkv.device)
     if T == 0:
         return y
-    block_d = triton.next_power_of_2(d)
+    block_d = next_power_of_2(d)
     with on_device(qkv):
         if not distinct_slots:
             _cached_attention_write_kernel[(T, H)](
@@ -135,7 +135,7 @@ def compile_cases() -> list[CompileCase]:
         tensors = dict.fromkeys(("qkv", "keys", "values"), f"*{dtype}")
         types = {**tensors, "slots": "*i64", "positions": "*i64", "L": "i32"}
         for H, d in ((12, 64), (1, 64), (6, 32), (16, 16), (8, 128)):
-            sizes = {"H": H, "D": d, "BLOCK_D": triton.next_power_of_2(d)}
+            sizes = {"H": H, "D": d, "BLOCK_D": next_power_of_2(d)}
             kinds = (("patches", 512, False), ("bytes", 16, True))
             cases += [
                 CompileCase(

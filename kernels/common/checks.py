@@ -46,9 +46,10 @@ def check_tensor(
         expected = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise TypeError(f"{op}: {name}: expected dtype {expected}, got {str(value.dtype).removeprefix('torch.')}")
     if shape is not None:
-        fits = value.dim() == len(shape) and all(
-            isinstance(want, str) or want == got for want, got in zip(shape, value.shape, strict=True)
-        )
+        sizes = value.shape
+        fits = len(sizes) == len(shape)
+        for want, size in zip(shape, sizes, strict=False):
+            fits = fits and (want == size or isinstance(want, str))
         if not fits:
             expected = "[" + ", ".join(str(size) for size in shape) + "]"
             raise ValueError(f"{op}: {name}: expected shape {expected}, got {list(value.shape)}")

@@ -13,7 +13,20 @@ from torch import Tensor
 
 def on_device(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
     """Makes the tensor's GPU the current one, on which Triton launches; does nothing for CPU tensors (interpreter)."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+    if not tensor.is_cuda or tensor.get_device() == torch.cuda.current_device():
+        return contextlib.nullcontext()
+    return torch.cuda.device(tensor.device)
+
+
+# Not Triton's functions, which are made for constants of kernels and take as long as a launch.
+def cdiv(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)
+
+
+def next_power_of_2(n: int) -> int:
+    """The least power of two that is at least n, which is at least 1."""
+    return 1 << (n - 1).bit_length()
 
 
 def with_row_stride(x: Tensor) -> tuple[Tensor, int]:

@@ -32,7 +32,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bgpt_fast.kernels.common.launch import DTYPE_NAMES, TENSOR_CORES, CompileCase, on_device
+from bgpt_fast.kernels.common.launch import DTYPE_NAMES, TENSOR_CORES, CompileCase, cdiv, next_power_of_2, on_device
 
 _SUM_BLOCK = 1024
 
@@ -157,16 +157,16 @@ def _sums(tokens: Tensor, dy: Tensor, S: int, V: int, labels: int, is_bytes: boo
     if not is_bytes and S > 1 and block_v > V:
         raise ValueError(f"one_hot_sums: expected at least {block_v} tokens a slot, got {V}")
     tokens, dy = tokens.contiguous(), dy.contiguous()
-    blocks = triton.cdiv(labels, block_v) * triton.cdiv(D, constants["BLOCK_D"])
-    steps = triton.cdiv(rows, constants["BLOCK_ROWS"])
+    blocks = cdiv(labels, block_v) * cdiv(D, constants["BLOCK_D"])
+    steps = cdiv(rows, constants["BLOCK_ROWS"])
     rows_a_split = _steps_a_split(steps, blocks, labels * D) * constants["BLOCK_ROWS"]
-    splits = triton.cdiv(rows, rows_a_split)
+    splits = cdiv(rows, rows_a_split)
     sums = dy.new_empty(labels, D, dtype=dtype)
     partials = sums if splits == 1 else dy.new_empty(splits, labels, D, dtype=torch.float32)
     with on_device(dy):
         _one_hot_sums_kernel[(splits * blocks,)](tokens, dy, partials, rows, rows_a_split, **constants, **options)
         if splits > 1:
-            grid = (triton.cdiv(sums.numel(), _SUM_BLOCK),)
+            grid = (cdiv(sums.numel(), _SUM_BLOCK),)
             _sum_splits_kernel[grid](partials, sums, splits, sums.numel(), BLOCK=_SUM_BLOCK, num_warps=4)
     return sums
 
@@ -177,9 +177,9 @@ def _steps_a_split(steps: int, blocks: int, size: int) -> int:
     # 350 ns a step on each of 132 SMs, 1 ns for 4,300 bytes of partial sums, and 4,000 ns to launch their addition.
     def nanoseconds(splits: int) -> float:
         partials = 4000 + splits * size * 8 / 4300 if splits > 1 else 0
-        return triton.cdiv(blocks * splits, 132) * triton.cdiv(steps, splits) * 350 + partials
+        return cdiv(blocks * splits, 132) * cdiv(steps, splits) * 350 + partials
 
-    return triton.cdiv(steps, min(range(1, min(steps, 64) + 1), key=nanoseconds))
+    return cdiv(steps, min(range(1, min(steps, 64) + 1), key=nanoseconds))
 
 
 def _tiling(
@@ -187,7 +187,7 @@ def _tiling(
 ) -> tuple[dict[str, Any], dict[str, int]]:
     # 128 × 256 with 64 rows a step spills on sm_80; with 32 rows it takes at most 240 registers there, 201 on sm_90.
     block_rows, block_v, widest, warps, stages = (32, 64, 64, 4, 3) if dtype == torch.float32 else (32, 128, 256, 8, 4)
-    block_d = min(widest, max(16, triton.next_power_of_2(D)))
+    block_d = min(widest, max(16, next_power_of_2(D)))
     constants = {"D": D, "S": S, "V": V, "LABELS": labels, "BYTES": is_bytes}
     constants |= {"BLOCK_ROWS": block_rows, "BLOCK_V": block_v, "BLOCK_D": block_d}
     return constants, {"num_warps": warps, "num_stages": stages}

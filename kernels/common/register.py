@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,10 @@ from torch._functorch.utils import enable_single_level_autograd_function
 
 def has_no_float64(*arguments: Any) -> bool:
     """Whether no tensor among the arguments, and no dtype, is float64."""
-    return all(getattr(argument, "dtype", argument) is not torch.float64 for argument in arguments)
+    for argument in arguments:
+        if argument is torch.float64 or (isinstance(argument, torch.Tensor) and argument.dtype is torch.float64):
+            return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -34,10 +38,11 @@ class Triton:
     takes: Callable[..., bool] = has_no_float64
 
     def __call__(self, *arguments: Any) -> Any:
-        if not self.takes(*arguments):
-            return self.reference(*arguments)
-        module = importlib.import_module(f"bgpt_fast.kernels.{self.folder}.triton_kernels")
-        return getattr(module, self.launcher)(*arguments)
+        return (self._launch if self.takes(*arguments) else self.reference)(*arguments)
+
+    @functools.cached_property
+    def _launch(self) -> Callable[..., Any]:
+        return getattr(importlib.import_module(f"bgpt_fast.kernels.{self.folder}.triton_kernels"), self.launcher)
 
 
 @dataclass(frozen=True)

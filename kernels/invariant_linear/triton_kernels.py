@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bgpt_fast.kernels.common.launch import CompileCase, on_device
+from bgpt_fast.kernels.common.launch import CompileCase, cdiv, on_device
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -98,7 +98,7 @@ def invariant_linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None, gel
         x = x.clone()  # Triton compiles another kernel for another alignment
     tile = _tile(x.dtype, N)
     with on_device(x):
-        _invariant_linear_fwd_kernel[(triton.cdiv(M, tile.m) * triton.cdiv(N, tile.n),)](
+        _invariant_linear_fwd_kernel[(cdiv(M, tile.m) * cdiv(N, tile.n),)](
             x,
             weight,
             weight.stride(0),

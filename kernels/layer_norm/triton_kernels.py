@@ -21,6 +21,7 @@ Shape letters: N rows, D width.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +29,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bgpt_fast.kernels.common.launch import WIDE_LOADS, CompileCase, on_device, with_row_stride
+from bgpt_fast.kernels.common.launch import WIDE_LOADS, CompileCase, cdiv, next_power_of_2, on_device, with_row_stride
 from bgpt_fast.kernels.layer_norm.reference import dropout_scale, dropout_threshold
 
 
@@ -195,10 +196,11 @@ class _Tile:
     warps: int
 
 
+@functools.cache
 def _tile(D: int, backward: bool = False, dropout: float = 0.0, sums: bool = False) -> _Tile:
     """Rows of D columns for a program: a warp for each 256 columns, so many rows that a thread has its elements."""
     elements_a_thread = 32 if not backward else 8 if dropout or sums else 16
-    block_d = max(128, triton.next_power_of_2(D))
+    block_d = max(128, next_power_of_2(D))
     warps = min(max(1, block_d // 256), 16)
     return _Tile(max(1, warps * 32 * elements_a_thread // block_d), block_d, warps)
 
@@ -211,15 +213,16 @@ _SUM_WARPS = 4
 def _rows_a_program(N: int, tile: _Tile) -> int:
     """Rows of a backward program: 20 warps for each of an H100's 132 multiprocessors, whatever the device is."""
     programs = 132 * 20 // tile.warps
-    return triton.cdiv(triton.cdiv(N, tile.rows), programs) * tile.rows
+    return cdiv(cdiv(N, tile.rows), programs) * tile.rows
 
 
 def _halves(seed: int) -> tuple[int, int]:
     """The low and high 32 bits of a seed, as signed numbers: of one type in the kernel whatever the seed."""
-    low, high = (part - 2**32 if part >= 2**31 else part for part in (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF))
-    return low, high
+    low, high = seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF
+    return low - (low >> 31 << 32), high - (high >> 31 << 32)
 
 
+@functools.cache
 def _constants(tile: _Tile, D: int, dropout: float) -> dict[str, float]:
     threshold, scale = dropout_threshold(dropout), dropout_scale(dropout)
     return {"D": D, "THRESHOLD": threshold, "SCALE": scale, "ROWS": tile.rows, "BLOCK_D": tile.block_d}
@@ -255,7 +258,7 @@ def _forward(x, residual, weight, bias, eps, dtype, dropout, seed):
     x, x_stride = with_row_stride(x)
     added, added_stride = (x, x_stride) if residual is None else with_row_stride(residual)
     with on_device(x):
-        _layer_norm_fwd_kernel[(triton.cdiv(N, tile.rows),)](
+        _layer_norm_fwd_kernel[(cdiv(N, tile.rows),)](
             x,
             x_stride,
             added,
@@ -311,7 +314,7 @@ def _backward(dy, dtotal, x, weight, mean, rstd, dx, dresidual, dropout, seed, d
         return dweight.zero_(), dbias.zero_()
     tile = _tile(D, True, dropout, dx_sum is not None)
     share = _rows_a_program(N, tile)
-    programs = triton.cdiv(N, share)
+    programs = cdiv(N, share)
     parts = [torch.empty(programs, D, dtype=torch.float32, device=x.device) for _ in range(3)]
     dy, dy_stride = with_row_stride(dy)
     x, x_stride = with_row_stride(x)
@@ -339,7 +342,7 @@ def _backward(dy, dtotal, x, weight, mean, rstd, dx, dresidual, dropout, seed, d
             **_constants(tile, D, dropout),
             **_options(tile),
         )
-        _layer_norm_bwd_sum_kernel[(triton.cdiv(D, _SUM_BLOCK["BLOCK_D"]),)](
+        _layer_norm_bwd_sum_kernel[(cdiv(D, _SUM_BLOCK["BLOCK_D"]),)](
             *parts,
             dweight,
             dbias,

@@ -29,7 +29,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bgpt_fast.kernels.common.launch import DTYPE_NAMES, TENSOR_CORES, CompileCase, on_device
+from bgpt_fast.kernels.common.launch import DTYPE_NAMES, TENSOR_CORES, CompileCase, cdiv, next_power_of_2, on_device
 
 
 @triton.jit
@@ -169,7 +169,7 @@ def linear_cross_entropy_forward(
     tile = _row_tile(V, x.dtype)
     if N:
         with on_device(x):
-            _linear_cross_entropy_fwd_kernel[(triton.cdiv(N, tile["BM"]),)](x, weight, targets, nats, lse, N, D, **tile)
+            _linear_cross_entropy_fwd_kernel[(cdiv(N, tile["BM"]),)](x, weight, targets, nats, lse, N, D, **tile)
     return nats, lse, x.new_empty(N if save else 0, V)
 
 
@@ -182,12 +182,12 @@ def linear_cross_entropy_backward(
     if not N:
         return torch.empty_like(x), torch.zeros_like(weight)
     rows, channels = _row_tile(V, x.dtype), _dweight_tile(V, x.dtype)
-    columns, tiles = _columns(V), triton.cdiv(D, channels["BD"])
+    columns, tiles = _columns(V), cdiv(D, channels["BD"])
     splits, rows_per_split = _splits(N, tiles)
     dx, dlogits = torch.empty_like(x), x.new_empty(N, columns)
     partials = torch.empty(splits, V, D, dtype=torch.float32, device=x.device)
     with on_device(x):
-        _linear_cross_entropy_bwd_kernel[(triton.cdiv(N, rows["BM"]),)](
+        _linear_cross_entropy_bwd_kernel[(cdiv(N, rows["BM"]),)](
             dnats, x, weight, targets, lse, dx, dlogits, N, D, COLUMNS=columns, **rows
         )
         _linear_cross_entropy_bwd_dweight_kernel[(splits * tiles,)](
@@ -198,7 +198,7 @@ def linear_cross_entropy_backward(
 
 def _main(V: int) -> int:
     """The columns of the one tile: V without its last token where that leaves a power of two, else padded to one."""
-    padded = max(16, triton.next_power_of_2(V))
+    padded = max(16, next_power_of_2(V))
     return padded // 2 if V > 16 and padded // 2 + 1 == V else padded
 
 
@@ -227,9 +227,9 @@ def _dweight_tile(V: int, dtype: torch.dtype) -> dict[str, Any]:
 
 def _splits(N: int, tiles: int) -> tuple[int, int]:
     """How many splits and of how many rows: 264 programs fill 132 SMs twice; no split of fewer than 256 rows pays."""
-    splits = max(1, min(264 // tiles, triton.cdiv(N, 256)))
-    rows = triton.cdiv(triton.cdiv(N, splits), 32) * 32
-    return triton.cdiv(N, rows), rows
+    splits = max(1, min(264 // tiles, cdiv(N, 256)))
+    rows = cdiv(cdiv(N, splits), 32) * 32
+    return cdiv(N, rows), rows
 
 
 def compile_cases() -> list[CompileCase]:

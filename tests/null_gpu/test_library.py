@@ -147,6 +147,23 @@ def test_the_work_of_an_op_is_what_it_reads_and_writes(log: Log) -> None:
     assert sum(work.bytes for work in rest if work) == 4e5 + 4e3
 
 
+def test_what_is_overwritten_is_not_read(log: Log) -> None:
+    x, half = torch.zeros(1000, 100, device="cuda"), torch.zeros(1000, 100, device="cuda", dtype=torch.bfloat16)
+    weight = torch.nn.Parameter(x.clone())
+    weight.grad = x.clone()
+    optimizer = torch.optim.AdamW([weight], fused=True)
+    optimizer.step()
+    first = len(log)
+    with recording(log) as recorded:
+        half.copy_(x)
+        torch._foreach_copy_([half], [x])
+        optimizer.step()
+    work = [each for each in recorded.work_of(first, len(log) - first) if each is not None]
+    assert [each.bytes for each in work if "copy_" in each.name] == [6e5, 6e5]
+    adamw = sum(each.bytes for each in work if "adamw" in each.name)
+    assert adamw == pytest.approx(28e5, rel=1e-4)  # weight and two moments read and written, the gradient read
+
+
 def test_a_triton_kernels_work_is_that_of_its_arguments(log: Log) -> None:
     from bgpt_fast.kernels.linear_cross_entropy.op import linear_cross_entropy
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -143,16 +144,20 @@ def _size(tensors: Iterable[Tensor]) -> int:
     return total
 
 
+_OVERWRITING = {
+    getattr(torch.ops.aten, name) for name in ("copy_", "_foreach_copy_", "fill_", "zero_", "_foreach_zero_")
+}
+"""Ops that do not read what they change."""
+
+
 def _op_work(func: Any, args: Any, kwargs: Any, output: Any) -> Work:
     name = str(func)
-    outputs = [
-        value
-        for argument, value in zip(func._schema.arguments, args, strict=False)
-        if argument.alias_info is not None and argument.alias_info.is_write
-    ]
-    bytes_ = _size(_tensors([args, kwargs])) + _size(_tensors(outputs))
-    if not outputs:
-        bytes_ += _size(_tensors(output))
+    schema = zip(func._schema.arguments, args, strict=False)
+    changed = [value for argument, value in schema if argument.alias_info is not None and argument.alias_info.is_write]
+    if func is torch.ops.aten._fused_adamw_.default and kwargs.get("grad_scale") is None:
+        changed = [value for value in changed if value is not args[1]]  # gradients are written only if scaled
+    read = [value for value in args if not (func.overloadpacket in _OVERWRITING and any(value is v for v in changed))]
+    bytes_ = _size(_tensors([read, kwargs])) + _size(_tensors(changed or output))
     flops = 0.0
     if "flash_documents_attention" in name:
         flops = _attention_flops(args, "backward" in name)
