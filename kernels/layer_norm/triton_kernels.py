@@ -222,7 +222,6 @@ def _halves(seed: int) -> tuple[int, int]:
     return low - (low >> 31 << 32), high - (high >> 31 << 32)
 
 
-@functools.cache
 def _constants(tile: _Tile, D: int, dropout: float) -> dict[str, float]:
     threshold, scale = dropout_threshold(dropout), dropout_scale(dropout)
     return {"D": D, "THRESHOLD": threshold, "SCALE": scale, "ROWS": tile.rows, "BLOCK_D": tile.block_d}

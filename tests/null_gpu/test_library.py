@@ -140,11 +140,24 @@ def test_the_work_of_an_op_is_what_it_reads_and_writes(log: Log) -> None:
         x + y
         x.add_(y)
         x.t().sum(0)
-    added, in_place, *rest = recorded.work_of(first, len(log) - first)
+    added, in_place, *rest = recorded.work_of(first, log.events(first))
     assert added is not None
     assert in_place is not None
     assert added.bytes == in_place.bytes == 3 * 4e5
     assert sum(work.bytes for work in rest if work) == 4e5 + 4e3
+
+
+def test_a_fill_beside_a_kernel_takes_none_of_its_work(log: Log) -> None:
+    """A sum over many rows sets counters to zero first."""
+    x = torch.zeros(100_000, 768, device="cuda", dtype=torch.bfloat16)
+    x.sum(0)
+    first = len(log)
+    with recording(log) as recorded:
+        x.sum(0)
+    work = recorded.work_of(first, log.events(first))
+    pairs = [pair for pair in zip(log.events(first), work, strict=True) if pair[1] is not None]
+    assert {event.kind for event, _ in pairs} == {Kind.FILL, Kind.KERNEL}
+    assert {event.kind: each.bytes for event, each in pairs if each}[Kind.KERNEL] == (100_000 + 1) * 768 * 2
 
 
 def test_what_is_overwritten_is_not_read(log: Log) -> None:
@@ -158,7 +171,7 @@ def test_what_is_overwritten_is_not_read(log: Log) -> None:
         half.copy_(x)
         torch._foreach_copy_([half], [x])
         optimizer.step()
-    work = [each for each in recorded.work_of(first, len(log) - first) if each is not None]
+    work = [each for each in recorded.work_of(first, log.events(first)) if each is not None]
     assert [each.bytes for each in work if "copy_" in each.name] == [6e5, 6e5]
     adamw = sum(each.bytes for each in work if "adamw" in each.name)
     assert adamw == pytest.approx(28e5, rel=1e-4)  # weight and two moments read and written, the gradient read
@@ -172,7 +185,7 @@ def test_a_triton_kernels_work_is_that_of_its_arguments(log: Log) -> None:
     first = len(log)
     with recording(log) as recorded:
         linear_cross_entropy(x, weight, targets)
-    (work,) = recorded.work_of(first, len(log) - first)
+    (work,) = recorded.work_of(first, log.events(first))
     assert work is not None
     assert work.name == "_linear_cross_entropy_fwd_kernel"
     assert work.flops == 2 * 640 * 64 * 257

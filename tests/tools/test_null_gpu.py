@@ -78,9 +78,11 @@ def test_a_wait_for_earlier_work_lets_the_host_run_ahead() -> None:
 
 def test_the_work_of_an_op_is_divided_and_inner_kernels_come_first() -> None:
     recording = Recording(spans=[(10, 12, Work("two kernels", 8.0)), (12, 13, Work("inner", 3.0))])
-    recording.spans.append((12, 14, Work("outer", 100.0)))
-    names = [(work.name, work.bytes) if work else None for work in recording.work_of(9, 6)]
-    assert names == [None, ("two kernels", 4.0), ("two kernels", 4.0), ("inner", 3.0), ("outer", 0.0), None]
+    recording.spans += [(12, 14, Work("outer", 100.0)), (14, 16, Work("a fill and a kernel", 6.0))]
+    events = [Event(Kind.FILL if number == 14 else Kind.KERNEL, "") for number in range(9, 17)]
+    names = [(work.name, work.bytes) if work else None for work in recording.work_of(9, events)]
+    assert names[:5] == [None, ("two kernels", 4.0), ("two kernels", 4.0), ("inner", 3.0), ("outer", 0.0)]
+    assert names[5:] == [("a fill and a kernel", 0.0), ("a fill and a kernel", 6.0), None]
 
 
 def test_phases_end_where_they_end() -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tools.null_gpu.log import Log
+from tools.null_gpu.log import Event, Kind, Log
 
 
 @dataclass(frozen=True)
@@ -45,18 +44,21 @@ class Recording:
     spans: list[tuple[int, int, Work]] = field(default_factory=list)
     phases: list[tuple[int, str]] = field(default_factory=list)
 
-    def work_of(self, first: int, count: int) -> list[Work | None]:
-        """The work of `count` entries from the number `first` on; an op's is divided among its launches.
+    def work_of(self, first: int, events: Sequence[Event]) -> list[Work | None]:
+        """The work of each of `events`, which the log has from the number `first` on; an op's is divided among its
+        kernels.
 
         An op of this project contains kernels with spans of their own; what else it launches is small, gets nothing.
         """
-        work: list[Work | None] = [None] * count
+        work: list[Work | None] = [None] * len(events)
         for begin, end, whole in self.spans:
-            inside = range(max(begin, first), min(end, first + count))
+            inside = range(max(begin, first), min(end, first + len(events)))
             mine = [i for i in inside if work[i - first] is None]
-            n = len(mine) if len(mine) == len(inside) else math.inf
+            kernels = sum(events[i - first].kind is Kind.KERNEL for i in mine)
             for i in mine:
-                work[i - first] = Work(whole.name, whole.bytes / n, whole.flops / n, whole.l2_bytes / n)
+                is_kernel = events[i - first].kind is Kind.KERNEL
+                share = 1 / kernels if is_kernel and len(mine) == len(inside) else 0.0
+                work[i - first] = Work(whole.name, share * whole.bytes, share * whole.flops, share * whole.l2_bytes)
         return work
 
     def phase_of(self, first: int, count: int) -> list[str]:

@@ -191,7 +191,8 @@ def _recorded_work(log: Log, full: Recording, first: int, events: list[Event]) -
         RuntimeError: the recorded step lacks more than a few of the launches.
     """
     begin, end = _windows(full, first, len(log))[-1]
-    recorded, work = log.events(begin)[: end - begin], full.work_of(begin, end - begin)
+    recorded = log.events(begin)[: end - begin]
+    work = full.work_of(begin, recorded)
     # torch checks indices with a few kernels more where ops are recorded.
     matcher = difflib.SequenceMatcher(None, [e.key for e in recorded], [e.key for e in events], autojunk=False)
     result: list[Work | None] = [None] * len(events)
