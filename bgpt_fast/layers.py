@@ -99,7 +99,7 @@ class _Function(torch.autograd.Function):
     def apply(cls, *arguments: Any) -> Any:
         if is_transformed():
             return super().apply(*arguments)
-        return super(torch.autograd.Function, cls).apply(*arguments)
+        return super(torch.autograd.Function, cls).apply(*arguments)  # type: ignore[misc]
 
 
 class _NormAndResidual(_Function):
