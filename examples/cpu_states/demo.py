@@ -30,7 +30,7 @@ from bgpt_fast.terminal import accept_all_text, new_console, print_text
 
 HERE = Path(__file__).resolve().parent
 CHECKPOINT = HERE / "checkpoint"
-PAPER_MACHINE = HERE / "paper_machine" / "snapshot"
+PAPER_MACHINE = HERE / "paper_machine"
 RECIPE = HERE / "demo.json"
 HELD_OUT_SEED = 20240229  # seed of programs that were used neither for training nor for the choice of a recipe
 

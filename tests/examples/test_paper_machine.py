@@ -191,18 +191,18 @@ def test_a_stopped_run_goes_on_as_it_would_have(learner: ModuleType, tmp_path: P
 def test_the_scripts_train_export_go_on_and_score(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.json"
     recipe.write_text(json.dumps(tiny_recipe()))
-    run, snapshot = tmp_path / "run", tmp_path / "snapshot"
+    run, model = tmp_path / "run", tmp_path / "run" / "model"
     script(["train.py", "--recipe", recipe, "--run", run])
-    script(["export.py", "--run", run, "--snapshot", snapshot])
-    weights = BGPT.from_pretrained(snapshot)
+    script(["export.py", "--run", run])
+    weights = BGPT.from_pretrained(model)
     assert weights.config == BGPTConfig.from_dict(TINY)
-    script(["train.py", "--recipe", recipe, "--run", tmp_path / "other", "--snapshot", snapshot])
+    script(["train.py", "--recipe", recipe, "--run", tmp_path / "other", "--init-from", model])
     curves = [(folder / "curve.jsonl").read_text() for folder in (run, tmp_path / "other")]
     assert curves[1].startswith(curves[0])
     place = torch.load(tmp_path / "other" / "state.pt", weights_only=True)["place"]
-    assert place["step"] == json.loads((snapshot / "place.json").read_text())["step"]
-    script(["evaluate.py", "--model", snapshot, "--programs", "2", "--free-running", "1"])
-    scores = json.loads((snapshot / "scores.json").read_text())
+    assert place["step"] == json.loads((model / "place.json").read_text())["step"]
+    script(["evaluate.py", "--model", model, "--programs", "2", "--free-running", "1"])
+    scores = json.loads((model / "scores.json").read_text())
     assert scores["programs"] == 2
     assert 0 <= scores["teacher_forced"]["accuracy"] <= 1
 
@@ -212,11 +212,11 @@ def script(arguments: list[Any]) -> None:
     subprocess.run([sys.executable, str(FOLDER / first), *map(str, rest)], check=True, timeout=240)
 
 
-def test_the_snapshot_is_small_and_of_the_recipes_model() -> None:
-    model = BGPT.from_pretrained(FOLDER / "snapshot")
+def test_the_shipped_model_is_small_and_of_the_recipes_sizes() -> None:
+    model = BGPT.from_pretrained(FOLDER)
     assert model.config == BGPTConfig.from_dict(json.loads((FOLDER / "recipe.json").read_text())["model"])
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float16}
-    assert (FOLDER / "snapshot" / "model.safetensors").stat().st_size < 30e6
+    assert (FOLDER / "model.safetensors").stat().st_size < 30e6
 
 
 def test_operations_that_are_often_wrong_come_most_often(learner: ModuleType) -> None:

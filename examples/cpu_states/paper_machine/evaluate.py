@@ -38,7 +38,7 @@ PUBLISHED = "more than 99.99 % of state bytes (arXiv 2402.19155)"
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=HERE / "snapshot", help="a folder of save_pretrained")
+    parser.add_argument("--model", type=Path, default=HERE, help="a folder of save_pretrained")
     parser.add_argument("--programs", type=int, default=1000, help="held-out programs")
     parser.add_argument("--free-running", type=int, default=0, help="how many of them are run freely too")
     parser.add_argument(

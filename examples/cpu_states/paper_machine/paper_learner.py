@@ -248,14 +248,14 @@ class Learner:
             place.stage += 1
             self._enter()
 
-    def load_snapshot(self, folder: Path) -> None:
+    def load_model(self, folder: Path) -> None:
         """Goes on from a folder of `export.py`, or from any model's weights; the optimisers begin anew."""
         self.model.load_state_dict(BGPT.from_pretrained(folder, dtype=torch.float32).state_dict())
         self.average = {name: value.clone() for name, value in self.model.state_dict().items()}
         if (folder / "place.json").exists():
             fields = json.loads((folder / "place.json").read_text())
             self.errors = torch.tensor(fields.pop("errors"))
-            # The recipe may have another aim for this stage than the one that the snapshot's accuracy was measured for.
+            # The recipe may have another aim for this stage than the one that the earlier accuracy was measured for.
             self.place = Place(**{**fields, "updates": 0, "accuracy": 0.0})
 
     def averaged_model(self) -> BGPT:

@@ -2,7 +2,7 @@
 
 Stopped at any moment and run again, it goes on where it was: its state is saved every few minutes, and at SIGTERM and
 SIGINT after the step under way. The run's folder gets `state.pt` (all that the run is) and `curve.jsonl` (a line every
-few steps, and one an evaluation on held-out programs). `export.py` makes a snapshot of it, `evaluate.py` scores that.
+few steps, and one an evaluation on held-out programs). `export.py` writes its model, `evaluate.py` scores that.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> int:
     parser.add_argument("--run", type=Path, default=Path("runs/paper-machine"), help="the run's folder")
     parser.add_argument("--full", action="store_true", help="the 110 M model, on a GPU")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="save and end after so long")
-    parser.add_argument("--snapshot", type=Path, help="begin from this folder of export.py")
+    parser.add_argument("--init-from", type=Path, help="begin from the model in this folder, at its place in the recipe")
     parser.add_argument("--stage", type=int, help="begin with this stage of the recipe, counted from 0")
     parser.add_argument("--threads", type=int, default=1, help="threads on a CPU")
     options = parser.parse_args()
@@ -66,9 +66,9 @@ def start(recipe: dict[str, Any], options: argparse.Namespace, device: torch.dev
     if state.exists():
         learner.load(state)
         print(f"goes on from step {learner.place.step}", flush=True)
-    elif options.snapshot:
-        learner.load_snapshot(options.snapshot)
-        earlier, curve = options.snapshot / "curve.jsonl", options.run / "curve.jsonl"
+    elif options.init_from:
+        learner.load_model(options.init_from)
+        earlier, curve = options.init_from / "curve.jsonl", options.run / "curve.jsonl"
         if earlier.exists() and not curve.exists():
             curve.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(earlier, curve)
