@@ -36,7 +36,7 @@ def main() -> int:
     parser.add_argument("--run", type=Path, default=Path("runs/paper-machine"), help="the run's folder")
     parser.add_argument("--full", action="store_true", help="the 110 M model, on a GPU")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="save and end after so long")
-    parser.add_argument("--init-from", type=Path, help="begin from the model in this folder, at its place in the recipe")
+    parser.add_argument("--init-from", type=Path, help="begin from this folder of export.py")
     parser.add_argument("--stage", type=int, help="begin with this stage of the recipe, counted from 0")
     parser.add_argument("--threads", type=int, default=1, help="threads on a CPU")
     options = parser.parse_args()
