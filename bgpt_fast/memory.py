@@ -61,11 +61,6 @@ def is_shortage(error: BaseException) -> bool:
     return is_out_of_memory(error) or (isinstance(error, OSError) and error.errno in _SHORTAGES)
 
 
-def check_memory(*sizes: int) -> None:
-    """Raises MemoryError unless blocks of these bytes can be allocated: for Rust, which otherwise ends or hangs."""
-    _ = [bytes(size) for size in sizes]  # whose pages are not touched
-
-
 @contextlib.contextmanager
 def named_out_of_memory(what: Callable[[], str], *lower: str, advice: str = "") -> Iterator[None]:
     """Within the block, a failing allocation raises `OutOfMemoryError`, and the tensors of the failed calls are freed.

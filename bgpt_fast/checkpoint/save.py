@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -34,10 +32,23 @@ from bgpt_fast.checkpoint.schema import (
 from bgpt_fast.checkpoint.task import ModelTask
 from bgpt_fast.config import VOCAB_SIZE, BGPTConfig
 from bgpt_fast.files import atomic_write, open_regular, write_json
-from bgpt_fast.memory import check_memory
 
-_HEADER_BYTES = 1 << 16
-"""Bytes of memory for a header, which has some 150 for each tensor."""
+_STORED_DTYPES = {
+    torch.uint64: "U64",
+    torch.int64: "I64",
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.uint32: "U32",
+    torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.uint16: "U16",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""Names in the header of a safetensors file, in the order in which the safetensors library stores the tensors."""
 
 
 def save_weights(
@@ -81,10 +92,12 @@ def save_weights(
     if task is not None:
         entry["task"] = task.to_dict()
     tensors = _storable(config, state_dict, dtype, entry.get("labels"))
-    # A single metadata entry: safetensors writes several in varying order, and equal weights must give equal files.
     fields = {**entry["config"], **{name: entry[name] for name in ("labels", "task") if name in entry}}
-    content = safetensors_bytes(tensors, {"bgpt_config": json.dumps(fields)})
-    entry["sha256"] = hashlib.sha256(content).hexdigest()
+    parts = safetensors_parts(tensors, {"bgpt_config": json.dumps(fields)})
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    entry["sha256"] = digest.hexdigest()
     manifest = {"format": "bgpt_fast", "version": 1, **entry, "previous": None}
     try:
         if hf:
@@ -94,7 +107,7 @@ def save_weights(
             write_hub_files(folder, config, is_classifier=labels is not None, card=card_text)
         previous = _intact_entry(folder)
         with atomic_write(folder / WEIGHTS_FILE) as file:
-            file.write(content)
+            file.writelines(parts)
             # Until the new weights are renamed into place, config.json also keeps the SHA-256 of the old ones.
             write_json(folder / CONFIG_FILE, {**manifest, "previous": previous})
     except OSError as error:
@@ -107,15 +120,33 @@ def save_weights(
             write_json(folder / CONFIG_FILE, manifest)
 
 
-def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
-    """The content of a safetensors file with these contiguous tensors on the CPU.
+def safetensors_parts(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> list[bytes | memoryview]:
+    """The parts of a safetensors file, one after the other: the header, and the memory of each tensor.
+
+    The library's own writer copies all tensors, and ends the process where memory runs out. The bytes are the same;
+    the format is https://github.com/huggingface/safetensors#format.
+
+    Args:
+        tensors: those that are contiguous and on the CPU are not copied: they must not change until all is written.
+        metadata: texts by name, which are stored in this order; the library's order of several varies.
 
     Raises:
-        MemoryError: it does not fit into memory.
+        KeyError: a tensor of a dtype that no part of a checkpoint has, such as complex64.
     """
-    size = sum(tensor.nbytes for tensor in tensors.values())
-    check_memory(size, size, size, _HEADER_BYTES)  # the tensors' bytes, the content, its copy for Python
-    return safetensors.torch.save(dict(tensors), metadata)
+    ranks = {dtype: rank for rank, dtype in enumerate(_STORED_DTYPES)}
+    header: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    parts: list[bytes | memoryview] = []
+    end = 0
+    for name, tensor in sorted(tensors.items(), key=lambda item: (ranks[item[1].dtype], item[0])):
+        begin, end = end, end + tensor.nbytes
+        dtype, shape = _STORED_DTYPES[tensor.dtype], list(tensor.shape)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+        parts.append(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return [len(text).to_bytes(8, "little"), text, *parts]
 
 
 def to_released(config: BGPTConfig, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -29,7 +29,7 @@ import safetensors.torch
 from torch import Tensor
 
 from bgpt_fast.checkpoint.load import load_weights
-from bgpt_fast.checkpoint.save import safetensors_bytes, save_weights
+from bgpt_fast.checkpoint.save import safetensors_parts, save_weights
 from bgpt_fast.checkpoint.schema import PATCH_EMBEDDING, CheckpointError
 from bgpt_fast.checkpoint.task import ModelTask
 from bgpt_fast.config import BGPTConfig
@@ -134,7 +134,7 @@ class CheckpointStore:
             self._point("latest", target.name)
             if best:
                 self._point("best", target.name)
-        except (OSError, MemoryError, RuntimeError, safetensors.SafetensorError) as error:
+        except (OSError, MemoryError, RuntimeError) as error:
             if isinstance(error, MemoryError | RuntimeError) and not is_out_of_memory(error):
                 raise
             raise CheckpointWriteError(
@@ -280,7 +280,7 @@ def _write_files(folder: Path, checkpoint: RunState) -> None:
     save_weights(folder, checkpoint.model_config, checkpoint.weights, labels=labels, task=task)
     for name, tensors in (("optimizer", checkpoint.optimizer), ("rng", checkpoint.rng)):
         with atomic_write(folder / f"{name}.safetensors") as file:
-            file.write(safetensors_bytes({key: value.detach().contiguous().cpu() for key, value in tensors.items()}))
+            file.writelines(safetensors_parts(tensors))
     write_json(folder / "state.json", checkpoint.state)
     shards: list[str] = []
     if checkpoint.write_shards is not None:

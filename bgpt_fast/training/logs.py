@@ -12,7 +12,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from bgpt_fast.checkpoint.save import safetensors_bytes
+from bgpt_fast.checkpoint.save import safetensors_parts
 from bgpt_fast.files import atomic_write, naming
 
 
@@ -76,9 +76,9 @@ def _is_before(line: bytes, step: int, evaluated_step: int) -> bool:
 def write_batches(path: Path, batches: Sequence[Mapping[str, Tensor]], metadata: dict[str, Any]) -> None:
     """Writes batches to a safetensors file; batch N's tensors are named `N.name`, N from 0; stores `metadata` too."""
     tensors = {
-        f"{index}.{name}": torch.as_tensor(tensor, device="cpu").contiguous()
+        f"{index}.{name}": torch.as_tensor(tensor)
         for index, batch in enumerate(batches)
         for name, tensor in batch.items()
     }
     with atomic_write(path) as file:
-        file.write(safetensors_bytes(tensors, {name: str(value) for name, value in metadata.items()}))
+        file.writelines(safetensors_parts(tensors, {name: str(value) for name, value in metadata.items()}))

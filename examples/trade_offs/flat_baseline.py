@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bgpt_fast.checkpoint.save import safetensors_parts
 from bgpt_fast.config import EOP, VOCAB_SIZE, BGPTConfig
 from bgpt_fast.data.file_index import Paths, SkipReport, as_roots, find_files, read_document
 from bgpt_fast.data.source import DataError, Source
@@ -100,7 +101,7 @@ class FlatModel(nn.Module):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the weights as safetensors; the file is complete or absent."""
         with atomic_write(path) as file:
-            file.write(safetensors.torch.save({name: tensor.detach() for name, tensor in self.named_parameters()}))
+            file.writelines(safetensors_parts(dict(self.named_parameters())))
 
     @torch.no_grad()
     def load(self, path: str | os.PathLike[str]) -> None:

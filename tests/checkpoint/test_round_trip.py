@@ -25,7 +25,7 @@ from support.hub import LocalHub
 from benchmarks.hugging_face import HuggingFaceBGPT
 from bgpt_fast import BGPT, BGPTConfig, PackedPatches
 from bgpt_fast.checkpoint.load import load_weights
-from bgpt_fast.checkpoint.save import save_released, save_weights, to_released
+from bgpt_fast.checkpoint.save import safetensors_parts, save_released, save_weights, to_released
 from bgpt_fast.checkpoint.schema import LM_HEAD, WTE, CheckpointError, validate_state_dict
 
 
@@ -83,6 +83,40 @@ def test_safetensors_files_by_themselves(tmp_path: Path, folder: Path, weights: 
     (folder / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"config\.json: expected the fields"):
         load_weights(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("metadata", [None, {"a é": 'text "\\\n\x01\x7f\u2028'}])
+def test_files_are_those_of_the_safetensors_library(metadata: dict[str, str] | None) -> None:
+    integers = (
+        torch.uint8,
+        torch.int8,
+        torch.uint16,
+        torch.int16,
+        torch.uint32,
+        torch.int32,
+        torch.uint64,
+        torch.int64,
+    )
+    floats = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    values = torch.tensor([[0, 1, 3], [2, 100, 5]])
+    tensors: dict[str, torch.Tensor] = {}
+    for index, dtype in enumerate((torch.bool, *integers, *floats)):
+        for shape, tensor in (
+            ("m", values.to(dtype)),
+            ("scalar", values[0, 1].to(dtype)),
+            ('é"/', values[:0].to(dtype)),
+        ):
+            tensors[f"{index * 7 % 13}.{shape}"] = tensor.clone()
+    for some in (tensors, dict(list(tensors.items())[:4]), {}):
+        assert b"".join(safetensors_parts(some, metadata)) == safetensors.torch.save(some, metadata)
+
+
+def test_parts_of_any_layout_are_stored_by_rows() -> None:
+    weight = torch.arange(6.0).reshape(2, 3).requires_grad_()
+    expected = safetensors.torch.save({"a": weight.T.contiguous().detach(), "b": weight.detach()})
+    assert b"".join(safetensors_parts({"a": weight.T, "b": weight})) == expected
+    with pytest.raises(KeyError, match="complex64"):
+        safetensors_parts({"a": torch.ones(1, dtype=torch.complex64)})
 
 
 def test_a_run_and_its_pointers_name_their_checkpoints(tmp_path: Path, weights: Weights) -> None:
