@@ -107,3 +107,14 @@ def test_a_model_without_an_instruction_has_no_bar(figure: dict[str, Any], tmp_p
     heights = [bar.get_height() for bar in figure["axes"].patches]
     assert heights[:3] == [50.0, 25.0, 100.0]
     assert np.isnan(heights[3])
+
+
+@pytest.mark.parametrize(("low", "high"), [(5.28, 5.92), (1.0001, 1.0004), (0.5, 3.0), (3, 40_000), (0.02, 0.9)])
+def test_ticks_of_logarithmic_axes_differ_and_say_where_they_are(low: float, high: float) -> None:
+    figure, axes = plots.new_figure(8, 4.5)
+    axes.plot([0, 1], [low, high])
+    axes.set_yscale("log")
+    plots.plain_log_ticks(axes.yaxis)
+    figure.canvas.draw()
+    for text, position in zip(axes.yaxis.get_majorticklabels(), axes.yaxis.get_majorticklocs(), strict=True):
+        assert float(text.get_text().replace(",", "")) == pytest.approx(position, rel=1e-9)
