@@ -119,7 +119,7 @@ def byte_positions(figures: Mapping[str, Any], path: Path) -> bool:
     colors = [COLORS[1], *[COLORS[0]] * (len(rows) - 1)]
     axes.bar(range(1, len(rows) + 1), heights, color=colors)
     axes.set_xticks(range(1, len(rows) + 1))
-    axes.set_xlabel("byte of the patch (1: from the patch-level decoder's feature alone)")
+    axes.set_xlabel("byte of the patch\n(1: from the patch-level decoder's feature alone)")
     axes.set_ylabel("bits per byte")
     save_figure(figure, path)
     return True

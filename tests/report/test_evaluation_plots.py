@@ -33,6 +33,25 @@ def test_all_are_drawn(figures: dict[str, Any], tmp_path: Path) -> None:
     assert all(path.read_bytes().startswith(PNG) for path in paths)
 
 
+def test_labels_and_titles_are_not_cut(
+    figures: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = []
+
+    def check(figure: Any, path: Path) -> None:
+        names.append(path.name)
+        figure.draw_without_rendering()
+        for axes in figure.axes:
+            for text in filter(lambda text: text.get_text(), (axes.xaxis.label, axes.yaxis.label, axes.title)):
+                box = text.get_window_extent()
+                assert 0 <= box.x0 < box.x1 <= figure.bbox.x1, (path.name, text.get_text())
+                assert 0 <= box.y0 < box.y1 <= figure.bbox.y1, (path.name, text.get_text())
+
+    monkeypatch.setattr(plots, "save_figure", check)
+    plots.evaluation_plots(figures, tmp_path / "plots")
+    assert sorted(names) == sorted(NAMES)
+
+
 def test_one_file_of_one_byte_is_enough(tiny_model: BGPT, tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"x")
     paths = plots.evaluation_plots(evaluate_files(tiny_model, tmp_path / "a").to_dict(), tmp_path / "plots")
