@@ -95,7 +95,9 @@ def _card(folder: Path, name: str, licence: str | None) -> ModelCard:
         return ModelCard(name, licence)
     state, about = _fields(read_json(state_path)), _fields(read_json(run_path))
     settings = _fields(about.get("training"))
-    training = f"{state.get('step', 0):,} steps in {state.get('seconds', 0) / 60:.0f} minutes"
+    steps, seconds = state.get("step", 0), state.get("seconds", 0)
+    duration = f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} s"
+    training = f"{steps:,} step{'' if steps == 1 else 's'} in {duration}"
     for key in ("optimizer", "precision"):
         training += f", {settings[key]}" if key in settings else ""
     scores = {

@@ -49,7 +49,7 @@ def test_a_run_becomes_a_folder_and_a_repository_with_a_card(
         "generation (.md)",
         f"{expected.num_parameters():,}",
         "2 steps in ",
-        " minutes, muon, fp32",
+        " s, muon, fp32",
         f"| bits per byte on held-out data | {evaluation['bits_per_byte']:.6g} |",
     ):
         assert part in card
