@@ -48,7 +48,7 @@ void on_cpu(const int16_t* patches, const T* rows, const T* bias, const T* posit
         using Bits = std::conditional_t<std::is_same_v<T, float>, float, uint16_t>;
         const auto bits = [](const T* x) { return reinterpret_cast<const Bits*>(x); };
         bgpt::patch_embed(patches, bits(rows), bits(bias), bits(position_rows), positions, reinterpret_cast<Bits*>(y),
-                          P, S, D, V, 1);
+                          P, S, D, V, 1, bgpt::best_isa());
         return;
     }
     for (int64_t p = 0; p < P; ++p) {
