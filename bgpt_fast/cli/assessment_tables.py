@@ -31,7 +31,7 @@ def print_assessment(assessment: Assessment) -> None:
     ]
     print_table(table(f"{forced.programs} programs", ["", "teacher-forced", "free running"], rows))
     _print_scores("bytes that an instruction changed, right", forced.by_instruction, free.by_instruction)
-    _print_scores("… by the larger operand of ADD to XOR", forced.by_operand_size, free.by_operand_size)
+    _print_scores("… of ADD to XOR by the larger operand", forced.by_operand_size, free.by_operand_size)
     print_text(
         f"{assessment.states:,} states simulated in {assessment.seconds:.1f} s: "
         f"{assessment.states_per_second:,.0f} states/s, {assessment.states_per_second * len(forced.by_column):,.0f} B/s"
