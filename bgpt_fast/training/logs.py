@@ -76,7 +76,7 @@ def _is_before(line: bytes, step: int, evaluated_step: int) -> bool:
 def write_batches(path: Path, batches: Sequence[Mapping[str, Tensor]], metadata: dict[str, Any]) -> None:
     """Writes batches to a safetensors file; batch N's tensors are named `N.name`, N from 0; stores `metadata` too."""
     tensors = {
-        f"{index}.{name}": torch.as_tensor(tensor)
+        f"{index}.{name}": torch.as_tensor(tensor, device="cpu")
         for index, batch in enumerate(batches)
         for name, tensor in batch.items()
     }
