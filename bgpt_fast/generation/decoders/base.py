@@ -60,7 +60,7 @@ class Decoder(Protocol):
 
 @runtime_checkable
 class AsynchronousDecoder(Decoder, Protocol):
-    """A decoder whose device computes while the host goes on, in the order in which work was given to it."""
+    """A decoder whose device computes while the host goes on, in the order in which work was submitted."""
 
     def begin(self, request: DecodeRequest) -> PendingResult:
         """As `write`, without waiting for the result."""

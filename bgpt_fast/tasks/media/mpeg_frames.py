@@ -139,7 +139,7 @@ def with_length(audio: MpegAudio) -> bytes:
     rest = 0 if audio.stated is None else first.size
     if first.layer != 3:
         return content
-    # The smallest bit rate at which the frame has room for the count; free format has one alone.
+    # The smallest bit rate whose frame holds the count; free format has one alone.
     place = _count_place(first)
     header = bytearray(content[:4])
     header[1] |= 1  # no checksum
